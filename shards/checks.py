@@ -1,0 +1,155 @@
+"""What may be packed: every refusal of a single utterance, with its cause and its fix."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards.schema import Sample
+from shards.statistics import Moments, merge, moments_of, ruined_dimension
+
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass
+class Accepted:
+    """What the utterances accepted so far have fixed for those to come.
+
+    Attributes:
+        classes: names that a label may have.
+        dtype: that features are stored in.
+        keys: seen so far.
+        dims: per modality the features per step, and the key of the utterance that fixed them.
+        errors: per modality the moments of the cast's error (stored - given).
+    """
+
+    classes: list[str]
+    dtype: np.dtype
+    keys: set[str] = field(default_factory=set)
+    dims: dict[str, tuple[int, str]] = field(default_factory=dict)
+    errors: dict[str, Moments] = field(default_factory=dict)
+
+
+def accept(sample: Sample, accepted: Accepted) -> tuple[dict[str, np.ndarray], bytes]:
+    """Check an utterance and bring it into the form that is stored.
+
+    Args:
+        sample: the utterance.
+        accepted: updated if the utterance passes, untouched if not.
+
+    Returns:
+        Its arrays [T, D] in the stored dtype (missing modalities left out), and its JSON member.
+
+    Raises:
+        ValueError: it cannot be packed; says why and what to do.
+    """
+    _check_names(sample, accepted)
+    arrays = {
+        name: _check_array(np.asarray(values), name, accepted)
+        for name, values in sample.features.items()
+        if values is not None and len(values) > 0
+    }
+    if not arrays:
+        raise ValueError("no steps in any modality; leave the utterance out")
+    stored = {name: _cast(values, name, accepted.dtype) for name, values in arrays.items()}
+    member = _json_member(sample)
+
+    accepted.keys.add(sample.key)
+    for name, values in arrays.items():
+        accepted.dims.setdefault(name, (values.shape[1], sample.key))
+        if values.dtype != accepted.dtype:
+            error = stored[name] - values.astype(np.float64)
+            accepted.errors[name] = merge(accepted.errors.get(name), moments_of(error))
+    return stored, member
+
+
+def check_cast(errors: dict[str, Moments], values: dict[str, Moments], dtype: np.dtype) -> None:
+    """Refuse a dtype that blurs a feature (see `statistics.CAST_TOLERANCE`).
+
+    Args:
+        errors: per modality the moments of the cast's error.
+        values: per modality the moments of the values as stored.
+        dtype: that they are stored in.
+
+    Raises:
+        ValueError: names the modality and the dimension.
+    """
+    for name, error in errors.items():
+        dimension = ruined_dimension(values[name], error)
+        if dimension is not None:
+            off, spread = error.std[dimension], values[name].std[dimension]
+            raise ValueError(
+                f"{name}[{dimension}]: stored as {dtype} its values are off by {off:.3g}, more than 1 % of "
+                f"their spread {spread:.3g}; pack with dtype='float32' or scale the feature"
+            )
+
+
+def _check_names(sample: Sample, accepted: Accepted) -> None:
+    key = sample.key
+    # webdataset takes all that follows the first dot for the name of a member, and slashes for folders.
+    if not isinstance(key, str) or not key or re.search(r"[\s./\\]", key) or not key.isprintable():
+        raise ValueError(
+            "a key must be non-empty and free of dots, slashes and spaces; rename it, say with '_'"
+        )
+    if key in accepted.keys:
+        raise ValueError("this key was packed before; keys are unique over all splits, rename one")
+    if not isinstance(sample.split, str) or not SPLIT_NAME.fullmatch(sample.split):
+        raise ValueError(f"split {sample.split!r} must consist of letters, digits, '-' and '_'")
+    if sample.label not in accepted.classes:
+        raise ValueError(f"label {sample.label!r} is unknown; the classes are {accepted.classes}")
+    for name in sample.features:
+        if not MODALITY_NAME.fullmatch(name):
+            raise ValueError(f"modality {name!r} must consist of lower-case letters, digits and '_'")
+
+
+def _check_array(values: np.ndarray, name: str, accepted: Accepted) -> np.ndarray:
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(f"{name} has shape {values.shape}; features are [steps, features per step]")
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{name} holds {values.dtype}; features are real numbers")
+    dim, first = accepted.dims.get(name, (values.shape[1], ""))
+    if values.shape[1] != dim:
+        raise ValueError(
+            f"{name} has {values.shape[1]} features per step, while {first!r} has {dim}; "
+            "make all with the same encoder"
+        )
+    if not np.isfinite(values).all():
+        step, dimension = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(
+            f"{name} is {values[step, dimension]} at step {step}, dimension {dimension}; repair it"
+        )
+    return values
+
+
+def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(values, dtype=dtype)
+    if not np.isfinite(stored).all():
+        step, dimension = np.argwhere(~np.isfinite(stored))[0]
+        raise ValueError(
+            f"{name}[{dimension}] is {values[step, dimension]:.6g} at step {step}, beyond {dtype}; "
+            "pack with dtype='float32' or scale the feature"
+        )
+    return stored
+
+
+def _json_member(sample: Sample) -> bytes:
+    if "label" in sample.meta:
+        raise ValueError("metadata must not be named 'label'; rename that column")
+    try:
+        record = {"label": sample.label, **sample.meta}
+        return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata cannot be written as JSON ({error}); convert or drop it") from None
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")

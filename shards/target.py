@@ -1,0 +1,129 @@
+"""The folder that a dataset is packed into: what may be there, and the order in which files arrive.
+
+The manifest is the commit point: a folder with one holds a complete dataset. A marker file says that a
+packing began and has not ended; it carries a token, so that a second packing into the same folder cannot go
+unnoticed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.schema import MANIFEST
+from shards.store import Store, open_store, retrying
+
+MARKER = ".packing"
+SKIPPED = "skipped.jsonl"
+
+# Files and the working folder that packing makes: nothing else is ever removed.
+OURS = re.compile(r".+-\d{6}\.(tar|index\.npz)|manifest\.json|skipped\.jsonl|\.packing(-.+)?")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An output folder that this packing holds, and a local folder to build files in."""
+
+    store: Store
+    token: bytes
+    work: Path
+
+
+def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> Target:
+    """Make `out` ready: empty but for the marker.
+
+    Args:
+        out: any fsspec URL of a folder.
+        overwrite: remove a finished dataset that is there.
+        storage_options: for the fsspec file system.
+
+    Raises:
+        ValueError: a finished dataset or files of others are there.
+        OSError: the store cannot be reached.
+    """
+    store = open_store(out, storage_options=storage_options)
+    names = _names(store)
+    foreign = sorted(name for name in names if not OURS.fullmatch(name))
+    finished, interrupted = MANIFEST in names, MARKER in names
+    if foreign or (names and not finished and not interrupted):
+        raise ValueError(
+            f"{store.url}: holds files that packing did not make ({(foreign or sorted(names))[0]!r}); "
+            "pack into a new or empty folder"
+        )
+    if finished and not overwrite:
+        raise ValueError(
+            f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite to replace it"
+        )
+    if interrupted and not finished:
+        logger.warning(
+            "%s: an earlier packing was interrupted; removing its files, starting afresh", store.url
+        )
+    store.fs.makedirs(store.root, exist_ok=True)
+    token = uuid.uuid4().hex.encode()
+    _put(store, MARKER, token)
+    # The manifest goes first: from then on the folder counts as unfinished.
+    for name in sorted(names - {MARKER}, key=lambda name: name != MANIFEST):
+        store.fs.rm(f"{store.root}/{name}", recursive=True)
+    # On the same disk a finished file moves in one step.
+    beside = store.root if store.cache is None else None
+    return Target(store, token, Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside)))
+
+
+def publish(target: Target, path: Path) -> None:
+    """Move a finished file of the working folder into the output folder.
+
+    Raises:
+        RuntimeError: another packing has taken the folder over.
+        OSError: the store cannot be reached.
+    """
+    store = target.store
+    try:
+        token = store.fs.cat_file(f"{store.root}/{MARKER}")
+    except FileNotFoundError:
+        token = b""
+    if token != target.token:
+        raise RuntimeError(f"{store.url}: another packing has begun here; this one stops")
+    if store.cache is None:
+        os.replace(path, Path(store.root) / path.name)
+        return
+    size, remote = path.stat().st_size, f"{store.root}/{path.name}"
+    retrying(store, lambda: _upload(store, path, remote, size), f"{store.url}/{path.name}")
+    path.unlink()
+
+
+def release(target: Target) -> None:
+    """The dataset is complete: take the marker away."""
+    target.store.fs.rm(f"{target.store.root}/{MARKER}")
+
+
+def _upload(store: Store, path: Path, remote: str, size: int) -> None:
+    store.fs.put_file(str(path), remote)
+    store.fs.invalidate_cache()
+    if store.fs.size(remote) != size:
+        raise OSError(f"the store holds {store.fs.size(remote)} bytes of {size}")
+
+
+def _put(store: Store, name: str, content: bytes) -> None:
+    retrying(store, lambda: store.fs.pipe_file(f"{store.root}/{name}", content), f"{store.url}/{name}")
+
+
+def _names(store: Store) -> set[str]:
+    """Names in the folder; none where there is no folder yet."""
+    store.fs.invalidate_cache()
+    if retrying(store, lambda: store.fs.isfile(store.root), store.url):
+        raise ValueError(f"{store.url}: is a file; pack into a folder")
+    try:
+        found = retrying(store, lambda: store.fs.ls(store.root, detail=False), store.url)
+    except FileNotFoundError:
+        return set()
+    # Object stores list the folder's own placeholder, too.
+    paths = {path.rstrip("/") for path in found} - {store.root.rstrip("/")}
+    return {path.rpartition("/")[2] for path in paths}
