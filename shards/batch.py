@@ -1,0 +1,124 @@
+"""What a rank gets per step: utterances of different lengths, packed without padding."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """B sequences of different lengths, one after the other.
+
+    Attributes:
+        values: [sum T, D], in the stored dtype.
+        offsets: [B + 1] int32; sequence i is `values[offsets[i]:offsets[i + 1]]`, and may be empty.
+        host_offsets: `offsets` on the host, so that lengths are known there without waiting for a device.
+    """
+
+    values: torch.Tensor
+    offsets: torch.Tensor
+    host_offsets: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Steps per sequence, [B] int32, on the device of `offsets`."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def __len__(self) -> int:
+        return len(self.host_offsets) - 1
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """A rank's share of a step, or a micro-batch of it.
+
+    Attributes:
+        features: per modality the features of all B utterances; a missing modality is an empty sequence.
+        label: [B] int64, positions in the manifest's classes.
+        key: names of the utterances.
+        place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
+        first_place, num_places: the places this batch stands for; in an epoch's last step some are empty.
+        epoch, step: 0-based.
+    """
+
+    features: dict[str, Ragged]
+    label: torch.Tensor
+    key: list[str]
+    place: torch.Tensor
+    first_place: int
+    num_places: int
+    epoch: int
+    step: int
+
+    def __len__(self) -> int:
+        """Number of utterances B: 0 where all places are empty."""
+        return len(self.key)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
+        """The batch with features and labels on `device`; what the host needs to know stays on the host."""
+        move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}
+        features = {
+            name: replace(ragged, values=ragged.values.to(**move), offsets=ragged.offsets.to(**move))
+            for name, ragged in self.features.items()
+        }
+        return replace(self, features=features, label=self.label.to(**move))
+
+    def pin(self) -> FeatureBatch:
+        """The batch in page-locked memory, from which copies to a GPU need not wait."""
+        features = {
+            name: replace(ragged, values=ragged.values.pin_memory(), offsets=ragged.offsets.pin_memory())
+            for name, ragged in self.features.items()
+        }
+        return replace(self, features=features, label=self.label.pin_memory())
+
+    def split(self, n: int) -> list[FeatureBatch]:
+        """Cut into n micro-batches of equally many places.
+
+        The features are views. Places remain those of the global batch. A micro-batch whose places are all
+        empty has no utterances.
+
+        Raises:
+            ValueError: n does not divide the places.
+        """
+        if n < 1 or self.num_places % n:
+            raise ValueError(f"{self.num_places} places cannot be cut into {n} equal micro-batches")
+        share = self.num_places // n
+        edges = torch.arange(n + 1) * share + self.first_place
+        cuts = torch.searchsorted(self.place, edges).tolist()
+        return [
+            replace(
+                self,
+                features={name: _cut(ragged, low, high) for name, ragged in self.features.items()},
+                label=self.label[low:high],
+                key=self.key[low:high],
+                place=self.place[low:high],
+                first_place=self.first_place + i * share,
+                num_places=share,
+            )
+            for i, (low, high) in enumerate(pairwise(cuts))
+        ]
+
+    def fingerprint(self) -> int:
+        """Sum modulo 2^64 of a 64-bit hash of every (place, key).
+
+        Summed modulo 2^64 over ranks and micro-batches it is the same however places were dealt to them.
+        """
+        total = 0
+        for place, key in zip(self.place.tolist(), self.key, strict=True):
+            digest = hashlib.blake2b(f"{place}:{key}".encode(), digest_size=8).digest()
+            total += int.from_bytes(digest, "little")
+        return total % 2**64
+
+
+def _cut(ragged: Ragged, low: int, high: int) -> Ragged:
+    first, last = ragged.host_offsets[low].item(), ragged.host_offsets[high].item()
+    return Ragged(
+        values=ragged.values[first:last],
+        offsets=ragged.offsets[low : high + 1] - first,
+        host_offsets=ragged.host_offsets[low : high + 1] - first,
+    )

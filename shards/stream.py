@@ -1,0 +1,285 @@
+"""Plan + store -> a rank's FeatureBatches, read ahead of need."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from shards.batch import FeatureBatch
+from shards.plan import WINDOW, make_plan, places_of_rank, rows_of_step, shards_ahead
+from shards.reader import ShardReader
+from shards.schema import Manifest, Modality
+from shards.selection import select_rows
+from shards.statistics import Sums, add, sums_from_moments, sums_of
+from shards.store import local_file, open_store, read_manifest, split_url
+
+# Utterances read at a time for statistics: enough to spread the cost of a call, small beside a batch buffer.
+STATISTICS_CHUNK = 256
+# Downloads under way at a time, per process.
+DOWNLOADS = 4
+
+# A reader amid a retried download is not waited for any longer; its thread dies with the process.
+JOIN_S = 5.0
+
+T = TypeVar("T")
+
+
+class FeatureStream:
+    """The utterances of a split, as packed batches in an order that does not depend on the number of ranks.
+
+    Attributes:
+        manifest: of the dataset.
+        split: name of the split that is read.
+        classes: class names; labels are positions in it.
+        modalities: those that are read, with dim and dtype.
+        num_utterances: selected, over all ranks.
+        steps_per_epoch: the same on every rank.
+        streams: canonical streams of the plan; a run must keep it to keep its order.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        split: str = "train",
+        global_batch_size: int = 32,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        cache_dir: str | Path | None = None,
+        select: dict[str, Any] | None = None,
+        streams: int | None = None,
+        storage_options: dict[str, Any] | None = None,
+        cache_limit: int | None = None,
+        modalities: list[str] | None = None,
+        window: int = WINDOW,
+        prefetch: int = 4,
+    ) -> None:
+        """Open a split.
+
+        Args:
+            url: dataset folder or manifest, any fsspec URL; a fragment `#dev` names the split.
+            split: its name; a dataset whose only split is "all" gives that one, whatever is asked for.
+            global_batch_size: utterances per step over all ranks.
+            rank, world_size: which share of each step to read; the ranks must divide the global batch.
+            seed: of the order.
+            shuffle: False gives the manifest's order.
+            cache_dir: where shards of remote datasets are kept; default `~/.cache/awtpn-shards`.
+            select: {column: value or list of values}: only utterances whose metadata match all of them.
+            streams: see `plan`; default by the number of shards.
+            storage_options: for the fsspec file system: credentials, endpoint.
+            cache_limit: bytes that the cache may hold. Eviction is not there yet: must be None.
+            modalities: those to read; default all.
+            window: see `plan`.
+            prefetch: batches read ahead by a thread; 0 reads when asked.
+
+        Raises:
+            ValueError: anything above is not in the dataset or does not divide; names the URL.
+            OSError: the store cannot be reached.
+        """
+        if cache_limit is not None:
+            raise ValueError("cache_limit: eviction is not there yet; leave it out and give the cache room")
+        folder, name, fragment = split_url(str(url))
+        self.store = open_store(folder, cache_dir, storage_options)
+        self.manifest: Manifest = read_manifest(self.store, name)
+        self.split = _choose_split(self.manifest, fragment or split, self.store.url)
+        self.classes = self.manifest.classes
+        self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)
+        self.rank, self.world_size = rank, world_size
+        self.prefetch = prefetch
+        self._shards = self.manifest.splits[self.split].shards
+        self._reader = ShardReader(self.store, self._shards, self.modalities)
+        self._rows: list[np.ndarray] | None = None
+        self._class_counts = np.asarray(self.manifest.splits[self.split].class_counts, np.int64)
+        counts = np.array([shard.utterances for shard in self._shards], np.int64)
+        if select:
+            self._rows, self._class_counts = select_rows(
+                self._reader, select, self.manifest, f"{self.store.url}#{self.split}"
+            )
+            counts = np.array([len(rows) for rows in self._rows], np.int64)
+        self.num_utterances = int(counts.sum())
+        if self.num_utterances == 0:
+            chosen = f"no utterance matches {select}" if select else "no utterances"
+            raise ValueError(f"{self.store.url}#{self.split}: {chosen}")
+        self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size)
+        self._plan = make_plan(
+            counts, global_batch_size, streams=streams, seed=seed, shuffle=shuffle, window=window
+        )
+        self.steps_per_epoch = self._plan.steps_per_epoch
+        self.streams = self._plan.streams
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[FeatureBatch]:
+        """This rank's batches of an epoch, one per step, from `start_step` on.
+
+        Reading starts with the first batch asked for. Closing the iterator stops it.
+
+        Raises:
+            ValueError: there is no such epoch or step; while iterating: a shard is missing or damaged.
+            OSError: while iterating: the store cannot be reached.
+        """
+        if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"epoch {epoch}, step {start_step}: an epoch has {self.steps_per_epoch} steps")
+        return _read_ahead(lambda: self._batches(epoch, start_step), self.prefetch)
+
+    def class_counts(self) -> np.ndarray:
+        """Selected utterances per class over all ranks, [C] int64."""
+        return self._class_counts.copy()
+
+    def metadata(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Key and metadata (with the label's name) of every selected utterance, in the manifest's order.
+
+        Raises:
+            ValueError, OSError: as `epoch` does.
+        """
+        for shard in range(len(self._shards)):
+            yield from self._reader.metadata(shard, self._selected(shard).tolist())
+
+    def statistics(self) -> dict[str, Sums]:
+        """This rank's share of the sums over all selected utterances, per modality.
+
+        Added up over ranks they are exact. Nothing is read where nothing is deselected: then the manifest
+        knows them, and rank 0 tells them alone.
+
+        Raises:
+            ValueError, OSError: as `epoch` does.
+        """
+        if self._rows is None and self.rank == 0:
+            moments = self.manifest.splits[self.split].moments
+            return {
+                name: sums_from_moments(m.count, np.array(m.mean), np.array(m.std))
+                for name, m in moments.items()
+                if name in self.modalities
+            }
+        total = {
+            name: Sums(0, np.zeros(modality.dim), np.zeros(modality.dim))
+            for name, modality in self.modalities.items()
+        }
+        if self._rows is None:
+            return total
+        first = self.rank * self.num_utterances // self.world_size
+        last = (self.rank + 1) * self.num_utterances // self.world_size
+        shard = np.repeat(np.arange(len(self._rows)), [len(rows) for rows in self._rows])[first:last]
+        row = np.concatenate(self._rows)[first:last]
+        for start in range(0, len(row), STATISTICS_CHUNK):
+            chunk = slice(start, start + STATISTICS_CHUNK)
+            features, _, _ = self._reader.features(shard[chunk], row[chunk])
+            for name, ragged in features.items():
+                total[name] = add(total[name], sums_of(ragged.values.numpy()))
+        return total
+
+    def overlap(self, other: FeatureStream) -> int:
+        """Number of utterances that both streams hold: 0 unless they read the same split of one dataset."""
+        if (self.store.url, self.split) != (other.store.url, other.split):
+            return 0
+        return sum(
+            len(np.intersect1d(self._selected(shard), other._selected(shard), assume_unique=True))
+            for shard in range(len(self._shards))
+        )
+
+    def _selected(self, shard: int) -> np.ndarray:
+        return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
+
+    def _batches(self, epoch: int, start_step: int) -> Iterator[FeatureBatch]:
+        places = self._first_place, self._num_places
+        downloads, asked = ThreadPoolExecutor(DOWNLOADS, "shards-download"), set[int]()
+        try:
+            for step in range(start_step, self.steps_per_epoch):
+                if self.store.cache is not None:
+                    wanted = shards_ahead(self._plan, epoch, step, *places)
+                    for shard in (shard for shard in wanted if shard not in asked):
+                        downloads.submit(self._fetch, shard)
+                    asked = set(wanted)
+                yield self._batch(epoch, step, *rows_of_step(self._plan, epoch, step, *places))
+        finally:
+            # One that is under way would hold up whoever closes the iterator.
+            downloads.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, shard: int) -> None:
+        # A failure here is no one's yet: whoever needs the shard tries again and tells.
+        entry = self._shards[shard]
+        local_file(self.store, entry.index, entry.index_bytes, entry.index_sha256)
+        local_file(self.store, entry.name, entry.bytes, entry.sha256)
+
+    def _batch(
+        self, epoch: int, step: int, place: np.ndarray, shard: np.ndarray, row: np.ndarray
+    ) -> FeatureBatch:
+        if self._rows is not None:
+            row = np.array([self._rows[s][r] for s, r in zip(shard, row, strict=True)], np.int64)
+        features, label, key = self._reader.features(shard, row)
+        return FeatureBatch(
+            features=features,
+            label=label,
+            key=key,
+            place=torch.from_numpy(place),
+            first_place=self._first_place,
+            num_places=self._num_places,
+            epoch=epoch,
+            step=step,
+        )
+
+
+def _choose_split(manifest: Manifest, split: str, url: str) -> str:
+    if split in manifest.splits:
+        return split
+    if list(manifest.splits) == ["all"]:
+        return "all"
+    raise ValueError(f"{url}: no split {split!r}; it has {list(manifest.splits)}")
+
+
+def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> dict[str, Modality]:
+    for name in names or []:
+        if name not in manifest.modalities:
+            raise ValueError(f"{url}: no modality {name!r}; it has {list(manifest.modalities)}")
+    return {name: m for name, m in manifest.modalities.items() if names is None or name in names}
+
+
+def _read_ahead(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
+    """Iterate `make()` in a thread, up to `depth` items ahead; its exceptions come out here."""
+    if depth == 0:
+        yield from make()
+        return
+    done = object()
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        items = make()
+        try:
+            for item in items:
+                if not put((item, None)):
+                    break
+            put((done, None))
+        except BaseException as error:
+            put((done, error))
+        finally:
+            items.close()  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=produce, name="shards-read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is done:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=JOIN_S)
