@@ -1,0 +1,135 @@
+"""A made-up corpus that shows the idea of reliability weights.
+
+Each class has a direction per modality. In an utterance only some steps (about 15 %) carry its class: they
+lie close to the direction. All others are noise, far louder than the signal and shifted by an offset of the
+utterance's own, so that the plain mean over time drowns; whoever finds the informative steps reads the class
+off them. Which steps those are is kept in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from shards.schema import MANIFEST, Sample
+from shards.sources.source import Source
+from shards.writer import pack
+
+EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+DIMS = {"audio": 32, "video": 24}
+SIZES = {"train": 2_000, "val": 400, "test": 400}
+
+# Lengths: log-normal, as those of real utterances are, and cut off.
+MEDIAN_STEPS = 28
+LENGTH_SPREAD = 0.45
+SHORTEST, LONGEST = 10, 60
+# Chance of a step to carry the emotion; at least one does.
+INFORMATIVE_SHARE = 0.15
+# Standard deviation of a class direction's components, and of the noise around it.
+SIGNAL = 0.4
+SIGNAL_NOISE = 0.3
+# Standard deviation of the other steps' noise. Noise of the signal's own norm would cancel in the mean.
+NOISE = 2.0
+# Standard deviation of the offset that the noise of one utterance shares: it does not cancel in the mean.
+SHIFT = 0.4
+
+# Raised when what is made changes though the constants do not.
+VERSION = 1
+
+
+def samples(
+    seed: int = 0, train: int = SIZES["train"], val: int = SIZES["val"], test: int = SIZES["test"]
+) -> Source:
+    """Make the corpus.
+
+    Args:
+        seed: of everything.
+        train, val, test: utterances per split, classes in turn.
+
+    Returns:
+        Audio [T, 32] and video [T, 24] float32 per utterance, lengths differing between them; metadata
+        `informative_audio` and `informative_video` list the steps that carry the emotion.
+    """
+    sizes = {split: size for split, size in (("train", train), ("val", val), ("test", test)) if size}
+    return Source(
+        samples=_samples(seed, sizes),
+        classes=list(EMOTIONS),
+        provenance={"format": "demo", "settings": {"seed": seed, **_settings()}},
+        total=sum(sizes.values()),
+    )
+
+
+def ensure_demo(cache_dir: str | Path) -> str:
+    """The demo's dataset folder under `cache_dir`, packed there on first use.
+
+    Processes may call it together: one packs, the others wait.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps(_settings(), sort_keys=True).encode()).hexdigest()[:10]
+    folder = Path(cache_dir).expanduser() / f"demo-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        # The manifest is written last: where it is, the dataset is complete.
+        if not (folder / MANIFEST).is_file():
+            source = samples()
+            pack(
+                source.samples,
+                str(folder),
+                classes=source.classes,
+                provenance=source.provenance,
+                total=source.total,
+            )
+    return str(folder)
+
+
+def _settings() -> dict[str, object]:
+    """The constants above: datasets made with others get another folder."""
+    return {name.lower(): value for name, value in globals().items() if name.isupper() and name != "MANIFEST"}
+
+
+def _samples(seed: int, sizes: dict[str, int]) -> Iterator[Sample]:
+    rng = np.random.default_rng(seed)
+    directions = {name: rng.normal(0, SIGNAL, (len(EMOTIONS), dim)) for name, dim in DIMS.items()}
+    for split, size in sizes.items():
+        label = np.arange(size) % len(EMOTIONS)
+        made = {name: _modality(rng, directions[name][label]) for name in DIMS}
+        for i in range(size):
+            steps = {name: slice(*offsets[i : i + 2]) for name, (_, _, offsets) in made.items()}
+            yield Sample(
+                key=f"{split}-{i:06d}",
+                split=split,
+                label=EMOTIONS[label[i]],
+                features={name: values[steps[name]] for name, (values, _, _) in made.items()},
+                meta={
+                    f"informative_{name}": np.flatnonzero(informative[steps[name]]).tolist()
+                    for name, (_, informative, _) in made.items()
+                },
+            )
+
+
+def _modality(rng: np.random.Generator, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All steps of a modality of U utterances, given each one's class direction [U, D].
+
+    Returns:
+        values [sum T, D] float32, which steps are informative [sum T] bool, offsets [U + 1].
+    """
+    utterances, dim = direction.shape
+    drawn = rng.lognormal(np.log(MEDIAN_STEPS), LENGTH_SPREAD, utterances)
+    lengths = np.clip(drawn, SHORTEST, LONGEST).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    utterance = np.repeat(np.arange(utterances), lengths)
+    informative = rng.random(offsets[-1]) < INFORMATIVE_SHARE
+    informative[offsets[:-1] + rng.integers(lengths)] = True
+
+    shift = rng.normal(0, SHIFT, (utterances, dim))
+    noise = rng.normal(0, NOISE, (offsets[-1], dim)) + shift[utterance]
+    signal = rng.normal(0, SIGNAL_NOISE, (offsets[-1], dim)) + direction[utterance]
+    values = np.where(informative[:, None], signal, noise)
+    return values.astype(np.float32), informative, offsets

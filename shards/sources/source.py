@@ -1,0 +1,41 @@
+"""What every source gives to packing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shards.schema import BadSample, Sample
+
+
+@dataclass(frozen=True)
+class Source:
+    """Utterances on their way into a dataset.
+
+    Attributes:
+        samples: read once, in order; an utterance that cannot be read is a `BadSample`.
+        classes: class names, in the order of their labels.
+        provenance: for the manifest: how the features were made.
+        total: number of samples.
+    """
+
+    samples: Iterator[Sample | BadSample]
+    classes: list[str]
+    provenance: dict[str, Any]
+    total: int
+
+
+def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
+    """Names of `count` classes: the given ones, else "class_0" and so on.
+
+    Raises:
+        ValueError: fewer names than classes.
+    """
+    if labels is None:
+        return [f"class_{i}" for i in range(count)]
+    if len(labels) < count:
+        raise ValueError(
+            f"{at}: labels go up to {count - 1}, but only {len(labels)} names are given: {labels}"
+        )
+    return list(labels)
