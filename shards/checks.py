@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import Sample
+from shards.schema import BadSample, Sample
 from shards.statistics import Moments, merge, moments_of, ruined_dimension
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -35,7 +35,7 @@ class Accepted:
     errors: dict[str, Moments] = field(default_factory=dict)
 
 
-def accept(sample: Sample, accepted: Accepted) -> tuple[dict[str, np.ndarray], bytes]:
+def accept(sample: Sample | BadSample, accepted: Accepted) -> tuple[dict[str, np.ndarray], bytes]:
     """Check an utterance and bring it into the form that is stored.
 
     Args:
@@ -48,6 +48,8 @@ def accept(sample: Sample, accepted: Accepted) -> tuple[dict[str, np.ndarray], b
     Raises:
         ValueError: it cannot be packed; says why and what to do.
     """
+    if isinstance(sample, BadSample):
+        raise ValueError(sample.cause)
     _check_names(sample, accepted)
     arrays = {
         name: _check_array(np.asarray(values), name, accepted)

@@ -35,6 +35,8 @@ class FeatureStream:
     """The utterances of a split, as packed batches in an order that does not depend on the number of ranks.
 
     Attributes:
+        url: of the dataset, without credentials.
+        name: the last part of `url`.
         manifest: of the dataset.
         split: name of the split that is read.
         classes: class names; labels are positions in it.
@@ -88,6 +90,7 @@ class FeatureStream:
             raise ValueError("cache_limit: eviction is not there yet; leave it out and give the cache room")
         folder, name, fragment = split_url(str(url))
         self.store = open_store(folder, cache_dir, storage_options)
+        self.url, self.name = self.store.url, self.store.url.rstrip("/").rpartition("/")[2]
         self.manifest: Manifest = read_manifest(self.store, name)
         self.split = _choose_split(self.manifest, fragment or split, self.store.url)
         self.classes = self.manifest.classes

@@ -77,12 +77,11 @@ def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> 
     return Target(store, token, Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside)))
 
 
-def publish(target: Target, path: Path) -> None:
-    """Move a finished file of the working folder into the output folder.
+def check_ours(target: Target) -> None:
+    """Make sure that no other packing has claimed the folder since.
 
     Raises:
-        RuntimeError: another packing has taken the folder over.
-        OSError: the store cannot be reached.
+        RuntimeError: one has, and has removed our files.
     """
     store = target.store
     try:
@@ -91,6 +90,17 @@ def publish(target: Target, path: Path) -> None:
         token = b""
     if token != target.token:
         raise RuntimeError(f"{store.url}: another packing has begun here; this one stops")
+
+
+def publish(target: Target, path: Path) -> None:
+    """Move a finished file of the working folder into the output folder.
+
+    Raises:
+        RuntimeError: another packing has taken the folder over.
+        OSError: the store cannot be reached.
+    """
+    check_ours(target)
+    store = target.store
     if store.cache is None:
         os.replace(path, Path(store.root) / path.name)
         return

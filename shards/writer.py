@@ -34,7 +34,7 @@ from shards.schema import (
 )
 from shards.statistics import Moments, merge, moments_of
 from shards.store import hash_file
-from shards.target import SKIPPED, Target, claim, logger, publish, release
+from shards.target import SKIPPED, Target, check_ours, claim, logger, publish, release
 
 DTYPES = ("float16", "float32")
 
@@ -57,6 +57,22 @@ class _OpenSplit:
     shards: list[ShardEntry] = field(default_factory=list)
     open: _OpenShard | None = None
     moments: dict[str, Moments] = field(default_factory=dict)
+
+
+@dataclass
+class _Packing:
+    """A packing under way.
+
+    Attributes:
+        kinds: per metadata field in how many utterances it was, and the kinds of its values.
+        skipped: key and cause of each bad sample left out.
+    """
+
+    target: Target
+    accepted: Accepted
+    splits: dict[str, _OpenSplit] = field(default_factory=dict)
+    kinds: dict[str, tuple[int, set[str | None]]] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
 
 
 def pack(
@@ -103,83 +119,81 @@ def pack(
         raise ValueError(f"on_bad {on_bad!r}: must be 'refuse' or 'skip'")
     if not classes or len(set(classes)) != len(classes) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"classes {classes}: must be distinct names, at least one")
-    target = claim(str(out), overwrite, storage_options)
+    packing = _Packing(claim(str(out), overwrite, storage_options), Accepted(classes, np.dtype(dtype)))
+    url = packing.target.store.url
     try:
-        manifest = _pack(
-            samples, target, Accepted(classes, np.dtype(dtype)), shard_bytes, on_bad, progress, total
-        )
-        manifest.provenance.update(provenance or {}, packed=datetime.now(UTC).isoformat(timespec="seconds"))
-        path = target.work / MANIFEST
-        path.write_text(dump_manifest(manifest))
-        publish(target, path)
-        release(target)
+        for sample in tqdm(samples, total=total, desc="pack", unit="utterance", disable=not progress):
+            try:
+                arrays, member = accept(sample, packing.accepted)
+            except ValueError as error:
+                source = f"{sample.source}: " if sample.source else ""
+                if on_bad == "refuse":
+                    raise ValueError(f"{source}utterance {sample.key!r}: {error}") from None
+                packing.skipped.append({"key": str(sample.key), "cause": f"{source}{error}"})
+                continue
+            _add(packing, sample, arrays, member, shard_bytes)
+        manifest = _complete(packing, provenance or {})
     finally:
-        shutil.rmtree(target.work, ignore_errors=True)
+        for split in packing.splits.values():
+            if split.open:
+                split.open.tar.close()
+        shutil.rmtree(packing.target.work, ignore_errors=True)
     if manifest.skipped:
-        logger.warning(
-            "%s: %d bad samples skipped, listed in %s", target.store.url, manifest.skipped, SKIPPED
-        )
+        logger.warning("%s: %d bad samples skipped, listed in %s", url, manifest.skipped, SKIPPED)
     return manifest
 
 
-def _pack(
-    samples: Iterable[Sample | BadSample],
-    target: Target,
-    accepted: Accepted,
-    shard_bytes: int,
-    on_bad: str,
-    progress: bool,
-    total: int | None,
-) -> Manifest:
-    """Write all files but the manifest."""
-    splits: dict[str, _OpenSplit] = {}
-    skipped: list[dict[str, str]] = []
-    # Kinds of the values that each metadata field has had, and in how many utterances it was there.
-    kinds: dict[str, tuple[int, set[str | None]]] = {}
-    for sample in tqdm(samples, total=total, desc="pack", unit="utterance", disable=not progress):
-        try:
-            if isinstance(sample, BadSample):
-                raise ValueError(sample.cause)
-            arrays, member = accept(sample, accepted)
-        except ValueError as error:
-            source = f"{sample.source}: " if sample.source else ""
-            if on_bad == "refuse":
-                raise ValueError(f"{source}utterance {sample.key!r}: {error}") from None
-            skipped.append({"key": str(sample.key), "cause": f"{source}{error}"})
-            continue
-        split = splits.setdefault(sample.split, _OpenSplit(np.zeros(len(accepted.classes), np.int64)))
-        split.class_counts[accepted.classes.index(sample.label)] += 1
-        for name, values in arrays.items():
-            split.moments[name] = merge(split.moments.get(name), moments_of(values))
-        for name, value in json.loads(member).items():
-            seen, found = kinds.get(name, (0, set()))
-            kinds[name] = (seen + 1, found | {scalar_kind(value)})
-        shard = split.open = split.open or _open_shard(target.work, sample.split, len(split.shards))
-        _append(shard, sample.key, arrays, member)
-        if shard.tar.tarstream.offset >= shard_bytes:
-            split.shards.append(_finish(shard, target, accepted))
-            split.open = None
+def _add(
+    packing: _Packing, sample: Sample, arrays: dict[str, np.ndarray], member: bytes, shard_bytes: int
+) -> None:
+    """Write an accepted utterance to its split's open shard, and finish that one if it is full."""
+    accepted = packing.accepted
+    split = packing.splits.setdefault(sample.split, _OpenSplit(np.zeros(len(accepted.classes), np.int64)))
+    split.class_counts[accepted.classes.index(sample.label)] += 1
+    for name, value in json.loads(member).items():
+        seen, kinds = packing.kinds.get(name, (0, set()))
+        packing.kinds[name] = (seen + 1, kinds | {scalar_kind(value)})
 
-    if not splits:
-        raise ValueError(
-            f"nothing to pack: {len(skipped)} samples, all of them bad" if skipped else "no samples"
-        )
-    for split in splits.values():
-        if split.open:
-            split.shards.append(_finish(split.open, target, accepted))
-    check_cast(accepted.errors, _over_splits(splits), accepted.dtype)
+    if split.open is None:
+        split.open = _open_shard(packing.target.work, sample.split, len(split.shards))
+    shard = split.open
+    members = {f"{name}.npy": values for name, values in arrays.items()}
+    shard.tar.write({"__key__": sample.key, "json": member, **members})
+    shard.utterances += 1
+    for name, values in arrays.items():
+        shard.steps[name] = shard.steps.get(name, 0) + len(values)
+        split.moments[name] = merge(split.moments.get(name), moments_of(values))
+    if shard.tar.tarstream.offset >= shard_bytes:
+        _finish(split, packing.target, accepted)
+
+
+def _complete(packing: _Packing, provenance: dict[str, Any]) -> Manifest:
+    """Finish the open shards; write what was skipped and, last of all, the manifest."""
+    accepted, skipped, target = packing.accepted, packing.skipped, packing.target
+    if not packing.splits:
+        bad = f": all {len(skipped)} samples are bad, {skipped[0]}" if skipped else ": no samples"
+        raise ValueError(f"nothing to pack{bad}")
+    for split in packing.splits.values():
+        _finish(split, target, accepted)
+    check_cast(accepted.errors, _over_splits(packing.splits), accepted.dtype)
     if skipped:
         path = target.work / SKIPPED
         path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
         publish(target, path)
-    return Manifest(
-        modalities=_modalities(accepted),
+    modalities = _modalities(accepted)
+    manifest = Manifest(
+        modalities=modalities,
         classes=list(accepted.classes),
-        columns=_columns(kinds, len(accepted.keys)),
-        splits={name: _split(split, _modalities(accepted)) for name, split in splits.items()},
-        provenance={},
+        columns=_columns(packing.kinds, len(accepted.keys)),
+        splits={name: _split(split, modalities) for name, split in packing.splits.items()},
+        provenance={**provenance, "packed": datetime.now(UTC).isoformat(timespec="seconds")},
         skipped=len(skipped),
     )
+    path = target.work / MANIFEST
+    path.write_text(dump_manifest(manifest))
+    publish(target, path)
+    release(target)
+    return manifest
 
 
 def _open_shard(work: Path, split: str, number: int) -> _OpenShard:
@@ -189,17 +203,12 @@ def _open_shard(work: Path, split: str, number: int) -> _OpenShard:
     return _OpenShard(path, tar)
 
 
-def _append(shard: _OpenShard, key: str, arrays: dict[str, np.ndarray], member: bytes) -> None:
-    shard.tar.write(
-        {"__key__": key, "json": member, **{f"{name}.npy": values for name, values in arrays.items()}}
-    )
-    shard.utterances += 1
-    for name, values in arrays.items():
-        shard.steps[name] = shard.steps.get(name, 0) + len(values)
-
-
-def _finish(shard: _OpenShard, target: Target, accepted: Accepted) -> ShardEntry:
-    """Close a shard, index it by reading it back, and move both to the output folder."""
+def _finish(split: _OpenSplit, target: Target, accepted: Accepted) -> None:
+    """Close the open shard, if there is one, index it by reading it back, and publish both."""
+    shard = split.open
+    if shard is None:
+        return
+    check_ours(target)
     shard.tar.close()
     index = index_tar(shard.path, _modalities(accepted), accepted.classes)
     if len(index.key) != shard.utterances:
@@ -218,7 +227,8 @@ def _finish(shard: _OpenShard, target: Target, accepted: Accepted) -> ShardEntry
     )
     publish(target, shard.path)
     publish(target, index_path)
-    return entry
+    split.shards.append(entry)
+    split.open = None
 
 
 def _modalities(accepted: Accepted) -> dict[str, Modality]:

@@ -1,0 +1,57 @@
+"""A small corpus for the tests of the data plane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shards
+from shards import FeatureBatch, FeatureStream, Sample
+
+CLASSES = ["calm", "happy", "sad"]
+DIMS = {"audio": 5, "video": 3}
+
+
+def utterance(i: int, split: str = "train", **changes: Any) -> Sample:
+    """Utterance i: float16-exact features; every fifth lacks video; metadata `speaker`, `fold`, `gain`."""
+    rng = np.random.default_rng(i)
+    features: dict[str, np.ndarray | None] = {
+        name: rng.integers(-100, 100, (rng.integers(1, 9), dim)).astype(np.float32) / 8
+        for name, dim in DIMS.items()
+    }
+    if i % 5 == 4:
+        features["video"] = None
+    meta = {"speaker": f"s{i % 4}", "fold": i % 3, "gain": i / 2, "notes": ["n", i]}
+    fields = {"key": f"{split}-{i}", "label": CLASSES[i % 3], "features": features, "meta": meta}
+    return Sample(split=split, **(fields | changes))
+
+
+def corpus(train: int = 40, test: int = 7) -> list[Sample]:
+    return [utterance(i) for i in range(train)] + [utterance(1_000 + i, "test") for i in range(test)]
+
+
+def pack(samples: list[Any], out: Path | str, **options: Any) -> shards.Manifest:
+    """Pack into shards of about four utterances."""
+    settings = {"classes": CLASSES, "shard_bytes": 12_000, "progress": False} | options
+    return shards.pack(samples, str(out), **settings)
+
+
+def utterances(batch: FeatureBatch) -> Iterator[tuple[int, str, int, dict[str, np.ndarray]]]:
+    """Place, key, label and features of each utterance of a batch."""
+    for i in range(len(batch)):
+        features = {
+            name: ragged.values[ragged.offsets[i] : ragged.offsets[i + 1]].numpy()
+            for name, ragged in batch.features.items()
+        }
+        yield int(batch.place[i]), batch.key[i], int(batch.label[i]), features
+
+
+def global_keys(streams: list[FeatureStream], epoch: int, start_step: int = 0) -> list[list[tuple[int, str]]]:
+    """(place, key) of each step, over the streams of all ranks."""
+    steps = []
+    for batches in zip(*(stream.epoch(epoch, start_step) for stream in streams), strict=True):
+        steps.append([(int(p), k) for b in batches for p, k in zip(b.place, b.key, strict=True)])
+    return steps

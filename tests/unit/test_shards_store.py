@@ -1,0 +1,197 @@
+"""Remote datasets: verified, cached, shared, retried; and silent about credentials."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from shards_support import corpus, global_keys, pack
+
+from shards import FeatureStream
+from shards.store import local_file, open_store, read_manifest, split_url
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.store.FIRST_PAUSE_S", 0.001)
+
+
+@pytest.fixture
+def remote() -> Iterator[str]:
+    name = uuid.uuid4().hex
+    pack(corpus(), f"memory://{name}/d")
+    yield f"memory://{name}/d"
+    fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
+
+
+class Downloads:
+    """Stands between the store and the memory file system: counts, delays, fails, damages."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.faults: list[Exception] = []
+        self.truncate = 0
+        get_file = MemoryFileSystem.get_file
+
+        def counted(fs: MemoryFileSystem, path: str, local: str, **options: Any) -> None:
+            self.names.append(path.rpartition("/")[2])
+            if self.faults:
+                # What dies amid a download leaves a part behind.
+                Path(local).write_bytes(b"part")
+                raise self.faults.pop()
+            get_file(fs, path, local, **options)
+            if self.truncate:
+                self.truncate -= 1
+                Path(local).write_bytes(Path(local).read_bytes()[:-7])
+
+        monkeypatch.setattr(MemoryFileSystem, "get_file", counted)
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> Downloads:
+    return Downloads(monkeypatch)
+
+
+def test_remote_streams_as_local(remote: str, tmp_path: Path) -> None:
+    pack(corpus(), tmp_path / "d")
+    local = [FeatureStream(str(tmp_path / "d"), global_batch_size=12)]
+    far = [FeatureStream(remote, global_batch_size=12, cache_dir=tmp_path / "cache")]
+    assert global_keys(far, 0) == global_keys(local, 0)
+
+
+def test_each_file_is_fetched_once(remote: str, tmp_path: Path, downloads: Downloads) -> None:
+    for _ in range(2):
+        stream = FeatureStream(remote, cache_dir=tmp_path)
+        assert sum(len(batch) for epoch in (0, 1) for batch in stream.epoch(epoch)) == 80
+    shards = stream.manifest.splits["train"].shards
+    assert sorted(downloads.names) == sorted(name for shard in shards for name in (shard.name, shard.index))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_ranks_fetch_only_their_streams_shards(remote: str, tmp_path: Path) -> None:
+    fetched = []
+    for rank in (0, 1):
+        cache = tmp_path / str(rank)
+        stream = FeatureStream(remote, rank=rank, world_size=2, streams=2, cache_dir=cache)
+        for epoch in range(3):
+            list(stream.epoch(epoch))
+        fetched.append({path.name for path in cache.rglob("*.tar")})
+    assert len(fetched[0] & fetched[1]) <= 1
+
+
+def test_concurrent_processes_share_a_download(remote: str, tmp_path: Path, downloads: Downloads) -> None:
+    """Threads with stores of their own stand for processes: the file lock knows no difference."""
+    shard = read_manifest(open_store(remote)).splits["train"].shards[0]
+
+    def fetch() -> None:
+        local_file(open_store(remote, tmp_path), shard.name, shard.bytes, shard.sha256)
+
+    threads = [threading.Thread(target=fetch) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert downloads.names == [shard.name]
+
+
+class ClientPayloadError(Exception):
+    """As aiohttp's: not an OSError."""
+
+
+def test_passing_faults_are_retried(remote: str, tmp_path: Path, downloads: Downloads) -> None:
+    stream = FeatureStream(remote, cache_dir=tmp_path, prefetch=0)
+    downloads.faults = [ClientPayloadError("cut"), OSError(16, "busy"), ConnectionError("down")]
+    downloads.truncate = 1
+    assert sum(len(batch) for batch in stream.epoch(0)) == 40
+
+
+def test_lasting_faults_stop_with_url_and_cause(remote: str, tmp_path: Path, downloads: Downloads) -> None:
+    stream = FeatureStream(remote, cache_dir=tmp_path)
+    downloads.faults = [ClientPayloadError("cut")] * 1_000
+    with pytest.raises(
+        OSError, match=r"d/train-\d+\S*: 5 attempts failed, the last by ClientPayloadError: cut"
+    ):
+        list(stream.epoch(0))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_truncated_object(remote: str, tmp_path: Path, downloads: Downloads) -> None:
+    stream = FeatureStream(remote, cache_dir=tmp_path)
+    downloads.truncate = 1_000
+    with pytest.raises(
+        ValueError, match=r"d/train-\d+\S*: 5 attempts .* it has \d+ bytes, \d+ by the manifest"
+    ):
+        list(stream.epoch(0))
+
+
+def test_replaced_object_is_refused_by_its_hash(remote: str, tmp_path: Path) -> None:
+    fs, folder = fsspec.filesystem("memory"), remote.removeprefix("memory:/")
+    stream = FeatureStream(remote, cache_dir=tmp_path)
+    for path in fs.ls(folder, detail=False):
+        if path.endswith(".tar"):
+            fs.pipe_file(path, bytes(fs.size(path)))
+    with pytest.raises(ValueError, match=r"train-\d+.tar: .* was it replaced"):
+        list(stream.epoch(0))
+
+
+def test_missing_object_is_not_retried(remote: str, tmp_path: Path, downloads: Downloads) -> None:
+    stream = FeatureStream(remote, cache_dir=tmp_path, prefetch=0, shuffle=False)
+    fsspec.filesystem("memory").rm(remote.removeprefix("memory:/") + "/train-000000.tar")
+    with pytest.raises(FileNotFoundError, match=r"d/train-000000.tar"):
+        list(stream.epoch(0))
+
+
+def test_another_dataset_at_the_same_url(remote: str, tmp_path: Path) -> None:
+    before = FeatureStream(remote, cache_dir=tmp_path)
+    list(before.epoch(0))
+    pack(corpus(9), remote, overwrite=True)
+    keys = [key for step in global_keys([FeatureStream(remote, cache_dir=tmp_path)], 0) for _, key in step]
+    assert sorted(keys) == sorted(f"train-{i}" for i in range(9))
+
+
+def test_missing_remote_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"memory:.*/nowhere/manifest.json: no such file"):
+        FeatureStream("memory://nowhere", cache_dir=tmp_path)
+
+
+def test_unknown_protocol() -> None:
+    with pytest.raises(ValueError, match=r"gopher://x: cannot open: .*gopher"):
+        FeatureStream("gopher://x")
+
+
+def test_credentials_stay_out_of_errors(remote: str, tmp_path: Path, downloads: Downloads) -> None:
+    options = {"key": "hunter1", "client_kwargs": {"password": "hunter2", "endpoint_url": "http://here"}}
+    stream = FeatureStream(remote, cache_dir=tmp_path, storage_options=options)
+    downloads.faults = [OSError("hunter1 and hunter2 refused by http://here")] * 1_000
+    with pytest.raises(OSError, match=r"\*\*\* and \*\*\* refused by http://here") as caught:
+        list(stream.epoch(0))
+    assert caught.value.__suppress_context__
+    assert "hunter" not in repr(stream.store)
+
+
+def test_credentials_in_the_url_are_hidden() -> None:
+    store = open_store("memory://u:hunter2@host/d?sig=abc")
+    assert store.url == "memory://host/d"
+    assert "hunter2" not in repr(store)
+    assert set(store.secrets) == {"hunter2", "sig=abc"}
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("s3://b/d", ("s3://b/d", "manifest.json", None)),
+        ("s3://b/d/", ("s3://b/d", "manifest.json", None)),
+        ("s3://b/d#dev", ("s3://b/d", "manifest.json", "dev")),
+        ("d/other.json#dev", ("d", "other.json", "dev")),
+        ("manifest.json", (".", "manifest.json", None)),
+        ("/manifest.json", ("/", "manifest.json", None)),
+    ],
+)
+def test_split_url(url: str, parts: tuple[str, str, str | None]) -> None:
+    assert split_url(url) == parts
