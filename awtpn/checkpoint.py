@@ -1,0 +1,308 @@
+"""Checkpoints in one layout-free form: saved under any engine, resumed under any other.
+
+A checkpoint folder holds the full float32 weights (`model.safetensors`, with `model.json` beside it, so it
+is a model that `AWTPN.from_pretrained` loads), Adam's moments under the same names (`optimizer.safetensors`)
+and the run's position (`checkpoint.json`, with the size and sha256 of the others). No pickles.
+
+It is written to a temporary folder, synced, renamed, and only then does the symlink `latest` move: whatever
+kills a run, `latest` names a whole checkpoint. All ranks call `save`, since engines gather by collectives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
+from shards import Ragged
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "checkpoint.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Position:
+    """Where a run stands, and what must not change for it to go on."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epoch: int = 0
+    epoch_step: int = 0
+    """Steps done of this epoch."""
+    best_f1: float = -1.0
+    best_step: int = 0
+    seed: int = 0
+    global_batch_size: int = 0
+    streams: int = 0
+
+
+def is_deepspeed(model: nn.Module) -> bool:
+    return type(model).__name__ == "DeepSpeedEngine"
+
+
+def unwrap(model: nn.Module) -> AWTPN:
+    """The AWTPN inside DDP or DeepSpeed."""
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, AWTPN)
+    return inner
+
+
+# --- Save ----------------------------------------------------------------------------------------
+
+
+def save(
+    root: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    card: Mapping[str, Any],
+    is_main: bool,
+) -> Path:
+    """Write `root/step-...` and point `root/latest` at it. Every rank calls; the main rank writes.
+
+    Returns:
+        The checkpoint's folder. On other ranks it may not yet exist: put a barrier after.
+    """
+    weights, moments, adam_step = gather_state(model, optimizer, keep=is_main)
+    folder = root / f"step-{position.step:08d}"
+    if is_main:
+        temporary = root / f".{folder.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(weights, temporary / WEIGHTS_FILE)
+        save_file(moments, temporary / OPTIMIZER_FILE)
+        (temporary / CARD_FILE).write_text(json.dumps(dict(card), indent=1) + "\n")
+        files = {name: _fingerprint(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE)}
+        state = {"format_version": 1, "position": asdict(position), "adam_step": adam_step, "files": files}
+        (temporary / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n")
+        for path in temporary.iterdir():
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # a step saved twice: the later one is as good
+        os.replace(temporary, folder)
+        _sync(root)
+        point(root / "latest", folder)
+    return folder
+
+
+def gather_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    """Full float32 weights, Adam moments by parameter name, and Adam's step; collective under ZeRO.
+
+    Ranks with `keep` False join in and get nothing, so one rank's host memory holds the result.
+    """
+    inner = unwrap(model)
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    gather_weight, gather_moment = _gatherers(model, optimizer)
+    for name, parameter in inner.named_parameters():
+        full = gather_weight(parameter)
+        if keep:
+            weights[name] = full.detach().cpu().float().clone().contiguous()
+        for moment in MOMENTS:
+            value = gather_moment(parameter, moment)
+            if keep and value is not None:
+                moments[f"{name}.{moment}"] = (
+                    value.detach().cpu().float().clone().view(full.shape).contiguous()
+                )
+    if keep:
+        weights |= {name: buffer.detach().cpu().clone() for name, buffer in inner.named_buffers()}
+    return weights, moments, _adam_step(optimizer)
+
+
+def _gatherers(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    if is_deepspeed(model) and _partitions(model):
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        return safe_get_full_fp32_param, safe_get_full_optimizer_state
+    state = _innermost(optimizer).state
+    return (lambda p: p), (lambda p, moment: state.get(p, {}).get(moment))
+
+
+def _partitions(model: nn.Module) -> bool:
+    """The DeepSpeed engine keeps float32 masters or partitions of its own (all but fp32 ZeRO-0)."""
+    return any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Torch's AdamW, under the wrappers of Accelerate and DeepSpeed."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _states(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Adam's per-tensor states."""
+    return [state for state in _innermost(optimizer).state.values() if "step" in state]
+
+
+def _adam_step(optimizer: torch.optim.Optimizer) -> float:
+    return max((float(state["step"]) for state in _states(optimizer)), default=0.0)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def point(link: Path, folder: Path) -> None:
+    """Make `link` a relative symlink to its sibling `folder`, replacing an older one atomically."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    os.replace(temporary, link)
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Remove all but the last `keep_last` checkpoints, the best and the latest (main rank only)."""
+    kept = {(root / name).resolve() for name in ("best", "latest") if (root / name).exists()}
+    steps = sorted(root.glob("step-*"))
+    for folder in steps[: max(0, len(steps) - keep_last)]:
+        if folder.resolve() not in kept:
+            shutil.rmtree(folder)
+
+
+# --- Load ----------------------------------------------------------------------------------------
+
+
+def find_latest(root: Path) -> Path | None:
+    """The folder that `latest` names, or None for a run that never saved."""
+    link = root / "latest"
+    return link.resolve() if link.exists() else None
+
+
+def load_position(folder: Path) -> Position:
+    """Read and check a checkpoint's state file and the files it names.
+
+    Raises:
+        ValueError: a file is missing, cut short or altered; names it.
+    """
+    path = folder / STATE_FILE
+    try:
+        state = json.loads(path.read_text())
+        position = Position(**state["position"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is no whole checkpoint: {path} cannot be read ({error})") from error
+    for name, expected in state["files"].items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no whole checkpoint: {name} is missing")
+        if _fingerprint(folder / name) != expected:
+            raise ValueError(f"{folder / name} is not the file that was saved: its size or sha256 differs")
+    return position
+
+
+def load_weights(folder: Path, model: AWTPN) -> None:
+    """Put a checkpoint's weights and buffers into a model that no engine has wrapped yet."""
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+
+
+def find_model(path: Path) -> Path:
+    """The model that `path` means: an export or checkpoint folder itself, or a run's best checkpoint.
+
+    Raises:
+        ValueError: there is none; says what was looked for.
+    """
+    candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "latest"]
+    for folder in candidates:
+        if (folder / CARD_FILE).is_file():
+            return folder.resolve()
+    raise ValueError(
+        f"{path} is no run, checkpoint or export: none of {', '.join(map(str, candidates))} has {CARD_FILE}"
+    )
+
+
+def load_matching(folder: Path, model: AWTPN) -> None:
+    """Start `model` from another model's weights; where the labels differ, its classes start afresh.
+
+    Classes are what the classifier and the prototype table know; all else is taken over, the feature
+    statistics of the new training data excepted.
+
+    Raises:
+        ValueError: the two models' shapes differ; names the tensor.
+    """
+    card = json.loads((folder / CARD_FILE).read_text())
+    weights = load_file(folder / WEIGHTS_FILE)
+    own = model.state_dict()
+    fresh = ("standardise.",) if card["classes"] == model.classes else ("standardise.", "classifier.", "tpn.")
+    taken = {name: tensor for name, tensor in weights.items() if not name.startswith(fresh) and name in own}
+    for name, tensor in taken.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but {tuple(own[name].shape)} in this "
+                "run: give both the same model.shared_dim, model.prototypes_per_class and features"
+            )
+    model.load_state_dict(taken, strict=False)
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore Adam's moments and step, and float32 masters, into the wrapped model; every rank calls.
+
+    The weights must be in the model already (`load_weights`, before the engine wrapped it).
+    """
+    moments = load_file(folder / OPTIMIZER_FILE)
+    adam_step = json.loads((folder / STATE_FILE).read_text())["adam_step"]
+    if not moments:
+        return
+    inner = unwrap(model)
+    if not (is_deepspeed(model) and _partitions(model)):
+        for name, parameter in inner.named_parameters():
+            if f"{name}.{MOMENTS[0]}" in moments:
+                state = {m: moments[f"{name}.{m}"].to(parameter.device) for m in MOMENTS}
+                _innermost(optimizer).state[parameter] = {"step": torch.tensor(adam_step), **state}
+        return
+
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    _step_that_changes_nothing(model, optimizer)
+    weights = load_file(folder / WEIGHTS_FILE)
+    for name, parameter in inner.named_parameters():
+        # The working copy came from the same weights; the master was made from it and lost its low bits.
+        safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
+    for state in _states(optimizer):
+        state["step"] = torch.tensor(adam_step) if isinstance(state["step"], Tensor) else adam_step
+
+
+def empty_features(model: AWTPN) -> dict[str, Ragged]:
+    """Features of no utterances at all."""
+    device = next(model.parameters()).device
+    offsets = torch.zeros(1, dtype=torch.int32)
+    return {
+        m: Ragged(torch.zeros(0, dim, device=device), offsets.to(device), offsets)
+        for m, dim in model.feature_dims.items()
+    }
+
+
+def _step_that_changes_nothing(engine: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer's state come into being: zero gradients at learning rate 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    engine.set_gradient_accumulation_boundary(is_boundary=True)
+    # An empty batch: every sum over it is 0, and reaches every parameter with gradient 0.
+    output = engine(empty_features(unwrap(engine)))
+    streams = output.streams.values()
+    engine.backward(output.logits.sum() + sum(s.distances.sum() + s.weights.sum() for s in streams))
+    engine.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

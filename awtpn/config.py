@@ -1,0 +1,192 @@
+"""The run's typed configuration: one dataclass per owner, assembled, read from YAML and dotted overrides.
+
+    launch/train.py --config configs/ravdess.yaml --optim.lr 3e-4 --run.seed 1
+
+Every key has a type and a line of help (`--help`, `--print_config`). An unknown key, a wrong type or
+settings that contradict each other are refused by name before anything starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from awtpn.losses import LossConfig
+from awtpn.model import ModelConfig
+from awtpn.optim import OptimConfig
+from awtpn.prototypes import PrototypesConfig
+
+ROLES = ("train", "val", "test")
+DEMO = "demo"  # data.train of the run that needs nothing
+DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+
+
+@dataclass
+class RunConfig:
+    """One run: where it lives, and what it starts from."""
+
+    dir: str | None = None
+    """Run folder; default: runs/<data>-<time>, agreed over ranks."""
+    seed: int = 0
+    """Seeds the weights, the order of utterances, dropout and negatives."""
+    resume: str = "auto"
+    """auto: go on from run.dir's latest checkpoint where there is one; never; or a checkpoint folder."""
+    init_from: str | None = None
+    """Weights to start from: a run, checkpoint or export folder; other labels get a new classifier."""
+
+
+@dataclass
+class SelectConfig:
+    """Utterances to use, by metadata column: {column: value or list of values}."""
+
+    train: dict[str, Any] | None = None
+    """E.g. {fold: [0, 1, 2]}."""
+    val: dict[str, Any] | None = None
+    """E.g. {fold: 3}."""
+    test: dict[str, Any] | None = None
+    """E.g. {session: Ses05}."""
+
+
+@dataclass
+class DataConfig:
+    """Where the features are: packed datasets (see `awtpn pack`), local or any fsspec URL."""
+
+    train: str = DEMO
+    """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus."""
+    val: str | None = None
+    """Default: the split "val" of data.train, or all of it where data.select.val says which."""
+    test: str | None = None
+    """Default: the split "test" of data.train, or all of it where data.select.test says which."""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """Utterances by metadata, for cross-validation without packing again."""
+    standardize: bool = True
+    """Standardise features with the selected training utterances' mean and deviation."""
+    cache_dir: str | None = None
+    """Where remote shards are kept; default: ~/.cache/awtpn."""
+    cache_limit: str | None = None
+    """Largest size of the cache, e.g. 200GB; default: no limit."""
+    streams: int | None = None
+    """Canonical streams the data is dealt to; default: chosen from global batch and shard count."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """Options for fsspec (endpoint, region, ...). Never written to the run folder."""
+
+
+@dataclass
+class TrainConfig:
+    """How long, how big, how precise."""
+
+    epochs: int = 30
+    """Passes over the training utterances."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, wherever in an epoch."""
+    global_batch_size: int = 32
+    """Utterances per optimizer step over all ranks; the same for every layout."""
+    micro_batch_size: int | None = None
+    """Utterances per forward on one rank; default: global / ranks, no accumulation."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the projections and attention products; distances, softmaxes and losses stay float32."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage; default: as launched (2 under `deepspeed` without a config file)."""
+    log_every: int = 10
+    """Steps between writes to metrics.jsonl and TensorBoard (each step has its own line)."""
+    validate_every: int = 1
+    """Epochs between validations; the last epoch always validates."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints besides the one after every epoch."""
+    keep_last: int = 2
+    """Checkpoints to keep besides the best."""
+    compile: bool = False
+    """torch.compile the model."""
+
+    def validate(self) -> None:
+        for name in ("epochs", "global_batch_size", "log_every", "validate_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("max_steps", "micro_batch_size", "checkpoint_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass
+class Config:
+    """Everything that decides a run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prototypes: PrototypesConfig = field(default_factory=PrototypesConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
+        for section in (self.model, self.prototypes, self.loss, self.optim, self.train):
+            section.validate()
+        if self.run.seed < 0:
+            raise ValueError(f"run.seed must not be negative, but is {self.run.seed}")
+        if self.prototypes.update == "ema" and self.model.awm == "adaptive" and self.loss.lambda_align == 0:
+            raise ValueError(
+                "prototypes.update=ema with loss.lambda_align=0: nothing draws the steps to them"
+            )
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of `launch/train.py`: --config FILE, --deepspeed FILE and every dotted key."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="train.py",
+        description="Train AWTPN. Without a configuration it makes and learns a demo corpus.",
+        default_config_files=[],
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    parser.add_argument("--deepspeed", type=str | None, metavar="FILE", help="DeepSpeed config (JSON)")
+    # The `deepspeed` launcher passes it; its presence is how a run knows that launcher.
+    parser.add_argument("--local_rank", type=int | None, help="set by the deepspeed launcher")
+    parser.add_class_arguments(Config, nested_key=None)
+    return parser
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the command line says besides the configuration."""
+
+    deepspeed_file: str | None = None
+    by_deepspeed_launcher: bool = False
+
+
+def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
+    """Read `argv` (without the program's name). Exits with a message on an unknown key or a wrong type.
+
+    Raises:
+        ValueError: settings that contradict each other.
+    """
+    parser = make_parser()
+    arguments = list(argv)
+    if not any(
+        a == "--config" or a.startswith("--config=") or a.startswith("--data.train") for a in arguments
+    ):
+        arguments = ["--config", str(DEMO_CONFIG), *arguments]
+    parsed = parser.parse_args(arguments)
+    values = parser.instantiate_classes(parsed)
+    config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
+    config.validate()
+    return config, Launch(values.deepspeed, values.local_rank is not None)
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested dicts, without what may hold credentials."""
+    from dataclasses import asdict
+
+    plain = asdict(config)
+    plain["data"]["storage_options"] = {}
+    return plain
+
+
+def dump_yaml(config: Config) -> str:
+    return yaml.safe_dump(dump(config), sort_keys=False)

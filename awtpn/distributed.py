@@ -1,0 +1,426 @@
+"""What Accelerate, DeepSpeed and their launchers need set right, in one place.
+
+Accelerate is the one engine. How a run was launched decides what it wraps the model in: nothing (one
+process), DDP, or DeepSpeed. The traps handled here were all met: ranks that each believe to be alone,
+settings of a launcher that silently lose against those of the run, a launcher that starts one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+)
+from numpy.typing import NDArray
+
+from awtpn.config import Config, Launch
+
+# A collective that waits longer than this has lost a rank.
+TIMEOUT = timedelta(minutes=30)
+DEFAULT_ZERO_STAGE = 2
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among all ranks. One process alone is rank 0 of 1."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    cpu_group: dist.ProcessGroup | None  # for small reductions that should not wait for the GPU
+    engine: str  # none, ddp, zero0 .. zero3
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Sum over ranks of a small host array, of one shape on all of them (int64 wraps modulo 2^64)."""
+        if self.size == 1:
+            return values
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        dist.all_reduce(tensor, group=self.cpu_group)
+        return tensor.numpy()
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value of a small object, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+        return box[0]
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Every rank's value of a small object, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.cpu_group)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is dealt out: global = micro_batch x ranks x accumulation."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+
+
+def make_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layout:
+    """Derive the accumulation; `micro_batch` None means none.
+
+    Raises:
+        ValueError: the numbers do not divide; the message says which would.
+    """
+    if global_batch % ranks:
+        raise ValueError(
+            f"train.global_batch_size {global_batch} does not divide over {ranks} ranks: "
+            f"use a multiple of {ranks}, e.g. {-(-global_batch // ranks) * ranks}"
+        )
+    per_rank = global_batch // ranks
+    micro = micro_batch or per_rank
+    if per_rank % micro:
+        raise ValueError(
+            f"train.micro_batch_size {micro} does not divide the {per_rank} utterances that each of "
+            f"{ranks} ranks has of train.global_batch_size {global_batch}"
+        )
+    return Layout(global_batch, micro, per_rank // micro)
+
+
+def check_negatives(config: Config, layout: Layout) -> None:
+    """Refuse layouts that would change which negatives the losses use.
+
+    Raises:
+        ValueError: names the keys and the fix.
+    """
+    loss = config.loss
+    if loss.negatives == "group" and layout.micro_batch % loss.negative_group:
+        raise ValueError(
+            f"loss.negative_group {loss.negative_group} does not divide the micro-batch of "
+            f"{layout.micro_batch} utterances, so negatives would depend on the layout: change train.micro_batch_size or "
+            "loss.negative_group"
+        )
+    if loss.negatives == "global" and layout.accumulation > 1:
+        raise ValueError(
+            f"loss.negatives=global needs the whole global batch at once, but accumulation is "
+            f"{layout.accumulation}: use loss.negatives=group, more ranks or a larger train.micro_batch_size"
+        )
+
+
+def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
+    """Join the other ranks and make the engine that the launcher and the configuration ask for.
+
+    Raises:
+        ValueError: a layout that does not divide, settings that contradict the launcher's, or ranks that
+            do not see each other.
+    """
+    launched, on_gpu = launched_ranks(), use_gpu()
+    layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, launched)
+    check_negatives(config, layout)
+    check_precision(config, on_gpu)
+    settings = deepspeed_settings(config, launch, layout, os.environ)
+
+    if settings is None:
+        accelerator = Accelerator(
+            cpu=not on_gpu, mixed_precision=_mixed_precision(config), kwargs_handlers=_handlers(on_gpu)
+        )
+    else:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+        if launched == 1:
+            _rendezvous_alone()
+        plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
+        # Accelerator(cpu=True) would silently drop DeepSpeed; DS_ACCELERATOR says it instead.
+        accelerator = Accelerator(
+            mixed_precision=_mixed_precision(config),
+            deepspeed_plugin=plugin,
+            kwargs_handlers=_handlers(on_gpu),
+        )
+        accelerator.gradient_accumulation_steps = layout.accumulation
+    world = _world(accelerator, launched, _engine_name(accelerator, settings))
+    check_same_everywhere(world, config)
+    return accelerator, world, layout
+
+
+def join() -> World:
+    """Join the other ranks without an engine: for evaluation, whatever launched it."""
+    launched, on_gpu = launched_ranks(), use_gpu()
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu))
+    return _world(accelerator, launched, "none")
+
+
+def leave() -> None:
+    """Wait for the other ranks and part from them."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def launched_ranks() -> int:
+    """Ranks that the launcher started, by its environment; checked against what was asked of it."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    check_world_size("the launcher's command line", asked_world_size(), launched)
+    return launched
+
+
+def use_gpu() -> bool:
+    """There is a GPU, and `accelerate launch --cpu` did not say to leave it alone."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+
+
+def _handlers(on_gpu: bool) -> list[Any]:
+    # On a CPU, Accelerate with DeepSpeed reports a world of 1 on every rank unless told the backend; told of
+    # one where no launcher made ranks, it looks for a process group that does not exist.
+    backend = "gloo" if "LOCAL_RANK" in os.environ and not on_gpu else None
+    return [
+        InitProcessGroupKwargs(backend=backend, timeout=TIMEOUT),
+        # Buffers are broadcast once, at the start, and then updated alike on every rank.
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+    ]
+
+
+def _rendezvous_alone() -> None:
+    """DeepSpeed wants a process group even for one process that no launcher started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _world(accelerator: Accelerator, launched: int, engine: str) -> World:
+    joined = dist.get_world_size() if dist.is_initialized() else 1
+    check_world_size("torch.distributed", joined, launched)
+    check_world_size("Accelerate", accelerator.num_processes, launched)
+    return World(
+        rank=accelerator.process_index,
+        size=launched,
+        local_rank=accelerator.local_process_index,
+        device=accelerator.device,
+        cpu_group=dist.new_group(backend="gloo", timeout=TIMEOUT) if launched > 1 else None,
+        engine=engine,
+    )
+
+
+def _mixed_precision(config: Config) -> str:
+    return "no" if config.train.precision == "fp32" else config.train.precision
+
+
+def _engine_name(accelerator: Accelerator, settings: Mapping[str, Any] | None) -> str:
+    if settings is not None:
+        # Not an assert: Accelerate drops DeepSpeed without a word where it thinks it knows better.
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            raise ValueError(
+                "DeepSpeed was asked for, but Accelerate did not take it up: is deepspeed installed?"
+            )
+        return f"zero{settings['zero_optimization']['stage']}"
+    return "ddp" if accelerator.num_processes > 1 else "none"
+
+
+def check_world_size(who: str, found: int | None, launched: int) -> None:
+    """Raise ValueError if `who` counts other ranks than the launcher started; None: no opinion."""
+    if found is not None and found != launched:
+        raise ValueError(
+            f"{who} says {found} ranks, but the launcher's environment says {launched}: every rank would "
+            "train alone on all the data. On a machine without GPUs add --cpu to `accelerate launch`, or use "
+            "torchrun"
+        )
+
+
+def start_missing_ranks(argv: Sequence[str]) -> None:
+    """Become the ranks that `accelerate launch --cpu --num_processes N` was asked for.
+
+    On a CPU Accelerate starts one process, whatever was asked, and leaves the others to MPI. This process
+    then turns into torchrun with the same script. Elsewhere it returns and nothing happens.
+
+    Args:
+        argv: this script and its arguments.
+    """
+    asked = asked_world_size()
+    if asked is None or asked <= 1 or "WORLD_SIZE" in os.environ:
+        return
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={asked}"]
+        os.execv(sys.executable, [sys.executable, *torchrun, *argv])
+
+
+def asked_world_size() -> int | None:
+    """The number of processes asked of `accelerate launch`, read from its command line (Linux)."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError:
+        return None
+    if "launch" not in words or not any("accelerate" in w for w in words):
+        return None
+    words = words[: next((i for i, w in enumerate(words) if w.endswith("train.py")), len(words))]
+    asked = _option(words, "--num_processes") or _option(words, "--num-processes")
+    if asked is None and (file := _option(words, "--config_file") or _option(words, "--config-file")):
+        asked = (yaml.safe_load(Path(file).read_text()) or {}).get("num_processes")
+    return int(asked) if asked else None
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    for i, word in enumerate(words):
+        if word == name and i + 1 < len(words):
+            return words[i + 1]
+        if word.startswith(name + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def check_precision(config: Config, on_gpu: bool) -> None:
+    """Refuse fp16 without a GPU, and an explicit --mixed_precision that contradicts train.precision."""
+    if config.train.precision == "fp16" and not on_gpu:
+        raise ValueError("train.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
+    flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if flag not in ("no", _mixed_precision(config)):
+        raise ValueError(
+            f"accelerate launch says mixed precision {flag}, but the run says train.precision="
+            f"{config.train.precision}: leave the flag out, or add --train.precision {flag}"
+        )
+
+
+def check_same_everywhere(world: World, config: Config) -> None:
+    """Raise ValueError on every rank if some rank was started with another configuration."""
+    digests = world.from_all(hashlib.sha256(repr(config).encode()).hexdigest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise ValueError(f"ranks {others} were started with another configuration than rank 0")
+
+
+# --- DeepSpeed's configuration -------------------------------------------------------------------
+
+
+def deepspeed_settings(
+    config: Config, launch: Launch, layout: Layout, environment: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """DeepSpeed's configuration, or None where nobody asked for DeepSpeed.
+
+    The run's configuration rules. `auto` or absent keys of a DeepSpeed file are filled from it; another
+    explicit value there, or in Accelerate's flags, is refused.
+
+    Raises:
+        ValueError: lists every key in conflict, with both values.
+    """
+    by_accelerate = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    file = launch.deepspeed_file
+    if file is None and by_accelerate:
+        file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+        file = None if file == "none" else file
+    if not (file or by_accelerate or launch.by_deepspeed_launcher or config.train.zero_stage is not None):
+        return None
+
+    settings = _read_deepspeed_file(file) if file else {}
+    where = file or "accelerate launch"
+    flags: dict[str, Any] = {}
+    if by_accelerate and not file:
+        flags = _accelerate_flags(environment)
+    stage: Any = config.train.zero_stage
+    if stage is None:
+        stage = flags.get(
+            "zero_optimization.stage", settings.get("zero_optimization", {}).get("stage", "auto")
+        )
+        stage = DEFAULT_ZERO_STAGE if stage == "auto" else stage
+    required = {
+        "train_batch_size": (layout.global_batch, "train.global_batch_size"),
+        "train_micro_batch_size_per_gpu": (layout.micro_batch, "train.micro_batch_size"),
+        "gradient_accumulation_steps": (layout.accumulation, "global batch / (micro-batch x ranks)"),
+        "gradient_clipping": (float(config.optim.grad_clip), "optim.grad_clip"),
+        "bf16.enabled": (config.train.precision == "bf16", "train.precision"),
+        "fp16.enabled": (config.train.precision == "fp16", "train.precision"),
+        "zero_optimization.stage": (stage, "train.zero_stage"),
+    }
+    conflicts = []
+    for key, (value, origin) in required.items():
+        *sections, last = key.split(".")
+        section = settings
+        for name in sections:
+            section = section.setdefault(name, {})
+        for found in (section.get(last, "auto"), flags.get(key, "auto")):
+            if found != "auto" and found != value:
+                conflicts.append(f"{key} is {found} in {where}, but {value} by {origin}")
+        section[last] = value
+    for name in ("optimizer", "scheduler"):
+        if name in settings:
+            conflicts.append(f"{name} is set in {where}, but belongs to the run's optim.* keys")
+    if conflicts:
+        raise ValueError("the DeepSpeed configuration contradicts the run's:\n- " + "\n- ".join(conflicts))
+    # Any optimizer: ours is torch's AdamW, made by awtpn.optim.
+    settings["zero_allow_untested_optimizer"] = True
+    return settings
+
+
+def _read_deepspeed_file(file: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(Path(file).read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the DeepSpeed configuration {file} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"the DeepSpeed configuration {file} is not a JSON object")
+    return settings
+
+
+def _accelerate_flags(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `accelerate launch --use_deepspeed` says by flags instead of a DeepSpeed file."""
+    flags: dict[str, Any] = {}
+    if stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"):
+        flags["zero_optimization.stage"] = int(stage)
+    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING", "auto")
+    if clipping not in ("auto", "none"):
+        flags["gradient_clipping"] = float(clipping)
+    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
+    if accumulation.isdigit() and int(accumulation) > 1:  # 1 is what Accelerate says when nobody did
+        flags["gradient_accumulation_steps"] = int(accumulation)
+    for kind in ("OPTIMIZER", "PARAM"):
+        if environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{kind}_DEVICE", "none") != "none":
+            raise ValueError(
+                f"offloading the {kind.lower()} by Accelerate's flags: put it in a DeepSpeed file"
+            )
+    return flags
+
+
+# --- Stopping ------------------------------------------------------------------------------------
+
+
+def install_stop_flag() -> threading.Event:
+    """An event that SIGTERM or SIGUSR1 sets; the step's all-reduce carries it to every rank."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

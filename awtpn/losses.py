@@ -1,0 +1,189 @@
+"""The six loss terms (Eq. 9-12, 23-25) and their weighted sum.
+
+Every term is a mean over utterances of the *global* batch. A micro-batch computes its share: its sum over
+the global denominator. Shares add up over micro-batches and ranks to exactly the loss that one process
+with one big batch would have, whatever the layout and however many utterances miss a modality.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from awtpn.model import ModelOutput, StreamOutput
+from awtpn.negatives import NegativesForm
+from awtpn.segments import segment_mean
+
+TERMS = ("align", "intra", "inter", "contrast", "ce", "mse")
+
+
+@dataclass
+class LossConfig:
+    """Weights and forms of the loss terms."""
+
+    lambda_align: float = 1.0
+    """Weight of the steps' closeness to their class's prototype."""
+    lambda_intra: float = 0.5
+    """Weight of 1 - cos(audio mean, video mean) of an utterance."""
+    lambda_inter: float = 0.5
+    """Weight of the ranking of an utterance's own video over a negative's."""
+    lambda_contrast: float = 0.2
+    """Weight of the distances between audio mean and own / negative video mean."""
+    eta_ce: float = 1.0
+    """Weight of the cross-entropy."""
+    eta_mse: float = 0.5
+    """Weight of the squared error of the class probabilities."""
+    align_form: Literal["prototypical", "reference"] = "prototypical"
+    """prototypical: -log softmax(-tau d2) at the true class; reference: d2 itself, which collapses."""
+    inter_form: Literal["margin", "reference"] = "margin"
+    """margin: relu(m - cos(a,v) + cos(a,v_neg)); reference: the opposite signs, as published."""
+    tau: float = 1.0
+    """Sharpness of the prototypical align form."""
+    margin_inter: float = 1.0
+    """Margin m of inter."""
+    margin_contrast: float = 1.0
+    """Margin m of contrast."""
+    negatives: NegativesForm = "group"
+    """group: of another class, within negative_group places; global: of another class, the whole global
+    batch (accumulation 1); reference: a permutation of the micro-batch, whatever the classes."""
+    negative_group: int = 8
+    """Consecutive places of the global batch that serve each other as negatives."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: cross-entropy weighs classes by utterances / (classes * utterances of the class)."""
+
+    def validate(self) -> None:
+        if self.tau <= 0:
+            raise ValueError(f"loss.tau must be above 0, not {self.tau}")
+        if self.negative_group < 2:
+            raise ValueError(f"loss.negative_group must be at least 2, not {self.negative_group}")
+
+    def weights(self) -> tuple[float, ...]:
+        """The terms' weights, in the order of TERMS."""
+        return (
+            self.lambda_align,
+            self.lambda_intra,
+            self.lambda_inter,
+            self.lambda_contrast,
+            self.eta_ce,
+            self.eta_mse,
+        )
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """What each term is divided by: counts over the whole global batch (at least 1 each)."""
+
+    utterances: float
+    present: dict[str, float]  # utterances that have the modality
+    both: float  # utterances that have audio and video
+    negative: dict[str, float]  # per draw: those among them with a valid negative
+    class_weight: float  # sum of the class weights of the utterances
+
+
+@dataclass(frozen=True)
+class NegativePool:
+    """Video means to draw negatives from, and each utterance's row among them per draw."""
+
+    means: Tensor  # [P, D]
+    row: dict[str, Tensor]  # draw -> int64 [B], -1 where there is no valid negative
+
+
+def loss_terms(
+    output: ModelOutput,
+    label: Tensor,
+    pool: NegativePool | None,
+    denominators: Denominators,
+    config: LossConfig,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """This micro-batch's shares of the six terms.
+
+    Args:
+        output: of B utterances; B may be 0, and the result still reaches every parameter.
+        label: int64 [B].
+        pool: negatives for the cross-modal terms; None when the model uses one modality.
+        denominators: of the global batch.
+        class_weights: [C] for the cross-entropy, or None for equal ones.
+
+    Returns:
+        [6] in the order of TERMS, unweighted; add over micro-batches and ranks, then apply the weights.
+    """
+    align = torch.stack(
+        [
+            _align(stream, label, config) / denominators.present[modality]
+            for modality, stream in output.streams.items()
+        ]
+    ).sum()
+    if pool is None:
+        intra = inter = contrast = torch.zeros_like(align)
+    else:
+        intra, inter, contrast = _cross_modal(output.streams, pool, denominators, config)
+    ce, mse = _classification(output.logits, label, denominators, class_weights)
+    return torch.stack([align, intra, inter, contrast, ce, mse])
+
+
+def total_loss(terms: Tensor, config: LossConfig) -> Tensor:
+    """The weighted sum of `terms` [6] (Eq. 25)."""
+    return terms @ terms.new_tensor(config.weights())
+
+
+def _align(stream: StreamOutput, label: Tensor, config: LossConfig) -> Tensor:
+    """Sum over utterances of the mean over steps of the distance to the true class (Eq. 9)."""
+    if config.align_form == "reference":
+        of_class = stream.distances
+    else:
+        of_class = -torch.log_softmax(-config.tau * stream.distances, dim=-1)
+    at_truth = of_class.gather(1, label[stream.utterance][:, None])[:, 0]
+    return segment_mean(at_truth, stream.offsets, stream.utterance).sum()
+
+
+def _cross_modal(
+    streams: dict[str, StreamOutput], pool: NegativePool, denominators: Denominators, config: LossConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """intra, inter and contrast (Eq. 10-12); utterances that lack a modality or a negative are masked."""
+    audio, video = streams["audio"], streams["video"]
+    a, v = audio.mean, video.mean
+    both = audio.present & video.present
+    own = F.cosine_similarity(a, v, dim=-1)
+
+    intra = _masked_sum(1 - own, both) / denominators.both
+
+    negative, valid = _negatives(pool, "inter", both)
+    other = F.cosine_similarity(a, negative, dim=-1)
+    rank = own - other if config.inter_form == "reference" else other - own
+    inter = _masked_sum(F.relu(config.margin_inter + rank), valid) / denominators.negative["inter"]
+
+    negative, valid = _negatives(pool, "contrast", both)
+    # vector_norm has gradient 0 at 0, where sqrt would have none.
+    near = torch.linalg.vector_norm(a - v, dim=-1)
+    far = F.relu(config.margin_contrast - torch.linalg.vector_norm(a - negative, dim=-1))
+    contrast = _masked_sum(near, both) / denominators.both
+    contrast = contrast + _masked_sum(far, valid) / denominators.negative["contrast"]
+    return intra, inter, contrast
+
+
+def _negatives(pool: NegativePool, draw: str, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Each utterance's negative video mean [B, D], and where it is valid [B]."""
+    row = pool.row[draw]
+    # Padding by one row of zeros lets an empty pool be indexed, too; row -1 then reads zeros.
+    return F.pad(pool.means, (0, 0, 0, 1))[row], both & (row >= 0)
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    # where, not a product: a masked NaN must not come back as NaN.
+    return torch.where(mask, values, 0.0).sum()
+
+
+def _classification(
+    logits: Tensor, label: Tensor, denominators: Denominators, class_weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and squared error of the probabilities (Eq. 23-24)."""
+    weight = None if class_weights is None else class_weights.to(logits.dtype)
+    ce = F.cross_entropy(logits, label, weight=weight, reduction="sum") / denominators.class_weight
+    onehot = F.one_hot(label, logits.shape[-1]).to(logits.dtype)
+    squares = (logits.softmax(-1) - onehot).square().sum()
+    return ce, squares / (denominators.utterances * logits.shape[-1])

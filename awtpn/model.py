@@ -1,0 +1,349 @@
+"""AWTPN: shared space -> prototype distances -> reliability weights -> fused emotion logits.
+
+Each class below is one block of the paper. Only the blocks that own parameters are called with plain
+tensors: DeepSpeed's ZeRO-3 gathers a block's parameters in hooks that see tensors, not dataclasses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from awtpn.attention import reliability_attention
+from awtpn.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
+from shards import Ragged
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "model.json"
+EPSILON = 1e-8  # of the weights' normalisation, as published
+
+# The published code's parameter names -> ours.
+REFERENCE_KEYS = {
+    "ses.audio_proj.0.weight": "ses.audio.weight",
+    "ses.audio_proj.0.bias": "ses.audio.bias",
+    "ses.video_proj.0.weight": "ses.video.weight",
+    "ses.video_proj.0.bias": "ses.video.bias",
+    "tpn.prototypes": "tpn.prototypes",
+    "awm.q_a.weight": "awm.audio.query",
+    "awm.k_a.weight": "awm.audio.key",
+    "awm.q_v.weight": "awm.video.query",
+    "awm.k_v.weight": "awm.video.key",
+    "classifier.weight": "classifier.weight",
+    "classifier.bias": "classifier.bias",
+}
+
+
+@dataclass
+class ModelConfig:
+    """The shape of the network (Eq. 6-8, 15-21)."""
+
+    shared_dim: int = 256
+    """D, the width of the space that all modalities share."""
+    dropout: float = 0.1
+    """Dropout after the projection into the shared space."""
+    prototypes_per_class: int = 1
+    """K; with more than one, a step's distance to a class is that to its nearest prototype."""
+    alpha_audio: float = 0.3
+    """Weight of audio in the fused vector; an utterance without video uses audio alone."""
+    beta_video: float = 0.7
+    """Weight of video in the fused vector; an utterance without audio uses video alone."""
+    distance_scale_audio: float = 1.0
+    """Factor on audio's squared distances; they grow with D, so wide models want about 1/D."""
+    distance_scale_video: float = 1.0
+    """Factor on video's squared distances."""
+    modalities: list[str] = field(default_factory=lambda: ["audio", "video"])
+    """Streams to use: both, or one of "audio" and "video"."""
+    awm: Literal["adaptive", "uniform"] = "adaptive"
+    """adaptive: weigh steps by reliability (the paper); uniform: plain averages (its ablation)."""
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for a setting that no model can have."""
+        if not self.modalities or set(self.modalities) - {"audio", "video"}:
+            raise ValueError(f"model.modalities must name audio, video or both, not {self.modalities}")
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"model.modalities names a stream twice: {self.modalities}")
+        for name in ("shared_dim", "prototypes_per_class"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must lie in [0, 1), not {self.dropout}")
+        for name in ("distance_scale_audio", "distance_scale_video"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.{name} must be above 0, not {getattr(self, name)}")
+
+    def fusion_weight(self, modality: str) -> float:
+        return self.alpha_audio if modality == "audio" else self.beta_video
+
+    def distance_scale(self, modality: str) -> float:
+        return self.distance_scale_audio if modality == "audio" else self.distance_scale_video
+
+
+@dataclass
+class StreamOutput:
+    """What the model found in one modality. T steps in all, B utterances, D shared dim, C classes."""
+
+    h: Tensor  # [T, D] steps in the shared space
+    distances: Tensor  # [T, C] scaled squared distance to each class's nearest prototype (Eq. 6-8)
+    weights: Tensor  # [T] reliability weights, summing to 1 within an utterance (Eq. 15-18)
+    pooled: Tensor  # [B, D] reliability-weighted sum; zero for an utterance without this modality
+    mean: Tensor  # [B, D] plain time mean, which the cross-modal losses compare
+    present: Tensor  # [B] bool: the utterance has at least one step of this modality
+    offsets: Tensor  # [B+1] where each utterance's steps begin
+    utterance: Tensor  # [T] the utterance that each step belongs to
+
+
+@dataclass
+class ModelOutput:
+    logits: Tensor  # [B, C], float32 or wider
+    streams: dict[str, StreamOutput]
+
+
+class Float32Buffers(nn.Module):
+    """A module whose buffers move with the model but never lose float32 precision.
+
+    Engines cast whole modules to half precision; a feature mean of -18.4 or a slow moving average has no
+    room in bfloat16.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.itemsize < buffer.itemsize:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class Standardise(Float32Buffers):
+    """(x - mean) / std per feature, in float32, with the training utterances' statistics.
+
+    Until `set_statistics` is called it is the identity, exactly.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Take `mean` and `std` [D]; a feature that never varies keeps a divisor of 1."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, self.mean.dtype)
+        return (x.to(wide) - self.mean) / self.std
+
+
+class SES(nn.Linear):
+    """Shared-space projection of one modality: `h = ReLU(W x + b)`; dropout follows in AWTPN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x.to(self.weight.dtype)))
+
+
+class TPN(Float32Buffers):
+    """The prototype table `[C*K, D]` and each step's distance to each class (Eq. 6-8)."""
+
+    prototypes: Tensor
+
+    def __init__(self, classes: int, per_class: int, dim: int, learnable: bool) -> None:
+        super().__init__()
+        self.shape = (classes, per_class)
+        table = 0.02 * torch.randn(classes * per_class, dim)
+        if learnable:
+            self.prototypes = nn.Parameter(table)
+        else:
+            # Moved by class means instead of gradients: a buffer, which no engine partitions or casts.
+            self.register_buffer("prototypes", table)
+
+    def forward(self, h: Tensor, scale: float) -> Tensor:
+        """Scaled squared distances: `h` [T, D] -> [T, C], in float32 or wider."""
+        wide = torch.promote_types(h.dtype, torch.float32)
+        h, table = h.to(wide), self.prototypes.to(wide)
+        with torch.autocast(h.device.type, enabled=False):
+            # The expanded square costs one matrix product; rounding can push it below zero.
+            square = h.square().sum(1, keepdim=True) + table.square().sum(1) - 2 * h @ table.T
+        nearest = square.clamp(min=0).unflatten(1, self.shape).amin(-1)
+        return scale * nearest
+
+
+class AWM(nn.Module):
+    """Reliability weights of one modality (Eq. 15-18): distances in, one weight per step out."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        bound = dim**-0.5  # nn.Linear's own initialisation
+        self.query = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
+        self.key = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
+
+    def forward(
+        self, h: Tensor, distances: Tensor, offsets: Tensor, utterance: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """`h` [T, D], `distances` [T, C] -> weights [T] that sum to 1 within each utterance."""
+        reliability = segment_softmax(-distances.amin(-1), offsets, utterance)
+        spread = reliability_attention(h, self.query, self.key, reliability, lengths)
+        return spread / (segment_sum(spread, offsets, utterance) + EPSILON)[utterance]
+
+
+class AWTPN(nn.Module):
+    """The whole network: packed features of B utterances -> logits [B, C] and what led to them.
+
+    Args:
+        config: widths, scales and weights.
+        feature_dims: features per step of each modality in `config.modalities`.
+        classes: the emotions' names, in label order.
+        learnable_prototypes: False when class means move the prototypes (`prototypes.update: ema`).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        feature_dims: Mapping[str, int],
+        classes: Sequence[str],
+        learnable_prototypes: bool = True,
+    ) -> None:
+        super().__init__()
+        config.validate()
+        missing = [m for m in config.modalities if m not in feature_dims]
+        if missing:
+            raise ValueError(
+                f"model.modalities names {missing}, but the data has only {sorted(feature_dims)}"
+            )
+        self.config = config
+        self.feature_dims = {m: int(feature_dims[m]) for m in config.modalities}
+        self.classes = list(classes)
+        self.learnable_prototypes = learnable_prototypes
+        dim = config.shared_dim
+        self.standardise = nn.ModuleDict({m: Standardise(d) for m, d in self.feature_dims.items()})
+        self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
+        self.dropout = nn.Dropout(config.dropout)
+        self.tpn = TPN(len(self.classes), config.prototypes_per_class, dim, learnable_prototypes)
+        self.awm = nn.ModuleDict({m: AWM(dim) for m in config.modalities if config.awm == "adaptive"})
+        self.classifier = nn.Linear(dim, len(self.classes))
+
+    def forward(self, features: Mapping[str, Ragged]) -> ModelOutput:
+        """`features`: per modality `Ragged(values [T, D_modality], offsets [B+1])`."""
+        streams = {m: self.stream(m, features[m]) for m in self.config.modalities}
+        fused = self.fuse(streams)
+        logits = self.classifier(fused.to(self.classifier.weight.dtype))
+        return ModelOutput(logits.to(fused.dtype), streams)
+
+    def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
+        """Standardise a modality's features by these [D_modality] from now on; the model keeps them."""
+        cast(Standardise, self.standardise[modality]).set_statistics(mean, std)
+
+    def stream(self, modality: str, ragged: Ragged) -> StreamOutput:
+        """One modality's way through SES, TPN and AWM."""
+        offsets = ragged.offsets.long()
+        utterance = utterance_of_step(offsets, len(ragged.values))
+        h = self.dropout(self.ses[modality](self.standardise[modality](ragged.values)))
+        distances = self.tpn(h, self.config.distance_scale(modality))
+        wide = h.to(distances.dtype)
+        mean = segment_mean(wide, offsets, utterance)
+        if self.config.awm == "adaptive":
+            weights = self.awm[modality](
+                h, distances, offsets, utterance, ragged.host_offsets.diff().tolist()
+            )
+            pooled = segment_sum(weights[:, None] * wide, offsets, utterance)
+        else:
+            weights = (1 / offsets.diff().to(distances.dtype))[utterance]
+            pooled = mean
+        return StreamOutput(h, distances, weights, pooled, mean, offsets.diff() > 0, offsets, utterance)
+
+    def fuse(self, streams: Mapping[str, StreamOutput]) -> Tensor:
+        """Weighted sum of the pooled streams [B, D] (Eq. 19-21); a lone stream has weight 1."""
+        alone = torch.stack([s.present for s in streams.values()]).sum(0) == 1  # [B]
+        shares = []
+        for modality, stream in streams.items():
+            weight = torch.full_like(stream.pooled[:, 0], self.config.fusion_weight(modality))
+            shares.append(weight.masked_fill(alone, 1.0)[:, None] * stream.pooled)
+        return torch.stack(shares).sum(0)
+
+    def card(self) -> dict[str, Any]:
+        """Everything but the weights that rebuilds this model; plain JSON."""
+        return {
+            "format": "awtpn",
+            "format_version": 1,
+            "model": asdict(self.config),
+            "feature_dims": self.feature_dims,
+            "classes": self.classes,
+            "learnable_prototypes": self.learnable_prototypes,
+        }
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> AWTPN:
+        """A model with fresh weights of the shape that `card()` described."""
+        known = {f.name for f in fields(ModelConfig)}
+        config = ModelConfig(**{k: v for k, v in card["model"].items() if k in known})
+        return cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> AWTPN:
+        """Load an export or a checkpoint folder: `model.json` beside `model.safetensors`, in eval mode.
+
+        Raises:
+            ValueError: a file is missing or is not of this format; the message names it.
+        """
+        folder = Path(directory)
+        for name in (CARD_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} is no exported model or checkpoint: it has no {name}")
+        card = json.loads((folder / CARD_FILE).read_text())
+        if card.get("format") != "awtpn" or card.get("format_version") != 1:
+            raise ValueError(f"{folder / CARD_FILE} is not an AWTPN model of format version 1")
+        model = cls.from_card(card)
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        return model.eval()
+
+    @classmethod
+    def from_reference(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        config: ModelConfig | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> AWTPN:
+        """Load the published code's checkpoint (`awtpn_best.pth`: a bare state_dict).
+
+        Sizes are read from the tensors; `config` gives what the file doesn't hold (fusion weights, distance
+        scales), `classes` the labels' names. Load the file itself with
+        `torch.load(path, map_location="cpu", weights_only=True)`.
+
+        Raises:
+            ValueError: keys are missing or unknown; the message names them.
+        """
+        missing, unknown = (
+            REFERENCE_KEYS.keys() - state_dict.keys(),
+            state_dict.keys() - REFERENCE_KEYS.keys(),
+        )
+        if missing or unknown:
+            raise ValueError(
+                f"no published AWTPN state_dict: missing {sorted(missing)}, unknown {sorted(unknown)}"
+            )
+        ours = {REFERENCE_KEYS[name]: tensor for name, tensor in state_dict.items()}
+        count, dim = ours["tpn.prototypes"].shape
+        settings = asdict(config) if config else {}
+        settings |= {
+            "shared_dim": dim,
+            "prototypes_per_class": 1,
+            "modalities": ["audio", "video"],
+            "awm": "adaptive",
+        }
+        dims = {m: ours[f"ses.{m}.weight"].shape[1] for m in ("audio", "video")}
+        names = list(classes) if classes is not None else [f"class_{i}" for i in range(count)]
+        if len(names) != count:
+            raise ValueError(f"the checkpoint has {count} classes, but {len(names)} names were given")
+        model = cls(ModelConfig(**settings), dims, names).to(ours["tpn.prototypes"].dtype)
+        model.load_state_dict(ours, strict=False)  # the published code has no feature statistics
+        return model.eval()

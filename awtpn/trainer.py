@@ -1,0 +1,499 @@
+"""Training, from the command line to the results: setup -> fit -> validate -> save -> test.
+
+Reads top to bottom. Every rank runs every line; what only the main rank does (writing files, printing)
+hides in `Monitor` and `checkpoint`. Per step there is one small reduction over ranks (`awtpn.step.agree`)
+and no other wait for the device; figures stay on it until `log_every` steps have gathered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from awtpn import checkpoint, prototypes
+from awtpn.checkpoint import Position, is_deepspeed, unwrap
+from awtpn.config import Config, dump_yaml, parse_command_line
+from awtpn.distributed import Layout, World, install_stop_flag, leave, start
+from awtpn.evaluation import (
+    check_feature_space,
+    evaluate,
+    evaluation_stream,
+    reliability_auroc,
+    stream_source,
+)
+from awtpn.losses import TERMS, total_loss
+from awtpn.metrics import SUMMARY, format_table
+from awtpn.model import AWTPN
+from awtpn.monitor import Monitor, write_atomically, write_status
+from awtpn.optim import learning_rate, make_optimizer, set_learning_rate
+from awtpn.step import StepFacts, agree, micro_batch_terms
+from shards import FeatureBatch, FeatureStream
+
+
+@dataclass
+class Run:
+    """All that a running training holds."""
+
+    config: Config
+    accelerator: Accelerator
+    world: World
+    layout: Layout
+    dir: Path
+    train: FeatureStream
+    val: FeatureStream | None
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    position: Position
+    class_weights: NDArray[np.float64] | None
+    card: dict[str, Any]
+    stop: threading.Event
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    """Steps not yet written; their figures may still be on the device."""
+    since: float = 0.0
+    """When the oldest pending step began."""
+
+    @property
+    def total_steps(self) -> int:
+        by_epochs = self.config.train.epochs * self.train.steps_per_epoch
+        return min(by_epochs, self.config.train.max_steps or by_epochs)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Train as the command line says; returns what `results.json` holds (empty if stopped early)."""
+    config, launch = parse_command_line(argv)
+    accelerator, world, layout = start(config, launch)
+    run_dir = prepare_run_dir(config, world)
+    try:
+        run = setup(config, accelerator, world, layout, run_dir)
+        if not fit(run):
+            if world.is_main:
+                write_status(run_dir, "preempted", step=run.position.step)
+            return {}
+        results = test(run)
+    except BaseException as error:
+        if world.is_main:
+            write_status(run_dir, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    if world.is_main:
+        write_status(run_dir, "done", step=run.position.step)
+    leave()
+    return results
+
+
+# --- setup ---------------------------------------------------------------------------------------
+
+
+def prepare_run_dir(config: Config, world: World) -> Path:
+    """Agree on the run folder and write the resolved configuration into it."""
+    name = Path(config.data.train.partition("#")[0].rstrip("/")).name
+    default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(world.from_main(str(config.run.dir or default)))
+    if world.is_main:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.yaml", dump_yaml(config))
+        write_status(
+            run_dir, "running", ranks=world.size, engine=world.engine, host=platform.node(), pid=os.getpid()
+        )
+    world.barrier()
+    return run_dir
+
+
+def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout, run_dir: Path) -> Run:
+    """Open the data, make or restore the model, and hand it to the engine."""
+    data = config.data
+    resumed = find_checkpoint(config, run_dir)
+    position = checkpoint.load_position(resumed) if resumed else Position()
+
+    train = open_training_stream(config, world, position)
+    val = evaluation_stream(data, "val", config.model.modalities, world)
+
+    # Every rank builds the same weights from the same seed; rank 0's are broadcast all the same below.
+    torch.manual_seed(config.run.seed)
+    dims = {name: modality.dim for name, modality in train.modalities.items()}
+    model = AWTPN(config.model, dims, train.classes, config.prototypes.update == "gradient").to(world.device)
+    for other in (val, evaluation_stream(data, "test", config.model.modalities, world)):
+        if other is not None:
+            check_feature_space(model, other)
+            check_held_out(train, other)
+    if resumed:
+        checkpoint.load_weights(resumed, model)
+    else:
+        initialise(model, config, train, world)
+    if world.size > 1:
+        prototypes.broadcast_from_main({**dict(model.named_parameters()), **dict(model.named_buffers())})
+
+    optimizer = make_optimizer(model, config.optim)
+    if config.train.compile:
+        model.compile(dynamic=True)
+    # Not the data (its order is the plan's) nor the schedule (a function of the step).
+    wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    if resumed:
+        checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer)
+
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        world=world,
+        layout=layout,
+        dir=run_dir,
+        train=train,
+        val=val,
+        model=wrapped,
+        optimizer=wrapped_optimizer,
+        position=replace(
+            position,
+            seed=config.run.seed,
+            global_batch_size=layout.global_batch,
+            streams=train.streams,
+        ),
+        class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
+        card=model.card() | {"dataset": train.name, "provenance": train.manifest.provenance},
+        stop=install_stop_flag(),
+    )
+
+
+def find_checkpoint(config: Config, run_dir: Path) -> Path | None:
+    """The checkpoint that `run.resume` means, or None to start afresh."""
+    if config.run.resume == "never":
+        return None
+    if config.run.resume == "auto":
+        return checkpoint.find_latest(run_dir / "checkpoints")
+    folder = Path(config.run.resume)
+    if not folder.is_dir():
+        raise ValueError(f"run.resume names {folder}, which is no checkpoint folder")
+    return folder.resolve()
+
+
+def open_training_stream(config: Config, world: World, position: Position) -> FeatureStream:
+    """The training utterances, dealt as the checkpoint (if any) had them dealt."""
+    source = stream_source(config.data, "train")
+    assert source is not None
+    resuming = position.step > 0
+    if position.epoch_step > 0:
+        for key, now, then in (
+            ("train.global_batch_size", config.train.global_batch_size, position.global_batch_size),
+            ("data.streams", config.data.streams or position.streams, position.streams),
+            ("run.seed", config.run.seed, position.seed),
+        ):
+            if now != then:
+                raise ValueError(
+                    f"{key} is {now}, but the checkpoint stands {position.epoch_step} steps into an epoch "
+                    f"begun with {then}: keep it until the epoch ends, or start afresh with --run.resume never"
+                )
+    return FeatureStream(
+        **source,
+        global_batch_size=config.train.global_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.run.seed,
+        streams=config.data.streams or (position.streams if resuming else None),
+        modalities=config.model.modalities,
+    )
+
+
+def check_held_out(train: FeatureStream, other: FeatureStream) -> None:
+    """Refuse to judge a model on utterances that it trained on."""
+    if shared := train.overlap(other):
+        raise ValueError(
+            f"{shared} utterances of {other.url} are both trained on and evaluated on: change data.select or "
+            "the splits"
+        )
+
+
+def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World) -> None:
+    """Feature statistics, then weights from another model or prototypes from data, where asked."""
+    if config.data.standardize:
+        for name, sums in train.statistics().items():
+            count, total, squares = (
+                world.sum(np.atleast_1d(np.asarray(x, dtype=np.float64)))
+                for x in (sums.count, sums.sum, sums.sum_of_squares)
+            )
+            mean = total / np.maximum(count, 1)
+            std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+            model.standardise[name].set_statistics(
+                torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+            )
+    if config.run.init_from:
+        checkpoint.load_matching(checkpoint.find_model(Path(config.run.init_from)), model)
+    if config.prototypes.init == "data":
+        # The first global batches of the plan: the same utterances for every layout.
+        steps = min(
+            train.steps_per_epoch, math.ceil(prototypes.INIT_UTTERANCES / config.train.global_batch_size)
+        )
+        batches = (batch for batch, _ in zip(train.epoch(0), range(steps), strict=False))
+        prototypes.initialise_from_data(
+            model, batches, steps, config.train.global_batch_size, world.device, config.run.seed
+        )
+
+
+def balanced_weights(train: FeatureStream) -> NDArray[np.float64]:
+    """Class weights [C]: utterances / (classes * utterances of the class)."""
+    counts = train.class_counts()
+    return counts.sum() / (len(counts) * np.maximum(counts, 1).astype(np.float64))
+
+
+# --- fit -----------------------------------------------------------------------------------------
+
+
+def fit(run: Run) -> bool:
+    """Train to the end; False if a signal stopped it (a checkpoint is then on disk)."""
+    position, options = run.position, run.config.train
+    monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
+    announce(run, monitor)
+    run.since = time.perf_counter()
+    try:
+        while position.epoch < options.epochs and position.step < run.total_steps:
+            whole = train_epoch(run, monitor)
+            flush(run, monitor)
+            ends = position.step >= run.total_steps
+            if not whole and not ends:
+                save(run)
+                monitor.say(f"stopped by a signal after step {position.step}; the run can be resumed")
+                return False
+            epoch = position.epoch
+            if whole:
+                position.epoch, position.epoch_step = epoch + 1, 0
+            validate = ends or position.epoch % options.validate_every == 0
+            best = validate and validate_epoch(run, monitor, epoch)
+            save(run, best=best)
+            run.since = time.perf_counter()
+    finally:
+        monitor.close()
+    return True
+
+
+def announce(run: Run, monitor: Monitor) -> None:
+    """One paragraph on what is about to happen."""
+    train, world, layout = run.train, run.world, run.layout
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in unwrap(run.model).parameters())
+    start_at = f", resumed at step {run.position.step}" if run.position.step else ""
+    monitor.say(
+        f"{train.num_utterances} utterances, {len(train.classes)} classes; {parameters:,} parameters, "
+        f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
+        f"{world.size} ranks x micro-batch {layout.micro_batch} x accumulation {layout.accumulation} "
+        f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
+        f"run folder {run.dir}; watch it with: tensorboard --logdir {run.dir.parent}"
+    )
+
+
+def train_epoch(run: Run, monitor: Monitor) -> bool:
+    """Train on the rest of the epoch at `run.position`; False if it ended early (a signal, max_steps)."""
+    position, options = run.position, run.config.train
+    run.model.train()
+    batches = iter(run.train.epoch(position.epoch, position.epoch_step))
+    for _ in range(position.epoch_step, run.train.steps_per_epoch):
+        if position.step >= run.total_steps:
+            return False
+        asked = time.perf_counter()
+        batch = next(batches)
+        facts = train_step(run, batch, data_wait=time.perf_counter() - asked)
+        position.step += 1
+        position.epoch_step += 1
+        if position.step % options.log_every == 0:
+            flush(run, monitor)
+        check = run.config.prototypes.check_every
+        if check and run.world.size > 1 and position.step % check == 0:
+            check_replicas(run, monitor)
+        if facts.stop:
+            return False
+        if options.checkpoint_every and position.step % options.checkpoint_every == 0:
+            flush(run, monitor)
+            save(run)
+    return True
+
+
+def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> StepFacts:
+    """One optimizer step: agree, accumulate micro-batches, update; its figures join `run.pending`."""
+    config, world, position = run.config, run.world, run.position
+    facts = agree(
+        batch,
+        config.loss,
+        world,
+        classes=len(run.train.classes),
+        class_weights=run.class_weights,
+        modalities=config.model.modalities,
+        global_batch=run.layout.global_batch,
+        accumulation=run.layout.accumulation,
+        seed=config.run.seed,
+        step=position.step,
+        stop=run.stop.is_set(),
+    )
+    lr = learning_rate(config.optim, position.step, run.total_steps)
+    set_learning_rate(run.optimizer, lr)
+    terms, grad_norm = forward_backward(run, batch.to(world.device, non_blocking=True), facts)
+    run.pending.append(
+        {
+            "step": position.step + 1,
+            "epoch": position.epoch,
+            "terms": terms,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "fingerprint": f"{facts.fingerprint:016x}",
+            "utterances": facts.utterances,
+            "data_wait": data_wait,
+        }
+    )
+    return facts
+
+
+def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[Tensor, Any]:
+    """Gradients of the global batch's loss, and the update; returns this rank's terms [6] and the norm."""
+    config, accelerator, world = run.config, run.accelerator, run.world
+    deepspeed = is_deepspeed(run.model)
+    # Shares add up to the loss, but DDP and DeepSpeed average over ranks, DeepSpeed over micro-batches too.
+    scale = world.size * (run.layout.accumulation if deepspeed else 1)
+    weights = None if run.class_weights is None else torch.from_numpy(run.class_weights).to(world.device)
+    ema = config.prototypes.update == "ema"
+    table = unwrap(run.model).tpn.prototypes
+    sums = torch.zeros(len(table), table.shape[1] + 1, device=world.device) if ema else None
+
+    terms = torch.zeros(len(TERMS), device=world.device)
+    micros = batch.split(run.layout.accumulation)
+    first = 0
+    for i, micro in enumerate(micros):
+        last = i == len(micros) - 1
+        accelerator.sync_gradients = last
+        seed_randomness(config.run.seed, run.position.step, i, world.rank)
+        # DeepSpeed is told by sync_gradients alone; its no_sync refuses ZeRO.
+        with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(run.model):
+            output = run.model(micro.features)
+            shares = micro_batch_terms(
+                output, micro, first, facts, config.loss, weights, run.layout.global_batch
+            )
+            accelerator.backward(total_loss(shares, config.loss) * scale)
+        terms += shares.detach().float()
+        if sums is not None:
+            sums += prototypes.class_sums(output, micro.label, table, config.model.prototypes_per_class)
+        first += len(micro)
+
+    # Infinity clips nothing and still yields the norm.
+    grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip or math.inf)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if sums is not None:
+        if world.size > 1:
+            torch.distributed.all_reduce(sums)
+        prototypes.move_to_class_means(table, sums, config.prototypes.ema_decay)
+    return terms, grad_norm
+
+
+def seed_randomness(seed: int, step: int, micro_step: int, rank: int) -> None:
+    """Dropout depends on where in the run it happens, and on nothing that came before: resuming is exact."""
+    words = np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(2, np.uint32)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def flush(run: Run, monitor: Monitor) -> None:
+    """Fetch the pending steps' figures from the device, sum them over ranks and write them."""
+    if not run.pending:
+        return
+    steps, run.pending = run.pending, []
+    terms = torch.stack([s.pop("terms") for s in steps]).double().cpu().numpy()
+    waits = np.array([s.pop("data_wait") for s in steps])
+    reduced = run.world.sum(np.column_stack([terms, waits]))
+    now = time.perf_counter()
+    rate = sum(s.pop("utterances") for s in steps) / max(now - run.since, 1e-9)
+    run.since = now
+    weights = np.array(run.config.loss.weights())
+    lines = []
+    for s, row in zip(steps, reduced, strict=True):
+        loss = float(row[: len(TERMS)] @ weights)
+        figures = {"loss": loss, **dict(zip(TERMS, map(float, row), strict=False)), "lr": s["lr"]}
+        figures["grad_norm"] = float(s["grad_norm"] if s["grad_norm"] is not None else math.nan)
+        tail = {
+            "fingerprint": s["fingerprint"],
+            "utterances_per_s": rate,
+            "data_wait": float(row[-1]) / run.world.size,
+        }
+        lines.append({"step": s["step"], "epoch": s["epoch"], **figures, **tail})
+    for line in lines:
+        if not math.isfinite(line["loss"]):
+            raise FloatingPointError(
+                f"the loss of step {line['step']} is {line['loss']}: lower optim.lr or check the data"
+            )
+        monitor.log_step(line)
+    monitor.flush(loss=f"{lines[-1]['loss']:.4f}", utt_s=f"{rate:.0f}")
+
+
+def check_replicas(run: Run, monitor: Monitor) -> None:
+    """Compare the prototype table and all replicated weights over ranks; stop, or heal where asked."""
+    tensors = prototypes.replicated_tensors(unwrap(run.model))
+    found = prototypes.drifted(tensors, run.world.cpu_group)
+    if not found:
+        return
+    what = ", ".join(f"{name} on rank {rank}" for rank, name in found[:5]) + (
+        " ..." if len(found) > 5 else ""
+    )
+    if run.config.prototypes.on_drift == "error":
+        raise RuntimeError(f"after step {run.position.step} ranks hold different weights: {what}")
+    prototypes.heal(tensors, sorted({name for _, name in found}), run.optimizer)
+    monitor.say(f"healed from rank 0 after step {run.position.step}: {what}")
+
+
+def validate_epoch(run: Run, monitor: Monitor, epoch: int) -> bool:
+    """Validate; True if this is the best model so far (without validation data the latest is)."""
+    if run.val is None:
+        return True
+    figures = evaluate(run.model, run.val, run.world)
+    best = figures["w-F1"] > run.position.best_f1
+    if best:
+        run.position.best_f1, run.position.best_step = figures["w-F1"], run.position.step
+    monitor.log_validation(run.position.step, epoch, figures, best)
+    return best
+
+
+def save(run: Run, best: bool = False) -> None:
+    """Save a checkpoint on all ranks, and mark it as the best where it is."""
+    root = run.checkpoints
+    folder = checkpoint.save(root, run.model, run.optimizer, run.position, run.card, run.world.is_main)
+    if run.world.is_main:
+        if best:
+            checkpoint.point(root / "best", folder)
+        checkpoint.prune(root, run.config.train.keep_last)
+    run.world.barrier()
+
+
+# --- test ----------------------------------------------------------------------------------------
+
+
+def test(run: Run) -> dict[str, Any]:
+    """Evaluate the best checkpoint on validation and test data; write and print the results."""
+    model = AWTPN.from_pretrained(run.checkpoints / "best").to(run.world.device)
+    dataset = run.card["dataset"]
+    results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
+    for role in ("val", "test"):
+        stream = evaluation_stream(run.config.data, role, run.config.model.modalities, run.world)
+        if stream is None:
+            continue
+        results[role] = evaluate(model, stream, run.world)
+        results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
+    if run.world.is_main:
+        write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")
+        for role in ("val", "test"):
+            if role in results:
+                print(f"\n{role} ({results[role]['utterances']} utterances, best checkpoint)")
+                print(format_table(results[role], dataset))
+                for modality, value in results[role]["reliability_auroc"].items():
+                    print(f"reliability weights find the informative {modality} steps: AUROC {value:.3f}")
+        short = {r: {k: round(results[r][k], 4) for k in SUMMARY} for r in ("val", "test") if r in results}
+        print(f"\nresults in {run.dir / 'results.json'}: {json.dumps(short)}")
+    return results

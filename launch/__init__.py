@@ -1,0 +1,1 @@
+"""Entry points for the launchers: `accelerate launch`, `deepspeed`, `torchrun` and plain `python`."""
