@@ -48,7 +48,7 @@ class Store:
 
     url: str
     fs: Any = field(repr=False)
-    root: str
+    root: str = field(repr=False)
     cache: Path | None
     secrets: tuple[str, ...] = field(default=(), repr=False)
 

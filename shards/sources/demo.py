@@ -126,7 +126,8 @@ def _modality(rng: np.random.Generator, direction: np.ndarray) -> tuple[np.ndarr
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     utterance = np.repeat(np.arange(utterances), lengths)
     informative = rng.random(offsets[-1]) < INFORMATIVE_SHARE
-    informative[offsets[:-1] + rng.integers(lengths)] = True
+    without = ~np.logical_or.reduceat(informative, offsets[:-1])
+    informative[(offsets[:-1] + rng.integers(lengths))[without]] = True
 
     shift = rng.normal(0, SHIFT, (utterances, dim))
     noise = rng.normal(0, NOISE, (offsets[-1], dim)) + shift[utterance]
