@@ -247,8 +247,8 @@ def load_matching(folder: Path, model: AWTPN) -> None:
     for name, tensor in taken.items():
         if tensor.shape != own[name].shape:
             raise ValueError(
-                f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but {tuple(own[name].shape)} in this "
-                "run: give both the same model.shared_dim, model.prototypes_per_class and features"
+                f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but "
+                f"{tuple(own[name].shape)} in this run: give both the same model.shared_dim, model.prototypes_per_class and features"
             )
     model.load_state_dict(taken, strict=False)
 

@@ -124,8 +124,8 @@ def check_negatives(config: Config, layout: Layout) -> None:
     if loss.negatives == "group" and layout.micro_batch % loss.negative_group:
         raise ValueError(
             f"loss.negative_group {loss.negative_group} does not divide the micro-batch of "
-            f"{layout.micro_batch} utterances, so negatives would depend on the layout: change train.micro_batch_size or "
-            "loss.negative_group"
+            f"{layout.micro_batch} utterances, so negatives would depend on the layout: change "
+            "train.micro_batch_size or loss.negative_group"
         )
     if loss.negatives == "global" and layout.accumulation > 1:
         raise ValueError(

@@ -170,5 +170,6 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
     for name, dim in model.feature_dims.items():
         if stream.modalities[name].dim != dim:
             raise ValueError(
-                f"the model takes {dim} features of {name}, but {stream.url} has {stream.modalities[name].dim}"
+                f"the model takes {dim} features of {name}, but {stream.url} has "
+                f"{stream.modalities[name].dim}"
             )

@@ -197,7 +197,7 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
             if now != then:
                 raise ValueError(
                     f"{key} is {now}, but the checkpoint stands {position.epoch_step} steps into an epoch "
-                    f"begun with {then}: keep it until the epoch ends, or start afresh with --run.resume never"
+                    f"begun with {then}: keep it until the epoch ends, or start afresh: --run.resume never"
                 )
     return FeatureStream(
         **source,
@@ -229,9 +229,7 @@ def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World)
             )
             mean = total / np.maximum(count, 1)
             std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
-            model.standardise[name].set_statistics(
-                torch.from_numpy(mean).float(), torch.from_numpy(std).float()
-            )
+            model.set_statistics(name, torch.from_numpy(mean).float(), torch.from_numpy(std).float())
     if config.run.init_from:
         checkpoint.load_matching(checkpoint.find_model(Path(config.run.init_from)), model)
     if config.prototypes.init == "data":

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,11 @@ def _complete(packing: _Packing, provenance: dict[str, Any]) -> Manifest:
         classes=list(accepted.classes),
         columns=_columns(packing.kinds, len(accepted.keys)),
         splits={name: _split(split, modalities) for name, split in packing.splits.items()},
-        provenance={**provenance, "packed": datetime.now(UTC).isoformat(timespec="seconds")},
+        provenance={
+            **provenance,
+            "packed": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in ("numpy", "webdataset")},
+        },
         skipped=len(skipped),
     )
     path = target.work / MANIFEST
