@@ -181,6 +181,27 @@ def prune(root: Path, keep_last: int) -> None:
             shutil.rmtree(folder)
 
 
+def export(source: Path, out: Path) -> None:
+    """Write the model of a run (its best checkpoint) or checkpoint into a folder of its own.
+
+    Raises:
+        ValueError: there is no model, or `out` exists.
+    """
+    folder = find_model(source)
+    if out.exists():
+        raise ValueError(f"{out} exists already: name a folder that does not")
+    card = json.loads((folder / CARD_FILE).read_text())
+    results = source / "results.json"
+    if results.is_file():
+        card["results"] = json.loads(results.read_text())
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    shutil.copyfile(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+    (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")
+    os.replace(temporary, out)
+
+
 # --- Load ----------------------------------------------------------------------------------------
 
 
@@ -248,7 +269,8 @@ def load_matching(folder: Path, model: AWTPN) -> None:
         if tensor.shape != own[name].shape:
             raise ValueError(
                 f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but "
-                f"{tuple(own[name].shape)} in this run: give both the same model.shared_dim, model.prototypes_per_class and features"
+                f"{tuple(own[name].shape)} in this run: give both the "
+                "same model.shared_dim, model.prototypes_per_class and features"
             )
     model.load_state_dict(taken, strict=False)
 

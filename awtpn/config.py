@@ -100,8 +100,6 @@ class TrainConfig:
     """Steps between checkpoints besides the one after every epoch."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
-    compile: bool = False
-    """torch.compile the model."""
 
     def validate(self) -> None:
         for name in ("epochs", "global_batch_size", "log_every", "validate_every", "keep_last"):
