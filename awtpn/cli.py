@@ -6,6 +6,7 @@ Training and evaluation are `launch/train.py` and `launch/evaluate.py`, since la
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
     try:
         options.command(options)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has seen enough: no complaint at exit either
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -150,13 +153,9 @@ def run_predict(options: argparse.Namespace) -> None:
         storage_options=options.storage_options,
     )
     check_feature_space(predictor.model, stream)
-    file = open(options.out, "w") if options.out else sys.stdout
-    try:
+    with open(options.out, "w") if options.out else contextlib.nullcontext(sys.stdout) as file:
         for key, prediction in predictor.predict_stream(stream):
             file.write(json.dumps({"key": key, **prediction.as_json()}) + "\n")
-    finally:
-        if options.out:
-            file.close()
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:

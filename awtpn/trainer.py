@@ -484,12 +484,16 @@ def test(run: Run) -> dict[str, Any]:
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
         write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")
-        for role in ("val", "test"):
-            if role in results:
-                print(f"\n{role} ({results[role]['utterances']} utterances, best checkpoint)")
-                print(format_table(results[role], dataset))
-                for modality, value in results[role]["reliability_auroc"].items():
-                    print(f"reliability weights find the informative {modality} steps: AUROC {value:.3f}")
-        short = {r: {k: round(results[r][k], 4) for k in SUMMARY} for r in ("val", "test") if r in results}
-        print(f"\nresults in {run.dir / 'results.json'}: {json.dumps(short)}")
+        print_results(run, results)
     return results
+
+
+def print_results(run: Run, results: dict[str, Any]) -> None:
+    """The test split's table (the validation split's where there is none), and where to find the rest."""
+    if role := next((r for r in ("test", "val") if r in results), None):
+        print(f"\n{role}: {results[role]['utterances']} utterances, best checkpoint")
+        print(format_table(results[role], run.card["dataset"]))
+        for modality, value in results[role]["reliability_auroc"].items():
+            print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")
+    short = {r: {k: round(results[r][k], 4) for k in SUMMARY} for r in ("val", "test") if r in results}
+    print(f"\nresults in {run.dir / 'results.json'}: {json.dumps(short)}")
