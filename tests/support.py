@@ -1,0 +1,249 @@
+"""What the tests share: small models, batches and corpora, and launches that cannot outlive their test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import shards
+from awtpn.checkpoint import OPTIMIZER_FILE
+from awtpn.distributed import World
+from awtpn.losses import TERMS
+from awtpn.model import AWTPN, WEIGHTS_FILE, ModelConfig
+from shards import FeatureBatch, Ragged, Sample
+
+REPO = Path(__file__).resolve().parent.parent
+CLASSES = ["calm", "happy", "sad"]
+DIMS = {"audio": 6, "video": 5}
+ALONE = World(0, 1, 0, torch.device("cpu"), None, "none")
+
+# What of a metrics line is a matter of speed, not of learning.
+TIMINGS = ("utterances_per_s", "data_wait")
+
+
+# --- Models and batches --------------------------------------------------------------------------
+
+
+def small_model(*, dtype: torch.dtype = torch.float64, learnable: bool = True, **settings: Any) -> AWTPN:
+    """A model of random weights, the same for the same settings, with prototypes that stand apart."""
+    torch.manual_seed(1)
+    config = ModelConfig(**({"shared_dim": 8, "dropout": 0.0} | settings))
+    model = AWTPN(config, DIMS, CLASSES, learnable)
+    with torch.no_grad():
+        model.tpn.prototypes.copy_(torch.randn(model.tpn.prototypes.shape))
+    return model.to(dtype)
+
+
+def ragged(sequences: Sequence[Tensor], dim: int) -> Ragged:
+    """Pack [T_i, dim] sequences; there may be none."""
+    offsets = torch.tensor([0, *np.cumsum([len(s) for s in sequences])], dtype=torch.int32)
+    dtype = sequences[0].dtype if sequences else torch.float64
+    return Ragged(torch.cat([torch.zeros(0, dim, dtype=dtype), *sequences]), offsets, offsets)
+
+
+def utterances(
+    lengths: Sequence[tuple[int, int]], seed: int = 0, dtype: torch.dtype = torch.float64
+) -> list[dict[str, Tensor]]:
+    """One dict of features per (audio steps, video steps)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            name: torch.randn(steps, DIMS[name], generator=generator, dtype=dtype)
+            for name, steps in zip(DIMS, of_utterance, strict=True)
+        }
+        for of_utterance in lengths
+    ]
+
+
+def features(of: Sequence[dict[str, Tensor]]) -> dict[str, Ragged]:
+    """Pack utterances as the model takes them; no utterances at all are an empty batch."""
+    return {name: ragged([u[name] for u in of], dim) for name, dim in DIMS.items()}
+
+
+def batch(
+    of: Sequence[dict[str, Tensor]], label: Sequence[int], num_places: int | None = None
+) -> FeatureBatch:
+    """A whole global batch, its last places empty where `num_places` says so."""
+    return FeatureBatch(
+        features=features(of),
+        label=torch.tensor(label, dtype=torch.int64),
+        key=[f"u{i}" for i in range(len(of))],
+        place=torch.arange(len(of)),
+        first_place=0,
+        num_places=num_places or len(of),
+        epoch=0,
+        step=0,
+    )
+
+
+# --- Corpora -------------------------------------------------------------------------------------
+
+
+def pack_corpus(out: Path, train: int = 52, val: int = 14, test: int = 14) -> str:
+    """A corpus that can be learned: some utterances lack video, some audio; lengths differ."""
+    rng = np.random.default_rng(0)
+    directions = {name: rng.normal(0, 1, (len(CLASSES), dim)) for name, dim in DIMS.items()}
+    samples = []
+    for split, size in {"train": train, "val": val, "test": test}.items():
+        for i in range(size):
+            label = int(rng.integers(len(CLASSES)))
+            made: dict[str, np.ndarray | None] = {}
+            for name, dim in DIMS.items():
+                noise = rng.normal(0, 1, (int(rng.integers(1, 10)), dim))
+                made[name] = (directions[name][label] + noise).astype(np.float32)
+            if i % 5 == 4:
+                made["video"] = None
+            elif i % 7 == 6:
+                made["audio"] = None
+            samples.append(Sample(f"{split}-{i:03d}", split, CLASSES[label], made, {"fold": i % 4}))
+    shards.pack(samples, str(out), classes=CLASSES, shard_bytes=20_000, progress=False)
+    return str(out)
+
+
+# --- Launches ------------------------------------------------------------------------------------
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """A clean environment for a child: the interpreter's own tools first, one thread, no other launcher."""
+    strangers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in strangers and not k.startswith(("ACCELERATE_", "TORCHELASTIC_", "DS_", "PYTEST_"))
+    }
+    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}"
+    # The tests are about processes, not devices.
+    return own | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"} | changes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def kill_tree(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all it started: torchrun's workers live in sessions of their own."""
+    try:
+        root = psutil.Process(process.pid)
+        family = [*root.children(recursive=True), root]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+@contextlib.contextmanager
+def launched(command: Sequence[str], log: Path, **env: str) -> Iterator[subprocess.Popen[Any]]:
+    """A process in the repository root, its output in `log`; dead when the block ends."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=REPO, env=environment(**env)
+        )
+        try:
+            yield process
+        finally:
+            kill_tree(process)
+
+
+def run(command: Sequence[str], log: Path, timeout: float = 150, **env: str) -> tuple[int, str]:
+    """Run to the end: exit code and output."""
+    with launched(command, log, **env) as process:
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no end after {timeout} s: {command}\n{log.read_text()}") from None
+    return code, log.read_text()
+
+
+def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout: float = 200) -> None:
+    """Run `jobs` one after another on the same `ranks` processes: see tests/distributed/rank_worker.py.
+
+    Starting Python, torch and DeepSpeed takes far longer than any of the small trainings, so they share it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / f"jobs-{ranks}.json"
+    plan.write_text(json.dumps([job | {"port": free_port()} for job in jobs]))
+    worker = [sys.executable, str(REPO / "tests" / "distributed" / "rank_worker.py"), str(plan)]
+    logs = [folder / f"rank-{rank}-of-{ranks}.log" for rank in range(ranks)]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(launched(worker, log, RANKS=str(ranks), ME=str(rank)))
+            for rank, log in enumerate(logs)
+        ]
+        deadline = time.monotonic() + timeout
+        # A rank that dies leaves the others waiting for it; nobody should wait with them.
+        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+            assert time.monotonic() < deadline, f"no end after {timeout} s\n" + _tails(logs)
+            time.sleep(0.05)
+        if any(p.poll() for p in processes):
+            time.sleep(1)  # others that fail by themselves say why
+            raise AssertionError("a rank failed\n" + _tails(logs))
+
+
+def _tails(logs: Sequence[Path]) -> str:
+    return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+
+
+# --- Runs ----------------------------------------------------------------------------------------
+
+
+def arguments(settings: dict[str, Any]) -> list[str]:
+    """{"train.epochs": 3} -> ["--train.epochs", "3"]."""
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what depends on the machine's speed."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "status.json").read_text())  # type: ignore[no-any-return]
+
+
+def weights(run_dir: Path, checkpoint: str = "latest") -> dict[str, Tensor]:
+    return load_file(run_dir / "checkpoints" / checkpoint / WEIGHTS_FILE)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every figure, weight and moment of two finished runs is the same, bit for bit."""
+    assert metrics(one) == metrics(other)
+    for file in (WEIGHTS_FILE, OPTIMIZER_FILE):
+        ours, theirs = (load_file(run / "checkpoints" / "latest" / file) for run in (one, other))
+        assert ours.keys() == theirs.keys()
+        differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+        assert not differing, f"{file}: {differing}"
+
+
+def assert_like_runs(one: Path, other: Path, loss: float = 1e-5, weight: float = 1e-4) -> None:
+    """Two runs saw the same data and learned the same from it, to rounding."""
+    ours, theirs = metrics(one), metrics(other)
+    assert [(x["step"], x["fingerprint"]) for x in ours] == [(x["step"], x["fingerprint"]) for x in theirs]
+    for x, y in zip(ours, theirs, strict=True):
+        for name in ("loss", *TERMS):
+            assert x[name] == pytest.approx(y[name], rel=loss, abs=loss), f"{name} of step {x['step']}"
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4), f"gradient of step {x['step']}"
+    ours_w, theirs_w = weights(one), weights(other)
+    for name, tensor in ours_w.items():
+        torch.testing.assert_close(
+            tensor, theirs_w[name], rtol=0, atol=weight, msg=lambda m, n=name: f"{n}: {m}"
+        )

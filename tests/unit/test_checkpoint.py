@@ -1,0 +1,187 @@
+"""Checkpoints without an engine: whole or refused, atomic, pruned. Engines are tested under distributed/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support import features, small_model, utterances
+
+from awtpn import checkpoint
+from awtpn.checkpoint import OPTIMIZER_FILE, STATE_FILE, Position
+from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
+from awtpn.optim import OptimConfig, make_optimizer
+
+POSITION = Position(
+    step=3, epoch=1, epoch_step=1, best_f1=0.5, best_step=2, seed=4, global_batch_size=8, streams=2
+)
+
+
+def train(model: AWTPN, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    packed = features(utterances([(3, 2), (2, 4)], dtype=torch.float32))
+    for _ in range(steps):
+        output = model(packed)
+        loss = output.logits.square().sum() + sum(s.distances.mean() for s in output.streams.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def make() -> tuple[AWTPN, torch.optim.AdamW]:
+    model = small_model(dtype=torch.float32)
+    return model, make_optimizer(model, OptimConfig(lr=0.01))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, AWTPN, torch.optim.AdamW]:
+    model, optimizer = make()
+    train(model, optimizer, 3)
+    folder = checkpoint.save(tmp_path, model, optimizer, POSITION, model.card(), is_main=True)
+    return folder, model, optimizer
+
+
+def test_a_restored_run_goes_on_as_if_nothing_had_been(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:
+    folder, model, optimizer = saved
+    assert checkpoint.find_latest(folder.parent) == folder
+    assert checkpoint.load_position(folder) == POSITION
+    other, other_optimizer = make()
+    checkpoint.load_weights(folder, other)
+    checkpoint.load_optimizer(folder, other, other_optimizer)
+    train(model, optimizer, 2)
+    train(other, other_optimizer, 2)
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_checkpoint_is_a_model(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:
+    folder, model, _ = saved
+    packed = features(utterances([(3, 2)], dtype=torch.float32))
+    assert torch.equal(AWTPN.from_pretrained(folder)(packed).logits, model(packed).logits)
+    for path in (folder, folder.parent / "latest"):
+        assert checkpoint.find_model(path) == folder
+    run = folder.parent.parent / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(folder.parent)
+    assert checkpoint.find_model(run) == folder, "latest, where there is no best"
+    with pytest.raises(ValueError, match=r"nowhere is no run, checkpoint or export"):
+        checkpoint.find_model(folder.parent / "nowhere")
+
+
+def test_before_any_step_there_is_no_state_to_restore(tmp_path: Path) -> None:
+    model, optimizer = make()
+    folder = checkpoint.save(tmp_path, model, optimizer, Position(), model.card(), is_main=True)
+    other, other_optimizer = make()
+    checkpoint.load_optimizer(folder, other, other_optimizer)
+    assert not other_optimizer.state
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE])
+def test_an_altered_or_missing_file_is_refused_by_name(
+    saved: tuple[Path, AWTPN, torch.optim.AdamW], name: str
+) -> None:
+    path = saved[0] / name
+    whole = path.read_bytes()
+    flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+    for damaged in (flipped, whole[:-1], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name} is not the file that was saved"):
+            checkpoint.load_position(saved[0])
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing"):
+        checkpoint.load_position(saved[0])
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"position": {"stride": 3}}', '{"position": '])
+def test_a_broken_state_file_is_refused_by_name(
+    saved: tuple[Path, AWTPN, torch.optim.AdamW], text: str | None
+) -> None:
+    path = saved[0] / STATE_FILE
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(ValueError, match=r"no whole checkpoint: .*checkpoint\.json"):
+        checkpoint.load_position(saved[0])
+
+
+def test_only_the_main_rank_writes(tmp_path: Path) -> None:
+    model, optimizer = make()
+    checkpoint.save(tmp_path, model, optimizer, POSITION, model.card(), is_main=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_while_saving_leaves_the_last_whole_checkpoint(
+    saved: tuple[Path, AWTPN, torch.optim.AdamW], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model, optimizer = saved
+    root = folder.parent
+    for dies_in in ("_fingerprint", "_sync", "point"):
+        with monkeypatch.context() as patch:
+
+            def die(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(checkpoint, dies_in, die)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(root, model, optimizer, Position(step=4), model.card(), is_main=True)
+        assert checkpoint.find_latest(root) == folder, f"killed in {dies_in}"
+        assert checkpoint.load_position(folder).step == 3
+    # What such a kill leaves behind is not in the way of the next attempt.
+    checkpoint.save(root, model, optimizer, Position(step=4), model.card(), is_main=True)
+    assert checkpoint.load_position(root / "latest").step == 4
+    assert not list(root.glob(".*"))
+
+
+def test_a_link_always_names_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = tmp_path / "step-1", tmp_path / "step-2"
+    old.mkdir()
+    new.mkdir()
+    link = tmp_path / "latest"
+    checkpoint.point(link, old)
+    assert link.resolve() == old
+    real = checkpoint.os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        assert link.resolve() == old, "the old target stays until the very moment of the switch"
+        real(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    checkpoint.point(link, new)
+    assert link.resolve() == new
+    assert not link.readlink().is_absolute(), "a run folder can be moved"
+
+
+def test_pruning_keeps_the_best_and_the_last(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    checkpoint.point(tmp_path / "best", tmp_path / "step-00000002")
+    checkpoint.point(tmp_path / "latest", tmp_path / "step-00000004")
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert [int(f.name[5:]) for f in sorted(tmp_path.glob("step-*"))] == [2, 4, 6, 7]
+    checkpoint.prune(tmp_path, keep_last=100)
+    assert len(list(tmp_path.glob("step-*"))) == 4
+
+
+def test_other_labels_get_a_new_classifier(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:
+    folder, model, _ = saved
+    same = small_model(dtype=torch.float32)
+    same.set_statistics("audio", torch.full((6,), 9.0), torch.ones(6))
+    checkpoint.load_matching(folder, same)
+    assert torch.equal(same.classifier.weight, model.classifier.weight)
+    assert torch.equal(same.tpn.prototypes, model.tpn.prototypes)
+    assert (same.standardise["audio"].mean == 9).all(), "statistics are those of the new data"
+
+    other = AWTPN(model.config, model.feature_dims, ["calm", "happy", "sad", "bored"])
+    fresh = other.classifier.weight.clone()
+    checkpoint.load_matching(folder, other)
+    assert torch.equal(other.ses["audio"].weight, model.ses["audio"].weight)
+    assert torch.equal(other.classifier.weight, fresh)
+
+    wider = small_model(dtype=torch.float32, shared_dim=16)
+    with pytest.raises(ValueError, match=r"run\.init_from: ses\.audio\.weight is \(8, 6\).*\(16, 6\)"):
+        checkpoint.load_matching(folder, wider)
+
+
+def test_the_state_file_names_what_it_saved(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:
+    state = json.loads((saved[0] / STATE_FILE).read_text())
+    assert state["adam_step"] == 3
+    assert set(state["files"]) == {WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE}

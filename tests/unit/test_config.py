@@ -1,0 +1,129 @@
+"""The configuration: typed, refused by name, and the same after a round trip through YAML."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from support import REPO
+
+from awtpn.config import Config, dump, dump_yaml, parse_command_line
+
+CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
+
+
+def test_no_arguments_mean_the_demo() -> None:
+    config, launch = parse_command_line([])
+    assert config == parse_command_line(["--config", str(REPO / "configs" / "demo.yaml")])[0]
+    assert config.data.train == "demo"
+    assert launch.deepspeed_file is None
+    assert not launch.by_deepspeed_launcher
+    # Overrides of the demo remain the demo; naming data means that data and the plain defaults.
+    assert parse_command_line(["--optim.lr", "0.5"])[0].model == config.model
+    assert parse_command_line(["--data.train", "somewhere"])[0].model == Config().model
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_repository_is_valid_and_reloads(path: Path, tmp_path: Path) -> None:
+    config, _ = parse_command_line(["--config", str(path)])
+    (tmp_path / "again.yaml").write_text(dump_yaml(config))
+    assert parse_command_line(["--config", str(tmp_path / "again.yaml")])[0] == config
+
+
+def test_what_is_printed_is_what_is_meant(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--optim.lr", "3e-4", "--data.select.val", "{fold: [1, 2]}", "--model.modalities", "[video]"]
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line([*words, "--print_config"])
+    assert stop.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    config, _ = parse_command_line(["--config", str(tmp_path / "printed.yaml")])
+    assert config == parse_command_line(words)[0]
+    assert config.data.select.val == {"fold": [1, 2]}
+    assert config.model.modalities == ["video"]
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    """PyYAML alone reads 1e-4 as a string."""
+    (tmp_path / "c.yaml").write_text("optim:\n  lr: 1e-4\n  weight_decay: 2E-3\n  grad_clip: 1e1\n")
+    optim = parse_command_line(["--config", str(tmp_path / "c.yaml"), "--loss.tau", "5e-1"])[0]
+    assert (optim.optim.lr, optim.optim.weight_decay, optim.optim.grad_clip) == (1e-4, 2e-3, 10.0)
+    assert isinstance(optim.optim.lr, float)
+    assert optim.loss.tau == 0.5
+
+
+def test_overrides_rule_over_the_file_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("train: {epochs: 7, log_every: 3}\n")
+    config, _ = parse_command_line(["--config", str(tmp_path / "c.yaml"), "--train.epochs", "9"])
+    assert (config.train.epochs, config.train.log_every) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--train.batch_size", "3"], "train.batch_size"),
+        (["--trian.epochs", "3"], "trian.epochs"),
+        (["--train.epochs", "many"], "train.epochs"),
+        (["--train.epochs", "1.5"], "train.epochs"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--train.precision", "fp8"], "train.precision"),
+        (["--train.zero_stage", "4"], "train.zero_stage"),
+        (["--loss.negatives", "hard"], "loss.negatives"),
+        (["--model.modalities", "3"], "model.modalities"),
+        (["--config", "no-such.yaml"], "no-such.yaml"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused_by_name(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(words)
+    assert stop.value.code not in (0, None)
+    assert named in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_file_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("train:\n  epochs: 3\n  momentum: 0.9\n")
+    with pytest.raises(SystemExit):
+        parse_command_line(["--config", str(tmp_path / "c.yaml")])
+    assert "momentum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--train.epochs", "0"], "train.epochs"),
+        (["--train.max_steps", "0"], "train.max_steps"),
+        (["--train.micro_batch_size", "-2"], "train.micro_batch_size"),
+        (["--train.keep_last", "0"], "train.keep_last"),
+        (["--run.seed", "-1"], "run.seed"),
+        (["--model.dropout", "1.0"], "model.dropout"),
+        (["--prototypes.ema_decay", "1.0"], "prototypes.ema_decay"),
+        (["--prototypes.check_every", "-1"], "prototypes.check_every"),
+        (["--loss.negative_group", "1"], "loss.negative_group"),
+        (["--prototypes.update", "ema", "--loss.lambda_align", "0"], "prototypes.update=ema.*lambda_align"),
+    ],
+)
+def test_contradictions_are_refused_by_name(words: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        parse_command_line(words)
+
+
+def test_the_deepspeed_launcher_is_recognised() -> None:
+    _, launch = parse_command_line(["--local_rank=1", "--deepspeed", "some.json"])
+    assert launch.by_deepspeed_launcher
+    assert launch.deepspeed_file == "some.json"
+
+
+def test_credentials_are_never_written() -> None:
+    words = ["--data.train", "s3://b/d", "--data.storage_options", "{key: me, secret: s3cr3t}"]
+    config, _ = parse_command_line(words)
+    assert config.data.storage_options == {"key": "me", "secret": "s3cr3t"}, "the run itself has them"
+    assert "s3cr3t" not in dump_yaml(config)
+    assert "s3cr3t" not in repr(dump(config))
+    plain = replace(config, data=replace(config.data, storage_options={}))
+    assert dump(config) == dump(plain)
+    assert yaml.safe_load(dump_yaml(config)) == dump(config)

@@ -1,0 +1,124 @@
+"""The prototype table: class means, k-means, checksums; drift over ranks is tested under distributed/."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import CLASSES, batch, features, small_model, utterances
+from torch import Tensor
+
+from awtpn.prototypes import (
+    checksum,
+    class_sums,
+    initialise_from_data,
+    k_means,
+    move_to_class_means,
+    replicated_tensors,
+)
+
+LENGTHS = [(4, 3), (1, 6), (5, 0), (2, 2), (0, 4), (3, 3)]
+LABEL = [0, 1, 1, 0, 0, 1]  # nobody is of class 2
+
+
+@pytest.mark.parametrize("per_class", [1, 3])
+def test_class_means_are_those_of_a_plain_loop(per_class: int) -> None:
+    model = small_model(prototypes_per_class=per_class, learnable=False, dtype=torch.float32)
+    table, decay = model.tpn.prototypes, 0.9
+    output = model(features(utterances(LENGTHS)))
+    sums = class_sums(output, torch.tensor(LABEL), table, per_class)
+
+    came: dict[int, list[Tensor]] = {}
+    for u, label in enumerate(LABEL):
+        for stream in output.streams.values():
+            if stream.present[u]:
+                own = range(label * per_class, (label + 1) * per_class)
+                nearest = min(
+                    own, key=lambda p, s=stream, u=u: float((s.pooled[u] - table[p]).square().sum())
+                )
+                came.setdefault(nearest, []).append(stream.pooled[u].detach())
+    expected = table.clone()
+    for p, vectors in came.items():
+        expected[p] = decay * table[p] + (1 - decay) * torch.stack(vectors).mean(0)
+        assert sums[p, -1] == len(vectors)
+    assert sums[:, -1].sum() == 10, "two streams of six utterances, two of them missing"
+    untouched = [p for p in range(len(table)) if p not in came]
+    assert set(range(2 * per_class, 3 * per_class)) <= set(untouched)
+
+    before = table.clone()
+    move_to_class_means(table, sums, decay)
+    torch.testing.assert_close(table, expected)
+    assert torch.equal(table[untouched], before[untouched]), "absent classes stay, to the bit"
+
+
+def test_micro_batches_add_up_to_one_move() -> None:
+    model = small_model(learnable=False, dtype=torch.float32)
+    whole = batch(utterances(LENGTHS), LABEL)
+    table = model.tpn.prototypes
+    together = class_sums(model(whole.features), whole.label, table, 1)
+    parts = [class_sums(model(m.features), m.label, table, 1) for m in whole.split(3)]
+    torch.testing.assert_close(torch.stack(parts).sum(0), together)
+    assert not class_sums(model(features([])), torch.tensor([], dtype=torch.int64), table, 1).any()
+
+
+def test_k_means_finds_separate_clouds_and_is_the_mean_for_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clouds = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
+    points = torch.cat([c + torch.randn(30, 2, generator=generator) for c in clouds])
+    centres = k_means(points, 3, torch.Generator().manual_seed(1))
+    expected = torch.stack([points[i * 30 : (i + 1) * 30].mean(0) for i in range(3)])
+    order = torch.cdist(expected, centres).argmin(1)
+    assert sorted(order.tolist()) == [0, 1, 2]
+    torch.testing.assert_close(centres[order], expected)
+    torch.testing.assert_close(k_means(points, 1, torch.Generator())[0], points.mean(0))
+    again = k_means(points, 3, torch.Generator().manual_seed(1))
+    assert torch.equal(again, centres)
+
+
+def test_k_means_of_fewer_points_than_centres_is_finite() -> None:
+    points = torch.tensor([[1.0, 2.0]]).repeat(2, 1)
+    centres = k_means(points, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(centres, points[:1].expand(4, 2))
+
+
+def test_initialisation_sets_class_means_and_leaves_absent_classes() -> None:
+    model = small_model(dtype=torch.float32, dropout=0.5).train()
+    of = utterances(LENGTHS, dtype=torch.float32)
+    before = model.tpn.prototypes.detach().clone()
+    initialise_from_data(model, [batch(of, LABEL, 8)], 1, 8, torch.device("cpu"), seed=0)
+    assert model.training, "the mode is given back"
+    output = model.eval()(features(of))
+    for c in (0, 1):
+        vectors = [
+            s.mean[u]
+            for u in range(len(of))
+            for s in output.streams.values()
+            if LABEL[u] == c and s.present[u]
+        ]
+        torch.testing.assert_close(model.tpn.prototypes[c], torch.stack(vectors).mean(0))
+    assert torch.equal(model.tpn.prototypes[CLASSES.index("sad")], before[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_any_single_bit_changes_the_checksum(dtype: torch.dtype) -> None:
+    tensor = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensor[1, 1] = float("nan")
+    whole = checksum(tensor)
+    assert whole == checksum(tensor.clone())
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    for bit in range(8 * dtype.itemsize):
+        altered = tensor.clone()
+        mask = torch.tensor(1 << bit if bit < 8 * dtype.itemsize - 1 else torch.iinfo(kind).min, dtype=kind)
+        altered.view(kind)[2, 1] ^= mask
+        assert checksum(altered) != whole, f"bit {bit}"
+        altered = tensor.clone()
+        altered.view(kind)[1, 1] ^= mask
+        assert checksum(altered) != whole, f"bit {bit} of a NaN"
+
+
+def test_replicas_are_all_but_what_zero_partitions() -> None:
+    model = small_model(learnable=False)
+    everything = set(replicated_tensors(model))
+    assert {"tpn.prototypes", "ses.audio.weight", "standardise.video.std"} <= everything
+    weight, bias = model.ses["audio"].weight, model.ses["audio"].bias
+    weight.ds_id, bias.ds_id, bias.ds_persist = 1, 2, True
+    assert everything - set(replicated_tensors(model)) == {"ses.audio.weight"}
