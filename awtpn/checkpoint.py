@@ -289,7 +289,8 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
         for name, parameter in inner.named_parameters():
             if f"{name}.{MOMENTS[0]}" in moments:
                 state = {m: moments[f"{name}.{m}"].to(parameter.device) for m in MOMENTS}
-                _innermost(optimizer).state[parameter] = {"step": torch.tensor(adam_step), **state}
+                step = torch.tensor(adam_step, device=parameter.device)
+                _innermost(optimizer).state[parameter] = {"step": step, **state}
         return
 
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -302,7 +303,8 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
         for moment in MOMENTS:
             safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
     for state in _states(optimizer):
-        state["step"] = torch.tensor(adam_step) if isinstance(state["step"], Tensor) else adam_step
+        is_tensor = isinstance(state["step"], Tensor)
+        state["step"] = torch.full_like(state["step"], adam_step) if is_tensor else adam_step
 
 
 def empty_features(model: AWTPN) -> dict[str, Ragged]:

@@ -42,6 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_pack(commands)
     add_export(commands)
     add_predict(commands)
+    add_compare(commands)
+    add_doctor(commands)
     return parser
 
 
@@ -156,6 +158,56 @@ def run_predict(options: argparse.Namespace) -> None:
     with open(options.out, "w") if options.out else contextlib.nullcontext(sys.stdout) as file:
         for key, prediction in predictor.predict_stream(stream):
             file.write(json.dumps({"key": key, **prediction.as_json()}) + "\n")
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def add_compare(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="two runs: same data? same losses? same weights?")
+    parser.add_argument("a", metavar="RUN_A", type=Path)
+    parser.add_argument("b", metavar="RUN_B", type=Path)
+    parser.add_argument("--loss_tolerance", type=float, default=1e-5, help="relative, at every step")
+    parser.add_argument(
+        "--weight_tolerance", type=float, default=1e-4, help="absolute, in the latest checkpoints"
+    )
+    parser.set_defaults(command=run_compare)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    from awtpn.compare import compare_runs, format_comparison
+
+    comparison = compare_runs(options.a, options.b)
+    print(format_comparison(comparison))
+    equal = (
+        comparison.same_data
+        and comparison.largest_loss_gap <= options.loss_tolerance
+        and comparison.largest_weight_gap <= options.weight_tolerance
+    )
+    print("equal within tolerance" if equal else "NOT equal within tolerance")
+    if not equal:
+        sys.exit(1)
+
+
+def add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="find what would spoil a run before it begins",
+        description="Alone, or on all ranks of a cluster: torchrun [...] -m awtpn.cli doctor --run_dir DIR --data URL",
+    )
+    parser.add_argument("--run_dir", type=Path, help="run folder that the ranks would share")
+    parser.add_argument(
+        "--data", nargs="*", default=[], metavar="URL", help="packed datasets that every rank must read"
+    )
+    add_storage_options(parser)
+    parser.set_defaults(command=run_doctor)
+
+
+def run_doctor(options: argparse.Namespace) -> None:
+    from awtpn.doctor import examine
+
+    if not examine(options.run_dir, options.data, options.storage_options):
+        sys.exit(1)
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:

@@ -98,6 +98,10 @@ class TrainConfig:
     """Epochs between validations; the last epoch always validates."""
     checkpoint_every: int | None = None
     """Steps between checkpoints besides the one after every epoch."""
+    skip_budget: int = 10
+    """Steps with a loss or gradient that is not finite to leave out before giving up."""
+    timeout: float = 1800.0
+    """Seconds without a finished step after which a rank counts as hung and the run is stopped."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
 
@@ -108,6 +112,8 @@ class TrainConfig:
         for name in ("max_steps", "micro_batch_size", "checkpoint_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if self.skip_budget < 0 or self.timeout <= 0:
+            raise ValueError("train.skip_budget must not be negative, and train.timeout must be above 0")
 
 
 @dataclass

@@ -35,8 +35,6 @@ from numpy.typing import NDArray
 
 from awtpn.config import Config, Launch
 
-# A collective that waits longer than this has lost a rank.
-TIMEOUT = timedelta(minutes=30)
 DEFAULT_ZERO_STAGE = 2
 
 
@@ -146,10 +144,12 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
     check_negatives(config, layout)
     check_precision(config, on_gpu)
     settings = deepspeed_settings(config, launch, layout, os.environ)
+    # Collectives wait longer than the watchdog, which leaves stacks behind where a time-out would not.
+    wait = timedelta(seconds=2 * config.train.timeout + 60)
 
     if settings is None:
         accelerator = Accelerator(
-            cpu=not on_gpu, mixed_precision=_mixed_precision(config), kwargs_handlers=_handlers(on_gpu)
+            cpu=not on_gpu, mixed_precision=_mixed_precision(config), kwargs_handlers=_handlers(on_gpu, wait)
         )
     else:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -161,10 +161,10 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
         accelerator = Accelerator(
             mixed_precision=_mixed_precision(config),
             deepspeed_plugin=plugin,
-            kwargs_handlers=_handlers(on_gpu),
+            kwargs_handlers=_handlers(on_gpu, wait),
         )
         accelerator.gradient_accumulation_steps = layout.accumulation
-    world = _world(accelerator, launched, _engine_name(accelerator, settings))
+    world = _world(accelerator, launched, _engine_name(accelerator, settings), wait)
     check_same_everywhere(world, config)
     return accelerator, world, layout
 
@@ -173,8 +173,9 @@ def join() -> World:
     """Join the other ranks without an engine: for evaluation, whatever launched it."""
     launched, on_gpu = launched_ranks(), use_gpu()
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
-    accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu))
-    return _world(accelerator, launched, "none")
+    wait = timedelta(minutes=30)
+    accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu, wait))
+    return _world(accelerator, launched, "none", wait)
 
 
 def leave() -> None:
@@ -196,12 +197,12 @@ def use_gpu() -> bool:
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
 
 
-def _handlers(on_gpu: bool) -> list[Any]:
+def _handlers(on_gpu: bool, wait: timedelta) -> list[Any]:
     # On a CPU, Accelerate with DeepSpeed reports a world of 1 on every rank unless told the backend; told of
     # one where no launcher made ranks, it looks for a process group that does not exist.
     backend = "gloo" if "LOCAL_RANK" in os.environ and not on_gpu else None
     return [
-        InitProcessGroupKwargs(backend=backend, timeout=TIMEOUT),
+        InitProcessGroupKwargs(backend=backend, timeout=wait),
         # Buffers are broadcast once, at the start, and then updated alike on every rank.
         DistributedDataParallelKwargs(broadcast_buffers=False),
     ]
@@ -222,7 +223,7 @@ def _rendezvous_alone() -> None:
         os.environ.setdefault(name, value)
 
 
-def _world(accelerator: Accelerator, launched: int, engine: str) -> World:
+def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta) -> World:
     joined = dist.get_world_size() if dist.is_initialized() else 1
     check_world_size("torch.distributed", joined, launched)
     check_world_size("Accelerate", accelerator.num_processes, launched)
@@ -231,7 +232,7 @@ def _world(accelerator: Accelerator, launched: int, engine: str) -> World:
         size=launched,
         local_rank=accelerator.local_process_index,
         device=accelerator.device,
-        cpu_group=dist.new_group(backend="gloo", timeout=TIMEOUT) if launched > 1 else None,
+        cpu_group=dist.new_group(backend="gloo", timeout=wait) if launched > 1 else None,
         engine=engine,
     )
 

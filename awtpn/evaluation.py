@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,8 +76,13 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, stream: FeatureStream, world: World) -> dict[str, Any]:
-    """Figures of `model` over `stream`; every rank gets them all. See `awtpn.metrics.summarise`."""
+def evaluate(
+    model: nn.Module, stream: FeatureStream, world: World, on_batch: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Figures of `model` over `stream`; every rank gets them all. See `awtpn.metrics.summarise`.
+
+    `on_batch` is called after each batch, for whoever wants to know that things go on.
+    """
     classes = len(stream.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
     training = model.training
@@ -85,6 +91,7 @@ def evaluate(model: nn.Module, stream: FeatureStream, world: World) -> dict[str,
         batch = batch.to(world.device)
         # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
         confusion += count_confusion(batch.label, model(batch.features).logits.argmax(-1), classes)
+        on_batch()
     model.train(training)
     return summarise(world.sum(confusion.cpu().numpy()), stream.classes)
 

@@ -71,7 +71,8 @@ class Monitor:
             return
         self.lines.write(json.dumps(line) + "\n")
         for name, tag in GROUPS.items():
-            self.board.add_scalar(tag, line[name], line["step"])
+            if line[name] is not None:
+                self.board.add_scalar(tag, line[name], line["step"])
         self.bar.update(1)
 
     def flush(self, **shown: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,10 +33,29 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} must not be negative, but is {getattr(self, name)}")
 
 
+class GuardedAdamW(torch.optim.AdamW):
+    """Fused AdamW that changes nothing in a step whose gradients are not all finite.
+
+    The decision stays on the device. Reduced gradients are the same on every rank, so all of them skip
+    together. (DeepSpeed's ZeRO optimizers decide for themselves before they come here.)
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        if hasattr(self, "found_inf"):  # a GradScaler has decided already
+            return super().step(closure)
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, math.inf)])
+        self.found_inf = (~largest.isfinite().all()).float()
+        try:
+            return super().step(closure)
+        finally:
+            del self.found_inf
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that learn."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return GuardedAdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:

@@ -136,11 +136,15 @@ def class_sums(output: ModelOutput, label: Tensor, table: Tensor, per_class: int
 def move_to_class_means(table: Tensor, sums: Tensor, decay: float) -> None:
     """One EMA step of `table` [C*K, D], in place, from the global batch's `sums` [C*K, D+1].
 
-    Prototypes that no utterance came to stay as they are.
+    Prototypes that no utterance came to stay as they are, and so do those that a NaN came to.
     """
     count = sums[:, -1:]
     mean = sums[:, :-1] / count.clamp(min=1)
-    table.copy_(torch.where(count > 0, decay * table + (1 - decay) * mean, table))
+    table.copy_(
+        torch.where(
+            (count > 0) & mean.isfinite().all(-1, keepdim=True), decay * table + (1 - decay) * mean, table
+        )
+    )
 
 
 # --- One table on all ranks ----------------------------------------------------------------------

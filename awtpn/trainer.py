@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -25,9 +26,9 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from awtpn import checkpoint, prototypes
+from awtpn import checkpoint, doctor, prototypes
 from awtpn.checkpoint import Position, is_deepspeed, unwrap
-from awtpn.config import Config, dump_yaml, parse_command_line
+from awtpn.config import DEMO, Config, dump_yaml, parse_command_line
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
 from awtpn.evaluation import (
     check_feature_space,
@@ -42,6 +43,7 @@ from awtpn.model import AWTPN
 from awtpn.monitor import Monitor, write_atomically, write_status
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate
 from awtpn.step import StepFacts, agree, micro_batch_terms
+from awtpn.watchdog import Watchdog
 from shards import FeatureBatch, FeatureStream
 
 
@@ -62,10 +64,13 @@ class Run:
     class_weights: NDArray[np.float64] | None
     card: dict[str, Any]
     stop: threading.Event
+    watchdog: Watchdog
     pending: list[dict[str, Any]] = field(default_factory=list)
     """Steps not yet written; their figures may still be on the device."""
     since: float = 0.0
     """When the oldest pending step began."""
+    skipped: int = 0
+    """Steps left out because a loss or gradient was not finite."""
 
     @property
     def total_steps(self) -> int:
@@ -103,18 +108,42 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def prepare_run_dir(config: Config, world: World) -> Path:
-    """Agree on the run folder and write the resolved configuration into it."""
+    """Agree on the run folder, let every rank look around, and write the configuration.
+
+    Raises:
+        ValueError: something would spoil the run; says what and the fix, on every rank.
+    """
     name = Path(config.data.train.partition("#")[0].rstrip("/")).name
     default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(world.from_main(str(config.run.dir or default)))
+    run_dir, token = world.from_main((str(config.run.dir or default), secrets.token_hex(8)))
+    run_dir = Path(run_dir)
     if world.is_main:
         run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".token").write_text(token)
+    world.barrier()
+    look_around(config, world, run_dir, token)
+    if world.is_main:
+        (run_dir / ".token").unlink()
         write_atomically(run_dir / "config.yaml", dump_yaml(config))
         write_status(
             run_dir, "running", ranks=world.size, engine=world.engine, host=platform.node(), pid=os.getpid()
         )
     world.barrier()
     return run_dir
+
+
+def look_around(config: Config, world: World, run_dir: Path, token: str) -> None:
+    """Have every rank state its facts; stop on errors, tell of warnings."""
+    data = config.data
+    urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
+    ranks = world.from_all(
+        doctor.facts(world.rank, run_dir, token, urls, data.cache_dir, data.storage_options)
+    )
+    findings = doctor.diagnose(ranks)
+    if errors := [str(f) for f in findings if f.level == "error"]:
+        raise ValueError("this run cannot work:\n" + "\n".join(errors))
+    if world.is_main:
+        print("\n".join(str(f) for f in findings), end="\n" if findings else "")
 
 
 def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout, run_dir: Path) -> Run:
@@ -166,7 +195,19 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
         card=model.card() | {"dataset": train.name, "provenance": train.manifest.provenance},
         stop=install_stop_flag(),
+        watchdog=watch(config, world, run_dir),
     )
+
+
+def watch(config: Config, world: World, run_dir: Path) -> Watchdog:
+    """A watchdog that leaves this rank's stacks in the run folder."""
+
+    def on_hang() -> None:
+        if world.is_main:
+            waited = f"no progress for {config.train.timeout:.0f} s"
+            write_status(run_dir, "failed", error=f"{waited}; the ranks' stacks are in stacks/")
+
+    return Watchdog(config.train.timeout, run_dir / "stacks" / f"rank-{world.rank}.txt", on_hang)
 
 
 def find_checkpoint(config: Config, run_dir: Path) -> Path | None:
@@ -273,6 +314,7 @@ def fit(run: Run) -> bool:
             save(run, best=best)
             run.since = time.perf_counter()
     finally:
+        run.watchdog.close()
         monitor.close()
     return True
 
@@ -302,6 +344,7 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
         asked = time.perf_counter()
         batch = next(batches)
         facts = train_step(run, batch, data_wait=time.perf_counter() - asked)
+        run.watchdog.beat()
         position.step += 1
         position.epoch_step += 1
         if position.step % options.log_every == 0:
@@ -335,12 +378,14 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> StepFacts:
     )
     lr = learning_rate(config.optim, position.step, run.total_steps)
     set_learning_rate(run.optimizer, lr)
-    terms, grad_norm = forward_backward(run, batch.to(world.device, non_blocking=True), facts)
+    terms, grad_norm, broken = forward_backward(run, batch.to(world.device, non_blocking=True), facts)
     run.pending.append(
         {
             "step": position.step + 1,
             "epoch": position.epoch,
             "terms": terms,
+            "broken": broken,
+            "keys": batch.key,
             "lr": lr,
             "grad_norm": grad_norm,
             "fingerprint": f"{facts.fingerprint:016x}",
@@ -351,8 +396,13 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> StepFacts:
     return facts
 
 
-def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[Tensor, Any]:
-    """Gradients of the global batch's loss, and the update; returns this rank's terms [6] and the norm."""
+def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[Tensor, Any, Tensor]:
+    """Gradients of the global batch's loss, and the update, which a gradient that is not finite prevents.
+
+    Returns:
+        This rank's terms [6], the gradient's norm, and which of its utterances have logits that are not
+        finite [B]; on the device.
+    """
     config, accelerator, world = run.config, run.accelerator, run.world
     deepspeed = is_deepspeed(run.model)
     # Shares add up to the loss, but DDP and DeepSpeed average over ranks, DeepSpeed over micro-batches too.
@@ -363,6 +413,7 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
     sums = torch.zeros(len(table), table.shape[1] + 1, device=world.device) if ema else None
 
     terms = torch.zeros(len(TERMS), device=world.device)
+    broken = []
     micros = batch.split(run.layout.accumulation)
     first = 0
     for i, micro in enumerate(micros):
@@ -377,6 +428,7 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
             )
             accelerator.backward(total_loss(shares, config.loss) * scale)
         terms += shares.detach().float()
+        broken.append(~output.logits.detach().isfinite().all(-1))
         if sums is not None:
             sums += prototypes.class_sums(output, micro.label, table, config.model.prototypes_per_class)
         first += len(micro)
@@ -389,7 +441,7 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
         if world.size > 1:
             torch.distributed.all_reduce(sums)
         prototypes.move_to_class_means(table, sums, config.prototypes.ema_decay)
-    return terms, grad_norm
+    return terms, grad_norm, torch.cat(broken)
 
 
 def seed_randomness(seed: int, step: int, micro_step: int, rank: int) -> None:
@@ -403,31 +455,48 @@ def flush(run: Run, monitor: Monitor) -> None:
     if not run.pending:
         return
     steps, run.pending = run.pending, []
-    terms = torch.stack([s.pop("terms") for s in steps]).double().cpu().numpy()
-    waits = np.array([s.pop("data_wait") for s in steps])
+    terms = torch.stack([s["terms"] for s in steps]).double().cpu().numpy()
+    waits = np.array([s["data_wait"] for s in steps])
     reduced = run.world.sum(np.column_stack([terms, waits]))
     now = time.perf_counter()
-    rate = sum(s.pop("utterances") for s in steps) / max(now - run.since, 1e-9)
+    rate = sum(s["utterances"] for s in steps) / max(now - run.since, 1e-9)
     run.since = now
     weights = np.array(run.config.loss.weights())
-    lines = []
     for s, row in zip(steps, reduced, strict=True):
         loss = float(row[: len(TERMS)] @ weights)
-        figures = {"loss": loss, **dict(zip(TERMS, map(float, row), strict=False)), "lr": s["lr"]}
-        figures["grad_norm"] = float(s["grad_norm"] if s["grad_norm"] is not None else math.nan)
-        tail = {
-            "fingerprint": s["fingerprint"],
-            "utterances_per_s": rate,
-            "data_wait": float(row[-1]) / run.world.size,
-        }
-        lines.append({"step": s["step"], "epoch": s["epoch"], **figures, **tail})
-    for line in lines:
-        if not math.isfinite(line["loss"]):
-            raise FloatingPointError(
-                f"the loss of step {line['step']} is {line['loss']}: lower optim.lr or check the data"
-            )
-        monitor.log_step(line)
-    monitor.flush(loss=f"{lines[-1]['loss']:.4f}", utt_s=f"{rate:.0f}")
+        grad_norm = math.nan if s["grad_norm"] is None else float(s["grad_norm"])
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        figures = {"loss": loss, **dict(zip(TERMS, map(float, row), strict=False)), "grad_norm": grad_norm}
+        monitor.log_step(
+            {"step": s["step"], "epoch": s["epoch"], "lr": s["lr"], "fingerprint": s["fingerprint"]}
+            # JSON has no NaN.
+            | {name: value if math.isfinite(value) else None for name, value in figures.items()}
+            | {"skipped": not finite, "utterances_per_s": rate, "data_wait": row[-1] / run.world.size}
+        )
+        if not finite:
+            account_for_skipped(run, monitor, s, loss)
+    monitor.flush(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
+
+
+def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: float) -> None:
+    """Account for a step that changed nothing: name its utterances, and stop once the budget is spent.
+
+    Every rank comes here for the same steps, since loss and norm are reduced. Under fp16 a finite loss with
+    an infinite gradient is the loss scale finding its range, and costs nothing.
+    """
+    if run.config.train.precision == "fp16" and math.isfinite(loss):
+        return
+    own = [key for key, broken in zip(step["keys"], step["broken"].tolist(), strict=True) if broken]
+    named = [f"{key} (rank {rank})" for rank, keys in enumerate(run.world.from_all(own)) for key in keys]
+    what = ", ".join(named[:8]) + (" ..." if len(named) > 8 else "") if named else "no utterance alone"
+    run.skipped += 1
+    monitor.say(f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}")
+    if run.skipped > run.config.train.skip_budget:
+        raise FloatingPointError(
+            f"{run.skipped} steps were not finite, more than train.skip_budget "
+            f"{run.config.train.skip_budget}; the last, step {step['step']}, was broken by: {what}. Check "
+            "these utterances' features, or lower optim.lr"
+        )
 
 
 def check_replicas(run: Run, monitor: Monitor) -> None:
@@ -449,7 +518,7 @@ def validate_epoch(run: Run, monitor: Monitor, epoch: int) -> bool:
     """Validate; True if this is the best model so far (without validation data the latest is)."""
     if run.val is None:
         return True
-    figures = evaluate(run.model, run.val, run.world)
+    figures = evaluate(run.model, run.val, run.world, run.watchdog.beat)
     best = figures["w-F1"] > run.position.best_f1
     if best:
         run.position.best_f1, run.position.best_step = figures["w-F1"], run.position.step
@@ -460,6 +529,7 @@ def validate_epoch(run: Run, monitor: Monitor, epoch: int) -> bool:
 def save(run: Run, best: bool = False) -> None:
     """Save a checkpoint on all ranks, and mark it as the best where it is."""
     root = run.checkpoints
+    run.watchdog.beat()
     folder = checkpoint.save(root, run.model, run.optimizer, run.position, run.card, run.world.is_main)
     if run.world.is_main:
         if best:
@@ -474,7 +544,6 @@ def save(run: Run, best: bool = False) -> None:
 def test(run: Run) -> dict[str, Any]:
     """Evaluate the best checkpoint on validation and test data; write and print the results."""
     model = AWTPN.from_pretrained(run.checkpoints / "best").to(run.world.device)
-    dataset = run.card["dataset"]
     results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
     for role in ("val", "test"):
         stream = evaluation_stream(run.config.data, role, run.config.model.modalities, run.world)

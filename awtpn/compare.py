@@ -1,0 +1,93 @@
+"""Two runs side by side: did they see the same data, and compute the same model?"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from awtpn.checkpoint import find_latest
+from awtpn.model import WEIGHTS_FILE
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two runs lie apart."""
+
+    steps: int
+    """Steps that both have."""
+    first_other_data: int | None
+    """The first step whose fingerprints differ; None where all agree."""
+    largest_loss_gap: float
+    """Largest relative difference of a step's losses."""
+    at_step: int
+    weights_step: tuple[int, int] | None
+    """Steps of the checkpoints compared; None where a run has none."""
+    largest_weight_gap: float
+    """Largest absolute difference of a weight."""
+    in_tensor: str
+
+    @property
+    def same_data(self) -> bool:
+        return self.steps > 0 and self.first_other_data is None
+
+
+def compare_runs(a: Path, b: Path) -> Comparison:
+    """Compare metrics line by line, and the latest checkpoints tensor by tensor.
+
+    Raises:
+        ValueError: a folder is no run, or the runs have no step in common.
+    """
+    lines = [_lines(run) for run in (a, b)]
+    common = sorted(lines[0].keys() & lines[1].keys())
+    if not common:
+        raise ValueError(f"{a} and {b} have no step in common")
+    other = [s for s in common if lines[0][s]["fingerprint"] != lines[1][s]["fingerprint"]]
+    gaps = {s: _relative(lines[0][s]["loss"], lines[1][s]["loss"]) for s in common}
+    worst = max(gaps, key=lambda s: gaps[s])
+    weights_step, weight_gap, tensor = _compare_weights(a, b)
+    return Comparison(
+        len(common), other[0] if other else None, gaps[worst], worst, weights_step, weight_gap, tensor
+    )
+
+
+def format_comparison(c: Comparison) -> str:
+    data = "the same data at every step" if c.same_data else f"other data from step {c.first_other_data} on"
+    weights = "no checkpoints to compare"
+    if c.weights_step:
+        weights = f"at most {c.largest_weight_gap:.3g} apart ({c.in_tensor}; steps {c.weights_step})"
+    return (
+        f"{c.steps} steps in common\n"
+        f"fingerprints  {data}\n"
+        f"losses        at most {c.largest_loss_gap:.3g} apart, relatively (step {c.at_step})\n"
+        f"weights       {weights}"
+    )
+
+
+def _lines(run: Path) -> dict[int, dict]:
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{run} is no run: it has no metrics.jsonl")
+    return {line["step"]: line for line in map(json.loads, path.read_text().splitlines())}
+
+
+def _relative(x: float | None, y: float | None) -> float:
+    if x is None or y is None:  # a step left out; both must have left it out
+        return 0.0 if x is y else math.inf
+    return abs(x - y) / max(abs(x), abs(y), 1e-12)
+
+
+def _compare_weights(a: Path, b: Path) -> tuple[tuple[int, int] | None, float, str]:
+    folders = [find_latest(run / "checkpoints") for run in (a, b)]
+    if folders[0] is None or folders[1] is None:
+        return None, 0.0, ""
+    first, second = (load_file(folder / WEIGHTS_FILE) for folder in folders if folder)
+    if first.keys() != second.keys():
+        raise ValueError(f"{a} and {b} are models of different shapes")
+    gaps = {name: float((first[name] - second[name]).abs().max()) for name in first}
+    worst = max(gaps, key=lambda name: gaps[name])
+    steps = tuple(int(folder.name.removeprefix("step-")) for folder in folders if folder)
+    return (steps[0], steps[1]), gaps[worst], worst

@@ -1,0 +1,280 @@
+"""Find the usual causes of a bad night before it begins.
+
+Each rank states facts about itself; one pure function reads all ranks' facts and says what is wrong and what
+to do. Every run does so at its start; `awtpn doctor` does it on its own, alone or under a launcher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from shards.schema import dump_manifest
+from shards.store import open_store, read_manifest, split_url
+
+PACKAGES = ("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webdataset", "fsspec")
+CLOCK_SKEW_S = 30.0
+# Room for a few checkpoints of a model of the published size, and its logs.
+LEAST_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is or may be wrong; an error stops a run."""
+
+    level: Literal["error", "warning"]
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.what}\n  fix: {self.fix}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that ranks must share."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    found["cuda"] = torch.version.cuda or "none"
+    return found
+
+
+def facts(
+    rank: int,
+    run_dir: Path | None = None,
+    token: str | None = None,
+    urls: Sequence[str] = (),
+    cache_dir: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What one rank can say of itself; plain values.
+
+    Args:
+        rank: of this process.
+        run_dir: run folder to look at.
+        token: what rank 0 has written into `run_dir`'s file `.token`.
+        urls: packed datasets that must be within reach.
+        cache_dir, storage_options: for them.
+    """
+    return {
+        "rank": rank,
+        "host": platform.node(),
+        "address": _address(),
+        "time": time.time(),
+        "versions": versions(),
+        "run_dir": None if run_dir is None else _look_at(run_dir, token),
+        "data": {url: _reach(url, cache_dir, storage_options) for url in urls},
+        "hostfile": missing_hostfile(),
+    }
+
+
+def _address() -> str:
+    """The address that this host's name means to itself, which gloo and NCCL may announce to others."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "unknown"
+
+
+def _look_at(run_dir: Path, token: str | None) -> dict[str, Any]:
+    file = run_dir / ".token"
+    return {
+        "path": str(run_dir.resolve()),
+        "shared": token is None or (file.is_file() and file.read_text() == token),
+        "writable": os.access(run_dir if run_dir.exists() else Path.cwd(), os.W_OK),
+        "free_bytes": shutil.disk_usage(run_dir if run_dir.exists() else Path.cwd()).free,
+    }
+
+
+def _reach(url: str, cache_dir: str | None, storage_options: dict[str, Any] | None) -> str:
+    """The manifest's digest, or why the dataset cannot be read."""
+    try:
+        folder, name, _ = split_url(url)
+        manifest = read_manifest(open_store(folder, cache_dir, storage_options), name)
+    except (OSError, ValueError) as error:
+        return str(error)
+    digest = hashlib.sha256(dump_manifest(manifest).encode()).hexdigest()
+    return f"ok, manifest {digest[:12]}"
+
+
+def missing_hostfile() -> str | None:
+    """The hostfile that a `deepspeed` above this process was given, if there is no such file.
+
+    DeepSpeed only warns then, and trains on this machine alone. Reads the command lines of the processes
+    above this one (Linux); None where there is nothing to complain of.
+    """
+    pid = os.getppid()
+    for _ in range(5):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return None
+        if not any(word.endswith("deepspeed") for word in words):
+            continue
+        for i, word in enumerate(words):
+            name, _, value = word.partition("=")
+            if name in ("--hostfile", "-H"):
+                file = value or words[i + 1]
+                return None if Path(file).is_file() else file
+    return None
+
+
+def diagnose(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
+    """What is wrong, from every rank's `facts` in rank order; errors first."""
+    findings = [
+        *_versions_differ(ranks),
+        *_run_dirs(ranks),
+        *_data(ranks),
+        *_clocks(ranks),
+        *_addresses(ranks),
+        *_hostfiles(ranks),
+    ]
+    return sorted(findings, key=lambda finding: finding.level)
+
+
+def _versions_differ(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
+    findings = []
+    for name in ranks[0]["versions"]:
+        found = {r["host"]: r["versions"].get(name) for r in ranks}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{host}: {v}" for host, v in found.items())
+            findings.append(
+                Finding("error", f"hosts have different versions of {name} ({listed})", "install one on all")
+            )
+    return findings
+
+
+def _run_dirs(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
+    findings = []
+    for r in ranks:
+        folder = r["run_dir"]
+        if folder is None:
+            continue
+        where = f"rank {r['rank']} on {r['host']}"
+        if not folder["shared"]:
+            findings.append(
+                Finding(
+                    "error",
+                    f"{where} does not see rank 0's run folder at {folder['path']}",
+                    "put run.dir on a file system that all hosts share",
+                )
+            )
+        if r["rank"] == 0 and not folder["writable"]:
+            findings.append(
+                Finding("error", f"{where} cannot write to {folder['path']}", "choose another run.dir")
+            )
+        if r["rank"] == 0 and folder["free_bytes"] < LEAST_FREE_BYTES:
+            free = folder["free_bytes"] / 2**30
+            findings.append(
+                Finding(
+                    "warning", f"{free:.2f} GiB are free at {folder['path']}", "free some, or lower keep_last"
+                )
+            )
+    return findings
+
+
+def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
+    findings = []
+    for url in ranks[0]["data"]:
+        for r in ranks:
+            answer = r["data"].get(url, "not asked")
+            if not answer.startswith("ok"):
+                findings.append(
+                    Finding(
+                        "error",
+                        f"rank {r['rank']} on {r['host']} cannot read {url}: {answer}",
+                        "check the URL, the network and the credentials on that host",
+                    )
+                )
+        answers = {r["data"].get(url) for r in ranks}
+        if len(answers) > 1 and all(str(a).startswith("ok") for a in answers):
+            listed = ", ".join(f"rank {r['rank']}: {r['data'].get(url)}" for r in ranks)
+            findings.append(
+                Finding(
+                    "error",
+                    f"ranks read different datasets at {url} ({listed})",
+                    "give all hosts the same copy",
+                )
+            )
+    return findings
+
+
+def _clocks(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
+    early, late = min(ranks, key=lambda r: r["time"]), max(ranks, key=lambda r: r["time"])
+    skew = late["time"] - early["time"]
+    if skew <= CLOCK_SKEW_S:
+        return []
+    what = f"the clock of {late['host']} is {skew:.0f} s ahead of that of {early['host']}"
+    return [
+        Finding("warning", what, "run an NTP client on both; object stores refuse requests of wrong date")
+    ]
+
+
+def _addresses(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
+    if len({r["host"] for r in ranks}) == 1:
+        return []
+    return [
+        Finding(
+            "warning",
+            f"{r['host']} knows itself as {r['address']}, which other hosts cannot reach",
+            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that joins the hosts, e.g. eth0",
+        )
+        for r in {r["host"]: r for r in ranks}.values()
+        if r["address"].startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ
+    ]
+
+
+def _hostfiles(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
+    return [
+        Finding(
+            "error",
+            f"deepspeed was given the hostfile {r['hostfile']}, which does not exist",
+            "name one that does",
+        )
+        for r in ranks[:1]
+        if r["hostfile"]
+    ]
+
+
+def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str, Any] | None) -> bool:
+    """What `awtpn doctor` does: print what this machine or these ranks are, and what is wrong with them.
+
+    Returns:
+        False if a run could not work here.
+    """
+    from awtpn.distributed import join, leave
+
+    world = join()
+    token = None
+    if run_dir is not None:
+        token = world.from_main(secrets.token_hex(8))
+        if world.is_main:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / ".token").write_text(token)
+        world.barrier()
+    ranks = world.from_all(facts(world.rank, run_dir, token, urls, storage_options=storage_options))
+    findings = diagnose(ranks)
+    if world.is_main:
+        if run_dir is not None:
+            (run_dir / ".token").unlink()
+        print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
+        print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))
+        print("\n".join(str(f) for f in findings) if findings else "nothing wrong found")
+    leave()
+    return all(f.level != "error" for f in findings)

@@ -1,0 +1,54 @@
+"""Notice a hang: one rank that stops leaves all the others waiting in a collective, without a word."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# The ranks of a run notice within moments of each other; each one's stacks are on disk before a launcher,
+# seeing the first of them gone, takes the others down.
+GRACE_S = 5.0
+EXIT_CODE = 70
+
+
+class Watchdog:
+    """Ends this process if `beat` is not called for `timeout` seconds, leaving all threads' stacks behind.
+
+    Args:
+        timeout: seconds.
+        stacks: file to write the stacks to.
+        on_hang: called before the process ends (the main rank writes its status).
+    """
+
+    def __init__(self, timeout: float, stacks: Path, on_hang: Callable[[], None]) -> None:
+        self.timeout, self.stacks, self.on_hang = timeout, stacks, on_hang
+        self.last = time.monotonic()
+        self.closed = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        """Something went on."""
+        self.last = time.monotonic()
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def _watch(self) -> None:
+        while not self.closed.wait(min(1.0, self.timeout / 4)):
+            if time.monotonic() - self.last > self.timeout:
+                self._end()
+
+    def _end(self) -> None:
+        self.stacks.parent.mkdir(parents=True, exist_ok=True)
+        with self.stacks.open("w") as file:
+            where = f"{os.uname().nodename}, process {os.getpid()}"
+            file.write(f"no progress for {self.timeout:.0f} s on {where}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        self.on_hang()
+        time.sleep(GRACE_S)
+        os._exit(EXIT_CODE)  # the main thread may never return from its collective
