@@ -1,35 +1,29 @@
 """Any fsspec URL -> verified local files.
 
 Local datasets are read in place. Files of remote ones are fetched whole into a cache that the processes of a
-node share: one of them downloads under a file lock, to a temporary name, checks size and hash and renames;
-the others find the file there. Credentials stay out of every message.
+node share (`cache`), by calls that are repeated while they fail in ways that may pass (`retry`). Credentials
+stay out of every message (`credentials`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import random
-import re
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from filelock import FileLock
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from shards.cache import ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
+from shards.credentials import hide, scrub, secrets_in
+from shards.protocols import with_patience
+from shards.retry import DISK_FULL, WrongContent, retrying
 from shards.schema import MANIFEST, Manifest, parse_manifest
 
 DEFAULT_CACHE = Path.home() / ".cache" / "awtpn-shards"
-
-ATTEMPTS = 5
-FIRST_PAUSE_S = 0.5
-
-# Asking again changes nothing about these. (Stores answer FileNotFoundError to a wrong bucket, too.)
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 
 T = TypeVar("T")
 
@@ -42,14 +36,18 @@ class Store:
         url: for messages and comparisons; without credentials.
         fs: the fsspec file system.
         root: path of the folder on `fs`.
-        cache: folder for fetched files; None where the files are local and read in place.
+        cache: for fetched files; None where the files are local and read in place.
+        indexed: folder on local disk for what indexing a read-only place adds to it (see `foreign`).
+        overlay: `indexed` where the manifest came from there, and files are to be looked for there first.
         secrets: strings that no message may show.
     """
 
     url: str
     fs: Any = field(repr=False)
     root: str = field(repr=False)
-    cache: Path | None
+    cache: Cache | None
+    indexed: Path
+    overlay: Path | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
@@ -67,7 +65,10 @@ def split_url(url: str) -> tuple[str, str, str | None]:
 
 
 def open_store(
-    url: str, cache_dir: str | Path | None = None, storage_options: dict[str, Any] | None = None
+    url: str,
+    cache_dir: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+    cache_limit: int | str | None = None,
 ) -> Store:
     """Open the folder `url`.
 
@@ -75,42 +76,82 @@ def open_store(
         url: any fsspec URL of a folder.
         cache_dir: where files of remote datasets are kept; default `~/.cache/awtpn-shards`.
         storage_options: for the fsspec file system: credentials, endpoint.
+        cache_limit: bytes that the cache may hold, over all datasets in it; a number, or like "200GB".
 
     Raises:
-        ValueError: no file system for this URL, or its package is missing.
+        ValueError: no file system for this URL, its package is missing, or no such limit.
     """
-    shown, secrets = _hide(url), _secrets(url, storage_options or {})
+    options = storage_options or {}
+    shown, secrets = hide(url), secrets_in(url, options)
+    limit = None if cache_limit is None else parse_bytes(cache_limit)
     try:
-        fs, root = url_to_fs(url, **(storage_options or {}))
+        fs, root = url_to_fs(url, **with_patience(url, options))
     except (ImportError, ValueError, TypeError) as error:
-        raise ValueError(f"{shown}: cannot open: {_scrub(error, secrets)}") from None
-    if isinstance(fs, LocalFileSystem):
-        return Store(root, fs, root, None)
+        raise ValueError(f"{shown}: cannot open: {scrub(error, secrets)}") from None
     # Two URLs that differ in anything, the endpoint's options excepted, must not share files; where only the
     # options differ the hash in a cached file's name tells datasets apart.
     place = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:16]
-    return Store(shown, fs, root, Path(cache_dir or DEFAULT_CACHE).expanduser() / place, secrets)
+    caches = Path(cache_dir or DEFAULT_CACHE).expanduser()
+    indexed = caches / f"{place}.indexed"
+    if isinstance(fs, LocalFileSystem):
+        return Store(root, fs, root, None, indexed)
+    return Store(shown, fs, root, Cache(caches, caches / place, limit), indexed, secrets=secrets)
+
+
+def open_dataset(
+    url: str,
+    cache_dir: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+    cache_limit: int | str | None = None,
+) -> tuple[Store, Manifest, str | None]:
+    """Open a dataset by the URL of its folder or manifest.
+
+    Args: as of `open_store`.
+
+    Returns:
+        The folder, the manifest, and the split that the URL's fragment names.
+
+    Raises:
+        ValueError: there is no dataset, or not one that this code can read.
+        OSError: the store cannot be reached.
+    """
+    folder, name, split = split_url(str(url))
+    store = open_store(folder, cache_dir, storage_options, cache_limit)
+    here = store.indexed / MANIFEST
+    try:
+        return store, read_manifest(store, name), split
+    except NoManifest:
+        if name != MANIFEST or not here.is_file():
+            raise
+    return replace(store, overlay=store.indexed), parse_manifest(here.read_bytes(), str(here)), split
+
+
+class NoManifest(ValueError):
+    """There is no manifest where one should be."""
 
 
 def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
     """Fetch and check the manifest.
 
     Raises:
-        ValueError: there is none, or it is not a manifest this code can read.
+        NoManifest: there is none.
+        ValueError: it is not a manifest this code can read.
         OSError: the store cannot be reached.
     """
     url = f"{store.url}/{name}"
     try:
-        text = retrying(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), url)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise ValueError(
-            f"{url}: no such file; give the URL of a packed dataset's folder (was its packing interrupted?)"
+        text = asking(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), url)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        cause = str(error).removeprefix(f"{url}: ")
+        raise NoManifest(
+            f"{url}: no such file ({cause}); give the URL of a packed dataset's folder (was its packing "
+            "interrupted?), or index the tars there with `awtpn shards index`"
         ) from None
     return parse_manifest(text, url)
 
 
-def local_file(store: Store, name: str, size: int, sha256: str) -> Path:
-    """Path of a verified local copy of a file of the dataset, fetched if need be.
+def open_file(store: Store, name: str, size: int, sha256: str, wait_s: float = ROOM_WAIT_S) -> BinaryIO:
+    """Open a verified local copy of a file of the dataset, fetched if need be.
 
     A local file is used in place; of it only the size is checked, which is free.
 
@@ -119,64 +160,84 @@ def local_file(store: Store, name: str, size: int, sha256: str) -> Path:
         name: of the file in it.
         size: in bytes, by the manifest.
         sha256: by the manifest.
+        wait_s: how long to wait for room in a cache with a limit.
+
+    Returns:
+        The file; as long as it is open it stays in the cache.
 
     Raises:
         ValueError: the file is missing or is not the one the manifest names.
-        OSError: the store cannot be reached, or the cache's disk is full.
+        OSError: the store cannot be reached, or the cache is full.
+    """
+    if store.overlay and (store.overlay / name).is_file():
+        return _open_local(store.overlay / name, size)
+    if store.cache is None:
+        return _open_local(Path(store.root) / name, size)
+    # The hash in the name keeps the files of a dataset apart from those of an earlier one at the same URL.
+    cached = f"{sha256[:16]}-{name}"
+    url = f"{store.url}/{name}"
+
+    def fetch(path: Path) -> None:
+        asking(store, lambda: _download(store, name, path, size, sha256), url)
+
+    try:
+        return open_cached(store.cache, cached, size, fetch, wait_s)
+    except CacheFull as error:
+        raise CacheFull(f"{url}: {error}") from None
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(
+                f"{url}: the disk of the cache {store.cache.root} is full ({size} bytes are needed): free "
+                "some, set cache_dir to a larger disk, or set cache_limit"
+            ) from None
+        raise
+
+
+def fetch_new(store: Store, name: str) -> tuple[Path, int, str]:
+    """Path, size and SHA-256 of a file whose hash is not known yet; a remote one is fetched into the cache.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: the store cannot be reached, or the cache is full.
     """
     if store.cache is None:
         path = Path(store.root) / name
-        _check_size(path, size)
-        return path
-    # The hash in the name keeps the files of a dataset apart from those of an earlier one at the same URL.
-    path = store.cache / f"{sha256[:16]}-{name}"
-    if _present(path, size):
-        return path
-    store.cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if not _present(path, size):
-            url = f"{store.url}/{name}"
-            retrying(store, lambda: _download(store, name, path, size, sha256), url)
-    return path
+        return path, path.stat().st_size, hash_file(path)
+    url = f"{store.url}/{name}"
+    size = int(asking(store, lambda: store.fs.info(f"{store.root}/{name}"), url)["size"])
+    store.cache.folder.mkdir(parents=True, exist_ok=True)
+    # A name of ours, but of no hash: replaced by the next such fetch.
+    unverified = f"{'0' * 16}-{name}"
+    (store.cache.folder / unverified).unlink(missing_ok=True)
+
+    def fetch(path: Path) -> None:
+        asking(store, lambda: _download(store, name, path, size, None), url)
+
+    with open_cached(store.cache, unverified, size, fetch):
+        sha256 = hash_file(store.cache.folder / unverified)
+        path = store.cache.folder / f"{sha256[:16]}-{name}"
+        os.replace(store.cache.folder / unverified, path)
+    return path, size, sha256
 
 
-def retrying(store: Store, call: Callable[[], T], url: str) -> T:
-    """Call, and call again with growing pauses while the store fails in ways that may pass.
+def read_range(store: Store, name: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file of the dataset, read where it lies.
 
     Raises:
-        FileNotFoundError, PermissionError, ValueError, ...: as they came, with secrets removed.
-        OSError: the last cause, after the last attempt.
+        FileNotFoundError: no such file.
+        OSError: the store cannot be reached.
     """
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return call()
-        except PERMANENT as error:
-            raise type(error)(f"{url}: {_scrub(error, store.secrets)}") from None
-        # Whatever else: aiohttp's and botocore's errors for a server that died are no OSErrors.
-        except Exception as error:
-            cause = f"{type(error).__name__}: {_scrub(error, store.secrets)}"
-            if attempt == ATTEMPTS:
-                kind = ValueError if isinstance(error, _WrongContent) else OSError
-                raise kind(f"{url}: {attempt} attempts failed, the last by {cause}") from None
-        time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-    raise AssertionError("unreachable")
+    if store.overlay and (store.overlay / name).is_file():
+        with open(store.overlay / name, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+    path = f"{store.root}/{name}"
+    return asking(store, lambda: store.fs.cat_file(path, start=start, end=stop), f"{store.url}/{name}")
 
 
-class _WrongContent(Exception):
-    """What arrived is not what the manifest names: cut short on its way, or another file by now."""
-
-
-def _download(store: Store, name: str, path: Path, size: int, sha256: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        store.fs.get_file(f"{store.root}/{name}", str(temporary))
-        if temporary.stat().st_size != size:
-            raise _WrongContent(f"it has {temporary.stat().st_size} bytes, {size} by the manifest")
-        if hash_file(temporary) != sha256:
-            raise _WrongContent("its content is not what the manifest names; was it replaced? pack it again")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def asking(store: Store, call: Callable[[], T], url: str) -> T:
+    """Call something of the store's file system, with patience; see `retry.retrying`."""
+    return retrying(call, url, store.secrets)
 
 
 def hash_file(path: Path) -> str:
@@ -185,42 +246,30 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _present(path: Path, size: int) -> bool:
-    # Its content was verified before it got this name.
-    return path.is_file() and path.stat().st_size == size
+def _download(store: Store, name: str, path: Path, size: int, sha256: str | None) -> None:
+    store.fs.get_file(f"{store.root}/{name}", str(path))
+    found = path.stat().st_size
+    if found != size:
+        raise WrongContent(f"it has {found} bytes, {size} are wanted: cut short or replaced")
+    if sha256 is not None and hash_file(path) != sha256:
+        raise WrongContent("its content is not what the manifest names; was it replaced? pack it again")
 
 
-def _check_size(path: Path, size: int) -> None:
+def _open_local(path: Path, size: int) -> BinaryIO:
     try:
-        found = path.stat().st_size
+        file = open(path, "rb")  # noqa: SIM115 (handed to the caller)
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no such file, though the manifest names it; pack the dataset again"
         ) from None
+    found = os.fstat(file.fileno()).st_size
     if found != size:
+        file.close()
         raise ValueError(f"{path}: {found} bytes, {size} by the manifest: damaged or replaced; pack it again")
+    return file
 
 
-def _hide(url: str) -> str:
-    """The URL without user, password and query (signed URLs carry credentials there)."""
-    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0]).rstrip("/")
-
-
-def _secrets(url: str, storage_options: dict[str, Any]) -> tuple[str, ...]:
-    """Everything in options and URL that may be a credential: better one word too many."""
-    found = re.findall(r"//[^/@]*:([^/@]+)@", url) + re.findall(r"\?(.+)$", url)
-    pending = list(storage_options.items())
-    while pending:
-        name, value = pending.pop()
-        if isinstance(value, dict):
-            pending.extend(value.items())
-        elif isinstance(value, str) and value and not re.search("url|region|protocol|endpoint", str(name)):
-            found.append(value)
-    return tuple(sorted(found, key=len, reverse=True))
-
-
-def _scrub(error: object, secrets: tuple[str, ...]) -> str:
-    text = str(error)
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
+def local_file(store: Store, name: str, size: int, sha256: str) -> Path:
+    """Path of what `open_file` opens; under a cache limit it may be removed at any time."""
+    with open_file(store, name, size, sha256) as file:
+        return Path(file.name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.schema import MANIFEST
-from shards.store import Store, open_store, retrying
+from shards.store import Store, asking, open_store
 
 MARKER = ".packing"
 SKIPPED = "skipped.jsonl"
@@ -105,7 +105,7 @@ def publish(target: Target, path: Path) -> None:
         os.replace(path, Path(store.root) / path.name)
         return
     size, remote = path.stat().st_size, f"{store.root}/{path.name}"
-    retrying(store, lambda: _upload(store, path, remote, size), f"{store.url}/{path.name}")
+    asking(store, lambda: _upload(store, path, remote, size), f"{store.url}/{path.name}")
     path.unlink()
 
 
@@ -122,16 +122,16 @@ def _upload(store: Store, path: Path, remote: str, size: int) -> None:
 
 
 def _put(store: Store, name: str, content: bytes) -> None:
-    retrying(store, lambda: store.fs.pipe_file(f"{store.root}/{name}", content), f"{store.url}/{name}")
+    asking(store, lambda: store.fs.pipe_file(f"{store.root}/{name}", content), f"{store.url}/{name}")
 
 
 def _names(store: Store) -> set[str]:
     """Names in the folder; none where there is no folder yet."""
     store.fs.invalidate_cache()
-    if retrying(store, lambda: store.fs.isfile(store.root), store.url):
+    if asking(store, lambda: store.fs.isfile(store.root), store.url):
         raise ValueError(f"{store.url}: is a file; pack into a folder")
     try:
-        found = retrying(store, lambda: store.fs.ls(store.root, detail=False), store.url)
+        found = asking(store, lambda: store.fs.ls(store.root, detail=False), store.url)
     except FileNotFoundError:
         return set()
     # Object stores list the folder's own placeholder, too.

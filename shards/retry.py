@@ -1,0 +1,82 @@
+"""Calling a store again while it fails in ways that may pass, and giving up in bounded time."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shards.credentials import scrub
+
+# Pauses of 0.5, 1, 2, ... 16, 16 s: a server that restarts within about 45 s is waited for.
+ATTEMPTS = 8
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 16.0
+# Where each attempt hangs until its own timeout, fewer of them are enough.
+PATIENCE_S = 120.0
+# Wrong bytes may be a proxy's fault and pass; but each attempt moves a whole shard.
+CONTENT_ATTEMPTS = 3
+
+# Asking again changes nothing about these. (Stores answer FileNotFoundError to a wrong bucket, too.)
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+# botocore's and google-auth's, which are no OSErrors: by name, since neither package need be there.
+REFUSED = {"NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError", "RefreshError"}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class WrongContent(Exception):
+    """What arrived is not what the manifest names: cut short on its way, or another file by now."""
+
+
+def retrying(call: Callable[[], T], url: str, secrets: tuple[str, ...] = ()) -> T:
+    """Call, and call again with growing pauses.
+
+    Args:
+        call: asks the store for something.
+        url: for messages.
+        secrets: strings that no message may show.
+
+    Raises:
+        FileNotFoundError, PermissionError, ...: at once, with secrets removed.
+        ValueError: what came was the wrong content, time and again.
+        OSError: the last cause, after the last attempt; a full disk at once.
+    """
+    begin = time.monotonic()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        # Whatever it is: aiohttp's and botocore's errors for a server that died are no OSErrors.
+        except Exception as error:
+            cause = scrub(error, secrets)
+            if isinstance(error, PERMANENT):
+                raise type(error)(f"{url}: {cause}") from None
+            if _refused(error):
+                raise PermissionError(
+                    f"{url}: {type(error).__name__}: {cause}; check the credentials"
+                ) from None
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise OSError(error.errno, f"{url}: {cause}") from None
+            most = CONTENT_ATTEMPTS if isinstance(error, WrongContent) else ATTEMPTS
+            if attempt >= most or time.monotonic() - begin > PATIENCE_S:
+                kind = ValueError if isinstance(error, WrongContent) else OSError
+                raise kind(
+                    f"{url}: {attempt} attempts failed, the last by {type(error).__name__}: {cause}"
+                ) from None
+            pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
+            logger.warning(
+                "%s: %s: %s; trying again in %.1f s", url, type(error).__name__, cause[:300], pause
+            )
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the store knows no such user, or not with these rights."""
+    return type(error).__name__ in REFUSED or getattr(error, "status", None) in (401, 403)
