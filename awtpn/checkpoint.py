@@ -78,7 +78,8 @@ def save(
     folder = root / f"step-{position.step:08d}"
     if is_main:
         temporary = root / f".{folder.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for old in root.glob(".step-*.tmp"):  # what a killed run had half written
+            shutil.rmtree(old)
         temporary.mkdir(parents=True)
         save_file(weights, temporary / WEIGHTS_FILE)
         save_file(moments, temporary / OPTIMIZER_FILE)
@@ -212,23 +213,31 @@ def find_latest(root: Path) -> Path | None:
 
 
 def load_position(folder: Path) -> Position:
-    """Read and check a checkpoint's state file and the files it names.
+    """Where the run of a checkpoint stands; see `problem` for checking it."""
+    return Position(**json.loads((folder / STATE_FILE).read_text())["position"])
 
-    Raises:
-        ValueError: a file is missing, cut short or altered; names it.
-    """
+
+def problem(folder: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from, naming the file; None if it is whole and as it was saved."""
     path = folder / STATE_FILE
     try:
-        state = json.loads(path.read_text())
-        position = Position(**state["position"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is no whole checkpoint: {path} cannot be read ({error})") from error
-    for name, expected in state["files"].items():
+        load_position(folder)
+        files = json.loads(path.read_text())["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{folder} is no whole checkpoint: {path.name} cannot be read ({error})"
+    for name, expected in files:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no whole checkpoint: {name} is missing")
+            return f"{folder} is no whole checkpoint: {name} is missing"
         if _fingerprint(folder / name) != expected:
-            raise ValueError(f"{folder / name} is not the file that was saved: its size or sha256 differs")
-    return position
+            return f"{folder / name} is not the file that was saved: its size or sha256 differs"
+    return None
+
+
+def offer_another(folder: Path) -> str:
+    """The end of an error about a checkpoint: how to go on from the newest sound one beside it."""
+    others = (other for other in sorted(folder.parent.glob("step-*"), reverse=True) if other != folder)
+    sound = next((other for other in others if problem(other) is None), None)
+    return f"; {sound} is whole: go on from it with --run.resume {sound}" if sound else ""
 
 
 def load_weights(folder: Path, model: AWTPN) -> None:

@@ -193,7 +193,7 @@ def add_doctor(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="find what would spoil a run before it begins",
-        description="Alone, or on all ranks of a cluster: torchrun [...] -m awtpn.cli doctor --run_dir DIR --data URL",
+        description="Alone, or on all ranks: torchrun [...] -m awtpn.cli doctor --run_dir DIR --data URL",
     )
     parser.add_argument("--run_dir", type=Path, help="run folder that the ranks would share")
     parser.add_argument(

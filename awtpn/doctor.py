@@ -21,10 +21,12 @@ from typing import Any, Literal
 
 import torch
 
+from awtpn.distributed import World, join, leave
 from shards.schema import dump_manifest
 from shards.store import open_store, read_manifest, split_url
 
 PACKAGES = ("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webdataset", "fsspec")
+TOKEN_FILE = ".token"  # what rank 0 writes there, other ranks must find
 CLOCK_SKEW_S = 30.0
 # Room for a few checkpoints of a model of the published size, and its logs.
 LEAST_FREE_BYTES = 1 << 30
@@ -67,7 +69,7 @@ def facts(
     Args:
         rank: of this process.
         run_dir: run folder to look at.
-        token: what rank 0 has written into `run_dir`'s file `.token`.
+        token: what rank 0 has written into `run_dir`'s token file.
         urls: packed datasets that must be within reach.
         cache_dir, storage_options: for them.
     """
@@ -92,7 +94,7 @@ def _address() -> str:
 
 
 def _look_at(run_dir: Path, token: str | None) -> dict[str, Any]:
-    file = run_dir / ".token"
+    file = run_dir / TOKEN_FILE
     return {
         "path": str(run_dir.resolve()),
         "shared": token is None or (file.is_file() and file.read_text() == token),
@@ -252,27 +254,36 @@ def _hostfiles(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
     ]
 
 
+def consult(
+    world: World,
+    run_dir: Path | None,
+    urls: Sequence[str],
+    cache_dir: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """Every rank's facts, and what is wrong with them; all ranks call, and all get the same."""
+    token = None
+    if run_dir is not None:
+        token = world.from_main(secrets.token_hex(8))
+        if world.is_main:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / TOKEN_FILE).write_text(token)
+        world.barrier()
+    ranks = world.from_all(facts(world.rank, run_dir, token, urls, cache_dir, storage_options))
+    if run_dir is not None and world.is_main:
+        (run_dir / TOKEN_FILE).unlink()
+    return ranks, diagnose(ranks)
+
+
 def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str, Any] | None) -> bool:
     """What `awtpn doctor` does: print what this machine or these ranks are, and what is wrong with them.
 
     Returns:
         False if a run could not work here.
     """
-    from awtpn.distributed import join, leave
-
     world = join()
-    token = None
-    if run_dir is not None:
-        token = world.from_main(secrets.token_hex(8))
-        if world.is_main:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / ".token").write_text(token)
-        world.barrier()
-    ranks = world.from_all(facts(world.rank, run_dir, token, urls, storage_options=storage_options))
-    findings = diagnose(ranks)
+    ranks, findings = consult(world, run_dir, urls, storage_options=storage_options)
     if world.is_main:
-        if run_dir is not None:
-            (run_dir / ".token").unlink()
         print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
         print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))
         print("\n".join(str(f) for f in findings) if findings else "nothing wrong found")

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from awtpn import checkpoint, doctor, prototypes
@@ -108,22 +108,22 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def prepare_run_dir(config: Config, world: World) -> Path:
-    """Agree on the run folder, let every rank look around, and write the configuration.
+    """Agree on the run folder, have every rank look around, and write the configuration.
 
     Raises:
         ValueError: something would spoil the run; says what and the fix, on every rank.
     """
-    name = Path(config.data.train.partition("#")[0].rstrip("/")).name
+    data = config.data
+    name = Path(data.train.partition("#")[0].rstrip("/")).name
     default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir, token = world.from_main((str(config.run.dir or default), secrets.token_hex(8)))
-    run_dir = Path(run_dir)
+    run_dir = Path(world.from_main(str(config.run.dir or default)))
+    urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
+    _, findings = doctor.consult(world, run_dir, urls, data.cache_dir, data.storage_options)
+    if errors := [str(finding) for finding in findings if finding.level == "error"]:
+        raise ValueError("this run cannot work:\n" + "\n".join(errors))
     if world.is_main:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / ".token").write_text(token)
-    world.barrier()
-    look_around(config, world, run_dir, token)
-    if world.is_main:
-        (run_dir / ".token").unlink()
+        for finding in findings:
+            print(finding)
         write_atomically(run_dir / "config.yaml", dump_yaml(config))
         write_status(
             run_dir, "running", ranks=world.size, engine=world.engine, host=platform.node(), pid=os.getpid()
@@ -132,24 +132,12 @@ def prepare_run_dir(config: Config, world: World) -> Path:
     return run_dir
 
 
-def look_around(config: Config, world: World, run_dir: Path, token: str) -> None:
-    """Have every rank state its facts; stop on errors, tell of warnings."""
-    data = config.data
-    urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
-    ranks = world.from_all(
-        doctor.facts(world.rank, run_dir, token, urls, data.cache_dir, data.storage_options)
-    )
-    findings = doctor.diagnose(ranks)
-    if errors := [str(f) for f in findings if f.level == "error"]:
-        raise ValueError("this run cannot work:\n" + "\n".join(errors))
-    if world.is_main:
-        print("\n".join(str(f) for f in findings), end="\n" if findings else "")
-
-
 def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout, run_dir: Path) -> Run:
     """Open the data, make or restore the model, and hand it to the engine."""
     data = config.data
     resumed = find_checkpoint(config, run_dir)
+    if resumed and (problem := world.from_main(checkpoint.problem(resumed) if world.is_main else None)):
+        raise ValueError(problem + checkpoint.offer_another(resumed))
     position = checkpoint.load_position(resumed) if resumed else Position()
 
     train = open_training_stream(config, world, position)
@@ -312,11 +300,19 @@ def fit(run: Run) -> bool:
             validate = ends or position.epoch % options.validate_every == 0
             best = validate and validate_epoch(run, monitor, epoch)
             save(run, best=best)
+            if stop_requested(run) and not ends:
+                monitor.say(f"stopped by a signal after epoch {position.epoch}; the run can be resumed")
+                return False
             run.since = time.perf_counter()
     finally:
         run.watchdog.close()
         monitor.close()
     return True
+
+
+def stop_requested(run: Run) -> bool:
+    """Some rank was told to stop; the same answer everywhere."""
+    return bool(run.world.sum(np.array([run.stop.is_set()], dtype=np.int64))[0])
 
 
 def announce(run: Run, monitor: Monitor) -> None:
@@ -354,7 +350,8 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
             check_replicas(run, monitor)
         if facts.stop:
             return False
-        if options.checkpoint_every and position.step % options.checkpoint_every == 0:
+        ends = position.epoch_step == run.train.steps_per_epoch  # then the epoch's own checkpoint follows
+        if options.checkpoint_every and position.step % options.checkpoint_every == 0 and not ends:
             flush(run, monitor)
             save(run)
     return True
@@ -527,15 +524,27 @@ def validate_epoch(run: Run, monitor: Monitor, epoch: int) -> bool:
 
 
 def save(run: Run, best: bool = False) -> None:
-    """Save a checkpoint on all ranks, and mark it as the best where it is."""
-    root = run.checkpoints
+    """Save a checkpoint on all ranks, and mark it as the best where it is.
+
+    Raises:
+        RuntimeError: it could not be written (a full disk), on every rank; earlier checkpoints are untouched.
+    """
+    root, error = run.checkpoints, None
     run.watchdog.beat()
-    folder = checkpoint.save(root, run.model, run.optimizer, run.position, run.card, run.world.is_main)
-    if run.world.is_main:
-        if best:
-            checkpoint.point(root / "best", folder)
-        checkpoint.prune(root, run.config.train.keep_last)
-    run.world.barrier()
+    try:
+        folder = checkpoint.save(root, run.model, run.optimizer, run.position, run.card, run.world.is_main)
+        if run.world.is_main:
+            if best:
+                checkpoint.point(root / "best", folder)
+            checkpoint.prune(root, run.config.train.keep_last)
+    except (OSError, SafetensorError) as failure:  # the main rank alone writes; the others must know
+        error = str(failure)
+    if error := run.world.from_main(error):
+        latest = checkpoint.find_latest(root)
+        kept = f"{latest} is whole" if latest else "there is no earlier one"
+        raise RuntimeError(
+            f"the checkpoint of step {run.position.step} could not be written: {error}; {kept}"
+        )
 
 
 # --- test ----------------------------------------------------------------------------------------
