@@ -29,6 +29,12 @@ class Ragged:
         """Steps per sequence, [B] int32, on the device of `offsets`."""
         return self.offsets[1:] - self.offsets[:-1]
 
+    @property
+    def host_lengths(self) -> list[int]:
+        """Steps per sequence, known without waiting for a device."""
+        lengths: list[int] = self.host_offsets.diff().tolist()
+        return lengths
+
     def __len__(self) -> int:
         return len(self.host_offsets) - 1
 
@@ -58,6 +64,11 @@ class FeatureBatch:
     def __len__(self) -> int:
         """Number of utterances B: 0 where all places are empty."""
         return len(self.key)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the features."""
+        return sum(ragged.values.nbytes for ragged in self.features.values())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
         """The batch with features and labels on `device`; what the host needs to know stays on the host."""

@@ -1,4 +1,4 @@
-"""Rows of shards -> packed arrays, each read by one call straight into its place."""
+"""Rows of shards -> packed arrays, read from the page cache or the disk straight into their places."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 
 from shards.batch import Ragged
 from shards.index import ShardIndex, load_index
+from shards.pool import BufferPool
+from shards.reads import Reads, read_all, read_into
 from shards.schema import Modality, ShardEntry
 from shards.store import Store, hash_file, local_file
 
@@ -23,11 +25,18 @@ OPEN_SHARDS = 256
 
 
 class OpenShard:
-    """A shard's file descriptor and index; closed when nothing refers to it any longer."""
+    """A shard's file descriptor and index; closed when nothing refers to it any longer.
 
-    def __init__(self, path: Path, index: ShardIndex) -> None:
+    Attributes:
+        where: [U, 1 + 2 m] int64: label, then per modality the offset and the steps of each utterance's
+            array, side by side so that one look-up finds all that reading a row needs.
+    """
+
+    def __init__(self, path: Path, index: ShardIndex, modalities: Iterable[str]) -> None:
         self.path = path
         self.index = index
+        columns = [column for name in modalities for column in (index.offset[name], index.steps[name])]
+        self.where = np.stack([index.label, *columns], axis=1, dtype=np.int64)
         self.fd = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -38,10 +47,17 @@ class OpenShard:
 class ShardReader:
     """Reads utterances of a split, keeping its latest shards open. Threads may share it."""
 
-    def __init__(self, store: Store, shards: Sequence[ShardEntry], modalities: dict[str, Modality]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        shards: Sequence[ShardEntry],
+        modalities: dict[str, Modality],
+        pool: BufferPool | None = None,
+    ) -> None:
         self.store = store
         self.shards = shards
         self.modalities = modalities
+        self.pool = pool or BufferPool()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -73,7 +89,7 @@ class ShardReader:
                 return self._open[shard]
         entry = self.shards[shard]
         path = local_file(self.store, entry.name, entry.bytes, entry.sha256)
-        opened = OpenShard(path, self.index(shard))
+        opened = OpenShard(path, self.index(shard), self.modalities)
         with self._lock:
             self._open[shard] = opened
             while len(self._open) > OPEN_SHARDS:
@@ -81,12 +97,13 @@ class ShardReader:
         return opened
 
     def features(
-        self, shard: np.ndarray, row: np.ndarray
+        self, shard: np.ndarray, row: np.ndarray, pin: bool = False
     ) -> tuple[dict[str, Ragged], torch.Tensor, list[str]]:
         """Read utterances.
 
         Args:
             shard, row: [B] each.
+            pin: into page-locked memory, from which copies to a GPU need not wait.
 
         Returns:
             Per modality the packed features; labels [B] int64; keys.
@@ -95,27 +112,35 @@ class ShardReader:
             ValueError: a shard is missing or damaged.
             OSError: the store cannot be reached.
         """
-        opened = {s: self.open(s) for s in np.unique(shard).tolist()}
-        where = [(opened[s], r) for s, r in zip(shard.tolist(), row.tolist(), strict=True)]
-        features = {name: self._pack(where, name) for name in self.modalities}
-        label = torch.tensor([int(o.index.label[r]) for o, r in where], dtype=torch.int64)
-        return features, label, [str(o.index.key[r]) for o, r in where]
+        where = np.empty((len(row), 1 + 2 * len(self.modalities)), np.int64)
+        key = np.empty(len(row), object)
+        order = np.argsort(shard, kind="stable")
+        shards, first = np.unique(shard[order], return_index=True)
+        opened = {s: self.open(s) for s in shards.tolist()}
+        for one, mine in zip(opened.values(), np.split(order, first[1:]), strict=False):
+            rows = row[mine]
+            where[mine] = one.where[rows]
+            key[mine] = one.index.key[rows]
 
-    def _pack(self, where: list[tuple[OpenShard, int]], name: str) -> Ragged:
-        modality = self.modalities[name]
-        steps = [int(o.index.steps[name][r]) for o, r in where]
-        offsets = np.zeros(len(where) + 1, np.int32)
+        features, reads = {}, []
+        for i, (name, modality) in enumerate(self.modalities.items()):
+            offset, steps = where[:, 1 + 2 * i], where[:, 2 + 2 * i]
+            features[name], memory = self._allocate(steps, modality, pin)
+            size = steps * (modality.dim * np.dtype(modality.dtype).itemsize)
+            reads.append(Reads(shard, offset, size, memory))
+        read_all({s: (one.fd, one.path) for s, one in opened.items()}, reads)
+        label = torch.from_numpy(where[:, 0].copy())
+        return features, label.pin_memory() if pin else label, key.tolist()
+
+    def _allocate(self, steps: np.ndarray, modality: Modality, pin: bool) -> tuple[Ragged, memoryview]:
+        """Packed features of the given lengths, yet to be read, and their memory."""
+        offsets = np.zeros(len(steps) + 1, np.int32)
         np.cumsum(steps, out=offsets[1:])
-        values = allocate(int(offsets[-1]), modality)
-        if values.size:
-            view = values.view(np.uint8).reshape(-1).data
-            step_bytes = values.strides[0]
-            for (o, r), first, last in zip(where, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-                if last > first:
-                    part = view[first * step_bytes : last * step_bytes]
-                    read_into(o.fd, part, int(o.index.offset[name][r]), o.path)
+        dtype = getattr(torch, modality.dtype)
+        buffer = self.pool.lease(int(offsets[-1]) * modality.dim * dtype.itemsize, pin)
         host = torch.from_numpy(offsets)
-        return Ragged(torch.from_numpy(values), host, host)
+        values = buffer.view(dtype).view(int(offsets[-1]), modality.dim)
+        return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
 
     def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
         """Key and JSON member of rows of a shard.
@@ -131,31 +156,3 @@ class ShardReader:
             read_into(opened.fd, memoryview(member), int(opened.index.json_offset[row]), opened.path)
             found.append((str(opened.index.key[row]), json.loads(member)))
         return found
-
-
-def allocate(steps: int, modality: Modality) -> np.ndarray:
-    """An uninitialised buffer [steps, dim] for a batch."""
-    return np.empty((steps, modality.dim), np.dtype(modality.dtype))
-
-
-def read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
-    """Fill `view` with the bytes of a file from `offset` on, in one system call as a rule.
-
-    Raises:
-        ValueError: the file ends before.
-    """
-    done = 0
-    while done < len(view):
-        count = _read_some(fd, view[done:], offset + done)
-        if count == 0:
-            raise ValueError(f"{path}: ends at {offset + done} bytes, amid an array; damaged, pack it again")
-        done += count
-
-
-def _read_some(fd: int, view: memoryview, offset: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(fd, [view], offset)
-    # macOS before 11 has no preadv: the same with one copy more.
-    data = os.pread(fd, len(view), offset)
-    view[: len(data)] = data
-    return len(data)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from shards.ahead import read_ahead, to_device_ahead
 from shards.batch import FeatureBatch
 from shards.plan import WINDOW, make_plan, places_of_rank, rows_of_step, shards_ahead
+from shards.pool import BufferPool
 from shards.reader import ShardReader
 from shards.schema import Manifest, Modality
 from shards.selection import select_rows
@@ -25,10 +25,8 @@ STATISTICS_CHUNK = 256
 # Downloads under way at a time, per process.
 DOWNLOADS = 4
 
-# A reader amid a retried download is not waited for any longer; its thread dies with the process.
-JOIN_S = 5.0
-
-T = TypeVar("T")
+# Bytes of batches that may lie ready: tens of batches of the usual sizes.
+PREFETCH_BYTES = 256 << 20
 
 
 class FeatureStream:
@@ -63,6 +61,7 @@ class FeatureStream:
         modalities: list[str] | None = None,
         window: int = WINDOW,
         prefetch: int = 4,
+        prefetch_bytes: int = PREFETCH_BYTES,
     ) -> None:
         """Open a split.
 
@@ -80,7 +79,8 @@ class FeatureStream:
             cache_limit: bytes that the cache may hold. Eviction is not there yet: must be None.
             modalities: those to read; default all.
             window: see `plan`.
-            prefetch: batches read ahead by a thread; 0 reads when asked.
+            prefetch: batches that a thread reads ahead; 0 reads when asked.
+            prefetch_bytes: a smaller number lies ready where they would exceed this together, but one does.
 
         Raises:
             ValueError: anything above is not in the dataset or does not divide; names the URL.
@@ -96,9 +96,9 @@ class FeatureStream:
         self.classes = self.manifest.classes
         self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)
         self.rank, self.world_size = rank, world_size
-        self.prefetch = prefetch
+        self.prefetch, self.prefetch_bytes = prefetch, prefetch_bytes
         self._shards = self.manifest.splits[self.split].shards
-        self._reader = ShardReader(self.store, self._shards, self.modalities)
+        self._reader = ShardReader(self.store, self._shards, self.modalities, BufferPool(prefetch_bytes))
         self._rows: list[np.ndarray] | None = None
         self._class_counts = np.asarray(self.manifest.splits[self.split].class_counts, np.int64)
         counts = np.array([shard.utterances for shard in self._shards], np.int64)
@@ -118,10 +118,19 @@ class FeatureStream:
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.streams = self._plan.streams
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[FeatureBatch]:
+    def epoch(
+        self, epoch: int, start_step: int = 0, device: torch.device | str | None = None
+    ) -> Iterator[FeatureBatch]:
         """This rank's batches of an epoch, one per step, from `start_step` on.
 
-        Reading starts with the first batch asked for. Closing the iterator stops it.
+        Reading starts with the first batch asked for. Closing the iterator stops it. Batches, and whatever is
+        cut from them, may be kept: their memory is used again only when nothing refers to it any longer. In a
+        process that uses CUDA it is page-locked.
+
+        Args:
+            epoch, start_step: 0-based.
+            device: where the batches shall be; on CUDA the next is copied while one is worked on. Default:
+                the host.
 
         Raises:
             ValueError: there is no such epoch or step; while iterating: a shard is missing or damaged.
@@ -129,7 +138,14 @@ class FeatureStream:
         """
         if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"epoch {epoch}, step {start_step}: an epoch has {self.steps_per_epoch} steps")
-        return _read_ahead(lambda: self._batches(epoch, start_step), self.prefetch)
+        pin = torch.cuda.is_initialized() or (device is not None and torch.device(device).type == "cuda")
+        batches = read_ahead(
+            lambda: self._batches(epoch, start_step, pin),
+            self.prefetch,
+            self.prefetch_bytes,
+            lambda batch: batch.num_bytes,
+        )
+        return batches if device is None else to_device_ahead(batches, device)
 
     def class_counts(self) -> np.ndarray:
         """Selected utterances per class over all ranks, [C] int64."""
@@ -189,7 +205,7 @@ class FeatureStream:
     def _selected(self, shard: int) -> np.ndarray:
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
 
-    def _batches(self, epoch: int, start_step: int) -> Iterator[FeatureBatch]:
+    def _batches(self, epoch: int, start_step: int, pin: bool) -> Generator[FeatureBatch, None, None]:
         places = self._first_place, self._num_places
         downloads, asked = ThreadPoolExecutor(DOWNLOADS, "shards-download"), set[int]()
         try:
@@ -199,7 +215,7 @@ class FeatureStream:
                     for shard in (shard for shard in wanted if shard not in asked):
                         downloads.submit(self._fetch, shard)
                     asked = set(wanted)
-                yield self._batch(epoch, step, *rows_of_step(self._plan, epoch, step, *places))
+                yield self._batch(epoch, step, pin)
         finally:
             # One that is under way would hold up whoever closes the iterator.
             downloads.shutdown(wait=False, cancel_futures=True)
@@ -210,12 +226,11 @@ class FeatureStream:
         local_file(self.store, entry.index, entry.index_bytes, entry.index_sha256)
         local_file(self.store, entry.name, entry.bytes, entry.sha256)
 
-    def _batch(
-        self, epoch: int, step: int, place: np.ndarray, shard: np.ndarray, row: np.ndarray
-    ) -> FeatureBatch:
+    def _batch(self, epoch: int, step: int, pin: bool) -> FeatureBatch:
+        place, shard, row = rows_of_step(self._plan, epoch, step, self._first_place, self._num_places)
         if self._rows is not None:
             row = np.array([self._rows[s][r] for s, r in zip(shard, row, strict=True)], np.int64)
-        features, label, key = self._reader.features(shard, row)
+        features, label, key = self._reader.features(shard, row, pin)
         return FeatureBatch(
             features=features,
             label=label,
@@ -241,48 +256,3 @@ def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) ->
         if name not in manifest.modalities:
             raise ValueError(f"{url}: no modality {name!r}; it has {list(manifest.modalities)}")
     return {name: m for name, m in manifest.modalities.items() if names is None or name in names}
-
-
-def _read_ahead(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
-    """Iterate `make()` in a thread, up to `depth` items ahead; its exceptions come out here."""
-    if depth == 0:
-        yield from make()
-        return
-    done = object()
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        items = make()
-        try:
-            for item in items:
-                if not put((item, None)):
-                    break
-            put((done, None))
-        except BaseException as error:
-            put((done, error))
-        finally:
-            items.close()  # type: ignore[attr-defined]
-
-    thread = threading.Thread(target=produce, name="shards-read", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is done:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=JOIN_S)

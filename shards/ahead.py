@@ -1,0 +1,131 @@
+"""Ahead of need: batches made in a thread, and copied to a GPU while it works on the one before."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+
+from shards.batch import FeatureBatch
+
+# A reader amid a retried download is not waited for any longer; its thread dies with the process.
+JOIN_S = 5.0
+
+T = TypeVar("T")
+
+
+def read_ahead(
+    make: Callable[[], Generator[T, None, None]], depth: int, budget: int, size_of: Callable[[T], int]
+) -> Iterator[T]:
+    """Iterate `make()` in a thread of its own; its exceptions come out here.
+
+    One thread, because reading releases the interpreter's lock for as long as the kernel copies; each further
+    one would mostly wait for that lock.
+
+    Args:
+        make: opens the iterator, in the thread that reads it.
+        depth: items that may lie ready; 0 reads without a thread, when asked.
+        budget: bytes that may lie ready. Reading goes on while less do, so that one item may exceed it:
+            however large, an item is read ahead.
+        size_of: bytes of an item.
+    """
+    if depth == 0:
+        yield from make()
+        return
+    changed = threading.Condition()
+    ready: deque[tuple[T, int]] = deque()
+    failure: list[BaseException] = []
+    held, stopped, done = 0, False, False
+
+    def may_go_on() -> bool:
+        return stopped or (len(ready) < depth and held < budget)
+
+    def produce() -> None:
+        nonlocal held, done
+        items = make()
+        try:
+            for item in items:
+                size = size_of(item)
+                with changed:
+                    ready.append((item, size))
+                    held += size
+                    # Else this thread would keep a batch, and its buffer, that the consumer has let go.
+                    del item
+                    changed.notify()
+                    changed.wait_for(may_go_on)
+                    if stopped:
+                        break
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            items.close()
+            with changed:
+                done = True
+                changed.notify()
+
+    thread = threading.Thread(target=produce, name="shards-read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: ready or done)
+                if not ready:
+                    break
+                item, size = ready.popleft()
+                held -= size
+                changed.notify()
+            yield item
+            del item
+        if failure:
+            raise failure[0]
+    finally:
+        with changed:
+            stopped = True
+            changed.notify()
+        thread.join(timeout=JOIN_S)
+
+
+def to_device_ahead(batches: Iterable[FeatureBatch], device: torch.device | str) -> Iterator[FeatureBatch]:
+    """The batches on `device`; on CUDA each is copied there while the one before is worked on.
+
+    Copies run on a stream of their own, and overlap with work where the batches lie in page-locked memory, as
+    those of `FeatureStream` do in a process that uses CUDA. The host never waits for them: the consumer's
+    current stream does. A batch's memory on either side is reused only when all that was asked of it on both
+    streams has been done. Anywhere but on CUDA a batch is moved when its turn comes: on the CPU it passes
+    unchanged.
+
+    Args:
+        batches: on the host.
+        device: where to.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    waiting: tuple[FeatureBatch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            sent = batch.to(device, non_blocking=True), copies.record_event()
+        # The host's side is no longer needed: its pool knows of the copy.
+        del batch
+        if waiting is not None:
+            yield _receive(*waiting)
+        waiting = sent
+        del sent
+    if waiting is not None:
+        yield _receive(*waiting)
+
+
+def _receive(batch: FeatureBatch, copied: torch.cuda.Event) -> FeatureBatch:
+    """Let the current stream wait for a batch's copy, and its memory for the current stream's work."""
+    current = torch.cuda.current_stream(batch.label.device)
+    current.wait_event(copied)
+    batch.label.record_stream(current)
+    for ragged in batch.features.values():
+        ragged.values.record_stream(current)
+        ragged.offsets.record_stream(current)
+    return batch

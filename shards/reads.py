@@ -1,0 +1,103 @@
+"""Many arrays, few system calls: what lies close together in a file is read by one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# Between arrays that are read together lie headers, padding and small members. Copying this many bytes of
+# them costs less than another call, which must wait for the interpreter's lock when it returns.
+LARGEST_GAP = 8192
+# Buffers per call, below Linux's limit of 1,024.
+BUFFERS_PER_CALL = 512
+
+# What lies in the gaps is read into here and never looked at, by all threads at once.
+_GAP = memoryview(bytearray(LARGEST_GAP))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """N arrays to read, into memory where they lie one after the other.
+
+    Attributes:
+        file: [N], which file each is in.
+        offset, size: [N] each, in bytes; one of size 0 is nowhere.
+        memory: sum of sizes, in bytes.
+    """
+
+    file: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    memory: memoryview
+
+
+def read_all(files: dict[int, tuple[int, Path]], reads: list[Reads]) -> None:
+    """Read all arrays.
+
+    Args:
+        files: descriptor and path of each file; paths for error messages.
+        reads: what to read.
+
+    Raises:
+        ValueError: a file ends amid an array.
+    """
+    target = np.repeat(np.arange(len(reads)), [len(r.size) for r in reads])
+    file, offset, size = (
+        np.concatenate([getattr(r, name) for r in reads]) for name in ("file", "offset", "size")
+    )
+    end = np.concatenate([np.cumsum(r.size) for r in reads])
+    order = np.lexsort((offset, file))
+    order = order[size[order] > 0]
+    file, offset, size, end, target = file[order], offset[order], size[order], end[order], target[order]
+
+    gap = offset[1:] - (offset[:-1] + size[:-1])
+    apart = (file[1:] != file[:-1]) | (gap < 0) | (gap > LARGEST_GAP)
+    places = zip(target.tolist(), (end - size).tolist(), end.tolist(), strict=True)
+    parts = [reads[t].memory[begin:stop] for t, begin, stop in places]
+    gaps, offsets, cuts = gap.tolist(), offset.tolist(), np.flatnonzero(apart).tolist()
+    first = 0
+    for last in [*cuts, len(parts) - 1] if parts else []:
+        for low in range(first, last + 1, BUFFERS_PER_CALL // 2):
+            high = min(low + BUFFERS_PER_CALL // 2, last + 1)
+            fd, path = files[int(file[low])]
+            _read_run(fd, path, parts[low:high], offsets[low:high], gaps[low : high - 1])
+        first = last + 1
+
+
+def _read_run(fd: int, path: Path, parts: list[memoryview], offsets: list[int], gaps: list[int]) -> None:
+    """Read arrays that follow each other in a file, with gaps between them."""
+    if hasattr(os, "preadv"):
+        buffers = parts[:1]
+        for part, gap in zip(parts[1:], gaps, strict=True):
+            buffers += (_GAP[:gap], part)
+        if os.preadv(fd, buffers, offsets[0]) == offsets[-1] + len(parts[-1]) - offsets[0]:
+            return
+    # There is no such call, or it ended early: by a signal, the kernel's limit per call, or the file's end.
+    for part, offset in zip(parts, offsets, strict=True):
+        read_into(fd, part, offset, path)
+
+
+def read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
+    """Fill `view` with the bytes of a file from `offset` on, in one system call as a rule.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    done = 0
+    while done < len(view):
+        count = _read_some(fd, view[done:], offset + done)
+        if count == 0:
+            raise ValueError(f"{path}: ends at {offset + done} bytes, amid an array; damaged, pack it again")
+        done += count
+
+
+def _read_some(fd: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    # macOS before 11 has no preadv: the same with one copy more.
+    data = os.pread(fd, len(view), offset)
+    view[: len(data)] = data
+    return len(data)
