@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -158,11 +158,11 @@ def save_index(index: ShardIndex, path: Path) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def load_index(path: Path, modalities: dict[str, Modality], shard_bytes: int) -> ShardIndex:
+def load_index(index_file: BinaryIO, modalities: dict[str, Modality], shard_bytes: int) -> ShardIndex:
     """Read an index and check that every array it names lies inside its shard.
 
     Args:
-        path: the `.npz` on local disk.
+        index_file: the `.npz`.
         modalities: those to be read; others in the index are left out.
         shard_bytes: size of the shard.
 
@@ -170,7 +170,7 @@ def load_index(path: Path, modalities: dict[str, Modality], shard_bytes: int) ->
         ValueError: not an index, or one of another shard.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(index_file, allow_pickle=False) as file:
             arrays = dict(file)
         utterances = len(arrays["key"])
         # A modality that none of the shard's utterances has may be left out.
@@ -186,9 +186,13 @@ def load_index(path: Path, modalities: dict[str, Modality], shard_bytes: int) ->
             },
         )
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: not the index of a shard ({error}); pack the dataset again") from None
+        raise ValueError(
+            f"{index_file.name}: not the index of a shard ({error}); pack the dataset again"
+        ) from None
     for name, modality in modalities.items():
         size = index.steps[name].astype(np.int64) * (modality.dim * np.dtype(modality.dtype).itemsize)
         if np.any(index.offset[name] + size > shard_bytes):
-            raise ValueError(f"{path}: {name} reaches past the end of its shard; pack the dataset again")
+            raise ValueError(
+                f"{index_file.name}: {name} reaches past the end of its shard; pack the dataset again"
+            )
     return index

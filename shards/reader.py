@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from shards.batch import Ragged
+from shards.cache import ROOM_WAIT_S
 from shards.index import ShardIndex, load_index
 from shards.pool import BufferPool
 from shards.reads import Reads, read_all, read_into
 from shards.schema import Modality, ShardEntry
-from shards.store import Store, hash_file, local_file
+from shards.store import Store, hash_of, open_file
 
 # Open files and indexes kept: well below the usual limit of 1,024 open files of a process.
 OPEN_SHARDS = 256
@@ -32,16 +32,18 @@ class OpenShard:
             array, side by side so that one look-up finds all that reading a row needs.
     """
 
-    def __init__(self, path: Path, index: ShardIndex, modalities: Iterable[str]) -> None:
-        self.path = path
+    def __init__(self, file: BinaryIO, index: ShardIndex, modalities: Iterable[str]) -> None:
+        # In a cache nobody removes a file that is open.
+        self.file = file
+        self.path = Path(file.name)
         self.index = index
         columns = [column for name in modalities for column in (index.offset[name], index.steps[name])]
         self.where = np.stack([index.label, *columns], axis=1, dtype=np.int64)
-        self.fd = os.open(path, os.O_RDONLY)
+        self.fd = file.fileno()
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        if hasattr(self, "file"):
+            self.file.close()
 
 
 class ShardReader:
@@ -61,23 +63,28 @@ class ShardReader:
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def index(self, shard: int) -> ShardIndex:
+    def index(self, shard: int, wait_s: float = ROOM_WAIT_S) -> ShardIndex:
         """The index of a shard, fetched and verified if need be; the shard itself is not touched.
 
         Raises:
-            ValueError, OSError: as `store.local_file` and `index.load_index` do.
+            ValueError, OSError: as `store.open_file` and `index.load_index` do.
         """
         entry = self.shards[shard]
-        path = local_file(self.store, entry.index, entry.index_bytes, entry.index_sha256)
-        # An index is small, and a damaged one would have us read noise: its hash is checked in place, too.
-        if self.store.cache is None and hash_file(path) != entry.index_sha256:
-            raise ValueError(f"{path}: not the index the manifest names: damaged or replaced; pack it again")
-        index = load_index(path, self.modalities, entry.bytes)
+        sizes = entry.index_bytes, entry.index_sha256
+        with open_file(self.store, entry.index, *sizes, wait_s) as file:
+            # An index is small, and a damaged one would have us read noise: its hash is checked every time.
+            if hash_of(file) != entry.index_sha256:
+                raise ValueError(
+                    f"{file.name}: not the index the manifest names: damaged or replaced; pack it again"
+                )
+            index = load_index(file, self.modalities, entry.bytes)
         if len(index.key) != entry.utterances:
-            raise ValueError(f"{path}: {len(index.key)} utterances, {entry.utterances} by the manifest")
+            raise ValueError(
+                f"{file.name}: {len(index.key)} utterances, {entry.utterances} by the manifest; pack it again"
+            )
         return index
 
-    def open(self, shard: int) -> OpenShard:
+    def open(self, shard: int, wait_s: float = ROOM_WAIT_S) -> OpenShard:
         """A shard, ready to read; fetched and verified if need be.
 
         Raises:
@@ -88,13 +95,22 @@ class ShardReader:
                 self._open.move_to_end(shard)
                 return self._open[shard]
         entry = self.shards[shard]
-        path = local_file(self.store, entry.name, entry.bytes, entry.sha256)
-        opened = OpenShard(path, self.index(shard), self.modalities)
+        file = open_file(self.store, entry.name, entry.bytes, entry.sha256, wait_s)
+        opened = OpenShard(file, self.index(shard, wait_s), self.modalities)
         with self._lock:
             self._open[shard] = opened
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         return opened
+
+    def keep(self, shards: Iterable[int]) -> None:
+        """Close all but these, so that a cache with a limit may remove them; else do nothing."""
+        if self.store.cache is None or self.store.cache.limit is None:
+            return
+        wanted = set(shards)
+        with self._lock:
+            for shard in [shard for shard in self._open if shard not in wanted]:
+                del self._open[shard]
 
     def features(
         self, shard: np.ndarray, row: np.ndarray, pin: bool = False

@@ -243,7 +243,14 @@ def asking(store: Store, call: Callable[[], T], url: str) -> T:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_of(file)
+
+
+def hash_of(file: BinaryIO) -> str:
+    """SHA-256 of an open file, in hexadecimal; rewinds it."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    return digest
 
 
 def _download(store: Store, name: str, path: Path, size: int, sha256: str | None) -> None:
@@ -267,9 +274,3 @@ def _open_local(path: Path, size: int) -> BinaryIO:
         file.close()
         raise ValueError(f"{path}: {found} bytes, {size} by the manifest: damaged or replaced; pack it again")
     return file
-
-
-def local_file(store: Store, name: str, size: int, sha256: str) -> Path:
-    """Path of what `open_file` opens; under a cache limit it may be removed at any time."""
-    with open_file(store, name, size, sha256) as file:
-        return Path(file.name)

@@ -18,7 +18,8 @@ from shards.reader import ShardReader
 from shards.schema import Manifest, Modality
 from shards.selection import select_rows
 from shards.statistics import Sums, add, sums_from_moments, sums_of
-from shards.store import local_file, open_store, read_manifest, split_url
+from shards.store import open_dataset
+from shards.working_set import check_limit
 
 # Utterances read at a time for statistics: enough to spread the cost of a call, small beside a batch buffer.
 STATISTICS_CHUNK = 256
@@ -57,7 +58,7 @@ class FeatureStream:
         select: dict[str, Any] | None = None,
         streams: int | None = None,
         storage_options: dict[str, Any] | None = None,
-        cache_limit: int | None = None,
+        cache_limit: int | str | None = None,
         modalities: list[str] | None = None,
         window: int = WINDOW,
         prefetch: int = 4,
@@ -76,7 +77,8 @@ class FeatureStream:
             select: {column: value or list of values}: only utterances whose metadata match all of them.
             streams: see `plan`; default by the number of shards.
             storage_options: for the fsspec file system: credentials, endpoint.
-            cache_limit: bytes that the cache may hold. Eviction is not there yet: must be None.
+            cache_limit: bytes that the cache may hold over all datasets in it, or like "200GB". It must hold
+                what the node's ranks need at a time, of all streams that are read at the same time.
             modalities: those to read; default all.
             window: see `plan`.
             prefetch: batches that a thread reads ahead; 0 reads when asked.
@@ -86,12 +88,10 @@ class FeatureStream:
             ValueError: anything above is not in the dataset or does not divide; names the URL.
             OSError: the store cannot be reached.
         """
-        if cache_limit is not None:
-            raise ValueError("cache_limit: eviction is not there yet; leave it out and give the cache room")
-        folder, name, fragment = split_url(str(url))
-        self.store = open_store(folder, cache_dir, storage_options)
+        self.store, self.manifest, fragment = open_dataset(
+            str(url), cache_dir, storage_options, cache_limit
+        )
         self.url, self.name = self.store.url, self.store.url.rstrip("/").rpartition("/")[2]
-        self.manifest: Manifest = read_manifest(self.store, name)
         self.split = _choose_split(self.manifest, fragment or split, self.store.url)
         self.classes = self.manifest.classes
         self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)
@@ -115,6 +115,7 @@ class FeatureStream:
         self._plan = make_plan(
             counts, global_batch_size, streams=streams, seed=seed, shuffle=shuffle, window=window
         )
+        check_limit(self.store, self._plan, self._shards, rank, world_size, f"{self.store.url}#{self.split}")
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.streams = self._plan.streams
 
@@ -159,6 +160,7 @@ class FeatureStream:
         """
         for shard in range(len(self._shards)):
             yield from self._reader.metadata(shard, self._selected(shard).tolist())
+            self._reader.keep(())
 
     def statistics(self) -> dict[str, Sums]:
         """This rank's share of the sums over all selected utterances, per modality.
@@ -189,6 +191,7 @@ class FeatureStream:
         for start in range(0, len(row), STATISTICS_CHUNK):
             chunk = slice(start, start + STATISTICS_CHUNK)
             features, _, _ = self._reader.features(shard[chunk], row[chunk])
+            self._reader.keep(shard[chunk].tolist())
             for name, ragged in features.items():
                 total[name] = add(total[name], sums_of(ragged.values.numpy()))
         return total
@@ -212,6 +215,7 @@ class FeatureStream:
             for step in range(start_step, self.steps_per_epoch):
                 if self.store.cache is not None:
                     wanted = shards_ahead(self._plan, epoch, step, *places)
+                    self._reader.keep(wanted)
                     for shard in (shard for shard in wanted if shard not in asked):
                         downloads.submit(self._fetch, shard)
                     asked = set(wanted)
@@ -219,12 +223,11 @@ class FeatureStream:
         finally:
             # One that is under way would hold up whoever closes the iterator.
             downloads.shutdown(wait=False, cancel_futures=True)
+            self._reader.keep(())
 
     def _fetch(self, shard: int) -> None:
         # A failure here is no one's yet: whoever needs the shard tries again and tells.
-        entry = self._shards[shard]
-        local_file(self.store, entry.index, entry.index_bytes, entry.index_sha256)
-        local_file(self.store, entry.name, entry.bytes, entry.sha256)
+        self._reader.open(shard, wait_s=0.0)
 
     def _batch(self, epoch: int, step: int, pin: bool) -> FeatureBatch:
         place, shard, row = rows_of_step(self._plan, epoch, step, self._first_place, self._num_places)

@@ -171,7 +171,7 @@ def test_modalities(dataset: str) -> None:
         ({"select": {"gain": 0, "fold": 1}}, r"no utterance matches"),
         ({"world_size": 3}, r"3 ranks do not divide the global batch of 32"),
         ({"streams": 5}, r"5 streams do not divide"),
-        ({"cache_limit": 1}, r"cache_limit"),
+        ({"cache_limit": "a lot"}, r"not a number of bytes"),
     ],
 )
 def test_refusals(dataset: str, options: dict[str, Any], message: str) -> None:
