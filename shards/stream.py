@@ -88,9 +88,7 @@ class FeatureStream:
             ValueError: anything above is not in the dataset or does not divide; names the URL.
             OSError: the store cannot be reached.
         """
-        self.store, self.manifest, fragment = open_dataset(
-            str(url), cache_dir, storage_options, cache_limit
-        )
+        self.store, self.manifest, fragment = open_dataset(str(url), cache_dir, storage_options, cache_limit)
         self.url, self.name = self.store.url, self.store.url.rstrip("/").rpartition("/")[2]
         self.split = _choose_split(self.manifest, fragment or split, self.store.url)
         self.classes = self.manifest.classes
