@@ -177,7 +177,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     ):
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
     parsed = parser.parse_args(arguments)
-    values = parser.instantiate_classes(parsed)
+    values = parser.instantiate(parsed)
     config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
     config.validate()
     return config, Launch(values.deepspeed, values.local_rank is not None)

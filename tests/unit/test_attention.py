@@ -1,4 +1,4 @@
-"""The fast form of the reliability attention means what the literal one does."""
+"""The fast forms of the reliability attention mean what the literal one does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ MIXES = {
     "one step": [1],
     "alike": [20, 20, 19, 18],
     "mixed": [3, 0, 600, 1, 2, 17, 0, 599, 1],
+    "longer than a chunk has rows": [1500, 7],
 }
+FORMS = {"bucketed": attention.bucketed, "recomputed": attention.Recomputed.apply}
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 @pytest.mark.parametrize("lengths", MIXES.values(), ids=MIXES.keys())
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_bucketed_equals_the_definition(lengths: list[int], dtype: torch.dtype, tolerance: float) -> None:
+def test_fast_forms_equal_the_definition(
+    form: Callable[..., torch.Tensor], lengths: list[int], dtype: torch.dtype, tolerance: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     total, dim = sum(lengths), 6
     q, k = (3 * torch.randn(total, dim, generator=generator, dtype=dtype) for _ in range(2))
@@ -35,7 +40,7 @@ def test_bucketed_equals_the_definition(lengths: list[int], dtype: torch.dtype, 
         return [spread.detach(), *gradients]
 
     names = ("spread", "gradient of q", "gradient of k", "gradient of r")
-    literal, fast = outcome(attention.per_utterance), outcome(attention.bucketed)
+    literal, fast = outcome(attention.plain), outcome(form)
     for name, expected, found in zip(names, literal, fast, strict=True):
         torch.testing.assert_close(
             found, expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
@@ -58,3 +63,13 @@ def test_a_mean_is_what_uniform_scores_give() -> None:
     q, k, r = torch.zeros(5, 4), torch.randn(5, 4), torch.tensor([0.2, 0.8, 0.1, 0.3, 0.6])
     expected = torch.tensor([0.5, 0.5, 1 / 3, 1 / 3, 1 / 3])
     torch.testing.assert_close(attention.bucketed(q, k, r, [2, 3]), expected)
+
+
+@pytest.mark.parametrize("steps", [[5, 3], [60, 40]], ids=["fewer steps than features", "more"])
+def test_merged_maps_equal_separate_ones(steps: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dim, total = 20, sum(steps)
+    h, query, key = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for n in (total, dim, dim))
+    r = torch.rand(total, generator=generator, dtype=torch.float64)
+    expected = attention.plain(h @ query.T, h @ key.T, r, steps)
+    torch.testing.assert_close(attention.reliability_attention(h, query, key, r, steps), expected)

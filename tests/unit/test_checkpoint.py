@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,25 @@ def test_an_altered_or_missing_file_is_refused_by_name(
     flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
     for damaged in (flipped, whole[:-1], b""):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"{name} is not the file that was saved"):
-            checkpoint.load_position(saved[0])
+        assert f"{name} is not the file that was saved" in str(checkpoint.problem(saved[0]))
+    path.write_bytes(whole)
+    assert checkpoint.problem(saved[0]) is None
     path.unlink()
-    with pytest.raises(ValueError, match=rf"{name} is missing"):
-        checkpoint.load_position(saved[0])
+    assert f"{name} is missing" in str(checkpoint.problem(saved[0]))
+
+
+def test_the_newest_sound_checkpoint_is_offered_instead(
+    saved: tuple[Path, AWTPN, torch.optim.AdamW],
+) -> None:
+    folder, model, optimizer = saved
+    root = folder.parent
+    newer = [
+        checkpoint.save(root, model, optimizer, Position(step=s), model.card(), is_main=True) for s in (4, 5)
+    ]
+    (newer[0] / WEIGHTS_FILE).unlink()
+    assert str(folder) in checkpoint.offer_another(newer[1])
+    (folder / STATE_FILE).unlink()
+    assert checkpoint.offer_another(newer[1]) == ""
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"position": {"stride": 3}}', '{"position": '])
@@ -99,8 +114,7 @@ def test_a_broken_state_file_is_refused_by_name(
 ) -> None:
     path = saved[0] / STATE_FILE
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(ValueError, match=r"no whole checkpoint: .*checkpoint\.json"):
-        checkpoint.load_position(saved[0])
+    assert re.search(r"no whole checkpoint: checkpoint\.json", str(checkpoint.problem(saved[0])))
 
 
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:
