@@ -10,15 +10,18 @@ divides S a rank touches the shards of its own streams alone.
 Within a stream each epoch draws anew: the order of its pieces (a piece is what the stream owns of a shard),
 the order of blocks of rows within a piece, and the order of rows within windows of consecutive blocks. Every
 draw is keyed by what it is for, so any position of a stream is found without replaying those before it, at a
-cost of the stream's pieces and one window.
+cost of the stream's pieces and one window. Where lengths are known, the rows of a window are then arranged so
+that steps are of equal work (see `balance`): this needs the lengths of that window's rows alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from shards.balance import STEPS, arranged
 
 # Rows among which a row may change places, over all streams together.
 WINDOW = 16_384
@@ -28,7 +31,10 @@ SMALLEST_WINDOW = 1_024
 BLOCKS_PER_WINDOW = 4
 
 # What a draw is for: first word of its key.
-_DEAL, _PIECES, _BLOCKS, _ROWS = range(4)
+_DEAL, _PIECES, _BLOCKS, _ROWS, _TURN = range(5)
+
+# Shards -> the work of each row of each of them.
+Work = Callable[[list[int]], list[np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,7 @@ class Plan:
         dealt: shards in the order in which they are dealt to streams.
         starts: first row of each dealt shard in their concatenation, then the number of all rows.
         window_rows: rows per window of a stream.
+        work: tells how much work rows are; None: steps are not balanced.
         memo: the latest draws of each stream: a cache of pure results, never a state.
     """
 
@@ -49,6 +56,7 @@ class Plan:
     dealt: np.ndarray
     starts: np.ndarray
     window_rows: int
+    work: Work | None = None
     memo: dict[tuple[int, int], tuple[tuple[int, int], tuple[np.ndarray, ...]]] = field(
         default_factory=dict, repr=False
     )
@@ -78,6 +86,7 @@ def make_plan(
     seed: int = 0,
     shuffle: bool = True,
     window: int = WINDOW,
+    work: Work | None = None,
 ) -> Plan:
     """Plan the order of rows.
 
@@ -89,6 +98,7 @@ def make_plan(
         seed: of all draws.
         shuffle: False keeps the manifest's order within each stream.
         window: rows among which a row may change places, over all streams together.
+        work: tells how much work the rows of shards are, to balance steps; has no effect without shuffling.
 
     Raises:
         ValueError: no rows, a negative seed, or the streams do not divide the global batch.
@@ -105,6 +115,9 @@ def make_plan(
     if streams < 1 or global_batch_size % streams:
         raise ValueError(f"{streams} streams do not divide the global batch of {global_batch_size}")
     dealt = _permutation(len(counts), seed, _DEAL) if shuffle else np.arange(len(counts))
+    share = global_batch_size // streams
+    # Whole steps, so that none is balanced in two parts.
+    window_steps = -(-max(window // streams, SMALLEST_WINDOW) // share)
     return Plan(
         global_batch_size=global_batch_size,
         streams=streams,
@@ -112,7 +125,8 @@ def make_plan(
         shuffle=shuffle,
         dealt=dealt,
         starts=np.concatenate([[0], np.cumsum(counts[dealt])]),
-        window_rows=max(window // streams, SMALLEST_WINDOW),
+        window_rows=window_steps * share,
+        work=work if shuffle else None,
     )
 
 
@@ -216,8 +230,21 @@ def _window(plan: Plan, epoch: int, stream: int, window: int) -> tuple[np.ndarra
     if plan.shuffle:
         order = _permutation(len(position), plan.seed, _ROWS, epoch, stream, window)
         shard, row = shard[order], row[order]
+    if plan.work is not None:
+        # The turn of neighbouring streams differs, so that they balance each other.
+        turn = int(_permutation(STEPS, plan.seed, _TURN, epoch, window)[0]) + stream
+        order = arranged(_work_of(plan.work, shard, row), plan.batch_share, turn)
+        shard, row = shard[order], row[order]
     plan.memo[_ROWS, stream] = ((epoch, window), (shard, row))
     return shard, row
+
+
+def _work_of(work: Work, shard: np.ndarray, row: np.ndarray) -> np.ndarray:
+    shards, which = np.unique(shard, return_inverse=True)
+    rows = work(shards.tolist())
+    first = np.cumsum([0, *map(len, rows)])
+    found: np.ndarray = np.concatenate(rows)[first[which] + row]
+    return found
 
 
 def _overlapping(start: np.ndarray, low: int, high: int) -> tuple[int, int]:

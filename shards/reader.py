@@ -6,6 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,6 +63,7 @@ class ShardReader:
         self.pool = pool or BufferPool()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        self._work = lru_cache(OPEN_SHARDS)(self._read_work)
 
     def index(self, shard: int, wait_s: float = ROOM_WAIT_S) -> ShardIndex:
         """The index of a shard, fetched and verified if need be; the shard itself is not touched.
@@ -111,6 +113,19 @@ class ShardReader:
         with self._lock:
             for shard in [shard for shard in self._open if shard not in wanted]:
                 del self._open[shard]
+
+    def work(self, shard: int) -> np.ndarray:
+        """Steps of each utterance of a shard over the modalities, [U] int64; the shard itself is not touched.
+
+        Raises:
+            ValueError, OSError: as `index` does.
+        """
+        return self._work(shard)
+
+    def _read_work(self, shard: int) -> np.ndarray:
+        steps = self.index(shard).steps
+        total: np.ndarray = np.stack([steps[name] for name in self.modalities]).sum(0, np.int64)
+        return total
 
     def features(
         self, shard: np.ndarray, row: np.ndarray, pin: bool = False

@@ -16,7 +16,7 @@ from shards.plan import WINDOW, make_plan, places_of_rank, rows_of_step, shards_
 from shards.pool import BufferPool
 from shards.reader import ShardReader
 from shards.schema import Manifest, Modality
-from shards.selection import select_rows
+from shards.selection import INDEX_THREADS, select_rows
 from shards.statistics import Sums, add, sums_from_moments, sums_of
 from shards.store import open_dataset
 from shards.working_set import check_limit
@@ -63,6 +63,7 @@ class FeatureStream:
         window: int = WINDOW,
         prefetch: int = 4,
         prefetch_bytes: int = PREFETCH_BYTES,
+        balance: bool = True,
     ) -> None:
         """Open a split.
 
@@ -83,6 +84,7 @@ class FeatureStream:
             window: see `plan`.
             prefetch: batches that a thread reads ahead; 0 reads when asked.
             prefetch_bytes: a smaller number lies ready where they would exceed this together, but one does.
+            balance: shuffle so that steps, and ranks' shares of them, are of about equal length in total.
 
         Raises:
             ValueError: anything above is not in the dataset or does not divide; names the URL.
@@ -111,7 +113,13 @@ class FeatureStream:
             raise ValueError(f"{self.store.url}#{self.split}: {chosen}")
         self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size)
         self._plan = make_plan(
-            counts, global_batch_size, streams=streams, seed=seed, shuffle=shuffle, window=window
+            counts,
+            global_batch_size,
+            streams=streams,
+            seed=seed,
+            shuffle=shuffle,
+            window=window,
+            work=self._work if balance else None,
         )
         check_limit(self.store, self._plan, self._shards, rank, world_size, f"{self.store.url}#{self.split}")
         self.steps_per_epoch = self._plan.steps_per_epoch
@@ -205,6 +213,12 @@ class FeatureStream:
 
     def _selected(self, shard: int) -> np.ndarray:
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
+
+    def _work(self, shards: list[int]) -> list[np.ndarray]:
+        """Steps of each selected utterance of shards, over the modalities."""
+        with ThreadPoolExecutor(INDEX_THREADS) as threads:
+            work = list(threads.map(self._reader.work, shards))
+        return work if self._rows is None else [w[self._rows[s]] for s, w in zip(shards, work, strict=True)]
 
     def _batches(self, epoch: int, start_step: int, pin: bool) -> Generator[FeatureBatch, None, None]:
         places = self._first_place, self._num_places

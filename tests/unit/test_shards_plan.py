@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.plan import Plan, default_streams, make_plan, places_of_rank, rows_of_step, shards_ahead
+from shards.balance import STEPS, arranged
+from shards.plan import Plan, Work, default_streams, make_plan, places_of_rank, rows_of_step, shards_ahead
 
 BATCHES = [1, 2, 6, 8, 12, 24]
 
 
 def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def lengths(counts: Sequence[int]) -> Work:
+    """Log-normal lengths of the rows of each shard."""
+    drawn = [np.random.default_rng(i).lognormal(5, 0.6, n).astype(np.int64) for i, n in enumerate(counts)]
+    return lambda shards: [drawn[s] for s in shards]
 
 
 @st.composite
@@ -30,6 +38,7 @@ def plans(draw: st.DrawFn) -> Plan:
         streams=draw(st.sampled_from([None, *divisors(batch)])),
         seed=draw(st.integers(0, 5)),
         shuffle=draw(st.booleans()),
+        work=draw(st.sampled_from([None, lengths(counts)])),
     )
     # Short windows, so that small data crosses their edges.
     return replace(plan, window_rows=draw(st.integers(1, 40)), memo={})
@@ -130,6 +139,50 @@ def test_order_is_pinned() -> None:
 
 
 PINNED = [(0, 0, 0), (1, 1, 0), (2, 1, 3), (3, 3, 1), (4, 2, 0), (5, 2, 2)]
+
+
+@given(work=st.lists(st.integers(0, 700), max_size=200), share=st.integers(1, 24), turn=st.integers(0, 99))
+@settings(deadline=None)
+def test_balancing_moves_rows_among_a_few_steps_only(work: list[int], share: int, turn: int) -> None:
+    order = arranged(np.array(work, np.int64), share, turn)
+    assert sorted(order.tolist()) == list(range(len(work)))
+    whole = len(work) // share * share
+    assert order[whole:].tolist() == list(range(whole, len(work)))
+    reach = STEPS * share
+    assert (order[:whole] // reach == np.arange(whole) // reach).all()
+
+
+@pytest.mark.parametrize(("streams", "world_size"), [(1, 4), (4, 2), (4, 4), (4, 8), (16, 8), (32, 4)])
+def test_balancing_lowers_the_differences_between_ranks(streams: int, world_size: int) -> None:
+    """Between ranks that share a stream, that share the streams, and where a stream has one place."""
+    counts = [200] * 64
+    work = lengths(counts)
+    rows = np.concatenate([work([s])[0] for s in range(64)]).reshape(64, 200)
+
+    def excess(plan: Plan) -> float:
+        """By how much the longest rank of a step exceeds the mean, over steps."""
+        found = []
+        for step in range(plan.steps_per_epoch - 1):
+            _, shard, row = rows_of_step(plan, 0, step, 0, 32)
+            totals = rows[shard, row].reshape(world_size, -1).sum(1)
+            found.append(totals.max() / totals.mean() - 1)
+        return float(np.mean(found))
+
+    drawn = excess(make_plan(counts, 32, streams=streams))
+    assert excess(make_plan(counts, 32, streams=streams, work=work)) < 0.8 * drawn
+
+
+def test_balanced_steps_differ_between_epochs() -> None:
+    """Two rows that met in one epoch are hardly likelier than others to meet in the next."""
+    counts = [50] * 8
+    plan = make_plan(counts, 8, streams=1, work=lengths(counts))
+
+    def pairs(epoch: int) -> set[frozenset[tuple[int, int]]]:
+        steps = [step_rows(plan, epoch, step) for step in range(plan.steps_per_epoch)]
+        return {frozenset((a[1:], b[1:])) for rows in steps for i, a in enumerate(rows) for b in rows[:i]}
+
+    expected = len(pairs(0)) ** 2 / (400 * 399 / 2)
+    assert len(pairs(0) & pairs(1)) < 2 * expected
 
 
 def test_no_shuffle_is_the_natural_order() -> None:
