@@ -5,20 +5,23 @@ and it can be made for tars that others wrote. On disk it is an uncompressed `.n
 
     key [U] str, label [U] int32, json.offset [U] int64, json.size [U] int32,
     offset.<modality> [U] int64 (first byte of the array's data; -1: missing),
-    steps.<modality> [U] int32, column.<name> [U] (metadata that can be selected by).
+    steps.<modality> [U] int32, crc.<modality> [U] uint32 (CRC-32 of the array's data), crc.json [U] uint32,
+    column.<name> [U] (metadata that can be selected by).
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
-from collections.abc import Iterator
+import math
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from shards.members import Member, members
 from shards.schema import Modality
 
 # Transcripts and the like are metadata, but nobody selects by them, and fixed-width arrays would swell.
@@ -36,20 +39,39 @@ class ShardIndex:
     offset: dict[str, np.ndarray]
     steps: dict[str, np.ndarray]
     columns: dict[str, np.ndarray]
+    crc: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArrayAt:
+    """An array in a tar: the first byte of its data, what they are, and their CRC-32."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+    crc: int
 
 
 @dataclass
-class _Row:
-    """What the tar tells of one utterance: per modality (offset, steps), and its JSON member."""
+class Row:
+    """What a tar tells of one utterance.
+
+    Attributes:
+        key: its name.
+        arrays: by modality.
+        json: offset, size and CRC-32 of its JSON member; a size of 0 where it has none.
+        meta: content of that member.
+    """
 
     key: str
-    arrays: dict[str, tuple[int, int]] = field(default_factory=dict)
-    json: tuple[int, int] | None = None
+    arrays: dict[str, ArrayAt] = field(default_factory=dict)
+    json: tuple[int, int, int] = (0, 0, 0)
     meta: dict[str, Any] = field(default_factory=dict)
 
 
 def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -> ShardIndex:
-    """Index a shard by reading it.
+    """Index a shard of our own by reading it.
 
     Args:
         path: a tar on local disk.
@@ -60,66 +82,99 @@ def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -
         ValueError: a member is damaged, has another shape or dtype, or an utterance has no label; names the
             tar and the key.
     """
-    rows = list(_rows(path, modalities))
+    rows: dict[str, Row] = {}
+    for member in members(path):
+        row = rows.setdefault(member.key, Row(member.key))
+        name, _, kind = member.extension.rpartition(".")
+        if member.extension == "json":
+            add_json(row, member, path)
+        elif kind == "npy" and name in modalities:
+            add_array(row, name, member, path)
+            _check_form(row.arrays[name], modalities[name], f"{path}: {member.name}")
     position = {name: i for i, name in enumerate(classes)}
-    for row in rows:
-        if row.json is None or row.meta.get("label") not in position:
+    for row in rows.values():
+        if row.meta.get("label") not in position:
             raise ValueError(f"{path}: {row.key!r}: no JSON member with a label among {classes}")
-    offset, steps = {}, {}
+    labels = [position[row.meta["label"]] for row in rows.values()]
+    return build_index(list(rows.values()), labels, modalities)
+
+
+def build_index(rows: list[Row], labels: list[int], modalities: Iterable[str]) -> ShardIndex:
+    """The index of a shard's rows, in their order; `labels` are positions in the classes."""
+    offset, steps, crc = {}, {}, {}
     for name in modalities:
-        found = [row.arrays.get(name, (-1, 0)) for row in rows]
-        offset[name] = np.array([o for o, _ in found], np.int64)
-        steps[name] = np.array([t for _, t in found], np.int32)
+        found = [row.arrays.get(name) for row in rows]
+        offset[name] = np.array([-1 if a is None else a.offset for a in found], np.int64)
+        steps[name] = np.array([0 if a is None else a.shape[0] for a in found], np.int32)
+        crc[name] = np.array([0 if a is None else a.crc for a in found], np.uint32)
     return ShardIndex(
         key=np.array([row.key for row in rows], dtype=np.str_),
-        label=np.array([position[row.meta["label"]] for row in rows], np.int32),
-        json_offset=np.array([row.json[0] for row in rows if row.json], np.int64),
-        json_size=np.array([row.json[1] for row in rows if row.json], np.int32),
+        label=np.array(labels, np.int32),
+        json_offset=np.array([row.json[0] for row in rows], np.int64),
+        json_size=np.array([row.json[1] for row in rows], np.int32),
         offset=offset,
         steps=steps,
         columns=_columns([row.meta for row in rows]),
+        crc=crc | {"json": np.array([row.json[2] for row in rows], np.uint32)},
     )
 
 
-def _rows(path: Path, modalities: dict[str, Modality]) -> Iterator[_Row]:
-    """Group the members of a tar as webdataset does: consecutive members that share a key."""
-    row: _Row | None = None
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, base = member.name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            if row is None or row.key != key:
-                if row is not None:
-                    yield row
-                row = _Row(key)
-            data = tar.extractfile(member)
-            if data is None:
-                raise ValueError(f"{path}: {member.name}: not a readable member")
-            if extension == "json":
-                row.json = (member.offset_data, member.size)
-                row.meta = json.load(data)
-            elif extension.endswith(".npy") and extension[:-4] in modalities:
-                name = extension[:-4]
-                header, steps = _npy_header(data, modalities[name], f"{path}: {member.name}")
-                row.arrays[name] = (member.offset_data + header, steps)
-    if row is not None:
-        yield row
+def add_json(row: Row, member: Member, path: Path) -> None:
+    """Take an utterance's JSON member into its row.
+
+    Raises:
+        ValueError: it is not a JSON object, or a second one.
+    """
+    content = member.content.read()
+    try:
+        meta = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {member.name}: not JSON ({error}); write it again") from None
+    if not isinstance(meta, dict) or row.json[1]:
+        cause = "a second JSON member" if row.json[1] else "not a JSON object"
+        raise ValueError(f"{path}: {member.name}: {cause} of utterance {row.key!r}; write it again")
+    row.json, row.meta = (member.offset, member.size, zlib.crc32(content)), meta
 
 
-def _npy_header(file: Any, modality: Modality, at: str) -> tuple[int, int]:
-    """Size of the .npy header in bytes, and the number of steps of the array that follows it."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if fortran or dtype != np.dtype(modality.dtype) or len(shape) != 2 or shape[1] != modality.dim:
+def add_array(row: Row, name: str, member: Member, path: Path) -> None:
+    """Take an utterance's `.npy` member into its row.
+
+    Raises:
+        ValueError: it is no array of numbers, is cut short, or is a second one of its modality.
+    """
+    at = f"{path}: {member.name}"
+    if name in row.arrays:
+        raise ValueError(f"{at}: a second array of {name} of utterance {row.key!r}; remove one")
+    try:
+        version = np.lib.format.read_magic(member.content)
+        read = np.lib.format.read_array_header_1_0
+        shape, fortran, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(
+            member.content
+        )
+    except ValueError as error:
+        raise ValueError(f"{at}: not a .npy array ({error}); write it again") from None
+    if dtype.hasobject:
+        raise ValueError(f"{at}: holds pickled objects, which are never read; write an array of numbers")
+    header = member.content.tell()
+    data = member.content.read()
+    if len(data) != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"{at}: {len(data)} bytes of data do not make {dtype} {shape}; write it again")
+    row.arrays[name] = ArrayAt(member.offset + header, shape, dtype, fortran, zlib.crc32(data))
+
+
+def readable_in_place(array: ArrayAt) -> bool:
+    """Whether the reader can take the bytes as they are."""
+    return array.dtype.str in ("<f2", "<f4") and len(array.shape) == 2 and not array.fortran
+
+
+def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
+    fits = array.dtype == np.dtype(modality.dtype) and array.shape[1:] == (modality.dim,)
+    if not fits or not readable_in_place(array):
+        order = " in Fortran order" if array.fortran else ""
         raise ValueError(
-            f"{at}: {dtype} array of shape {shape}{' in Fortran order' if fortran else ''}, "
+            f"{at}: {array.dtype} array of shape {array.shape}{order}, "
             f"while the dataset holds {modality.dtype} [steps, {modality.dim}]; pack it again"
         )
-    return file.tell(), shape[0]
 
 
 def scalar_kind(value: Any) -> str | None:
@@ -143,6 +198,10 @@ def _columns(metas: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return columns
 
 
+def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
 def save_index(index: ShardIndex, path: Path) -> None:
     """Write an index; the same index gives the same bytes."""
     arrays = {
@@ -152,6 +211,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
         "json.size": index.json_size,
         **{f"offset.{name}": array for name, array in index.offset.items()},
         **{f"steps.{name}": array for name, array in index.steps.items()},
+        **{f"crc.{name}": array for name, array in index.crc.items()},
         **{f"column.{name}": array for name, array in index.columns.items()},
     }
     with open(path, "wb") as file:
@@ -181,9 +241,9 @@ def load_index(index_file: BinaryIO, modalities: dict[str, Modality], shard_byte
             json_size=arrays["json.size"],
             offset={m: arrays.get(f"offset.{m}", np.full(utterances, -1)) for m in modalities},
             steps={m: arrays.get(f"steps.{m}", np.zeros(utterances, np.int32)) for m in modalities},
-            columns={
-                name.removeprefix("column."): a for name, a in arrays.items() if name.startswith("column.")
-            },
+            columns=_named(arrays, "column."),
+            # An early index has none.
+            crc=_named(arrays, "crc."),
         )
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(
