@@ -1,22 +1,21 @@
 """Steps of equal work: an arrangement of a stream's rows that helps all numbers of ranks, depends on none.
 
-The rows of a few consecutive steps, as drawn, are dealt anew to those steps: the longest first, each to the
-step that has least so far; then each step's rows, in the same way, to its halves, their halves, and so on.
-Every stream does so for itself, from the lengths of its own rows, so a rank still needs the indexes of its
-own shards alone; and as every stream's steps come out alike, so do the totals of ranks, however many share
-the streams, or a stream.
+The rows of a window are dealt to groups of a few consecutive steps: of rows of about one length each group
+gets as many, which ones is drawn. A group's rows are dealt to its steps, the longest first, each to the step
+that has least so far; then each step's rows, in the same way, to its halves, their halves, and so on. Every
+stream does so for itself, from the lengths of its own rows, so a rank still needs the indexes of its own
+shards alone; and as every stream's steps come out alike, so do the totals of ranks, however many share the
+streams, or a stream.
 
-Few steps at a time, so that who meets whom is drawn anew in each epoch: were all rows of a window dealt at
-once, the longest and the shortest would meet every time.
+Groups are there so that who meets whom is drawn anew in each epoch: were a whole window dealt to the step
+that has least, its longest and its shortest rows would meet every time.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
-# Steps over which rows are dealt: twice as many gain little.
+# Steps in a group.
 STEPS = 8
 
 
@@ -33,9 +32,19 @@ def arranged(work: np.ndarray, share: int, turn: int) -> np.ndarray:
         [n], the rows in their new order.
     """
     whole = len(work) // share * share
-    edges = [*range(0, whole, STEPS * share), whole]
-    found = [low + _balanced(work[low:high], share, turn) for low, high in pairwise(edges)]
+    grouped = whole // (STEPS * share) * (STEPS * share)
+    groups = [*_alike(work[:grouped], grouped // (STEPS * share)), np.arange(grouped, whole)]
+    found = [group[_balanced(work[group], share, turn)] for group in groups if len(group)]
     return np.concatenate([*found, np.arange(whole, len(work))])
+
+
+def _alike(work: np.ndarray, groups: int) -> np.ndarray:
+    """Groups of rows that are alike in their lengths, [groups, n / groups]."""
+    if groups == 0:
+        return np.zeros((0, 0), np.int64)
+    like = np.argsort(-work, kind="stable").reshape(-1, groups)
+    # Rows come in the order drawn: among those of about one length it tells who goes to which group.
+    return np.sort(np.sort(like, axis=1).T, axis=1)
 
 
 def _balanced(work: np.ndarray, share: int, turn: int) -> np.ndarray:

@@ -206,6 +206,16 @@ def shards_ahead(plan: Plan, epoch: int, step: int, first_place: int, num_places
     return list(wanted)
 
 
+def shards_of_places(plan: Plan, first_place: int, num_places: int) -> np.ndarray:
+    """Shards that a range of places needs in the course of an epoch, whichever: each once, ascending."""
+    share = plan.batch_share
+    streams = first_place // share, -(-(first_place + num_places) // share)
+    low, high = _stream_range(plan, streams[0])[0], _stream_range(plan, streams[1] - 1)[1]
+    first, last = _overlapping(plan.starts, low, high)
+    inside = np.arange(first, last)
+    return np.sort(plan.dealt[inside[np.diff(plan.starts)[inside] > 0]])
+
+
 def _stream_rows(plan: Plan, stream: int) -> int:
     first, last = _stream_range(plan, stream)
     return last - first

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.balance import STEPS, arranged
+from shards.balance import arranged
 from shards.plan import Plan, Work, default_streams, make_plan, places_of_rank, rows_of_step, shards_ahead
 
 BATCHES = [1, 2, 6, 8, 12, 24]
@@ -143,13 +143,13 @@ PINNED = [(0, 0, 0), (1, 1, 0), (2, 1, 3), (3, 3, 1), (4, 2, 0), (5, 2, 2)]
 
 @given(work=st.lists(st.integers(0, 700), max_size=200), share=st.integers(1, 24), turn=st.integers(0, 99))
 @settings(deadline=None)
-def test_balancing_moves_rows_among_a_few_steps_only(work: list[int], share: int, turn: int) -> None:
+def test_balancing_loses_no_row_and_leaves_the_rest_of_a_step_in_place(
+    work: list[int], share: int, turn: int
+) -> None:
     order = arranged(np.array(work, np.int64), share, turn)
     assert sorted(order.tolist()) == list(range(len(work)))
     whole = len(work) // share * share
     assert order[whole:].tolist() == list(range(whole, len(work)))
-    reach = STEPS * share
-    assert (order[:whole] // reach == np.arange(whole) // reach).all()
 
 
 @pytest.mark.parametrize(("streams", "world_size"), [(1, 4), (4, 2), (4, 4), (4, 8), (16, 8), (32, 4)])
@@ -169,11 +169,11 @@ def test_balancing_lowers_the_differences_between_ranks(streams: int, world_size
         return float(np.mean(found))
 
     drawn = excess(make_plan(counts, 32, streams=streams))
-    assert excess(make_plan(counts, 32, streams=streams, work=work)) < 0.8 * drawn
+    assert excess(make_plan(counts, 32, streams=streams, work=work)) < 0.7 * drawn
 
 
 def test_balanced_steps_differ_between_epochs() -> None:
-    """Two rows that met in one epoch are hardly likelier than others to meet in the next."""
+    """Of two rows that met in one epoch, few meet in the next, even where one window holds all rows."""
     counts = [50] * 8
     plan = make_plan(counts, 8, streams=1, work=lengths(counts))
 
@@ -181,8 +181,8 @@ def test_balanced_steps_differ_between_epochs() -> None:
         steps = [step_rows(plan, epoch, step) for step in range(plan.steps_per_epoch)]
         return {frozenset((a[1:], b[1:])) for rows in steps for i, a in enumerate(rows) for b in rows[:i]}
 
-    expected = len(pairs(0)) ** 2 / (400 * 399 / 2)
-    assert len(pairs(0) & pairs(1)) < 2 * expected
+    assert len(pairs(0)) == 50 * 8 * 7 / 2
+    assert len(pairs(0) & pairs(1)) < 0.06 * len(pairs(0))
 
 
 def test_no_shuffle_is_the_natural_order() -> None:
