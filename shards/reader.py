@@ -173,8 +173,10 @@ class ShardReader:
         values = buffer.view(dtype).view(int(offsets[-1]), modality.dim)
         return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
 
-    def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
-        """Key and JSON member of rows of a shard.
+    def metadata(
+        self, shard: int, rows: Sequence[int], classes: Sequence[str]
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """Key, and JSON member with the label's name, of rows of a shard.
 
         Raises:
             ValueError: the shard is missing or damaged.
@@ -185,5 +187,8 @@ class ShardReader:
         for row in rows:
             member = bytearray(int(opened.index.json_size[row]))
             read_into(opened.fd, memoryview(member), int(opened.index.json_offset[row]), opened.path)
-            found.append((str(opened.index.key[row]), json.loads(member)))
+            # Shards that others made may have none, or another form of the label.
+            meta = json.loads(member) if member else {}
+            label = {"label": classes[opened.index.label[row]]}
+            found.append((str(opened.index.key[row]), meta | label))
         return found

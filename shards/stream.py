@@ -165,7 +165,7 @@ class FeatureStream:
             ValueError, OSError: as `epoch` does.
         """
         for shard in range(len(self._shards)):
-            yield from self._reader.metadata(shard, self._selected(shard).tolist())
+            yield from self._reader.metadata(shard, self._selected(shard).tolist(), self.classes)
             self._reader.keep(())
 
     def statistics(self) -> dict[str, Sums]:
