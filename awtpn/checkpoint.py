@@ -302,18 +302,38 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
                 _innermost(optimizer).state[parameter] = {"step": step, **state}
         return
 
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
     _step_that_changes_nothing(model, optimizer)
     weights = load_file(folder / WEIGHTS_FILE)
     for name, parameter in inner.named_parameters():
         # The working copy came from the same weights; the master was made from it and lost its low bits.
-        safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+        _set_sharded(parameter, weights[name])
         for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
+            _set_sharded(parameter, moments[f"{name}.{moment}"], moment)
     for state in _states(optimizer):
         is_tensor = isinstance(state["step"], Tensor)
         state["step"] = torch.full_like(state["step"], adam_step) if is_tensor else adam_step
+
+
+def _set_sharded(parameter: Any, full: Tensor, moment: str | None = None) -> None:
+    """Restore a parameter's float32 master, or a moment of it, in ZeRO's partitions."""
+    from deepspeed import utils
+
+    full = full.to(parameter.device)
+    if hasattr(parameter, "ds_id"):  # ZeRO-3
+        # Its setter of full tensors fails where the ranks do not divide their elements: the last rank's
+        # partition is padded, so each rank cuts out its own.
+        size = parameter.ds_tensor.numel()
+        first = torch.distributed.get_rank(parameter.ds_process_group) * size
+        own = full.flatten()[first : first + size]
+        own = torch.nn.functional.pad(own, (0, size - len(own)))
+        if moment is None:
+            utils.safe_set_local_fp32_param(parameter, own)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, own, moment)
+    elif moment is None:
+        utils.safe_set_full_fp32_param(parameter, full)
+    else:
+        utils.safe_set_full_optimizer_state(parameter, full, moment)
 
 
 def empty_features(model: AWTPN) -> dict[str, Ragged]:
