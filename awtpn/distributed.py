@@ -31,6 +31,7 @@ from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
 )
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from awtpn.config import Config, Launch
@@ -157,6 +158,8 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
         if launched == 1:
             _rendezvous_alone()
         plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
+        if not on_gpu:
+            _load_communication_op()
         # Accelerator(cpu=True) would silently drop DeepSpeed; DS_ACCELERATOR says it instead.
         accelerator = Accelerator(
             mixed_precision=_mixed_precision(config),
@@ -221,6 +224,25 @@ def _rendezvous_alone() -> None:
         "WORLD_SIZE": "1",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _load_communication_op() -> None:
+    """Compile (once per machine) or load DeepSpeed's CPU communication op, one process at a time.
+
+    DeepSpeed would do so itself, under a lock file of torch's. A process killed meanwhile leaves that file
+    behind, and every later run waits for it forever; our lock ends with its process.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.comm.torch import build_shm_op
+    from torch.utils.cpp_extension import _get_build_directory
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None:
+        return
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        (folder / "lock").unlink(missing_ok=True)
+        build_shm_op()
 
 
 def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta) -> World:
