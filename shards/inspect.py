@@ -1,0 +1,261 @@
+"""What a dataset is and what is in it, for people: `info` and `preview`, and their texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.index import ShardIndex, load_index
+from shards.schema import Manifest, Modality, ShardEntry
+from shards.store import Store, open_dataset, open_file, read_range
+
+INDEX_THREADS = 8
+BAR = 40
+FIRST_VALUES = 4
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many steps the utterances of a split have in a modality.
+
+    Attributes:
+        missing: utterances that lack it; all else is over those that have it.
+        least, median, most: steps.
+        edges: bin i holds the lengths edges[i] to edges[i + 1] - 1.
+        counts: utterances per bin.
+    """
+
+    missing: int
+    least: int
+    median: float
+    most: int
+    edges: list[int]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """A split: its size, its balance (utterances by class), and lengths by modality."""
+
+    utterances: int
+    shards: int
+    bytes: int
+    steps: dict[str, int]
+    class_counts: dict[str, int]
+    lengths: dict[str, Lengths]
+
+
+@dataclass(frozen=True)
+class Info:
+    """A dataset; `indexed_in` is the folder of its index where that does not lie beside its shards."""
+
+    url: str
+    manifest: Manifest
+    splits: dict[str, SplitInfo]
+    indexed_in: str | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An utterance: its metadata and features, by modality an array [T, D] in the stored dtype."""
+
+    split: str
+    shard: str
+    key: str
+    label: str
+    meta: dict[str, Any]
+    features: dict[str, np.ndarray]
+
+
+def info(
+    url: str,
+    *,
+    cache_dir: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+    lengths: bool = True,
+) -> Info:
+    """Tell what a dataset is. Shards are not read, but the index of each.
+
+    Args:
+        url: of its folder or manifest; a fragment `#dev` chooses a split.
+        cache_dir: where remote indexes are kept.
+        storage_options: for the fsspec file system.
+        lengths: False leaves out the lengths, and reads no index.
+
+    Raises:
+        ValueError: there is no dataset, or an index is damaged.
+        OSError: the store cannot be reached.
+    """
+    store, manifest, chosen = open_dataset(url, cache_dir, storage_options)
+    splits = {}
+    for name in _splits(manifest, chosen, store.url):
+        split = manifest.splits[name]
+        found: dict[str, Lengths] = {}
+        if lengths:
+            with ThreadPoolExecutor(INDEX_THREADS) as threads:
+                steps = list(threads.map(lambda entry: _steps(store, entry, manifest), split.shards))
+            found = {m: _lengths(np.concatenate([each[m] for each in steps])) for m in manifest.modalities}
+        splits[name] = SplitInfo(
+            utterances=split.utterances,
+            shards=len(split.shards),
+            bytes=sum(shard.bytes for shard in split.shards),
+            steps=split.steps,
+            class_counts=dict(zip(manifest.classes, split.class_counts, strict=True)),
+            lengths=found,
+        )
+    return Info(store.url, manifest, splits, str(store.overlay) if store.overlay else None)
+
+
+def preview(
+    url: str,
+    n: int = 3,
+    *,
+    split: str | None = None,
+    cache_dir: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Iterator[Preview]:
+    """The first utterances of a split; only their bytes are read, not whole shards.
+
+    Args:
+        url: of the dataset's folder or manifest; a fragment `#dev` names the split.
+        n: how many.
+        split: its name; default the first of the manifest.
+        cache_dir: where remote indexes are kept.
+        storage_options: for the fsspec file system.
+
+    Raises:
+        ValueError: there is no such dataset or split, or it is damaged.
+        OSError: the store cannot be reached.
+    """
+    store, manifest, chosen = open_dataset(url, cache_dir, storage_options)
+    [name, *_] = _splits(manifest, chosen or split, store.url)
+    for entry in manifest.splits[name].shards:
+        index = _index(store, entry, manifest.modalities)
+        for row in range(len(index.key)):
+            if n <= 0:
+                return
+            n -= 1
+            yield _preview(store, manifest, name, entry, index, row)
+
+
+def format_info(found: Info) -> str:
+    """`info` as a text."""
+    manifest = found.manifest
+    lines = [f"{found.url}  (schema {manifest.schema_version})"]
+    if found.indexed_in:
+        lines.append(f"indexed in {found.indexed_in}")
+    lines += ["", "modality      features/step  dtype"]
+    lines += [f"{name:<12}  {m.dim:>13}  {m.dtype}" for name, m in manifest.modalities.items()]
+    columns = ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items())
+    lines += ["", f"to select by: {columns or 'nothing'}"]
+    for name, split in found.splits.items():
+        steps = ", ".join(f"{count:,} {modality}" for modality, count in split.steps.items())
+        lines += [
+            "",
+            f"split {name}: {split.utterances:,} utterances in {split.shards:,} shards, "
+            f"{human(split.bytes)}; steps: {steps}",
+        ]
+        lines += _bars("class", list(split.class_counts.items()))
+        for modality, lengths in split.lengths.items():
+            missing = f", {lengths.missing:,} without" if lengths.missing else ""
+            lines.append(
+                f"  {modality}: {lengths.least} to {lengths.most} steps, median {lengths.median:g}{missing}"
+            )
+            bins = [
+                f"{low} to {high - 1}" for low, high in zip(lengths.edges, lengths.edges[1:], strict=False)
+            ]
+            lines += _bars("steps", list(zip(bins, lengths.counts, strict=True)))
+    if manifest.skipped:
+        lines += ["", f"{manifest.skipped} bad samples were left out by packing: skipped.jsonl names them"]
+    lines += ["", "made:"]
+    lines += [
+        f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in manifest.provenance.items()
+    ]
+    return "\n".join(lines)
+
+
+def format_preview(found: Preview) -> str:
+    """An utterance of `preview` as a text."""
+    lines = [f"{found.key}  ({found.split}, {found.shard})  label: {found.label}"]
+    for name, values in found.features.items():
+        if not len(values):
+            lines.append(f"  {name}: missing")
+            continue
+        wide = values.astype(np.float32)
+        first = ", ".join(f"{value:.4g}" for value in wide[0, :FIRST_VALUES])
+        lines.append(
+            f"  {name}: {values.dtype} [{len(values)}, {values.shape[1]}], "
+            f"{wide.min():.4g} to {wide.max():.4g}, mean {wide.mean():.4g}; first step {first}, ..."
+        )
+    lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.meta.items()]
+    return "\n".join(lines)
+
+
+def human(size: float) -> str:
+    """A number of bytes, readable: 1.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1_000:
+            return f"{size:.3g} {unit}"
+        size /= 1_000
+    return f"{size:.3g} TB"
+
+
+def _splits(manifest: Manifest, split: str | None, url: str) -> list[str]:
+    if split is not None and split not in manifest.splits:
+        raise ValueError(f"{url}: no split {split!r}; it has {list(manifest.splits)}")
+    return list(manifest.splits) if split is None else [split]
+
+
+def _index(store: Store, entry: ShardEntry, modalities: dict[str, Modality]) -> ShardIndex:
+    with open_file(store, entry.index, entry.index_bytes, entry.index_sha256) as file:
+        return load_index(file, modalities, entry.bytes)
+
+
+def _steps(store: Store, entry: ShardEntry, manifest: Manifest) -> dict[str, np.ndarray]:
+    return _index(store, entry, manifest.modalities).steps
+
+
+def _lengths(steps: np.ndarray) -> Lengths:
+    """Lengths in bins that double."""
+    there = steps[steps > 0]
+    if not len(there):
+        return Lengths(len(steps), 0, 0.0, 0, [], [])
+    first, last = int(np.log2(there.min())), int(np.log2(there.max()))
+    edges = [2**power for power in range(first, last + 2)]
+    counts, _ = np.histogram(there, edges)
+    least, most = int(there.min()), int(there.max())
+    return Lengths(len(steps) - len(there), least, float(np.median(there)), most, edges, counts.tolist())
+
+
+def _preview(
+    store: Store, manifest: Manifest, split: str, entry: ShardEntry, index: ShardIndex, row: int
+) -> Preview:
+    features = {}
+    for name, modality in manifest.modalities.items():
+        steps, dtype = int(index.steps[name][row]), np.dtype(modality.dtype)
+        start = int(index.offset[name][row])
+        stop = start + steps * modality.dim * dtype.itemsize
+        data = read_range(store, entry.name, start, stop) if steps else b""
+        features[name] = np.frombuffer(data, dtype).reshape(-1, modality.dim)
+    start, size = int(index.json_offset[row]), int(index.json_size[row])
+    meta = json.loads(read_range(store, entry.name, start, start + size)) if size else {}
+    meta.pop("label", None)
+    label = manifest.classes[index.label[row]]
+    return Preview(split, entry.name, str(index.key[row]), label, meta, features)
+
+
+def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:
+    """A histogram, one line for each row."""
+    total, most = sum(count for _, count in rows) or 1, max((count for _, count in rows), default=0) or 1
+    wide = max((len(name) for name, _ in rows), default=0)
+    lines = []
+    for name, count in rows:
+        bar = "#" * round(BAR * count / most)
+        lines.append(f"    {what} {name:<{wide}}  {count:>9,}  {count / total:>6.1%}  {bar}".rstrip())
+    return lines

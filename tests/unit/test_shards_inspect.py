@@ -1,0 +1,201 @@
+"""info, preview and verify: what they tell of a sound dataset, and of every way to damage one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from shards_support import CLASSES, DIMS, corpus, pack, utterance
+
+from shards.inspect import format_info, format_preview, human, info, preview
+from shards.reader import ShardReader
+from shards.store import open_dataset
+from shards.verify import Fault, format_verified, verify
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    pack(corpus(), tmp_path / "d", provenance={"encoder": "wav2vec2"})
+    return tmp_path / "d"
+
+
+@pytest.fixture
+def remote() -> Iterator[str]:
+    name = uuid.uuid4().hex
+    pack(corpus(), f"memory://{name}/d")
+    yield f"memory://{name}/d"
+    fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
+
+
+def test_info(dataset: Path) -> None:
+    found = info(str(dataset))
+    samples = [sample for sample in corpus() if sample.split == "train"]
+    train = found.splits["train"]
+    assert (train.utterances, list(found.splits)) == (40, ["train", "test"])
+    assert train.class_counts == {c: sum(s.label == c for s in samples) for c in CLASSES}
+    assert train.bytes == sum(path.stat().st_size for path in dataset.glob("train-*.tar"))
+    lengths = [len(s.features["video"]) for s in samples if s.features["video"] is not None]
+    video = train.lengths["video"]
+    assert (video.least, video.most, video.missing) == (min(lengths), max(lengths), 40 - len(lengths))
+    assert video.median == np.median(lengths)
+    for low, high, count in zip(video.edges, video.edges[1:], video.counts, strict=False):
+        assert count == sum(low <= length < high for length in lengths)
+    text = format_info(found)
+    for part in ("audio", "float16", "split test", "calm", "wav2vec2", "fold (int)", "without"):
+        assert part in text
+
+
+def test_info_of_one_split_without_lengths(dataset: Path) -> None:
+    for index in dataset.glob("*.npz"):
+        index.unlink()
+    found = info(f"{dataset}#test", lengths=False)
+    assert list(found.splits) == ["test"]
+    assert "split test" in format_info(found)
+    with pytest.raises(ValueError, match=r"no split 'dev'; it has \['train', 'test'\]"):
+        info(f"{dataset}#dev")
+
+
+def test_preview(dataset: Path) -> None:
+    found = list(preview(str(dataset), 6))
+    for one, sample in zip(found, corpus(), strict=False):
+        assert (one.key, one.label, one.split) == (sample.key, sample.label, "train")
+        assert one.meta["speaker"] == sample.meta["speaker"]
+        for name, dim in DIMS.items():
+            expected = sample.features[name]
+            np.testing.assert_array_equal(
+                one.features[name], np.zeros((0, dim)) if expected is None else expected
+            )
+        assert sample.key in format_preview(one)
+    assert len(found) == 6
+    assert "video: missing" in format_preview(found[4])
+    assert next(preview(str(dataset), 1, split="test")).key == "test-1000"
+    assert len(list(preview(f"{dataset}#test", 1_000))) == 7
+
+
+def test_preview_of_a_remote_dataset_fetches_no_shard(remote: str, tmp_path: Path) -> None:
+    assert next(preview(remote, 1, cache_dir=tmp_path)).key == "train-0"
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (1_500, "1.5 kB"), (2 * 10**12, "2 TB")])
+def test_human(size: int, text: str) -> None:
+    assert human(size) == text
+
+
+def test_verify_a_sound_dataset(dataset: Path, remote: str, tmp_path: Path) -> None:
+    for url in (str(dataset), remote):
+        found = verify(url, progress=False, cache_dir=tmp_path / "cache")
+        assert (found.faults, found.utterances) == ([], 47)
+        assert "all as the manifest names them" in format_verified(found)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def place_of(dataset: Path, key: str, part: str) -> tuple[Path, int]:
+    """Shard, and first byte of an array or JSON member of an utterance."""
+    store, manifest, _ = open_dataset(str(dataset))
+    entries = manifest.splits["train"].shards
+    reader = ShardReader(store, entries, manifest.modalities)
+    for shard, entry in enumerate(entries):
+        index = reader.index(shard)
+        for row in np.flatnonzero(index.key == key):
+            offset = index.json_offset if part == "json" else index.offset[part]
+            return dataset / entry.name, int(offset[row])
+    raise KeyError(key)
+
+
+def flip(path: Path, byte: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["audio", "video", "json"])
+def test_a_single_bit_names_shard_and_key(dataset: Path, part: str) -> None:
+    path, byte = place_of(dataset, "train-7", part)
+    flip(path, byte + 1)
+    found = verify(str(dataset), progress=False)
+    assert Fault(path.name, "train-7", f"{part} is damaged") in found.faults
+    assert {fault.key for fault in found.faults} == {None, "train-7"}
+    assert f"{path.name}: train-7: {part} is damaged" in format_verified(found)
+
+
+def test_a_remote_shard_damaged_in_the_store(remote: str, tmp_path: Path) -> None:
+    """What the cache holds is sound: what lies in the store is what counts."""
+    fs, path = fsspec.filesystem("memory"), remote.removeprefix("memory:/") + "/train-000001.tar"
+    content = bytearray(fs.cat_file(path))
+    content[600:700] = bytes(100)
+    fs.pipe_file(path, bytes(content))
+    found = verify(remote, progress=False, cache_dir=tmp_path)
+    assert {fault.file for fault in found.faults} == {"train-000001.tar"}
+    assert any(fault.key for fault in found.faults)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+
+def swap(path: Path) -> None:
+    other = path.with_name("train-000003.tar")
+    path.write_bytes(other.read_bytes())
+
+
+def header(path: Path) -> None:
+    flip(path, 10)
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause", "names_keys"),
+    [
+        (truncate, r"\d+ bytes, \d+ by the manifest", True),
+        (swap, r"bytes, \d+ by the manifest|hash is not", True),
+        (header, "its hash is not the manifest's; all its utterances are whole", False),
+        (Path.unlink, "missing", False),
+    ],
+)
+def test_damaged_shards(dataset: Path, damage: Callable[[Path], None], cause: str, names_keys: bool) -> None:
+    damage(dataset / "train-000002.tar")
+    found = verify(str(dataset), progress=False)
+    assert {fault.file for fault in found.faults} == {"train-000002.tar"}
+    assert re.search(cause, found.faults[0].cause)
+    assert any(fault.key for fault in found.faults) == names_keys
+
+
+def test_a_damaged_index(dataset: Path) -> None:
+    flip(dataset / "train-000002.index.npz", 300)
+    flip(dataset / "train-000002.tar", 3_000)
+    found = verify(str(dataset), progress=False)
+    assert [fault.file for fault in found.faults] == ["train-000002.index.npz", "train-000002.tar"]
+    assert "can be vouched for" in found.faults[1].cause
+
+
+def test_verified_text_is_bounded(tmp_path: Path) -> None:
+    pack([utterance(i) for i in range(90)], tmp_path / "d", shard_bytes=1 << 20)
+    path = tmp_path / "d" / "train-000000.tar"
+    path.write_bytes(bytes(path.stat().st_size))
+    text = format_verified(verify(str(tmp_path / "d"), progress=False))
+    assert "90 utterances named" in text
+    assert len(text.splitlines()) == 52
+
+
+def test_indexes_without_crcs_still_read(dataset: Path) -> None:
+    """An index made before arrays had CRCs: the shard is named, and what cannot be told."""
+    path = dataset / "train-000002.index.npz"
+    with np.load(path) as file:
+        arrays = {name: values for name, values in file.items() if not name.startswith("crc.")}
+    np.savez(path, **arrays)
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    entry = manifest["splits"]["train"]["shards"][2]
+    entry["index_bytes"] = path.stat().st_size
+    entry["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(str(dataset), progress=False).faults == []
+    flip(dataset / "train-000002.tar", 3_000)
+    [fault] = verify(str(dataset), progress=False).faults
+    assert "can be vouched for" in fault.cause
