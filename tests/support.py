@@ -119,7 +119,7 @@ def pack_corpus(out: Path, train: int = 52, val: int = 14, test: int = 14) -> st
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """A clean environment for a child: the interpreter's own tools first, one thread, no other launcher."""
+    """A clean environment for a child: this interpreter's tools first, one thread, no other launcher."""
     strangers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     own = {
         k: v
@@ -127,6 +127,8 @@ def environment(**changes: str) -> dict[str, str]:
         if k not in strangers and not k.startswith(("ACCELERATE_", "TORCHELASTIC_", "DS_", "PYTEST_"))
     }
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}"
+    # This checkout, whatever is installed.
+    own["PYTHONPATH"] = f"{REPO}{os.pathsep}{REPO / 'tests'}"
     # The tests are about processes, not devices.
     return own | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"} | changes
 
@@ -173,7 +175,7 @@ def run(command: Sequence[str], log: Path, timeout: float = 150, **env: str) -> 
     return code, log.read_text()
 
 
-def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout: float = 200) -> None:
+def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout: float = 280) -> None:
     """Run `jobs` one after another on the same `ranks` processes: see tests/distributed/rank_worker.py.
 
     Starting Python, torch and DeepSpeed takes far longer than any of the small trainings, so they share it.
@@ -185,7 +187,9 @@ def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout:
     logs = [folder / f"rank-{rank}-of-{ranks}.log" for rank in range(ranks)]
     with contextlib.ExitStack() as stack:
         processes = [
-            stack.enter_context(launched(worker, log, RANKS=str(ranks), ME=str(rank)))
+            stack.enter_context(
+                launched(worker, log, RANKS=str(ranks), ME=str(rank), TORCHINDUCTOR_COMPILE_THREADS="1")
+            )
             for rank, log in enumerate(logs)
         ]
         deadline = time.monotonic() + timeout
@@ -241,7 +245,8 @@ def assert_like_runs(one: Path, other: Path, loss: float = 1e-5, weight: float =
     for x, y in zip(ours, theirs, strict=True):
         for name in ("loss", *TERMS):
             assert x[name] == pytest.approx(y[name], rel=loss, abs=loss), f"{name} of step {x['step']}"
-        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4), f"gradient of step {x['step']}"
+        if None not in (x["grad_norm"], y["grad_norm"]):  # DeepSpeed tells none under ZeRO-0 in float32
+            assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4), f"gradient of step {x['step']}"
     ours_w, theirs_w = weights(one), weights(other)
     for name, tensor in ours_w.items():
         torch.testing.assert_close(

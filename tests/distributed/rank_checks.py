@@ -1,0 +1,177 @@
+"""Checks that every rank of a group makes together; `rank_worker` calls them by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from support import ALONE, CLASSES, batch, small_model, utterances
+
+from awtpn.config import Config, Launch
+from awtpn.distributed import World, start
+from awtpn.losses import LossConfig, total_loss
+from awtpn.model import AWTPN
+from awtpn.optim import OptimConfig, make_optimizer
+from awtpn.prototypes import broadcast_from_main, drifted, heal, replicated_tensors
+from awtpn.step import agree, gather_places, micro_batch_terms
+from shards import FeatureBatch
+
+
+def join() -> World:
+    config = Config()
+    config.train.global_batch_size, config.loss.negative_group = 24, 4
+    return start(config, Launch())[1]
+
+
+def sums_and_objects(job: dict[str, Any]) -> None:
+    world = join()
+    ranks = dist.get_world_size()
+    assert (world.size, world.rank, world.engine) == (ranks, dist.get_rank(), "ddp")
+    assert world.is_main == (world.rank == 0)
+    rank = world.rank
+    assert (world.sum(np.array([1.5, rank])) == [1.5 * ranks, sum(range(ranks))]).all()
+    # Fingerprints are 64-bit hashes: their sum wraps.
+    huge = np.array([2**63 + 5 + rank], np.uint64).view(np.int64)
+    expected = sum(2**63 + 5 + r for r in range(ranks)) % 2**64
+    assert int(world.sum(huge).view(np.uint64)[0]) == expected
+    assert world.from_main({"from": rank}) == {"from": 0}
+    assert world.from_all(f"rank {rank}") == [f"rank {r}" for r in range(ranks)]
+    world.barrier()
+
+
+def drift_is_named_and_healed(job: dict[str, Any]) -> None:
+    world = join()
+    model = small_model(dtype=torch.float32)
+    optimizer = make_optimizer(model, OptimConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    tensors = replicated_tensors(model)
+    assert drifted(tensors, world.cpu_group) == []
+
+    # With three ranks the majority is right, whoever differs, be it the main rank; with two it is rank 0.
+    for culprit in range(world.size):
+        before = {name: t.clone() for name, t in tensors.items()}
+        if world.rank == culprit:
+            with torch.no_grad():
+                model.tpn.prototypes[1, 1] = torch.nextafter(model.tpn.prototypes[1, 1], torch.tensor(9.0))
+                model.standardise["video"].mean[0] += 1
+        blamed = culprit if world.size > 2 or culprit > 0 else 1
+        names = ["standardise.video.mean", "tpn.prototypes"]
+        assert drifted(tensors, world.cpu_group) == [(blamed, name) for name in names]
+        if world.rank == culprit:
+            for name, t in tensors.items():
+                t.detach().copy_(before[name])
+    assert drifted(tensors, world.cpu_group) == []
+
+    # Healing takes rank 0's values, the optimizer's too, and of the named tensors only.
+    table, other = model.tpn.prototypes, model.classifier.weight
+    with torch.no_grad():
+        table += world.rank
+        other += world.rank
+    optimizer.state[table]["exp_avg"] += world.rank
+    heal(tensors, ["tpn.prototypes"], optimizer)
+    assert [name for _, name in drifted(tensors, world.cpu_group)] == ["classifier.weight"] * (world.size - 1)
+    moments = world.from_all(optimizer.state[table]["exp_avg"].tolist())
+    assert all(m == moments[0] for m in moments)
+    broadcast_from_main(tensors)
+    assert drifted(tensors, world.cpu_group) == []
+
+
+def share(whole: FeatureBatch, world: World) -> FeatureBatch:
+    return whole.split(world.size)[world.rank]
+
+
+def terms_and_gradients(
+    model: AWTPN, whole: FeatureBatch, world: World, config: LossConfig
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The loss terms of a batch dealt over `world`, and its gradients, summed over ranks."""
+    mine = share(whole, world) if world.size > 1 else whole
+    facts = agree(
+        mine,
+        config,
+        world,
+        classes=len(CLASSES),
+        class_weights=None,
+        modalities=["audio", "video"],
+        global_batch=whole.num_places,
+        accumulation=1,
+        seed=1,
+        step=2,
+        stop=False,
+    )
+    shares = micro_batch_terms(model(mine.features), mine, 0, facts, config, None, whole.num_places)
+    model.zero_grad()
+    total_loss(shares, config).backward()
+    terms = shares.detach().clone()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    if world.size > 1:
+        for tensor in (terms, *gradients):
+            dist.all_reduce(tensor)
+    return terms, gradients
+
+
+def negatives_carry_gradient_over_ranks(job: dict[str, Any]) -> None:
+    """A rank's loss pulls at vectors that another rank computed; their sum is one process's gradient."""
+    world = join()
+    # The last places are empty: the last rank has fewer utterances, or none.
+    lengths = [(3, 2), (1, 4), (2, 0), (4, 1), (2, 2), (0, 3), (1, 1), (2, 5)] * 2
+    label = [0, 0, 1, 2, 1, 0, 2, 1] * 2
+    whole = batch(utterances(lengths), label, num_places=24)
+    model = small_model()
+    for form in ("global", "group"):
+        config = LossConfig(negatives=form, negative_group=4, margin_contrast=9.0, inter_form="margin")  # type: ignore[arg-type]
+        expected, expected_gradients = terms_and_gradients(model, whole, ALONE, config)
+        terms, gradients = terms_and_gradients(model, whole, world, config)
+        assert (expected > 0).all()
+        torch.testing.assert_close(terms, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=1e-12)
+
+    mine = share(whole, world)
+    means = torch.full((len(mine), 2), float(world.rank + 1), requires_grad=True)
+    everyone = gather_places(means, mine, 24)
+    rows = 24 // world.size
+    for place in range(24):
+        present = place < len(lengths)
+        assert (everyone[place] == (place // rows + 1 if present else 0)).all()
+    # Every rank weighs each place by its own factor: a row's gradient is the sum of all of them.
+    (everyone * (10.0**world.rank)).sum().backward()
+    assert means.grad is not None
+    assert (means.grad == sum(10.0**r for r in range(world.size))).all()
+
+
+def signals_and_counts_are_shared(job: dict[str, Any]) -> None:
+    """One rank's wish to stop is every rank's, and all agree on the counts and the fingerprint."""
+    world = join()
+    whole = batch(utterances([(2, 2), (1, 0), (0, 1)] * 5), [0, 1, 2] * 5, num_places=24)
+    common: dict[str, Any] = {
+        "classes": len(CLASSES),
+        "class_weights": None,
+        "modalities": ["audio", "video"],
+        "global_batch": 24,
+        "accumulation": 1,
+        "seed": 0,
+        "step": 0,
+    }
+    alone = agree(whole, LossConfig(), ALONE, **common, stop=False)
+    for stopper in range(world.size):
+        facts = agree(share(whole, world), LossConfig(), world, **common, stop=world.rank == stopper)
+        assert facts.stop
+        assert facts.fingerprint == whole.fingerprint()
+        assert replace(facts, negatives={}, stop=False) == replace(alone, negatives={})
+    assert not agree(share(whole, world), LossConfig(), world, **common, stop=False).stop
+
+
+def other_settings_are_refused(job: dict[str, Any]) -> None:
+    """A rank that was started with another configuration would silently train something else."""
+    config = Config()
+    config.train.global_batch_size, config.loss.negative_group = 24, 4
+    if os.environ["RANK"] == "1":
+        config.optim.lr = 0.5
+    with pytest.raises(ValueError, match=r"ranks \[1\] were started with another configuration"):
+        start(config, Launch())

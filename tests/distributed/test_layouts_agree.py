@@ -1,0 +1,123 @@
+"""Layout equivalence: ranks, accumulation and engine change nothing that a run sees or learns.
+
+One small corpus, trained in float32 without dropout. Its last batch of an epoch has 4 utterances for 16
+places, all of which belong to the first rank, and some utterances miss a modality.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import arguments, assert_like_runs, metrics, run_ranks, status, weights
+
+BASE = {
+    "data.streams": 1,  # the empty places come last, so the second rank has nothing in the last step
+    "model.shared_dim": 16,
+    "model.dropout": 0.0,
+    "loss.negative_group": 4,
+    "loss.margin_contrast": 5.0,
+    "optim.lr": 3e-3,
+    "optim.warmup_steps": 2,
+    "train.epochs": 4,
+    "train.global_batch_size": 16,
+    "train.log_every": 5,
+    "prototypes.check_every": 3,
+}
+
+# What is trained: changes to BASE.
+LESSONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ema": {"prototypes.update": "ema", "prototypes.init": "data", "prototypes.ema_decay": 0.8},
+    "clusters": {
+        "prototypes.init": "data",
+        "model.prototypes_per_class": 2,
+        "loss.class_weights": "balanced",
+        "data.select.train": "{fold: [0, 1, 2]}",  # statistics are then summed over ranks
+    },
+    "global negatives": {"loss.negatives": "global"},
+    "published": {"loss.align_form": "reference", "loss.inter_form": "reference", "optim.grad_clip": 0},
+    "video alone": {"model.modalities": "[video]", "model.awm": "uniform"},
+}
+
+# How: (ranks, accumulation, ZeRO stage or None).
+Layout = tuple[int, int, int | None]
+ALONE: Layout = (1, 1, None)
+LAYOUTS: dict[str, list[Layout]] = {
+    "plain": [(1, 2, None), (1, 1, 2), (2, 1, None), (2, 2, None)]
+    + [(2, 1, stage) for stage in (0, 1, 2, 3)]
+    + [(2, 2, stage) for stage in (1, 2, 3)],
+    "ema": [(1, 2, None), (2, 1, None), (2, 2, None), (2, 1, 2), (2, 2, 3)],
+    "clusters": [(2, 1, None), (2, 2, 2), (2, 1, 3)],
+    "global negatives": [(2, 1, None), (2, 1, 2), (2, 1, 3)],
+    "published": [(2, 1, 2)],
+    "video alone": [(2, 2, None), (2, 1, 3)],
+}
+CASES = [(lesson, layout) for lesson, layouts in LAYOUTS.items() for layout in layouts]
+
+
+def name(lesson: str, layout: Layout) -> str:
+    ranks, accumulation, stage = layout
+    engine = "" if stage is None else f", ZeRO {stage}"
+    return f"{lesson}, {ranks} ranks, accumulation {accumulation}{engine}"
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of them, by two launches."""
+    root = tmp_path_factory.mktemp("layouts")
+    # Parameters of fewer elements are never partitioned by ZeRO-3, and these are all small.
+    deepspeed = root / "zero3.json"
+    deepspeed.write_text(
+        json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
+    )
+    everything = [(lesson, ALONE) for lesson in LESSONS] + CASES
+    for ranks in (1, 2):
+        jobs = []
+        for lesson, layout in everything:
+            _, accumulation, stage = layout
+            if layout[0] != ranks:
+                continue
+            settings = BASE | LESSONS[lesson] | {"data.train": corpus, "run.dir": root / name(lesson, layout)}
+            if accumulation > 1:
+                settings["train.micro_batch_size"] = 16 // ranks // accumulation
+            if stage == 3:
+                settings["deepspeed"] = deepspeed
+            elif stage is not None:
+                settings["train.zero_stage"] = stage
+            jobs.append({"train": arguments(settings)})
+        run_ranks(jobs, ranks, root)
+    return root
+
+
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize(("lesson", "layout"), CASES, ids=[name(*case) for case in CASES])
+def test_a_layout_learns_what_one_process_does(runs: Path, lesson: str, layout: Layout) -> None:
+    run, alone = runs / name(lesson, layout), runs / name(lesson, ALONE)
+    assert status(run)["status"] == "done"
+    assert_like_runs(run, alone)
+
+
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
+    """What is compared moves: every step is there, the loss falls, the weights leave their start."""
+    run = runs / name(lesson, ALONE)
+    lines = metrics(run)
+    per_epoch = 3 if lesson == "clusters" else 4
+    assert [x["step"] for x in lines] == list(range(1, 4 * per_epoch + 1))
+    assert len({x["fingerprint"] for x in lines}) == len(lines), "no two steps alike"
+    # An epoch sees the same utterances as another; contrast may grow while the others fall.
+    first, last = (sum(x["ce"] for x in lines if x["epoch"] == epoch) for epoch in (0, 3))
+    assert last < first
+    active = (
+        ("align", "ce", "mse") if lesson == "video alone" else ("align", "intra", "inter", "contrast", "ce")
+    )
+    assert all(lines[0][term] > 0 for term in active)
+    other = next(x for x in LESSONS if x not in (lesson, "clusters"))
+    if lesson not in ("clusters", "video alone"):
+        ours, theirs = weights(run), weights(runs / name(other, ALONE))
+        assert not torch.allclose(ours["tpn.prototypes"], theirs["tpn.prototypes"], atol=1e-3)

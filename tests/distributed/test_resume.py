@@ -1,0 +1,120 @@
+"""A run that was stopped goes on as if it had not been: to the bit where the layout is the same.
+
+Dropout is on, and SIGTERM reaches one rank only, in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import (
+    arguments,
+    assert_like_runs,
+    assert_same_run,
+    metrics,
+    run_ranks,
+    status,
+)
+
+from awtpn.checkpoint import load_position
+
+BASE = {
+    "model.shared_dim": 16,
+    "model.dropout": 0.2,
+    "loss.negative_group": 4,
+    "optim.lr": 3e-3,
+    "optim.warmup_steps": 2,
+    "train.epochs": 4,
+    "train.global_batch_size": 16,
+    "train.log_every": 4,
+}
+STOP_AT = 6  # of 16, two steps into an epoch of four
+
+# Stopped and resumed at the same layout: ranks, settings.
+SAME: dict[str, tuple[int, dict[str, Any]]] = {
+    "alone": (1, {"train.micro_batch_size": 8}),
+    "ddp": (2, {}),
+    "ddp, ema": (2, {"prototypes.update": "ema"}),
+    "zero2, bf16": (2, {"train.zero_stage": 2, "train.precision": "bf16"}),
+    "zero3": (2, {"train.zero_stage": 3, "train.micro_batch_size": 4}),
+}
+# Stopped under one engine, without dropout, and resumed under another: from, ranks, settings.
+EXACT = {"model.dropout": 0.0}
+STARTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "from ddp": (2, {}),
+    "from zero2": (2, {"train.zero_stage": 2}),
+}
+OTHER: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "ddp to zero1": ("from ddp", 2, {"train.zero_stage": 1}),
+    "ddp to zero3": ("from ddp", 2, {"train.zero_stage": 3}),
+    "ddp to one": ("from ddp", 1, {"train.micro_batch_size": 8}),
+    "zero2 to ddp": ("from zero2", 2, {}),
+    "zero2 to zero3": ("from zero2", 2, {"train.zero_stage": 3}),
+    "zero2 to one": ("from zero2", 1, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("resume")
+
+    def job(run: str, settings: dict[str, Any], **extra: Any) -> dict[str, Any]:
+        whole = BASE | settings | {"data.train": corpus, "run.dir": root / run}
+        return {"train": arguments(whole), **extra}
+
+    # Two ranks first: what they leave, one rank takes up.
+    for ranks in (2, 1):
+        last = ranks - 1  # the main rank learns of the signal from another, where there is one
+        stop = {"rank": last, "step": STOP_AT}
+        jobs = []
+        for name, (its_ranks, settings) in SAME.items():
+            if its_ranks == ranks:
+                jobs += [
+                    job(f"{name}, undisturbed", settings),
+                    job(name, settings, sigterm=stop),
+                    # What a reader finds between the two.
+                    job(name, settings, copy=[str(root / name), str(root / f"{name}, stopped")]),
+                ]
+        for name, (its_ranks, settings) in STARTS.items():
+            if its_ranks == ranks:
+                jobs.append(job(name, EXACT | settings, sigterm=stop))
+        if ranks == 2:
+            jobs.append(job("exact", EXACT))
+        for name, (start, its_ranks, settings) in OTHER.items():
+            if its_ranks == ranks:
+                jobs.append(job(name, EXACT | settings, copy=[str(root / start), str(root / name)]))
+        run_ranks(jobs, ranks, root)
+    return root
+
+
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("name", SAME)
+def test_sigterm_leaves_a_checkpoint_and_says_so(runs: Path, name: str) -> None:
+    stopped = runs / f"{name}, stopped"
+    assert status(stopped)["status"] == "preempted"
+    assert status(stopped)["step"] == STOP_AT
+    position = load_position((stopped / "checkpoints" / "latest").resolve())
+    assert (position.step, position.epoch, position.epoch_step) == (STOP_AT, 1, 2)
+    assert [x["step"] for x in metrics(stopped)] == list(range(1, STOP_AT + 1))
+    assert not (stopped / "results.json").exists()
+
+
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("name", SAME)
+def test_at_the_same_layout_it_goes_on_to_the_bit(runs: Path, name: str) -> None:
+    assert status(runs / name)["status"] == "done"
+    assert_same_run(runs / name, runs / f"{name}, undisturbed")
+    assert (runs / name / "results.json").read_text() == (
+        runs / f"{name}, undisturbed" / "results.json"
+    ).read_text()
+
+
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("name", OTHER)
+def test_on_another_engine_or_number_of_ranks_it_goes_on_to_rounding(runs: Path, name: str) -> None:
+    assert status(runs / name)["status"] == "done"
+    assert_like_runs(runs / name, runs / "exact")
+    first = OTHER[name][0]
+    assert metrics(runs / name)[:STOP_AT] == metrics(runs / first), "what was done is not done again"
