@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Member:
         key: of the utterance: the name up to the first dot of its last part, folders included.
         extension: the rest, in lower case, without the dot.
         offset, size: of its content, in bytes.
-        content: to be read before the next member is asked for.
+        content: in memory.
     """
 
     name: str
@@ -54,7 +55,9 @@ def members(path: Path) -> Iterator[Member]:
                 folder, _, base = info.name.removeprefix("./").rpartition("/")
                 stem, _, extension = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
-                yield Member(info.name, key, extension.lower(), info.offset_data, info.size, content)
+                # Read here, so that a tar that ends amid it is told as such.
+                data = io.BytesIO(content.read())
+                yield Member(info.name, key, extension.lower(), info.offset_data, info.size, data)
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); fetch or write it again") from None

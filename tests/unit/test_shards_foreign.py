@@ -1,0 +1,466 @@
+"""Tars that others made: indexed in place, decoded where they must be, else refused by name."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+
+from shards import FeatureStream, pack
+from shards.foreign import Indexed, index_url
+from shards.inspect import info, preview
+from shards.verify import verify
+
+DIMS = {"audio": 6, "video": 4}
+LABELS = ["happy", "calm"]
+
+
+def arrays(i: int, dtype: str = "<f2") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(i)
+    return {name: (rng.integers(-50, 50, (2 + i % 5, dim)) / 4).astype(dtype) for name, dim in DIMS.items()}
+
+
+def npy(values: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def members_of(i: int, key: str | None = None, dtype: str = "<f2") -> list[tuple[str, bytes]]:
+    key = key or f"u{i}"
+    record = {"label": LABELS[i % 2], "speaker": f"s{i % 3}"}
+    files = [(f"{key}.{name}.npy", npy(values)) for name, values in arrays(i, dtype).items()]
+    return [*files, (f"{key}.json", json.dumps(record).encode())]
+
+
+def write_tar(path: Path, files: list[tuple[str, bytes]], mode: str = "w") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in files:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+
+
+def plain(folder: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]] = list) -> Path:
+    """Two tars of five utterances each."""
+    for part in range(2):
+        files = [file for i in range(part * 5, part * 5 + 5) for file in members_of(i)]
+        write_tar(folder / f"part-{part}.tar", change(files))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def index(folder: Path | str, cache: Path, **options: Any) -> Indexed:
+    return index_url(str(folder), cache_dir=cache, progress=False, **options)
+
+
+def assert_streams(
+    url: Path | str, cache: Path, keys: Callable[[int], str] = lambda i: f"u{i}", n: int = 10
+) -> None:
+    """All utterances come, each with its features and its label's name."""
+    stream = FeatureStream(str(url), global_batch_size=2, cache_dir=cache)
+    wanted = {keys(i): i for i in range(n)}
+    seen = []
+    for batch in stream.epoch(0):
+        for at, key in enumerate(batch.key):
+            seen.append(key)
+            assert stream.classes[int(batch.label[at])] == LABELS[wanted[key] % 2]
+            for name, values in arrays(wanted[key]).items():
+                ragged = batch.features[name]
+                got = ragged.values[ragged.offsets[at] : ragged.offsets[at + 1]].numpy()
+                np.testing.assert_array_equal(got, values)
+    assert sorted(seen) == sorted(wanted)
+    assert {meta["label"] for _, meta in stream.metadata()} <= set(LABELS)
+
+
+def test_tars_written_by_webdataset(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for part in range(2):
+        with webdataset.TarWriter(str(folder / f"part-{part}.tar")) as tar:
+            for i in range(part * 5, part * 5 + 5):
+                files = {f"{name}.npy": values for name, values in arrays(i).items()}
+                tar.write(
+                    {"__key__": f"u{i}", "json": {"label": LABELS[i % 2], "speaker": f"s{i % 3}"}, **files}
+                )
+    made = index(folder, cache)
+    assert (made.decoded, made.folder, made.manifest.classes) == (None, str(folder), sorted(LABELS))
+    assert made.manifest.columns == {"speaker": "str"}
+    assert not cache.exists()
+    assert_streams(folder, cache)
+    assert FeatureStream(str(folder), select={"speaker": "s1"}).num_utterances == 3
+    assert verify(str(folder), progress=False).faults == []
+    assert info(str(folder)).splits["all"].lengths["audio"].most == 6
+    # What others read of the tars is untouched, and indexing again is fine.
+    assert index(folder, cache).manifest.splits == made.manifest.splits
+
+
+def test_statistics_are_those_of_a_packing(tmp_path: Path, cache: Path) -> None:
+    from shards import Sample
+
+    made = index(plain(tmp_path / "d"), cache).manifest
+    samples = [
+        Sample(f"u{i}", "all", LABELS[i % 2], dict(arrays(i)), {"speaker": f"s{i % 3}"}) for i in range(10)
+    ]
+    packed = pack(samples, str(tmp_path / "p"), classes=sorted(LABELS), progress=False)
+    one, other = made.splits["all"], packed.splits["all"]
+    assert (one.steps, one.class_counts) == (other.steps, other.class_counts)
+    for name in DIMS:
+        np.testing.assert_allclose(one.moments[name].std, other.moments[name].std)
+        np.testing.assert_allclose(one.moments[name].mean, other.moments[name].mean, atol=1e-12)
+    assert (made.modalities, made.columns) == (packed.modalities, packed.columns)
+
+
+def test_members_out_of_order(tmp_path: Path, cache: Path) -> None:
+    made = index(plain(tmp_path / "d", lambda files: files[::3] + files[1::3] + files[2::3]), cache)
+    assert made.decoded is None
+    assert_streams(tmp_path / "d", cache)
+
+
+def test_keys_with_directories(tmp_path: Path, cache: Path) -> None:
+    """`a/u1` and `b/u1` are two utterances."""
+    files = [file for i in range(10) for file in members_of(i, f"./{'ab'[i % 2]}.x/u{i // 2}")]
+    write_tar(tmp_path / "d" / "x.tar", files)
+    assert index(tmp_path / "d", cache).decoded is None
+    assert_streams(tmp_path / "d", cache, lambda i: f"{'ab'[i % 2]}.x/u{i // 2}")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_tars(tmp_path: Path, cache: Path, compress: Callable[[bytes], bytes]) -> None:
+    """Whatever their names say."""
+    folder = plain(tmp_path / "d")
+    (folder / "part-0.tar").write_bytes(compress((folder / "part-0.tar").read_bytes()))
+    (folder / "part-1.tar").rename(folder / "part-1.tgz")
+    made = index(folder, cache)
+    assert made.decoded is not None
+    assert made.decoded.endswith("part-0.tar is compressed")
+    assert made.folder.startswith(str(cache))
+    assert sorted(path.name for path in folder.iterdir()) == ["part-0.tar", "part-1.tgz"]
+    assert_streams(folder, cache)
+    assert verify(str(folder), progress=False, cache_dir=cache).faults == []
+    assert next(preview(str(folder), cache_dir=cache)).features["audio"].shape == (2, 6)
+    assert info(str(folder), cache_dir=cache).indexed_in == made.folder
+
+
+def in_npz(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Each utterance as one `.npz` that holds its label, too."""
+    found = []
+    for name, content in files:
+        key, _, extension = name.partition(".")
+        if extension == "json":
+            i = int(key[1:])
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays(i), label=np.array(json.loads(content)["label"]))
+            found.append((f"{key}.npz", buffer.getvalue()))
+    return found
+
+
+def by_npz(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Each array as an unnamed one of an `.npz` of its own."""
+    found = []
+    for name, content in files:
+        if name.endswith(".npy"):
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, np.load(io.BytesIO(content)))
+            name, content = name.replace(".npy", ".NPZ"), buffer.getvalue()
+        found.append((name, content))
+    return found
+
+
+def recast(
+    form: Callable[[np.ndarray], np.ndarray], files: list[tuple[str, bytes]]
+) -> list[tuple[str, bytes]]:
+    return [
+        (name, npy(form(np.load(io.BytesIO(content)))) if name.endswith(".npy") else content)
+        for name, content in files
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "why", "dtype"),
+    [
+        (in_npz, r"u0: a .npz member", "float16"),
+        (by_npz, r"u0: a .npz member", "float16"),
+        (partial(recast, np.asfortranarray), r"audio is <f2 in Fortran order", "float16"),
+        (partial(recast, lambda a: a.astype(">f4")), r"audio is >f4", "float32"),
+        (partial(recast, lambda a: a.astype("f8")), r"audio is <f8", "float32"),
+        (
+            partial(recast, lambda a: a.astype("f4") if len(a) > 3 else a),
+            r"audio is of several dtypes",
+            "float32",
+        ),
+    ],
+    ids=["npz", "npz-each", "fortran", "big-endian", "float64", "mixed"],
+)
+def test_what_is_decoded(tmp_path: Path, cache: Path, change: Any, why: str, dtype: str) -> None:
+    made = index(plain(tmp_path / "d", change), cache)
+    assert made.decoded is not None
+    assert why in made.decoded
+    assert {m.dtype for m in made.manifest.modalities.values()} == {dtype}
+    assert_streams(tmp_path / "d", cache)
+
+
+def test_dtype_and_labels_may_be_chosen(tmp_path: Path, cache: Path) -> None:
+    def change(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [
+            (name, content.replace(b'"label"', b'"emotion"')) for name, content in recast(np.float64, files)
+        ]
+
+    with pytest.raises(ValueError, match=r"part-0.tar: u0: no label \(None\); name the JSON field"):
+        index(plain(tmp_path / "d", change), cache)
+    made = index(tmp_path / "d", cache, label="emotion", dtype="float16", classes=["sad", "happy", "calm"])
+    assert made.manifest.classes == ["sad", "happy", "calm"]
+    assert made.manifest.modalities["audio"].dtype == "float16"
+    assert_streams(tmp_path / "d", cache)
+
+
+def relabelled(
+    extension: str, label: Callable[[int], str], files: list[tuple[str, bytes]]
+) -> list[tuple[str, bytes]]:
+    """The label in a text member; no JSON."""
+    found = []
+    for name, content in files:
+        key, _, kind = name.partition(".")
+        found.append(
+            (f"{key}.{extension}", label(int(key[1:])).encode()) if kind == "json" else (name, content)
+        )
+    return found
+
+
+@pytest.mark.parametrize("extension", ["cls", "txt"])
+def test_labels_as_text(tmp_path: Path, cache: Path, extension: str) -> None:
+    folder = plain(tmp_path / "d", partial(relabelled, extension, lambda i: LABELS[i % 2] + "\n"))
+    assert index(folder, cache).decoded is None
+    assert_streams(folder, cache)
+
+
+def test_labels_as_numbers(tmp_path: Path, cache: Path) -> None:
+    folder = plain(tmp_path / "d", partial(relabelled, "cls", lambda i: str(i % 2)))
+    assert index(folder, cache).manifest.classes == ["0", "1"]
+    assert index(folder, cache, classes=LABELS).manifest.splits["all"].class_counts == [5, 5]
+    assert_streams(folder, cache)
+    with pytest.raises(ValueError, match=r"u1: label 1 is no position in the classes \['happy'\]"):
+        index(folder, cache, classes=["happy"])
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-0.tar", "train-1.tar", "my_test.tar"], {"train": 2, "test": 1}),
+        (["validation.tar", "x-train-000.tar"], {"val": 1, "train": 1}),
+        (["train.tar", "other.tar"], {"all": 2}),
+    ],
+)
+def test_splits_by_name(tmp_path: Path, cache: Path, names: list[str], splits: dict[str, int]) -> None:
+    for i, name in enumerate(names):
+        write_tar(tmp_path / "d" / name, members_of(i))
+    manifest = index(tmp_path / "d", cache).manifest
+    assert {name: len(split.shards) for name, split in manifest.splits.items()} == splits
+
+
+class Trap:
+    """Unpickled, it would leave a trace."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/tmp/unpickled-by-shards",)
+
+
+def with_member(name: str, content: bytes, files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    return [*files, (name, content)]
+
+
+def pickled() -> bytes:
+    import pickle
+
+    return pickle.dumps(Trap())
+
+
+def object_npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, audio=np.array([Trap()], object))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (partial(with_member, "u0.audio.pkl", pickled()), r"u0.audio.pkl: pickled files are never read"),
+        (partial(with_member, "u0.pyd", pickled()), r"u0.pyd: pickled files are never read"),
+        (
+            partial(with_member, "u0.a.npy", npy(np.array([Trap()], object))),
+            r"u0.a.npy: .*pickled|u0.a.npy: holds",
+        ),
+        (partial(with_member, "u0.a.npz", object_npz()), r"u0.a.npz: not a .npz of plain arrays"),
+        (partial(with_member, "u0.b.npy", b"oops"), r"u0.b.npy: not a .npy array"),
+        (
+            partial(with_member, "u0.b.npy", npy(np.zeros((2, 3)))[:-9]),
+            r"u0.b.npy: 39 bytes of data do not make",
+        ),
+        (
+            partial(with_member, "u0.b.npy", npy(np.zeros(3))),
+            r"u0: b is float64 of shape \(3,\); features are",
+        ),
+        (
+            partial(with_member, "u0.audio.npy", npy(np.zeros((2, 6)))),
+            r"u0.audio.npy: a second array of audio",
+        ),
+        (partial(with_member, "u0.json", b"{}"), r"u0.json: a second JSON member"),
+        (partial(with_member, "u9x.json", b"[1]"), r"u9x.json: not a JSON object"),
+        (partial(with_member, "x.audio.npy", npy(np.zeros((2, 6), "<f2"))), r"part-0.tar: x: no label"),
+        (partial(with_member, "u0.9.npy", npy(np.zeros((2, 6), "<f2"))), r"'9' is no name of a modality"),
+        (partial(recast, lambda a: a * np.float16("nan")), r"part-0.tar: u0: audio is nan at step 0"),
+        (partial(recast, lambda a: a[:0]), r"part-0.tar: u0: no steps in any modality"),
+        (partial(recast, lambda a: a[:, : len(a)]), r"audio has \[2, 3, 4, 5, 6\] features per step"),
+        (lambda files: files[2::3], r"no arrays; features are members"),
+        (lambda files: [*files[:3], *files[:3]], r"a second array|a second JSON"),
+    ],
+)
+def test_refusals_name_tar_and_member(tmp_path: Path, cache: Path, change: Any, message: str) -> None:
+    folder = plain(tmp_path / "d", change)
+    with pytest.raises(ValueError, match=message) as caught:
+        index(folder, cache)
+    assert "part-0.tar" in str(caught.value) or "features per step" in str(caught.value)
+    assert not Path("/tmp/unpickled-by-shards").exists()
+    assert not list(folder.glob("*.npz")) + list(folder.glob("*.json"))
+
+
+def test_the_same_key_in_two_tars(tmp_path: Path, cache: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / "d" / name, members_of(0))
+    with pytest.raises(ValueError, match=r"b.tar: u0: this key is in the dataset twice"):
+        index(tmp_path / "d", cache)
+
+
+@pytest.mark.parametrize("compress", [None, gzip.compress])
+def test_truncated_tars(tmp_path: Path, cache: Path, compress: Any) -> None:
+    """At every kind of place: within data, within a header, between members."""
+    folder = plain(tmp_path / "d")
+    path = folder / "part-1.tar"
+    with tarfile.open(path) as tar:
+        at = tar.getmembers()[7].offset
+    whole = compress(path.read_bytes()) if compress else path.read_bytes()
+    for cut in (100, len(whole) // 3, len(whole) - 9) if compress else (at, at + 100, at + 512 + 60, 0):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(
+            ValueError, match=r"part-1.tar: .*(damaged|cut short|not a|Compressed file ended|empty)"
+        ):
+            index(folder, cache)
+
+
+def test_a_damaged_header(tmp_path: Path, cache: Path) -> None:
+    """tarfile would take it for the end, and leave out all that follows."""
+    folder = plain(tmp_path / "d")
+    path = folder / "part-0.tar"
+    with tarfile.open(path) as tar:
+        at = tar.getmembers()[7].offset
+    content = bytearray(path.read_bytes())
+    content[at + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"part-0.tar: a damaged header at byte {at}"):
+        index(folder, cache)
+
+
+def test_other_members_are_left_out(tmp_path: Path, cache: Path) -> None:
+    folder = plain(tmp_path / "d", partial(with_member, "u0.wav", b"RIFF"))
+    assert index(folder, cache).ignored == {".wav": 2}
+    assert_streams(folder, cache)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no such folder"),
+        (lambda folder: folder.mkdir(), "no tars there"),
+        (lambda folder: write_tar(folder / "my tar.tar", members_of(0)), "my tar.tar: rename it"),
+    ],
+)
+def test_no_tars(tmp_path: Path, cache: Path, make: Any, message: str) -> None:
+    make(tmp_path / "d")
+    with pytest.raises(ValueError, match=message):
+        index(tmp_path / "d", cache)
+
+
+def test_a_packed_dataset_is_left_alone(tmp_path: Path, cache: Path) -> None:
+    from shards import Sample
+
+    pack(
+        [Sample("u0", "train", "happy", dict(arrays(0)))], str(tmp_path / "d"), classes=LABELS, progress=False
+    )
+    with pytest.raises(ValueError, match="is a packed dataset already"):
+        index(tmp_path / "d", cache)
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Serves a folder; knows single ranges, as object stores and content networks do."""
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def send_head(self) -> Any:
+        wanted = self.headers.get("Range", "")
+        path = Path(self.translate_path(self.path))
+        if not wanted or not path.is_file():
+            return super().send_head()
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        content = path.read_bytes()
+        part = content[int(first) : int(last or len(content)) + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        return io.BytesIO(part)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "web").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(tmp_path / "web")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_read_only_place(tmp_path: Path, web: str, cache: Path, compressed: bool) -> None:
+    """Over http nothing can be written: the index goes to the cache, and the same URL streams."""
+    folder = plain(tmp_path / "web" / "d")
+    if compressed:
+        for path in folder.iterdir():
+            path.write_bytes(gzip.compress(path.read_bytes()))
+    made = index(f"{web}/d", cache)
+    assert (made.decoded is not None) == compressed
+    assert made.folder.startswith(str(cache))
+    assert len(list(folder.iterdir())) == 2
+    assert_streams(f"{web}/d", cache)
+    assert next(preview(f"{web}/d", 1, cache_dir=cache)).key == "u0"
+    assert verify(f"{web}/d", progress=False, cache_dir=cache).faults == []
+
+
+def test_a_packed_dataset_over_http(tmp_path: Path, web: str, cache: Path) -> None:
+    from shards import Sample
+
+    samples = [Sample(f"u{i}", "all", LABELS[i % 2], dict(arrays(i))) for i in range(10)]
+    pack(samples, str(tmp_path / "web" / "d"), classes=LABELS, progress=False)
+    assert_streams(f"{web}/d", cache)
+    with pytest.raises(ValueError, match=r"http://127.0.0.1:\d+/nowhere/manifest.json: no such file"):
+        FeatureStream(f"{web}/nowhere", cache_dir=cache)
