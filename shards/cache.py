@@ -10,6 +10,7 @@ by the next download of that file or removed. The folder must lie on a local dis
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 # How long to wait for room that other users of the cache may give free.
 ROOM_WAIT_S = 60.0
@@ -117,7 +118,7 @@ def _open_shared(path: Path, size: int) -> BinaryIO | None:
         file = open(path, "rb")  # noqa: SIM115 (handed to the caller)
     except FileNotFoundError:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)
+    _lock(file, fcntl.LOCK_SH)
     found = os.fstat(file.fileno())
     if found.st_nlink and found.st_size == size:
         # Marks it as used. A cache that others filled may be read-only.
@@ -193,7 +194,7 @@ def _open_exclusive(path: Path, flags: int = 0) -> BinaryIO | None:
             raise
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
@@ -203,12 +204,25 @@ def _open_exclusive(path: Path, flags: int = 0) -> BinaryIO | None:
 def _wait_for(part: Path) -> None:
     """Wait until the process that fetches a file is through: its patience with the store is bounded."""
     with contextlib.suppress(FileNotFoundError), open(part, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+        _lock(file, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock among all users of the cache, for the moments that making room takes."""
     with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file, fcntl.LOCK_EX)
         yield
+
+
+def _lock(file: IO[bytes], how: int) -> None:
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        # Some network file systems cannot.
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise OSError(
+                error.errno,
+                f"{file.name}: no locks on this file system; set cache_dir to one on a local disk",
+            ) from None
+        raise

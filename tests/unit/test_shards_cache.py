@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -140,6 +141,17 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "d" / "thesis.tex").write_bytes(bytes(1_000))
     Fetches().open(cache_of(tmp_path, 100), 1).close()
     assert (tmp_path / "d" / "thesis.tex").exists()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(
+        OSError, match=r"lock: no locks on this file system; set cache_dir to one on a local disk"
+    ):
+        Fetches().open(cache_of(tmp_path), 1)
 
 
 PROCESS = """

@@ -161,6 +161,24 @@ def test_compressed_tars(tmp_path: Path, cache: Path, compress: Callable[[bytes]
     assert info(str(folder), cache_dir=cache).indexed_in == made.folder
 
 
+def test_what_was_indexed_before_is_replaced(tmp_path: Path, cache: Path) -> None:
+    folder = plain(tmp_path / "d")
+    index(folder, cache)
+    for path in folder.glob("*.tar"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"part-\d.tar: \d+ bytes, \d+ by the manifest"):
+        assert_streams(folder, cache)
+    index(folder, cache)
+    assert_streams(folder, cache)
+
+
+def test_decoded_elsewhere(tmp_path: Path, cache: Path) -> None:
+    made = index(plain(tmp_path / "d"), cache, out=str(tmp_path / "out"))
+    assert made.url == made.folder == str(tmp_path / "out")
+    assert_streams(made.url, cache)
+    assert not (tmp_path / "d" / "manifest.json").exists()
+
+
 def in_npz(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """Each utterance as one `.npz` that holds its label, too."""
     found = []
