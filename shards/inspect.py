@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shards.schema import Manifest, Modality, ShardEntry
 from shards.store import Store, open_dataset, open_file, read_range
 
 INDEX_THREADS = 8
+BINS = 12
 BAR = 40
 FIRST_VALUES = 4
 
@@ -222,14 +224,13 @@ def _steps(store: Store, entry: ShardEntry, manifest: Manifest) -> dict[str, np.
 
 
 def _lengths(steps: np.ndarray) -> Lengths:
-    """Lengths in bins that double."""
     there = steps[steps > 0]
     if not len(there):
         return Lengths(len(steps), 0, 0.0, 0, [], [])
-    first, last = int(np.log2(there.min())), int(np.log2(there.max()))
-    edges = [2**power for power in range(first, last + 2)]
-    counts, _ = np.histogram(there, edges)
     least, most = int(there.min()), int(there.max())
+    width = -(-(most - least + 1) // BINS)
+    edges = list(range(least, most + width + 1, width))
+    counts = np.bincount((there - least) // width, minlength=len(edges) - 1)
     return Lengths(len(steps) - len(there), least, float(np.median(there)), most, edges, counts.tolist())
 
 
