@@ -148,6 +148,7 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
     # Collectives wait longer than the watchdog, which leaves stacks behind where a time-out would not.
     wait = timedelta(seconds=2 * config.train.timeout + 60)
 
+    _rendezvous_again(on_gpu, wait)
     if settings is None:
         accelerator = Accelerator(
             cpu=not on_gpu, mixed_precision=_mixed_precision(config), kwargs_handlers=_handlers(on_gpu, wait)
@@ -209,6 +210,23 @@ def _handlers(on_gpu: bool, wait: timedelta) -> list[Any]:
         # Buffers are broadcast once, at the start, and then updated alike on every rank.
         DistributedDataParallelKwargs(broadcast_buffers=False),
     ]
+
+
+def _rendezvous_again(on_gpu: bool, wait: timedelta) -> None:
+    """After a restart by torchrun, meet under names of this attempt.
+
+    All attempts share torchrun's store, in which the addresses of the ranks that died still stand: a rank
+    that reads them before their successors have written theirs would call the dead.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(f"attempt_{attempt}", dist.TCPStore(address, port, ranks, False, wait))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=ranks, timeout=wait
+    )
 
 
 def _rendezvous_alone() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,7 @@ class Monitor:
     """
 
     def __init__(self, run_dir: Path, is_main: bool, resumed_step: int, total_steps: int) -> None:
-        self.is_main = is_main
+        self.is_main, self.run_dir = is_main, run_dir
         if not is_main:
             return
         path = run_dir / "metrics.jsonl"
@@ -69,25 +70,28 @@ class Monitor:
         """One optimizer step's line; steps count from 1."""
         if not self.is_main:
             return
-        self.lines.write(json.dumps(line) + "\n")
-        for name, tag in GROUPS.items():
-            if line[name] is not None:
-                self.board.add_scalar(tag, line[name], line["step"])
+        with self._telling_of_full_disks():
+            self.lines.write(json.dumps(line) + "\n")
+            for name, tag in GROUPS.items():
+                if line[name] is not None:
+                    self.board.add_scalar(tag, line[name], line["step"])
         self.bar.update(1)
 
     def flush(self, **shown: str) -> None:
         """Put what was logged on disk, and `shown` beside the progress bar."""
         if not self.is_main:
             return
-        self.lines.flush()
+        with self._telling_of_full_disks():
+            self.lines.flush()
         self.bar.set_postfix(shown)
 
     def log_validation(self, step: int, epoch: int, figures: Mapping[str, Any], best: bool) -> None:
         if not self.is_main:
             return
-        for name in ("w-ACC", "w-F1", "UA", "macro-F1"):
-            self.board.add_scalar(f"val/{name}", figures[name], step)
-        self.board.flush()
+        with self._telling_of_full_disks():
+            for name in ("w-ACC", "w-F1", "UA", "macro-F1"):
+                self.board.add_scalar(f"val/{name}", figures[name], step)
+            self.board.flush()
         star = " *" if best else ""
         self.say(f"epoch {epoch + 1}: val w-F1 {figures['w-F1']:.4f}  w-ACC {figures['w-ACC']:.4f}{star}")
 
@@ -99,8 +103,17 @@ class Monitor:
     def close(self) -> None:
         if self.is_main:
             self.bar.close()
-            self.lines.close()
-            self.board.close()
+            # What could not be written has been told of; here it would hide the error that ended the run.
+            for file in (self.lines, self.board):
+                with contextlib.suppress(OSError):
+                    file.close()
+
+    @contextlib.contextmanager
+    def _telling_of_full_disks(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RuntimeError(f"metrics in {self.run_dir} could not be written: {error}") from None
 
 
 def cut_back(path: Path, step: int) -> None:

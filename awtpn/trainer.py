@@ -95,8 +95,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             return {}
         results = test(run)
     except BaseException as error:
-        if world.is_main:
-            write_status(run_dir, "failed", error=f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            if world.is_main:
+                write_status(run_dir, "failed", error=f"{type(error).__name__}: {error}")
         raise
     if world.is_main:
         write_status(run_dir, "done", step=run.position.step)

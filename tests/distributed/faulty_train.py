@@ -1,0 +1,136 @@
+"""launch/train.py with one fault built in: `faulty_train.py FAULT ARGV`, started by torchrun.
+
+Each fault is what a bad night brings, at a fixed place: it patches the trainer from outside, which knows
+nothing of it. A fault that kills does so once, where MARK (a file) does not exist yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from awtpn import checkpoint, trainer
+
+RANK = int(os.environ.get("RANK", "0"))
+LAST = int(os.environ.get("WORLD_SIZE", "1")) - 1
+AT_STEP = 6  # steps done when the fault strikes: within the second epoch of the small corpus
+MARK = Path(os.environ["MARK"])
+
+
+def before_step(action: Callable[[trainer.Run, Any], Any]) -> None:
+    """Call `action(run, batch)` before the step after AT_STEP; what it returns replaces the batch."""
+    original = trainer.train_step
+
+    def step(run: trainer.Run, batch: Any, data_wait: float) -> Any:
+        if run.position.step == AT_STEP:
+            batch = action(run, batch) or batch
+        return original(run, batch, data_wait)
+
+    trainer.train_step = step
+
+
+def once(action: Callable[[], None]) -> None:
+    if not MARK.exists():
+        MARK.touch()
+        action()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nan(run: trainer.Run, batch: Any) -> Any:
+    if RANK != LAST:
+        return None
+    audio = batch.features["audio"]
+    values = audio.values.clone()
+    values[0] = float("nan")
+    print(f"poisoned {batch.key[0]}", flush=True)
+    return dataclasses.replace(
+        batch, features=batch.features | {"audio": dataclasses.replace(audio, values=values)}
+    )
+
+
+def alter(run: trainer.Run, batch: Any) -> None:
+    if RANK == LAST:
+        with torch.no_grad():
+            checkpoint.unwrap(run.model).tpn.prototypes[0, 0] += 1e-3
+
+
+def hang(run: trainer.Run, batch: Any) -> None:
+    if RANK == LAST:
+        time.sleep(1e6)
+
+
+def kill_while_saving() -> None:
+    """The main rank dies with half a checkpoint on disk, and torchrun takes the other down."""
+    original = checkpoint._fingerprint
+
+    def fingerprint(path: Path) -> Any:
+        if (
+            path.name == checkpoint.OPTIMIZER_FILE
+            and ".step-" in path.parent.name
+            and "08" in path.parent.name
+        ):
+            once(kill)
+        return original(path)
+
+    checkpoint._fingerprint = fingerprint
+
+
+def fill_the_disk(run: trainer.Run, batch: Any) -> None:
+    """Leave the (small) file system of the run folder without a free byte."""
+    if RANK == 0:
+        with (run.dir / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+def signal_during(name: str, number: signal.Signals) -> None:
+    """The last rank gets a signal within the trainer's function `name`, once."""
+    original = getattr(trainer, name)
+
+    def function(run: trainer.Run, *args: Any, **kwargs: Any) -> Any:
+        if RANK == LAST and run.position.step >= AT_STEP:
+            once(lambda: os.kill(os.getpid(), number))
+        return original(run, *args, **kwargs)
+
+    setattr(trainer, name, function)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "none": lambda: None,
+    "nan": lambda: before_step(nan),
+    "alter": lambda: before_step(alter),
+    "hang": lambda: before_step(hang),
+    "kill": lambda: before_step(lambda *_: once(kill) if RANK == LAST else None),
+    "kill while saving": kill_while_saving,
+    "fill": lambda: before_step(fill_the_disk),
+    "SIGUSR1 in validation": lambda: signal_during("validate_epoch", signal.SIGUSR1),
+    "SIGTERM in saving": lambda: signal_during("save", signal.SIGTERM),
+    "SIGUSR1 in training": lambda: before_step(lambda *_: once(lambda: os.kill(os.getpid(), signal.SIGUSR1))),
+}
+
+if __name__ == "__main__":
+    fault, *argv = sys.argv[1:]
+    if fault == "other settings":
+        argv += ["--run.seed", str(100 + RANK)]
+    else:
+        FAULTS[fault]()
+    try:
+        trainer.main(argv)
+    except (ValueError, RuntimeError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

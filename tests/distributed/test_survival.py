@@ -1,0 +1,174 @@
+"""What a bad night brings, brought for real: after it the run goes on to the very weights it would have had.
+
+Two ranks under torchrun, dropout on, a small corpus. "As if nothing had happened" means equal to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import REPO, arguments, assert_same_run, metrics, run, status
+
+from awtpn import checkpoint
+
+pytestmark = pytest.mark.timeout(240)
+
+SETTINGS: dict[str, Any] = {
+    "model.shared_dim": 16,
+    "model.dropout": 0.2,
+    "loss.negative_group": 4,
+    "optim.lr": 3e-3,
+    "optim.warmup_steps": 2,
+    "train.epochs": 3,
+    "train.global_batch_size": 16,
+    "train.log_every": 2,
+    "train.checkpoint_every": 3,
+}
+Night = Callable[..., tuple[int, str, Path]]
+
+
+@pytest.fixture(scope="module")
+def night(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """Train with a fault: (exit code, output, run folder). The same `name` goes on in the same folder."""
+    root = tmp_path_factory.mktemp("survival")
+
+    def night(fault: str, name: str, restarts: int = 0, run_dir: Path | None = None, **settings: Any) -> Any:
+        folder = run_dir or root / name
+        launcher = ["torchrun", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+        script = str(REPO / "tests" / "distributed" / "faulty_train.py")
+        whole = SETTINGS | {"data.train": corpus, "run.dir": folder} | settings
+        command = [*launcher, script, fault, *arguments(whole)]
+        code, output = run(command, root / f"{name}.log", timeout=120, MARK=str(root / f"{name}.mark"))
+        return code, output, folder
+
+    return night
+
+
+@pytest.fixture(scope="module")
+def undisturbed(night: Night) -> Path:
+    code, output, folder = night("none", "undisturbed")
+    assert code == 0, output
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["kill", "kill while saving"])
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
+    night: Night, undisturbed: Path, fault: str
+) -> None:
+    code, _, folder = night(fault, fault)
+    assert code != 0
+    latest = checkpoint.find_latest(folder / "checkpoints")
+    assert latest is not None
+    assert checkpoint.problem(latest) is None
+    code, output, _ = night(fault, fault)
+    assert code == 0, output
+    assert_same_run(folder, undisturbed)
+    assert not list((folder / "checkpoints").glob(".step-*")), "half a checkpoint is left behind"
+
+
+def test_torchrun_restarts_go_on_by_themselves(night: Night, undisturbed: Path) -> None:
+    code, output, folder = night("kill", "restarted", restarts=1)
+    assert code == 0, output
+    assert "resumed at step" in output
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.parametrize("fault", ["SIGUSR1 in training", "SIGUSR1 in validation", "SIGTERM in saving"])
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
+    night: Night, undisturbed: Path, fault: str
+) -> None:
+    code, output, folder = night(fault, fault)
+    assert code == 0, output
+    assert status(folder)["status"] == "preempted"
+    assert len(metrics(folder)) < len(metrics(undisturbed))
+    code, output, _ = night(fault, fault)
+    assert code == 0, output
+    assert status(folder)["status"] == "done"
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode
+    ):
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_spoils_no_checkpoint_that_was_there(
+    night: Night, undisturbed: Path, small_disk: Path
+) -> None:
+    code, output, folder = night("fill", "full disk", run_dir=small_disk / "run")
+    assert code != 0
+    assert "could not be written" in output
+    assert "No space left" in output
+    latest = checkpoint.find_latest(folder / "checkpoints")
+    assert latest is not None
+    assert checkpoint.problem(latest) is None
+    (folder / "filler").unlink()
+    code, output, _ = night("none", "full disk", run_dir=folder)
+    assert code == 0, output
+    assert_same_run(folder, undisturbed)
+
+
+def test_a_nan_on_one_rank_is_left_out_on_all_and_named(night: Night) -> None:
+    code, output, folder = night("nan", "nan")
+    assert code == 0, output
+    poisoned = re.findall(r"poisoned (\S+)", output)[0]
+    assert (
+        f"step 7 left out: loss nan or its gradient is not finite, broken by: {poisoned} (rank 1)" in output
+    )
+    lines = {line["step"]: line for line in metrics(folder)}
+    assert [s for s, line in lines.items() if line["skipped"]] == [7]
+    assert lines[7]["loss"] is None
+    assert lines[8]["loss"] is not None
+
+
+def test_more_nans_than_the_budget_stop_the_run(night: Night) -> None:
+    code, output, folder = night("nan", "nan, no budget", **{"train.skip_budget": 0})
+    assert code != 0
+    assert re.search(
+        r"more than train.skip_budget 0; the last, step 7, was broken by: \S+ \(rank 1\)", output
+    )
+    assert status(folder)["status"] == "failed"
+
+
+def test_an_altered_prototype_table_is_found_and_its_rank_named(night: Night) -> None:
+    code, output, _ = night("alter", "altered", **{"prototypes.check_every": 4})
+    assert code != 0
+    assert re.search(r"after step 8 ranks hold different weights: .*tpn.prototypes on rank 1", output)
+
+
+def test_an_altered_prototype_table_is_healed_where_asked(night: Night) -> None:
+    healing = {"prototypes.check_every": 1, "prototypes.on_drift": "heal"}
+    code, output, _ = night("alter", "healed", **healing)
+    assert code == 0, output
+    assert len(re.findall(r"healed from rank 0", output)) == 1, "one healing is enough"
+
+
+def test_a_rank_that_hangs_ends_the_run_with_all_stacks(night: Night) -> None:
+    code, output, folder = night("hang", "hung", **{"train.timeout": 6})
+    assert code != 0
+    stacks = {path.name: path.read_text() for path in (folder / "stacks").iterdir()}
+    assert sorted(stacks) == ["rank-0.txt", "rank-1.txt"], output
+    assert "in hang" in stacks["rank-1.txt"]
+    assert "in agree" in stacks["rank-0.txt"]
+    assert status(folder)["status"] == "failed"
+
+
+def test_ranks_of_different_settings_are_refused(night: Night) -> None:
+    code, output, _ = night("other settings", "other settings")
+    assert code != 0
+    assert "ranks [1] were started with another configuration than rank 0" in output
