@@ -169,9 +169,7 @@ def format_info(found: Info) -> str:
             lines.append(
                 f"  {modality}: {lengths.least} to {lengths.most} steps, median {lengths.median:g}{missing}"
             )
-            bins = [
-                f"{low} to {high - 1}" for low, high in zip(lengths.edges, lengths.edges[1:], strict=False)
-            ]
+            bins = [f"{low} to {high - 1}" for low, high in pairwise(lengths.edges)]
             lines += _bars("steps", list(zip(bins, lengths.counts, strict=True)))
     if manifest.skipped:
         lines += ["", f"{manifest.skipped} bad samples were left out by packing: skipped.jsonl names them"]
