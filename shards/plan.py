@@ -195,15 +195,19 @@ def shards_ahead(plan: Plan, epoch: int, step: int, first_place: int, num_places
     Those of the current window of each stream, then those of the next.
     """
     share = plan.batch_share
-    begin, end = step * share, (step + 1) * share
-    windows = range(begin // plan.window_rows, (end - 1) // plan.window_rows + 2)
     wanted: dict[int, None] = {}
-    for window in windows:
+    for window in windows_ahead(plan, step):
         for stream in range(first_place // share, -(-(first_place + num_places) // share)):
             shard, _, start = _blocks(plan, epoch, stream)
             first, last = _overlapping(start, window * plan.window_rows, (window + 1) * plan.window_rows)
             wanted.update(dict.fromkeys(shard[first:last].tolist()))
     return list(wanted)
+
+
+def windows_ahead(plan: Plan, step: int) -> range:
+    """The windows of a step and the one after: `shards_ahead` changes only when they do."""
+    begin, end = step * plan.batch_share, (step + 1) * plan.batch_share
+    return range(begin // plan.window_rows, (end - 1) // plan.window_rows + 2)
 
 
 def shards_of_places(plan: Plan, first_place: int, num_places: int) -> np.ndarray:

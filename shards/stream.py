@@ -12,7 +12,7 @@ import torch
 
 from shards.ahead import read_ahead, to_device_ahead
 from shards.batch import FeatureBatch
-from shards.plan import WINDOW, make_plan, places_of_rank, rows_of_step, shards_ahead
+from shards.plan import WINDOW, make_plan, places_of_rank, rows_of_step, shards_ahead, windows_ahead
 from shards.pool import BufferPool
 from shards.reader import ShardReader
 from shards.schema import Manifest, Modality
@@ -23,8 +23,10 @@ from shards.working_set import check_limit
 
 # Utterances read at a time for statistics: enough to spread the cost of a call, small beside a batch buffer.
 STATISTICS_CHUNK = 256
-# Downloads under way at a time, per process.
-DOWNLOADS = 4
+# Shards fetched at a time, per process.
+FETCHES = 4
+# The kernel is told to read a shard from the disk as a whole where at least this part of it will be wanted.
+READ_WHOLE = 0.5
 
 # Bytes of batches that may lie ready: tens of batches of the usual sizes.
 PREFETCH_BYTES = 256 << 20
@@ -222,24 +224,27 @@ class FeatureStream:
 
     def _batches(self, epoch: int, start_step: int, pin: bool) -> Generator[FeatureBatch, None, None]:
         places = self._first_place, self._num_places
-        downloads, asked = ThreadPoolExecutor(DOWNLOADS, "shards-download"), set[int]()
+        fetching, windows, asked = ThreadPoolExecutor(FETCHES, "shards-fetch"), range(0), set[int]()
         try:
             for step in range(start_step, self.steps_per_epoch):
-                if self.store.cache is not None:
+                if windows != windows_ahead(self._plan, step):
+                    windows = windows_ahead(self._plan, step)
                     wanted = shards_ahead(self._plan, epoch, step, *places)
                     self._reader.keep(wanted)
                     for shard in (shard for shard in wanted if shard not in asked):
-                        downloads.submit(self._fetch, shard)
+                        fetching.submit(self._fetch, shard)
                     asked = set(wanted)
                 yield self._batch(epoch, step, pin)
         finally:
             # One that is under way would hold up whoever closes the iterator.
-            downloads.shutdown(wait=False, cancel_futures=True)
+            fetching.shutdown(wait=False, cancel_futures=True)
             self._reader.keep(())
 
     def _fetch(self, shard: int) -> None:
         # A failure here is no one's yet: whoever needs the shard tries again and tells.
-        self._reader.open(shard, wait_s=0.0)
+        opened = self._reader.open(shard, wait_s=0.0)
+        if len(self._selected(shard)) >= READ_WHOLE * self._shards[shard].utterances:
+            opened.read_soon()
 
     def _batch(self, epoch: int, step: int, pin: bool) -> FeatureBatch:
         place, shard, row = rows_of_step(self._plan, epoch, step, self._first_place, self._num_places)

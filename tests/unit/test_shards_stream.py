@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shards_support import CLASSES, DIMS, corpus, global_keys, pack, utterance, utterances
 
 from shards import FeatureStream
@@ -56,6 +59,42 @@ def test_same_global_batches_and_fingerprints_on_any_number_of_ranks(dataset: st
         steps = zip(*(rank.epoch(2) for rank in ranks), strict=True)
         sums = [sum(batch.fingerprint() for batch in batches) for batches in steps]
         assert [total % 2**64 for total in sums] == prints
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """By number of shards."""
+    found = {}
+    for shard_bytes in (1, 20_000, 10**9):
+        folder = tmp_path_factory.mktemp("datasets")
+        manifest = pack(corpus(29, 0), folder, shard_bytes=shard_bytes)
+        found[len(manifest.splits["train"].shards)] = str(folder)
+    assert min(found) == 1
+    assert max(found) == 29
+    return found
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_the_contract(datasets: dict[int, str], data: st.DataObject) -> None:
+    """The same global batches for every layout, from any step on, and each utterance exactly once.
+
+    Among the layouts are fewer shards than ranks, one shard, ranks that divide the streams and that do not.
+    """
+    url = datasets[data.draw(st.sampled_from(sorted(datasets)), label="shards")]
+    options = {
+        "streams": data.draw(st.sampled_from([None, 1, 2, 3, 4, 6, 12]), label="streams"),
+        "shuffle": data.draw(st.booleans(), label="shuffle"),
+        "balance": data.draw(st.booleans(), label="balance"),
+        "window": data.draw(st.sampled_from([1, 10, 10_000]), label="window"),
+    }
+    epoch = data.draw(st.integers(0, 3), label="epoch")
+    alone = global_keys(streams(url, 1, **options), epoch)
+    assert sorted(key for step in alone for _, key in step) == sorted(f"train-{i}" for i in range(29))
+    assert [len(step) for step in alone] == [12, 12, 5]
+    world_size = data.draw(st.sampled_from([2, 3, 4, 6, 12]), label="ranks")
+    start = data.draw(st.integers(0, 3), label="start")
+    assert global_keys(streams(url, world_size, **options), epoch, start) == alone[start:]
 
 
 def test_ranks_without_utterances_run_the_same_steps(dataset: str) -> None:
@@ -177,6 +216,23 @@ def test_modalities(dataset: str) -> None:
 def test_refusals(dataset: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeatureStream(dataset, **options)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+@pytest.mark.parametrize("select", [None, {"speaker": "s1"}])
+def test_shards_are_read_whole_where_most_of_them_is_wanted(
+    dataset: str, select: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: advised.append(fd))
+    stream = FeatureStream(dataset, select=select)
+    batches = stream.epoch(0)
+    next(batches)
+    deadline = time.monotonic() + 10
+    wanted = 0 if select else len(list(Path(dataset).glob("train-*.tar")))
+    while len(advised) < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(advised) == wanted
 
 
 def test_without_preadv(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
