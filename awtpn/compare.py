@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from awtpn.checkpoint import find_latest
 from awtpn.model import WEIGHTS_FILE
@@ -85,9 +86,14 @@ def _compare_weights(a: Path, b: Path) -> tuple[tuple[int, int] | None, float, s
     if folders[0] is None or folders[1] is None:
         return None, 0.0, ""
     first, second = (load_file(folder / WEIGHTS_FILE) for folder in folders if folder)
-    if first.keys() != second.keys():
+    if {name: t.shape for name, t in first.items()} != {name: t.shape for name, t in second.items()}:
         raise ValueError(f"{a} and {b} are models of different shapes")
-    gaps = {name: float((first[name] - second[name]).abs().max()) for name in first}
+    gaps = {name: _largest_gap(first[name], second[name]) for name in first}
     worst = max(gaps, key=lambda name: gaps[name])
     steps = tuple(int(folder.name.removeprefix("step-")) for folder in folders if folder)
     return (steps[0], steps[1]), gaps[worst], worst
+
+
+def _largest_gap(x: Tensor, y: Tensor) -> float:
+    gap = float((x - y).abs().max())
+    return math.inf if math.isnan(gap) else gap  # NaN is near nothing, and would hide from a maximum
