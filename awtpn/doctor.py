@@ -6,6 +6,7 @@ to do. Every run does so at its start; `awtpn doctor` does it on its own, alone 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -28,6 +29,8 @@ from shards.store import open_store, read_manifest, split_url
 PACKAGES = ("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webdataset", "fsspec")
 TOKEN_FILE = ".token"  # what rank 0 writes there, other ranks must find
 CLOCK_SKEW_S = 30.0
+# How long a file written on one host may take to be seen on another: NFS looks again after some seconds.
+PATIENCE_S = 10.0
 # Room for a few checkpoints of a model of the published size, and its logs.
 LEAST_FREE_BYTES = 1 << 30
 
@@ -60,6 +63,7 @@ def facts(
     rank: int,
     run_dir: Path | None = None,
     token: str | None = None,
+    unwritable: str | None = None,
     urls: Sequence[str] = (),
     cache_dir: str | None = None,
     storage_options: dict[str, Any] | None = None,
@@ -70,6 +74,7 @@ def facts(
         rank: of this process.
         run_dir: run folder to look at.
         token: what rank 0 has written into `run_dir`'s token file.
+        unwritable: why rank 0 could not.
         urls: packed datasets that must be within reach.
         cache_dir, storage_options: for them.
     """
@@ -77,9 +82,10 @@ def facts(
         "rank": rank,
         "host": platform.node(),
         "address": _address(),
+        "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
         "time": time.time(),
         "versions": versions(),
-        "run_dir": None if run_dir is None else _look_at(run_dir, token),
+        "run_dir": None if run_dir is None else _look_at(run_dir, token, unwritable),
         "data": {url: _reach(url, cache_dir, storage_options) for url in urls},
         "hostfile": missing_hostfile(),
     }
@@ -93,14 +99,26 @@ def _address() -> str:
         return "unknown"
 
 
-def _look_at(run_dir: Path, token: str | None) -> dict[str, Any]:
-    file = run_dir / TOKEN_FILE
+def _look_at(run_dir: Path, token: str | None, unwritable: str | None) -> dict[str, Any]:
+    there = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
     return {
         "path": str(run_dir.resolve()),
-        "shared": token is None or (file.is_file() and file.read_text() == token),
-        "writable": os.access(run_dir if run_dir.exists() else Path.cwd(), os.W_OK),
-        "free_bytes": shutil.disk_usage(run_dir if run_dir.exists() else Path.cwd()).free,
+        "shared": token is None or unwritable is not None or _appears(run_dir / TOKEN_FILE, token),
+        "unwritable": unwritable,
+        "free_bytes": shutil.disk_usage(there).free,
     }
+
+
+def _appears(file: Path, text: str) -> bool:
+    """`file` holds `text`, or soon will."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with contextlib.suppress(OSError):
+            if file.read_text() == text:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
 
 
 def _reach(url: str, cache_dir: str | None, storage_options: dict[str, Any] | None) -> str:
@@ -129,11 +147,17 @@ def missing_hostfile() -> str | None:
             return None
         if not any(word.endswith("deepspeed") for word in words):
             continue
-        for i, word in enumerate(words):
-            name, _, value = word.partition("=")
-            if name in ("--hostfile", "-H"):
-                file = value or words[i + 1]
-                return None if Path(file).is_file() else file
+        if file := _hostfile(words):
+            return None if Path(file).is_file() else file
+    return None
+
+
+def _hostfile(words: Sequence[str]) -> str | None:
+    """The hostfile that a command line of `deepspeed` names."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--hostfile", "-H"):
+            return value or following or None
     return None
 
 
@@ -177,10 +201,9 @@ def _run_dirs(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
                     "put run.dir on a file system that all hosts share",
                 )
             )
-        if r["rank"] == 0 and not folder["writable"]:
-            findings.append(
-                Finding("error", f"{where} cannot write to {folder['path']}", "choose another run.dir")
-            )
+        if r["rank"] == 0 and folder["unwritable"]:
+            what = f"{where} cannot write to {folder['path']}: {folder['unwritable']}"
+            findings.append(Finding("error", what, "choose another run.dir"))
         if r["rank"] == 0 and folder["free_bytes"] < LEAST_FREE_BYTES:
             free = folder["free_bytes"] / 2**30
             findings.append(
@@ -232,14 +255,18 @@ def _addresses(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
     if len({r["host"] for r in ranks}) == 1:
         return []
     return [
-        Finding(
-            "warning",
-            f"{r['host']} knows itself as {r['address']}, which other hosts cannot reach",
-            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that joins the hosts, e.g. eth0",
-        )
+        _unreachable("warning", r["host"], r["address"])
         for r in {r["host"]: r for r in ranks}.values()
-        if r["address"].startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ
+        if r["address"].startswith("127.") and not r["interface"]
     ]
+
+
+def _unreachable(level: Literal["error", "warning"], host: str, address: str) -> Finding:
+    return Finding(
+        level,
+        f"{host} knows itself as {address}, which other hosts cannot reach",
+        "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that joins the hosts, e.g. eth0",
+    )
 
 
 def _hostfiles(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
@@ -254,6 +281,25 @@ def _hostfiles(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
     ]
 
 
+def check_before_meeting() -> None:
+    """Refuse what would keep this rank from meeting those on other hosts: afterwards none could say why.
+
+    Raises:
+        ValueError: names this host and the fix.
+    """
+    host, address = platform.node(), _address()
+    if _spans_hosts() and address.startswith("127.") and not os.environ.get("GLOO_SOCKET_IFNAME"):
+        raise ValueError(f"the ranks cannot meet\n{_unreachable('error', host, address)}")
+
+
+def _spans_hosts() -> bool:
+    """The launcher started ranks on other hosts too."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # torchrun and accelerate; deepspeed
+        if name in os.environ:
+            return int(os.environ[name]) < int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("SLURM_NNODES", "1")) > 1
+
+
 def consult(
     world: World,
     run_dir: Path | None,
@@ -262,17 +308,25 @@ def consult(
     storage_options: dict[str, Any] | None = None,
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
     """Every rank's facts, and what is wrong with them; all ranks call, and all get the same."""
-    token = None
+    token = unwritable = None
     if run_dir is not None:
-        token = world.from_main(secrets.token_hex(8))
-        if world.is_main:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / TOKEN_FILE).write_text(token)
-        world.barrier()
-    ranks = world.from_all(facts(world.rank, run_dir, token, urls, cache_dir, storage_options))
+        token, unwritable = world.from_main(_leave_token(run_dir) if world.is_main else None)
+    ranks = world.from_all(facts(world.rank, run_dir, token, unwritable, urls, cache_dir, storage_options))
     if run_dir is not None and world.is_main:
-        (run_dir / TOKEN_FILE).unlink()
+        with contextlib.suppress(OSError):
+            (run_dir / TOKEN_FILE).unlink()
     return ranks, diagnose(ranks)
+
+
+def _leave_token(run_dir: Path) -> tuple[str, str | None]:
+    """Leave a mark in the run folder, made where it is missing: the mark, and why that was impossible."""
+    token = secrets.token_hex(8)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / TOKEN_FILE).write_text(token)
+    except OSError as error:
+        return token, str(error)
+    return token, None
 
 
 def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str, Any] | None) -> bool:
@@ -281,6 +335,7 @@ def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str
     Returns:
         False if a run could not work here.
     """
+    check_before_meeting()
     world = join()
     ranks, findings = consult(world, run_dir, urls, storage_options=storage_options)
     if world.is_main:
