@@ -53,7 +53,7 @@ LAYOUTS: dict[str, list[Layout]] = {
     "ema": [(1, 2, None), (2, 1, None), (2, 2, None), (2, 1, 2), (2, 2, 3)],
     "clusters": [(2, 1, None), (2, 2, 2), (2, 1, 3)],
     "global negatives": [(2, 1, None), (2, 1, 2), (2, 1, 3)],
-    "published": [(2, 1, 2)],
+    "published": [(2, 1, 2), (2, 1, 0)],
     "video alone": [(2, 2, None), (2, 1, 3)],
 }
 CASES = [(lesson, layout) for lesson, layouts in LAYOUTS.items() for layout in layouts]

@@ -1,0 +1,77 @@
+"""Real launches that are stopped or killed at some moment, started again, and end as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import arguments, assert_same_run, launched, metrics, run, status
+
+SETTINGS = {
+    "model.shared_dim": 16,
+    "model.dropout": 0.2,
+    "loss.negative_group": 4,
+    "optim.lr": 1e-3,
+    "train.epochs": 20,
+    "train.global_batch_size": 8,
+    "train.log_every": 1,
+    "train.checkpoint_every": 10,
+    "train.validate_every": 10,
+}
+LAUNCHERS = {
+    "python": [sys.executable],
+    "torchrun": ["torchrun", "--standalone", "--nproc-per-node", "2"],
+}
+
+
+def command(launcher: str, corpus: str, run_dir: Path) -> list[str]:
+    settings: dict[str, Any] = SETTINGS | {"data.train": corpus, "run.dir": run_dir}
+    return [*LAUNCHERS[launcher], "launch/train.py", *arguments(settings)]
+
+
+def wait_for_line(run_dir: Path, lines: int, log: Path) -> None:
+    """Wait until the run has done so many steps."""
+    path, deadline = run_dir / "metrics.jsonl", time.monotonic() + 120
+    while not path.exists() or path.read_text().count("\n") < lines:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [("python", signal.SIGKILL), ("torchrun", signal.SIGTERM)],
+    ids=["python killed", "torchrun told to stop"],
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    launcher: str, number: signal.Signals, corpus: str, tmp_path: Path
+) -> None:
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    with launched(command(launcher, corpus, stopped), tmp_path / "first.log") as process:
+        wait_for_line(stopped, 23, tmp_path / "first.log")
+        os.kill(process.pid, number)
+        process.wait(60)
+    steps = 20 * 7
+    assert len(metrics_whole(stopped)) < steps, "it was stopped before its end"
+    assert not (stopped / "results.json").exists()
+    if number == signal.SIGTERM:
+        assert status(stopped)["status"] == "preempted"
+
+    for run_dir in (stopped, undisturbed):
+        code, log = run(command(launcher, corpus, run_dir), tmp_path / "second.log", timeout=140)
+        assert code == 0, log
+        assert status(run_dir)["status"] == "done"
+        assert ("resumed at step" in log) == (run_dir == stopped)
+    assert [x["step"] for x in metrics(stopped)] == list(range(1, steps + 1))
+    assert_same_run(stopped, undisturbed)
+    assert (stopped / "results.json").read_text() == (undisturbed / "results.json").read_text()
+
+
+def metrics_whole(run_dir: Path) -> list[str]:
+    """The whole lines of a file that may end in a torn one."""
+    return (run_dir / "metrics.jsonl").read_text().split("\n")[:-1]
