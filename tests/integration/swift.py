@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -130,7 +131,7 @@ def start_swift(folder: Path) -> Swift:
     (folder / "devices" / "d").mkdir(parents=True)
     swift = Swift(folder, ports=dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True)))
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = tests\n")
-    settings: dict[str, Any] = {"folder": folder, "secret": SECRET, "user": os.environ.get("USER", "root")}
+    settings: dict[str, Any] = {"folder": folder, "secret": SECRET, "user": pwd.getpwuid(os.getuid()).pw_name}
     for name, port in swift.ports.items():
         text = COMMON + (PROXY if name == "proxy" else STORAGE)
         (folder / f"{name}.conf").write_text(text.format(name=name, port=port, **settings))

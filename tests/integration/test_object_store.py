@@ -19,6 +19,8 @@ import swift as laboratory
 from faulty_proxy import FaultyProxy
 
 from shards import FeatureStream, Manifest, Sample, pack
+from shards.foreign import index_url
+from shards.verify import verify
 
 UTTERANCES, DIM = 96, 4_096
 CLASSES = ["calm", "happy"]
@@ -172,6 +174,29 @@ def test_server_killed_amid_a_download_and_restarted(
     assert_exact(results(workers))
 
 
+def test_process_killed_amid_a_download(
+    dataset: tuple[str, Manifest], proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    """What it left behind is taken over, and what it had fetched is not fetched again."""
+    amid = threading.Event()
+    proxy.rate, proxy.in_body = 20e6, lambda path: amid.set() if len(tars()) > 1 else None
+
+    def tars() -> list[Path]:
+        return list(tmp_path.rglob("*.tar"))
+
+    victim = worker(dataset[0], proxy.endpoint, tmp_path, 0)
+    assert amid.wait(60)
+    victim.kill()
+    victim.communicate()
+    assert list(tmp_path.rglob("*.part"))
+    fetched = {path.name.partition("-")[2] for path in tars()}
+    proxy.rate = None
+    assert keys(stream(dataset[0], proxy.endpoint, tmp_path)) == KEYS
+    assert not list(tmp_path.rglob("*.part"))
+    for name in fetched:
+        assert proxy.gets[f"/features/voices/{name}"] == 1
+
+
 def test_server_that_stays_away(
     dataset: tuple[str, Manifest], swift: laboratory.Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +279,23 @@ def test_object_changed_during_training(
     store.pipe_file(name, damage(store.cat_file(name)))
     with pytest.raises(ValueError, match=rf"s3://{name}: 3 attempts failed, .*{message}"):
         keys(read)
+
+
+def test_foreign_tars_are_indexed_in_the_bucket(
+    dataset: tuple[str, Manifest], swift: laboratory.Swift, tmp_path: Path
+) -> None:
+    """Indexed from one machine, streamed and verified on another."""
+    import s3fs
+
+    store = s3fs.S3FileSystem(**options(swift.endpoint))
+    for shard in dataset[1].splits["train"].shards:
+        store.copy(f"features/voices/{shard.name}", f"features/foreign/{shard.name}")
+    url, storage = "s3://features/foreign", options(swift.endpoint)
+    made = index_url(url, cache_dir=tmp_path / "one", storage_options=storage, progress=False)
+    assert (made.folder, made.decoded) == (url, None)
+    assert keys(stream(url, swift.endpoint, tmp_path / "other")) == KEYS
+    checked = verify(url, cache_dir=tmp_path / "other", storage_options=storage, progress=False)
+    assert (checked.utterances, checked.faults) == (UTTERANCES, [])
 
 
 @pytest.mark.parametrize("changes", [{"secret": "wrong-secret"}, {"key": "nobody:here"}])
