@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from awtpn.cli_shards import add_shards, add_store_options
 from shards import FeatureStream, pack
 from shards.sources import demo, npz, reference, table
 from shards.sources.source import Source
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="awtpn", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_pack(commands)
+    add_shards(commands)
     add_export(commands)
     add_predict(commands)
     add_compare(commands)
@@ -81,7 +83,7 @@ def add_pack(commands: Any) -> None:
         help="bad utterances: stop, or leave out and list",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
-    add_storage_options(parser)
+    add_store_options(parser)
     parser.set_defaults(command=run_pack)
 
 
@@ -138,7 +140,7 @@ def add_predict(commands: Any) -> None:
     parser.add_argument("--split", default="test", help="split of INPUT (default: test)")
     parser.add_argument("--out", help="file to write; default: standard output")
     parser.add_argument("--device", default="cpu")
-    add_storage_options(parser)
+    add_store_options(parser)
     parser.set_defaults(command=run_predict)
 
 
@@ -199,7 +201,7 @@ def add_doctor(commands: Any) -> None:
     parser.add_argument(
         "--data", nargs="*", default=[], metavar="URL", help="packed datasets that every rank must read"
     )
-    add_storage_options(parser)
+    add_store_options(parser)
     parser.set_defaults(command=run_doctor)
 
 
@@ -208,12 +210,6 @@ def run_doctor(options: argparse.Namespace) -> None:
 
     if not examine(options.run_dir, options.data, options.storage_options):
         sys.exit(1)
-
-
-def add_storage_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--storage_options", type=json.loads, help='options for fsspec, as JSON: \'{"endpoint_url": "..."}\''
-    )
 
 
 if __name__ == "__main__":

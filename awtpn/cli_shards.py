@@ -1,0 +1,132 @@
+"""`awtpn shards`: look at a dataset, check it, take in tars of others, and plan for a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from shards.foreign import index_url
+from shards.inspect import format_info, format_preview, info, preview
+from shards.simulate import format_report, layout_of, simulate, synthetic_layout
+from shards.store import open_dataset
+from shards.verify import format_verified, verify
+
+
+def add_shards(commands: Any) -> None:
+    parser = commands.add_parser("shards", help="look at, check, index and simulate packed datasets")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    _add_info(actions)
+    _add_preview(actions)
+    _add_verify(actions)
+    _add_index(actions)
+    _add_simulate(actions)
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """Where data is and how to get at it, for every command that reads or writes datasets."""
+    parser.add_argument(
+        "--storage_options", type=json.loads, help='options for fsspec, as JSON: \'{"endpoint_url": "..."}\''
+    )
+
+
+def _add(actions: Any, name: str, about: str, url: str = "packed dataset, any fsspec URL") -> Any:
+    parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    parser.add_argument("url", metavar="URL", help=url)
+    parser.add_argument("--cache_dir", help="where remote files are kept (default: ~/.cache/awtpn-shards)")
+    add_store_options(parser)
+    return parser
+
+
+def _store(options: argparse.Namespace) -> dict[str, Any]:
+    return {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
+
+
+def _add_info(actions: Any) -> None:
+    parser = _add(actions, "info", "schema, sizes, lengths, class balance, and how the features were made")
+    parser.set_defaults(command=lambda o: print(format_info(info(o.url, **_store(o)))))
+
+
+def _add_preview(actions: Any) -> None:
+    parser = _add(actions, "preview", "show the first utterances")
+    parser.add_argument("-n", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument("--split", help="default: the first")
+    parser.set_defaults(command=_run_preview)
+
+
+def _run_preview(options: argparse.Namespace) -> None:
+    for shown in preview(options.url, options.n, split=options.split, **_store(options)):
+        print(format_preview(shown))
+
+
+def _add_verify(actions: Any) -> None:
+    parser = _add(actions, "verify", "check every hash, in parallel; name damaged shards and keys")
+    parser.add_argument("--workers", type=int, default=4, help="files checked at a time (default: 4)")
+    parser.set_defaults(command=_run_verify)
+
+
+def _run_verify(options: argparse.Namespace) -> None:
+    found = verify(options.url, workers=options.workers, **_store(options))
+    print(format_verified(found))
+    if found.faults:
+        sys.exit(1)
+
+
+def _add_index(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "index",
+        "make a dataset of tars that others made, without copying them where they can be read in place",
+        "folder of tars, any fsspec URL",
+    )
+    parser.add_argument(
+        "--labels", help="class names in label order, separated by commas; default: those found"
+    )
+    parser.add_argument("--label_field", default="label", help="JSON field of the label (default: label)")
+    parser.add_argument("--dtype", choices=["float16", "float32"], help="for what has to be decoded")
+    parser.add_argument("--out", help="folder for decoded shards, any fsspec URL; default: the cache")
+    parser.set_defaults(command=_run_index)
+
+
+def _run_index(options: argparse.Namespace) -> None:
+    made = index_url(
+        options.url,
+        classes=options.labels.split(",") if options.labels else None,
+        label=options.label_field,
+        dtype=options.dtype,
+        out=options.out,
+        **_store(options),
+    )
+    how = f"decoded, since {made.decoded}" if made.decoded else "read in place"
+    print(f"indexed: {made.url} ({how}); manifest in {made.folder}")
+    for extension, count in made.ignored.items():
+        print(f"left out: {count} members .{extension}")
+
+
+def _add_simulate(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "simulate",
+        "tell what an epoch asks of a cluster, without running it",
+        "packed dataset; or with --synthetic a made-up one, such as 100000000x10000 (utterances x shards)",
+    )
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--gpus-per-node", type=int, required=True)
+    parser.add_argument("--global-batch", type=int, required=True, help="utterances per step over all ranks")
+    parser.add_argument("--split", default="train", help="default: train")
+    parser.add_argument("--streams", type=int, help="canonical streams; default: as training chooses them")
+    parser.add_argument("--synthetic", action="store_true", help="URL is a size")
+    parser.set_defaults(command=_run_simulate)
+
+
+def _run_simulate(options: argparse.Namespace) -> None:
+    if options.synthetic:
+        layout = synthetic_layout(options.url)
+    else:
+        store, manifest, fragment = open_dataset(options.url, options.cache_dir, options.storage_options)
+        layout = layout_of(manifest, fragment or options.split, store.url)
+    report = simulate(
+        layout, options.nodes, options.gpus_per_node, options.global_batch, streams=options.streams
+    )
+    print(format_report(report))
