@@ -1,0 +1,256 @@
+"""The recipes for clusters, as far as one machine can try them.
+
+Slurm itself is not run: small stand-ins for `srun` and `scontrol` start the tasks, carry the signal and note
+the requeueing. Nor is Kubernetes: the job's structure is checked against what the training operator's
+PyTorchJob (kubeflow.org/v1) asks for, and its container's command is run with the variables that the operator
+sets. The examples for the other launchers are read by these launchers' own parsers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from deepspeed.launcher.runner import fetch_hostfile
+from deepspeed.runtime.config import DeepSpeedConfig
+from support import REPO, arguments, environment, free_port, launched, metrics, run, status
+
+from awtpn.config import Config, Launch
+from awtpn.distributed import deepspeed_settings, make_layout
+
+SBATCH = REPO / "launch" / "slurm.sbatch"
+POD = REPO / "launch" / "kubernetes.yaml"
+STEPS = 120
+
+SRUN = """#!/bin/bash
+# Starts every task of a step on this machine, and ends all if one fails.
+shift # --kill-on-bad-exit=1
+for ((i = 0; i < SLURM_NTASKS; i++)); do
+    SLURM_PROCID=$i SLURM_LOCALID=$i "$@" &
+    echo $! >>"$STAND_INS/tasks"
+done
+for ((i = 0; i < SLURM_NTASKS; i++)); do
+    wait -n || { code=$?; kill -KILL $(jobs -p); exit "$code"; }
+done
+"""
+SCONTROL = """#!/bin/bash
+case "$*" in
+"show hostnames node-[1-2]") printf 'localhost\\nelsewhere\\n' ;;
+"requeue "*) echo "$2" >>"$STAND_INS/requeued" ;;
+*) exit 1 ;;
+esac
+"""
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def training(corpus: str, run_dir: Path) -> dict[str, Any]:
+    """A run long enough to be stopped on its way."""
+    return {
+        "data.train": corpus,
+        "run.dir": run_dir,
+        "model.shared_dim": 8,
+        "train.epochs": 1000,
+        "train.max_steps": STEPS,
+        "train.global_batch_size": 16,
+        "train.validate_every": 1000,
+    }
+
+
+def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen[Any], log: Path) -> None:
+    while not (run_dir / "checkpoints" / "latest").exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+
+
+def assert_whole(run_dir: Path) -> None:
+    """Done, with every step once."""
+    assert status(run_dir)["status"] == "done"
+    assert [line["step"] for line in metrics(run_dir)] == list(range(1, STEPS + 1))
+
+
+# --- Slurm ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """What Slurm would put into a job's environment, and stand-ins for its commands."""
+    stand_ins = tmp_path / "stand-ins"
+    stand_ins.mkdir()
+    for name, script in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        (stand_ins / name).write_text(script)
+        (stand_ins / name).chmod(0o755)
+    return {
+        "PATH": f"{stand_ins}{os.pathsep}{environment()['PATH']}",
+        "STAND_INS": str(stand_ins),
+        "SLURM_JOB_ID": str(free_port()),  # the script derives the ranks' port from it
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_NTASKS": "2",
+    }
+
+
+def test_the_slurm_script_is_sound() -> None:
+    subprocess.run(["bash", "-n", SBATCH], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", SBATCH], check=True)
+
+
+def test_slurm_stops_requeues_and_resumes(corpus: str, slurm: dict[str, str], tmp_path: Path) -> None:
+    """SIGUSR1 before the time limit reaches the tasks and not the script, as Slurm has it."""
+    run_dir, stand_ins = tmp_path / "run", Path(slurm["STAND_INS"])
+    job = ["bash", str(SBATCH), *arguments(training(corpus, run_dir))]
+    log = tmp_path / "first.log"
+    with launched(job, log, **slurm) as process:
+        wait_for_checkpoint(run_dir, process, log)
+        for task in (stand_ins / "tasks").read_text().split():
+            os.kill(int(task), signal.SIGUSR1)
+        assert process.wait(60) == 0, log.read_text()
+    assert "2 ranks x micro-batch 8" in log.read_text()
+    assert status(run_dir)["status"] == "preempted"
+    assert (stand_ins / "requeued").read_text().split() == [slurm["SLURM_JOB_ID"]]
+    assert metrics(run_dir)[-1]["step"] < STEPS
+
+    code, text = run(job, tmp_path / "second.log", **slurm)
+    assert code == 0, text
+    assert ", resumed at step " in text
+    assert_whole(run_dir)
+    assert len((stand_ins / "requeued").read_text().split()) == 1, "a run that is done is not queued again"
+
+
+def test_slurm_does_not_requeue_what_failed(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Not even where the attempt before it was preempted: it would fail again, for ever."""
+    (tmp_path / "status.json").write_text('{"status": "preempted"}')
+    (Path(slurm["STAND_INS"]) / "srun").write_text("#!/bin/bash\nexit 3\n")
+    code, _ = run(["bash", str(SBATCH), "--run.dir", str(tmp_path)], tmp_path / "log", **slurm)
+    assert code == 3
+    assert not (Path(slurm["STAND_INS"]) / "requeued").exists()
+
+
+def test_slurm_needs_a_run_folder(slurm: dict[str, str], tmp_path: Path) -> None:
+    code, text = run(["bash", str(SBATCH), "--config", "configs/demo.yaml"], tmp_path / "log", **slurm)
+    assert code != 0
+    assert "give --run.dir DIR, on a shared file system" in text
+
+
+# --- Kubernetes ----------------------------------------------------------------------------------
+
+
+def pytorch_job() -> dict[str, Any]:
+    return yaml.safe_load(POD.read_text())  # type: ignore[no-any-return]
+
+
+def containers(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        c for r in job["spec"]["pytorchReplicaSpecs"].values() for c in r["template"]["spec"]["containers"]
+    ]
+
+
+def test_the_kubernetes_job_is_a_pytorch_job() -> None:
+    """By hand: the fields that it uses, with the types and values that the operator's schema allows."""
+    job = pytorch_job()
+    assert set(job) == {"apiVersion", "kind", "metadata", "spec"}
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    spec = job["spec"]
+    assert set(spec) <= {"elasticPolicy", "nprocPerNode", "pytorchReplicaSpecs", "runPolicy"}
+    assert isinstance(spec["nprocPerNode"], str), "the schema has it a string: auto, gpu, cpu or a number"
+    policy = spec["runPolicy"]
+    assert set(policy) <= {
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "cleanPodPolicy",
+        "managedBy",
+        "schedulingPolicy",
+        "suspend",
+        "ttlSecondsAfterFinished",
+    }
+    assert policy["cleanPodPolicy"] in ("None", "Running", "All")
+    assert isinstance(policy["backoffLimit"], int)
+    replicas = spec["pytorchReplicaSpecs"]
+    assert set(replicas) == {"Master", "Worker"}
+    assert replicas["Master"]["replicas"] == 1, "there is one master"
+    for replica in replicas.values():
+        assert set(replica) == {"replicas", "restartPolicy", "template"}
+        assert replica["restartPolicy"] in ("Always", "OnFailure", "Never", "ExitCode")
+        pod = replica["template"]["spec"]
+        # torchrun waits 30 seconds for its ranks, and they must save.
+        assert pod["terminationGracePeriodSeconds"] > 30
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert container["resources"]["limits"]["nvidia.com/gpu"] == int(spec["nprocPerNode"])
+    assert [c["name"] for c in containers(job)] == ["pytorch", "pytorch"], (
+        "the operator knows it by this name"
+    )
+
+
+def test_a_pod_stops_ends_badly_and_resumes(corpus: str, tmp_path: Path) -> None:
+    """Kubernetes signals the container's first process alone, and restarts only what ended badly."""
+    container = containers(pytorch_job())[0]
+    run_dir = tmp_path / "run"
+    of_container = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert of_container["RUN_DIR"].startswith("/runs/"), "on the volume that pods share"
+    settings = training(corpus, run_dir)
+    del settings["run.dir"]  # the command gives it
+    command = [*container["command"], *arguments(settings)]
+    by_operator = {
+        "MASTER_ADDR": "localhost",
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "PET_MASTER_ADDR": "localhost",
+        "PET_MASTER_PORT": str(free_port()),
+        "PET_NNODES": "1",
+        "PET_NODE_RANK": "0",
+        "PET_NPROC_PER_NODE": "2",
+        "RUN_DIR": str(run_dir),
+    }
+    log = tmp_path / "first.log"
+    with launched(command, log, **by_operator) as process:
+        wait_for_checkpoint(run_dir, process, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0, log.read_text()
+    assert status(run_dir)["status"] == "preempted"
+
+    code, text = run(command, tmp_path / "second.log", **by_operator)
+    assert code == 0, text
+    assert ", resumed at step " in text
+    assert_whole(run_dir)
+
+
+# --- The other launchers' examples ---------------------------------------------------------------
+
+
+def test_the_example_hostfile() -> None:
+    assert fetch_hostfile(str(REPO / "configs" / "hostfile.example")) == {"node-01": 8, "node-02": 8}
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "configs" / "accelerate").iterdir()), ids=lambda f: f.name)
+def test_the_accelerate_configurations(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)  # they name other files from there
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 2
+    assert config.use_cpu == (file.stem == "cpu")
+    if file.stem.startswith("zero"):
+        named = Path(config.deepspeed_config["deepspeed_config_file"])
+        assert named == Path("configs/deepspeed") / f"{file.stem}.json"
+        assert named.is_file()
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "configs" / "deepspeed").iterdir()), ids=lambda f: f.name)
+def test_the_deepspeed_configurations(file: Path) -> None:
+    """As a run fills them in: DeepSpeed takes no `auto` itself."""
+    config = Config()
+    layout = make_layout(config.train.global_batch_size, None, 1)
+    settings = deepspeed_settings(config, Launch(deepspeed_file=str(file)), layout, {})
+    assert settings is not None
+    loaded = DeepSpeedConfig(settings)
+    assert loaded.zero_optimization_stage == int(file.stem.removeprefix("zero"))
+    assert loaded.train_batch_size == config.train.global_batch_size
+    assert loaded.gradient_clipping == config.optim.grad_clip
