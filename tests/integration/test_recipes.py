@@ -148,9 +148,8 @@ def pytorch_job() -> dict[str, Any]:
 
 
 def containers(job: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        c for r in job["spec"]["pytorchReplicaSpecs"].values() for c in r["template"]["spec"]["containers"]
-    ]
+    replicas = job["spec"]["pytorchReplicaSpecs"].values()
+    return [container for replica in replicas for container in replica["template"]["spec"]["containers"]]
 
 
 def test_the_kubernetes_job_is_a_pytorch_job() -> None:
@@ -186,9 +185,7 @@ def test_the_kubernetes_job_is_a_pytorch_job() -> None:
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
             assert container["resources"]["limits"]["nvidia.com/gpu"] == int(spec["nprocPerNode"])
-    assert [c["name"] for c in containers(job)] == ["pytorch", "pytorch"], (
-        "the operator knows it by this name"
-    )
+    assert {container["name"] for container in containers(job)} == {"pytorch"}, "its name to the operator"
 
 
 def test_a_pod_stops_ends_badly_and_resumes(corpus: str, tmp_path: Path) -> None:
@@ -222,6 +219,17 @@ def test_a_pod_stops_ends_badly_and_resumes(corpus: str, tmp_path: Path) -> None
     assert code == 0, text
     assert ", resumed at step " in text
     assert_whole(run_dir)
+
+
+@pytest.mark.parametrize(("said", "code"), [("done", 0), ("preempted", 1), ("failed", 1)])
+def test_a_pod_ends_well_only_when_the_run_is_done(said: str, code: int, tmp_path: Path) -> None:
+    """A pod whose ranks stop because another pod was told to has a torchrun that ends well all the same."""
+    (tmp_path / "torchrun").write_text("#!/bin/bash\nexit 0\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    (tmp_path / "status.json").write_text(f'{{"status": "{said}"}}')
+    path = f"{tmp_path}{os.pathsep}{environment()['PATH']}"
+    command = containers(pytorch_job())[0]["command"]
+    assert run(command, tmp_path / "log", PATH=path, RUN_DIR=str(tmp_path))[0] == code
 
 
 # --- The other launchers' examples ---------------------------------------------------------------

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,9 +179,9 @@ def _start(stack: contextlib.ExitStack, command: Sequence[str], log: Path) -> in
     return process.pid
 
 
-def _wait(ready: object, what: str, seconds: float = 20) -> None:
+def _wait(ready: Callable[[], bool], what: str, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
-    while not ready():  # type: ignore[operator]
+    while not ready():
         assert time.monotonic() < deadline, f"no sign of {what} after {seconds} s"
         time.sleep(0.02)
 
