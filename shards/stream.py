@@ -1,4 +1,18 @@
-"""Plan + store -> a rank's FeatureBatches, read ahead of need."""
+"""Plan + store -> a rank's FeatureBatches, read ahead of need.
+
+What holds for every stream, whatever the store, the number of shards and of canonical streams:
+
+- Same batches: step s of epoch e holds the same utterances in the same places for every number of ranks that
+  divides the global batch, and for any accumulation.
+- Exactly once: an epoch holds each selected utterance once; all ranks run the same number of steps, of which
+  the last alone may be partial.
+- Resume: `epoch(e, s)` continues as if it had never stopped, and replays nothing.
+- Locality: where the ranks divide the streams, a rank reads the shards of its own streams alone, the same in
+  every epoch.
+- Order: seeded, another one each epoch; `shuffle=False` is the manifest's.
+- Memory: a batch, and whatever is cut from it, may be kept for as long as one likes; those that nobody keeps
+  take at most twice `prefetch_bytes` (ready, and free for reuse) and two batches, however large shards are.
+"""
 
 from __future__ import annotations
 
