@@ -185,10 +185,8 @@ def main() -> None:
     if options.memory_of:
         return print_memory_growth(options)
 
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.processor()} CPU"
-    print(
-        f"{date.today()}, {hardware}, {options.threads} threads, torch {torch.__version__}, {options.precision}\n"
-    )
+    print(f"{date.today()}, {hardware(options.device)}, {options.threads} threads, ", end="")
+    print(f"torch {torch.__version__}, {options.precision}\n")
     print("| D | batch | padding | padded utt/s | packed utt/s | ratio | padded MiB | packed MiB |")
     print("|---|---|---|---|---|---|---|---|")
     for dim in options.dims:
