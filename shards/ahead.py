@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import TypeVar
 
 import torch
@@ -45,23 +46,22 @@ def read_ahead(
 
     def produce() -> None:
         nonlocal held, done
-        items = make()
         try:
-            for item in items:
-                size = size_of(item)
-                with changed:
-                    ready.append((item, size))
-                    held += size
-                    # Else this thread would keep a batch, and its buffer, that the consumer has let go.
-                    del item
-                    changed.notify()
-                    changed.wait_for(may_go_on)
-                    if stopped:
-                        break
+            with closing(make()) as items:
+                for item in items:
+                    size = size_of(item)
+                    with changed:
+                        ready.append((item, size))
+                        held += size
+                        # Else this thread would keep a batch, and its buffer, that the consumer has let go.
+                        del item
+                        changed.notify()
+                        changed.wait_for(may_go_on)
+                        if stopped:
+                            break
         except BaseException as error:
             failure.append(error)
         finally:
-            items.close()
             with changed:
                 done = True
                 changed.notify()
