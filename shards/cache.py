@@ -27,6 +27,7 @@ POLL_S = 0.1
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
 
+LOCK = ".lock"
 # Names that fetched files have: nothing else in the folder is ever removed or counted.
 CACHED = re.compile(r"[0-9a-f]{16}-.+")
 PART = re.compile(r"\.[0-9a-f]{16}-.+\.(\d+)\.part")
@@ -106,7 +107,9 @@ def open_cached(
                 # Else the name might survive a power cut that the content did not.
                 with open(part, "rb") as written:
                     os.fsync(written.fileno())
-                os.replace(part, path)
+                # Whoever counts meanwhile could miss both names.
+                with _locked(cache.root / LOCK):
+                    os.replace(part, path)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -134,7 +137,7 @@ def _open_shared(path: Path, size: int) -> BinaryIO | None:
 
 def _claim(cache: Cache, path: Path, part: Path, size: int) -> BinaryIO | None:
     """Take on the download of a file; None where another process has, or has just finished it."""
-    with _locked(cache.root / ".lock"):
+    with _locked(cache.root / LOCK):
         file = _open_exclusive(part, os.O_CREAT)
         if file is None:
             return None
@@ -209,7 +212,7 @@ def _wait_for(part: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock among all users of the cache, for the moments that making room takes."""
+    """Hold a lock among all users of the cache, for the moments that counting and making room take."""
     with open(path, "ab") as file:
         _lock(file, fcntl.LOCK_EX)
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import re
 import uuid
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from shards_support import corpus, global_keys, pack
 
 from shards import FeatureStream
+from shards.cache import LOCK
 from shards.plan import make_plan, shards_ahead
 from shards.working_set import local_ranks, working_set
 
@@ -81,12 +82,10 @@ def stream(url: str, cache: Path, **options: Any) -> FeatureStream:
 
 
 def held(cache: Path) -> int:
-    # A file may go between being listed and being looked at.
-    sizes = []
-    for path in cache.rglob("*-train-*"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return sum(sizes)
+    """Bytes in a cache, counted while no one adds or removes a file."""
+    with open(cache / LOCK, "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(path.stat().st_size for path in cache.rglob("*-train-*"))
 
 
 def test_a_limit_below_the_working_set_is_refused_with_the_number(
