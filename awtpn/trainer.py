@@ -85,6 +85,7 @@ class Run:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as the command line says; returns what `results.json` holds (empty if stopped early)."""
     config, launch = parse_command_line(argv)
+    doctor.check_before_meeting()
     accelerator, world, layout = start(config, launch)
     run_dir = prepare_run_dir(config, world)
     try:
