@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support import arguments, assert_like_runs, metrics, run_ranks, status, weights
+from support import arguments, assert_like_runs, metrics, run_ranks, status
 
 BASE = {
     "data.streams": 1,  # the empty places come last, so the second rank has nothing in the last step
@@ -104,7 +103,7 @@ def test_a_layout_learns_what_one_process_does(runs: Path, lesson: str, layout: 
 @pytest.mark.timeout(580)
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
-    """What is compared moves: every step is there, the loss falls, the weights leave their start."""
+    """What is compared moves: every step is there, the model learns, and each lesson differs."""
     run = runs / name(lesson, ALONE)
     lines = metrics(run)
     per_epoch = 3 if lesson == "clusters" else 4
@@ -117,7 +116,7 @@ def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
         ("align", "ce", "mse") if lesson == "video alone" else ("align", "intra", "inter", "contrast", "ce")
     )
     assert all(lines[0][term] > 0 for term in active)
-    other = next(x for x in LESSONS if x not in (lesson, "clusters"))
-    if lesson not in ("clusters", "video alone"):
-        ours, theirs = weights(run), weights(runs / name(other, ALONE))
-        assert not torch.allclose(ours["tpn.prototypes"], theirs["tpn.prototypes"], atol=1e-3)
+    if lesson not in ("plain", "clusters", "video alone"):  # those see other data
+        plain = metrics(runs / name("plain", ALONE))
+        assert [x["fingerprint"] for x in plain] == [x["fingerprint"] for x in lines]
+        assert lines[-2]["loss"] != pytest.approx(plain[-2]["loss"], rel=1e-3), "the settings matter"

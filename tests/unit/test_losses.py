@@ -69,6 +69,24 @@ def test_each_term_by_hand() -> None:
     assert terms["mse"] == pytest.approx((2 * (1 - p) ** 2 + 2 * 0.5**2) / 4)
 
 
+def test_each_term_has_a_denominator_of_its_own() -> None:
+    """What is absent from some utterances is averaged over those that have it."""
+    plain = by_hand(LossConfig())
+    only: dict[str, tuple[dict[str, Any], set[str]]] = {
+        "utterances": ({"utterances": 4}, {"mse"}),
+        "class weights": ({"class_weight": 4}, {"ce"}),
+        "both streams": ({"both": 4}, {"intra", "contrast"}),
+        "a negative": ({"negative": {"inter": 4, "contrast": 2}}, {"inter"}),
+        "each modality": ({"present": {"audio": 4, "video": 4}}, {"align"}),
+    }
+    for what, (changes, halved) in only.items():
+        found = by_hand(LossConfig(), **changes)
+        for term in TERMS:
+            assert found[term] == pytest.approx(plain[term] / (2 if term in halved else 1)), (what, term)
+    far = by_hand(LossConfig(margin_contrast=5.0), negative={"inter": 2, "contrast": 4})["contrast"]
+    assert far == pytest.approx(2.5 + (10 - math.sqrt(10) - math.sqrt(13)) / 4)
+
+
 def test_the_other_forms_by_hand() -> None:
     terms = by_hand(LossConfig(align_form="prototypical", inter_form="reference", tau=0.5))
 
