@@ -9,7 +9,7 @@ settings that contradict each other are refused by name before anything starts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from awtpn.losses import LossConfig
 from awtpn.model import ModelConfig
 from awtpn.optim import OptimConfig
 from awtpn.prototypes import PrototypesConfig
+from shards.credentials import hide
 
 ROLES = ("train", "val", "test")
 DEMO = "demo"  # data.train of the run that needs nothing
@@ -185,10 +186,12 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
 
 def dump(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, without what may hold credentials."""
-    from dataclasses import asdict
-
     plain = asdict(config)
     plain["data"]["storage_options"] = {}
+    for role in ROLES:
+        if url := plain["data"][role]:
+            address, mark, split = url.partition("#")
+            plain["data"][role] = hide(address) + mark + split
     return plain
 
 

@@ -88,20 +88,23 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     doctor.check_before_meeting()
     accelerator, world, layout = start(config, launch)
     run_dir = prepare_run_dir(config, world)
+    about = {"ranks": world.size, "engine": world.engine, "host": platform.node(), "pid": os.getpid()}
+    if world.is_main:
+        write_status(run_dir, "running", **about)
     try:
         run = setup(config, accelerator, world, layout, run_dir)
         if not fit(run):
             if world.is_main:
-                write_status(run_dir, "preempted", step=run.position.step)
+                write_status(run_dir, "preempted", **about, step=run.position.step)
             return {}
         results = test(run)
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             if world.is_main:
-                write_status(run_dir, "failed", error=f"{type(error).__name__}: {error}")
+                write_status(run_dir, "failed", **about, error=f"{type(error).__name__}: {error}")
         raise
     if world.is_main:
-        write_status(run_dir, "done", step=run.position.step)
+        write_status(run_dir, "done", **about, step=run.position.step)
     leave()
     return results
 
@@ -127,9 +130,6 @@ def prepare_run_dir(config: Config, world: World) -> Path:
         for finding in findings:
             print(finding)
         write_atomically(run_dir / "config.yaml", dump_yaml(config))
-        write_status(
-            run_dir, "running", ranks=world.size, engine=world.engine, host=platform.node(), pid=os.getpid()
-        )
     world.barrier()
     return run_dir
 
@@ -216,6 +216,10 @@ def keep_grad_norm(engine: Any) -> None:
 def find_checkpoint(config: Config, run_dir: Path) -> Path | None:
     """The checkpoint that `run.resume` means, or None to start afresh."""
     if config.run.resume == "never":
+        if checkpoint.find_latest(run_dir / "checkpoints"):
+            raise ValueError(
+                f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
+            )
         return None
     if config.run.resume == "auto":
         return checkpoint.find_latest(run_dir / "checkpoints")
