@@ -127,3 +127,5 @@ def test_credentials_are_never_written() -> None:
     plain = replace(config, data=replace(config.data, storage_options={}))
     assert dump(config) == dump(plain)
     assert yaml.safe_load(dump_yaml(config)) == dump(config)
+    config, _ = parse_command_line(["--data.train", "sftp://me:s3cr3t@host/corpus#dev"])
+    assert dump(config)["data"]["train"] == "sftp://host/corpus#dev"
