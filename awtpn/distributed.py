@@ -8,7 +8,6 @@ settings of a launcher that silently lose against those of the run, a launcher t
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -31,12 +30,11 @@ from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
 )
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from awtpn.config import Config, Launch
-
-DEFAULT_ZERO_STAGE = 2
+from awtpn.layout import Layout, check_negatives, make_layout
+from awtpn.zero import deepspeed_settings, load_communication_op
 
 
 @dataclass(frozen=True)
@@ -83,56 +81,6 @@ class World:
             dist.barrier(group=self.cpu_group)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a global batch is dealt out: global = micro_batch x ranks x accumulation."""
-
-    global_batch: int
-    micro_batch: int
-    accumulation: int
-
-
-def make_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layout:
-    """Derive the accumulation; `micro_batch` None means none.
-
-    Raises:
-        ValueError: the numbers do not divide; the message says which would.
-    """
-    if global_batch % ranks:
-        raise ValueError(
-            f"train.global_batch_size {global_batch} does not divide over {ranks} ranks: "
-            f"use a multiple of {ranks}, e.g. {-(-global_batch // ranks) * ranks}"
-        )
-    per_rank = global_batch // ranks
-    micro = micro_batch or per_rank
-    if per_rank % micro:
-        raise ValueError(
-            f"train.micro_batch_size {micro} does not divide the {per_rank} utterances that each of "
-            f"{ranks} ranks has of train.global_batch_size {global_batch}"
-        )
-    return Layout(global_batch, micro, per_rank // micro)
-
-
-def check_negatives(config: Config, layout: Layout) -> None:
-    """Refuse layouts that would change which negatives the losses use.
-
-    Raises:
-        ValueError: names the keys and the fix.
-    """
-    loss = config.loss
-    if loss.negatives == "group" and layout.micro_batch % loss.negative_group:
-        raise ValueError(
-            f"loss.negative_group {loss.negative_group} does not divide the micro-batch of "
-            f"{layout.micro_batch} utterances, so negatives would depend on the layout: change "
-            "train.micro_batch_size or loss.negative_group"
-        )
-    if loss.negatives == "global" and layout.accumulation > 1:
-        raise ValueError(
-            f"loss.negatives=global needs the whole global batch at once, but accumulation is "
-            f"{layout.accumulation}: use loss.negatives=group, more ranks or a larger train.micro_batch_size"
-        )
-
-
 def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
     """Join the other ranks and make the engine that the launcher and the configuration ask for.
 
@@ -151,7 +99,7 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
     _rendezvous_again(on_gpu, wait)
     if settings is None:
         accelerator = Accelerator(
-            cpu=not on_gpu, mixed_precision=_mixed_precision(config), kwargs_handlers=_handlers(on_gpu, wait)
+            cpu=not on_gpu, mixed_precision=mixed_precision(config), kwargs_handlers=_handlers(on_gpu, wait)
         )
     else:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -160,10 +108,10 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
             _rendezvous_alone()
         plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
         if not on_gpu:
-            _load_communication_op()
+            load_communication_op()
         # Accelerator(cpu=True) would silently drop DeepSpeed; DS_ACCELERATOR says it instead.
         accelerator = Accelerator(
-            mixed_precision=_mixed_precision(config),
+            mixed_precision=mixed_precision(config),
             deepspeed_plugin=plugin,
             kwargs_handlers=_handlers(on_gpu, wait),
         )
@@ -244,25 +192,6 @@ def _rendezvous_alone() -> None:
         os.environ.setdefault(name, value)
 
 
-def _load_communication_op() -> None:
-    """Compile (once per machine) or load DeepSpeed's CPU communication op, one process at a time.
-
-    DeepSpeed would do so itself, under a lock file of torch's. A process killed meanwhile leaves that file
-    behind, and every later run waits for it forever; our lock ends with its process.
-    """
-    from deepspeed.accelerator import get_accelerator
-    from deepspeed.comm.torch import build_shm_op
-    from torch.utils.cpp_extension import _get_build_directory
-
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None:
-        return
-    folder = Path(_get_build_directory(builder.name, verbose=False))
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        (folder / "lock").unlink(missing_ok=True)
-        build_shm_op()
-
-
 def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta) -> World:
     joined = dist.get_world_size() if dist.is_initialized() else 1
     check_world_size("torch.distributed", joined, launched)
@@ -277,7 +206,7 @@ def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta
     )
 
 
-def _mixed_precision(config: Config) -> str:
+def mixed_precision(config: Config) -> str:
     return "no" if config.train.precision == "fp32" else config.train.precision
 
 
@@ -348,7 +277,7 @@ def check_precision(config: Config, on_gpu: bool) -> None:
     if config.train.precision == "fp16" and not on_gpu:
         raise ValueError("train.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
     flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if flag not in ("no", _mixed_precision(config)):
+    if flag not in ("no", mixed_precision(config)):
         raise ValueError(
             f"accelerate launch says mixed precision {flag}, but the run says train.precision="
             f"{config.train.precision}: leave the flag out, or add --train.precision {flag}"
@@ -361,99 +290,6 @@ def check_same_everywhere(world: World, config: Config) -> None:
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise ValueError(f"ranks {others} were started with another configuration than rank 0")
-
-
-# --- DeepSpeed's configuration -------------------------------------------------------------------
-
-
-def deepspeed_settings(
-    config: Config, launch: Launch, layout: Layout, environment: Mapping[str, str]
-) -> dict[str, Any] | None:
-    """DeepSpeed's configuration, or None where nobody asked for DeepSpeed.
-
-    The run's configuration rules. `auto` or absent keys of a DeepSpeed file are filled from it; another
-    explicit value there, or in Accelerate's flags, is refused.
-
-    Raises:
-        ValueError: lists every key in conflict, with both values.
-    """
-    by_accelerate = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    file = launch.deepspeed_file
-    if file is None and by_accelerate:
-        file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-        file = None if file == "none" else file
-    if not (file or by_accelerate or launch.by_deepspeed_launcher or config.train.zero_stage is not None):
-        return None
-
-    settings = _read_deepspeed_file(file) if file else {}
-    where = file or "accelerate launch"
-    flags: dict[str, Any] = {}
-    if by_accelerate and not file:
-        flags = _accelerate_flags(environment)
-    stage: Any = config.train.zero_stage
-    if stage is None:
-        stage = flags.get(
-            "zero_optimization.stage", settings.get("zero_optimization", {}).get("stage", "auto")
-        )
-        stage = DEFAULT_ZERO_STAGE if stage == "auto" else stage
-    required = {
-        "train_batch_size": (layout.global_batch, "train.global_batch_size"),
-        "train_micro_batch_size_per_gpu": (layout.micro_batch, "train.micro_batch_size"),
-        "gradient_accumulation_steps": (layout.accumulation, "global batch / (micro-batch x ranks)"),
-        "gradient_clipping": (float(config.optim.grad_clip), "optim.grad_clip"),
-        "bf16.enabled": (config.train.precision == "bf16", "train.precision"),
-        "fp16.enabled": (config.train.precision == "fp16", "train.precision"),
-        "zero_optimization.stage": (stage, "train.zero_stage"),
-    }
-    conflicts = []
-    for key, (value, origin) in required.items():
-        *sections, last = key.split(".")
-        section = settings
-        for name in sections:
-            section = section.setdefault(name, {})
-        for found in (section.get(last, "auto"), flags.get(key, "auto")):
-            if found != "auto" and found != value:
-                conflicts.append(f"{key} is {found} in {where}, but {value} by {origin}")
-        section[last] = value
-    for name in ("optimizer", "scheduler"):
-        if name in settings:
-            conflicts.append(f"{name} is set in {where}, but belongs to the run's optim.* keys")
-    if conflicts:
-        raise ValueError("the DeepSpeed configuration contradicts the run's:\n- " + "\n- ".join(conflicts))
-    # Any optimizer: ours is torch's AdamW, made by awtpn.optim.
-    settings["zero_allow_untested_optimizer"] = True
-    return settings
-
-
-def _read_deepspeed_file(file: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(Path(file).read_text())
-    except OSError as error:
-        raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the DeepSpeed configuration {file} is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"the DeepSpeed configuration {file} is not a JSON object")
-    return settings
-
-
-def _accelerate_flags(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What `accelerate launch --use_deepspeed` says by flags instead of a DeepSpeed file."""
-    flags: dict[str, Any] = {}
-    if stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"):
-        flags["zero_optimization.stage"] = int(stage)
-    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING", "auto")
-    if clipping not in ("auto", "none"):
-        flags["gradient_clipping"] = float(clipping)
-    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
-    if accumulation.isdigit() and int(accumulation) > 1:  # 1 is what Accelerate says when nobody did
-        flags["gradient_accumulation_steps"] = int(accumulation)
-    for kind in ("OPTIMIZER", "PARAM"):
-        if environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{kind}_DEVICE", "none") != "none":
-            raise ValueError(
-                f"offloading the {kind.lower()} by Accelerate's flags: put it in a DeepSpeed file"
-            )
-    return flags
 
 
 # --- Stopping ------------------------------------------------------------------------------------

@@ -1,6 +1,13 @@
 """The data plane: features packed into shards, streamed as batches in an order free of the number of ranks.
 
-It knows utterances, modalities (named streams of steps) and classes, and no model.
+It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
+
+- what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar)
+- packing: `sources/` -> `checks` -> `writer` -> `target` (the output folder), with `statistics`
+- any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `credentials`
+- the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
+- the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `batch`
+- looking at datasets: `inspect`, `verify`; tars of others: `foreign`, `survey`, `adopt`
 """
 
 from shards.batch import FeatureBatch, Ragged

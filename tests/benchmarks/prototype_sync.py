@@ -91,7 +91,7 @@ def main() -> None:
         for name, cost in parts.items():
             print(f"| {name} | {1e6 * cost:.0f} us | {100 * cost / step:.2f} % |")
         print(
-            "\nOn paper (network assumed, not measured): facts and class sums a step, K prototypes of width D,\n"
+            "\nOn paper (network assumed, not measured): facts and class sums, K prototypes of width D,\n"
             f"GPU steps of {1e3 * GPU_STEP_S:.0f} ms (the worst case),"
         )
         print(f"a fabric of {1e6 * FABRIC[0]:.0f} us a hop and {FABRIC[1] / 1e9:.0f} GB/s.\n")

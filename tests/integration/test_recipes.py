@@ -24,7 +24,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from support import REPO, arguments, environment, free_port, launched, metrics, run, status
 
 from awtpn.config import Config, Launch
-from awtpn.distributed import deepspeed_settings, make_layout
+from awtpn.layout import make_layout
+from awtpn.zero import deepspeed_settings
 
 SBATCH = REPO / "launch" / "slurm.sbatch"
 POD = REPO / "launch" / "kubernetes.yaml"

@@ -14,15 +14,9 @@ import pytest
 from support import REPO
 
 from awtpn.config import Config, Launch
-from awtpn.distributed import (
-    Layout,
-    asked_world_size,
-    check_negatives,
-    check_precision,
-    check_world_size,
-    deepspeed_settings,
-    make_layout,
-)
+from awtpn.distributed import asked_world_size, check_precision, check_world_size
+from awtpn.layout import Layout, check_negatives, make_layout
+from awtpn.zero import deepspeed_settings
 
 BY_ACCELERATE = {"ACCELERATE_USE_DEEPSPEED": "true"}
 LAYOUT = Layout(global_batch=32, micro_batch=8, accumulation=2)

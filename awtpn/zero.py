@@ -1,0 +1,124 @@
+"""DeepSpeed's configuration: filled from the run's, refused where it contradicts it; and its CPU op."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from awtpn.config import Config, Launch
+from awtpn.layout import Layout
+
+DEFAULT_ZERO_STAGE = 2
+
+
+def deepspeed_settings(
+    config: Config, launch: Launch, layout: Layout, environment: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """DeepSpeed's configuration, or None where nobody asked for DeepSpeed.
+
+    The run's configuration rules. `auto` or absent keys of a DeepSpeed file are filled from it; another
+    explicit value there, or in Accelerate's flags, is refused.
+
+    Raises:
+        ValueError: lists every key in conflict, with both values.
+    """
+    by_accelerate = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    file = launch.deepspeed_file
+    if file is None and by_accelerate:
+        file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+        file = None if file == "none" else file
+    if not (file or by_accelerate or launch.by_deepspeed_launcher or config.train.zero_stage is not None):
+        return None
+
+    settings = _read_deepspeed_file(file) if file else {}
+    where = file or "accelerate launch"
+    flags: dict[str, Any] = {}
+    if by_accelerate and not file:
+        flags = _accelerate_flags(environment)
+    stage: Any = config.train.zero_stage
+    if stage is None:
+        stage = flags.get(
+            "zero_optimization.stage", settings.get("zero_optimization", {}).get("stage", "auto")
+        )
+        stage = DEFAULT_ZERO_STAGE if stage == "auto" else stage
+    required = {
+        "train_batch_size": (layout.global_batch, "train.global_batch_size"),
+        "train_micro_batch_size_per_gpu": (layout.micro_batch, "train.micro_batch_size"),
+        "gradient_accumulation_steps": (layout.accumulation, "global batch / (micro-batch x ranks)"),
+        "gradient_clipping": (float(config.optim.grad_clip), "optim.grad_clip"),
+        "bf16.enabled": (config.train.precision == "bf16", "train.precision"),
+        "fp16.enabled": (config.train.precision == "fp16", "train.precision"),
+        "zero_optimization.stage": (stage, "train.zero_stage"),
+    }
+    conflicts = []
+    for key, (value, origin) in required.items():
+        *sections, last = key.split(".")
+        section = settings
+        for name in sections:
+            section = section.setdefault(name, {})
+        for found in (section.get(last, "auto"), flags.get(key, "auto")):
+            if found != "auto" and found != value:
+                conflicts.append(f"{key} is {found} in {where}, but {value} by {origin}")
+        section[last] = value
+    for name in ("optimizer", "scheduler"):
+        if name in settings:
+            conflicts.append(f"{name} is set in {where}, but belongs to the run's optim.* keys")
+    if conflicts:
+        raise ValueError("the DeepSpeed configuration contradicts the run's:\n- " + "\n- ".join(conflicts))
+    # Any optimizer: ours is torch's AdamW, made by awtpn.optim.
+    settings["zero_allow_untested_optimizer"] = True
+    return settings
+
+
+def _read_deepspeed_file(file: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(Path(file).read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the DeepSpeed configuration {file} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"the DeepSpeed configuration {file} is not a JSON object")
+    return settings
+
+
+def _accelerate_flags(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `accelerate launch --use_deepspeed` says by flags instead of a DeepSpeed file."""
+    flags: dict[str, Any] = {}
+    if stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"):
+        flags["zero_optimization.stage"] = int(stage)
+    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING", "auto")
+    if clipping not in ("auto", "none"):
+        flags["gradient_clipping"] = float(clipping)
+    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
+    if accumulation.isdigit() and int(accumulation) > 1:  # 1 is what Accelerate says when nobody did
+        flags["gradient_accumulation_steps"] = int(accumulation)
+    for kind in ("OPTIMIZER", "PARAM"):
+        if environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{kind}_DEVICE", "none") != "none":
+            raise ValueError(
+                f"offloading the {kind.lower()} by Accelerate's flags: put it in a DeepSpeed file"
+            )
+    return flags
+
+
+def load_communication_op() -> None:
+    """Compile (once per machine) or load DeepSpeed's CPU communication op, one process at a time.
+
+    DeepSpeed would do so itself, under a lock file of torch's. A process killed meanwhile leaves that file
+    behind, and every later run waits for it forever; our lock ends with its process.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.comm.torch import build_shm_op
+    from torch.utils.cpp_extension import _get_build_directory
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None:
+        return
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        (folder / "lock").unlink(missing_ok=True)
+        build_shm_op()
