@@ -23,8 +23,8 @@ def read_ahead(
 ) -> Iterator[T]:
     """Iterate `make()` in a thread of its own; its exceptions come out here.
 
-    One thread, because reading releases the interpreter's lock for as long as the kernel copies; each further
-    one would mostly wait for that lock.
+    One thread; within a batch, reading is shared among several (see `reads`). Further ones here
+    would mostly wait for the interpreter's lock.
 
     Args:
         make: opens the iterator, in the thread that reads it.

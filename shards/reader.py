@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,8 @@ from shards.store import Store, hash_of, open_file
 
 # Open files and indexes kept: well below the usual limit of 1,024 open files of a process.
 OPEN_SHARDS = 256
+# Threads that share the arrays of a batch: reading is copying, and one core does not fill the memory bus.
+READ_THREADS = 2
 
 
 class OpenShard:
@@ -69,6 +72,7 @@ class ShardReader:
         self.pool = pool or BufferPool()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
         self._work = lru_cache(OPEN_SHARDS)(self._read_work)
 
     def index(self, shard: int, wait_s: float = ROOM_WAIT_S) -> ShardIndex:
@@ -165,7 +169,7 @@ class ShardReader:
             features[name], memory = self._allocate(steps, modality, pin)
             size = steps * (modality.dim * np.dtype(modality.dtype).itemsize)
             reads.append(Reads(shard, offset, size, memory))
-        read_all({s: (one.fd, one.path) for s, one in opened.items()}, reads)
+        read_all({s: (one.fd, one.path) for s, one in opened.items()}, reads, self._helpers, READ_THREADS)
         label = torch.from_numpy(where[:, 0].copy())
         return features, label.pin_memory() if pin else label, key.tolist()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,17 @@ class Reads:
     memory: memoryview
 
 
-def read_all(files: dict[int, tuple[int, Path]], reads: list[Reads]) -> None:
-    """Read all arrays.
+def read_all(files: dict[int, tuple[int, Path]], reads: list[Reads], helpers: Executor, share: int) -> None:
+    """Read all arrays, a part of them in each of `share` threads.
+
+    The kernel copies without the interpreter's lock, so threads copy at the same time; what each does with
+    the lock in between is a small part of it.
 
     Args:
         files: descriptor and path of each file; paths for error messages.
         reads: what to read.
+        helpers: threads for all parts but one, which the caller reads itself.
+        share: number of parts.
 
     Raises:
         ValueError: a file ends amid an array.
@@ -58,13 +64,25 @@ def read_all(files: dict[int, tuple[int, Path]], reads: list[Reads]) -> None:
     places = zip(target.tolist(), (end - size).tolist(), end.tolist(), strict=True)
     parts = [reads[t].memory[begin:stop] for t, begin, stop in places]
     gaps, offsets, cuts = gap.tolist(), offset.tolist(), np.flatnonzero(apart).tolist()
-    first = 0
+    runs, first = [], 0
     for last in [*cuts, len(parts) - 1] if parts else []:
         for low in range(first, last + 1, BUFFERS_PER_CALL // 2):
             high = min(low + BUFFERS_PER_CALL // 2, last + 1)
-            fd, path = files[int(file[low])]
-            _read_run(fd, path, parts[low:high], offsets[low:high], gaps[low : high - 1])
+            runs.append((*files[int(file[low])], parts[low:high], offsets[low:high], gaps[low : high - 1]))
         first = last + 1
+
+    def read_part(part: int) -> None:
+        for run in runs[part::share]:
+            _read_run(*run)
+
+    others = [helpers.submit(read_part, part) for part in range(1, share)]
+    try:
+        read_part(0)
+    finally:
+        # Memory that is still written to must not be given back, whatever has gone wrong here.
+        wait(others)
+    for other in others:
+        other.result()
 
 
 def _read_run(fd: int, path: Path, parts: list[memoryview], offsets: list[int], gaps: list[int]) -> None:

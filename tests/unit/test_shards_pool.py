@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,8 @@ def test_read_all_finds_every_array(tmp_path_factory: pytest.TempPathFactory, da
         memory = np.zeros(size.sum(), np.uint8)
         reads.append(Reads(file, offset, size, memory.data))
         wanted.append((memory, np.concatenate([np.zeros(0), *(content[f][o : o + n] for f, o, n in chosen)])))
-    read_all(files, reads)
+    with ThreadPoolExecutor(2) as helpers:
+        read_all(files, reads, helpers, data.draw(st.integers(1, 3)))
     for fd, _ in files.values():
         os.close(fd)
     for memory, expected in wanted:
