@@ -29,6 +29,7 @@ CHUNK_SCORES = 1 << 20
 BUCKET_SCORES = 1 << 24
 
 
+@torch.compiler.disable  # loops over lengths that differ in every batch; the compiled model calls it as it is
 def reliability_attention(h: Tensor, query: Tensor, key: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
     """Spread reliabilities over each utterance's steps by attention.
 

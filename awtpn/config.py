@@ -105,6 +105,8 @@ class TrainConfig:
     """Seconds without a finished step after which a rank counts as hung and the run is stopped."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
+    compile: bool = False
+    """torch.compile the model, once for all lengths; takes a C++ compiler and about a minute at the start."""
 
     def validate(self) -> None:
         for name in ("epochs", "global_batch_size", "log_every", "validate_every", "keep_last"):

@@ -161,6 +161,8 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
         prototypes.broadcast_from_main({**dict(model.named_parameters()), **dict(model.named_buffers())})
 
     optimizer = make_optimizer(model, config.optim)
+    if config.train.compile:
+        model.compile(dynamic=True)
     # Not the data (its order is the plan's) nor the schedule (a function of the step).
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     if world.engine == "zero0" and config.train.precision == "fp32":
