@@ -1,0 +1,119 @@
+"""The full matrix of layouts, each held to one process: a table of how far apart they are.
+
+    python tests/distributed/matrix.py                                  # the demo corpus
+    python tests/distributed/matrix.py --data data/ravdess --fold 3     # a packed dataset with a column "fold"
+
+Ranks 1, 2 and 4, accumulation 1, 2 and 4, no engine or DDP and ZeRO 1, 2 and 3 with every parameter
+partitioned, prototypes by gradient and by class means, negatives by group and (accumulation 1) global: 50 steps
+in float32 without dropout at one global batch size. Ends with an error if fingerprints differ, a loss is more
+than 1e-5 apart relatively, a weight more than 1e-4, or validation metrics differ at all. Two cores take some
+minutes; `test_layouts_agree.py` holds a part of it to the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO), str(REPO / "tests")]
+
+from support import arguments, run_ranks
+
+from awtpn.compare import compare_runs
+
+BATCH = 32
+BASE: dict[str, Any] = {
+    "model.shared_dim": 32,
+    "model.dropout": 0.0,
+    "loss.negative_group": 2,  # divides the smallest micro-batch
+    "train.epochs": 100,
+    "train.global_batch_size": BATCH,
+    "train.validate_every": 100,
+    "prototypes.check_every": 10,
+}
+LESSONS: dict[str, dict[str, Any]] = {
+    "gradient": {},
+    "class means": {"prototypes.update": "ema"},
+    "global negatives": {"loss.negatives": "global"},
+}
+Layout = tuple[int, int, int | None]  # ranks, accumulation, ZeRO stage
+
+
+def layouts(lesson: str, ranks: list[int]) -> list[Layout]:
+    accumulations = (1,) if lesson == "global negatives" else (1, 2, 4)
+    return list(itertools.product(ranks, accumulations, (None, 1, 2, 3)))
+
+
+def job(lesson: str, layout: Layout, data: dict[str, Any], run: Path, zero3: Path) -> dict[str, Any]:
+    ranks, accumulation, stage = layout
+    settings = BASE | LESSONS[lesson] | data | {"run.dir": run}
+    settings["train.micro_batch_size"] = BATCH // ranks // accumulation
+    if stage == 3:
+        settings["deepspeed"] = zero3
+    elif stage is not None:
+        settings["train.zero_stage"] = stage
+    return {"train": arguments(settings)}
+
+
+def validation(run: Path) -> Any:
+    return json.loads((run / "results.json").read_text()).get("val")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="demo", help="packed dataset (default: the demo corpus)")
+    parser.add_argument(
+        "--fold", type=int, help="validate on this value of the column fold, train on the others"
+    )
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--lessons", nargs="+", default=list(LESSONS), choices=list(LESSONS))
+    options = parser.parse_args()
+    data: dict[str, Any] = {"data.train": options.data, "train.max_steps": options.steps}
+    if options.fold is not None:
+        others = [fold for fold in range(4) if fold != options.fold]
+        data |= {"data.select.train": f"{{fold: {others}}}", "data.select.val": f"{{fold: {options.fold}}}"}
+
+    root = Path(tempfile.mkdtemp(prefix="matrix-"))
+    zero3 = root / "zero3.json"
+    # Parameters of fewer elements are never partitioned, and these are all small.
+    zero3.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    wanted = [(lesson, layout) for lesson in options.lessons for layout in layouts(lesson, options.ranks)]
+    folder = {case: root / f"run-{i}" for i, case in enumerate(wanted)}
+    for ranks in options.ranks:
+        mine = [case for case in wanted if case[1][0] == ranks]
+        print(f"{len(mine)} runs on {ranks} ranks", file=sys.stderr)
+        run_ranks([job(*case, data, folder[case], zero3) for case in mine], ranks, root, timeout=3600)
+
+    print(
+        "| prototypes, negatives | ranks | accumulation | engine | losses apart | weights apart | validation |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    failed = 0
+    for lesson, layout in wanted:
+        ranks, accumulation, stage = layout
+        alone, run = folder[lesson, (1, 1, None)], folder[lesson, layout]
+        found = compare_runs(alone, run)
+        same = validation(alone) == validation(run)
+        close = found.largest_loss_gap <= 1e-5 and found.largest_weight_gap <= 1e-4
+        good = found.same_data and found.steps == options.steps and close and same
+        failed += not good
+        engine = f"ZeRO {stage}" if stage else "DDP" if ranks > 1 else "none"
+        print(
+            f"| {lesson} | {ranks} | {accumulation} | {engine} | {found.largest_loss_gap:.1e} "
+            f"| {found.largest_weight_gap:.1e} | {'same' if same else 'DIFFERS'} |{'' if good else ' FAILED'}"
+        )
+    print(f"\n{len(wanted)} layouts, {failed} not equal to one process")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
