@@ -1,11 +1,11 @@
 """The full matrix of layouts, each held to one process: a table of how far apart they are.
 
     python tests/distributed/matrix.py                                  # the demo corpus
-    python tests/distributed/matrix.py --data data/ravdess --fold 3     # a packed dataset with a column "fold"
+    python tests/distributed/matrix.py --data data/ravdess --fold 3     # packed, with a column "fold"
 
 Ranks 1, 2 and 4, accumulation 1, 2 and 4, no engine or DDP and ZeRO 1, 2 and 3 with every parameter
-partitioned, prototypes by gradient and by class means, negatives by group and (accumulation 1) global: 50 steps
-in float32 without dropout at one global batch size. Ends with an error if fingerprints differ, a loss is more
+partitioned, prototypes by gradient and by class means, negatives by group and (accumulation 1) global: 50
+steps in float32 without dropout at one global batch size. Ends with an error if fingerprints differ, a loss is more
 than 1e-5 apart relatively, a weight more than 1e-4, or validation metrics differ at all. Two cores take some
 minutes; `test_layouts_agree.py` holds a part of it to the same.
 """
@@ -23,9 +23,9 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
-from support import arguments, run_ranks
+from support import arguments, run_ranks  # noqa: E402
 
-from awtpn.compare import compare_runs
+from awtpn.compare import compare_runs  # noqa: E402
 
 BATCH = 32
 BASE: dict[str, Any] = {
@@ -62,7 +62,8 @@ def job(lesson: str, layout: Layout, data: dict[str, Any], run: Path, zero3: Pat
 
 
 def validation(run: Path) -> Any:
-    return json.loads((run / "results.json").read_text()).get("val")
+    """Which utterances were taken for what; every metric follows from it."""
+    return json.loads((run / "results.json").read_text())["val"]["confusion_matrix"]
 
 
 def main() -> None:
@@ -70,9 +71,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="demo", help="packed dataset (default: the demo corpus)")
-    parser.add_argument(
-        "--fold", type=int, help="validate on this value of the column fold, train on the others"
-    )
+    parser.add_argument("--fold", type=int, help="validate on this value of the column fold")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--lessons", nargs="+", default=list(LESSONS), choices=list(LESSONS))
