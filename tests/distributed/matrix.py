@@ -5,8 +5,8 @@
 
 Ranks 1, 2 and 4, accumulation 1, 2 and 4, no engine or DDP and ZeRO 1, 2 and 3 with every parameter
 partitioned, prototypes by gradient and by class means, negatives by group and (accumulation 1) global: 50
-steps in float32 without dropout at one global batch size. Ends with an error if fingerprints differ, a loss is more
-than 1e-5 apart relatively, a weight more than 1e-4, or validation metrics differ at all. Two cores take some
+steps in float32 without dropout at one global batch size. Ends with an error if fingerprints differ, a loss
+is more than 1e-5 apart relatively, a weight more than 1e-4, or validation differs at all. Two cores take some
 minutes; `test_layouts_agree.py` holds a part of it to the same.
 """
 
