@@ -45,6 +45,8 @@ class Position:
     seed: int = 0
     global_batch_size: int = 0
     streams: int = 0
+    data: str = ""
+    """Digest of the training utterances: their manifest, split and selection."""
 
 
 def is_deepspeed(model: nn.Module) -> bool:
@@ -68,8 +70,11 @@ def save(
     position: Position,
     card: Mapping[str, Any],
     is_main: bool,
+    best: bool = False,
 ) -> Path:
-    """Write `root/step-...` and point `root/latest` at it. Every rank calls; the main rank writes.
+    """Write `root/step-...` and point `root/latest` at it, and `root/best` where it is the best so far.
+
+    Every rank calls; the main rank writes.
 
     Returns:
         The checkpoint's folder. On other ranks it may not yet exist: put a barrier after.
@@ -89,9 +94,15 @@ def save(
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n")
         for path in temporary.iterdir():
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # a step saved twice: the later one is as good
+        old = root / f".{folder.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():  # a step saved twice, by a run stopped and resumed at an epoch's last step
+            os.replace(folder, old)
         os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
         _sync(root)
+        if best:
+            point(root / "best", folder)
         point(root / "latest", folder)
     return folder
 
@@ -207,9 +218,14 @@ def export(source: Path, out: Path) -> None:
 
 
 def find_latest(root: Path) -> Path | None:
-    """The folder that `latest` names, or None for a run that never saved."""
+    """The folder that `latest` names, or None for a run that never saved.
+
+    Where there is no such link (a copy that left links out), it is the newest whole checkpoint.
+    """
     link = root / "latest"
-    return link.resolve() if link.exists() else None
+    if link.exists():
+        return link.resolve()
+    return next((f for f in sorted(root.glob("step-*"), reverse=True) if problem(f) is None), None)
 
 
 def load_position(folder: Path) -> Position:

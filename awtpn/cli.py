@@ -145,7 +145,7 @@ def add_predict(commands: Any) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    from awtpn.evaluation import check_feature_space
+    from awtpn.data import check_feature_space
     from awtpn.predictor import Predictor
 
     predictor = Predictor.from_pretrained(options.model, options.device)

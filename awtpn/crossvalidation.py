@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from awtpn.config import DataConfig, dump, parse_command_line
-from awtpn.evaluation import stream_source
+from awtpn.data import stream_source
 from awtpn.metrics import summarise
 from awtpn.monitor import write_atomically
 from shards import FeatureStream

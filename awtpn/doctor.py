@@ -24,7 +24,7 @@ import torch
 
 from awtpn.distributed import World, join, leave
 from shards.schema import dump_manifest
-from shards.store import open_store, read_manifest, split_url
+from shards.store import open_dataset
 
 PACKAGES = ("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webdataset", "fsspec")
 TOKEN_FILE = ".token"  # what rank 0 writes there, other ranks must find
@@ -124,8 +124,7 @@ def _appears(file: Path, text: str) -> bool:
 def _reach(url: str, cache_dir: str | None, storage_options: dict[str, Any] | None) -> str:
     """The manifest's digest, or why the dataset cannot be read."""
     try:
-        folder, name, _ = split_url(url)
-        manifest = read_manifest(open_store(folder, cache_dir, storage_options), name)
+        manifest = open_dataset(url, cache_dir, storage_options)[1]
     except (OSError, ValueError) as error:
         return str(error)
     digest = hashlib.sha256(dump_manifest(manifest).encode()).hexdigest()

@@ -44,6 +44,8 @@ def check_negatives(config: Config, layout: Layout) -> None:
         ValueError: names the keys and the fix.
     """
     loss = config.loss
+    if len(config.model.modalities) < 2:
+        return  # no cross-modal terms, no negatives
     if loss.negatives == "group" and layout.micro_batch % loss.negative_group:
         raise ValueError(
             f"loss.negative_group {loss.negative_group} does not divide the micro-batch of "

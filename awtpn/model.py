@@ -253,9 +253,7 @@ class AWTPN(nn.Module):
         wide = h.to(distances.dtype)
         mean = segment_mean(wide, offsets, utterance)
         if self.config.awm == "adaptive":
-            weights = self.awm[modality](
-                h, distances, offsets, utterance, ragged.host_offsets.diff().tolist()
-            )
+            weights = self.awm[modality](h, distances, offsets, utterance, ragged.host_lengths)
             pooled = segment_sum(weights[:, None] * wide, offsets, utterance)
         else:
             weights = (1 / offsets.diff().to(distances.dtype))[utterance]

@@ -98,7 +98,7 @@ class Predictor:
         output = self.model(moved)
         probabilities = output.logits.softmax(-1).cpu()
         weights = {
-            m: stream.weights.float().cpu().split(moved[m].host_offsets.diff().tolist())
+            m: stream.weights.float().cpu().split(moved[m].host_lengths)
             for m, stream in output.streams.items()
         }
         names = self.model.classes

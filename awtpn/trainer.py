@@ -29,14 +29,16 @@ from torch import Tensor, nn
 from awtpn import checkpoint, doctor, prototypes
 from awtpn.checkpoint import Position, is_deepspeed, unwrap
 from awtpn.config import DEMO, Config, dump_yaml, parse_command_line
-from awtpn.distributed import Layout, World, install_stop_flag, leave, start
-from awtpn.evaluation import (
+from awtpn.data import (
+    balanced_weights,
     check_feature_space,
-    evaluate,
+    check_held_out,
     evaluation_stream,
-    reliability_auroc,
-    stream_source,
+    open_training_stream,
+    training_data,
 )
+from awtpn.distributed import Layout, World, install_stop_flag, leave, start
+from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.losses import TERMS, total_loss
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.model import AWTPN
@@ -89,10 +91,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     accelerator, world, layout = start(config, launch)
     run_dir = prepare_run_dir(config, world)
     about = {"ranks": world.size, "engine": world.engine, "host": platform.node(), "pid": os.getpid()}
+    # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
+    run = setup(config, accelerator, world, layout, run_dir)
     if world.is_main:
+        write_atomically(run_dir / "config.yaml", dump_yaml(config))
         write_status(run_dir, "running", **about)
     try:
-        run = setup(config, accelerator, world, layout, run_dir)
         if not fit(run):
             if world.is_main:
                 write_status(run_dir, "preempted", **about, step=run.position.step)
@@ -103,6 +107,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             if world.is_main:
                 write_status(run_dir, "failed", **about, error=f"{type(error).__name__}: {error}")
         raise
+    finally:
+        run.watchdog.close()
     if world.is_main:
         write_status(run_dir, "done", **about, step=run.position.step)
     leave()
@@ -113,7 +119,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def prepare_run_dir(config: Config, world: World) -> Path:
-    """Agree on the run folder, have every rank look around, and write the configuration.
+    """Agree on the run folder, and have every rank look around.
 
     Raises:
         ValueError: something would spoil the run; says what and the fix, on every rank.
@@ -129,21 +135,28 @@ def prepare_run_dir(config: Config, world: World) -> Path:
     if world.is_main:
         for finding in findings:
             print(finding)
-        write_atomically(run_dir / "config.yaml", dump_yaml(config))
-    world.barrier()
     return run_dir
 
 
 def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout, run_dir: Path) -> Run:
     """Open the data, make or restore the model, and hand it to the engine."""
     data = config.data
-    resumed = find_checkpoint(config, run_dir)
+    resumed, refusal = world.from_main(find_checkpoint(config, run_dir) if world.is_main else None)
+    if refusal:
+        raise ValueError(refusal)
     if resumed and (problem := world.from_main(checkpoint.problem(resumed) if world.is_main else None)):
         raise ValueError(problem + checkpoint.offer_another(resumed))
     position = checkpoint.load_position(resumed) if resumed else Position()
+    if position.best_step and not (run_dir / "checkpoints" / "best" / checkpoint.STATE_FILE).exists():
+        position.best_f1, position.best_step = -1.0, 0  # resumed from elsewhere: that best is not here
 
     train = open_training_stream(config, world, position)
     val = evaluation_stream(data, "val", config.model.modalities, world)
+    if position.data and position.data != training_data(config, train):
+        raise ValueError(
+            f"{resumed} was trained on other utterances than data.train and data.select.train name now: "
+            "choose another run.dir, or start from its weights with --run.init_from"
+        )
 
     # Every rank builds the same weights from the same seed; rank 0's are broadcast all the same below.
     torch.manual_seed(config.run.seed)
@@ -185,6 +198,7 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
             seed=config.run.seed,
             global_batch_size=layout.global_batch,
             streams=train.streams,
+            data=training_data(config, train),
         ),
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
         card=model.card() | {"dataset": train.name, "provenance": train.manifest.provenance},
@@ -215,56 +229,16 @@ def keep_grad_norm(engine: Any) -> None:
     engine.clip_fp32_gradients = clip
 
 
-def find_checkpoint(config: Config, run_dir: Path) -> Path | None:
-    """The checkpoint that `run.resume` means, or None to start afresh."""
-    if config.run.resume == "never":
-        if checkpoint.find_latest(run_dir / "checkpoints"):
-            raise ValueError(
-                f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
-            )
-        return None
+def find_checkpoint(config: Config, run_dir: Path) -> tuple[Path | None, str | None]:
+    """The checkpoint that `run.resume` means (None to start afresh), or why it cannot be meant."""
+    latest = checkpoint.find_latest(run_dir / "checkpoints")
     if config.run.resume == "auto":
-        return checkpoint.find_latest(run_dir / "checkpoints")
+        return latest, None
+    if config.run.resume == "never":
+        taken = f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
+        return None, taken if latest else None
     folder = Path(config.run.resume)
-    if not folder.is_dir():
-        raise ValueError(f"run.resume names {folder}, which is no checkpoint folder")
-    return folder.resolve()
-
-
-def open_training_stream(config: Config, world: World, position: Position) -> FeatureStream:
-    """The training utterances, dealt as the checkpoint (if any) had them dealt."""
-    source = stream_source(config.data, "train")
-    assert source is not None
-    resuming = position.step > 0
-    if position.epoch_step > 0:
-        for key, now, then in (
-            ("train.global_batch_size", config.train.global_batch_size, position.global_batch_size),
-            ("data.streams", config.data.streams or position.streams, position.streams),
-            ("run.seed", config.run.seed, position.seed),
-        ):
-            if now != then:
-                raise ValueError(
-                    f"{key} is {now}, but the checkpoint stands {position.epoch_step} steps into an epoch "
-                    f"begun with {then}: keep it until the epoch ends, or start afresh: --run.resume never"
-                )
-    return FeatureStream(
-        **source,
-        global_batch_size=config.train.global_batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        seed=config.run.seed,
-        streams=config.data.streams or (position.streams if resuming else None),
-        modalities=config.model.modalities,
-    )
-
-
-def check_held_out(train: FeatureStream, other: FeatureStream) -> None:
-    """Refuse to judge a model on utterances that it trained on."""
-    if shared := train.overlap(other):
-        raise ValueError(
-            f"{shared} utterances of {other.url} are both trained on and evaluated on: change data.select or "
-            "the splits"
-        )
+    return folder.resolve(), None if folder.is_dir() else f"run.resume names {folder}, which is no folder"
 
 
 def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World) -> None:
@@ -289,12 +263,6 @@ def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World)
         prototypes.initialise_from_data(
             model, batches, steps, config.train.global_batch_size, world.device, config.run.seed
         )
-
-
-def balanced_weights(train: FeatureStream) -> NDArray[np.float64]:
-    """Class weights [C]: utterances / (classes * utterances of the class)."""
-    counts = train.class_counts()
-    return counts.sum() / (len(counts) * np.maximum(counts, 1).astype(np.float64))
 
 
 # --- fit -----------------------------------------------------------------------------------------
@@ -326,7 +294,6 @@ def fit(run: Run) -> bool:
                 return False
             run.since = time.perf_counter()
     finally:
-        run.watchdog.close()
         monitor.close()
     return True
 
@@ -458,6 +425,9 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
     if sums is not None:
         if world.size > 1:
             torch.distributed.all_reduce(sums)
+        # A step that is left out moves nothing: without counts, prototypes stay.
+        finite = sums.isfinite().all() & torch.as_tensor(0.0 if grad_norm is None else grad_norm).isfinite()
+        sums = torch.where(finite, sums, 0.0)
         prototypes.move_to_class_means(table, sums, config.prototypes.ema_decay)
     return terms, grad_norm, torch.cat(broken)
 
@@ -528,6 +498,8 @@ def check_replicas(run: Run, monitor: Monitor) -> None:
     )
     if run.config.prototypes.on_drift == "error":
         raise RuntimeError(f"after step {run.position.step} ranks hold different weights: {what}")
+    if any(rank == 0 for rank, _ in found):
+        raise RuntimeError(f"after step {run.position.step} rank 0 itself differs from the others: {what}")
     prototypes.heal(tensors, sorted({name for _, name in found}), run.optimizer)
     monitor.say(f"healed from rank 0 after step {run.position.step}: {what}")
 
@@ -553,10 +525,8 @@ def save(run: Run, best: bool = False) -> None:
     root, error = run.checkpoints, None
     run.watchdog.beat()
     try:
-        folder = checkpoint.save(root, run.model, run.optimizer, run.position, run.card, run.world.is_main)
+        checkpoint.save(root, run.model, run.optimizer, run.position, run.card, run.world.is_main, best)
         if run.world.is_main:
-            if best:
-                checkpoint.point(root / "best", folder)
             checkpoint.prune(root, run.config.train.keep_last)
     except (OSError, SafetensorError) as failure:  # the main rank alone writes; the others must know
         error = str(failure)
@@ -579,7 +549,8 @@ def test(run: Run) -> dict[str, Any]:
         stream = evaluation_stream(run.config.data, role, run.config.model.modalities, run.world)
         if stream is None:
             continue
-        results[role] = evaluate(model, stream, run.world)
+        run.watchdog.beat()
+        results[role] = evaluate(model, stream, run.world, run.watchdog.beat)
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
         write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")

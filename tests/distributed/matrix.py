@@ -92,9 +92,7 @@ def main() -> None:
         print(f"{len(mine)} runs on {ranks} ranks", file=sys.stderr)
         run_ranks([job(*case, data, folder[case], zero3) for case in mine], ranks, root, timeout=3600)
 
-    print(
-        "| prototypes, negatives | ranks | accumulation | engine | losses apart | weights apart | validation |"
-    )
+    print("| lesson | ranks | accumulation | engine | losses apart | weights apart | validation |")
     print("|---|---|---|---|---|---|---|")
     failed = 0
     for lesson, layout in wanted:

@@ -17,7 +17,7 @@ BASE = {
     "data.streams": 1,  # the empty places come last, so the second rank has nothing in the last step
     "model.shared_dim": 16,
     "model.dropout": 0.0,
-    "loss.negative_group": 4,
+    "loss.negative_group": 2,  # divides the smallest micro-batch
     "loss.margin_contrast": 5.0,
     "optim.lr": 3e-3,
     "optim.warmup_steps": 2,
@@ -46,12 +46,13 @@ LESSONS: dict[str, dict[str, Any]] = {
 Layout = tuple[int, int, int | None]
 ALONE: Layout = (1, 1, None)
 LAYOUTS: dict[str, list[Layout]] = {
-    "plain": [(1, 2, None), (1, 1, 2), (2, 1, None), (2, 2, None)]
+    "plain": [(1, 2, None), (1, 4, None), (1, 1, 2), (2, 1, None), (2, 2, None), (2, 4, 1)]
+    + [(4, 1, None), (4, 1, 2), (4, 2, 3)]
     + [(2, 1, stage) for stage in (0, 1, 2, 3)]
     + [(2, 2, stage) for stage in (1, 2, 3)],
-    "ema": [(1, 2, None), (2, 1, None), (2, 2, None), (2, 1, 2), (2, 2, 3)],
+    "ema": [(4, 2, None), (1, 2, None), (2, 1, None), (2, 2, None), (2, 1, 2), (2, 2, 3)],
     "clusters": [(2, 1, None), (2, 2, 2), (2, 1, 3)],
-    "global negatives": [(2, 1, None), (2, 1, 2), (2, 1, 3)],
+    "global negatives": [(4, 1, None), (2, 1, None), (2, 1, 2), (2, 1, 3)],
     "published": [(2, 1, 2), (2, 1, 0)],
     "video alone": [(2, 2, None), (2, 1, 3)],
 }
@@ -66,7 +67,7 @@ def name(lesson: str, layout: Layout) -> str:
 
 @pytest.fixture(scope="module")
 def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of them, by two launches."""
+    """All of them, by three launches."""
     root = tmp_path_factory.mktemp("layouts")
     # Parameters of fewer elements are never partitioned by ZeRO-3, and these are all small.
     deepspeed = root / "zero3.json"
@@ -74,7 +75,7 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
     )
     everything = [(lesson, ALONE) for lesson in LESSONS] + CASES
-    for ranks in (1, 2):
+    for ranks in (1, 2, 4):
         jobs = []
         for lesson, layout in everything:
             _, accumulation, stage = layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,6 @@ def test_shards_are_shown_checked_and_simulated(corpus: str, capsys: pytest.Capt
 
 
 def test_a_damaged_shard_is_named(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(corpus, copy)
@@ -165,3 +165,34 @@ def test_a_run_starts_from_another_model(trained: Path, corpus: str, tmp_path: P
                 "8",
             ]
         )
+
+
+def test_a_run_does_not_go_on_with_other_utterances(trained: Path, corpus: str) -> None:
+    """What a checkpoint was trained on must not become what it is tested on."""
+    before = {name: (trained / name).read_text() for name in ("config.yaml", "status.json", "metrics.jsonl")}
+    other = [
+        "--data.train",
+        corpus,
+        "--run.dir",
+        str(trained),
+        "--data.select.train",
+        "{fold: [0, 1]}",
+        *SHORT,
+    ]
+    with pytest.raises(ValueError, match="was trained on other utterances"):
+        train(other)
+    with pytest.raises(ValueError, match="holds another run's checkpoints"):
+        train(["--data.train", corpus, "--run.dir", str(trained), "--run.resume", "never", *SHORT])
+    assert {name: (trained / name).read_text() for name in before} == before, (
+        "a refused start leaves no trace"
+    )
+
+
+def test_a_copy_without_links_still_resumes(trained: Path, corpus: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("latest", "best"))
+    longer = [*SHORT[:-1], "6"]
+    train(["--data.train", corpus, "--run.dir", str(copy), *longer])
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert (copy / "results.json").is_file()

@@ -269,4 +269,4 @@ def test_a_warning_does_not_stop_training(
     config.run.dir = str(tmp_path / "run")
     assert prepare_run_dir(config, ALONE) == tmp_path / "run"
     assert "warning: " in capsys.readouterr().out
-    assert (tmp_path / "run" / "config.yaml").is_file()
+    assert (tmp_path / "run").is_dir()

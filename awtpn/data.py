@@ -1,0 +1,130 @@
+"""Which utterances a run trains on, validates on and is tested on; and what must hold between them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awtpn.checkpoint import Position
+from awtpn.config import DEMO, ROLES, Config, DataConfig
+from awtpn.distributed import World
+from awtpn.model import AWTPN
+from shards import FeatureStream
+from shards.schema import dump_manifest
+from shards.sources.demo import ensure_demo
+from shards.store import DEFAULT_CACHE, open_dataset
+
+# Utterances per rank and step. The same for every number of ranks, so that the same utterances share a
+# batch and the figures agree to the last digit.
+EVALUATION_BATCH = 32
+
+
+def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
+    """FeatureStream's arguments for where a role's utterances come from; None where it has none.
+
+    A role without a URL of its own is found in data.train's dataset: in the split of its name, or by
+    `data.select`.
+    """
+    assert role in ROLES
+    url, select = getattr(data, role), getattr(data.select, role)
+    if url is None:
+        url = data.train.partition("#")[0]
+        if url != DEMO:
+            splits = open_dataset(url, data.cache_dir, data.storage_options)[1].splits
+            if role not in splits and not (select and list(splits) == ["all"]):
+                return None
+    if url == DEMO:
+        url = ensure_demo(data.cache_dir or DEFAULT_CACHE)
+    return {
+        "url": url,
+        "split": role,
+        "select": select,
+        "cache_dir": data.cache_dir,
+        "cache_limit": data.cache_limit,
+        "storage_options": data.storage_options,
+    }
+
+
+def open_training_stream(config: Config, world: World, position: Position) -> FeatureStream:
+    """The training utterances, dealt as the checkpoint (if any) had them dealt."""
+    source = stream_source(config.data, "train")
+    assert source is not None
+    resuming = position.step > 0
+    if position.epoch_step > 0:
+        for key, now, then in (
+            ("train.global_batch_size", config.train.global_batch_size, position.global_batch_size),
+            ("data.streams", config.data.streams or position.streams, position.streams),
+            ("run.seed", config.run.seed, position.seed),
+        ):
+            if now != then:
+                raise ValueError(
+                    f"{key} is {now}, but the checkpoint stands {position.epoch_step} steps into an epoch "
+                    f"begun with {then}: keep it until the epoch ends, or start afresh: --run.resume never"
+                )
+    return FeatureStream(
+        **source,
+        global_batch_size=config.train.global_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.run.seed,
+        streams=config.data.streams or (position.streams if resuming else None),
+        modalities=config.model.modalities,
+    )
+
+
+def evaluation_stream(
+    data: DataConfig, role: str, modalities: list[str], world: World
+) -> FeatureStream | None:
+    """The split that `data` names for a role ("val", "test"), unshuffled; None where there is none."""
+    source = stream_source(data, role)
+    return None if source is None else open_evaluation(source, modalities, world)
+
+
+def open_evaluation(source: dict[str, Any], modalities: list[str], world: World) -> FeatureStream:
+    """An unshuffled stream of a `stream_source`."""
+    return FeatureStream(
+        **source,
+        global_batch_size=EVALUATION_BATCH * world.size,
+        rank=world.rank,
+        world_size=world.size,
+        shuffle=False,
+        modalities=modalities,
+    )
+
+
+def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
+    """Refuse data whose labels or feature widths are not the model's."""
+    if model.classes != stream.classes:
+        raise ValueError(
+            f"the model knows the classes {model.classes}, but {stream.url} has {stream.classes}"
+        )
+    for name, dim in model.feature_dims.items():
+        if stream.modalities[name].dim != dim:
+            raise ValueError(
+                f"the model takes {dim} features of {name}, but {stream.url} has "
+                f"{stream.modalities[name].dim}"
+            )
+
+
+def check_held_out(train: FeatureStream, other: FeatureStream) -> None:
+    """Refuse to judge a model on utterances that it trained on."""
+    if shared := train.overlap(other):
+        raise ValueError(
+            f"{shared} utterances of {other.url} are both trained on and evaluated on: change data.select or "
+            "the splits"
+        )
+
+
+def training_data(config: Config, train: FeatureStream) -> str:
+    """A digest of which utterances are trained on, wherever their copy lies."""
+    what = dump_manifest(train.manifest) + train.split + repr(config.data.select.train)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def balanced_weights(train: FeatureStream) -> NDArray[np.float64]:
+    """Class weights [C]: utterances / (classes * utterances of the class)."""
+    counts = train.class_counts()
+    return counts.sum() / (len(counts) * np.maximum(counts, 1).astype(np.float64))
