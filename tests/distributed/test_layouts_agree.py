@@ -32,6 +32,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "ema": {"prototypes.update": "ema", "prototypes.init": "data", "prototypes.ema_decay": 0.8},
     "clusters": {
+        "loss.negative_group": 4,
         "prototypes.init": "data",
         "model.prototypes_per_class": 2,
         "loss.class_weights": "balanced",

@@ -129,3 +129,16 @@ def test_credentials_are_never_written() -> None:
     assert yaml.safe_load(dump_yaml(config)) == dump(config)
     config, _ = parse_command_line(["--data.train", "sftp://me:s3cr3t@host/corpus#dev"])
     assert dump(config)["data"]["train"] == "sftp://host/corpus#dev"
+
+
+def test_no_configuration_can_run_code(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    for value in (f"!!python/object/apply:os.system ['touch {trace}']", f"!!python/name:os.system {trace}"):
+        file = tmp_path / "config.yaml"
+        file.write_text(f"data:\n  train: {value}\n")
+        with pytest.raises(SystemExit):
+            parse_command_line(["--config", str(file)])
+    for key in ("class_path", "init_args"):
+        with pytest.raises(SystemExit):
+            parse_command_line([f"--model.{key}", "os.system"])
+    assert not trace.exists()
