@@ -60,6 +60,7 @@ class Run:
     dir: Path
     train: FeatureStream
     val: FeatureStream | None
+    test: FeatureStream | None
     model: nn.Module
     optimizer: torch.optim.Optimizer
     position: Position
@@ -151,8 +152,9 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
         position.best_f1, position.best_step = -1.0, 0  # resumed from elsewhere: that best is not here
 
     train = open_training_stream(config, world, position)
-    val = evaluation_stream(data, "val", config.model.modalities, world)
-    if position.data and position.data != training_data(config, train):
+    val, test = (evaluation_stream(data, role, config.model.modalities, world) for role in ("val", "test"))
+    trained_on = training_data(config, train)
+    if position.data and position.data != trained_on:
         raise ValueError(
             f"{resumed} was trained on other utterances than data.train and data.select.train name now: "
             "choose another run.dir, or start from its weights with --run.init_from"
@@ -162,7 +164,7 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
     torch.manual_seed(config.run.seed)
     dims = {name: modality.dim for name, modality in train.modalities.items()}
     model = AWTPN(config.model, dims, train.classes, config.prototypes.update == "gradient").to(world.device)
-    for other in (val, evaluation_stream(data, "test", config.model.modalities, world)):
+    for other in (val, test):
         if other is not None:
             check_feature_space(model, other)
             check_held_out(train, other)
@@ -191,6 +193,7 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
         dir=run_dir,
         train=train,
         val=val,
+        test=test,
         model=wrapped,
         optimizer=wrapped_optimizer,
         position=replace(
@@ -198,7 +201,7 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
             seed=config.run.seed,
             global_batch_size=layout.global_batch,
             streams=train.streams,
-            data=training_data(config, train),
+            data=trained_on,
         ),
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
         card=model.card() | {"dataset": train.name, "provenance": train.manifest.provenance},
@@ -545,8 +548,7 @@ def test(run: Run) -> dict[str, Any]:
     """Evaluate the best checkpoint on validation and test data; write and print the results."""
     model = AWTPN.from_pretrained(run.checkpoints / "best").to(run.world.device)
     results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
-    for role in ("val", "test"):
-        stream = evaluation_stream(run.config.data, role, run.config.model.modalities, run.world)
+    for role, stream in (("val", run.val), ("test", run.test)):
         if stream is None:
             continue
         run.watchdog.beat()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -24,14 +23,6 @@ from shards.verify import Fault, format_verified, verify
 def dataset(tmp_path: Path) -> Path:
     pack(corpus(), tmp_path / "d", provenance={"encoder": "wav2vec2"})
     return tmp_path / "d"
-
-
-@pytest.fixture
-def remote() -> Iterator[str]:
-    name = uuid.uuid4().hex
-    pack(corpus(), f"memory://{name}/d")
-    yield f"memory://{name}/d"
-    fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
 
 
 def test_info(dataset: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,6 @@ from shards.store import open_file, open_store, read_manifest, split_url
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.001)
-
-
-@pytest.fixture
-def remote() -> Iterator[str]:
-    name = uuid.uuid4().hex
-    pack(corpus(), f"memory://{name}/d")
-    yield f"memory://{name}/d"
-    fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
 
 
 class Downloads:
