@@ -242,7 +242,7 @@ def pooled_features(
             for ragged in batch.features.values()
         ]
         rows += [np.concatenate(parts) for parts in zip(*streams, strict=True)]
-        labels.append(batch.label.numpy())
+        labels.append(batch.host_label.numpy())
     return np.stack(rows), np.concatenate(labels), stream.classes
 
 

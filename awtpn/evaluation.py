@@ -35,8 +35,7 @@ def evaluate(
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
     training = model.training
     model.eval()
-    for batch in stream.epoch(0):
-        batch = batch.to(world.device)
+    for batch in stream.epoch(0, device=world.device):
         # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
         confusion += count_confusion(batch.label, model(batch.features).logits.argmax(-1), classes)
         on_batch()
@@ -60,8 +59,8 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
     scores: dict[str, list[Any]] = {m: [] for m in stream.modalities}
     marks: dict[str, list[Any]] = {m: [] for m in stream.modalities}
     model.eval()
-    for batch in stream.epoch(0):
-        output = model(batch.to(world.device).features)
+    for batch in stream.epoch(0, device=world.device):
+        output = model(batch.features)
         for modality, of_stream in output.streams.items():
             lengths = batch.features[modality].host_lengths
             for key, weights in zip(batch.key, of_stream.weights.cpu().split(lengths), strict=True):

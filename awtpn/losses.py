@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from awtpn.device import send
 from awtpn.model import ModelOutput, StreamOutput
 from awtpn.negatives import NegativesForm
 from awtpn.segments import segment_mean
@@ -128,7 +129,7 @@ def loss_terms(
 
 def total_loss(terms: Tensor, config: LossConfig) -> Tensor:
     """The weighted sum of `terms` [6] (Eq. 25)."""
-    return terms @ terms.new_tensor(config.weights())
+    return terms @ send(config.weights(), terms.device, terms.dtype)
 
 
 def _align(stream: StreamOutput, label: Tensor, config: LossConfig) -> Tensor:

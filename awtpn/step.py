@@ -17,6 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from awtpn.device import send
 from awtpn.distributed import World
 from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms
 from awtpn.model import ModelOutput
@@ -50,7 +51,7 @@ def agree(
     stop: bool,
 ) -> StepFacts:
     """Draw this step's negatives and reduce its counts; every rank calls, with a batch on the host."""
-    label, place = batch.label.numpy(), batch.place.numpy()
+    label, place = batch.host_label.numpy(), batch.place.numpy()
     present = {m: batch.features[m].host_offsets.diff().numpy() > 0 for m in modalities}
     both = np.logical_and.reduce(list(present.values()))
     cross_modal = len(modalities) == 2
@@ -137,21 +138,21 @@ def micro_batch_terms(
     """The six terms' shares [6] of one micro-batch, whose utterances begin at `first` of the rank's batch."""
     pool = None
     if facts.negatives:
-        place = micro.place.cpu().numpy()
+        place = micro.place.numpy()
         own = slice(first, first + len(place))
         negative = {name: n[own] for name, n in facts.negatives.items()}
         means = output.streams["video"].mean
         if config.negatives == "global":
             pool = NegativePool(
                 gather_places(means, micro, global_batch),
-                {name: torch.from_numpy(n).to(means.device) for name, n in negative.items()},
+                {name: send(n, means.device) for name, n in negative.items()},
             )
         else:
             row_of_place = np.full(global_batch + 1, NONE, dtype=np.int64)  # the last serves NONE itself
             row_of_place[place] = np.arange(len(place))
             pool = NegativePool(
                 means,
-                {name: torch.from_numpy(row_of_place[n]).to(means.device) for name, n in negative.items()},
+                {name: send(row_of_place[n], means.device) for name, n in negative.items()},
             )
     return loss_terms(output, micro.label, pool, facts.denominators, config, class_weights)
 
@@ -162,7 +163,7 @@ def gather_places(means: Tensor, batch: FeatureBatch, global_batch: int) -> Tens
     Empty places are zero. A collective: every rank calls it, however many utterances it has.
     """
     own = means.new_zeros(batch.num_places, means.shape[1])
-    own = own.index_copy(0, (batch.place - batch.first_place).to(means.device), means)
+    own = own.index_copy(0, send((batch.place - batch.first_place).numpy(), means.device), means)
     if batch.num_places == global_batch:
         return own
     return _GatherOverRanks.apply(own)

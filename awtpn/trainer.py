@@ -37,6 +37,7 @@ from awtpn.data import (
     open_training_stream,
     training_data,
 )
+from awtpn.device import send
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
 from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.losses import TERMS, total_loss
@@ -324,7 +325,7 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
     """Train on the rest of the epoch at `run.position`; False if it ended early (a signal, max_steps)."""
     position, options = run.position, run.config.train
     run.model.train()
-    batches = iter(run.train.epoch(position.epoch, position.epoch_step))
+    batches = iter(run.train.epoch(position.epoch, position.epoch_step, device=run.world.device))
     for _ in range(position.epoch_step, run.train.steps_per_epoch):
         if position.step >= run.total_steps:
             return False
@@ -366,7 +367,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> StepFacts:
     )
     lr = learning_rate(config.optim, position.step, run.total_steps)
     set_learning_rate(run.optimizer, lr)
-    terms, grad_norm, broken = forward_backward(run, batch.to(world.device, non_blocking=True), facts)
+    terms, grad_norm, broken = forward_backward(run, batch, facts)
     run.pending.append(
         {
             "step": position.step + 1,
@@ -395,7 +396,7 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
     deepspeed = is_deepspeed(run.model)
     # Shares add up to the loss, but DDP and DeepSpeed average over ranks, DeepSpeed over micro-batches too.
     scale = world.size * (run.layout.accumulation if deepspeed else 1)
-    weights = None if run.class_weights is None else torch.from_numpy(run.class_weights).to(world.device)
+    weights = None if run.class_weights is None else send(run.class_weights, world.device)
     ema = config.prototypes.update == "ema"
     table = unwrap(run.model).tpn.prototypes
     sums = torch.zeros(len(table), table.shape[1] + 1, device=world.device) if ema else None

@@ -46,6 +46,7 @@ class FeatureBatch:
     Attributes:
         features: per modality the features of all B utterances; a missing modality is an empty sequence.
         label: [B] int64, positions in the manifest's classes.
+        host_label: `label` on the host, so that it is known there without waiting for a device.
         key: names of the utterances.
         place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
         first_place, num_places: the places this batch stands for; in an epoch's last step some are empty.
@@ -54,6 +55,7 @@ class FeatureBatch:
 
     features: dict[str, Ragged]
     label: torch.Tensor
+    host_label: torch.Tensor
     key: list[str]
     place: torch.Tensor
     first_place: int
@@ -106,6 +108,7 @@ class FeatureBatch:
                 self,
                 features={name: _cut(ragged, low, high) for name, ragged in self.features.items()},
                 label=self.label[low:high],
+                host_label=self.host_label[low:high],
                 key=self.key[low:high],
                 place=self.place[low:high],
                 first_place=self.first_place + i * share,

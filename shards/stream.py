@@ -268,6 +268,7 @@ class FeatureStream:
         return FeatureBatch(
             features=features,
             label=label,
+            host_label=label,
             key=key,
             place=torch.from_numpy(place),
             first_place=self._first_place,

@@ -79,9 +79,11 @@ def batch(
     of: Sequence[dict[str, Tensor]], label: Sequence[int], num_places: int | None = None
 ) -> FeatureBatch:
     """A whole global batch, its last places empty where `num_places` says so."""
+    labels = torch.tensor(label, dtype=torch.int64)
     return FeatureBatch(
         features=features(of),
-        label=torch.tensor(label, dtype=torch.int64),
+        label=labels,
+        host_label=labels,
         key=[f"u{i}" for i in range(len(of))],
         place=torch.arange(len(of)),
         first_place=0,

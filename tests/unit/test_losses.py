@@ -177,6 +177,18 @@ def mixed_batch(size: int, places: int) -> FeatureBatch:
     return batch(utterances(lengths.tolist()), label.tolist(), places)
 
 
+@pytest.mark.parametrize("negatives", ["group", "global", "reference"])
+def test_a_step_is_agreed_on_without_the_device(negatives: str) -> None:
+    """The meta device holds no values: whoever asked one of it would fail."""
+    whole = mixed_batch(12, places=16)
+    config = LossConfig(negatives=negatives, negative_group=4)
+    on_host, on_device = settle(whole, config, 1, 16), settle(whole.to("meta"), config, 1, 16)
+    assert on_device.denominators == on_host.denominators
+    assert on_device.fingerprint == on_host.fingerprint
+    for name, rows in on_host.negatives.items():
+        assert np.array_equal(on_device.negatives[name], rows)
+
+
 @pytest.mark.parametrize("size", [32, 21], ids=["full batch", "partial batch"])
 def test_shares_of_micro_batches_add_up_to_the_whole(size: int) -> None:
     config = LossConfig(negative_group=4)

@@ -69,6 +69,7 @@ def test_to_another_device(batches: list[FeatureBatch]) -> None:
     assert moved.label.device.type == moved.features["audio"].values.device.type == "meta"
     assert moved.features["audio"].lengths.device.type == "meta"
     assert moved.place.device.type == moved.features["audio"].host_offsets.device.type == "cpu"
+    assert torch.equal(torch.cat([part.host_label for part in moved.split(3)]), batches[0].label)
     assert [len(part) for part in moved.split(3)] == [4, 4, 4]
     assert moved.fingerprint() == batches[0].fingerprint()
 
