@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shards.schema import BadSample, Sample
-from shards.statistics import Moments, merge, moments_of, ruined_dimension
+from shards.statistics import Moments, moments_of, ruined_dimension
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -25,25 +25,56 @@ class Accepted:
         dtype: that features are stored in.
         keys: seen so far.
         dims: per modality the features per step, and the key of the utterance that fixed them.
-        errors: per modality the moments of the cast's error (stored - given).
     """
 
     classes: list[str]
     dtype: np.dtype
     keys: set[str] = field(default_factory=set)
     dims: dict[str, tuple[int, str]] = field(default_factory=dict)
-    errors: dict[str, Moments] = field(default_factory=dict)
 
 
-def accept(sample: Sample | BadSample, accepted: Accepted) -> tuple[dict[str, np.ndarray], bytes]:
+@dataclass(frozen=True)
+class Stored:
+    """An accepted utterance as it is stored.
+
+    Attributes:
+        arrays: per modality [T, D] in the stored dtype; missing modalities are left out.
+        errors: per modality that was cast the moments of the error (stored - given).
+        member: its JSON member.
+    """
+
+    arrays: dict[str, np.ndarray]
+    errors: dict[str, Moments]
+    member: bytes
+
+
+def accept_or_skip(
+    sample: Sample | BadSample, accepted: Accepted, on_bad: str, skipped: list[dict[str, str]]
+) -> Stored | None:
+    """`accept`, or what is done with a bad sample.
+
+    Args:
+        on_bad: "refuse" raises; "skip" adds its key and cause to `skipped` and returns None.
+
+    Raises:
+        ValueError: it cannot be packed; names it, says why and what to do.
+    """
+    try:
+        return accept(sample, accepted)
+    except ValueError as error:
+        source = f"{sample.source}: " if sample.source else ""
+        if on_bad == "refuse":
+            raise ValueError(f"{source}utterance {sample.key!r}: {error}") from None
+        skipped.append({"key": str(sample.key), "cause": f"{source}{error}"})
+        return None
+
+
+def accept(sample: Sample | BadSample, accepted: Accepted) -> Stored:
     """Check an utterance and bring it into the form that is stored.
 
     Args:
         sample: the utterance.
         accepted: updated if the utterance passes, untouched if not.
-
-    Returns:
-        Its arrays [T, D] in the stored dtype (missing modalities left out), and its JSON member.
 
     Raises:
         ValueError: it cannot be packed; says why and what to do.
@@ -64,10 +95,12 @@ def accept(sample: Sample | BadSample, accepted: Accepted) -> tuple[dict[str, np
     accepted.keys.add(sample.key)
     for name, values in arrays.items():
         accepted.dims.setdefault(name, (values.shape[1], sample.key))
-        if values.dtype != accepted.dtype:
-            error = stored[name] - values.astype(np.float64)
-            accepted.errors[name] = merge(accepted.errors.get(name), moments_of(error))
-    return stored, member
+    errors = {
+        name: moments_of(stored[name] - values.astype(np.float64))
+        for name, values in arrays.items()
+        if values.dtype != accepted.dtype
+    }
+    return Stored(stored, errors, member)
 
 
 def check_cast(errors: dict[str, Moments], values: dict[str, Moments], dtype: np.dtype) -> None:

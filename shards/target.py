@@ -2,11 +2,14 @@
 
 The manifest is the commit point: a folder with one holds a complete dataset. A marker file says that a
 packing began and has not ended; it carries a token, so that a second packing into the same folder cannot go
-unnoticed.
+unnoticed. An extraction's token is a digest of what it makes: the same extraction, started again, knows its
+folder by it and goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import re
@@ -16,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.schema import MANIFEST
+from shards.schema import MANIFEST, Manifest, dump_manifest
 from shards.store import Store, asking, open_store
 
 MARKER = ".packing"
 SKIPPED = "skipped.jsonl"
+PART = ".part.json"
+EXTRACTION = b"extraction "  # an extraction's token begins with it
 
 # Files and the working folder that packing makes: nothing else is ever removed.
-OURS = re.compile(r".+-\d{6}\.(tar|index\.npz)|manifest\.json|skipped\.jsonl|\.packing(-.+)?")
+OURS = re.compile(r".+-\d{6}\.(tar|index\.npz|part\.json)|manifest\.json|skipped\.jsonl|\.packing(-.+)?")
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +47,30 @@ def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> 
 
     Args:
         out: any fsspec URL of a folder.
-        overwrite: remove a finished dataset that is there.
+        overwrite: remove a finished dataset, or an unfinished extraction, that is there.
         storage_options: for the fsspec file system.
 
     Raises:
-        ValueError: a finished dataset or files of others are there.
+        ValueError: a finished dataset, an unfinished extraction or files of others are there.
         OSError: the store cannot be reached.
     """
-    store = open_store(out, storage_options=storage_options)
-    names = _names(store)
+    store, token = open_store(out, storage_options=storage_options), uuid.uuid4().hex.encode()
+    look(store, token, overwrite)
+    take(store, token)
+    return hold(store, token)
+
+
+def look(store: Store, token: bytes, overwrite: bool) -> bool:
+    """Look at the folder, without changing it: may a packing with this token begin here?
+
+    Returns:
+        True if one with this very token began here and has not ended: it can go on.
+
+    Raises:
+        ValueError: a finished dataset, an unfinished extraction or files of others are there.
+        OSError: the store cannot be reached.
+    """
+    names = names_in(store)
     foreign = sorted(name for name in names if not OURS.fullmatch(name))
     finished, interrupted = MANIFEST in names, MARKER in names
     if foreign or (names and not finished and not interrupted):
@@ -62,16 +82,31 @@ def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> 
         raise ValueError(
             f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite to replace it"
         )
-    if interrupted and not finished:
+    there = _token(store) if interrupted and not finished else b""
+    if there.startswith(EXTRACTION) and there != token and not overwrite:
+        raise ValueError(
+            f"{store.url}: holds an unfinished extraction of other clips or settings; finish that one, "
+            "choose another folder, or pass overwrite to throw it away"
+        )
+    return there == token
+
+
+def take(store: Store, token: bytes) -> None:
+    """Empty the folder of what packing made and mark it as ours."""
+    names = names_in(store)
+    if MARKER in names and MANIFEST not in names:
         logger.warning(
             "%s: an earlier packing was interrupted; removing its files, starting afresh", store.url
         )
     store.fs.makedirs(store.root, exist_ok=True)
-    token = uuid.uuid4().hex.encode()
     _put(store, MARKER, token)
     # The manifest goes first: from then on the folder counts as unfinished.
     for name in sorted(names - {MARKER}, key=lambda name: name != MANIFEST):
         store.fs.rm(f"{store.root}/{name}", recursive=True)
+
+
+def hold(store: Store, token: bytes) -> Target:
+    """A folder that is marked as ours, and a new working folder to build files in."""
     # On the same disk a finished file moves in one step.
     beside = store.root if store.cache is None else None
     return Target(store, token, Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside)))
@@ -83,13 +118,8 @@ def check_ours(target: Target) -> None:
     Raises:
         RuntimeError: one has, and has removed our files.
     """
-    store = target.store
-    try:
-        token = store.fs.cat_file(f"{store.root}/{MARKER}")
-    except FileNotFoundError:
-        token = b""
-    if token != target.token:
-        raise RuntimeError(f"{store.url}: another packing has begun here; this one stops")
+    if _token(target.store) != target.token:
+        raise RuntimeError(f"{target.store.url}: another packing has begun here; this one stops")
 
 
 def publish(target: Target, path: Path) -> None:
@@ -109,9 +139,38 @@ def publish(target: Target, path: Path) -> None:
     path.unlink()
 
 
-def release(target: Target) -> None:
-    """The dataset is complete: take the marker away."""
-    target.store.fs.rm(f"{target.store.root}/{MARKER}")
+def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) -> None:
+    """List what was skipped, write the manifest, and take away what only the making needed.
+
+    Args:
+        skipped: key and cause of each bad sample.
+
+    Raises:
+        RuntimeError: another packing has taken the folder over.
+        OSError: the store cannot be reached.
+    """
+    store = target.store
+    if skipped:
+        path = target.work / SKIPPED
+        path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
+        publish(target, path)
+        logger.warning("%s: %d bad samples skipped, listed in %s", store.url, len(skipped), SKIPPED)
+    path = target.work / MANIFEST
+    path.write_text(dump_manifest(manifest))
+    publish(target, path)
+    for name in names_in(store):
+        if name.endswith(PART) or name.startswith(f"{MARKER}-"):
+            with contextlib.suppress(FileNotFoundError):
+                store.fs.rm(f"{store.root}/{name}", recursive=True)
+    store.fs.rm(f"{store.root}/{MARKER}")
+
+
+def _token(store: Store) -> bytes:
+    """Content of the marker; empty where there is none."""
+    try:
+        return asking(store, lambda: store.fs.cat_file(f"{store.root}/{MARKER}"), f"{store.url}/{MARKER}")
+    except FileNotFoundError:
+        return b""
 
 
 def _upload(store: Store, path: Path, remote: str, size: int) -> None:
@@ -125,7 +184,7 @@ def _put(store: Store, name: str, content: bytes) -> None:
     asking(store, lambda: store.fs.pipe_file(f"{store.root}/{name}", content), f"{store.url}/{name}")
 
 
-def _names(store: Store) -> set[str]:
+def names_in(store: Store) -> set[str]:
     """Names in the folder; none where there is no folder yet."""
     store.fs.invalidate_cache()
     if asking(store, lambda: store.fs.isfile(store.root), store.url):

@@ -1,0 +1,235 @@
+"""One shard on its way to disk, and the part that it plays in the manifest.
+
+A finished shard is indexed by reading it back, hashed, and moved to the output folder. What the manifest must
+know of its utterances stays behind as a `Part`; parts add up to the manifest, whoever made them and in
+whatever order.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from shards.checks import Accepted, Stored, check_cast
+from shards.index import index_tar, save_index, scalar_kind
+from shards.schema import Manifest, Modality, Sample, ShardEntry, Split, SplitMoments
+from shards.statistics import Moments, merge, moments_of
+from shards.store import hash_file
+from shards.target import Target, check_ours, publish
+
+
+@dataclass
+class Tally:
+    """What utterances add up to.
+
+    Attributes:
+        class_counts: [C] utterances per class.
+        utterances: their number.
+        moments: per modality those of the values as stored.
+        errors: per modality those of the cast's error (stored - given).
+        kinds: per metadata field in how many utterances it was, and the kinds of its values.
+    """
+
+    class_counts: np.ndarray
+    utterances: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)
+    errors: dict[str, Moments] = field(default_factory=dict)
+    kinds: dict[str, tuple[int, set[str | None]]] = field(default_factory=dict)
+
+
+@dataclass
+class OpenShard:
+    """A tar being written."""
+
+    path: Path
+    tar: webdataset.TarWriter
+    tally: Tally
+
+    @property
+    def bytes(self) -> int:
+        return int(self.tar.tarstream.offset)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished shard."""
+
+    entry: ShardEntry
+    tally: Tally
+
+
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:06d}"
+
+
+def open_shard(work: Path, name: str, classes: list[str]) -> OpenShard:
+    """Begin the shard `name` in the folder `work`."""
+    path = work / f"{name}.tar"
+    # Fixed time and owner: the same utterances give the same bytes.
+    tar = webdataset.TarWriter(str(path), mtime=0, user="", group="")
+    return OpenShard(path, tar, Tally(np.zeros(len(classes), np.int64)))
+
+
+def add(shard: OpenShard, sample: Sample, stored: Stored, classes: list[str]) -> None:
+    """Write an accepted utterance."""
+    members = {f"{name}.npy": values for name, values in stored.arrays.items()}
+    shard.tar.write({"__key__": sample.key, "json": stored.member, **members})
+    tally = shard.tally
+    tally.utterances += 1
+    tally.class_counts[classes.index(sample.label)] += 1
+    for name, values in stored.arrays.items():
+        tally.moments[name] = merge(tally.moments.get(name), moments_of(values))
+    for name, error in stored.errors.items():
+        tally.errors[name] = merge(tally.errors.get(name), error)
+    for name, value in json.loads(stored.member).items():
+        seen, kinds = tally.kinds.get(name, (0, set()))
+        tally.kinds[name] = (seen + 1, kinds | {scalar_kind(value)})
+
+
+def finish(shard: OpenShard, target: Target, accepted: Accepted) -> Part:
+    """Close a shard, index it by reading it back, and publish both.
+
+    Raises:
+        RuntimeError: another packing has taken the folder over.
+        OSError: the store cannot be reached.
+    """
+    check_ours(target)
+    shard.tar.close()
+    index = index_tar(shard.path, modalities_of(accepted), accepted.classes)
+    if len(index.key) != shard.tally.utterances:
+        raise RuntimeError(
+            f"{shard.path.name}: {len(index.key)} of {shard.tally.utterances} utterances read back"
+        )
+    index_path = shard.path.with_suffix(".index.npz")
+    save_index(index, index_path)
+    entry = ShardEntry(
+        name=shard.path.name,
+        utterances=shard.tally.utterances,
+        bytes=shard.path.stat().st_size,
+        sha256=hash_file(shard.path),
+        index=index_path.name,
+        index_bytes=index_path.stat().st_size,
+        index_sha256=hash_file(index_path),
+        steps={name: moments.count for name, moments in sorted(shard.tally.moments.items())},
+    )
+    publish(target, shard.path)
+    publish(target, index_path)
+    return Part(entry, shard.tally)
+
+
+def manifest_of(
+    splits: dict[str, list[Part]], accepted: Accepted, provenance: dict[str, Any], skipped: int
+) -> Manifest:
+    """The manifest of finished shards: per split its parts, in order.
+
+    Raises:
+        ValueError: the stored dtype would ruin a feature.
+    """
+    tallies = {name: sum_of([part.tally for part in parts]) for name, parts in splits.items()}
+    total = sum_of(list(tallies.values()))
+    check_cast(total.errors, total.moments, accepted.dtype)
+    modalities = {name: m for name, m in modalities_of(accepted).items() if name in total.moments}
+    return Manifest(
+        modalities=modalities,
+        classes=list(accepted.classes),
+        columns=_columns(total),
+        splits={
+            name: _split([part.entry for part in parts], tallies[name], modalities)
+            for name, parts in splits.items()
+        },
+        provenance=provenance,
+        skipped=skipped,
+    )
+
+
+def modalities_of(accepted: Accepted) -> dict[str, Modality]:
+    return {name: Modality(dim, str(accepted.dtype)) for name, (dim, _) in sorted(accepted.dims.items())}
+
+
+def sum_of(tallies: list[Tally]) -> Tally:
+    """The tally of all their utterances together; there is at least one."""
+    total = Tally(np.zeros_like(tallies[0].class_counts))
+    for tally in tallies:
+        total.utterances += tally.utterances
+        total.class_counts = total.class_counts + tally.class_counts
+        for name, moments in tally.moments.items():
+            total.moments[name] = merge(total.moments.get(name), moments)
+        for name, error in tally.errors.items():
+            total.errors[name] = merge(total.errors.get(name), error)
+        for name, (count, kinds) in tally.kinds.items():
+            seen, found = total.kinds.get(name, (0, set()))
+            total.kinds[name] = (seen + count, found | kinds)
+    return total
+
+
+# --- Parts on disk -------------------------------------------------------------------------------
+
+
+def dump_part(part: Part) -> dict[str, Any]:
+    """A part as plain JSON; floats keep every bit."""
+    tally = part.tally
+    return {
+        "entry": asdict(part.entry),
+        "class_counts": tally.class_counts.tolist(),
+        "moments": {name: _dump_moments(m) for name, m in tally.moments.items()},
+        "errors": {name: _dump_moments(m) for name, m in tally.errors.items()},
+        "kinds": {
+            name: [seen, sorted(kinds, key=lambda kind: kind or "")]
+            for name, (seen, kinds) in tally.kinds.items()
+        },
+    }
+
+
+def load_part(record: dict[str, Any]) -> Part:
+    """What `dump_part` wrote."""
+    entry = ShardEntry(**record["entry"])
+    tally = Tally(
+        class_counts=np.array(record["class_counts"], np.int64),
+        utterances=entry.utterances,
+        moments={name: _load_moments(m) for name, m in record["moments"].items()},
+        errors={name: _load_moments(m) for name, m in record["errors"].items()},
+        kinds={name: (seen, set(kinds)) for name, (seen, kinds) in record["kinds"].items()},
+    )
+    return Part(entry, tally)
+
+
+def _dump_moments(moments: Moments) -> list[Any]:
+    return [moments.count, moments.mean.tolist(), moments.deviation.tolist()]
+
+
+def _load_moments(record: list[Any]) -> Moments:
+    count, mean, deviation = record
+    return Moments(count, np.array(mean, np.float64), np.array(deviation, np.float64))
+
+
+# --- The manifest's fields -----------------------------------------------------------------------
+
+
+def _columns(total: Tally) -> dict[str, str]:
+    """Metadata to select by: a scalar of one kind in every utterance (integers may mix with floats)."""
+    columns = {}
+    for name, (seen, found) in sorted(total.kinds.items()):
+        kind = "float" if found == {"int", "float"} else next(iter(found)) if len(found) == 1 else None
+        if name != "label" and seen == total.utterances and kind is not None:
+            columns[name] = kind
+    return columns
+
+
+def _split(shards: list[ShardEntry], tally: Tally, modalities: dict[str, Modality]) -> Split:
+    none = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    moments = none | tally.moments
+    return Split(
+        utterances=tally.utterances,
+        steps={name: moments[name].count for name in modalities},
+        class_counts=tally.class_counts.tolist(),
+        moments={
+            name: SplitMoments(moments[name].count, moments[name].mean.tolist(), moments[name].std.tolist())
+            for name in modalities
+        },
+        shards=shards,
+    )
