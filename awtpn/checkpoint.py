@@ -47,6 +47,10 @@ class Position:
     streams: int = 0
     data: str = ""
     """Digest of the training utterances: their manifest, split and selection."""
+    seconds: float = 0.0
+    """Wall time that the run took so far, over all its starts, without getting ready."""
+    rank_seconds: float = 0.0
+    """The same times the ranks that took part."""
 
 
 def is_deepspeed(model: nn.Module) -> bool:

@@ -20,25 +20,34 @@ from awtpn.distributed import World, join, leave
 from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN
 from awtpn.monitor import write_atomically
+from awtpn.predictions import writing_predictions
 from shards import FeatureStream
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, stream: FeatureStream, world: World, on_batch: Callable[[], None] = lambda: None
+    model: nn.Module,
+    stream: FeatureStream,
+    world: World,
+    on_batch: Callable[[], None] = lambda: None,
+    predictions: Path | None = None,
 ) -> dict[str, Any]:
     """Figures of `model` over `stream`; every rank gets them all. See `awtpn.metrics.summarise`.
 
-    `on_batch` is called after each batch, for whoever wants to know that things go on.
+    `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
+    same on all ranks, is a file to write with a line per utterance: see `awtpn.predictions`.
     """
     classes = len(stream.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
     training = model.training
     model.eval()
-    for batch in stream.epoch(0, device=world.device):
-        # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
-        confusion += count_confusion(batch.label, model(batch.features).logits.argmax(-1), classes)
-        on_batch()
+    with writing_predictions(predictions, stream.classes, world) as record:
+        for batch in stream.epoch(0, device=world.device):
+            # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
+            logits = model(batch.features).logits
+            confusion += count_confusion(batch.label, logits.argmax(-1), classes)
+            record(batch, logits)
+            on_batch()
     model.train(training)
     return summarise(world.sum(confusion.cpu().numpy()), stream.classes)
 
@@ -90,7 +99,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
     stream = open_evaluation(source, model.config.modalities, world)
     check_feature_space(model, stream)
-    figures = evaluate(model, stream, world)
+    figures = evaluate(model, stream, world, predictions=options.predictions)
     if world.is_main:
         print(f"{source['url']}, split {stream.split}: {figures['utterances']} utterances\n")
         print(format_table(figures, stream.name))

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import platform
 import threading
 import time
 from collections.abc import Sequence
@@ -45,6 +43,8 @@ from awtpn.metrics import SUMMARY, format_table
 from awtpn.model import AWTPN
 from awtpn.monitor import Monitor, write_atomically, write_status
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate
+from awtpn.predictions import predictions_file
+from awtpn.provenance import describe
 from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
 from shards import FeatureBatch, FeatureStream
@@ -73,6 +73,8 @@ class Run:
     """Steps not yet written; their figures may still be on the device."""
     since: float = 0.0
     """When the oldest pending step began."""
+    counted: float = field(default_factory=time.perf_counter)
+    """Up to when `position` counts the run's time."""
     skipped: int = 0
     """Steps left out because a loss or gradient was not finite."""
 
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     doctor.check_before_meeting()
     accelerator, world, layout = start(config, launch)
     run_dir = prepare_run_dir(config, world)
-    about = {"ranks": world.size, "engine": world.engine, "host": platform.node(), "pid": os.getpid()}
+    about = describe(world) if world.is_main else {}
     # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
     run = setup(config, accelerator, world, layout, run_dir)
     if world.is_main:
@@ -112,7 +114,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     finally:
         run.watchdog.close()
     if world.is_main:
-        write_status(run_dir, "done", **about, step=run.position.step)
+        write_status(run_dir, "done", **about, step=run.position.step, **count_time(run))
     leave()
     return results
 
@@ -528,6 +530,7 @@ def save(run: Run, best: bool = False) -> None:
     """
     root, error = run.checkpoints, None
     run.watchdog.beat()
+    count_time(run)
     try:
         checkpoint.save(root, run.model, run.optimizer, run.position, run.card, run.world.is_main, best)
         if run.world.is_main:
@@ -542,6 +545,15 @@ def save(run: Run, best: bool = False) -> None:
         )
 
 
+def count_time(run: Run) -> dict[str, float]:
+    """Add the time since it was last counted to `run.position`; returns what the run took so far."""
+    position, now = run.position, time.perf_counter()
+    position.seconds += now - run.counted
+    position.rank_seconds += run.world.size * (now - run.counted)
+    run.counted = now
+    return {"seconds": position.seconds, "rank_seconds": position.rank_seconds}
+
+
 # --- test ----------------------------------------------------------------------------------------
 
 
@@ -553,7 +565,8 @@ def test(run: Run) -> dict[str, Any]:
         if stream is None:
             continue
         run.watchdog.beat()
-        results[role] = evaluate(model, stream, run.world, run.watchdog.beat)
+        file = predictions_file(run.dir, role)
+        results[role] = evaluate(model, stream, run.world, run.watchdog.beat, file)
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
         write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")

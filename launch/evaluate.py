@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="split to evaluate (default: test)")
     parser.add_argument("--select", type=json.loads, help="utterances by metadata, as JSON: '{\"fold\": 3}'")
     parser.add_argument("--out", metavar="FILE", help="write the figures there, as JSON")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="write a JSON line per utterance there"
+    )
     parser.add_argument("--cache_dir", help="where remote shards are kept")
     parser.add_argument("--storage_options", type=json.loads, help="options for fsspec, as JSON")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it

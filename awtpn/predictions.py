@@ -1,0 +1,93 @@
+"""What a model said of every utterance of a split, on disk: one JSON line each, in plan order.
+
+A line holds `key`, `label` (the truth), `predicted` and `probabilities` by class name. One global batch is
+in memory at a time, whatever the size of the split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from awtpn.distributed import World
+from shards import FeatureBatch
+
+DIGITS = 6  # of a written probability
+
+Record = Callable[[FeatureBatch, Tensor], None]
+Row = tuple[str, int, int, list[float]]  # key, label, predicted, probabilities
+
+
+def predictions_file(run_dir: Path, role: str) -> Path:
+    """Where a run keeps what its best checkpoint said of its "val" or "test" utterances."""
+    return run_dir / f"predictions-{role}.jsonl"
+
+
+@contextlib.contextmanager
+def writing_predictions(path: Path | None, classes: Sequence[str], world: World) -> Iterator[Record]:
+    """A function that takes each rank's part of a global batch and its logits [B, C]; rank 0 writes.
+
+    Every rank calls it for every batch (it gathers). The file appears when the block ends well. With `path`
+    None, on every rank, nothing is gathered or written.
+    """
+    if path is None:
+        yield lambda batch, logits: None
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") if world.is_main else contextlib.nullcontext() as file:
+
+            def record(batch: FeatureBatch, logits: Tensor) -> None:
+                # Ranks own consecutive places, so their parts in rank order are in plan order.
+                for part in world.from_all(_rows(batch, logits)):
+                    if file is not None:
+                        _write(file, part, classes)
+
+            yield record
+        if world.is_main:
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rows(batch: FeatureBatch, logits: Tensor) -> list[Row]:
+    columns = (batch.label, logits.argmax(-1), logits.float().softmax(-1))
+    return list(zip(batch.key, *(column.tolist() for column in columns), strict=True))
+
+
+def _write(file: TextIO, rows: list[Row], classes: Sequence[str]) -> None:
+    for key, label, predicted, probabilities in rows:
+        line = {
+            "key": key,
+            "label": classes[label],
+            "predicted": classes[predicted],
+            "probabilities": {name: round(p, DIGITS) for name, p in zip(classes, probabilities, strict=True)},
+        }
+        file.write(json.dumps(line) + "\n")
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """The lines of a predictions file.
+
+    Raises:
+        ValueError: a line is no prediction; names the file and the line.
+    """
+    lines = []
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            try:
+                prediction = json.loads(line)
+                prediction["key"], prediction["label"], prediction["predicted"], prediction["probabilities"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{path}, line {number}: no prediction; write the file again with launch/evaluate.py "
+                    f"--predictions {path}"
+                ) from None
+            lines.append(prediction)
+    return lines
