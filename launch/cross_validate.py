@@ -1,37 +1,86 @@
 """Cross-validate: train once per value of a metadata column and seed, testing on the utterances left out.
 
-    python launch/cross_validate.py --config configs/ravdess.yaml --data.train DATASET --by fold --seeds 0 1 2
+    python launch/cross_validate.py --config configs/ravdess.yaml --by fold --seeds 0 1 2 --dir runs/ravdess
+    python launch/cross_validate.py --config configs/meld.yaml --seeds 0 1 2 3 4 --dir runs/meld-seeds
+    python launch/cross_validate.py --config configs/iemocap.yaml --by session --dir runs/iemocap-cv \\
+        --sweep optim.lr=1e-4,3e-4,1e-3 --sweep model.dropout=0.1,0.3 --jobs 8
 
-Further options are those of launch/train.py and reach every run. A run that is done is not trained again.
+Further options are those of launch/train.py and reach every run. A run that is done is not trained again, one
+that was interrupted goes on; the same command in several terminals, jobs or nodes shares the runs between
+them. It ends with the table and with report.html and report.md in --dir.
+
+--sweep tries a grid and chooses for every fold on its own training groups (nested cross-validation; without
+--by on the split "val"): test utterances never choose.
 """
 
 import argparse
+import shlex
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.crossvalidation import cross_validate
+from awtpn.runner import PYTHON
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    add_options(parser, Path("runs/cross-validation"))
     parser.add_argument(
-        "--by", required=True, metavar="COLUMN", help="metadata column; each of its values is left out once"
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="values to choose from; several make a grid",
+    )
+    parser.add_argument("--no-baseline", action="store_true", help="leave out the logistic regression")
+    options, training = parser.parse_known_args()
+    cross_validate(
+        training,
+        options.by,
+        options.seeds,
+        options.dir,
+        sweep=options.sweep,
+        parallel=options.jobs,
+        launcher=shlex.split(options.launcher) if options.launcher else PYTHON,
+        baseline=not options.no_baseline,
+        command=shlex.join(["python", *sys.argv]),
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """What every experiment of many runs is told."""
+    parser.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="metadata column; each of its values is left out once (default: the data's own splits)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="run.seed of each repetition")
+    parser.add_argument("--dir", type=Path, default=folder, help="folder of the runs and of the table")
     parser.add_argument(
-        "--dir", type=Path, default=Path("runs/cross-validation"), help="folder of the runs and of the table"
+        "--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)"
     )
-    options, training = parser.parse_known_args()
-    cross_validate(training, options.by, options.seeds, options.dir)
+    parser.add_argument(
+        "--launcher", metavar="WORDS", help="what starts each run, e.g. 'torchrun --nproc-per-node 8'"
+    )
+
+
+def run_script(main: object) -> None:
+    """Run a script's `main`; what a user can set right ends in a line, not in a traceback."""
+    assert callable(main)
+    # A batch system's SIGTERM is an interrupt: runs in progress save themselves and can go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as error:
-        # Wrong settings or a failed run: the message says what to do, a traceback would bury it.
-        sys.exit(f"error: {error}")
+    run_script(main)

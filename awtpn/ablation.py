@@ -1,0 +1,165 @@
+"""Ablations: what is lost when a part is left out, paired with the whole over folds and seeds.
+
+A variant is a set of overrides (`configs/ablations.yaml`). It is trained on the same folds with the same
+seeds as the base, and compared run by run. Runs that share a fold are not independent: seeds are averaged
+within a fold first, and the standard error is that of the folds' mean differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from awtpn.config import parse_command_line
+from awtpn.crossvalidation import collect_scores
+from awtpn.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
+from awtpn.intervals import standard_error, t_interval
+from awtpn.metrics import SUMMARY
+from awtpn.monitor import write_atomically
+from awtpn.runner import PYTHON, train_all, write_json
+
+BASE = "base"
+FIGURE = "w-F1"
+VARIANTS_FILE = Path(__file__).parent.parent / "configs" / "ablations.yaml"
+
+Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
+
+
+def ablate(
+    training: Sequence[str],
+    variants: Variants,
+    by: str | None,
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    parallel: int = 1,
+    launcher: Sequence[str] = PYTHON,
+    command: str = "",
+) -> dict[str, Any]:
+    """Train base and variants on every fold with every seed; print the table and write it into `folder`.
+
+    `folder/base` is what `cross_validate` with the same settings makes of a folder, and may be one. See
+    there for the arguments; `variants` are those of `read_variants`.
+
+    Raises:
+        ValueError: wrong settings, or `folder` holds runs of other settings.
+        RuntimeError: a run failed; the message ends with its output.
+    """
+    check_arguments(training, seeds, by)
+    for overrides in variants.values():
+        parse_command_line([*training, *arguments_of(overrides)])
+    splits = make_splits(training, by)
+    trials = {
+        name: splits.trials([*training, *arguments_of(overrides)], seeds, folder / name.replace(" ", "-"))
+        for name, overrides in {BASE: {}, **variants}.items()
+    }
+    jobs = [trial.job for some in trials.values() for trial in some]
+    train_all(jobs, parallel=parallel, launcher=launcher, what="ablations")
+    scores = {name: collect_scores(some) for name, some in trials.items()}
+    results = {
+        "by": by,
+        "seeds": list(seeds),
+        "command": command,
+        "base": summary(scores[BASE]),
+        "variants": {
+            name: {"overrides": variants[name], **summary(scores[name]), **paired(scores[name], scores[BASE])}
+            for name in variants
+        },
+    }
+    write_json(folder / "ablations.json", results)
+    table = format_ablations(results)
+    write_atomically(folder / "ablations.md", table + "\n")
+    print(f"\n{table}\n\nalso in {folder / 'ablations.md'} and {folder / 'ablations.json'}")
+    return results
+
+
+def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Variants:
+    """The variants of a YAML file, `{name: {dotted.key: value}}`; `only` those named, where some are.
+
+    Raises:
+        ValueError: the file is not of this form, or has no variant of that name.
+    """
+    variants = yaml.safe_load(path.read_text())
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) and v for v in variants.values()):
+        raise ValueError(f"{path}: write a line per variant, NAME: {{dotted.key: value}}")
+    for name, overrides in variants.items():
+        if name == BASE or "/" in name:
+            raise ValueError(f"{path}: {name!r} cannot be a variant's name; choose another")
+        for key in overrides:
+            if key in OWN_KEYS + FOLD_KEYS:
+                raise ValueError(f"{path}: {name} sets {key}, which the table sets itself; leave it out")
+    if unknown := [name for name in only if name not in variants]:
+        raise ValueError(f"{path} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
+    return {name: overrides for name, overrides in variants.items() if not only or name in only}
+
+
+def arguments_of(overrides: Mapping[str, Any]) -> list[str]:
+    """{"model.modalities": ["audio"]} -> ["--model.modalities=[audio]"]."""
+    return [f"--{key}={_as_yaml(value)}" for key, value in overrides.items()]
+
+
+def _as_yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+# --- Summary -------------------------------------------------------------------------------------
+
+
+def summary(scores: Sequence[Score]) -> dict[str, Any]:
+    return {
+        "runs": [{"fold": s.fold, "seed": s.seed, FIGURE: s.figures[FIGURE]} for s in scores],
+        "mean": {name: float(np.mean([s.figures[name] for s in scores])) for name in SUMMARY},
+    }
+
+
+def paired(variant: Sequence[Score], base: Sequence[Score]) -> dict[str, Any]:
+    """Mean difference of w-F1, its standard error and 95 % t-interval, over independent differences.
+
+    These are the folds' means over seeds; without folds the seeds' own. None where there is only one.
+    """
+    of_base = {(s.fold, s.seed): s.figures[FIGURE] for s in base}
+    gaps = [Score(s.fold, s.seed, {FIGURE: s.figures[FIGURE] - of_base[s.fold, s.seed]}) for s in variant]
+    has_folds = any(s.fold is not None for s in gaps)
+    values = fold_means(gaps, FIGURE) if has_folds else [s.figures[FIGURE] for s in gaps]
+    return {
+        "difference": float(np.mean(values)),
+        "standard_error": standard_error(values) if len(values) > 1 else None,
+        "interval": t_interval(values),
+        "differences": values,
+    }
+
+
+def format_ablations(results: Mapping[str, Any]) -> str:
+    """The table as Markdown, w-F1 in per cent."""
+    base, by, seeds = results["base"], results["by"], results["seeds"]
+    runs = len(base["runs"])
+    unit = f"{len({run['fold'] for run in base['runs']})} values of {by}" if by else f"{len(seeds)} seeds"
+    lines = [
+        f"| variant ({runs} runs: {unit}{f', seeds {_listed(seeds)}' if by else ''}) | w-F1 | difference | "
+        "standard error | 95 % interval |",
+        "|---|---|---|---|---|",
+        f"| **{BASE}** | **{100 * base['mean'][FIGURE]:.2f}** | | | |",
+    ]
+    for name, row in results["variants"].items():
+        error, interval = "", ""
+        if row["interval"]:
+            low, high = row["interval"]
+            error, interval = f"{100 * row['standard_error']:.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
+        mean, difference = 100 * row["mean"][FIGURE], 100 * row["difference"]
+        lines.append(f"| {name} | {mean:.2f} | {difference:+.2f} | {error} | {interval} |")
+    what = f"the means over seeds of each {by}" if by else "seeds"
+    lines += [
+        "",
+        f"Differences are paired run by run; standard error and Student's t interval are over {what}. "
+        f"Of {len(results['variants'])} intervals at 95 % one in twenty misses zero by chance alone.",
+    ]
+    return "\n".join(lines)
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,88 @@
+"""Logistic regression on pooled features: what a model without time makes of the same folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from awtpn.config import DataConfig
+from awtpn.data import stream_source
+from awtpn.folds import Fold, Score
+from awtpn.metrics import SUMMARY, summarise
+from shards import FeatureStream
+
+INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C of the logistic regression
+BATCH = 256  # utterances read at a time
+
+
+def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> list[Score]:
+    """Scikit-learn's logistic regression on mean+std pooled, standardised features, on the same folds.
+
+    It chooses its regularisation as honestly as it can: leaving the training folds out in turn.
+
+    Raises:
+        ValueError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError:
+        raise ValueError(
+            "the baseline needs scikit-learn: pip install 'awtpn-at-scale[bench]', or leave it out with "
+            "--no-baseline"
+        ) from None
+    pooled = {fold.test: pooled_features(data, {by: fold.test}) for fold in folds}
+    scores = []
+    for fold in tqdm(folds, desc="logistic regression", unit="fold"):
+        model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
+        x, y = (np.concatenate([pooled[value][i] for value in fold.train]) for i in (0, 1))
+        if len(fold.train) > 1:
+            group = np.repeat(np.arange(len(fold.train)), [len(pooled[value][1]) for value in fold.train])
+            grid = {"logisticregression__C": INVERSE_PENALTIES}
+            search = GridSearchCV(model, grid, cv=LeaveOneGroupOut(), scoring="f1_weighted")
+            model = search.fit(x, y, groups=group)
+        else:
+            model.fit(x, y)
+        test_x, test_y, classes = pooled[fold.test]
+        confusion = np.zeros((len(classes), len(classes)), np.int64)
+        np.add.at(confusion, (test_y, model.predict(test_x)), 1)
+        figures = summarise(confusion, classes)
+        scores.append(Score(fold.test, None, {name: figures[name] for name in SUMMARY}))
+    return scores
+
+
+def pooled_features(
+    data: DataConfig, select: dict[str, Any]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """Selected utterances for a model without time: features [U, 2 * sum of dims], labels [U], classes.
+
+    Per modality the mean and the standard deviation over an utterance's steps; zeros where it has none.
+    """
+    source = stream_source(data, "train")
+    assert source is not None
+    stream = FeatureStream(**source | {"select": select}, global_batch_size=BATCH, shuffle=False)
+    rows, labels = [], []
+    for batch in stream.epoch(0):
+        streams = [
+            [
+                pool(steps.double().numpy())
+                for steps in ragged.values.split(ragged.host_offsets.diff().tolist())
+            ]
+            for ragged in batch.features.values()
+        ]
+        rows += [np.concatenate(parts) for parts in zip(*streams, strict=True)]
+        labels.append(batch.label.numpy())
+    return np.stack(rows), np.concatenate(labels), stream.classes
+
+
+def pool(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean and standard deviation over steps: [T, D] -> [2 * D]; zeros for T = 0."""
+    if not len(steps):
+        return np.zeros(2 * steps.shape[1])
+    return np.concatenate([steps.mean(0), steps.std(0)])

@@ -1,0 +1,141 @@
+"""Choosing settings without a look at the test: a grid, judged on validation utterances alone.
+
+In cross-validation each fold chooses for itself, on its own training groups: each of them is left out in
+turn, every point of the grid is trained on the others, and the best mean w-F1 wins. The fold that is tested
+takes no part, so what is reported afterwards was chosen by nobody who had seen it (nested cross-validation).
+With the data's own splits, the split "val" decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from awtpn.config import parse_command_line
+from awtpn.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
+from awtpn.runner import figures, write_json
+
+SWEEP_FILE = "sweep.json"
+DECIDES = "w-F1"
+
+Point = dict[str, str]  # key -> value, as on a command line
+Chosen = list[tuple[Any, dict[str, Any]]]  # per left-out value: arguments and validation figure
+
+
+def grid(sweep: Sequence[str]) -> list[Point]:
+    """["optim.lr=1e-3,3e-3", "model.dropout=0.3,0.5"] -> their four combinations, the last key fastest.
+
+    Commas within brackets do not separate: `model.modalities=[audio],[audio,video]`.
+
+    Raises:
+        ValueError: not of this form, a key twice, or a key that the experiment sets itself.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in sweep:
+        key, mark, values = text.partition("=")
+        key = key.removeprefix("--")
+        if not mark or not values:
+            raise ValueError(f"--sweep {text!r}: write KEY=VALUE,VALUE,..., e.g. optim.lr=1e-3,3e-3")
+        if key in axes:
+            raise ValueError(f"--sweep {key}: given twice; write all its values after one =")
+        if any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS + FOLD_KEYS):
+            raise ValueError(f"--sweep {key}: cross-validation sets it itself")
+        axes[key] = re.split(r",(?![^\[{]*[\]}])", values)
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def choose(
+    splits: Splits,
+    training: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    points: Sequence[Point],
+    train: Callable[..., None],
+) -> Chosen:
+    """Train every point on every inner split, and name the best for each fold; written into `folder`.
+
+    Args:
+        splits: the outer folds, or none.
+        training: arguments that all share.
+        seeds: of each point's repetitions.
+        folder: for the runs.
+        points: of `grid`.
+        train: `train_all`, told how many at a time.
+
+    Returns:
+        Per outer fold its test value (None without folds), and `point`, `arguments` and `validation`.
+
+    Raises:
+        ValueError: a point that no run can have, or too few folds to leave one more out.
+    """
+    for point in points:
+        parse_command_line([*training, *arguments_of(point)])
+    trials = {
+        (fold.test if fold else None, number): inner_trials(splits, fold, training, point, seeds, folder)
+        for fold in splits.each
+        for number, point in enumerate(points)
+    }
+    train([trial.job for some in trials.values() for trial in some], what="sweep")
+    role = "test" if splits.by else "val"  # an inner fold's test utterances are the outer one's validation
+    scores = {
+        place: float(np.mean([figures(trial.job.run_dir, role)[DECIDES] for trial in some]))
+        for place, some in trials.items()
+    }
+    chosen: Chosen = []
+    table = []
+    for test in dict.fromkeys(test for test, _ in trials):
+        best = max(range(len(points)), key=lambda number: scores[test, number])  # the first of equals
+        validation = scores[test, best]
+        chosen.append(
+            (test, {"point": points[best], "arguments": arguments_of(points[best]), "validation": validation})
+        )
+        rows = [{"point": point, DECIDES: scores[test, number]} for number, point in enumerate(points)]
+        table.append({"fold": test, "chosen": points[best], "validation": rows})
+    write_json(folder / SWEEP_FILE, {"by": splits.by, "seeds": list(seeds), "folds": table})
+    print(format_choice(splits.by, chosen))
+    return chosen
+
+
+def inner_trials(
+    splits: Splits,
+    fold: Fold | None,
+    training: Sequence[str],
+    point: Point,
+    seeds: Sequence[int],
+    folder: Path,
+) -> list[Trial]:
+    """The runs that judge `point` for an outer fold, on its training groups alone.
+
+    Raises:
+        ValueError: the fold trains on one group only, which leaves none to validate on.
+    """
+    place = folder / name_of(point)
+    if fold is None:
+        return splits.trials([*training, *arguments_of(point)], seeds, place)
+    if len(fold.train) < 2:
+        raise ValueError("a sweep needs at least three folds: one to test, one to validate, one to train on")
+    inner = Splits(splits.by, splits.url, leave_one_out(fold.train))
+    return inner.trials([*training, *arguments_of(point)], seeds, place / f"without-{fold.test}")
+
+
+def arguments_of(point: Point) -> list[str]:
+    return [f"--{key}={value}" for key, value in point.items()]
+
+
+def name_of(point: Point) -> str:
+    """A folder's name: "optim.lr=1e-3,model.dropout=0.5"."""
+    return re.sub(r"[^\w.=,+\-\[\]]", "_", ",".join(f"{key}={value}" for key, value in point.items()))
+
+
+def format_choice(by: str | None, chosen: Chosen) -> str:
+    lines = [""]
+    for test, choice in chosen:
+        point = " ".join(f"{key}={value}" for key, value in choice["point"].items())
+        where = f"{by} {test}, chosen on its training groups" if by else "chosen on the split val"
+        lines.append(f"{where}: {point} ({DECIDES} there {100 * choice['validation']:.2f})")
+    return "\n".join(lines)

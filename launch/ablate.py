@@ -1,0 +1,45 @@
+"""Ablate: train the base and variants of it on the same folds with the same seeds, and compare in pairs.
+
+    python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 --dir runs/ravdess-ablations
+
+Variants are lines of configs/ablations.yaml: each loss term off, AWM off, one modality, more prototypes.
+Further options are those of launch/train.py and reach every run. Runs are shared, resumed and not repeated as
+those of launch/cross_validate.py are, and a folder of its runs may serve as DIR/base.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from awtpn.ablation import VARIANTS_FILE, ablate, read_variants
+from awtpn.runner import PYTHON
+from launch.cross_validate import add_options, run_script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_options(parser, Path("runs/ablations"))
+    parser.add_argument(
+        "--variants", type=Path, default=VARIANTS_FILE, metavar="YAML", help="default: configs/ablations.yaml"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the variants")
+    options, training = parser.parse_known_args()
+    ablate(
+        training,
+        read_variants(options.variants, options.only),
+        options.by,
+        options.seeds,
+        options.dir,
+        parallel=options.jobs,
+        launcher=shlex.split(options.launcher) if options.launcher else PYTHON,
+        command=shlex.join(["python", *sys.argv]),
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
