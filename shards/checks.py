@@ -81,7 +81,10 @@ def accept(sample: Sample | BadSample, accepted: Accepted) -> Stored:
     """
     if isinstance(sample, BadSample):
         raise ValueError(sample.cause)
-    _check_names(sample, accepted)
+    check_names(sample.key, sample.split, sample.label, accepted)
+    for name in sample.features:
+        if not MODALITY_NAME.fullmatch(name):
+            raise ValueError(f"modality {name!r} must consist of lower-case letters, digits and '_'")
     arrays = {
         name: _check_array(np.asarray(values), name, accepted)
         for name, values in sample.features.items()
@@ -124,8 +127,8 @@ def check_cast(errors: dict[str, Moments], values: dict[str, Moments], dtype: np
             )
 
 
-def _check_names(sample: Sample, accepted: Accepted) -> None:
-    key = sample.key
+def check_names(key: str, split: str, label: str, accepted: Accepted) -> None:
+    """Raise ValueError for an utterance's name, split or class that cannot be."""
     # webdataset takes all that follows the first dot for the name of a member, and slashes for folders.
     if not isinstance(key, str) or not key or re.search(r"[\s./\\]", key) or not key.isprintable():
         raise ValueError(
@@ -133,13 +136,10 @@ def _check_names(sample: Sample, accepted: Accepted) -> None:
         )
     if key in accepted.keys:
         raise ValueError("this key was packed before; keys are unique over all splits, rename one")
-    if not isinstance(sample.split, str) or not SPLIT_NAME.fullmatch(sample.split):
-        raise ValueError(f"split {sample.split!r} must consist of letters, digits, '-' and '_'")
-    if sample.label not in accepted.classes:
-        raise ValueError(f"label {sample.label!r} is unknown; the classes are {accepted.classes}")
-    for name in sample.features:
-        if not MODALITY_NAME.fullmatch(name):
-            raise ValueError(f"modality {name!r} must consist of lower-case letters, digits and '_'")
+    if not isinstance(split, str) or not SPLIT_NAME.fullmatch(split):
+        raise ValueError(f"split {split!r} must consist of letters, digits, '-' and '_'")
+    if label not in accepted.classes:
+        raise ValueError(f"label {label!r} is unknown; the classes are {accepted.classes}")
 
 
 def _check_array(values: np.ndarray, name: str, accepted: Accepted) -> np.ndarray:

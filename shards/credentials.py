@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -18,6 +20,23 @@ HARMLESS_OPTION = re.compile(r"url|region|protocol|endpoint|version|mode|style")
 def hide(url: str) -> str:
     """The URL without user, password and query (signed URLs carry credentials there)."""
     return re.sub(r"//[^/@]*@", "//", url.partition("?")[0]).rstrip("/")
+
+
+def hide_in_command(words: Sequence[str]) -> str:
+    """A command line for the record: URLs without credentials, and none of the options for file systems."""
+    shown, secret = [], False
+    for word in words:
+        name, mark, _ = word.partition("=")
+        option = name == "--storage_options"
+        if secret:
+            shown.append("***")
+        elif option and mark:
+            shown.append(f"{name}=***")
+        else:
+            address, fragment, split = word.partition("#")
+            shown.append(hide(address) + fragment + split if "://" in word else word)
+        secret = option and not mark
+    return " ".join(shlex.quote(word) for word in shown)
 
 
 def secrets_in(url: str, storage_options: dict[str, Any]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ whatever order.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,9 @@ def finish(shard: OpenShard, target: Target, accepted: Accepted) -> Part:
 def manifest_of(
     splits: dict[str, list[Part]], accepted: Accepted, provenance: dict[str, Any], skipped: int
 ) -> Manifest:
-    """The manifest of finished shards: per split its parts, in order.
-
-    Raises:
-        ValueError: the stored dtype would ruin a feature.
-    """
+    """The manifest of finished shards: per split its parts, in order."""
     tallies = {name: sum_of([part.tally for part in parts]) for name, parts in splits.items()}
     total = sum_of(list(tallies.values()))
-    check_cast(total.errors, total.moments, accepted.dtype)
     modalities = {name: m for name, m in modalities_of(accepted).items() if name in total.moments}
     return Manifest(
         modalities=modalities,
@@ -145,6 +141,12 @@ def manifest_of(
         provenance=provenance,
         skipped=skipped,
     )
+
+
+def check_precision(parts: Iterable[Part], accepted: Accepted) -> None:
+    """Raise ValueError, naming the feature, if the stored dtype ruins one."""
+    total = sum_of([part.tally for part in parts])
+    check_cast(total.errors, total.moments, accepted.dtype)
 
 
 def modalities_of(accepted: Accepted) -> dict[str, Modality]:

@@ -165,6 +165,13 @@ def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) 
     store.fs.rm(f"{store.root}/{MARKER}")
 
 
+def discard(target: Target) -> None:
+    """Leave the folder as if nothing had begun, but for the folder itself."""
+    ours = [name for name in names_in(target.store) if OURS.fullmatch(name)]
+    for name in sorted(ours, key=lambda name: name == MARKER):
+        target.store.fs.rm(f"{target.store.root}/{name}", recursive=True)
+
+
 def _token(store: Store) -> bytes:
     """Content of the marker; empty where there is none."""
     try:

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from shards.checks import Accepted, Stored, accept_or_skip
-from shards.part import OpenShard, Part, add, finish, manifest_of, open_shard, shard_name
+from shards.part import OpenShard, Part, add, check_precision, finish, manifest_of, open_shard, shard_name
 from shards.schema import BadSample, Manifest, Sample
 from shards.target import Target, claim, complete
 
@@ -86,6 +87,7 @@ def pack(
             raise ValueError(f"nothing to pack{bad}")
         for split in list(packing.open):
             _finish(packing, split)
+        check_precision(chain.from_iterable(packing.parts.values()), packing.accepted)
         made = {
             "packed": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {name: version(name) for name in ("numpy", "webdataset")},

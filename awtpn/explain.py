@@ -1,0 +1,229 @@
+"""A picture of one answer: what was seen and heard, how much each step counted, and the probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awtpn.predictor import Prediction
+
+INK, QUIET, LINE, PAPER = "#1f2933", "#7b8794", "#d5dbe1", "#ffffff"
+COLOURS = {"audio": "#0072b2", "video": "#d55e00"}  # of Okabe and Ito
+NAMES = {"video": "picture", "audio": "sound"}
+MOST_CLASSES = 12
+FRAMES = 7  # shown side by side
+WAVE_COLUMNS = 1400  # a waveform is drawn as the extremes within so many columns
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What there is to show of a clip.
+
+    Attributes:
+        name: for the title.
+        duration: in seconds.
+        sound: [samples] at `rate` Hz, or None.
+        pictures: uint8 [N, H, W, 3], evenly over the clip, or None.
+        step_seconds: length of a step, by modality.
+    """
+
+    name: str
+    duration: float
+    sound: NDArray[np.float32] | None
+    rate: int
+    pictures: NDArray[np.uint8] | None
+    step_seconds: dict[str, float]
+
+
+def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
+    """Write the picture as a PNG.
+
+    Above each other on one time axis: frames with the weights of the picture's steps, the waveform with those
+    of the sound's. Weights are shown as multiples of an even one, 1 / steps: above 1 a step counts for more
+    than its share. Beside them the probabilities.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("drawing needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(13, 6.6), dpi=140, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        4,
+        2,
+        width_ratios=[3.6, 1],
+        height_ratios=[1.15, 0.8, 1.0, 0.8],
+        left=0.065,
+        right=0.975,
+        top=0.86,
+        bottom=0.085,
+        wspace=0.22,
+        hspace=0.16,
+    )
+    seen, video, heard, audio = (figure.add_subplot(grid[row, 0]) for row in range(4))
+    _title(figure, recording, prediction)
+    _pictures(seen, recording, prediction)
+    _weights(video, recording, prediction, "video")
+    _wave(heard, recording, prediction)
+    _weights(audio, recording, prediction, "audio")
+    for axes in (seen, video, heard):
+        axes.tick_params(labelbottom=False)
+    figure.text(0.065, 0.022, "seconds", color=QUIET, fontsize=9.5)
+    key = "weight: how much a step counts, as a multiple of an even share (×1)"
+    figure.text(grid[0, 0].get_position(figure).x1, 0.022, key, color=QUIET, fontsize=9.5, ha="right")
+    _probabilities(figure.add_subplot(grid[:, 1]), prediction)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", facecolor=PAPER)
+    temporary.replace(path)
+
+
+def _title(figure: Any, recording: Recording, prediction: Prediction) -> None:
+    share = prediction.probabilities[prediction.label]
+    figure.text(0.065, 0.935, prediction.label, fontsize=21, fontweight="bold", color=INK, va="center")
+    figure.text(
+        0.975,
+        0.935,
+        f"{recording.name}   ·   {recording.duration:.1f} s   ·   {share:.0%} sure",
+        fontsize=11,
+        color=QUIET,
+        ha="right",
+        va="center",
+    )
+
+
+def _plain(axes: Any, recording: Recording) -> None:
+    """The look that all rows share."""
+    axes.set_xlim(0, recording.duration)
+    axes.set_facecolor(PAPER)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(colors=QUIET, labelsize=9, length=0)
+
+
+def _nothing(axes: Any, what: str) -> None:
+    axes.set_yticks([])
+    axes.text(
+        0.5,
+        0.5,
+        what,
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color=QUIET,
+        fontsize=11,
+        style="italic",
+    )
+
+
+def _pictures(axes: Any, recording: Recording, prediction: Prediction) -> None:
+    """A strip of frames, each the middle of its stretch of time; the more its steps count, the clearer."""
+    _plain(axes, recording)
+    axes.set_yticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.set_ylim(0, 1)
+    if recording.pictures is None:
+        _nothing(axes, "no picture")
+        return
+    box, (height, width) = axes.get_window_extent(), recording.pictures.shape[1:3]
+    slot = recording.duration / FRAMES
+    gap = 0.03 * slot
+    # What is wider than its place is cut at both sides, what is narrower leaves it partly empty.
+    place = (box.width / FRAMES * 0.97) / box.height
+    cut = max(0, round((width - place * height) / 2))
+    shown = min(1.0, width / height / place)
+    strength = _strength(prediction, "video")
+    for i in range(FRAMES):
+        at = (i + 0.5) / FRAMES
+        picture = recording.pictures[int(at * len(recording.pictures)), :, cut : width - cut]
+        left = i * slot + gap / 2 + (1 - shown) * (slot - gap) / 2
+        extent = (left, left + shown * (slot - gap), 0, 1)
+        alpha = 0.25 + 0.75 * float(strength[int(at * len(strength))])
+        axes.imshow(picture, extent=extent, aspect="auto", interpolation="antialiased", alpha=alpha)
+    axes.set_xlim(0, recording.duration)
+
+
+def _strength(prediction: Prediction, modality: str) -> NDArray[np.float32]:
+    """Weights [T] as shares of the largest; [1.0] where there are none."""
+    weights = prediction.weights.get(modality)
+    if weights is None or not len(weights):
+        return np.ones(1, np.float32)
+    return np.clip(weights / max(float(weights.max()), 1e-12), 0, 1)
+
+
+def _wave(axes: Any, recording: Recording, prediction: Prediction) -> None:
+    """The waveform; the more a step counts, the stronger its colour."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgba
+
+    _plain(axes, recording)
+    axes.spines["bottom"].set_visible(False)
+    if recording.sound is None:
+        _nothing(axes, "no sound")
+        return
+    sound = recording.sound
+    columns = min(WAVE_COLUMNS, len(sound))
+    edges = np.linspace(0, len(sound), columns + 1).astype(int)
+    low = np.minimum.reduceat(sound, edges[:-1])
+    high = np.maximum.reduceat(sound, edges[:-1])
+    time = (edges[:-1] + edges[1:]) / 2 / recording.rate
+    axes.fill_between(time, low, high, color=LINE, linewidth=0.6, edgecolor=LINE)
+    strength = _strength(prediction, "audio")
+    step = np.minimum((time / recording.step_seconds.get("audio", np.inf)).astype(int), len(strength) - 1)
+    colours = np.tile(to_rgba(COLOURS["audio"]), (columns, 1))
+    colours[:, 3] = strength[step]
+    lines = np.stack([np.stack([time, low], 1), np.stack([time, high], 1)], 1)
+    axes.add_collection(LineCollection(list(lines), colors=colours, linewidths=0.9))
+    most = max(1e-6, float(np.abs(sound).max()))
+    axes.set_ylim(-1.1 * most, 1.1 * most)
+    axes.set_yticks([])
+
+
+def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: str) -> None:
+    """Reliability weights as multiples of an even weight, a stair over time."""
+    _plain(axes, recording)
+    weights = prediction.weights.get(modality)
+    if weights is None:
+        _nothing(axes, f"the model does not use {NAMES[modality]}")
+        return
+    if not len(weights):
+        _nothing(axes, f"nothing to rely on in the {NAMES[modality]}")
+        return
+    share = weights * len(weights)
+    edges = np.arange(len(share) + 1) * recording.step_seconds[modality]
+    edges[-1] = max(edges[-2] + 1e-6, min(edges[-1], recording.duration))
+    axes.stairs(share, edges, fill=True, color=COLOURS[modality], alpha=0.22)
+    axes.stairs(share, edges, color=COLOURS[modality], linewidth=1.4, baseline=None)
+    axes.axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_ylim(0, max(2.0, 1.15 * float(share.max())))
+    most = int(axes.get_ylim()[1])
+    axes.set_yticks(sorted({0, 1, most} if most < 6 else {0, 1, most // 2, most}))
+    axes.set_ylabel(f"{NAMES[modality]}\nweight", color=COLOURS[modality], fontsize=10, labelpad=8)
+    axes.yaxis.set_major_formatter(lambda value, _: f"×{value:g}")
+
+
+def _probabilities(axes: Any, prediction: Prediction) -> None:
+    """Bars, the likeliest on top."""
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:MOST_CLASSES]
+    names, values = [name for name, _ in ranked], [value for _, value in ranked]
+    places = np.arange(len(names))
+    axes.set_facecolor(PAPER)
+    axes.barh(places, np.ones(len(names)), height=0.16, color="#eef1f4")
+    colours = [INK if name == prediction.label else "#a9b4bf" for name in names]
+    axes.barh(places, values, height=0.16, color=colours)
+    for place, name, value in zip(places, names, values, strict=True):
+        weight = "bold" if name == prediction.label else "normal"
+        axes.text(0, place - 0.16, name, va="bottom", ha="left", fontsize=10.5, color=INK, fontweight=weight)
+        axes.text(1, place - 0.16, f"{value:.1%}", va="bottom", ha="right", fontsize=10.5, color=QUIET)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(names) - 0.3, -0.75)
+    axes.axis("off")

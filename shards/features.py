@@ -1,0 +1,147 @@
+"""Clips -> features: decoded on a few threads ahead of the encoders, encoded in batches of like length.
+
+Which clips share a batch is decided by the clips alone, so that the same clips give the same bytes on any
+rank and after any stop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shards.clips import Clip
+from shards.media import probe, read_audio, read_frames
+from shards.schema import BadSample, Sample
+
+# Decoded clips that wait for the encoders, beyond those that are being decoded.
+AHEAD_CLIPS = 64
+AHEAD_BYTES = 512 << 20
+# Clips are sorted by length within windows of so many, or of so many decoded bytes.
+WINDOW_CLIPS = 64
+WINDOW_BYTES = 256 << 20
+
+# By modality, "audio" and "video"; what they are is told in `shards.encoders`.
+Encoders = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A clip's sound [samples] and pictures [N, H, W, 3], by modality; or why it cannot be used."""
+
+    clip: Clip
+    media: dict[str, np.ndarray]
+    cause: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in self.media.values())
+
+
+def decode(clip: Clip, encoders: Encoders) -> Decoded:
+    """Read what the encoders need of a clip; a stream that it lacks is left out."""
+    media: dict[str, np.ndarray] = {}
+    try:
+        if "audio" in encoders and clip.audio is not None and probe(clip.audio).has_audio:
+            media["audio"] = read_audio(clip.audio, encoders["audio"].rate, clip.audio_span)
+        if "video" in encoders and clip.video is not None and probe(clip.video).has_video:
+            media["video"], _ = read_frames(clip.video, encoders["video"].fps, clip.video_span, clip.crop)
+    except (ValueError, OSError) as error:
+        return Decoded(clip, {}, str(error))
+    if not media:
+        files = ", ".join(dict.fromkeys(str(path) for path in (clip.audio, clip.video) if path is not None))
+        return Decoded(clip, {}, f"{files or 'no file'}: no {' and no '.join(encoders)} to make features of")
+    return Decoded(clip, media)
+
+
+def decode_ahead(clips: Iterable[Clip], encoders: Encoders, threads: int) -> Generator[Decoded, None, None]:
+    """`decode` each clip, in order, some ahead of being asked for; how far is bounded in clips and bytes."""
+    remaining = iter(clips)
+    waiting: deque[Future[Decoded]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        while True:
+            while len(waiting) < AHEAD_CLIPS and _held(waiting) < AHEAD_BYTES:
+                clip = next(remaining, None)
+                if clip is None:
+                    break
+                waiting.append(pool.submit(decode, clip, encoders))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _held(waiting: Iterable[Future[Decoded]]) -> int:
+    """Bytes of the clips that are decoded; those under way count as soon as they are."""
+    return sum(each.result().bytes for each in waiting if each.done())
+
+
+def encode(decoded: Iterable[Decoded], encoders: Encoders, batch: int) -> Iterator[Sample | BadSample]:
+    """Features of decoded clips, in order; of one that fails a `BadSample` with its cause.
+
+    A modality whose stream a clip lacks, or in which the encoder finds nothing (no face), is None.
+
+    Args:
+        decoded: read a window at a time.
+        encoders: by modality.
+        batch: clips encoded at a time.
+    """
+    for window in _windows(decoded):
+        made = {name: _encode_window(window, name, encoder, batch) for name, encoder in encoders.items()}
+        for i, each in enumerate(window):
+            found = {name: values[i] for name, values in made.items()}
+            causes = [each.cause, *(value for value in found.values() if isinstance(value, str))]
+            if cause := next((cause for cause in causes if cause), None):
+                yield BadSample(each.clip.key, cause, each.clip.source)
+            else:
+                yield _sample(each.clip, found)
+
+
+def _sample(clip: Clip, found: dict[str, Any]) -> Sample:
+    features = {name: None if values is None or not len(values) else values for name, values in found.items()}
+    return Sample(clip.key, clip.split, clip.label, features, clip.meta, clip.source)
+
+
+def _windows(decoded: Iterable[Decoded]) -> Iterator[list[Decoded]]:
+    """Consecutive clips, few enough to be held; the bounds depend on nothing but the clips."""
+    window: list[Decoded] = []
+    held = 0
+    for each in decoded:
+        window.append(each)
+        held += each.bytes
+        if len(window) >= WINDOW_CLIPS or held >= WINDOW_BYTES:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
+
+
+def _encode_window(
+    window: list[Decoded], name: str, encoder: Any, batch: int
+) -> list[np.ndarray | str | None]:
+    """Per clip its features [T, D]; None where it lacks the modality; the cause where it failed."""
+    found: list[np.ndarray | str | None] = [None] * len(window)
+    there = [i for i, each in enumerate(window) if name in each.media]
+    there.sort(key=lambda i: len(window[i].media[name]))
+    for first in range(0, len(there), batch):
+        rows = there[first : first + batch]
+        made = _encode([window[i].media[name] for i in rows], encoder)
+        for i, values in zip(rows, made, strict=True):
+            found[i] = values
+    return found
+
+
+def _encode(media: list[np.ndarray], encoder: Any) -> list[np.ndarray | str]:
+    """Features of each; a batch that is refused is tried one by one, to find whose fault it is."""
+    try:
+        return list(encoder.encode(media))
+    except ValueError as error:
+        if len(media) == 1:
+            return [str(error)]
+    return [made for each in media for made in _encode([each], encoder)]
