@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.feature_space import describe, recorded
 from shards.index import ShardIndex, load_index
 from shards.schema import Manifest, Modality, ShardEntry
 from shards.store import Store, open_dataset, open_file, read_range
@@ -19,6 +21,7 @@ from shards.store import Store, open_dataset, open_file, read_range
 INDEX_THREADS = 8
 BINS = 12
 BAR = 40
+WIDTH = 110
 FIRST_VALUES = 4
 
 
@@ -173,11 +176,41 @@ def format_info(found: Info) -> str:
             lines += _bars("steps", list(zip(bins, lengths.counts, strict=True)))
     if manifest.skipped:
         lines += ["", f"{manifest.skipped} bad samples were left out by packing: skipped.jsonl names them"]
-    lines += ["", "made:"]
-    lines += [
-        f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in manifest.provenance.items()
-    ]
+    lines += ["", "made:", *_made(manifest.provenance)]
     return "\n".join(lines)
+
+
+def _made(provenance: dict[str, Any]) -> list[str]:
+    """Provenance, a fact a line; of features first their space, then what it is made of."""
+    features = recorded(provenance)
+    lines = []
+    for name, entry in features.items():
+        lines += [f"  {name}: feature space {entry['space']}", *_wrapped(describe(entry["settings"]), "    ")]
+    for name, value in provenance.items():
+        if name == "features" and features:
+            continue
+        if isinstance(value, dict) and value:
+            listed = ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+            lines += _wrapped(f"{name}: {listed}", "  ")
+        else:
+            lines += _wrapped(f"{name}: {_plain(value)}", "  ")
+    return lines
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _wrapped(text: str, margin: str) -> list[str]:
+    # Long words are commands and paths, to be copied whole.
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=margin,
+        subsequent_indent=margin + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def format_preview(found: Preview) -> str:
