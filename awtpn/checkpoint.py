@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
 from shards import Ragged
+from shards.feature_space import check_same_space
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
@@ -287,9 +288,17 @@ def load_matching(folder: Path, model: AWTPN) -> None:
     statistics of the new training data excepted.
 
     Raises:
-        ValueError: the two models' shapes differ; names the tensor.
+        ValueError: the two models' shapes differ; names the tensor. Or their features do, even where their
+            widths are the same: projections of one feature space mean nothing in another.
     """
     card = json.loads((folder / CARD_FILE).read_text())
+    check_same_space(
+        card.get("provenance") or {},
+        model.provenance,
+        model.feature_dims,
+        f"run.init_from: {folder} was trained on other features than this run",
+        "extract these with the same encoders, or start afresh without run.init_from",
+    )
     weights = load_file(folder / WEIGHTS_FILE)
     own = model.state_dict()
     fresh = ("standardise.",) if card["classes"] == model.classes else ("standardise.", "classifier.", "tpn.")

@@ -13,6 +13,7 @@ from awtpn.config import DEMO, ROLES, Config, DataConfig
 from awtpn.distributed import World
 from awtpn.model import AWTPN
 from shards import FeatureStream
+from shards.feature_space import check_same_space
 from shards.schema import dump_manifest
 from shards.sources.demo import ensure_demo
 from shards.store import DEFAULT_CACHE, open_dataset
@@ -96,11 +97,18 @@ def open_evaluation(source: dict[str, Any], modalities: list[str], world: World)
 
 
 def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
-    """Refuse data whose labels or feature widths are not the model's."""
+    """Refuse data whose labels, features or feature widths are not the model's."""
     if model.classes != stream.classes:
         raise ValueError(
             f"the model knows the classes {model.classes}, but {stream.url} has {stream.classes}"
         )
+    check_same_space(
+        model.provenance,
+        stream.manifest.provenance,
+        model.feature_dims,
+        f"the model knows other features than those of {stream.url}",
+        "extract the recordings with the model's encoders, or train a model on these features",
+    )
     for name, dim in model.feature_dims.items():
         if stream.modalities[name].dim != dim:
             raise ValueError(

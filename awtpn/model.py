@@ -225,6 +225,8 @@ class AWTPN(nn.Module):
         self.feature_dims = {m: int(feature_dims[m]) for m in config.modalities}
         self.classes = list(classes)
         self.learnable_prototypes = learnable_prototypes
+        # How the features that it is trained on were made, as their manifest says.
+        self.provenance: dict[str, Any] = {}
         dim = config.shared_dim
         self.standardise = nn.ModuleDict({m: Standardise(d) for m, d in self.feature_dims.items()})
         self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
@@ -278,6 +280,7 @@ class AWTPN(nn.Module):
             "feature_dims": self.feature_dims,
             "classes": self.classes,
             "learnable_prototypes": self.learnable_prototypes,
+            "provenance": self.provenance,
         }
 
     @classmethod
@@ -285,7 +288,9 @@ class AWTPN(nn.Module):
         """A model with fresh weights of the shape that `card()` described."""
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in card["model"].items() if k in known})
-        return cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
+        model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
+        model.provenance = card.get("provenance") or {}
+        return model
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> AWTPN:

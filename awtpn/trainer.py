@@ -167,6 +167,7 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
     torch.manual_seed(config.run.seed)
     dims = {name: modality.dim for name, modality in train.modalities.items()}
     model = AWTPN(config.model, dims, train.classes, config.prototypes.update == "gradient").to(world.device)
+    model.provenance = train.manifest.provenance
     for other in (val, test):
         if other is not None:
             check_feature_space(model, other)
@@ -207,7 +208,7 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
             data=trained_on,
         ),
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
-        card=model.card() | {"dataset": train.name, "provenance": train.manifest.provenance},
+        card=model.card() | {"dataset": train.name},
         stop=install_stop_flag(),
         watchdog=watch(config, world, run_dir),
     )

@@ -72,6 +72,27 @@ def differences(
     }
 
 
+def check_same_space(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], modalities: Iterable[str], complaint: str, fix: str
+) -> None:
+    """Refuse features that the model does not know, even where they are as wide.
+
+    Args:
+        ours: the provenance of what the model was trained on.
+        theirs: that of other features.
+        modalities: those to compare.
+        complaint: begins the message.
+        fix: ends it.
+
+    Raises:
+        ValueError: a modality's feature spaces differ; describes both.
+    """
+    found = differences(ours, theirs, modalities)
+    if found:
+        listed = "; ".join(f"{name}: {known} against {other}" for name, (known, other) in found.items())
+        raise ValueError(f"{complaint}: {listed}; {fix}")
+
+
 def describe(settings: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> str:
     """An encoder in words: "facebook/wav2vec2-base (layer 9, step_seconds 0.1)".
 
