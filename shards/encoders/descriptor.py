@@ -1,0 +1,102 @@
+"""`descriptor`: a small description of pictures without any weights, 148 numbers each.
+
+Each picture is squeezed to 64 x 64 in grey (Rec. 601 luma, in [0, 1]) and colour, then described by
+
+- 128: histograms of oriented gradients (Dalal and Triggs, 2005): in each cell of a 4 x 4 grid the gradients'
+  lengths are summed over 8 unsigned orientations; all 128 together are scaled to unit length;
+- 4: mean and standard deviation of grey, and the mean of red - green and of (red + green) / 2 - blue;
+- 16: motion: per cell the mean absolute change of grey since the picture before (0 for the first).
+
+A step of several pictures is the mean of their descriptions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from shards.encoders.pooling import pool
+
+SIDE, CELLS, ORIENTATIONS = 64, 4, 8
+# Scale to unit length without blowing up the noise of an even picture.
+SMALLEST_GRADIENT = 0.1
+BLOCK = 256
+
+
+class Descriptor:
+    """Video encoder, see the module; attributes as `shards.encoders` says."""
+
+    name = "descriptor"
+    dim = CELLS * CELLS * (ORIENTATIONS + 1) + 4
+
+    def __init__(self, fps: float = 10.0, step_seconds: float = 0.1, faces: str = "none") -> None:
+        if step_seconds * fps < 1 - 1e-6:
+            raise ValueError(
+                f"step_seconds={step_seconds:g} is shorter than a picture at fps={fps:g}; raise fps"
+            )
+        self.fps = fps
+        self.step_seconds = step_seconds
+        self._faces = faces
+        self.settings: dict[str, Any] = {
+            "id": "descriptor",
+            "version": 1,
+            "fps": fps,
+            "step_seconds": step_seconds,
+            "side": SIDE,
+            "cells": CELLS,
+            "orientations": ORIENTATIONS,
+            "faces": faces,
+        }
+        if faces != "none":
+            from shards.faces import face_settings
+
+            self.settings["faces"] = face_settings()
+
+    def encode(self, clips: list[np.ndarray]) -> list[np.ndarray]:
+        """[T, 148] for each clip uint8 [N, H, W, 3] sampled at `fps`."""
+        return [self._encode(clip) for clip in clips]
+
+    def _encode(self, clip: np.ndarray) -> np.ndarray:
+        if self._faces != "none":
+            from shards.faces import crop_faces
+
+            clip = crop_faces(clip, SIDE, self.fps)[0]
+        if not len(clip):
+            return np.zeros((0, self.dim), np.float32)
+        centres = (np.arange(len(clip)) + 0.5) / self.fps
+        return pool(describe(clip), centres, len(clip) / self.fps, self.step_seconds)
+
+
+def describe(pictures: np.ndarray) -> np.ndarray:
+    """float32 [N, 148] of pictures uint8 [N, H, W, 3]; the order within is the module's."""
+    small = np.concatenate([_squeeze(pictures[i : i + BLOCK]) for i in range(0, len(pictures), BLOCK)])
+    red, green, blue = small[..., 0], small[..., 1], small[..., 2]
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    dy, dx = np.gradient(grey, axis=(1, 2))
+    length = np.hypot(dx, dy)
+    orientation = (np.arctan2(dy, dx) % np.pi * (ORIENTATIONS / np.pi)).astype(np.int64) % ORIENTATIONS
+    histogram = np.stack(
+        [_cells(np.where(orientation == o, length, 0.0)) for o in range(ORIENTATIONS)], axis=-1
+    ).reshape(len(small), -1)
+    histogram /= np.maximum(np.linalg.norm(histogram, axis=1, keepdims=True), SMALLEST_GRADIENT / SIDE)
+    tones = [grey.mean((1, 2)), grey.std((1, 2)), (red - green).mean((1, 2))]
+    tones.append(((red + green) / 2 - blue).mean((1, 2)))
+    motion = _cells(np.abs(np.diff(grey, axis=0, prepend=grey[:1]))).reshape(len(small), -1)
+    return np.concatenate([histogram, np.stack(tones, axis=1), motion], axis=1).astype(np.float32)
+
+
+def _squeeze(pictures: np.ndarray) -> np.ndarray:
+    """float32 [N, SIDE, SIDE, 3] in [0, 1]: the mean over each place's share of the picture."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    values = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255.0
+    small = interpolate(values, (SIDE, SIDE), mode="area")
+    return small.permute(0, 2, 3, 1).numpy()
+
+
+def _cells(values: np.ndarray) -> np.ndarray:
+    """Mean over each cell: [N, SIDE, SIDE] -> [N, CELLS, CELLS]."""
+    size = SIDE // CELLS
+    return values.reshape(len(values), CELLS, size, CELLS, size).mean(axis=(2, 4))
