@@ -18,10 +18,10 @@ from awtpn.config import ROLES, DataConfig, SelectConfig
 from awtpn.data import check_feature_space, open_evaluation, stream_source
 from awtpn.distributed import World, join, leave
 from awtpn.metrics import auroc, count_confusion, format_table, summarise
-from awtpn.model import AWTPN
+from awtpn.model import AWTPN, ModelOutput
 from awtpn.monitor import write_atomically
 from awtpn.predictions import writing_predictions
-from shards import FeatureStream
+from shards import FeatureBatch, FeatureStream
 
 
 @torch.no_grad()
@@ -31,11 +31,13 @@ def evaluate(
     world: World,
     on_batch: Callable[[], None] = lambda: None,
     predictions: Path | None = None,
+    look: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
 ) -> dict[str, Any]:
     """Figures of `model` over `stream`; every rank gets them all. See `awtpn.metrics.summarise`.
 
     `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
-    same on all ranks, is a file to write with a line per utterance: see `awtpn.predictions`.
+    same on all ranks, is a file to write with a line per utterance: see `awtpn.predictions`. `look` is given
+    each batch and what the model made of it, on the device.
     """
     classes = len(stream.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
@@ -44,9 +46,10 @@ def evaluate(
     with writing_predictions(predictions, stream.classes, world) as record:
         for batch in stream.epoch(0, device=world.device):
             # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
-            logits = model(batch.features).logits
-            confusion += count_confusion(batch.label, logits.argmax(-1), classes)
-            record(batch, logits)
+            output = model(batch.features)
+            confusion += count_confusion(batch.label, output.logits.argmax(-1), classes)
+            record(batch, output.logits)
+            look(batch, output)
             on_batch()
     model.train(training)
     return summarise(world.sum(confusion.cpu().numpy()), stream.classes)

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from torch.utils.tensorboard import SummaryWriter
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from awtpn.board import GROUPS, Board
+from awtpn.config import Config
+from awtpn.distributed import World
+from awtpn.files import write_atomically
+from awtpn.provenance import describe
+from awtpn.snapshot import Snapshot
+from shards import FeatureStream
+
 Status = Literal["running", "preempted", "done", "failed"]
-
-# Where each figure of a metrics line stands in TensorBoard.
-GROUPS = {
-    "loss": "loss/total",
-    "align": "loss/align",
-    "intra": "loss/intra",
-    "inter": "loss/inter",
-    "contrast": "loss/contrast",
-    "ce": "loss/ce",
-    "mse": "loss/mse",
-    "lr": "optim/lr",
-    "grad_norm": "optim/grad_norm",
-    "utterances_per_s": "data/utterances_per_s",
-    "data_wait": "data/wait_s",
-}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def write_status(run_dir: Path, status: Status, **details: Any) -> None:
@@ -61,37 +47,58 @@ class Monitor:
         path = run_dir / "metrics.jsonl"
         cut_back(path, resumed_step)
         self.lines = path.open("a")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_step + 1, flush_secs=10)
+        self.board = Board(run_dir, resumed_step)
         self.bar = tqdm(
             total=total_steps, initial=resumed_step, desc="train", unit="step", dynamic_ncols=True
         )
+
+    def describe(
+        self,
+        step: int,
+        config: Config,
+        train: FeatureStream,
+        world: World,
+        prototypes: NDArray[np.float32],
+    ) -> None:
+        """Tell TensorBoard what runs, from `step` on: settings, data, environment, prototypes [C*K, D]."""
+        if self.is_main:
+            with telling_of_full_disks(self.run_dir):
+                self.board.settings(step, config, train, describe(world), prototypes)
 
     def log_step(self, line: Mapping[str, Any]) -> None:
         """One optimizer step's line; steps count from 1."""
         if not self.is_main:
             return
-        with self._telling_of_full_disks():
+        with telling_of_full_disks(self.run_dir):
             self.lines.write(json.dumps(line) + "\n")
-            for name, tag in GROUPS.items():
-                if line[name] is not None:
-                    self.board.add_scalar(tag, line[name], line["step"])
+            self.board.scalars(line["step"], {tag: line[name] for name, tag in GROUPS.items()})
         self.bar.update(1)
+
+    def log_pace(self, step: int, figures: Mapping[str, float]) -> None:
+        """Figures of several steps together, by TensorBoard tag; see `awtpn.work.pace`."""
+        if self.is_main:
+            with telling_of_full_disks(self.run_dir):
+                self.board.scalars(step, figures)
+
+    def wants_pictures(self, last: bool) -> bool:
+        """The coming validation should be drawn: it is the last, or time permits. False on other ranks."""
+        return self.is_main and (last or self.board.can_afford_pictures())
 
     def flush(self, **shown: str) -> None:
         """Put what was logged on disk, and `shown` beside the progress bar."""
         if not self.is_main:
             return
-        with self._telling_of_full_disks():
+        with telling_of_full_disks(self.run_dir):
             self.lines.flush()
         self.bar.set_postfix(shown)
 
-    def log_validation(self, step: int, epoch: int, figures: Mapping[str, Any], best: bool) -> None:
+    def log_validation(
+        self, step: int, epoch: int, figures: Mapping[str, Any], best: bool, snapshot: Snapshot
+    ) -> None:
         if not self.is_main:
             return
-        with self._telling_of_full_disks():
-            for name in ("w-ACC", "w-F1", "UA", "macro-F1"):
-                self.board.add_scalar(f"val/{name}", figures[name], step)
-            self.board.flush()
+        with telling_of_full_disks(self.run_dir):
+            self.board.validation(step, figures, snapshot)
         star = " *" if best else ""
         self.say(f"epoch {epoch + 1}: val w-F1 {figures['w-F1']:.4f}  w-ACC {figures['w-ACC']:.4f}{star}")
 
@@ -108,12 +115,19 @@ class Monitor:
                 with contextlib.suppress(OSError):
                     file.close()
 
-    @contextlib.contextmanager
-    def _telling_of_full_disks(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RuntimeError(f"metrics in {self.run_dir} could not be written: {error}") from None
+
+def log_results(run_dir: Path, results: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
+    """Add what `results.json` holds, and pictures of it, to TensorBoard; on the main rank alone."""
+    with telling_of_full_disks(run_dir), contextlib.closing(Board(run_dir)) as board:
+        board.results(results, snapshots)
+
+
+@contextlib.contextmanager
+def telling_of_full_disks(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(f"metrics in {run_dir} could not be written: {error}") from None
 
 
 def cut_back(path: Path, step: int) -> None:

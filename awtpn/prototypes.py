@@ -160,6 +160,18 @@ def _is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id") and not getattr(tensor, "ds_persist", False)
 
 
+@torch.no_grad()
+def gather_table(model: AWTPN) -> Tensor:
+    """The whole table [C*K, D] as float32 on the host; under ZeRO-3 a collective, so every rank calls."""
+    table = model.tpn.prototypes
+    if not _is_partitioned(table):
+        return table.detach().float().cpu().clone()
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([table]):
+        return table.detach().float().cpu().clone()
+
+
 def broadcast_from_main(tensors: Mapping[str, Tensor]) -> None:
     """Give every rank rank 0's values: an explicit start, since DeepSpeed leaves buffers out."""
     for tensor in tensors.values():

@@ -41,12 +41,14 @@ from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.losses import TERMS, total_loss
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.model import AWTPN
-from awtpn.monitor import Monitor, write_atomically, write_status
+from awtpn.monitor import Monitor, log_results, write_atomically, write_status
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe
+from awtpn.snapshot import Collector
 from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
+from awtpn.work import memory_gib, pace, work_of_batch
 from shards import FeatureBatch, FeatureStream
 
 
@@ -280,6 +282,8 @@ def fit(run: Run) -> bool:
     position, options = run.position, run.config.train
     monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
     announce(run, monitor)
+    table = prototypes.gather_table(unwrap(run.model)).numpy()
+    monitor.describe(position.step, run.config, run.train, run.world, table)
     run.since = time.perf_counter()
     try:
         while position.epoch < options.epochs and position.step < run.total_steps:
@@ -383,6 +387,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> StepFacts:
             "fingerprint": f"{facts.fingerprint:016x}",
             "utterances": facts.utterances,
             "data_wait": data_wait,
+            "work": work_of_batch(batch, unwrap(run.model)),
         }
     )
     return facts
@@ -451,11 +456,11 @@ def flush(run: Run, monitor: Monitor) -> None:
         return
     steps, run.pending = run.pending, []
     terms = torch.stack([s["terms"] for s in steps]).double().cpu().numpy()
-    waits = np.array([s["data_wait"] for s in steps])
-    reduced = run.world.sum(np.column_stack([terms, waits]))
-    now = time.perf_counter()
-    rate = sum(s["utterances"] for s in steps) / max(now - run.since, 1e-9)
-    run.since = now
+    waits = np.array([s["data_wait"] for s in steps]) / run.world.size
+    reduced = run.world.sum(np.column_stack([terms, waits, np.stack([s["work"] for s in steps])]))
+    seconds, run.since = time.perf_counter() - run.since, time.perf_counter()
+    utterances, (wait, *work) = sum(s["utterances"] for s in steps), reduced[:, len(TERMS) :].sum(0)
+    rate = utterances / max(seconds, 1e-9)
     weights = np.array(run.config.loss.weights())
     for s, row in zip(steps, reduced, strict=True):
         loss = float(row[: len(TERMS)] @ weights)
@@ -466,10 +471,12 @@ def flush(run: Run, monitor: Monitor) -> None:
             {"step": s["step"], "epoch": s["epoch"], "lr": s["lr"], "fingerprint": s["fingerprint"]}
             # JSON has no NaN.
             | {name: value if math.isfinite(value) else None for name, value in figures.items()}
-            | {"skipped": not finite, "utterances_per_s": rate, "data_wait": row[-1] / run.world.size}
+            | {"skipped": not finite, "utterances_per_s": rate, "data_wait": row[len(TERMS)]}
         )
         if not finite:
             account_for_skipped(run, monitor, s, loss)
+    standing = {"optim/skipped": run.skipped, "system/memory_gib": memory_gib(run.world.device)}
+    monitor.log_pace(steps[-1]["step"], pace(seconds, utterances, wait, work) | standing)
     monitor.flush(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
 
 
@@ -515,11 +522,14 @@ def validate_epoch(run: Run, monitor: Monitor, epoch: int) -> bool:
     """Validate; True if this is the best model so far (without validation data the latest is)."""
     if run.val is None:
         return True
-    figures = evaluate(run.model, run.val, run.world, run.watchdog.beat)
+    last, wanted = run.position.step >= run.total_steps, run.config.train.pictures
+    drawn = run.world.from_main(wanted and monitor.wants_pictures(last))
+    collector = Collector(run.model, run.val, run.world, drawn)
+    figures = evaluate(run.model, run.val, run.world, run.watchdog.beat, look=collector.add)
     best = figures["w-F1"] > run.position.best_f1
     if best:
         run.position.best_f1, run.position.best_step = figures["w-F1"], run.position.step
-    monitor.log_validation(run.position.step, epoch, figures, best)
+    monitor.log_validation(run.position.step, epoch, figures, best, collector.gather())
     return best
 
 
@@ -562,15 +572,19 @@ def test(run: Run) -> dict[str, Any]:
     """Evaluate the best checkpoint on validation and test data; write and print the results."""
     model = AWTPN.from_pretrained(run.checkpoints / "best").to(run.world.device)
     results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
+    snapshots = {}
     for role, stream in (("val", run.val), ("test", run.test)):
         if stream is None:
             continue
         run.watchdog.beat()
         file = predictions_file(run.dir, role)
-        results[role] = evaluate(model, stream, run.world, run.watchdog.beat, file)
+        collector = Collector(model, stream, run.world, run.config.train.pictures)
+        results[role] = evaluate(model, stream, run.world, run.watchdog.beat, file, collector.add)
+        snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
         write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")
+        log_results(run.dir, results, snapshots)
         print_results(run, results)
     return results
 

@@ -5,11 +5,54 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
+import yaml
+from support import ALONE, CLASSES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from awtpn.monitor import GROUPS, Monitor, cut_back, write_atomically, write_status
+from awtpn import board as boards
+from awtpn.board import Board, leaves, prototype_figures
+from awtpn.config import Config, DataConfig
+from awtpn.metrics import summarise
+from awtpn.monitor import GROUPS, Monitor, cut_back, log_results, write_atomically, write_status
+from awtpn.snapshot import BUCKETS, Embeddings, Example, Snapshot
+from shards import FeatureStream
 
-FIGURES = {"w-ACC": 0.1, "w-F1": 0.2, "UA": 0.3, "macro-F1": 0.4}
+FIGURES = summarise(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES)
+
+
+def snapshot(pictures: bool = False) -> Snapshot:
+    """A validation of two utterances, one without video."""
+    counts = np.zeros(BUCKETS, dtype=np.int64)
+    counts[[5, 10, 39]] = 3, 4, 1
+    table = np.eye(3, 8, dtype=np.float32)
+    audio, none = np.array([0.1, 0.7, 0.2], np.float32), np.zeros(0, np.float32)
+    return Snapshot(
+        reliability={"audio": counts, "video": counts * 0},
+        prototypes=table,
+        examples=[
+            Example("u0", 0, 0, 0.9, {"audio": audio, "video": audio}),
+            Example("u1", 1, 2, 0.5, {"audio": audio, "video": none}),
+        ]
+        if pictures
+        else [],
+        embeddings=Embeddings(
+            key=["u0", "u\t1"],
+            label=np.array([0, 1]),
+            predicted=np.array([0, 2]),
+            vectors=np.arange(16, dtype=np.float32).reshape(2, 8),
+            prototypes=table,
+        )
+        if pictures
+        else None,
+    )
+
+
+def read(folder: Path) -> EventAccumulator:
+    board = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "tensors": 0})
+    return board.Reload()
 
 
 def line(step: int) -> dict[str, float]:
@@ -34,7 +77,9 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, is_main=False, resumed_step=0, total_steps=5)
     monitor.log_step(line(1))
     monitor.flush(loss="1")
-    monitor.log_validation(1, 0, FIGURES, best=True)
+    monitor.log_pace(1, {"system/memory_gib": 1.0})
+    assert not monitor.wants_pictures(last=True)
+    monitor.log_validation(1, 0, FIGURES, True, snapshot())
     monitor.say("nothing")
     monitor.close()
     assert not list(tmp_path.iterdir())
@@ -44,7 +89,7 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
     first = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=6)
     for step in range(1, 6):
         first.log_step(line(step))
-    first.log_validation(5, 0, FIGURES, best=True)
+    first.log_validation(5, 0, FIGURES, True, snapshot(pictures=True))
     first.close()
     # The checkpoint was of step 3; steps 4 and 5 are done again.
     second = Monitor(tmp_path, is_main=True, resumed_step=3, total_steps=6)
@@ -66,6 +111,119 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
         (5, 105),
         (6, 106),
     ]
+    assert not board.Images("val/confusion"), "the validation of step 5 was cut, too"
+
+
+def test_a_validation_stands_in_its_groups(tmp_path: Path) -> None:
+    board = Board(tmp_path, resumed_step=0)
+    for step in (3, 6):
+        board.validation(step, FIGURES, snapshot(pictures=step == 6))
+    board.close()
+    seen = read(tmp_path / "tensorboard")
+    assert seen.Scalars("val/w-F1")[0].value == pytest.approx(FIGURES["w-F1"])
+    for name in CLASSES:
+        values = [event.value for event in seen.Scalars(f"val_f1/{name}")]
+        assert values == pytest.approx([FIGURES["per_class"][name]["f1"]] * 2)
+    # An empty modality has no weights to show.
+    assert seen.Tags()["histograms"] == ["val/reliability_audio"]
+    histogram = seen.Histograms("val/reliability_audio")[-1].histogram_value
+    assert histogram.num == 8
+    shares = dict(zip(np.round(histogram.bucket_limit, 3), histogram.bucket, strict=True))
+    assert {limit: n for limit, n in shares.items() if n} == {0.6: 3, 1.1: 4, 4.0: 1}
+    pictures = {"val/confusion", "val/weights_over_time", "prototypes/distances"}
+    assert set(seen.Tags()["images"]) == pictures
+    assert all([event.step for event in seen.Images(tag)] == [6] for tag in pictures)
+    assert seen.Scalars("prototypes/nearest_class")[0].value == pytest.approx(2**0.5)
+    assert [event.value for event in seen.Scalars("prototypes/movement")] == [0.0], "from the second on"
+
+
+def test_prototypes_are_told_apart_by_class() -> None:
+    table = np.array([[0, 0], [0, 1], [3, 0], [3, 4]], np.float32)  # two of each of two classes
+    figures = prototype_figures(table, table + np.float32([[3, 4]]), classes=2)
+    assert figures["prototypes/nearest_class"] == pytest.approx(3)
+    assert figures["prototypes/distance_of_classes"] == pytest.approx((3 + 5 + 10**0.5 + 18**0.5) / 4)
+    assert figures["prototypes/movement"] == pytest.approx(5)
+    assert figures["prototypes/norm"] == pytest.approx((0 + 1 + 3 + 5) / 4)
+
+
+def test_pictures_take_their_share_of_the_time_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(boards.time, "perf_counter", lambda: now[0])
+    original = boards.write_projector
+
+    def slowly(*args: object) -> None:
+        now[0] += 2.0
+        original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(boards, "write_projector", slowly)
+    monitor = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=600)
+    assert monitor.wants_pictures(last=True), "the last validation is always drawn"
+    drawn = []
+    for step in range(1, 601):
+        now[0] += 1.0
+        if wanted := monitor.wants_pictures(last=False):
+            drawn.append(step)
+        monitor.board.validation(step, FIGURES, snapshot(pictures=wanted))
+    monitor.close()
+    assert drawn[0] == 100, "matplotlib is imported then, which takes a second"
+    assert len(drawn) == 3, "2 s each of 600 s are 1 %"
+
+
+def test_the_projector_shows_the_latest_and_the_best(tmp_path: Path) -> None:
+    """Also after an interrupted start: names stay listed once each."""
+    for step in (1, 2):
+        board = Board(tmp_path, resumed_step=step - 1)
+        board.validation(step, FIGURES, snapshot(pictures=True))
+        board.close()
+    log_results(tmp_path, {"best_step": 1, "val": FIGURES}, {"val": snapshot(pictures=True)})
+    folder = tmp_path / "tensorboard"
+    listed = (folder / "projector_config.pbtxt").read_text()
+    assert listed.count('tensor_name: "last"') == listed.count('tensor_name: "best_val"') == 1
+    for name in ("last", "best_val"):
+        vectors = np.fromfile(folder / "projector" / f"{name}.bytes", "<f4").reshape(5, 8)
+        assert vectors[1].tolist() == list(range(8, 16))
+        assert vectors[2:].tolist() == snapshot().prototypes.tolist()
+        rows = [r.split("\t") for r in (folder / "projector" / f"{name}.tsv").read_text().splitlines()]
+        assert rows[:3] == [
+            ["key", "label", "predicted", "kind"],
+            ["u0", "calm", "calm", "utterance"],
+            ["u 1", "happy", "sad", "utterance"],
+        ]
+        assert rows[-1] == ["prototype 1 of sad", "sad", "sad", "prototype"]
+
+
+def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, corpus: str) -> None:
+    config = Config(data=DataConfig(train=corpus, storage_options={"secret": "hunter2"}))
+    config.data.select.train = {"fold": [0, 1]}
+    stream = FeatureStream(corpus)
+    monitor = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=5)
+    monitor.describe(0, config, stream, ALONE, np.eye(3, 8, dtype=np.float32))
+    monitor.close()
+    log_results(tmp_path, {"best_step": 4, "test": FIGURES}, {"test": snapshot()})
+    seen = read(tmp_path / "tensorboard")
+    texts = {
+        tag: seen.Tensors(f"run/{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
+        for tag in ("config", "data", "environment")
+    }
+    assert yaml.safe_load(texts["config"])["data"]["select"]["train"] == {"fold": [0, 1]}
+    assert json.loads(texts["data"])["utterances"] == stream.num_utterances
+    assert "| versions.torch |" in texts["environment"]
+    assert "| ranks | 1 |" in texts["environment"]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir() if path.is_file())
+    assert b"hunter2" not in written
+    plugin = seen.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["optim.lr"].number_value == config.optim.lr
+    assert start.hparams["data.select.train.fold"].string_value == "[0, 1]"
+    assert "_hparams_/session_end_info" in plugin
+    assert seen.Scalars("results/test_UA")[0].step == 4
+
+
+def test_leaves_are_named_by_their_path() -> None:
+    nested = {"a": {"b": 1, "c": {}}, "d": None, "e": ["x"], "f": {"g": {"h": True}}}
+    assert leaves(nested) == {"a.b": 1, "e": '["x"]', "f.g.h": True}
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:

@@ -1,0 +1,203 @@
+"""Pictures of a validation, drawn with matplotlib into arrays [H, W, 3] uint8: pure functions.
+
+Colours stay apart for colour-blind eyes and on paper: one hue by lightness, or blue beside vermilion.
+Layouts are fixed in inches instead of fitted by matplotlib, which would draw everything twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awtpn.snapshot import Example
+
+Picture = NDArray[np.uint8]
+
+DPI = 110
+COLOURS = {"audio": "#0072b2", "video": "#d55e00"}  # of Okabe and Ito
+GREY, DARK = "#767676", "#222222"
+LETTER_IN = 0.075  # width of a letter of the labels' size, inches
+MOST_NUMBERS = 20  # rows of a matrix beyond which its cells hold no numbers
+
+
+def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title: str) -> Picture:
+    """Counts [C, C] with true classes as rows; each cell its count and its share of the row, in per cent."""
+    count = np.asarray(confusion)
+    share = count / np.maximum(count.sum(1, keepdims=True), 1)
+    side = max(2.8, 0.62 * len(classes)) if len(classes) <= MOST_NUMBERS else 9.0
+    left, bottom = 0.75 + _width(classes), 0.75 + 0.72 * _width(classes)
+    figure, axes = _figure(left + side + 0.2, bottom + side + 0.55, (left, bottom, side, side))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= MOST_NUMBERS:
+        for i, j in np.ndindex(*count.shape):
+            colour = "white" if share[i, j] > 0.55 else DARK if count[i, j] else "#b0b0b0"
+            percent = f"\n{100 * share[i, j]:.0f} %" if count[i, j] else ""
+            axes.text(j, i, f"{count[i, j]}{percent}", ha="center", va="center", color=colour, fontsize=8)
+    _name_cells(axes, classes)
+    axes.set_xlabel("predicted", color=GREY)
+    axes.set_ylabel("true", color=GREY)
+    axes.set_title(title, loc="left", fontsize=10)
+    return _array(figure)
+
+
+def prototype_map(
+    table: NDArray[np.float32], classes: Sequence[str], before: NDArray[np.float32] | None, title: str
+) -> Picture:
+    """Euclidean distances between the prototypes [C*K, D], and beside them how far each moved since `before`.
+
+    With K > 1 the prototypes of a class lie together, parted from others by white lines.
+    """
+    per_class = len(table) // len(classes)
+    distance = distances_between(table)
+    side = max(3.2, 0.5 * len(table)) if len(table) <= MOST_NUMBERS else 7.5
+    left, bottom, bar = 0.35 + _width(classes), 0.3 + 0.72 * _width(classes), 1.7
+    width = left + side + 0.25 + bar + 0.3
+    figure, axes = _figure(width, bottom + side + 0.55, (left, bottom, side, side))
+    axes.imshow(distance, cmap="cividis", vmin=0)
+    if len(table) <= MOST_NUMBERS:
+        middle = 0.6 * distance.max(initial=0)
+        for i, j in np.ndindex(*distance.shape):
+            colour = DARK if distance[i, j] > middle else "white"
+            axes.text(
+                j, i, _short(float(distance[i, j])), ha="center", va="center", color=colour, fontsize=7.5
+            )
+    _name_cells(axes, classes, per_class)
+    axes.set_title(title, loc="left", fontsize=10)
+
+    beside = _inches(figure, (left + side + 0.25, bottom, bar, side))
+    moved = np.zeros(len(table)) if before is None else np.linalg.norm(table - before, axis=1)
+    beside.barh(np.arange(len(table)), moved, height=0.7, color=COLOURS["audio"])
+    beside.set_ylim(axes.get_ylim())
+    beside.set_xlim(0, max(1.25 * float(moved.max(initial=0)), 1e-6))
+    beside.set_yticks([])
+    beside.set_xticks([])
+    if len(table) <= MOST_NUMBERS:
+        for i, value in enumerate(moved):
+            beside.text(value, i, f" {_short(value)}", va="center", fontsize=7.5, color=DARK)
+    beside.set_title("moved since the last" if before is not None else "no earlier one", fontsize=9)
+    _frame(beside, "left")
+    return _array(figure)
+
+
+def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title: str) -> Picture:
+    """Reliability weights of some utterances over their steps, one row each, one column per modality.
+
+    Weights are multiples of the uniform weight, which is the thin line; a column has one scale, so rows can
+    be compared. Left of them stand the true class and, where it differs, the predicted one.
+    """
+    modalities = list(examples[0].weights) if examples else ["audio"]
+    left, column, gap, row = 2.35, 3.6, 0.35, 0.72
+    height = row * max(len(examples), 1)
+    width = left + len(modalities) * (column + gap)
+    figure, _ = _figure(width, height + 0.85, None)
+    for m, modality in enumerate(modalities):
+        axes = _inches(figure, (left + m * (column + gap), 0.45, column, height))
+        _draw_weights(axes, [e.weights[modality] for e in examples], modality)
+    names = _inches(figure, (0, 0.45, left, height))
+    names.set_xlim(0, left)
+    names.set_ylim(len(examples), 0)
+    names.axis("off")
+    for i, example in enumerate(examples):
+        right = example.label == example.predicted
+        verdict = f"{'✓' if right else '✗'} {classes[example.predicted]} {100 * example.probability:.0f} %"
+        names.text(0.15, i + 0.3, classes[example.label], fontsize=9, color=DARK, va="center", weight="bold")
+        colour = COLOURS["audio"] if right else COLOURS["video"]
+        names.text(0.15, i + 0.56, verdict, fontsize=8.5, color=colour, va="center")
+        names.text(0.15, i + 0.8, _shorten(example.key), fontsize=7, color=GREY, va="center")
+    figure.text(0.15 / width, 1 - 0.2 / (height + 0.85), title, fontsize=10, va="center")
+    return _array(figure)
+
+
+def _draw_weights(axes: Any, rows: Sequence[NDArray[np.float32]], modality: str) -> None:
+    multiples = [weights * len(weights) for weights in rows]
+    top = 1.15 * max([2.0, *(float(m.max()) for m in multiples if len(m))])
+    for i, of in enumerate(multiples):
+        base = i + 0.97  # rows grow upwards from here
+        if len(of) == 0:
+            axes.text(0.5, i + 0.6, f"no {modality}", fontsize=8, color=GREY, va="center")
+            continue
+        axes.stairs(base - 0.94 * of / top, np.arange(len(of) + 1), baseline=base, fill=True, lw=0)
+        axes.patches[-1].set_facecolor(COLOURS.get(modality, GREY))
+        axes.plot([0, len(of)], [base - 0.94 / top] * 2, color=DARK, lw=0.6, alpha=0.6)
+        axes.plot([0, len(of)], [base] * 2, color=GREY, lw=0.6)
+    axes.set_xlim(0, max([1, *(len(m) for m in multiples)]))
+    axes.set_ylim(len(rows), 0)
+    axes.set_yticks([])
+    axes.set_xlabel("step", fontsize=8, color=GREY, labelpad=1)
+    axes.tick_params(labelsize=7.5, colors=GREY)
+    axes.set_title(f"{modality}: up to {top / 1.15:.1f} times the uniform weight", fontsize=8.5, loc="left")
+    _frame(axes, "bottom")
+
+
+def distances_between(table: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Euclidean distances [N, N] between the rows of `table` [N, D]."""
+    wide = table.astype(np.float64)
+    squares = (wide**2).sum(1)
+    return np.sqrt(np.maximum(squares[:, None] + squares - 2 * wide @ wide.T, 0) * (1 - np.eye(len(table))))
+
+
+# --- What all pictures share -----------------------------------------------------------------------
+
+
+def _figure(width: float, height: float, box: tuple[float, float, float, float] | None) -> tuple[Any, Any]:
+    """A figure of so many inches, and axes in `box` (left, bottom, width, height) of it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Not pyplot: it keeps figures for ever, and asks for a display.
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, None if box is None else _inches(figure, box)
+
+
+def _inches(figure: Any, box: tuple[float, float, float, float]) -> Any:
+    width, height = figure.get_size_inches()
+    left, bottom, wide, high = box
+    return figure.add_axes((left / width, bottom / height, wide / width, high / height))
+
+
+def _array(figure: Any) -> Picture:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _name_cells(axes: Any, classes: Sequence[str], per_class: int = 1) -> None:
+    """Names of the classes at both sides of a matrix whose cells are classes, or K prototypes of each."""
+    centres = np.arange(len(classes)) * per_class + (per_class - 1) / 2
+    names = [_shorten(name) for name in classes]
+    axes.set_xticks(centres, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
+    axes.set_yticks(centres, names, fontsize=8.5)
+    if per_class > 1:
+        for edge in np.arange(1, len(classes)) * per_class - 0.5:
+            axes.axhline(edge, color="white", lw=1.5)
+            axes.axvline(edge, color="white", lw=1.5)
+    axes.tick_params(length=0)
+    _frame(axes)
+
+
+def _frame(axes: Any, *kept: str) -> None:
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in kept)
+        spine.set_color(GREY)
+
+
+def _width(names: Sequence[str]) -> float:
+    """Inches that the longest name takes."""
+    return LETTER_IN * max(len(_shorten(name)) for name in names)
+
+
+def _shorten(name: str, letters: int = 26) -> str:
+    return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters // 2 - 1) :]}"
+
+
+def _short(value: float) -> str:
+    """Three digits at most; matrices have no room for more."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    if abs(value) >= 99.5:
+        return f"{value:.0f}" if abs(value) < 9999.5 else f"{value:.0e}"
+    return f"{value:.1f}" if abs(value) >= 9.95 else f"{value:.2f}" if abs(value) >= 0.005 else f"{value:.0e}"
