@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from shards.schema import BadSample, Sample
 
 
@@ -39,3 +41,18 @@ def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
             f"{at}: labels go up to {count - 1}, but only {len(labels)} names are given: {labels}"
         )
     return list(labels)
+
+
+def finite(values: np.ndarray, counts: dict[str, int], modality: str) -> np.ndarray:
+    """Features [T, D] with 0 for what is infinite or no number, as the literature does with COVAREP's -inf.
+
+    Args:
+        values: features; not altered.
+        counts: per modality the steps that were repaired so far; added to.
+        modality: of the features.
+    """
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return values
+    counts[modality] = counts.get(modality, 0) + int(bad.any(axis=1).sum())
+    return np.where(bad, 0, values).astype(values.dtype)

@@ -1,0 +1,219 @@
+"""IEMOCAP: five sessions of an actress and an actor, improvised and scripted dialogs.
+
+The corpus (Busso et al., 2008) is given on request at https://sail.usc.edu/iemocap/. As it unpacks:
+
+    IEMOCAP_full_release/
+      Session1/ ... Session5/
+        dialog/EmoEvaluation/Ses01F_impro01.txt           turns: times, label, valence, activation, dominance
+        dialog/avi/DivX/Ses01F_impro01.avi                both speakers side by side
+        sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav     one file per turn
+
+Sound is the turn's own file. The picture is cut out of the dialog's by the turn's times, and to the half of
+the frame where its speaker sits. The letter of a dialog's name (Ses01*F*_impro01) is the actor who wears the
+motion-capture markers (README of the release), and that actor sits on the LEFT, the other on the RIGHT. The
+release does not write this down; it is how public preprocessing crops it, found by looking at the videos:
+IoannisKansizoglou/Iemocap-preprocess (extractionmapCreator.py: "basic speaker is Female: Female speaker is on
+the left side") and two others agree. `markers_side="right"` is for whoever finds it otherwise.
+
+Label sets, as in the literature:
+
+- 4: angry, happy (with excited), neutral, sad: 5,531 turns of the full corpus;
+- 6: angry, happy, excited, neutral, sad, frustrated: 7,380 turns.
+
+Other labels (surprise, fear, disgust, other, and "xxx" where the annotators did not agree) are left out and
+counted in the manifest's provenance.
+
+Evaluation is leave-one-session-out. All turns are in one split, "all", with metadata `session` (Ses01 ...
+Ses05) to select by, which `launch/cross_validate.py --by session` does for each in turn; or `test_session=5`
+(and `val_session=4`) makes fixed splits. From the archive to a trained model:
+
+    awtpn extract IEMOCAP_full_release data/iemocap --format iemocap
+    awtpn shards info data/iemocap
+    python launch/train.py --config configs/iemocap.yaml --data.train data/iemocap
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.clips import Clip, ClipSource
+from shards.schema import BadSample
+
+# Class names in label order, and the codes of the corpus that belong to each.
+LABEL_SETS: dict[int, dict[str, tuple[str, ...]]] = {
+    4: {"angry": ("ang",), "happy": ("hap", "exc"), "neutral": ("neu",), "sad": ("sad",)},
+    6: {
+        "angry": ("ang",),
+        "happy": ("hap",),
+        "excited": ("exc",),
+        "neutral": ("neu",),
+        "sad": ("sad",),
+        "frustrated": ("fru",),
+    },
+}
+CODES = ("ang", "hap", "exc", "neu", "sad", "fru", "sur", "fea", "dis", "oth", "xxx")
+
+# [6.2901 - 8.2357]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]
+TURN = re.compile(
+    r"\[(?P<begin>[\d.]+) - (?P<end>[\d.]+)\]\t(?P<name>\S+)\t(?P<code>\w+)\t"
+    r"\[(?P<valence>[\d.]+), (?P<activation>[\d.]+), (?P<dominance>[\d.]+)\]\s*"
+)
+TURN_NAME = re.compile(r"(?P<dialog>(?P<session>Ses\d\d)(?P<markers>[FM])_\w+)_(?P<gender>[FM])[^_]+")
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+SPLIT = "all"
+
+
+def read(
+    source: str | Path,
+    label_set: int = 4,
+    test_session: int | None = None,
+    val_session: int | None = None,
+    markers_side: str = "left",
+) -> ClipSource:
+    """Read IEMOCAP.
+
+    Args:
+        source: the folder of Session1 ... Session5, or the one above it; fewer sessions will do.
+        label_set: 4 or 6 classes.
+        test_session: its turns make the split "test" and the others "train"; None puts all into "all".
+        val_session: its turns make the split "val"; needs a test_session.
+        markers_side: "left" or "right": half of the frame in which the actor with the markers sits.
+
+    Returns:
+        A clip per turn of the label set; one whose sound or picture is missing is a `BadSample`. Where no
+        session has videos, clips are sound alone. Metadata: session, speaker ("Ses01F"), gender, dialog,
+        scenario ("improvised" or "scripted"), emotion (the corpus' code), valence, activation and dominance
+        (means over the annotators, 1..5).
+
+    Raises:
+        ValueError: no such folder or option, or an annotation that is none; names the file.
+    """
+    if label_set not in LABEL_SETS:
+        raise ValueError(f"label_set {label_set!r}: IEMOCAP has {' and '.join(map(str, LABEL_SETS))}")
+    if markers_side not in ("left", "right"):
+        raise ValueError(f"markers_side {markers_side!r}: must be 'left' or 'right'")
+    sessions = _sessions(Path(source))
+    splits = _splits(sessions, test_session, val_session)
+    label_of = {code: name for name, codes in LABEL_SETS[label_set].items() for code in codes}
+    has_video = any((folder / "dialog" / "avi" / "DivX").is_dir() for folder in sessions.values())
+    clips: list[Clip | BadSample] = []
+    left_out: Counter[str] = Counter()
+    for session, folder in sessions.items():
+        for annotation in _annotations(folder):
+            for at, turn in _turns(annotation):
+                if isinstance(turn, BadSample):
+                    clips.append(turn)
+                elif turn["code"] not in label_of:
+                    left_out[turn["code"]] += 1
+                else:
+                    label = label_of[turn["code"]]
+                    clips.append(_clip(turn, folder, splits[session], label, has_video, markers_side, at))
+    return ClipSource(
+        clips=clips,
+        classes=list(LABEL_SETS[label_set]),
+        provenance={
+            "corpus": "IEMOCAP",
+            "source": str(source),
+            "label_map": {code: label_of[code] for code in CODES if code in label_of},
+            "left_out": dict(sorted(left_out.items())),
+            "splits": {f"Ses{session:02}": split for session, split in splits.items()},
+            "crop": f"the speaker's half; the actor with markers on the {markers_side}"
+            if has_video
+            else None,
+        },
+    )
+
+
+def _sessions(root: Path) -> dict[int, Path]:
+    for folder in (root, root / "IEMOCAP_full_release"):
+        sessions = {n: folder / f"Session{n}" for n in range(1, 6) if (folder / f"Session{n}").is_dir()}
+        if sessions:
+            return sessions
+    raise ValueError(
+        f"{root}: no Session1 ... Session5 in it; give the folder IEMOCAP_full_release as it unpacks"
+    )
+
+
+def _splits(sessions: Mapping[int, Path], test: int | None, val: int | None) -> dict[int, str]:
+    """The split of each session."""
+    for name, session in (("test_session", test), ("val_session", val)):
+        if session is not None and session not in sessions:
+            raise ValueError(f"{name} {session}: no such session; there are {list(sessions)}")
+    if val is not None and test in (None, val):
+        raise ValueError(f"val_session {val}: needs another session for the test; give test_session, too")
+    if test is None:
+        return dict.fromkeys(sessions, SPLIT)
+    return {n: "test" if n == test else "val" if n == val else "train" for n in sessions}
+
+
+def _annotations(session: Path) -> list[Path]:
+    folder = session / "dialog" / "EmoEvaluation"
+    # macOS leaves "._Ses01F_impro01.txt" beside each file.
+    files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
+    if not files:
+        raise ValueError(f"{folder}: no annotations (*.txt) there; unpack the whole of {session.name}")
+    return files
+
+
+def _turns(annotation: Path) -> list[tuple[str, dict[str, str] | BadSample]]:
+    """Where each turn is told, and what is told of it; the annotators' own lines are passed over."""
+    turns: list[tuple[str, dict[str, str] | BadSample]] = []
+    for number, line in enumerate(annotation.read_text(encoding="latin-1").splitlines(), start=1):
+        if not line.startswith("["):
+            continue
+        at = f"{annotation}: line {number}"
+        match = TURN.fullmatch(line)
+        name = TURN_NAME.fullmatch(match["name"]) if match else None
+        if match is None or name is None:
+            cause = f"not a turn as IEMOCAP writes them: {line!r}"
+            turns.append((at, BadSample(f"{annotation.stem}-line-{number}", cause, at)))
+            continue
+        if match["code"] not in CODES:
+            raise ValueError(f"{at}: label {match['code']!r} is none of IEMOCAP's: {', '.join(CODES)}")
+        turns.append((at, match.groupdict() | name.groupdict()))
+    return turns
+
+
+def _clip(
+    turn: Mapping[str, str],
+    folder: Path,
+    split: str,
+    label: str,
+    has_video: bool,
+    markers_side: str,
+    at: str,
+) -> Clip | BadSample:
+    name, dialog = turn["name"], turn["dialog"]
+    audio = folder / "sentences" / "wav" / dialog / f"{name}.wav"
+    video = folder / "dialog" / "avi" / "DivX" / f"{dialog}.avi"
+    begin, end = float(turn["begin"]), float(turn["end"])
+    for path in (audio, video) if has_video else (audio,):
+        if not path.is_file():
+            return BadSample(name, f"no such file {path}", at)
+    if end <= begin:
+        return BadSample(name, f"ends at {end} s, but begins at {begin} s", at)
+    wears_markers = turn["gender"] == turn["markers"]
+    meta: dict[str, Any] = {
+        "session": turn["session"],
+        "speaker": turn["session"] + turn["gender"],
+        "gender": turn["gender"],
+        "dialog": dialog,
+        "scenario": "improvised" if "impro" in dialog else "scripted",
+        "emotion": turn["code"],
+        **{scale: float(turn[scale]) for scale in ("valence", "activation", "dominance")},
+    }
+    return Clip(
+        key=name,
+        split=split,
+        label=label,
+        audio=audio,
+        video=video if has_video else None,
+        video_span=(begin, end) if has_video else None,
+        crop=(LEFT if wears_markers == (markers_side == "left") else RIGHT) if has_video else None,
+        meta=meta,
+        source=at,
+    )

@@ -1,0 +1,138 @@
+"""MELD: utterances of the series Friends, seven emotions, official splits.
+
+The corpus (Poria et al., 2019) is linked from https://affective-meld.github.io (MELD.Raw.tar.gz, which holds
+train.tar.gz, dev.tar.gz and test.tar.gz). Unpacked:
+
+    MELD.Raw/
+      train/train_sent_emo.csv            train/train_splits/dia0_utt0.mp4 ...
+      dev_sent_emo.csv                    dev/dev_splits_complete/dia0_utt0.mp4 ...
+      test_sent_emo.csv                   test/output_repeated_splits_test/dia0_utt0.mp4 ...
+
+Tables and folders may lie in `train`, `dev` and `test`, or beside each other in one folder; the folder above
+MELD.Raw will do, too. The same names recur in all splits, so a key begins with its split: `train_dia0_utt0`.
+The folder of the test split also has clips `final_videos_testdia..._utt....mp4` that no table names. They are
+passed over, as its authors advise (declare-lab/MELD, issue 22), though some report better cuts among them.
+
+Classes are the corpus' seven emotions. Known flaws come out by themselves: a clip that a table names and the
+folder lacks (`dev/dia110_utt7`) is listed; one that cannot be decoded (`train/dia125_utt3`) is listed by the
+extraction. From the archive to a trained model:
+
+    awtpn extract MELD.Raw data/meld --format meld
+    awtpn shards info data/meld
+    python launch/train.py --config configs/meld.yaml --data.train data/meld
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.clips import Clip, ClipSource
+from shards.schema import BadSample
+
+EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+# Name of the split in the dataset, and its folder in the corpus.
+SPLITS = {
+    "train": ("train", "train_splits"),
+    "dev": ("val", "dev_splits_complete"),
+    "test": ("test", "output_repeated_splits_test"),
+}
+COLUMNS = ("Dialogue_ID", "Utterance_ID", "Emotion", "Sentiment", "Speaker", "Season", "Episode")
+
+
+def read(source: str | Path) -> ClipSource:
+    """Read MELD.
+
+    Args:
+        source: the folder MELD.Raw, or one of the same content; a split of which neither table nor folder is
+            there is left out.
+
+    Returns:
+        A clip per row of the tables; one whose file is missing is a `BadSample`. Metadata: dialogue and
+        utterance (numbers within the split), speaker, sentiment, season, episode.
+
+    Raises:
+        ValueError: no such folder, a table without its folder or the reverse, a column missing, or a label
+            that is none of MELD's; names the file and the row.
+    """
+    root = Path(source)
+    clips: list[Clip | BadSample] = []
+    for split in SPLITS:
+        found = _find(root, split)
+        if found is not None:
+            table, folder = found
+            clips += [_clip(row, split, folder, at) for at, row in _rows(table)]
+    if not clips:
+        raise ValueError(f"{root}: no train_sent_emo.csv in it; give the folder MELD.Raw as it unpacks")
+    return ClipSource(
+        clips=clips,
+        classes=list(EMOTIONS),
+        provenance={
+            "corpus": "MELD",
+            "source": str(source),
+            "label_map": {name: name for name in EMOTIONS},
+            "splits": {name: split for name, (split, _) in SPLITS.items()},
+        },
+    )
+
+
+def _find(root: Path, split: str) -> tuple[Path, Path] | None:
+    """Table and folder of a split, wherever they lie; None where there is neither."""
+    places = [base / within for base in (root, root / "MELD.Raw") for within in ("", split)]
+    table_name, folder_name = f"{split}_sent_emo.csv", SPLITS[split][1]
+    table = next((path / table_name for path in places if (path / table_name).is_file()), None)
+    folder = next((path / folder_name for path in places if (path / folder_name).is_dir()), None)
+    if table is None and folder is None:
+        return None
+    if table is None or folder is None:
+        there, lacking = (folder, table_name) if table is None else (table, folder_name)
+        raise ValueError(f"{there}: its counterpart {lacking} is neither in {root} nor in {root / split}")
+    return table, folder
+
+
+def _rows(table: Path) -> list[tuple[str, dict[str, str]]]:
+    """Where each row is, and the row."""
+    reader = csv.DictReader(io.StringIO(_decode(table.read_bytes()), newline=""))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise ValueError(f"{table}: column {missing[0]!r} is missing; it has {reader.fieldnames}")
+    return [(f"{table}: row {number}", row) for number, row in enumerate(reader, start=1)]
+
+
+def _decode(content: bytes) -> str:
+    """Text in UTF-8 or Windows' code page 1252; some tables have characters of the one inside the other."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    return re.sub("[\x80-\x9f]", lambda found: found[0].encode("latin-1").decode("cp1252", "replace"), text)
+
+
+def _clip(row: Mapping[str, Any], split: str, folder: Path, at: str) -> Clip | BadSample:
+    emotion = str(row["Emotion"]).strip().lower()
+    if emotion not in EMOTIONS:
+        raise ValueError(f"{at}: Emotion {row['Emotion']!r} is none of MELD's: {', '.join(EMOTIONS)}")
+    try:
+        numbers = {name: int(row[name]) for name in ("Dialogue_ID", "Utterance_ID", "Season", "Episode")}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{at}: {error}; Dialogue_ID, Utterance_ID, Season and Episode are numbers"
+        ) from None
+    name = f"dia{numbers['Dialogue_ID']}_utt{numbers['Utterance_ID']}"
+    key = f"{SPLITS[split][0]}_{name}"
+    path = folder / f"{name}.mp4"
+    if not path.is_file():
+        return BadSample(key, f"no such file {path}", at)
+    meta = {
+        "dialogue": numbers["Dialogue_ID"],
+        "utterance": numbers["Utterance_ID"],
+        "speaker": str(row["Speaker"]).strip(),
+        "sentiment": str(row["Sentiment"]).strip().lower(),
+        "season": numbers["Season"],
+        "episode": numbers["Episode"],
+    }
+    return Clip(key, SPLITS[split][0], emotion, audio=path, video=path, meta=meta, source=at)

@@ -1,0 +1,204 @@
+"""MMSA's feature files: CMU-MOSI, CMU-MOSEI and CH-SIMS as one pickle each.
+
+The files (`aligned_50.pkl`, `unaligned_50.pkl`, `unaligned_39.pkl`) are linked from
+https://github.com/thuiar/MMSA; MMSA-FET writes the same form from any corpus:
+
+    {"train" | "valid" | "test": {
+        "id":      [U] names, say "video$_$3",
+        "audio":   [U, T, D] padded with zeros,     "vision":  [U, T, D], "text": [U, T, D],
+        "audio_lengths": [U],                       "vision_lengths": [U],     (unaligned files)
+        "classification_labels": [U] 0, 1, 2,       "regression_labels": [U] -3..3 (CH-SIMS: -1..1), ...}}
+
+Padding is cut off: to the lengths where the file has them, else all-zero steps at both ends. `vision` becomes
+the modality "video". Values that are infinite or no numbers become 0, counted in the manifest's provenance.
+The pickle is read by `shards.restricted_pickle`, which runs nothing of it. It is loaded into memory whole.
+
+Label sets: `classification` (default), or cut from the regression labels `sentiment2`, `sentiment3` or
+`sentiment7` (see `shards.sources.sentiment`). The literature reports two and seven classes for MOSI and
+MOSEI; CH-SIMS' labels lie within -1..1, where seven classes mean nothing.
+
+From the archive to a trained model:
+
+    awtpn pack MOSEI/Processed/unaligned_50.pkl data/mosei --format mmsa --label_set sentiment3
+    awtpn shards info data/mosei
+    python launch/train.py --config configs/mosei.yaml --data.train data/mosei
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards import restricted_pickle
+from shards.schema import BadSample, Sample
+from shards.sources.sentiment import SETS, class_of
+from shards.sources.source import Source, class_names, finite
+
+SPLITS = {"train": "train", "valid": "val", "test": "test"}
+MODALITIES = {"audio": "audio", "vision": "video"}
+POLARITY = ["negative", "neutral", "positive"]
+LABEL_SETS = ("classification", *SETS)
+
+
+def read(
+    source: str | Path,
+    labels: list[str] | None = None,
+    label_set: str = "classification",
+    text: bool = False,
+) -> Source:
+    """Read an MMSA pickle.
+
+    Args:
+        source: the `.pkl`; splits that are not in it are left out.
+        labels: names of the classes 0, 1, ... of `classification`; default negative, neutral, positive.
+        label_set: one of `LABEL_SETS`.
+        text: take the modality "text", too.
+
+    Raises:
+        ValueError: no such file, something else than arrays in it, an array missing or of another length,
+            or labels that the label set cannot take.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the .pkl, say unaligned_50.pkl")
+    if label_set not in LABEL_SETS:
+        raise ValueError(f"label_set {label_set!r}: must be one of {', '.join(LABEL_SETS)}")
+    if labels is not None and label_set != "classification":
+        raise ValueError(
+            f"labels name the classes of 'classification'; {label_set!r} has its own, leave them out"
+        )
+    content = restricted_pickle.load(path)
+    if not isinstance(content, dict) or not set(SPLITS) & set(content):
+        raise ValueError(f"{path}: must be a dict of 'train', 'valid' and 'test'")
+    modalities = MODALITIES | ({"text": "text"} if text else {})
+    splits = {
+        split: _split(content[name], modalities, label_set, f"{path}: {name}")
+        for name, split in SPLITS.items()
+        if name in content
+    }
+    if label_set == "classification":
+        highest = max((int(record["label"].max(initial=-1)) for record in splits.values()), default=-1)
+        names = labels if labels or highest >= len(POLARITY) else POLARITY
+        classes = class_names(names, highest + 1, str(path))
+    else:
+        classes = list(SETS[label_set])
+        _check_scale(splits, label_set, path)
+    repaired: dict[str, int] = {}
+    return Source(
+        samples=_samples(splits, classes, label_set, repaired, path),
+        classes=classes,
+        # The counts fill while the samples are read; the manifest is written after the last.
+        provenance={
+            "format": "mmsa",
+            "source": str(source),
+            "label_set": label_set,
+            "repaired_steps": repaired,
+        },
+        total=sum(len(record["id"]) for record in splits.values()),
+    )
+
+
+def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> dict[str, Any]:
+    """What is needed of one split: `id` [U], `label` [U], per modality features and lengths ([U] or None)."""
+    label_name = "classification_labels" if label_set == "classification" else "regression_labels"
+    for name in ("id", label_name, *modalities):
+        if not isinstance(record, dict) or name not in record:
+            there = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
+            raise ValueError(f"{at}: {name!r} is missing; it has {there}")
+    utterances = len(record["id"])
+    try:
+        label = np.asarray(record[label_name], dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{at}: {label_name} must be numbers ({error})") from None
+    if label_set == "classification":
+        if not ((label >= 0) & (label == np.floor(label))).all():
+            raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
+        label = label.astype(np.int64)
+    read: dict[str, Any] = {"id": record["id"], "label": label, "features": {}}
+    lengths = {"id": utterances, label_name: len(label)}
+    for name, modality in modalities.items():
+        features, steps = record[name], record.get(f"{name}_lengths")
+        read["features"][modality] = (features, steps)
+        lengths[name] = len(features)
+        if steps is not None:
+            lengths[f"{name}_lengths"] = len(steps)
+    for name, length in lengths.items():
+        if length != utterances:
+            raise ValueError(f"{at}: {name} has {length} utterances, id {utterances}")
+    return read
+
+
+def _check_scale(splits: dict[str, dict[str, Any]], label_set: str, path: Path) -> None:
+    largest = max((float(np.abs(record["label"]).max(initial=0)) for record in splits.values()), default=0)
+    if label_set == "sentiment7" and 0 < largest <= 1:
+        raise ValueError(
+            f"{path}: its regression labels lie within -1..1, as CH-SIMS' do; sentiment7 needs -3..3, "
+            "use --label_set sentiment2 or sentiment3"
+        )
+
+
+def _samples(
+    splits: dict[str, dict[str, Any]],
+    classes: list[str],
+    label_set: str,
+    repaired: dict[str, int],
+    path: Path,
+) -> Iterator[Sample | BadSample]:
+    for split, record in splits.items():
+        for i in range(len(record["id"])):
+            name = _name(record["id"][i])
+            # No dots, slashes or spaces: a key names a member of a tar. MMSA puts "$_$" before the segment.
+            key = re.sub(r"[\s./\\]", "_", name.replace("$_$", "_"))
+            label = record["label"][i]
+            at = f"{path}: {split}[{i}]"
+            try:
+                features = {
+                    modality: _steps(values[i], None if lengths is None else lengths[i], modality, repaired)
+                    for modality, (values, lengths) in record["features"].items()
+                }
+                named = classes[label] if label_set == "classification" else class_of(float(label), label_set)
+            except ValueError as error:
+                yield BadSample(key, str(error), at)
+                continue
+            meta: dict[str, Any] = {"id": name}
+            if label_set != "classification":
+                meta["sentiment"] = float(label)
+            yield Sample(key, split, named, features, meta, at)
+
+
+def _name(identity: Any) -> str:
+    """An utterance's id; some files give it as a list of its parts, some as bytes."""
+    parts = np.asarray(identity).reshape(-1).tolist()
+    return "_".join(part.decode() if isinstance(part, bytes) else str(part) for part in parts)
+
+
+def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) -> np.ndarray | None:
+    """One utterance's steps [T, D] without padding; None where there are none.
+
+    Raises:
+        ValueError: not [T, D], or its padding is not where its length says.
+    """
+    values = np.asarray(padded)
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise ValueError(f"{modality} is {values.dtype}, shape {values.shape}; needed are numbers [steps, D]")
+    filled = np.flatnonzero((values != 0).any(axis=1))
+    if len(filled) == 0:
+        return None
+    first, last = int(filled[0]), int(filled[-1]) + 1
+    if length is not None:
+        steps = int(length)
+        if last <= steps <= len(values):
+            first, last = 0, steps
+        elif first >= len(values) - steps >= 0:
+            # MMSA-FET can pad in front.
+            first, last = len(values) - steps, len(values)
+        else:
+            raise ValueError(
+                f"{modality} has {steps} steps by its length, but values at steps {first} to {last - 1} of "
+                f"{len(values)}"
+            )
+    return finite(values[first:last], repaired, modality)

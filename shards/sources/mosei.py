@@ -1,0 +1,304 @@
+"""CMU-MOSEI: opinions from YouTube, as the computational sequences of the CMU Multimodal SDK.
+
+The sequences (Zadeh et al., 2018) are HDF5 files, linked from
+https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK. Needed are the labels, one of sound, one of pictures:
+
+    CMU_MOSEI/
+      CMU_MOSEI_Labels.csd           All Labels/data/VIDEO/{features [utterances, 7], intervals [.., 2]}
+      CMU_MOSEI_COVAREP.csd          COVAREP/data/VIDEO/{features [steps, D], intervals [steps, 2]}: seconds
+      CMU_MOSEI_VisualFacet42.csd    the same; or CMU_MOSEI_VisualOpenFace2.csd, or whatever you made
+      cmu_mosei_std_folds.py         the standard folds, a file of the SDK; or a JSON file:
+                                     {"train": [VIDEO, ...], "val": [...], "test": [...]}
+
+The seven columns of the labels are sentiment (-3..3), happy, sad, anger, surprise, disgust, fear (0..3). An
+utterance takes the steps whose middle lies in its interval. Sequences that the SDK has aligned have an entry
+per utterance, `VIDEO[3]`, and are taken as they are. Values that are infinite (COVAREP has logarithms of 0)
+or no numbers become 0, counted in the manifest's provenance. An utterance without any step of one modality
+lacks it; without both it is listed as bad.
+
+Label sets:
+
+- `emotion`: the strongest of the six emotions; of equal ones the first in the order above. Utterances with
+  none (all six 0) are left out, or with no_emotion="keep" a seventh class "none";
+- `sentiment2`, `sentiment3`, `sentiment7`: see `shards.sources.sentiment`.
+
+From the archive to a trained model (with `--dtype float32` where packing finds float16 too coarse):
+
+    awtpn pack CMU_MOSEI data/mosei --format mosei --audio CMU_MOSEI_COVAREP.csd \\
+        --video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py
+    awtpn shards info data/mosei
+    python launch/train.py --config configs/mosei.yaml --data.train data/mosei
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.schema import BadSample, Sample
+from shards.sources import csd
+from shards.sources.sentiment import SETS, class_of
+from shards.sources.source import Source, finite
+
+LABELS = "All Labels"
+EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
+NONE = "none"
+LABEL_SETS = ("emotion", *SETS)
+MODALITIES = ("audio", "video")
+# What folds are called, here and there.
+FOLD_NAMES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+SEGMENT = re.compile(r"(?P<video>.+)\[(?P<number>\d+)\]")
+
+
+def read(
+    source: str | Path,
+    audio: str | None = None,
+    video: str | None = None,
+    folds: str | None = None,
+    label_set: str = "emotion",
+    no_emotion: str = "drop",
+) -> Source:
+    """Read CMU-MOSEI.
+
+    Args:
+        source: the folder of the sequences, or the file of labels itself.
+        audio, video: sequences of sound and of pictures: names in the folder, or paths; one may be missing.
+        folds: file of the folds: a name in the folder, or a path. Videos in none of them are left out.
+        label_set: one of `LABEL_SETS`.
+        no_emotion: "drop" or "keep" utterances without emotion; for the label set "emotion".
+
+    Returns:
+        Utterances by video, keys `VIDEO_3`: number 3 is the row of the labels (and `VIDEO[3]` of the SDK).
+        Metadata: video, begin and end (seconds), sentiment and the six intensities.
+
+    Raises:
+        ValueError: a file is missing or of another form, or no such option; names the file and the fix.
+    """
+    if label_set not in LABEL_SETS:
+        raise ValueError(f"label_set {label_set!r}: must be one of {', '.join(LABEL_SETS)}")
+    if no_emotion not in ("drop", "keep"):
+        raise ValueError(f"no_emotion {no_emotion!r}: must be 'drop' or 'keep'")
+    root = Path(source)
+    if not root.exists():
+        raise ValueError(f"{root}: no such folder; give the one with CMU_MOSEI_Labels.csd")
+    folder = root if root.is_dir() else root.parent
+    named = {name: _path(folder, file) for name, file in (("audio", audio), ("video", video)) if file}
+    if not named:
+        raise ValueError(f"{root}: no features named; give --audio FILE.csd, --video FILE.csd or both")
+    if folds is None:
+        raise ValueError(
+            f"{root}: no folds named; give --folds FILE: the SDK's cmu_mosei_std_folds.py, or JSON"
+        )
+    split_of = read_folds(_path(folder, folds))
+    labels = _labels_file(root)
+    utterances, left_out = _utterances(labels, split_of, label_set, no_emotion)
+    for path in named.values():
+        csd.name_of(path)
+    repaired: dict[str, int] = {}
+    if label_set == "emotion":
+        classes = [*EMOTIONS, NONE] if no_emotion == "keep" else list(EMOTIONS)
+    else:
+        classes = list(SETS[label_set])
+    return Source(
+        samples=_samples(utterances, named, repaired),
+        classes=classes,
+        # The counts fill while the samples are read; the manifest is written after the last.
+        provenance={
+            "format": "mosei",
+            "source": str(labels),
+            **{name: f"{csd.name_of(path)} ({path.name})" for name, path in named.items()},
+            "folds": Path(folds).name,
+            "label_set": label_set,
+            "left_out": left_out,
+            "repaired_steps": repaired,
+        },
+        total=sum(len(of_video) for of_video in utterances.values()),
+    )
+
+
+# --- Folds ---------------------------------------------------------------------------------------
+
+
+def read_folds(path: Path) -> dict[str, str]:
+    """The split of each video.
+
+    Args:
+        path: JSON, {"train": [VIDEO, ...], "val" (or "valid", "dev"): [...], "test": [...]}; or the SDK's
+            Python file, whose lists (`standard_train_fold = [...]`) are read without running it.
+
+    Raises:
+        ValueError: no such file, not of that form, or a video in two folds.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        named = _literals(text) if path.suffix == ".py" else json.loads(text)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: neither JSON nor plain lists in Python ({error})") from None
+    split_of: dict[str, str] = {}
+    for name, videos in named.items() if isinstance(named, dict) else ():
+        splits = {FOLD_NAMES[word] for word in re.split("[^a-z]+", name.lower()) if word in FOLD_NAMES}
+        if len(splits) != 1 or not isinstance(videos, list):
+            raise ValueError(f"{path}: {name!r} must be a list of videos, named after train, val or test")
+        split = splits.pop()
+        for video in map(str, videos):
+            if split_of.setdefault(video, split) != split:
+                raise ValueError(f"{path}: video {video!r} is in {split_of[video]!r} and in {split!r}")
+    if not split_of:
+        raise ValueError(f'{path}: no folds; needed is {{"train": [...], "val": [...], "test": [...]}}')
+    return split_of
+
+
+def _literals(text: str) -> dict[str, Any]:
+    """Names and values of the lists that a Python file assigns."""
+    return {
+        target.id: ast.literal_eval(statement.value)
+        for statement in ast.parse(text).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+# --- Labels --------------------------------------------------------------------------------------
+
+
+def _utterances(
+    labels: Path, split_of: Mapping[str, str], label_set: str, no_emotion: str
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """Per video what is known of its utterances; and how many were left out, by cause."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    left_out = {"in no fold": 0, "no emotion": 0}
+    with csd.opened(labels) as data:
+        for entry in data:
+            segment = SEGMENT.fullmatch(entry)
+            video = segment["video"] if segment else entry
+            values, intervals = csd.read_entry(data, entry, labels)
+            if values.shape[1:] != (1 + len(EMOTIONS),):
+                columns = ", ".join(("sentiment", *EMOTIONS))
+                raise ValueError(f"{labels}: {entry}: labels {values.shape}; needed are 7 columns: {columns}")
+            if video not in split_of:
+                left_out["in no fold"] += len(values)
+                continue
+            for row, (scores, (begin, end)) in enumerate(
+                zip(values.tolist(), intervals.tolist(), strict=True)
+            ):
+                utterance = {
+                    "number": int(segment["number"]) if segment else row,
+                    "split": split_of[video],
+                    "meta": {
+                        "video": video,
+                        "begin": begin,
+                        "end": end,
+                        **dict(zip(("sentiment", *EMOTIONS), scores, strict=True)),
+                    },
+                    "at": f"{labels}: {entry}, row {row}",
+                }
+                try:
+                    utterance["label"] = _label(scores, label_set)
+                except ValueError as error:
+                    utterance["cause"] = str(error)
+                if utterance.get("label") == NONE and no_emotion == "drop":
+                    left_out["no emotion"] += 1
+                else:
+                    found.setdefault(video, []).append(utterance)
+    if not found:
+        raise ValueError(f"{labels}: none of its {left_out['in no fold']} utterances is in a fold")
+    return found, left_out
+
+
+def _label(scores: list[float], label_set: str) -> str:
+    if not np.isfinite(scores).all():
+        raise ValueError(f"its labels are {scores}")
+    if label_set != "emotion":
+        return class_of(scores[0], label_set)
+    strongest = int(np.argmax(scores[1:]))  # the first of equal ones
+    return EMOTIONS[strongest] if scores[1 + strongest] > 0 else NONE
+
+
+# --- Features ------------------------------------------------------------------------------------
+
+
+def _samples(
+    utterances: Mapping[str, list[dict[str, Any]]], named: Mapping[str, Path], repaired: dict[str, int]
+) -> Iterator[Sample | BadSample]:
+    with contextlib.ExitStack() as stack:
+        sequences = {name: stack.enter_context(csd.opened(path)) for name, path in named.items()}
+        for video, of_video in utterances.items():
+            # A recording is read once for all its utterances.
+            whole = cache(partial(csd.read_entry, entry=video))
+            for utterance in of_video:
+                # No dots, slashes or spaces: a key names a member of a tar.
+                key = re.sub(r"[\s./\\]", "_", f"{video}_{utterance['number']}")
+                meta, at = utterance["meta"], utterance["at"]
+                try:
+                    if "cause" in utterance:
+                        raise ValueError(utterance["cause"])
+                    features = {
+                        name: _steps(data, named[name], whole, utterance) for name, data in sequences.items()
+                    }
+                    if not any(map(len, features.values())):
+                        span = f"between {meta['begin']} and {meta['end']} s"
+                        raise ValueError(f"no step of {' or '.join(named)} {span}")
+                except ValueError as error:
+                    yield BadSample(key, str(error), at)
+                    continue
+                finite_steps = {
+                    name: finite(steps, repaired, name) if len(steps) else None
+                    for name, steps in features.items()
+                }
+                yield Sample(key, utterance["split"], utterance["label"], finite_steps, meta, at)
+
+
+def _steps(data: Any, path: Path, whole: Callable[..., Any], utterance: Mapping[str, Any]) -> np.ndarray:
+    """An utterance's steps [T, D] of one sequence; none where the sequence lacks its video."""
+    meta = utterance["meta"]
+    segment = f"{meta['video']}[{utterance['number']}]"
+    if segment in data:
+        return csd.read_entry(data, segment, path)[0]
+    if meta["video"] not in data:
+        return np.zeros((0, 1))
+    features, intervals = whole(data, path=path)
+    return _within(features, intervals, meta["begin"], meta["end"])
+
+
+def _within(features: np.ndarray, intervals: np.ndarray, begin: float, end: float) -> np.ndarray:
+    """The steps whose middle lies in [begin, end), in the order of time."""
+    middle = intervals.mean(axis=1)
+    inside = np.flatnonzero((middle >= begin) & (middle < end))
+    return features[inside[np.argsort(middle[inside], kind="stable")]]
+
+
+# --- Files ---------------------------------------------------------------------------------------
+
+
+def _path(folder: Path, file: str) -> Path:
+    for path in (folder / file, Path(file)):
+        if path.is_file():
+            return path
+    raise ValueError(f"{file}: no such file, neither in {folder} nor as a path")
+
+
+def _labels_file(root: Path) -> Path:
+    files = sorted(root.glob("*.csd")) if root.is_dir() else [root]
+    for path in files:
+        if csd.name_of(path) == LABELS:
+            return path
+    raise ValueError(
+        f"{root}: no sequence {LABELS!r} in it, only {[path.name for path in files]}; "
+        "add CMU_MOSEI_Labels.csd, or name the file instead of the folder"
+    )

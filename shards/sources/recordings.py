@@ -1,0 +1,266 @@
+"""Recordings of your own: a table of clips, or a folder of them.
+
+A table (`.csv`, or `.jsonl` with an object per line) has the columns
+
+    key, split, label     name of the utterance, its split and its class
+    path                  the recording, relative to the table; sound and picture are both taken from it
+    audio, video          optional: the two in files of their own, in place of path; empty: there is none
+    begin, end            optional: the stretch of it to take, in seconds; empty: all
+
+and further columns, which are kept as metadata. In a folder the path tells the class:
+
+    ROOT/<label>/clip.mp4                 one split, "all"
+    ROOT/<split>/<label>/clip.mp4         splits by folder
+
+or else a regular expression does, which is searched in each clip's path below ROOT ("a/b.mp4"). Its named
+groups are `label`, optionally `split` and `key`, and all others are metadata. CREMA-D and RAVDESS, say:
+
+    --pattern '(?P<actor>\\d+)_\\w+_(?P<label>[A-Z]{3})_' --label_map ANG=anger,DIS=disgust,FEA=fear,...
+    --pattern '01-01-(?P<label>..)-..-..-..-(?P<actor>..)' --label_map 01=neutral,02=calm,03=happy,...
+
+A label map renames labels; one mapped to nothing (`XXX=`) is left out, and one that it lacks is an error.
+From recordings to a trained model:
+
+    awtpn extract recordings data/mine --format recordings
+    awtpn shards info data/mine
+    python launch/train.py --data.train data/mine
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shards.clips import Clip, ClipSource
+from shards.schema import BadSample
+from shards.sources.rows import read_rows
+
+SOUND = {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+PICTURE = {
+    *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+}
+REQUIRED = ("key", "split", "label")
+PATHS = ("path", "audio", "video")
+SPAN = ("begin", "end")
+SPLIT = "all"
+
+
+def read(
+    source: str | Path,
+    labels: list[str] | None = None,
+    pattern: str | None = None,
+    label_map: dict[str, str] | None = None,
+) -> ClipSource:
+    """Read a table or a folder of recordings.
+
+    Args:
+        source: the table, or the folder.
+        labels: class names in order; default those of the label map in its order, else those found, sorted.
+        pattern: for a folder: regular expression with a group `label`, searched in a clip's path below it.
+        label_map: {label as found: class name}; "" leaves its clips out.
+
+    Returns:
+        A clip per row or file; one whose file is missing, or that does not fit the pattern, is a `BadSample`.
+
+    Raises:
+        ValueError: no such source, a column missing, a pattern that fits nothing, a label that is unknown, or
+            one key for two files; names the file and the fix.
+    """
+    path = Path(source)
+    if path.is_dir():
+        clips = list(_of_folder(path, pattern))
+    elif pattern is not None:
+        raise ValueError(f"{path}: pattern reads the names in a folder, which this is not; leave it out")
+    else:
+        clips = _of_table(path)
+    clips, left_out = _mapped(clips, label_map, path)
+    found = {clip.label for clip in clips if isinstance(clip, Clip)}
+    if not found:
+        raise ValueError(
+            f"{path}: no clips left, {len(clips)} bad ones and {sum(left_out.values())} left out"
+        )
+    classes = labels or [*dict.fromkeys(filter(None, (label_map or {}).values()))] or sorted(found)
+    if unknown := sorted(found - set(classes)):
+        raise ValueError(f"{path}: label {unknown[0]!r} is none of the classes {classes}; add it to labels")
+    _check_keys(clips, path)
+    return ClipSource(
+        clips=clips,
+        classes=classes,
+        provenance={
+            "corpus": "recordings",
+            "source": str(source),
+            "pattern": pattern,
+            "label_map": label_map or {name: name for name in classes},
+            "left_out": dict(sorted(left_out.items())),
+        },
+    )
+
+
+def parse_label_map(text: str) -> dict[str, str]:
+    """`{"ANG": "anger"}` of "ANG=anger,...", as a command line has it.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    pairs = [entry.partition("=") for entry in text.split(",")]
+    if not all(before and equals for before, equals, _ in pairs):
+        raise ValueError(f"label_map {text!r}: must be like ANG=anger,HAP=happy,XXX=")
+    return {before.strip(): after.strip() for before, _, after in pairs}
+
+
+def _mapped(
+    clips: list[Clip | BadSample], label_map: dict[str, str] | None, path: Path
+) -> tuple[list[Clip | BadSample], Counter[str]]:
+    """The clips under their classes' names, without those left out; and how many those are, by label."""
+    left_out: Counter[str] = Counter()
+    if label_map is None:
+        return clips, left_out
+    mapped: list[Clip | BadSample] = []
+    for clip in clips:
+        if isinstance(clip, BadSample):
+            mapped.append(clip)
+        elif clip.label not in label_map:
+            raise ValueError(
+                f"{clip.source}: label {clip.label!r} is not in the label map; add it there, with nothing "
+                f"behind it to leave it out: {clip.label}="
+            )
+        elif label_map[clip.label]:
+            mapped.append(replace(clip, label=label_map[clip.label]))
+        else:
+            left_out[clip.label] += 1
+    return mapped, left_out
+
+
+def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
+    first: dict[str, str | None] = {}
+    for clip in clips:
+        if clip.key in first:
+            raise ValueError(
+                f"{path}: {clip.source} and {first[clip.key]} both have the key {clip.key!r}; rename one, or "
+                "name a group `key` in the pattern"
+            )
+        first[clip.key] = clip.source
+
+
+# --- A folder ------------------------------------------------------------------------------------
+
+
+def _of_folder(root: Path, pattern: str | None) -> Iterator[Clip | BadSample]:
+    files = sorted(path for path in root.rglob("*") if _is_clip(path, root))
+    if not files:
+        raise ValueError(f"{root}: no recordings in it; known are {' '.join(sorted(SOUND | PICTURE))}")
+    expression = _compiled(pattern) if pattern is not None else None
+    matches = (
+        {path: expression.search(path.relative_to(root).as_posix()) for path in files} if expression else {}
+    )
+    if expression and not any(matches.values()):
+        raise ValueError(f"{root}: pattern {pattern!r} fits none of its {len(files)} clips, say {files[0]}")
+    for path in files:
+        # No dots, slashes or spaces: a key names a member of a tar.
+        key = re.sub(r"[\s./\\]", "_", path.relative_to(root).with_suffix("").as_posix())
+        if expression is None:
+            split, label = _of_path(path, root)
+            meta: dict[str, Any] = {}
+        else:
+            match = matches[path]
+            if match is None:
+                yield BadSample(key, f"the pattern {pattern!r} does not fit its path", str(path))
+                continue
+            meta = {name: value for name, value in match.groupdict().items() if value is not None}
+            split, label, key = meta.pop("split", SPLIT), meta.pop("label", ""), meta.pop("key", key)
+        picture = path if path.suffix.lower() in PICTURE else None
+        yield Clip(key, split, label, audio=path, video=picture, meta=meta, source=str(path))
+
+
+def _is_clip(path: Path, root: Path) -> bool:
+    """A recording, and not hidden: macOS leaves "._clip.mp4" beside each."""
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.suffix.lower() in SOUND | PICTURE and not hidden and path.is_file()
+
+
+def _of_path(path: Path, root: Path) -> tuple[str, str]:
+    """Split and label of a clip, by its folders."""
+    folders = path.relative_to(root).parts[:-1]
+    if len(folders) == 1:
+        return SPLIT, folders[0]
+    if len(folders) == 2:
+        return folders[0], folders[1]
+    raise ValueError(
+        f"{path}: must lie in {root}/<label> or {root}/<split>/<label>; else tell where the label is in its "
+        "path with --pattern '...(?P<label>...)...'"
+    )
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r}: not a regular expression ({error})") from None
+    if "label" not in expression.groupindex:
+        raise ValueError(f"pattern {pattern!r}: needs a group that is the label, (?P<label>...)")
+    return expression
+
+
+# --- A table -------------------------------------------------------------------------------------
+
+
+def _of_table(path: Path) -> list[Clip | BadSample]:
+    rows = read_rows(path, text=(*REQUIRED, *PATHS, *SPAN))
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in REQUIRED if name not in row]
+        if missing or not any(name in row for name in PATHS):
+            needed = f"{', '.join(REQUIRED)} and path, or audio and video"
+            raise ValueError(f"{path}: row {number} has columns {list(row)}; needed are {needed}")
+    return [_row(row, path, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
+    key = str(row["key"])
+    both = row.get("path")
+    named = {name: row.get(name, both) or None for name in ("audio", "video")}
+    files = {name: table.parent / str(file) if file else None for name, file in named.items()}
+    if "video" not in row and both and Path(str(both)).suffix.lower() in SOUND:
+        files["video"] = None
+    for name, file in files.items():
+        if file is not None and not file.is_file():
+            return BadSample(key, f"{name}: no such file {file}", at)
+    if not any(files.values()):
+        return BadSample(key, "no file is named; fill path, audio or video", at)
+    try:
+        span = _span(row)
+    except ValueError as error:
+        return BadSample(key, str(error), at)
+    own = {*REQUIRED, *PATHS, *SPAN}
+    meta = {name: value for name, value in row.items() if name not in own and value is not None}
+    return Clip(
+        key=key,
+        split=str(row["split"]),
+        label=str(row["label"]),
+        audio=files["audio"],
+        video=files["video"],
+        audio_span=span if files["audio"] else None,
+        video_span=span if files["video"] else None,
+        meta=meta,
+        source=at,
+    )
+
+
+def _span(row: dict[str, Any]) -> tuple[float, float] | None:
+    begin, end = (row.get(name) for name in SPAN)
+    given = [value not in (None, "") for value in (begin, end)]
+    if not any(given):
+        return None
+    if not all(given):
+        raise ValueError("begin and end go together; fill both, or neither")
+    try:
+        span = float(str(begin)), float(str(end))
+    except ValueError:
+        raise ValueError(f"begin {begin!r} and end {end!r} must be seconds") from None
+    if not 0 <= span[0] < span[1] < float("inf"):
+        raise ValueError(f"begin {begin} and end {end}: must be 0 <= begin < end, in seconds")
+    return span
