@@ -121,11 +121,14 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
     return accelerator, world, layout
 
 
-def join() -> World:
-    """Join the other ranks without an engine: for evaluation, whatever launched it."""
+def join(wait: timedelta = timedelta(minutes=30)) -> World:
+    """Join the other ranks without an engine: for evaluation and extraction, whatever launched them.
+
+    Args:
+        wait: how long a rank waits for another before it gives up.
+    """
     launched, on_gpu = launched_ranks(), use_gpu()
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
-    wait = timedelta(minutes=30)
     accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu, wait))
     return _world(accelerator, launched, "none", wait)
 

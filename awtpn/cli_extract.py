@@ -1,0 +1,246 @@
+"""`awtpn extract`: recordings -> features -> shards, alone or over the ranks of any launcher."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from awtpn.cli_shards import add_store_options
+from shards.clips import Clip, ClipSource
+from shards.credentials import hide_in_command
+from shards.schema import Manifest
+from shards.sources import iemocap, meld, recordings
+
+# Per format its reader and the options that it takes.
+FORMATS: dict[str, tuple[Callable[..., ClipSource], tuple[str, ...]]] = {
+    "recordings": (recordings.read, ("labels", "pattern", "label_map")),
+    "iemocap": (iemocap.read, ("label_set", "test_session", "val_session", "markers_side")),
+    "meld": (meld.read, ()),
+}
+READER_OPTIONS = [name for _, names in FORMATS.values() for name in names]
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# A rank may end hours before another.
+LONGEST_WAIT = timedelta(days=14)
+
+HELP = """Make features of recordings and pack them into shards.
+
+formats, guessed from SOURCE where --format is left out:
+  recordings  a table of clips (.csv, .jsonl: key, split, label, path), or a folder of them in which the path
+              tells the label: [split/]label/clip.mp4, or --pattern
+  iemocap     IEMOCAP_full_release
+  meld        MELD.Raw
+(`python -c "help('shards.sources.iemocap')"` and so on show the expected files.)
+
+encoders: "none"; the built-in logmel (audio) and descriptor (video), which need no weights; or a Hugging Face
+model by hub id or local folder: wav2vec 2.0, HuBERT, WavLM, Whisper; CLIP, SigLIP, ViT, DINOv2, VideoMAE.
+
+Over many devices: `accelerate launch [...] -m awtpn.cli extract ...`, or the same under torchrun. The same
+command goes on where it was stopped, on any number of ranks.
+"""
+
+
+def add_extract(commands: Any) -> None:
+    parser = commands.add_parser(
+        "extract",
+        help="recordings -> features -> shards",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_arguments(parser)
+    parser.set_defaults(command=run_extract)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="corpus, folder or table of recordings")
+    parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
+    parser.add_argument("--format", choices=list(FORMATS))
+
+    corpus = parser.add_argument_group("what to read")
+    corpus.add_argument("--labels", type=_words, help="recordings: class names in label order, by commas")
+    corpus.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help="recordings: searched in a clip's path; groups label, split, key, others become metadata",
+    )
+    corpus.add_argument(
+        "--label_map", type=_pairs, metavar="A=NAME,...", help="recordings: rename labels; XXX= leaves out"
+    )
+    corpus.add_argument("--label_set", type=int, choices=[4, 6], help="iemocap: number of classes (4)")
+    corpus.add_argument("--test_session", type=int, help="iemocap: a session as the split test")
+    corpus.add_argument("--val_session", type=int, help="iemocap: a session as the split val")
+    corpus.add_argument(
+        "--markers_side",
+        choices=["left", "right"],
+        help="iemocap: where the speaker with markers sits (left)",
+    )
+    corpus.add_argument("--limit", type=int, metavar="N", help="N clips of each split only, evenly drawn")
+
+    made = parser.add_argument_group("features")
+    made.add_argument("--audio", default="logmel", metavar="ENCODER", help="default: logmel")
+    made.add_argument("--video", default="descriptor", metavar="ENCODER", help="default: descriptor")
+    for modality, default in (("audio", "the last"), ("video", "the model's pooled output, or the last")):
+        made.add_argument(f"--{modality}_layer", type=int, help=f"hidden layer; default: {default}")
+        made.add_argument(f"--{modality}_step", type=float, metavar="SECONDS", help="length of a step")
+        made.add_argument(f"--{modality}_revision", help="branch, tag or commit on the hub")
+    made.add_argument("--fps", type=float, help="pictures per second (10)")
+    made.add_argument(
+        "--faces", choices=["none", "opencv"], default="none", help="show the video encoder faces only"
+    )
+    made.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored precision")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", help="default: the rank's own GPU where there is one, else cpu")
+    how.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="encoders compute in it")
+    how.add_argument("--batch", type=int, default=16, help="clips encoded at a time")
+    how.add_argument("--threads", type=int, default=4, help="threads per rank that decode")
+    how.add_argument(
+        "--clips_per_shard", type=int, default=256, help="also what a stop may cost each rank (256)"
+    )
+    how.add_argument(
+        "--on_bad", choices=["refuse", "skip"], default="skip", help="clips that fail: stop, or list (skip)"
+    )
+    how.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
+    add_store_options(parser)
+
+
+def run_extract(options: argparse.Namespace) -> None:
+    from awtpn.distributed import join, leave, start_missing_ranks  # torch is slow to import
+    from shards.extract import extract
+
+    start_missing_ranks(["-m", "awtpn.cli", *sys.argv[1:]])
+    world = join(LONGEST_WAIT)
+    audio, video = open_encoders(options, options.device or str(world.device))
+    manifest = extract(
+        read_source(options),
+        options.out,
+        audio=audio,
+        video=video,
+        rank=world.rank,
+        world_size=world.size,
+        wait=world.barrier,
+        clips_per_shard=options.clips_per_shard,
+        batch=options.batch,
+        threads=options.threads,
+        dtype=options.dtype,
+        on_bad=options.on_bad,
+        provenance={"command": hide_in_command(["awtpn", *sys.argv[1:]])},
+        storage_options=options.storage_options,
+        overwrite=options.overwrite,
+    )
+    if manifest is not None:
+        report(manifest, options.out)
+    leave()
+
+
+def run_as_pack(options: argparse.Namespace) -> None:
+    """`awtpn pack --format iemocap`: an extraction with the built-in encoders.
+
+    Args:
+        options: those of `awtpn pack`; what they do not say is as `awtpn extract` has it.
+    """
+    parser = argparse.ArgumentParser()
+    _add_arguments(parser)
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    run_extract(parser.parse_args([options.source, options.out], argparse.Namespace(**given)))
+
+
+def read_source(options: argparse.Namespace) -> ClipSource:
+    """The clips of SOURCE.
+
+    Raises:
+        ValueError: it cannot be read so, or an option is not one of its format.
+    """
+    name = options.format or guess_format(Path(options.source))
+    read, known = FORMATS[name]
+    given = {key: getattr(options, key) for key in READER_OPTIONS if getattr(options, key) is not None}
+    for key in given:
+        if key not in known:
+            owner = next(other for other, (_, names) in FORMATS.items() if key in names)
+            raise ValueError(f"--{key} is an option of --format {owner}, but this is read as {name}")
+    source = read(options.source, **given)
+    return source if options.limit is None else limited(source, options.limit)
+
+
+def guess_format(source: Path) -> str:
+    """The format of a corpus by what lies in its folder.
+
+    Raises:
+        ValueError: there is nothing.
+    """
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    if (source / "Session1").is_dir() or any(source.glob("*/Session1")):
+        return "iemocap"
+    if any(source.glob("*_sent_emo.csv")) or any(source.glob("*/*_sent_emo.csv")):
+        return "meld"
+    return "recordings"
+
+
+def limited(source: ClipSource, most: int) -> ClipSource:
+    """At most so many clips of each split, evenly drawn, so that all classes are among them."""
+    splits: dict[str, list[Clip]] = defaultdict(list)
+    for clip in source.clips:
+        if isinstance(clip, Clip):
+            splits[clip.split].append(clip)
+    kept = {
+        clips[int(i)].key
+        for clips in splits.values()
+        for i in np.linspace(0, len(clips), min(most, len(clips)), endpoint=False)
+    }
+    clips = [clip for clip in source.clips if not isinstance(clip, Clip) or clip.key in kept]
+    return replace(source, clips=clips, provenance=source.provenance | {"limit": most})
+
+
+def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
+    """The encoders of sound and picture that the options ask for; None for "none"."""
+    from shards.encoders import open_audio_encoder, open_video_encoder
+
+    dtype = PRECISIONS[options.precision]
+    audio = open_audio_encoder(
+        options.audio,
+        device=device,
+        dtype=dtype,
+        layer=options.audio_layer,
+        step_seconds=options.audio_step,
+        revision=options.audio_revision,
+    )
+    video = open_video_encoder(
+        options.video,
+        fps=options.fps,
+        device=device,
+        dtype=dtype,
+        layer=options.video_layer,
+        step_seconds=options.video_step,
+        revision=options.video_revision,
+        faces=options.faces,
+    )
+    return audio, video
+
+
+def report(manifest: Manifest, out: str) -> None:
+    for name, split in manifest.splits.items():
+        print(f"{name}: {split.utterances} utterances in {len(split.shards)} shards")
+    if manifest.skipped:
+        print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} names them and says why")
+    modalities = list(manifest.modalities)
+    only = "" if len(modalities) > 1 else f" --model.modalities '{modalities}'"
+    print(f"extracted; train with: python launch/train.py --data.train {out}{only}")
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(mark for _, mark, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: write A=NAME,B=OTHER")
+    return {label: name for label, _, name in pairs}
