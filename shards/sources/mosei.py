@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.feature_space import space_of
 from shards.schema import BadSample, Sample
 from shards.sources import csd
 from shards.sources.sentiment import SETS, class_of
@@ -107,8 +108,6 @@ def read(
     split_of = read_folds(_path(folder, folds))
     labels = _labels_file(root)
     utterances, left_out = _utterances(labels, split_of, label_set, no_emotion)
-    for path in named.values():
-        csd.name_of(path)
     repaired: dict[str, int] = {}
     if label_set == "emotion":
         classes = [*EMOTIONS, NONE] if no_emotion == "keep" else list(EMOTIONS)
@@ -121,7 +120,8 @@ def read(
         provenance={
             "format": "mosei",
             "source": str(labels),
-            **{name: f"{csd.name_of(path)} ({path.name})" for name, path in named.items()},
+            "files": {name: path.name for name, path in named.items()},
+            "features": {name: _feature_space(path) for name, path in named.items()},
             "folds": Path(folds).name,
             "label_set": label_set,
             "left_out": left_out,
@@ -284,6 +284,12 @@ def _within(features: np.ndarray, intervals: np.ndarray, begin: float, end: floa
 
 
 # --- Files ---------------------------------------------------------------------------------------
+
+
+def _feature_space(path: Path) -> dict[str, Any]:
+    """What the manifest tells of a sequence, so that a model trained on it takes no other."""
+    settings = {"id": csd.name_of(path), "corpus": "CMU-MOSEI"}
+    return {"space": space_of(settings), "settings": settings}
 
 
 def _path(folder: Path, file: str) -> Path:

@@ -101,18 +101,6 @@ def read(
     )
 
 
-def parse_label_map(text: str) -> dict[str, str]:
-    """`{"ANG": "anger"}` of "ANG=anger,...", as a command line has it.
-
-    Raises:
-        ValueError: not of that form.
-    """
-    pairs = [entry.partition("=") for entry in text.split(",")]
-    if not all(before and equals for before, equals, _ in pairs):
-        raise ValueError(f"label_map {text!r}: must be like ANG=anger,HAP=happy,XXX=")
-    return {before.strip(): after.strip() for before, _, after in pairs}
-
-
 def _mapped(
     clips: list[Clip | BadSample], label_map: dict[str, str] | None, path: Path
 ) -> tuple[list[Clip | BadSample], Counter[str]]:
