@@ -1,0 +1,217 @@
+"""Peak memory of real runs per rank, by engine and ZeRO stage, beside what `awtpn doctor --memory` says.
+
+    python tests/benchmarks/zero_memory.py --out tests/benchmarks/results
+
+Each row is a run of launch/train.py with configs/large.yaml at a smaller width, on CPU ranks. Measured is by
+how much a rank's resident memory grew from the moment before its model was built to its peak in training,
+before the first checkpoint (VmHWM, Linux); the largest of all ranks. Freed memory is given back to the system
+at once (MALLOC_*_THRESHOLD_), and oneDNN keeps no scratch memory for shapes of the past (*_CAPACITY): in
+bf16 it would keep some for every shape that it ever met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
+CONFIG = ROOT / "configs" / "large.yaml"
+STEPS, GLOBAL, MICRO = 3, 16, 8
+# What a rank holds between steps.
+RESTING = ("weights", "master weights", "optimizer states", "batches", "libraries")
+ALLOCATOR = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1",
+    "LRU_CACHE_CAPACITY": "1",
+}
+
+
+def write_corpus(folder: Path, utterances: int = GLOBAL * STEPS, median: int = 40) -> str:
+    """Noise of log-normal lengths: audio [M, 1024], video [M / 2, 512]."""
+    import shards
+
+    rng = np.random.default_rng(0)
+
+    def samples() -> Iterator[shards.Sample]:
+        for i in range(utterances):
+            m = int(np.clip(rng.lognormal(np.log(median), 0.57), 10, 5 * median))
+            features = {
+                name: rng.standard_normal((steps, dim), np.float32)
+                for name, steps, dim in (("audio", m, 1024), ("video", m // 2, 512))
+            }
+            yield shards.Sample(f"u{i:04d}", "train", "abcdefg"[i % 7], features)
+
+    shards.pack(samples(), str(folder), classes=list("abcdefg"), progress=False)
+    return str(folder)
+
+
+def settings(engine: str, precision: str, dim: int, corpus: str) -> list[str]:
+    """The run's overrides of configs/large.yaml; as `awtpn doctor --memory` takes them, too."""
+    given: dict[str, Any] = {
+        "data.train": corpus,
+        "model.shared_dim": dim,
+        "train.global_batch_size": GLOBAL,
+        "train.micro_batch_size": MICRO,
+        "train.precision": precision,
+        "train.epochs": 1,
+        "train.zero_stage": engine[-1] if engine.startswith("zero") else "null",
+    }
+    return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+
+
+def measure(engine: str, precision: str, ranks: int, overrides: list[str], folder: Path) -> dict[str, float]:
+    """Run it; by how many bytes the largest rank grew in training, and rank 0 while it saved.
+
+    Raises:
+        RuntimeError: the run failed; ends with its output.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    launcher = [sys.executable]
+    if engine != "none":  # under torchrun even a lone rank would get DDP
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [*launcher, __file__, "--rank_of", str(folder), "--config", str(CONFIG), *overrides]
+    command += ["--run.dir", str(folder / "run")]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "DS_", "TORCHELASTIC_"))}
+    kept = {k: v for k, v in kept.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    ran = subprocess.run(command, env=kept | ALLOCATOR, capture_output=True, text=True, timeout=900)
+    found = [folder / f"rank-{rank}.json" for rank in range(ranks)]
+    if ran.returncode or not all(path.exists() for path in found):
+        raise RuntimeError(
+            f"{engine} {precision} on {ranks} ranks failed:\n{(ran.stdout + ran.stderr)[-3000:]}"
+        )
+    figures = [json.loads(path.read_text()) for path in found]
+    return {
+        "training": max(figure["training"] for figure in figures),
+        "saving": figures[0]["saving"],
+    }
+
+
+def run_rank(folder: Path, argv: list[str]) -> None:
+    """launch/train.py with two looks at this process's memory: before the model is built, and at saving."""
+    from awtpn import trainer
+
+    model, save = trainer.AWTPN, trainer.save
+    before: list[int] = []
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        if not before:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            before.append(resident("VmRSS"))
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        return model(*args, **kwargs)
+
+    def look_and_save(run: trainer.Run, *args: Any, **kwargs: Any) -> None:
+        training = resident("VmHWM") - before[0]
+        save(run, *args, **kwargs)
+        figures = {"training": training, "saving": resident("VmHWM") - before[0]}
+        (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
+
+    build.from_pretrained = model.from_pretrained  # type: ignore[attr-defined]
+    trainer.AWTPN, trainer.save = build, look_and_save  # type: ignore[assignment, misc]
+    script = ROOT / "launch" / "train.py"
+    sys.argv = [str(script), *argv]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def resident(kind: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) << 10
+
+
+def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, float, str]:
+    """What `awtpn doctor --memory` says: bytes at the peak of training, at saving, and the peak's moment."""
+    from awtpn.config import parse_command_line
+    from awtpn.layout import make_layout
+    from awtpn.memory import moments, peak, saving_bytes
+    from awtpn.memory_report import data_of, work_of
+
+    config, _ = parse_command_line(["--config", str(CONFIG), *overrides])
+    layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
+    work = work_of(config, layout, data_of(config))
+    found = moments(work, engine, ranks, config.train.precision)
+    moment, most = peak(found)
+    resting = sum(found["forward"].get(part, 0.0) for part in RESTING)
+    return most, max(most, resting + saving_bytes(work, engine)), moment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--dim", type=int, default=2048)
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path, help="folder for zero-memory-cpu-<date>.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        text = run(options, Path(scratch))
+    print(text)
+    if options.out:
+        (options.out / f"zero-memory-cpu-{date.today()}.md").write_text(text)
+
+
+def run(options: argparse.Namespace, scratch: Path) -> str:
+    corpus = write_corpus(scratch / "corpus")
+    rows = []
+    for ranks in options.ranks:
+        for engine in options.engines:
+            if engine == ("ddp" if ranks == 1 else "none"):
+                continue
+            for precision in options.precisions:
+                overrides = settings(engine, precision, options.dim, corpus)
+                got = measure(engine, precision, ranks, overrides, scratch / f"{ranks}-{engine}-{precision}")
+                said, saving, moment = estimate(engine, ranks, overrides)
+                rows.append(
+                    f"| {ranks} | {engine} | {precision} | {got['training'] / 1e6:.0f} | {said / 1e6:.0f} "
+                    f"| {said / got['training'] - 1:+.1%} | {moment} | {got['saving'] / 1e6:.0f} "
+                    f"| {saving / 1e6:.0f} |"
+                )
+                print(rows[-1], file=sys.stderr, flush=True)
+    return "\n".join([*heading(options), *rows]) + "\n"
+
+
+def heading(options: argparse.Namespace) -> list[str]:
+    import deepspeed
+    import torch
+
+    return [
+        f"# Peak memory per rank: configs/large.yaml at shared_dim {options.dim}",
+        "",
+        f"{date.today()}; {platform.system()} {platform.release()}, torch {torch.__version__}, DeepSpeed "
+        f"{deepspeed.__version__}; global batch {GLOBAL}, micro-batch {MICRO}, {STEPS} steps. "
+        "Growth of a rank's resident memory in MB, from before its model is built to the peak of training "
+        "(largest rank), and to that of rank 0's first checkpoint.",
+        "",
+        "| ranks | engine | precision | measured | estimated | off by | peak at the end of "
+        "| measured, saving | estimated, saving |",
+        "|---:|---|---|---:|---:|---:|---|---:|---:|",
+    ]
+
+
+if __name__ == "__main__":
+    if "--rank_of" in sys.argv:
+        run_rank(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()
