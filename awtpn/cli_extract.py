@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -231,7 +232,7 @@ def report(manifest: Manifest, out: str) -> None:
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} names them and says why")
     modalities = list(manifest.modalities)
-    only = "" if len(modalities) > 1 else f" --model.modalities '{modalities}'"
+    only = "" if len(modalities) > 1 else f" --model.modalities '{json.dumps(modalities)}'"
     print(f"extracted; train with: python launch/train.py --data.train {out}{only}")
 
 

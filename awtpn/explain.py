@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.predictor import Prediction
+from shards.media import probe, read_audio, read_frames
 
 INK, QUIET, LINE, PAPER = "#1f2933", "#7b8794", "#d5dbe1", "#ffffff"
 COLOURS = {"audio": "#0072b2", "video": "#d55e00"}  # of Okabe and Ito
 NAMES = {"video": "picture", "audio": "sound"}
-MOST_CLASSES = 12
+INCHES_PER_CLASS = 0.34
+HEAD, FOOT = 0.92, 0.56  # inches
+LEFT, RIGHT = 0.065, 0.975
 FRAMES = 7  # shown side by side
+LARGEST_SIDE = 480  # of a frame that is shown
+RATE = 16000  # of the sound that is shown
 WAVE_COLUMNS = 1400  # a waveform is drawn as the extremes within so many columns
 
 
@@ -27,7 +33,7 @@ class Recording:
         name: for the title.
         duration: in seconds.
         sound: [samples] at `rate` Hz, or None.
-        pictures: uint8 [N, H, W, 3], evenly over the clip, or None.
+        pictures: uint8 [N, H, W, 3], N evenly spread over the clip, or None.
         step_seconds: length of a step, by modality.
     """
 
@@ -37,6 +43,20 @@ class Recording:
     rate: int
     pictures: NDArray[np.uint8] | None
     step_seconds: dict[str, float]
+
+
+def load(path: Path, step_seconds: dict[str, float]) -> Recording:
+    """What there is to show of the recording `path`.
+
+    Raises:
+        MediaError: it cannot be decoded.
+    """
+    info = probe(path)
+    pictures = None
+    if info.has_video and info.duration > 0:
+        pictures = read_frames(path, FRAMES / info.duration, largest_side=LARGEST_SIDE)[0]
+    sound = read_audio(path, RATE) if info.has_audio else None
+    return Recording(path.name, info.duration, sound, RATE, pictures, step_seconds)
 
 
 def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
@@ -54,50 +74,53 @@ def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("drawing needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(13, 6.6), dpi=140, facecolor=PAPER)
+    rows: list[tuple[float, Any]] = []
+    if recording.pictures is not None:
+        rows += [(1.15, _pictures), (0.8, partial(_weights, modality="video"))]
+    if recording.sound is not None:
+        rows += [(1.0, _wave), (0.8, partial(_weights, modality="audio"))]
+    heights = [height for height, _ in rows]
+    # Inches: the head and the foot keep theirs, whatever lies between.
+    total = HEAD + FOOT + 1.38 * sum(heights)
+    figure = Figure(figsize=(13, total), dpi=140, facecolor=PAPER)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        4,
+        len(rows),
         2,
         width_ratios=[3.6, 1],
-        height_ratios=[1.15, 0.8, 1.0, 0.8],
-        left=0.065,
-        right=0.975,
-        top=0.86,
-        bottom=0.085,
+        height_ratios=heights,
+        left=LEFT,
+        right=RIGHT,
+        top=1 - HEAD / total,
+        bottom=FOOT / total,
         wspace=0.22,
         hspace=0.16,
     )
-    seen, video, heard, audio = (figure.add_subplot(grid[row, 0]) for row in range(4))
-    _title(figure, recording, prediction)
-    _pictures(seen, recording, prediction)
-    _weights(video, recording, prediction, "video")
-    _wave(heard, recording, prediction)
-    _weights(audio, recording, prediction, "audio")
-    for axes in (seen, video, heard):
-        axes.tick_params(labelbottom=False)
-    figure.text(0.065, 0.022, "seconds", color=QUIET, fontsize=9.5)
-    key = "weight: how much a step counts, as a multiple of an even share (×1)"
-    figure.text(grid[0, 0].get_position(figure).x1, 0.022, key, color=QUIET, fontsize=9.5, ha="right")
+    for row, (_, paint) in enumerate(rows):
+        axes = figure.add_subplot(grid[row, 0])
+        _plain(axes, recording)
+        paint(axes, recording, prediction)
+        axes.tick_params(labelbottom=row == len(rows) - 1)
     _probabilities(figure.add_subplot(grid[:, 1]), prediction)
+    _title(figure, recording, prediction, 1 - 0.43 / total)
+    foot: dict[str, Any] = {"color": QUIET, "fontsize": 9.5}
+    figure.text(LEFT, 0.15 / total, "seconds", **foot)
+    key = "weight: how much a step counts, as a multiple of an even share (×1)"
+    figure.text(grid[0, 0].get_position(figure).x1, 0.15 / total, key, ha="right", **foot)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", facecolor=PAPER)
     temporary.replace(path)
 
 
-def _title(figure: Any, recording: Recording, prediction: Prediction) -> None:
-    share = prediction.probabilities[prediction.label]
-    figure.text(0.065, 0.935, prediction.label, fontsize=21, fontweight="bold", color=INK, va="center")
-    figure.text(
-        0.975,
-        0.935,
-        f"{recording.name}   ·   {recording.duration:.1f} s   ·   {share:.0%} sure",
-        fontsize=11,
-        color=QUIET,
-        ha="right",
-        va="center",
-    )
+def _title(figure: Any, recording: Recording, prediction: Prediction, height: float) -> None:
+    facts = [recording.name, f"{recording.duration:.1f} s"]
+    facts += ["no picture"] if recording.pictures is None else []
+    facts += ["no sound"] if recording.sound is None else []
+    facts.append(f"{prediction.probabilities[prediction.label]:.0%} sure")
+    figure.text(LEFT, height, prediction.label, fontsize=21, fontweight="bold", color=INK, va="center")
+    line = "   ·   ".join(facts)
+    figure.text(RIGHT, height, line, fontsize=11, color=QUIET, ha="right", va="center")
 
 
 def _plain(axes: Any, recording: Recording) -> None:
@@ -127,13 +150,10 @@ def _nothing(axes: Any, what: str) -> None:
 
 def _pictures(axes: Any, recording: Recording, prediction: Prediction) -> None:
     """A strip of frames, each the middle of its stretch of time; the more its steps count, the clearer."""
-    _plain(axes, recording)
+    assert recording.pictures is not None
     axes.set_yticks([])
     axes.spines["bottom"].set_visible(False)
     axes.set_ylim(0, 1)
-    if recording.pictures is None:
-        _nothing(axes, "no picture")
-        return
     box, (height, width) = axes.get_window_extent(), recording.pictures.shape[1:3]
     slot = recording.duration / FRAMES
     gap = 0.03 * slot
@@ -165,12 +185,9 @@ def _wave(axes: Any, recording: Recording, prediction: Prediction) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgba
 
-    _plain(axes, recording)
     axes.spines["bottom"].set_visible(False)
-    if recording.sound is None:
-        _nothing(axes, "no sound")
-        return
     sound = recording.sound
+    assert sound is not None
     columns = min(WAVE_COLUMNS, len(sound))
     edges = np.linspace(0, len(sound), columns + 1).astype(int)
     low = np.minimum.reduceat(sound, edges[:-1])
@@ -190,7 +207,6 @@ def _wave(axes: Any, recording: Recording, prediction: Prediction) -> None:
 
 def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: str) -> None:
     """Reliability weights as multiples of an even weight, a stair over time."""
-    _plain(axes, recording)
     weights = prediction.weights.get(modality)
     if weights is None:
         _nothing(axes, f"the model does not use {NAMES[modality]}")
@@ -206,14 +222,15 @@ def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: 
     axes.axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_ylim(0, max(2.0, 1.15 * float(share.max())))
     most = int(axes.get_ylim()[1])
-    axes.set_yticks(sorted({0, 1, most} if most < 6 else {0, 1, most // 2, most}))
+    axes.set_yticks(sorted({1, most} if most < 6 else {1, most // 2, most}))
     axes.set_ylabel(f"{NAMES[modality]}\nweight", color=COLOURS[modality], fontsize=10, labelpad=8)
     axes.yaxis.set_major_formatter(lambda value, _: f"×{value:g}")
 
 
 def _probabilities(axes: Any, prediction: Prediction) -> None:
-    """Bars, the likeliest on top."""
-    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:MOST_CLASSES]
+    """Bars, the likeliest on top, as many as there is room for."""
+    room = int(axes.get_window_extent().height / axes.figure.dpi / INCHES_PER_CLASS)
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:room]
     names, values = [name for name, _ in ranked], [value for _, value in ranked]
     places = np.arange(len(names))
     axes.set_facecolor(PAPER)

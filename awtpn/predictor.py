@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN
-from shards import FeatureStream, Ragged
+from shards import BadSample, FeatureStream, Ragged
+from shards.clips import Clip
+from shards.feature_space import recorded, reopen
+from shards.features import decode_ahead, encode
 
 Features = Mapping[str, NDArray[Any] | None]
 
@@ -40,12 +44,16 @@ class Predictor:
         predictor = Predictor.from_pretrained("runs/demo")
         answers = predictor.predict([{"audio": a, "video": v}, {"audio": b, "video": None}])
 
-    Features are what the model was trained on, not standardised: the model does that itself.
+    Features are what the model was trained on, not standardised: the model does that itself. Where it is
+    known how they were made (`awtpn extract`), recordings will do:
+
+        predictor.predict_recordings(["clip.mp4"])
     """
 
     def __init__(self, model: AWTPN, device: torch.device | str = "cpu") -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
+        self._encoders: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: torch.device | str = "cpu") -> Predictor:
@@ -77,6 +85,59 @@ class Predictor:
         """(key, prediction) for every utterance of an unshuffled stream."""
         for batch in stream.epoch(0):
             yield from zip(batch.key, self._predict(batch.features), strict=True)
+
+    def encoders(self, device: str | None = None, **moved: str | None) -> dict[str, Any]:
+        """What made the features that the model was trained on, by modality, opened again; kept once open.
+
+        Args:
+            device: where encoders run; default the model's.
+            moved: by modality, where the encoder's model is now, if not where it was.
+
+        Raises:
+            ValueError: nobody recorded how the features were made, or an encoder cannot be had any more.
+        """
+        if not self._encoders:
+            known = recorded(self.model.provenance)
+            if missing := [m for m in self.model.feature_dims if m not in known]:
+                raise ValueError(
+                    f"how the model's features of {' and '.join(missing)} were made is not recorded, so they "
+                    "cannot be made of a recording: give it a dataset of such features, or train a model on "
+                    "one that `awtpn extract` made"
+                )
+            where = device or str(self.device)
+            self._encoders = {
+                m: reopen(m, known[m]["settings"], where, moved.get(m)) for m in self.model.feature_dims
+            }
+        return self._encoders
+
+    def predict_recordings(self, paths: Sequence[str | Path]) -> list[Prediction]:
+        """Predict for recordings, whose features are made as those that the model was trained on.
+
+        Raises:
+            ValueError: a recording cannot be used, or as `encoders`; names the file.
+        """
+        answers = []
+        for path, answer in self.answer_recordings(paths):
+            if isinstance(answer, str):
+                raise ValueError(answer if str(path) in answer else f"{path}: {answer}")
+            answers.append(answer)
+        return answers
+
+    def answer_recordings(
+        self, paths: Sequence[str | Path], batch: int = 16, threads: int = 4
+    ) -> Iterator[tuple[Path, Prediction | str]]:
+        """As `predict_recordings`, one after another; for a recording that cannot be used the cause."""
+        encoders = self.encoders()
+        clips = [Clip(str(path), "", "", Path(path), Path(path)) for path in paths]
+        with closing(decode_ahead(clips, encoders, threads)) as decoded:
+            for clip, sample in zip(clips, encode(decoded, encoders, batch), strict=True):
+                assert clip.audio is not None
+                if isinstance(sample, BadSample):
+                    yield clip.audio, sample.cause
+                elif all(values is None for values in sample.features.values()):
+                    yield clip.audio, "there is nothing to go by, say no sound and no face"
+                else:
+                    yield clip.audio, self.predict([sample.features])[0]
 
     def _check(self, i: int, utterance: Features) -> None:
         arrays = {m: utterance.get(m) for m in self.model.feature_dims}

@@ -17,7 +17,7 @@ from typing import Any
 # Settings that change how features are computed, and their last digits, but not what they mean.
 INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
-SHORTEST = ("id", "version")  # in every description, so left out of its list of settings
+SELF_EVIDENT = ("id", "version")  # of a description
 
 
 def making(encoders: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,8 +34,13 @@ def making(encoders: Mapping[str, Any]) -> dict[str, Any]:
 
 def space_of(settings: Mapping[str, Any]) -> str:
     """The name of the feature space that an encoder of these settings makes: "logmel-3f9a02c1d4"."""
-    text = json.dumps(_decisive(settings), sort_keys=True)
-    name = str(settings["id"]).rstrip("/").rpartition("/")[2]
+    decisive = _decisive(settings)
+    name = str(settings["id"]).rpartition("/")[2]
+    if "sha256" in decisive:
+        # A local folder may be renamed: what is in it counts.
+        decisive.pop("id")
+        name = str(settings.get("model_type", name))
+    text = json.dumps(decisive, sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -93,12 +98,46 @@ def check_same_space(
         raise ValueError(f"{complaint}: {listed}; {fix}")
 
 
+def reopen(modality: str, settings: Mapping[str, Any], device: str = "cpu", spec: str | None = None) -> Any:
+    """The encoder of these settings, to make more features of the same space.
+
+    Args:
+        modality: "audio" or "video".
+        settings: as recorded of an encoder; it computes in the precision that it did then.
+        device: where a model runs.
+        spec: where the model is now, if it was moved.
+
+    Raises:
+        ValueError: the encoder cannot be found, or is no longer the same.
+    """
+    from shards.encoders import open_audio_encoder, open_video_encoder
+
+    spec = spec or str(settings.get("path") or settings["id"])
+    built_in = "model_type" not in settings
+    options: dict[str, Any] = {"device": device}
+    if not built_in:
+        options |= {name: settings[name] for name in ("dtype", "layer", "step_seconds") if name in settings}
+        options["revision"] = settings.get("revision")
+    if modality == "video":
+        options |= {"fps": settings["fps"], "step_seconds": settings["step_seconds"]}
+        options["faces"] = "none" if settings.get("faces", "none") == "none" else "opencv"
+    opened = (open_audio_encoder if modality == "audio" else open_video_encoder)(spec, **options)
+    assert opened is not None
+    if space_of(opened.settings) != space_of(settings):
+        raise ValueError(
+            f"{modality}: the encoder {spec} is not the one that was recorded: "
+            f"{describe(settings, opened.settings)} then, {describe(opened.settings, settings)} now; "
+            "give the same model's files, or use the version of this package that made the features"
+        )
+    return opened
+
+
 def describe(settings: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> str:
     """An encoder in words: "facebook/wav2vec2-base (layer 9, step_seconds 0.1)".
 
     Beside another of the same name, only those settings that differ are told.
     """
-    shown = {name: value for name, value in _decisive(settings).items() if name not in SHORTEST}
+    shown = {name: value for name, value in _decisive(settings).items() if name not in SELF_EVIDENT}
     if beside is not None and beside.get("id") == settings.get("id"):
         other = _decisive(beside)
         shown = {name: v for name, v in _decisive(settings).items() if other.get(name) != v and name != "id"}

@@ -1,0 +1,64 @@
+"""`awtpn predict` of recordings: a JSON line each, a line for people, and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from awtpn.explain import NAMES, draw, load
+from awtpn.predictor import Prediction, Predictor
+from shards.sources.recordings import PICTURE, SOUND
+
+
+def are_recordings(inputs: list[str]) -> bool:
+    """Whether INPUT names recordings, by their suffixes, and not a packed dataset.
+
+    Raises:
+        ValueError: some of both, or several datasets.
+    """
+    found = [Path(name).suffix.lower() in SOUND | PICTURE for name in inputs]
+    if all(found):
+        return True
+    if len(inputs) > 1:
+        other = inputs[found.index(False)]
+        raise ValueError(f"{other}: no recording by its suffix; give recordings only, or a single dataset")
+    return False
+
+
+def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
+    """Answer for each recording; exits with 1 if one cannot be used."""
+    encoders = predictor.encoders(audio=options.audio, video=options.video)
+    steps = {modality: float(encoder.step_seconds) for modality, encoder in encoders.items()}
+    failed = False
+    with open(options.out, "w") if options.out else contextlib.nullcontext(sys.stdout) as file:
+        for path, answer in predictor.answer_recordings(options.input):
+            if isinstance(answer, str):
+                print(f"{path}: not predicted: {answer}", file=sys.stderr)
+                failed = True
+                continue
+            file.write(json.dumps({"key": str(path), **answer.as_json(), "step_seconds": steps}) + "\n")
+            file.flush()
+            print(in_words(path, answer, steps), file=sys.stderr)
+            if options.png:
+                picture = Path(options.png) / f"{path.name}.png"
+                draw(load(path, steps), answer, picture)
+                print(f"  drawn: {picture}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def in_words(path: Path, answer: Prediction, step_seconds: dict[str, float]) -> str:
+    """ "clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: sound 0.8-0.9 s, picture 1.2-1.3 s"."""
+    ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:3]
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked)
+    heaviest = []
+    for modality, weights in answer.weights.items():
+        if len(weights):
+            begin = int(np.argmax(weights)) * step_seconds[modality]
+            heaviest.append(f"{NAMES[modality]} {begin:.1f}-{begin + step_seconds[modality]:.1f} s")
+    return f"{path.name}: {shares}; heaviest: {', '.join(heaviest)}"
