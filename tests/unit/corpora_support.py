@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from shards.clips import Clip, ClipSource
+from shards.schema import BadSample
+
 SECONDS = 1.0
 SIZE = (64, 48)  # width, height of every picture
 FPS = 10
@@ -401,3 +404,23 @@ def write_clip_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+# --- What was read -------------------------------------------------------------------------------
+
+
+def good(source: ClipSource) -> dict[str, Clip]:
+    """The clips of a source, by key: the keys differ, the labels are classes, the files are there."""
+    clips = [clip for clip in source.clips if isinstance(clip, Clip)]
+    found = {clip.key: clip for clip in clips}
+    assert len(found) == len(clips)
+    assert {clip.label for clip in clips} <= set(source.classes)
+    for clip in clips:
+        assert clip.audio is None or clip.audio.is_file()
+        assert clip.video is None or clip.video.is_file()
+    return found
+
+
+def bad(source: ClipSource) -> dict[str, str]:
+    """What is wrong with the bad ones, by key."""
+    return {clip.key: clip.cause for clip in source.clips if isinstance(clip, BadSample)}

@@ -1,0 +1,181 @@
+"""Recordings of one's own: tables and folders of clips."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corpora_support import bad, good, put, write_clip_table, write_tree
+
+from shards.clips import Clip
+from shards.sources import recordings
+
+CREMA_D = Path(__file__).parents[3] / "shared" / "data" / "crema_d" / "clips"
+RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"
+
+
+def test_a_folder_tells_splits_and_labels(tmp_path: Path) -> None:
+    source = recordings.read(write_tree(tmp_path))
+    clips = good(source)
+    assert source.classes == ["calm", "happy"]
+    assert sorted(clips) == sorted(
+        f"{split}_{label}_{name}"
+        for split in ("train", "test")
+        for label in ("calm", "happy")
+        for name in ("a", "b_take_2", "c")
+    )
+    film, sound = clips["train_calm_b_take_2"], clips["test_happy_c"]
+    assert film.audio == film.video == tmp_path / "train" / "calm" / "b.take 2.avi"
+    assert (film.split, film.label) == ("train", "calm")
+    assert (sound.audio, sound.video) == (tmp_path / "test" / "happy" / "c.WAV", None)
+
+
+def test_a_folder_of_labels_is_one_split(tmp_path: Path) -> None:
+    source = recordings.read(write_tree(tmp_path, splits=[]), labels=["happy", "calm"])
+    assert {clip.split for clip in good(source).values()} == {"all"}
+    assert source.classes == ["happy", "calm"]
+
+
+def test_names_tell_what_a_pattern_finds(tmp_path: Path) -> None:
+    for name in ("1001_DFA_ANG_XX", "1001_DFA_XXX_XX", "1002_IEO_HAP_HI"):
+        put("both.flv", tmp_path / "VideoFlash" / f"{name}.flv")
+    put("both.mp4", tmp_path / "trailer.mp4")
+    source = recordings.read(
+        tmp_path,
+        pattern=r"(?P<actor>\d+)_(?P<sentence>\w+)_(?P<label>[A-Z]{3})_(?P<level>\w+)",
+        label_map={"HAP": "happy", "ANG": "angry", "XXX": ""},
+    )
+    assert source.classes == ["happy", "angry"]
+    clips = good(source)
+    assert clips.keys() == {"VideoFlash_1001_DFA_ANG_XX", "VideoFlash_1002_IEO_HAP_HI"}
+    clip = clips["VideoFlash_1002_IEO_HAP_HI"]
+    assert (clip.label, clip.split) == ("happy", "all")
+    assert clip.meta == {"actor": "1002", "sentence": "IEO", "level": "HI"}
+    assert source.provenance["left_out"] == {"XXX": 1}
+    assert list(bad(source)) == ["trailer"]
+    assert bad(source)["trailer"].endswith("does not fit its path")
+
+
+def test_a_pattern_may_tell_split_and_key(tmp_path: Path) -> None:
+    put("tone.wav", tmp_path / "fold1" / "u7-sad.wav")
+    source = recordings.read(tmp_path, pattern=r"(?P<split>fold\d)/(?P<key>\w+)-(?P<label>\w+)\.")
+    [clip] = good(source).values()
+    assert (clip.key, clip.split, clip.label, clip.meta) == ("u7", "fold1", "sad", {})
+
+
+@pytest.mark.skipif(not CREMA_D.is_dir(), reason=f"the shared clips are not at {CREMA_D}")
+def test_real_names() -> None:
+    source = recordings.read(CREMA_D, pattern=r"(?P<actor>\d+)_\w+_(?P<label>[A-Z]{3})_")
+    assert source.classes == ["ANG", "DIS", "FEA", "HAP", "NEU", "SAD"]
+    assert {clip.meta["actor"] for clip in good(source).values()} == {"1001"}
+    source = recordings.read(RAVDESS / "flac", pattern=r"03-01-(?P<label>..)-..-..-..-(?P<actor>..)")
+    assert source.classes == [f"{i:02}" for i in range(1, 9)]
+    assert len(good(source)) == 240
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "key": "u1",
+        "split": "train",
+        "label": "calm",
+        "path": "a.mp4",
+        "begin": "0.25",
+        "end": "0.75",
+        "take": 1,
+    },
+    {"key": "02", "split": "train", "label": "happy", "path": "c.wav", "begin": "", "end": "", "take": 2},
+    {"key": "u3", "split": "test", "label": "calm", "path": "gone.mp4", "begin": "", "end": "", "take": 3},
+    {"key": "u4", "split": "test", "label": "calm", "path": "a.mp4", "begin": "2", "end": "1", "take": 4},
+    {"key": "u5", "split": "test", "label": "calm", "path": "a.mp4", "begin": "1", "end": "", "take": 5},
+    {"key": "u6", "split": "test", "label": "calm", "path": "a.mp4", "begin": "one", "end": "2", "take": 6},
+    {"key": "u7", "split": "test", "label": "calm", "path": "", "begin": "", "end": "", "take": 7},
+]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_of_clips(tmp_path: Path, suffix: str) -> None:
+    put("both.mp4", tmp_path / "a.mp4")
+    put("tone.wav", tmp_path / "c.wav")
+    table = write_clip_table(tmp_path / f"clips{suffix}", ROWS)
+    source = recordings.read(table)
+    assert good(source) == {
+        "u1": Clip(
+            key="u1",
+            split="train",
+            label="calm",
+            audio=tmp_path / "a.mp4",
+            video=tmp_path / "a.mp4",
+            audio_span=(0.25, 0.75),
+            video_span=(0.25, 0.75),
+            meta={"take": 1},
+            source=f"{table}: row 1",
+        ),
+        "02": Clip(
+            key="02",
+            split="train",
+            label="happy",
+            audio=tmp_path / "c.wav",
+            video=None,
+            meta={"take": 2},
+            source=f"{table}: row 2",
+        ),
+    }
+    assert bad(source) == {
+        "u3": f"audio: no such file {tmp_path / 'gone.mp4'}",
+        "u4": "begin 2 and end 1: must be 0 <= begin < end, in seconds",
+        "u5": "begin and end go together; fill both, or neither",
+        "u6": "begin 'one' and end '2' must be seconds",
+        "u7": "no file is named; fill path, audio or video",
+    }
+
+
+def test_sound_and_picture_in_files_of_their_own(tmp_path: Path) -> None:
+    put("both.avi", tmp_path / "pictures" / "a.avi")
+    put("tone.wav", tmp_path / "a.wav")
+    rows = [
+        {"key": "u1", "split": "all", "label": "calm", "audio": "a.wav", "video": "pictures/a.avi"},
+        {"key": "u2", "split": "all", "label": "calm", "audio": "", "video": "pictures/a.avi"},
+    ]
+    clips = good(recordings.read(write_clip_table(tmp_path / "clips.csv", rows)))
+    assert (clips["u1"].audio, clips["u1"].video) == (tmp_path / "a.wav", tmp_path / "pictures" / "a.avi")
+    assert (clips["u2"].audio, clips["u2"].video) == (None, tmp_path / "pictures" / "a.avi")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"pattern": "("}, r"pattern '\(': not a regular expression"),
+        ({"pattern": r"\w+"}, "needs a group that is the label"),
+        ({"pattern": "(?P<label>nothing like it)"}, "fits none of its 6 clips, say .*calm/a.mp4"),
+        ({"pattern": "(?P<label>calm|happy)/(?P<key>.)"}, "both have the key 'a'; rename one"),
+        ({"labels": ["calm", "sad"]}, r"label 'happy' is none of the classes \['calm', 'sad'\]"),
+        ({"label_map": {"calm": "Calm"}}, "label 'happy' is not in the label map; .*leave it out: happy="),
+        ({"label_map": {"calm": "", "happy": ""}}, "no clips left, 0 bad ones and 6 left out"),
+    ],
+)
+def test_folders_that_cannot_be_read_so(tmp_path: Path, options: dict[str, Any], complaint: str) -> None:
+    write_tree(tmp_path, splits=[])
+    with pytest.raises(ValueError, match=complaint):
+        recordings.read(tmp_path, **options)
+
+
+def test_what_is_no_source_of_recordings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"clips\.csv: no such table"):
+        recordings.read(tmp_path / "clips.csv")
+    with pytest.raises(ValueError, match=r"no recordings in it; known are \.3gp"):
+        recordings.read(tmp_path)
+    table = write_clip_table(tmp_path / "clips.csv", [{"key": "u", "split": "all", "label": "x"}])
+    with pytest.raises(
+        ValueError, match=re.escape("needed are key, split, label and path, or audio and video")
+    ):
+        recordings.read(table)
+    with pytest.raises(ValueError, match="pattern reads the names in a folder"):
+        recordings.read(table, pattern="(?P<label>x)")
+    put("tone.wav", tmp_path / "a.wav")
+    with pytest.raises(ValueError, match=r"a\.wav: must lie in .*/<label> or .*/<split>/<label>; else tell"):
+        recordings.read(tmp_path)
+    rows = [{"key": "u", "split": "all", "label": "x", "path": "a.wav"}] * 2
+    with pytest.raises(ValueError, match=r"row 2 and .*row 1 both have the key 'u'"):
+        recordings.read(write_clip_table(tmp_path / "twice.csv", rows))
