@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from shards.features import LARGEST_SIDE
+
 # Settings that change how features are computed, and their last digits, but not what they mean.
 INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
@@ -24,12 +26,18 @@ def making(encoders: Mapping[str, Any]) -> dict[str, Any]:
     """For the manifest: per modality its feature space and the encoder's settings; when, and with what."""
     return {
         "features": {
-            name: {"space": space_of(encoder.settings), "settings": encoder.settings}
+            name: {"space": space_of(settings), "settings": settings}
             for name, encoder in encoders.items()
+            for settings in [settings_of(name, encoder)]
         },
         "extracted": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def settings_of(modality: str, encoder: Any) -> dict[str, Any]:
+    """What decides an encoder's features: its own settings, and of pictures how large it gets them."""
+    return encoder.settings | ({"largest_side": LARGEST_SIDE} if modality == "video" else {})
 
 
 def space_of(settings: Mapping[str, Any]) -> str:
@@ -123,10 +131,11 @@ def reopen(modality: str, settings: Mapping[str, Any], device: str = "cpu", spec
         options["faces"] = "none" if settings.get("faces", "none") == "none" else "opencv"
     opened = (open_audio_encoder if modality == "audio" else open_video_encoder)(spec, **options)
     assert opened is not None
-    if space_of(opened.settings) != space_of(settings):
+    now = settings_of(modality, opened)
+    if space_of(now) != space_of(settings):
         raise ValueError(
             f"{modality}: the encoder {spec} is not the one that was recorded: "
-            f"{describe(settings, opened.settings)} then, {describe(opened.settings, settings)} now; "
+            f"{describe(settings, now)} then, {describe(now, settings)} now; "
             "give the same model's files, or use the version of this package that made the features"
         )
     return opened
