@@ -1,0 +1,79 @@
+"""The configurations of the corpora take what their sources make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpora_support import write_iemocap, write_meld, write_mosei
+
+import shards
+from awtpn.folds import make_splits
+from awtpn.trainer import main as train
+from shards import Sample
+from shards.clips import Clip, ClipSource
+from shards.sources import iemocap, meld, mosei
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHORT = ["--train.max_steps", "2", "--model.shared_dim", "8", "--train.global_batch_size", "8"]
+
+
+def made_up(source: ClipSource) -> Iterator[Sample]:
+    """Its clips with features of noise, as an extraction would pack them."""
+    rng = np.random.default_rng(0)
+    for clip in source.clips:
+        if isinstance(clip, Clip):
+            features: dict[str, np.ndarray | None] = {"audio": rng.normal(size=(6, 4)).astype(np.float32)}
+            features["video"] = rng.normal(size=(3, 5)).astype(np.float32)
+            yield Sample(clip.key, clip.split, clip.label, features, clip.meta)
+
+
+def pack_iemocap(folder: Path) -> str:
+    source = iemocap.read(write_iemocap(folder / "corpus", sessions=range(1, 6)))
+    shards.pack(made_up(source), str(folder / "packed"), classes=source.classes, progress=False)
+    return str(folder / "packed")
+
+
+def pack_meld(folder: Path) -> str:
+    source = meld.read(write_meld(folder / "corpus"))
+    shards.pack(made_up(source), str(folder / "packed"), classes=source.classes, progress=False)
+    return str(folder / "packed")
+
+
+def pack_mosei(folder: Path) -> str:
+    source = mosei.read(
+        write_mosei(folder / "corpus"),
+        audio="CMU_MOSEI_COVAREP.csd",
+        video="CMU_MOSEI_VisualOpenFace2.csd",
+        folds="cmu_mosei_std_folds.py",
+    )
+    shards.pack(source.samples, str(folder / "packed"), classes=source.classes, progress=False)
+    return str(folder / "packed")
+
+
+@pytest.mark.parametrize("corpus", ["iemocap", "meld", "mosei"])
+def test_a_corpus_trains_by_its_configuration(tmp_path: Path, corpus: str) -> None:
+    packed = {"iemocap": pack_iemocap, "meld": pack_meld, "mosei": pack_mosei}[corpus](tmp_path)
+    run = tmp_path / "run"
+    train(
+        ["--config", str(CONFIGS / f"{corpus}.yaml"), "--data.train", packed, "--run.dir", str(run), *SHORT]
+    )
+    results = json.loads((run / "results.json").read_text())
+    tested = np.sum(results["test"]["confusion_matrix"])
+    # IEMOCAP: the turns of Session5 that four classes know. MELD and MOSEI: their own test splits.
+    assert tested == {"iemocap": 10, "meld": 2, "mosei": 2}[corpus]
+
+
+def test_iemocap_is_left_out_by_session(tmp_path: Path) -> None:
+    packed = pack_iemocap(tmp_path)
+    training = ["--config", str(CONFIGS / "iemocap.yaml"), "--data.train", packed]
+    splits = make_splits(training, "session")
+    assert [fold.test for fold in splits.folds] == ["Ses01", "Ses02", "Ses03", "Ses04", "Ses05"]
+    [trial] = splits.of_fold(splits.folds[1], training, [0], tmp_path / "runs")
+    train([*trial.job.arguments, *SHORT])
+    results = json.loads((trial.job.run_dir / "results.json").read_text())
+    # Both dialogs of the second session have a picture.
+    assert np.sum(results["test"]["confusion_matrix"]) == 10
