@@ -16,10 +16,10 @@ import yaml
 
 from awtpn.config import parse_command_line
 from awtpn.crossvalidation import collect_scores
+from awtpn.files import write_atomically
 from awtpn.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.intervals import standard_error, t_interval
 from awtpn.metrics import SUMMARY
-from awtpn.monitor import write_atomically
 from awtpn.runner import PYTHON, train_all, write_json
 
 BASE = "base"

@@ -1,6 +1,6 @@
 """Checkpoints in one layout-free form: saved under any engine, resumed under any other.
 
-A checkpoint folder holds the full float32 weights (`model.safetensors`, with `model.json` beside it, so it
+A checkpoint folder holds the full float32 weights (`model.safetensors`, with `config.json` beside it, so it
 is a model that `AWTPN.from_pretrained` loads), Adam's moments under the same names (`optimizer.safetensors`)
 and the run's position (`checkpoint.json`, with the size and sha256 of the others). No pickles.
 
@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from awtpn.hub import locate
 from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
 from shards import Ragged
 from shards.feature_space import check_same_space
@@ -198,27 +199,6 @@ def prune(root: Path, keep_last: int) -> None:
             shutil.rmtree(folder)
 
 
-def export(source: Path, out: Path) -> None:
-    """Write the model of a run (its best checkpoint) or checkpoint into a folder of its own.
-
-    Raises:
-        ValueError: there is no model, or `out` exists.
-    """
-    folder = find_model(source)
-    if out.exists():
-        raise ValueError(f"{out} exists already: name a folder that does not")
-    card = json.loads((folder / CARD_FILE).read_text())
-    results = source / "results.json"
-    if results.is_file():
-        card["results"] = json.loads(results.read_text())
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    shutil.copyfile(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-    (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(temporary, out)
-
-
 # --- Load ----------------------------------------------------------------------------------------
 
 
@@ -269,9 +249,12 @@ def load_weights(folder: Path, model: AWTPN) -> None:
 def find_model(path: Path) -> Path:
     """The model that `path` means: an export or checkpoint folder itself, or a run's best checkpoint.
 
+    A path that does not exist but looks like "user/model" is fetched from the Hugging Face Hub.
+
     Raises:
         ValueError: there is none; says what was looked for.
     """
+    path = locate(path, (CARD_FILE, WEIGHTS_FILE))
     candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "latest"]
     for folder in candidates:
         if (folder / CARD_FILE).is_file():

@@ -63,13 +63,21 @@ def t_quantile(freedom: int) -> float:
 
 
 def bootstrap(
+    label: NDArray[np.int64], predicted: Sequence[NDArray[np.int64]], classes: int, seed: int = 0
+) -> dict[str, Interval]:
+    """Percentile intervals of the four figures, averaged over models: see `bootstrap_replicates`."""
+    replicates = bootstrap_replicates(label, predicted, classes, seed=seed)
+    return percentiles(replicates, bootstrap_words(len(label)))
+
+
+def bootstrap_replicates(
     label: NDArray[np.int64],
     predicted: Sequence[NDArray[np.int64]],
     classes: int,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Interval]:
-    """Percentile intervals of the four figures, averaged over models, under drawing the utterances anew.
+) -> NDArray[np.float64]:
+    """The figures of SUMMARY, averaged over models, of utterances drawn anew: [resamples, 4].
 
     Utterances are drawn with replacement, without strata; every model is judged on the same draw.
 
@@ -80,37 +88,40 @@ def bootstrap(
     """
     # Figures depend on how often each pattern (truth, answer of every model) is drawn, and those counts are
     # multinomial: the same distribution as drawing utterances one by one, at the cost of few patterns.
-    table = np.stack([label, *predicted], axis=1)
-    patterns, counts = np.unique(table, axis=0, return_counts=True)
-    cells = [
-        np.eye(classes * classes, dtype=np.float64)[patterns[:, 0] * classes + patterns[:, 1 + model]]
-        for model in range(len(predicted))
-    ]
+    patterns, counts = np.unique(np.stack([label, *predicted], axis=1), axis=0, return_counts=True)
+    one_hot = np.eye(classes * classes)
+    cells = [one_hot[patterns[:, 0] * classes + answers] for answers in patterns[:, 1:].T]
     rng = np.random.default_rng(seed)
-    found: list[NDArray[np.float64]] = []
     block = max(1, BLOCK_CELLS // max(len(patterns), classes * classes))
+    found = []
     for first in range(0, resamples, block):
         size = min(block, resamples - first)
         draws = rng.multinomial(len(label), counts / counts.sum(), size=size).astype(np.float64)
         confusions = [(draws @ cell).reshape(size, classes, classes) for cell in cells]
         found.append(np.mean([summaries(confusion) for confusion in confusions], axis=0))
-    low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    how = f"bootstrap over {len(label)} utterances, {resamples} resamples, seed {seed}"
+    return np.concatenate(found)
+
+
+def bootstrap_confusion(confusion: NDArray[np.int64]) -> dict[str, Interval]:
+    """`bootstrap` of one model of which the confusion matrix [C, C] is known; nothing more is needed."""
+    label, predicted = cells_of(confusion)
+    return bootstrap(label, [predicted], len(confusion))
+
+
+def cells_of(confusion: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Truth and answer [U] of the utterances that a confusion matrix [C, C] counts, in its order."""
+    label, predicted = np.indices(confusion.shape, np.int64).reshape(2, -1).repeat(confusion.ravel(), axis=1)
+    return label, predicted
+
+
+def percentiles(replicates: NDArray[np.float64], how: str) -> dict[str, Interval]:
+    """The middle 95 % of replicates [R, 4], by figure."""
+    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {name: Interval(float(low[i]), float(high[i]), how) for i, name in enumerate(SUMMARY)}
 
 
-def bootstrap_confusion(
-    confusion: NDArray[np.int64], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Interval]:
-    """`bootstrap` of one model, of whose utterances only the confusion matrix [C, C] is known.
-
-    Nothing is lost: the figures are functions of it.
-    """
-    classes = len(confusion)
-    label, predicted = (
-        np.repeat(index.ravel(), confusion.ravel()) for index in np.indices(confusion.shape, np.int64)
-    )
-    return bootstrap(label, [predicted], classes, resamples, seed)
+def bootstrap_words(utterances: int) -> str:
+    return f"percentile bootstrap over {utterances:,} utterances, {RESAMPLES:,} resamples, seeded"
 
 
 def summaries(confusions: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import ModelCard, ModelHubMixin
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from awtpn.attention import reliability_attention
+from awtpn.hub import locate
+from awtpn.modelcard import LIBRARY, render_card
 from awtpn.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
 from shards import Ragged
 
 WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "model.json"
+CARD_FILE = "config.json"
+README_FILE = "README.md"
 EPSILON = 1e-8  # of the weights' normalisation, as published
 
 # The published code's parameter names -> ours.
@@ -197,8 +201,10 @@ class AWM(nn.Module):
         return spread / (segment_sum(spread, offsets, utterance) + EPSILON)[utterance]
 
 
-class AWTPN(nn.Module):
+class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
     """The whole network: packed features of B utterances -> logits [B, C] and what led to them.
+
+    `save_pretrained(DIR)` and `push_to_hub(USER/MODEL)` are huggingface_hub's, in our format.
 
     Args:
         config: widths, scales and weights.
@@ -227,6 +233,8 @@ class AWTPN(nn.Module):
         self.learnable_prototypes = learnable_prototypes
         # How the features that it is trained on were made, as their manifest says.
         self.provenance: dict[str, Any] = {}
+        # What else its card told: the dataset's name, results, a licence.
+        self.record: dict[str, Any] = {}
         dim = config.shared_dim
         self.standardise = nn.ModuleDict({m: Standardise(d) for m, d in self.feature_dims.items()})
         self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
@@ -273,7 +281,7 @@ class AWTPN(nn.Module):
 
     def card(self) -> dict[str, Any]:
         """Everything but the weights that rebuilds this model; plain JSON."""
-        return {
+        return self.record | {
             "format": "awtpn",
             "format_version": 1,
             "model": asdict(self.config),
@@ -290,16 +298,21 @@ class AWTPN(nn.Module):
         config = ModelConfig(**{k: v for k, v in card["model"].items() if k in known})
         model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
         model.provenance = card.get("provenance") or {}
+        model.record = {key: value for key, value in card.items() if key not in model.card()}
         return model
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> AWTPN:
-        """Load an export or a checkpoint folder: `model.json` beside `model.safetensors`, in eval mode.
+    def from_pretrained(cls, place: str | Path, **hub: Any) -> AWTPN:  # type: ignore[override]
+        """Load an export or a checkpoint folder, or a model of the Hugging Face Hub, in eval mode.
+
+        A folder holds `config.json` beside `model.safetensors`. Where `place` is no path that exists, it is a
+        hub id, "user/model"; `hub` are then `revision`, `token`, `cache_dir` and `local_files_only`: see
+        `awtpn.hub.locate`.
 
         Raises:
-            ValueError: a file is missing or is not of this format; the message names it.
+            ValueError: a file is missing or is not of this format, or the hub has no such model.
         """
-        folder = Path(directory)
+        folder = locate(place, (CARD_FILE, WEIGHTS_FILE), **hub)
         for name in (CARD_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} is no exported model or checkpoint: it has no {name}")
@@ -309,6 +322,15 @@ class AWTPN(nn.Module):
         model = cls.from_card(card)
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` and `push_to_hub` write; the mixin adds the model card."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, save_directory / WEIGHTS_FILE)
+        (save_directory / CARD_FILE).write_text(json.dumps(self.card(), indent=1) + "\n")
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        return ModelCard(render_card(self.card()))
 
     @classmethod
     def from_reference(

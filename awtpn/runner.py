@@ -25,7 +25,7 @@ import yaml
 from tqdm import tqdm
 
 from awtpn.config import dump, parse_command_line
-from awtpn.monitor import write_atomically
+from awtpn.files import write_atomically
 
 TRAIN_SCRIPT = Path(__file__).parent.parent / "launch" / "train.py"
 PYTHON = (sys.executable,)

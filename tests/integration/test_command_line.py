@@ -103,7 +103,8 @@ def test_a_run_is_exported_and_predicts(
     trained: Path, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     awtpn("export", trained, tmp_path / "model")
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+    written = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert written == ["README.md", "config.json", "model.safetensors"]
     with pytest.raises(SystemExit, match="exists already"):
         awtpn("export", trained, tmp_path / "model")
     awtpn("predict", tmp_path / "model", corpus, "--out", tmp_path / "answers.jsonl")

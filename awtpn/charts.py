@@ -1,0 +1,178 @@
+"""Charts of a report as inline SVG: pure functions from numbers to text.
+
+Colours are CSS variables of the page (`--accent`, `--ink`, ...), so that one drawing serves light, dark and
+paper. Names are escaped; nothing is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_NUMBERS = 16  # classes beyond which a matrix shows shades alone
+POINTS = 120  # of a curve
+LETTER = 6.6  # width of a letter, px
+
+
+def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Counts [C, C], true classes as rows: shade and number are shares of the row, below it the count."""
+    count = len(classes)
+    numbers = count <= MOST_NUMBERS
+    cell = 52 if numbers else max(8, 640 // count)
+    longest = LETTER * max(map(len, classes))
+    left, top = longest + 26, 0.72 * longest + 22
+    parts = []
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    for i, true in enumerate(classes):
+        y = top + i * cell
+        parts.append(_text(left - 8, y + cell / 2 + 4, true, anchor="end"))
+        x = left + i * cell + cell / 2 + 4
+        parts.append(_text(x, top - 8, true, extra=f'transform="rotate(-45 {x:.0f} {top - 8:.0f})"'))
+        for j, predicted in enumerate(classes):
+            x, part = left + j * cell, float(share[i, j])
+            title = f"{true} taken for {predicted}: {confusion[i, j]} of {confusion[i].sum()}"
+            parts.append(
+                f'<rect x="{x:.0f}" y="{y:.0f}" width="{cell - 2}" height="{cell - 2}" rx="3" '
+                f'class="{"hit" if i == j else "miss"}" fill-opacity="{0.04 + 0.96 * part:.2f}">'
+                f"<title>{escape(title)}</title></rect>"
+            )
+            if numbers and confusion[i, j]:
+                strong = " strong" if part > 0.5 else ""
+                middle = x + cell / 2 - 1
+                parts.append(
+                    _text(middle, y + 23, f"{100 * part:.0f}", "middle", css=f"cell{strong}")
+                    + _text(middle, y + 38, str(confusion[i, j]), "middle", css=f"count{strong}")
+                )
+    width, height = left + count * cell + 0.72 * longest, top + count * cell + 4
+    label = "confusion matrix: rows are true classes, columns predictions, in per cent of the row"
+    return _svg(width, height, label, parts)
+
+
+def curve_svg(
+    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, percent: bool = False
+) -> str:
+    """The mean of curves (steps, values) over steps, and the band from the least to the greatest of them."""
+    width, height, left, right, top, bottom = 270, 180, 42, 10, 30, 26
+    steps, values = common_grid(curves)
+    mean, low, high = values.mean(0), values.min(0), values.max(0)
+    ticks = nice_ticks(float(low.min()), float(high.max()))
+    floor, ceiling = ticks[0], ticks[-1]
+    end = float(steps[-1])
+
+    def x(step: float) -> float:
+        return left + (width - left - right) * step / max(end, 1)
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (ceiling - value) / (ceiling - floor)
+
+    parts = [_text(left, 16, title, css="title")]
+    for tick in ticks:
+        shown = f"{100 * tick:.0f}" if percent else f"{tick:g}"
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            + _text(left - 6, y(tick) + 4, shown, "end", css="tick")
+        )
+    for step in [t for t in nice_ticks(0, end, 4) if t <= end]:
+        parts.append(_text(x(step), height - 8, f"{step:g}", "middle", css="tick"))
+    if len(curves) > 1:
+        outline = [*zip(steps, high, strict=True), *zip(steps[::-1], low[::-1], strict=True)]
+        points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in outline)
+        parts.append(f'<polygon class="band" points="{points}"/>')
+    points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, mean, strict=True))
+    parts.append(f'<polyline class="curve" points="{points}"/>')
+    return _svg(width, height, f"{title} over steps", parts)
+
+
+def common_grid(
+    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Curves of different lengths on common steps [P], as values [curves, P].
+
+    A point is the mean of the steps around it; where a curve has fewer than P points it is interpolated. The
+    curves end where the shortest does, so that every mean is over all of them.
+    """
+    end = min(float(steps[-1]) for steps, _ in curves)
+    longest = max(int((steps <= end).sum()) for steps, _ in curves)
+    edges = np.linspace(min(float(steps[0]) for steps, _ in curves), end, min(POINTS, longest))
+    rows = []
+    for steps, values in curves:
+        if len(steps) > 2 * len(edges):
+            place = np.searchsorted((edges[1:] + edges[:-1]) / 2, steps[steps <= end])
+            kept = values[: len(place)]
+            counts = np.maximum(np.bincount(place, minlength=len(edges)), 1)
+            rows.append(np.bincount(place, weights=kept, minlength=len(edges)) / counts)
+        else:
+            rows.append(np.interp(edges, steps, values))
+    return edges, np.stack(rows)
+
+
+def calibration_svg(table: Sequence[dict[str, float]]) -> str:
+    """Accuracy over confidence; a circle's area is its share of the utterances, the diagonal is honest."""
+    size, left, bottom, top = 250, 44, 40, 12
+    side = size - left - 12
+
+    def x(value: float) -> float:
+        return left + side * value
+
+    def y(value: float) -> float:
+        return top + side * (1 - value)
+
+    parts = [f'<line class="diagonal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>']
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(
+            f'<line class="grid" x1="{x(0)}" x2="{x(1)}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            + _text(left - 6, y(tick) + 4, f"{100 * tick:.0f}", "end", css="tick")
+            + _text(x(tick), y(0) + 16, f"{100 * tick:.0f}", "middle", css="tick")
+        )
+    total = sum(row["count"] for row in table)
+    for row in table:
+        radius = 3 + 16 * math.sqrt(row["count"] / total)
+        title = (
+            f"{row['count']:.0f} answers of confidence {row['confidence']:.2f}: {row['accuracy']:.2f} right"
+        )
+        parts.append(
+            f'<circle class="dot" cx="{x(row["confidence"]):.1f}" cy="{y(row["accuracy"]):.1f}" '
+            f'r="{radius:.1f}"><title>{title}</title></circle>'
+        )
+    parts.append(_text(x(0.5), y(0) + 32, "confidence, %", "middle", css="tick"))
+    return _svg(size, top + side + bottom, "accuracy over confidence", parts)
+
+
+def interval_svg(mean: float, low: float, high: float) -> str:
+    """A figure and its interval on the line from 0 to 1."""
+    width, height, y = 200, 16, 8
+    return _svg(
+        width,
+        height,
+        f"{100 * mean:.1f}, interval {100 * low:.1f} to {100 * high:.1f}",
+        [
+            f'<line class="axis" x1="0" x2="{width}" y1="{y}" y2="{y}"/>',
+            f'<line class="range" x1="{width * low:.1f}" x2="{width * high:.1f}" y1="{y}" y2="{y}"/>',
+            f'<circle class="mark" cx="{width * mean:.1f}" cy="{y}" r="4"/>',
+        ],
+    )
+
+
+def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers from at most `low` to at least `high`."""
+    span = max(high - low, 1e-9)
+    raw = span / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "label", extra: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}" {extra}>{escape(text)}</text>'
+
+
+def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
+        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+    )

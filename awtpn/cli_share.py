@@ -1,0 +1,82 @@
+"""`awtpn report`, `export` and `push`: what others see of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="finished runs -> one page: figures with intervals, classes, curves, cost, reproduction",
+        description="Write a page on one run, on several seeds of it, or on a folder of folds and seeds (of "
+        "launch/cross_validate.py). Several runs are averaged, so they must be repetitions: alike in all but "
+        "seed and utterances.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder, or a folder of runs")
+    parser.add_argument(
+        "--out", type=Path, metavar="HTML", help="page to write (default: report.html in the first RUN)"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="MD", help="also (or, without --out, only) this")
+    parser.set_defaults(command=run_report)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    from awtpn.report import write_report
+
+    html = options.out or (None if options.markdown else options.runs[0] / "report.html")
+    for file in write_report(options.runs, html, options.markdown):
+        print(f"report in {file}")
+
+
+def add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="run -> one folder with the model, to share or to predict with",
+        description="Write weights (safetensors), config.json (shape, labels, provenance, results) and a "
+        "model card. `awtpn predict`, AWTPN.from_pretrained and Predictor.from_pretrained take the folder.",
+    )
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="run (its best checkpoint) or checkpoint folder"
+    )
+    parser.add_argument("out", metavar="DIR", type=Path, help="folder to write; must not exist")
+    parser.add_argument(
+        "--license", metavar="ID", help='of the weights, as the hub names it, e.g. "cc-by-nc-sa-4.0"'
+    )
+    parser.add_argument(
+        "--graph",
+        action="store_true",
+        help="also write model.pt2 (torch.export), and model.onnx where onnxscript is installed",
+    )
+    parser.set_defaults(command=run_export)
+
+
+def run_export(options: argparse.Namespace) -> None:
+    from awtpn.export import export  # torch is slow to import; packing needs none of this
+
+    export(options.run, options.out, licence=options.license, graph=options.graph)
+    print(f"exported to {options.out}; share it with: awtpn push {options.out} USER/MODEL")
+
+
+def add_push(commands: Any) -> None:
+    parser = commands.add_parser(
+        "push", help="an export folder -> the Hugging Face Hub", description="Log in first: hf auth login."
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="written by `awtpn export`")
+    parser.add_argument("hub_id", metavar="USER/MODEL", help="made if there is none")
+    parser.add_argument("--private", action="store_true", help="only you, and whom you let in, see it")
+    parser.set_defaults(command=run_push)
+
+
+def run_push(options: argparse.Namespace) -> None:
+    from awtpn.hub import upload
+    from awtpn.model import CARD_FILE, README_FILE
+
+    for name in (CARD_FILE, README_FILE):
+        if not (options.folder / name).is_file():
+            raise ValueError(
+                f"{options.folder} has no {name}: write it with awtpn export RUN {options.folder}"
+            )
+    print(f"in {upload(options.folder, options.hub_id, options.private)}")

@@ -1,0 +1,46 @@
+"""A run's model in a folder of its own, to share: weights, config.json, and a model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from awtpn.checkpoint import find_model
+from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
+from awtpn.modelcard import render_card
+
+
+def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
+    """Write the model of a run (its best checkpoint), checkpoint or export into a folder of its own.
+
+    Args:
+        source: the run, checkpoint or export folder.
+        out: the folder to write; it appears when it is complete.
+        licence: of the weights, as the hub names it ("cc-by-nc-sa-4.0").
+        graph: also write a graph that runs without this package: see `awtpn.graph`.
+
+    Raises:
+        ValueError: there is no model, or `out` exists.
+    """
+    folder = find_model(source)
+    if out.exists():
+        raise ValueError(f"{out} exists already: name a folder that does not")
+    card = json.loads((folder / CARD_FILE).read_text())
+    results = source / "results.json"
+    if results.is_file():
+        card["results"] = json.loads(results.read_text())
+    if licence:
+        card["licence"] = licence
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    shutil.copyfile(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+    if graph:
+        from awtpn.graph import write_graphs
+
+        card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
+    (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")
+    (temporary / README_FILE).write_text(render_card(card, out.name))
+    os.replace(temporary, out)

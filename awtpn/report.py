@@ -1,0 +1,394 @@
+"""What finished runs have shown, gathered from their folders for people to read and to cite.
+
+Runs of one report are repetitions of one experiment: one run, several seeds, or folds times seeds. Nothing
+here is invented: what a run folder does not tell is None, and the pages say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from awtpn.board import leaves
+from awtpn.files import write_atomically
+from awtpn.intervals import (
+    Interval,
+    bootstrap_replicates,
+    bootstrap_words,
+    cells_of,
+    percentiles,
+    t_interval,
+)
+from awtpn.metrics import SUMMARY, paper_figures, summarise
+from awtpn.model import CARD_FILE
+from awtpn.predictions import predictions_file, read_predictions
+
+# What may differ between repetitions of one experiment: seeds, and which utterances train and test.
+REPETITION_KEYS = ("run.", "data.cache", "data.streams", "data.select.")
+LINE_FIGURES = ("loss", "align", "intra", "inter", "contrast", "ce", "mse")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished run, as its folder tells it."""
+
+    dir: Path
+    config: dict[str, Any]
+    status: dict[str, Any]
+    results: dict[str, Any]
+    model: dict[str, Any]  # the best checkpoint's card: dataset, provenance, classes, dims
+
+    @property
+    def role(self) -> str:
+        """What is reported of it: "test", or "val" where it had no test utterances."""
+        return "test" if "test" in self.results else "val"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.results[self.role]
+        return found
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["run"]["seed"])
+
+    @property
+    def fold(self) -> str:
+        """The utterances left out for the test: "fold 0"; empty without a selection."""
+        select = self.config["data"]["select"]["test"] or {}
+        return ", ".join(f"{key} {value}" for key, value in select.items())
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        return np.array(self.figures["confusion_matrix"], np.int64)
+
+    @cached_property
+    def predictions(self) -> list[dict[str, Any]] | None:
+        file = predictions_file(self.dir, self.role)
+        return read_predictions(file) if file.is_file() else None
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """Of metrics.jsonl."""
+        return [json.loads(line) for line in (self.dir / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Of the last step's utterances, and a digest of all steps': equal ones saw the same data."""
+        words = [line["fingerprint"] for line in self.lines]
+        return words[-1], hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+    @property
+    def validations(self) -> list[tuple[int, float]]:
+        """(step, w-F1) of each validation, from TensorBoard."""
+        return validations(self.dir)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Repetitions of one experiment, and what they say together."""
+
+    runs: list[RunRecord]
+    summary: dict[str, Any]  # of cross_validation.json; empty where there is none
+
+    @property
+    def role(self) -> str:
+        return self.runs[0].role
+
+    @property
+    def classes(self) -> list[str]:
+        found: list[str] = self.runs[0].figures["labels"]
+        return found
+
+    @property
+    def dataset(self) -> str:
+        return str(self.runs[0].model.get("dataset", "unnamed data"))
+
+    @cached_property
+    def folds(self) -> dict[str, list[RunRecord]]:
+        """Runs by what they left out; one entry where all have the same test utterances."""
+        folds: dict[str, list[RunRecord]] = {}
+        for run in self.runs:
+            folds.setdefault(run.fold, []).append(run)
+        return folds
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({run.seed for run in self.runs})
+
+    @property
+    def what(self) -> str:
+        """What was repeated, in words."""
+        if len(self.runs) == 1:
+            return f"one run, seed {self.seeds[0]}"
+        seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+        if len(self.folds) == 1:
+            return f"{len(self.runs)} runs: {seeds}"
+        return f"{len(self.runs)} runs: {len(self.folds)} folds, {seeds}"
+
+    @property
+    def utterances(self) -> int:
+        """Different utterances that were tested."""
+        return sum(runs[0].figures["utterances"] for runs in self.folds.values())
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """Of the four figures over runs."""
+        return {name: float(np.mean([run.figures[name] for run in self.runs])) for name in SUMMARY}
+
+    @cached_property
+    def over_utterances(self) -> dict[str, Interval] | None:
+        """Intervals of the means under other utterances; None where predictions of several seeds lack."""
+        found = [_replicates(runs, number) for number, runs in enumerate(self.folds.values())]
+        replicates = [x for x in found if x is not None]
+        if len(replicates) < len(found):
+            return None
+        return percentiles(np.mean(replicates, axis=0), bootstrap_words(self.utterances))
+
+    @cached_property
+    def over_trainings(self) -> dict[str, Interval] | None:
+        """Intervals of the means under other folds or seeds; None for one run."""
+        if len(self.folds) > 1:
+            groups, how = list(self.folds.values()), f"Student's t over {len(self.folds)} fold means"
+        else:
+            groups, how = [[run] for run in self.runs], f"Student's t over {len(self.runs)} seeds"
+        if len(groups) < 2:
+            return None
+        found = {}
+        for name in SUMMARY:
+            limits = t_interval([float(np.mean([r.figures[name] for r in runs])) for runs in groups])
+            assert limits is not None
+            found[name] = Interval(limits[0], limits[1], how)
+        return found
+
+    @cached_property
+    def pooled(self) -> dict[str, Any]:
+        """Figures of all runs' confusion matrices added up."""
+        return summarise(np.sum([run.confusion for run in self.runs], axis=0), self.classes)
+
+    @property
+    def paper(self) -> dict[str, float] | None:
+        return paper_figures(self.dataset)
+
+    @property
+    def baseline(self) -> dict[str, float] | None:
+        """The logistic regression's means, where a cross-validation fitted one."""
+        regression = self.summary.get("logistic_regression")
+        return regression["mean"] if regression else None
+
+    @cached_property
+    def predictions(self) -> list[dict[str, Any]] | None:
+        """Of all runs together; None where a run has none."""
+        if any(run.predictions is None for run in self.runs):
+            return None
+        return [line for run in self.runs for line in run.predictions or []]
+
+    @property
+    def command(self) -> str:
+        """What reproduces it."""
+        if self.summary.get("command"):
+            return str(self.summary["command"])
+        return "\n".join(
+            f"python launch/train.py --config {run.dir / 'config.yaml'} --run.dir {run.dir}-again"
+            for run in self.runs
+        )
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+
+def gather(paths: Sequence[Path]) -> Report:
+    """Read runs, or folders of runs (as launch/cross_validate.py makes them).
+
+    Raises:
+        ValueError: a folder is no run, a run is not done, or the runs are not of one experiment.
+    """
+    runs = [read_run(folder) for path in paths for folder in run_folders(path)]
+    summary: dict[str, Any] = {}
+    if len(paths) == 1 and (file := paths[0] / "cross_validation.json").is_file():
+        summary = json.loads(file.read_text())
+    check_one_experiment(runs, {key for choice in summary.get("chosen", []) for key in choice["point"]})
+    return Report(runs, summary)
+
+
+def run_folders(path: Path) -> Iterator[Path]:
+    """The folder itself if it is a run, else the runs directly within it, in order of their names.
+
+    Raises:
+        ValueError: neither.
+    """
+    if (path / "config.yaml").is_file():
+        yield path
+        return
+    found = sorted(file.parent for file in path.glob("*/config.yaml"))
+    if not found:
+        raise ValueError(f"{path} is no run and holds none: no config.yaml there or in a folder within")
+    yield from found
+
+
+def read_run(folder: Path) -> RunRecord:
+    """A finished run.
+
+    Raises:
+        ValueError: it is not done, or a file is missing; says which and what to do.
+    """
+    status = json.loads(_text(folder, "status.json"))
+    if status["status"] != "done":
+        raise ValueError(
+            f"{folder} is not done but {status['status']!r}: the same command that began it goes on with it"
+        )
+    results = json.loads(_text(folder, "results.json"))
+    if not {"test", "val"} & results.keys():
+        raise ValueError(f"{folder} had neither validation nor test utterances: there is nothing to report")
+    card = folder / "checkpoints" / "best" / CARD_FILE
+    return RunRecord(
+        dir=folder,
+        config=yaml.safe_load(_text(folder, "config.yaml")),
+        status=status,
+        results=results,
+        model=json.loads(card.read_text()) if card.is_file() else {},
+    )
+
+
+def _text(folder: Path, name: str) -> str:
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder} is no finished run: it has no {name}")
+    return (folder / name).read_text()
+
+
+def check_one_experiment(runs: Sequence[RunRecord], swept: set[str]) -> None:
+    """Refuse to average what differs in more than its seed and its utterances.
+
+    Raises:
+        ValueError: names the settings that differ, or a run that is there twice.
+    """
+    first = leaves(runs[0].config)
+    for run in runs[1:]:
+        own = leaves(run.config)
+        keys = [k for k in {**first, **own} if own.get(k) != first.get(k)]
+        if differing := [k for k in keys if not k.startswith(REPETITION_KEYS) and k not in swept]:
+            raise ValueError(
+                f"{run.dir} and {runs[0].dir} are no repetitions of one experiment: they differ in "
+                f"{', '.join(differing)}; write a report of each"
+            )
+        if (run.role, run.figures["labels"]) != (runs[0].role, runs[0].figures["labels"]):
+            raise ValueError(f"{run.dir} and {runs[0].dir} were not judged on the same split and classes")
+    seen: dict[tuple[str, int], Path] = {}
+    for run in runs:
+        if other := seen.get((run.fold, run.seed)):
+            raise ValueError(f"{run.dir} repeats {other}: the same seed and utterances; leave one out")
+        seen[run.fold, run.seed] = run.dir
+
+
+def validations(run_dir: Path) -> list[tuple[int, float]]:
+    """(step, w-F1) of a run's validations; empty where it had none."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    nothing_else = {"scalars": 0, "images": 1, "histograms": 1, "tensors": 1, "compressedHistograms": 1}
+    board = EventAccumulator(str(run_dir / "tensorboard"), size_guidance=nothing_else)
+    board.Reload()
+    tag = "val/w-F1"
+    return [(e.step, e.value) for e in board.Scalars(tag)] if tag in board.Tags()["scalars"] else []
+
+
+def _replicates(runs: Sequence[RunRecord], number: int) -> NDArray[np.float64] | None:
+    """Bootstrap replicates [R, 4] of the mean over runs that were tested on the same utterances."""
+    if len(runs) == 1:
+        # The figures are functions of the confusion matrix: it is all that the bootstrap needs.
+        label, predicted = cells_of(runs[0].confusion)
+        return bootstrap_replicates(label, [predicted], len(runs[0].confusion), seed=number)
+    answers = [{p["key"]: p for p in run.predictions or []} for run in runs]
+    if any(a.keys() != answers[0].keys() for a in answers) or not answers[0]:
+        return None
+    index = {name: i for i, name in enumerate(runs[0].figures["labels"])}
+    keys = list(answers[0])
+    label = np.array([index[answers[0][key]["label"]] for key in keys])
+    of_models = [np.array([index[a[key]["predicted"]] for key in keys]) for a in answers]
+    return bootstrap_replicates(label, of_models, len(index), seed=number)
+
+
+# --- Calibration and mistakes --------------------------------------------------------------------
+
+
+def calibration(predictions: Sequence[Mapping[str, Any]], bins: int = 10) -> list[dict[str, float]]:
+    """Confidence against accuracy: per bin of the highest probability its mean, accuracy and count."""
+    confidence = np.array([max(p["probabilities"].values()) for p in predictions])
+    right = np.array([p["predicted"] == p["label"] for p in predictions])
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [
+        {
+            "confidence": float(confidence[place == b].mean()),
+            "accuracy": float(right[place == b].mean()),
+            "count": int((place == b).sum()),
+        }
+        for b in range(bins)
+        if (place == b).any()
+    ]
+
+
+def calibration_error(table: Sequence[Mapping[str, float]]) -> float:
+    """Expected calibration error: the mean of |accuracy - confidence|, weighted by utterances."""
+    total = sum(row["count"] for row in table)
+    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / total
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An utterance that the models, by their mean probabilities, take for another class than its own."""
+
+    key: str
+    label: str
+    predicted: str
+    probability: float
+    wrong: int  # models that are wrong about it ...
+    models: int  # ... of this many
+
+
+def surest_mistakes(predictions: Sequence[Mapping[str, Any]], most: int = 10) -> list[Mistake]:
+    """The wrong answers of the highest mean probability over the models that saw the utterance."""
+    of_key: dict[str, list[Mapping[str, Any]]] = {}
+    for prediction in predictions:
+        of_key.setdefault(prediction["key"], []).append(prediction)
+    mistakes = []
+    for key, answers in of_key.items():
+        label = answers[0]["label"]
+        means = {
+            name: float(np.mean([a["probabilities"][name] for a in answers]))
+            for name in answers[0]["probabilities"]
+        }
+        predicted = max(means, key=means.__getitem__)
+        wrong = sum(a["predicted"] != label for a in answers)
+        if predicted != label:
+            mistakes.append(Mistake(key, label, predicted, means[predicted], wrong, len(answers)))
+    return sorted(mistakes, key=lambda m: (-m.probability, m.key))[:most]
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None) -> list[Path]:
+    """Gather and write the pages that are asked for; returns the files.
+
+    Raises:
+        ValueError: see `gather`.
+    """
+    from awtpn.report_html import render_html
+    from awtpn.report_markdown import render_markdown
+
+    report = gather(paths)
+    written = []
+    for file, render in ((html, render_html), (markdown, render_markdown)):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, render(report))
+            written.append(file)
+    return written
