@@ -31,6 +31,7 @@ AUDIO_JITTER_S = 0.03
 LONGEST_JUMP_S = 60.0
 # Read errors in a row after which the rest of a file is given up.
 MOST_READ_ERRORS = 100
+SAME_TIME_S = 1e-6
 RESAMPLE_BLOCK = 1 << 16
 
 Span = tuple[float, float]
@@ -294,18 +295,22 @@ def _sampled(
     size: tuple[int, int] | None = None
     for _, stop, frame in stretches:
         picture: np.ndarray | None = None
-        while (time := (count + 0.5) / fps) < min(stop, end) - begin:
+        # A picture that begins where a sampling time lies is the one shown, however the times are rounded.
+        while (time := (count + 0.5) / fps) + SAME_TIME_S < min(stop, end) - begin:
             if picture is None:
                 picture = _picture(frame, crop, largest_side, size)
                 size = size or (picture.shape[0], picture.shape[1])
             yield time, picture
             count += 1
-        if begin + time >= end:
+        if begin + time + SAME_TIME_S >= end:
             return
 
 
 def _shown(frames: Iterable[Any], stream: Any, origin: float) -> Iterator[tuple[float, float, Any]]:
-    """(from, until, frame) in seconds: each frame is shown until the next, the last for its own duration."""
+    """(from, until, frame) in seconds: each frame is shown until the next, the last for its own duration.
+
+    Where that is not told, it is as long as the one before.
+    """
     period = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
     held: Any = None
     since = 0.0
@@ -315,6 +320,7 @@ def _shown(frames: Iterable[Any], stream: Any, origin: float) -> Iterator[tuple[
         if held is not None:
             # A timestamp that goes back is broken; the frame still comes after its predecessor.
             time = time if time > since else since + period
+            period = time - since
             yield since, time, held
         held, since = frame, time
     if held is not None:
@@ -422,6 +428,8 @@ def _decodable(container: Any, kind: str, path: str | Path) -> Any:
         raise MediaError(f"{path}: has no {kind} stream")
     if stream.codec_context is None:
         raise MediaError(f"{path}: its {kind} stream's codec is not known to this FFmpeg")
+    # Clips are decoded side by side; and beside a thread's broken packet, good ones would be lost.
+    stream.codec_context.thread_count = 1
     return stream
 
 
