@@ -1,0 +1,474 @@
+"""Extraction: the same shards for any number of ranks and after any stop; what fails is listed by name."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import webdataset
+from corpora_support import GARBAGE, put, put_bytes, write_sound, write_tree, write_video
+
+from shards import BadSample, pack
+from shards.clips import Clip, ClipSource
+from shards.encoders import open_audio_encoder, open_video_encoder
+from shards.extract import extract
+from shards.feature_space import check_same_space, describe, reopen, settings_of, space_of
+from shards.features import decode_ahead, encode
+from shards.inspect import format_info, info
+from shards.schema import Manifest, parse_manifest
+from shards.sources import recordings
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+class Counting:
+    """An audio encoder of two features a quarter of a second; it can be told to stop, and refuses a pitch."""
+
+    name, rate, dim, step_seconds = "counting", 8000, 2, 0.25
+    refused_samples = 0
+
+    def __init__(self, kill_after: int | None = None, step: float = 0.25) -> None:
+        self.settings: dict[str, Any] = {"id": "counting", "step_seconds": step, "device": "anywhere"}
+        self.clips, self.kill_after = 0, kill_after
+
+    def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        if any(len(wave) == self.refused_samples for wave in waves):
+            raise ValueError("too odd a length")
+        self.clips += len(waves)
+        if self.kill_after is not None and self.clips > self.kill_after:
+            raise Killed
+        steps = [wave[: len(wave) // 2000 * 2000].reshape(-1, 2000) for wave in waves]
+        return [np.stack([s.mean(1), s.std(1)], 1).astype(np.float32) for s in steps]
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> ClipSource:
+    """Twenty tones of different pitch and length: 14 to train on, 6 to test on."""
+    folder = tmp_path_factory.mktemp("tones")
+    clips: list[Clip | BadSample] = []
+    for i in range(20):
+        path = write_sound(folder / f"{i}.wav", seconds=0.5 + 0.25 * (i * 7 % 5), hertz=100 + 40 * i)
+        split = "train" if i % 10 < 7 else "test"
+        clips.append(
+            Clip(f"tone{i}", split, ["low", "high"][i % 2], path, None, meta={"pitch": 100 + 40 * i})
+        )
+    return ClipSource(clips, ["low", "high"], {"corpus": "tones"})
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> ClipSource:
+    """Twelve real clips: .mp4 and .avi with both streams, and sounds."""
+    return recordings.read(write_tree(tmp_path / "tree"))
+
+
+def built_in(**video: Any) -> dict[str, Any]:
+    return {"audio": open_audio_encoder("logmel"), "video": open_video_encoder("descriptor", **video)}
+
+
+def made(source: ClipSource, out: Path | str, **options: Any) -> Manifest:
+    manifest = extract(source, str(out), **{"clips_per_shard": 3, "progress": False} | options)
+    assert manifest is not None
+    return manifest
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+
+
+def skipped(folder: Path) -> dict[str, str]:
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    return {entry["key"]: entry["cause"] for entry in map(json.loads, lines)}
+
+
+def over_ranks(ranks: int, call: Callable[..., Any]) -> list[Any]:
+    """`call(rank=, world_size=, wait=)` of all ranks at once; what each returned."""
+    barrier, results = threading.Barrier(ranks, timeout=60), [None] * ranks
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = call(rank=rank, world_size=ranks, wait=barrier.wait)
+        except BaseException as error:
+            results[rank] = error
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+# --- What is in the shards -----------------------------------------------------------------------
+
+
+def test_sequences_have_the_lengths_of_their_clips(tmp_path: Path, tree: ClipSource) -> None:
+    manifest = made(tree, tmp_path / "d", **built_in(fps=5))
+    assert manifest.classes == ["calm", "happy"]
+    assert {name: m.dim for name, m in manifest.modalities.items()} == {"audio": 80, "video": 148}
+    assert [shard.name for shard in manifest.splits["train"].shards] == [
+        "train-000000.tar",
+        "train-000001.tar",
+    ]
+    urls = [str(tmp_path / "d" / s.name) for split in manifest.splits.values() for s in split.shards]
+    found = {record["__key__"]: record for record in webdataset.WebDataset(urls, shardshuffle=False).decode()}
+    assert len(found) == 12
+    for key, record in found.items():
+        assert 10 <= len(record["audio.npy"]) <= 11, "a second in steps of 0.1 s; codecs add a little"
+        assert ("video.npy" in record) == (not key.endswith("_c"))
+        if "video.npy" in record:
+            assert record["video.npy"].shape == (5, 148)
+
+
+def test_features_are_the_encoders_own(tmp_path: Path, tones: ClipSource) -> None:
+    """Whatever batch they went through, each utterance has its own features, label and metadata."""
+    made(tones, tmp_path / "d", audio=Counting(), batch=4, dtype="float32")
+    urls = [str(path) for path in sorted((tmp_path / "d").glob("*.tar"))]
+    found = {record["__key__"]: record for record in webdataset.WebDataset(urls, shardshuffle=False).decode()}
+    assert len(found) == 20
+    for clip in tones.clips:
+        assert isinstance(clip, Clip)
+        [alone] = list(encode(decode_ahead([clip], {"audio": Counting()}, 1), {"audio": Counting()}, 1))
+        assert not isinstance(alone, BadSample)
+        np.testing.assert_array_equal(found[clip.key]["audio.npy"], alone.features["audio"])
+        assert found[clip.key]["json"] == {"label": clip.label, **clip.meta}
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+def test_shards_do_not_depend_on_the_number_of_ranks(tmp_path: Path, tones: ClipSource, ranks: int) -> None:
+    alone = made(tones, tmp_path / "alone", audio=Counting())
+
+    def one(**rank: Any) -> Manifest | None:
+        return extract(
+            tones, str(tmp_path / "d"), audio=Counting(), clips_per_shard=3, progress=False, **rank
+        )
+
+    manifest, *others = over_ranks(ranks, one)
+    assert others == [None] * (ranks - 1)
+    assert files(tmp_path / "d") == files(tmp_path / "alone")
+    assert len(files(tmp_path / "d")) == 2 * (5 + 2), "7 shards with their indexes, and no record is left"
+    assert replace(manifest, provenance={}) == replace(alone, provenance={})
+    assert manifest == parse_manifest((tmp_path / "d" / "manifest.json").read_text(), "m")
+
+
+def test_a_stopped_extraction_goes_on_with_another_number_of_ranks(
+    tmp_path: Path, tones: ClipSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = made(tones, tmp_path / "alone", audio=Counting())
+    with pytest.raises(Killed):
+        made(tones, tmp_path / "d", audio=Counting(kill_after=7))
+    (tmp_path / "d" / ".packing-killed").mkdir()  # what a kill leaves besides
+    there = sorted(path.name for path in (tmp_path / "d").glob("*.tar"))
+    assert there == ["train-000000.tar", "train-000001.tar"]
+    with pytest.raises(ValueError, match="no such file"):
+        info(str(tmp_path / "d"))
+
+    encoders = [Counting(), Counting()]
+
+    def one(rank: int, **others: Any) -> Manifest | None:
+        encoder = encoders[rank]
+        return extract(
+            tones, str(tmp_path / "d"), audio=encoder, clips_per_shard=3, progress=False, rank=rank, **others
+        )
+
+    manifest, _ = over_ranks(2, one)
+    assert "going on; 2 of 7 shards are there" in caplog.text
+    assert sum(encoder.clips for encoder in encoders) == 20 - 6, "only what was missing was made"
+    assert files(tmp_path / "d") == files(tmp_path / "alone")
+    assert replace(manifest, provenance={}) == replace(alone, provenance={})
+
+
+def files_of_shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_remote_output_equals_local(tmp_path: Path, tones: ClipSource) -> None:
+    fs = fsspec.filesystem("memory")
+    made(tones, tmp_path / "d", audio=Counting())
+    with pytest.raises(Killed):
+        made(tones, "memory://extract/d", audio=Counting(kill_after=9))
+    made(tones, "memory://extract/d", audio=Counting())
+    remote = {path.rpartition("/")[2]: fs.cat_file(path) for path in fs.ls("/extract/d", detail=False)}
+    remote.pop("manifest.json")
+    assert remote == files(tmp_path / "d")
+    fs.rm("/extract", recursive=True)
+
+
+# --- What fails ----------------------------------------------------------------------------------
+
+
+def test_clips_that_fail_are_listed_with_their_cause(
+    tmp_path: Path, tones: ClipSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = tones.clips[0]
+    assert isinstance(first, Clip)
+    film = write_video(tmp_path / "silent.mp4", sound=False)
+    broken = put_bytes(tmp_path / "broken.mp4", GARBAGE)
+    bad = [
+        replace(first, key="gone", audio=tmp_path / "gone.wav", source="table.csv: row 7"),
+        replace(first, key="broken", audio=broken),
+        replace(first, key="silent", audio=film, video=film),
+        replace(first, key="past", audio_span=(8.0, 9.0)),
+        replace(first, key="odd", audio_span=(0.0, 0.123)),
+        replace(first, key="nameless", label="angry"),
+        replace(first, key="tone3"),
+        replace(first, key="nowhere", split="../train"),
+        BadSample("known", "missing in the archive", "list.txt"),
+    ]
+    encoder = Counting()
+    encoder.refused_samples = 984  # of "odd", in a batch with sound ones
+    source = replace(tones, clips=[*tones.clips, *bad])
+    manifest = made(source, tmp_path / "d", audio=encoder)
+    causes = skipped(tmp_path / "d")
+    assert causes.keys() == {clip.key for clip in bad}
+    assert manifest.skipped == len(bad)
+    assert causes["gone"] == f"table.csv: row 7: {tmp_path / 'gone.wav'}: no such file"
+    assert "broken.mp4: not a recording" in causes["broken"]
+    assert causes["silent"] == f"{film}: no audio to make features of"
+    assert "8 s to 9 s" in causes["past"]
+    assert causes["odd"] == "too odd a length"
+    assert "label 'angry' is unknown" in causes["nameless"]
+    assert "this key was packed before" in causes["tone3"]
+    assert "split '../train'" in causes["nowhere"]
+    assert causes["known"] == "list.txt: missing in the archive"
+    assert sum(split.utterances for split in manifest.splits.values()) == 20
+    assert "9 bad samples skipped" in caplog.text
+
+
+def test_refused_clips_stop_the_extraction(tmp_path: Path, tones: ClipSource) -> None:
+    known = replace(tones, clips=[BadSample("known", "missing", "list.txt"), *tones.clips])
+    with pytest.raises(ValueError, match=r"'known': list.txt: missing"):
+        made(known, tmp_path / "d", audio=Counting(), on_bad="refuse")
+    assert not (tmp_path / "d").exists()
+    gone = Clip("gone", "train", "low", tmp_path / "gone.wav", None)
+    with pytest.raises(ValueError, match=r"'gone': .*gone.wav: no such file"):
+        made(replace(tones, clips=[*tones.clips, gone]), tmp_path / "e", audio=Counting(), on_bad="refuse")
+
+
+def test_where_every_clip_fails_nothing_is_left_to_go_on_with(tmp_path: Path, tones: ClipSource) -> None:
+    path = tmp_path / "late.wav"
+    source = replace(tones, clips=[Clip("late", "train", "low", path, None)])
+    with pytest.raises(ValueError, match=r"all 1 clips failed; the first is .*late.wav: no such file"):
+        made(source, tmp_path / "d", audio=Counting())
+    assert list((tmp_path / "d").iterdir()) == []
+    write_sound(path)
+    assert made(source, tmp_path / "d", audio=Counting()).splits["train"].utterances == 1
+    with pytest.raises(ValueError, match="no clips"):
+        made(replace(tones, clips=[]), tmp_path / "e", audio=Counting())
+
+
+def test_a_modality_that_no_clip_has_is_left_out(tmp_path: Path, tones: ClipSource) -> None:
+    manifest = made(tones, tmp_path / "d", **built_in())
+    assert list(manifest.modalities) == ["audio"]
+
+
+def test_a_feature_that_float16_ruins_is_warned_of(
+    tmp_path: Path, tones: ClipSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Packing refuses it; after hours of encoding that would be a pity."""
+
+    class Shifted(Counting):
+        def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            return [values + np.float32(1000) for values in super().encode(waves)]
+
+    manifest = made(tones, tmp_path / "d", audio=Shifted())
+    assert "stored as float16" in caplog.text
+    assert "stored as float16" in manifest.provenance["warning"]
+    assert "warning" not in made(tones, tmp_path / "e", audio=Shifted(), dtype="float32").provenance
+
+
+# --- What is in the folder already ---------------------------------------------------------------
+
+
+def test_an_unfinished_extraction_is_not_thrown_away(tmp_path: Path, tones: ClipSource) -> None:
+    out = tmp_path / "d"
+    with pytest.raises(Killed):
+        made(tones, out, audio=Counting(kill_after=7))
+    before = files_of_shards(out)
+    others: list[dict[str, Any]] = [
+        {"audio": Counting(step=0.5)},
+        {"audio": Counting(), "clips_per_shard": 4},
+        {"audio": Counting(), "dtype": "float32"},
+        {**built_in()},
+    ]
+    for options in others:
+        with pytest.raises(
+            ValueError, match=r"unfinished extraction of other clips or settings; finish that"
+        ):
+            made(tones, out, **options)
+    with pytest.raises(ValueError, match="unfinished extraction"):
+        pack([], str(out), classes=["low"], progress=False)
+    with pytest.raises(ValueError, match="unfinished extraction"):
+        made(replace(tones, clips=tones.clips[1:]), out, audio=Counting())
+    assert files_of_shards(out) == before
+    manifest = made(tones, out, audio=Counting(), clips_per_shard=4, overwrite=True)
+    assert len(manifest.splits["train"].shards) == 4
+    with pytest.raises(ValueError, match="finished dataset; pack elsewhere, or pass overwrite"):
+        made(tones, out, audio=Counting(), clips_per_shard=4)
+
+
+def test_all_ranks_refuse_alike(tmp_path: Path, tones: ClipSource) -> None:
+    put_bytes(tmp_path / "d" / "holiday.jpg", b"mine")
+    results = over_ranks(3, lambda **rank: extract(tones, str(tmp_path / "d"), audio=Counting(), **rank))
+    assert [type(result) for result in results] == [ValueError] * 3
+    assert all("holiday.jpg" in str(result) for result in results)
+
+
+def test_wrong_options_are_refused(tmp_path: Path, tones: ClipSource) -> None:
+    with pytest.raises(ValueError, match="give an encoder"):
+        made(tones, tmp_path / "d")
+    with pytest.raises(ValueError, match="clips_per_shard=0"):
+        made(tones, tmp_path / "d", audio=Counting(), clips_per_shard=0)
+    with pytest.raises(ValueError, match="dtype 'float8'"):
+        made(tones, tmp_path / "d", audio=Counting(), dtype="float8")
+    assert not (tmp_path / "d").exists()
+
+
+# --- Feature spaces ------------------------------------------------------------------------------
+
+
+def test_the_manifest_tells_how_features_were_made(tmp_path: Path, tree: ClipSource) -> None:
+    manifest = made(tree, tmp_path / "d", **built_in(), provenance={"command": "awtpn extract a b"})
+    provenance = manifest.provenance
+    assert provenance["corpus"] == "recordings"
+    assert provenance["command"] == "awtpn extract a b"
+    assert provenance["features"]["audio"]["settings"]["id"] == "logmel"
+    assert provenance["features"]["video"]["settings"]["fps"] == 10
+    assert {"av", "numpy", "torch"} <= provenance["versions"].keys()
+    assert provenance["extracted"].startswith("20")
+    text = format_info(info(str(tmp_path / "d")))
+    assert f"audio: feature space {provenance['features']['audio']['space']}" in text
+    assert "logmel (rate 16000, step_seconds 0.1," in text
+    assert "command: awtpn extract a b" in text
+
+
+def test_a_feature_space_is_what_decides_the_values() -> None:
+    settings = {"id": "facebook/wav2vec2-base", "revision": "abc", "layer": 9, "dtype": "float32"}
+    name = space_of(settings)
+    assert name.startswith("wav2vec2-base-")
+    assert space_of({**settings, "dtype": "bfloat16", "versions": {"transformers": "9"}}) == name
+    for change in ({"layer": 8}, {"revision": "abd"}, {"step_seconds": 0.2}):
+        assert space_of(settings | change) != name
+    local = {"id": "mine", "path": "/a/mine", "sha256": "77", "model_type": "wav2vec2"}
+    assert space_of(local) == space_of(local | {"id": "yours", "path": "/b/yours"})
+    assert space_of(local) != space_of(local | {"sha256": "78"})
+
+
+def test_another_feature_space_is_refused_by_name(tmp_path: Path, tree: ClipSource) -> None:
+    def of(**settings: Any) -> dict[str, Any]:
+        return {"features": {m: {"space": space_of(s), "settings": s} for m, s in settings.items()}}
+
+    logmel = {"id": "logmel", "version": 1, "step_seconds": 0.1}
+    wav2vec = {"id": "facebook/wav2vec2-base", "layer": 9, "step_seconds": 0.1}
+    with pytest.raises(
+        ValueError,
+        match=r"no: audio: logmel \(step_seconds 0.1\) against facebook/wav2vec2-base \(layer 9, "
+        r"step_seconds 0.1\); fix",
+    ):
+        check_same_space(of(audio=logmel), of(audio=wav2vec), ["audio"], "no", "fix")
+    with pytest.raises(
+        ValueError, match=r"audio: logmel \(step_seconds 0.1\) against logmel \(step_seconds 0.2"
+    ):
+        check_same_space(of(audio=logmel), of(audio=logmel | {"step_seconds": 0.2}), ["audio"], "no", "fix")
+    check_same_space(of(audio=logmel), of(audio=logmel, video=wav2vec), ["audio", "video"], "no", "fix")
+    check_same_space(of(audio=logmel), of(audio=wav2vec), ["video"], "no", "fix")
+    check_same_space({}, of(audio=wav2vec), ["audio"], "no", "fix")
+    check_same_space({"features": "by hand"}, of(audio=wav2vec), ["audio"], "no", "fix")
+
+
+def wav2vec2(folder: Path, seed: int) -> Path:
+    """A small wav2vec 2.0 of random weights."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    Wav2Vec2Model(Wav2Vec2Config(**size, conv_dim=[16] * 7)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def test_an_encoder_is_opened_again_as_it_was_recorded(tmp_path: Path, tones: ClipSource) -> None:
+    """A Hugging Face model, moved since: its files tell that it is the same; another is refused."""
+    encoder = open_audio_encoder(str(wav2vec2(tmp_path / "a", 0)), layer=1, step_seconds=0.2)
+    manifest = made(tones, tmp_path / "d", audio=encoder)
+    settings = manifest.provenance["features"]["audio"]["settings"]
+    assert (settings["layer"], settings["step_seconds"]) == (1, 0.2)
+    (tmp_path / "a").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="no such folder"):
+        reopen("audio", settings)
+    again = reopen("audio", settings, spec=str(tmp_path / "moved"))
+    wave = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    assert encoder is not None
+    np.testing.assert_array_equal(again.encode([wave])[0], encoder.encode([wave])[0])
+    with pytest.raises(
+        ValueError, match=r"is not the one that was recorded: .*sha256.* then, .*sha256.* now"
+    ):
+        reopen("audio", settings, spec=str(wav2vec2(tmp_path / "b", 1)))
+
+    for faces in ("none", "opencv"):
+        video = open_video_encoder("descriptor", fps=4, step_seconds=0.5, faces=faces)
+        settings = settings_of("video", video)
+        assert settings_of("video", reopen("video", settings)) == settings
+        assert "step_seconds 0.5" in describe(settings)
+
+
+# --- Decoding ------------------------------------------------------------------------------------
+
+
+class AtOnce:
+    """An executor that does what it is given before it returns."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(call(*arguments))
+        return future
+
+    def shutdown(self, **_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "ahead"), [("AHEAD_CLIPS", 5, 5), ("AHEAD_BYTES", 70_000, 3)], ids=["clips", "bytes"]
+)
+def test_decoding_runs_ahead_within_bounds(
+    tones: ClipSource, monkeypatch: pytest.MonkeyPatch, name: str, bound: int, ahead: int
+) -> None:
+    """Seconds of sound at 8 kHz are 16, 24 and so on, up to 48 kB: any three are beyond 70 kB."""
+    monkeypatch.setattr("shards.features.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(f"shards.features.{name}", bound)
+    taken: list[Clip] = []
+
+    def clips() -> Iterator[Clip]:
+        for clip in tones.clips:
+            assert isinstance(clip, Clip)
+            taken.append(clip)
+            yield clip
+
+    for i, each in enumerate(decode_ahead(clips(), {"audio": Counting()}, threads=1), start=1):
+        assert each.clip == tones.clips[i - 1]
+        assert len(taken) <= i - 1 + ahead
+    assert len(taken) == 20
+
+
+def test_streams_of_a_clip_may_lie_in_files_of_their_own(tmp_path: Path) -> None:
+    sound, film = write_sound(tmp_path / "a.wav", 2.0), put("both.avi", tmp_path / "b.avi")
+    clip = Clip("x", "all", "calm", sound, film, audio_span=(0.5, 1.25), video_span=(0.0, 0.4))
+    encoders = built_in()
+    [sample] = list(encode(decode_ahead([clip], encoders, 2), encoders, 16))
+    assert not isinstance(sample, BadSample)
+    assert {name: len(values) for name, values in sample.features.items() if values is not None} == {
+        "audio": 7,
+        "video": 4,
+    }
