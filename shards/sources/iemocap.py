@@ -10,10 +10,10 @@ The corpus (Busso et al., 2008) is given on request at https://sail.usc.edu/iemo
 
 Sound is the turn's own file. The picture is cut out of the dialog's by the turn's times, and to the half of
 the frame where its speaker sits. The letter of a dialog's name (Ses01*F*_impro01) is the actor who wears the
-motion-capture markers (README of the release), and that actor sits on the LEFT, the other on the RIGHT. The
-release does not write this down; it is how public preprocessing crops it, found by looking at the videos:
-IoannisKansizoglou/Iemocap-preprocess (extractionmapCreator.py: "basic speaker is Female: Female speaker is on
-the left side") and two others agree. `markers_side="right"` is for whoever finds it otherwise.
+motion-capture markers, as the README of the release says; that actor is taken to sit on the LEFT and the
+other on the RIGHT. The owner states the sides nowhere that we know of; public preprocessing crops so, for
+example find_speaker in extractionmapCreator.py of github.com/IoannisKansizoglou/Iemocap-preprocess. Look at a
+frame of yours; `markers_side="right"` turns it round.
 
 Label sets, as in the literature:
 
