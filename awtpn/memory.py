@@ -98,7 +98,8 @@ def moments(
         buckets: of DeepSpeed.
 
     Returns:
-        {"forward": {...}, "backward": {...}, "update": {...}}: part -> bytes; their sum is what it takes.
+        {"rest": {...}, "forward": {...}, "backward": {...}, "update": {...}}: part -> bytes; their sum is
+        what the moment takes. "rest" is between steps, and never the peak.
     """
     buckets = buckets or Buckets()
     deepspeed = engine.startswith("zero")
@@ -108,6 +109,8 @@ def moments(
     # DeepSpeed casts the model; elsewhere autocast keeps float32 weights and casts them in each forward.
     size = 2 if half and deepspeed else FLOAT
     bucket = min(number, buckets.reduce)
+    # Slices for several ranks are copied together for the reduction.
+    flat = bucket if ranks > 1 else 0
     # An empty buffer costs nothing on a CPU until it is written to.
     reserved = buckets.reduce * (1 + buckets.overlap_comm) if on_gpu else bucket
 
@@ -119,16 +122,18 @@ def moments(
         if engine == "ddp":
             state["buckets"] = FLOAT * number  # one more copy of the gradients, which stays
         elif deepspeed:
-            reducing = FLOAT * bucket
+            reducing = FLOAT * flat
     else:
         state["master weights"] = FLOAT * share
         state["optimizer states"] = 8.0 * share
         if stage == 0:  # BF16_Optimizer keeps all gradients in float32
             state["gradients"] = FLOAT * number
-            reducing, updating = FLOAT * bucket, 6.0 * number
+            reducing, updating = FLOAT * flat, 6.0 * number * (ranks > 1)
         elif stage < 3:
             # The bucket, and a flat copy of it that is reduced; then the rank's own part, flattened and cast.
-            reducing = size * (reserved + bucket)
+            # Where gradients accumulate, ZeRO-2 holds this micro-batch's beside those so far and the bucket.
+            beside = share if stage == 2 and work.accumulation > 1 else 0.0
+            reducing = size * (reserved + max(flat, beside))
             waiting = size * reserved if on_gpu else 0.0  # set up by the first gradient
             held = size * (number if stage == 1 else share)
             updating = (2 * size + (FLOAT if half else 0)) * share
@@ -144,6 +149,7 @@ def moments(
     accumulated = held if work.accumulation > 1 else 0.0
     activations = activation_bytes(work, half, autocast=half and not deepspeed, on_gpu=on_gpu)
     found: dict[str, dict[str, float]] = {
+        "rest": {},
         "forward": {
             "gradients": accumulated,
             "buckets": waiting,

@@ -23,10 +23,9 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from step import CLASSES, hardware, make_batches, packed_step
-
+from awtpn.bench.machine import hardware
+from awtpn.bench.step import CLASSES, make_batches, packed_step
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.prototypes import drifted, replicated_tensors
 

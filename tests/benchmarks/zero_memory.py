@@ -34,8 +34,6 @@ sys.path.insert(0, str(ROOT))
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
 CONFIG = ROOT / "configs" / "large.yaml"
 STEPS, GLOBAL, MICRO = 3, 16, 8
-# What a rank holds between steps.
-RESTING = ("weights", "master weights", "optimizer states", "batches", "libraries")
 ALLOCATOR = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -153,8 +151,7 @@ def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, floa
     work = work_of(config, layout, data_of(config))
     found = moments(work, engine, ranks, config.train.precision)
     moment, most = peak(found)
-    resting = sum(found["forward"].get(part, 0.0) for part in RESTING)
-    return most, max(most, resting + saving_bytes(work, engine)), moment
+    return most, max(most, sum(found["rest"].values()) + saving_bytes(work, engine)), moment
 
 
 def main() -> None:

@@ -1,0 +1,425 @@
+"""Utterances per second of this project's stream, of its peers and of a bare loop, over the same utterances.
+
+    python -m awtpn.bench.loader --scratch /somewhere/with/5GB --out tests/benchmarks/results
+
+The peers come with `pip install "awtpn-at-scale[bench]"`; one that is missing is left out of the table, and
+said to be.
+
+The corpus: 3,000 utterances, 1.07 GB (`--utterances` takes fewer); audio [M, 1024] and video [M / 2, 512]
+float16, M log-normal of median 120, 20 to 600. Each reader makes batches of 32 in shuffled order, in one
+process without workers and with one thread of torch's own: the peers padded ones, as their users do, this
+project's stream packed ones. Every figure comes from a process of its own that reads one epoch to warm up and
+times the next; rounds of all readers are interleaved, so that what else the machine does meets all alike, and
+medians are told. Cold figures are taken after the kernel was asked to forget the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+import shards
+from awtpn.bench.machine import child_environment, describe, installed, markdown, resident
+
+UTTERANCES, BATCH, SHARD_BYTES = 3_000, 32, 64 << 20
+AUDIO, VIDEO = 1024, 512
+PEERS = {"webdataset": "webdataset", "mosaicml": "mosaicml-streaming", "litdata": "litdata"}
+
+
+# --- The corpus, in each format -------------------------------------------------------------------
+
+
+@functools.cache
+def lengths() -> np.ndarray:
+    """Audio steps per utterance, [UTTERANCES]; a smaller corpus has the first of them."""
+    drawn = np.random.default_rng(1).lognormal(np.log(120), 0.57, UTTERANCES)
+    return np.clip(drawn, 20, 600).astype(int)
+
+
+def utterance(i: int) -> dict[str, Any]:
+    """Utterance i: noise, cut from a bank so that making it takes no time."""
+    m = int(lengths()[i])
+    if not BANK:
+        BANK.append(np.random.default_rng(1).standard_normal(4 << 20, np.float32).astype(np.float16))
+    first = i * 997 % (BANK[0].size - 600 * AUDIO)
+    audio = BANK[0][first : first + m * AUDIO].reshape(m, AUDIO)
+    video = BANK[0][first : first + m // 2 * VIDEO].reshape(m // 2, VIDEO)
+    return {"audio": audio, "video": video, "label": i % 4, "key": f"u{i:06d}"}
+
+
+BANK: list[np.ndarray] = []
+
+
+def write_shards(folder: Path, count: int) -> None:
+    samples = (
+        shards.Sample(u["key"], "train", str(u["label"]), {"audio": u["audio"], "video": u["video"]})
+        for u in map(utterance, range(count))
+    )
+    shards.pack(samples, str(folder), classes=list("0123"), shard_bytes=SHARD_BYTES, progress=False)
+
+
+def write_mosaicml(folder: Path, count: int) -> None:
+    streaming = import_streaming()
+    columns = {"audio": "ndarray:float16", "video": "ndarray:float16", "label": "int", "key": "str"}
+    with streaming.MDSWriter(out=str(folder), columns=columns, size_limit=SHARD_BYTES) as writer:
+        for i in range(count):
+            writer.write(utterance(i))
+
+
+def write_litdata(folder: Path, count: int) -> None:
+    import litdata
+
+    litdata.optimize(
+        utterance, list(range(count)), str(folder), chunk_bytes=SHARD_BYTES, num_workers=1, verbose=False
+    )
+
+
+def import_streaming() -> Any:
+    """mosaicml-streaming; it imports torchvision for data sets of images, which may not be there."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in (f"torchvision{n}" for n in ("", ".datasets", ".transforms", ".transforms.functional")):
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__spec__ = ModuleSpec(name, None)
+        sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
+        sys.modules["torchvision.transforms.functional"].to_tensor = None  # type: ignore[attr-defined]
+    import streaming
+
+    return streaming
+
+
+# --- Readers: each opens the corpus and gives, per epoch, the number of utterances of each batch --------
+
+Epoch = Callable[[int], Iterator[int]]
+
+
+def padded(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
+    """What users of the peers make of a batch: padded features, lengths, labels."""
+    audio = [torch.as_tensor(s["audio"]) for s in samples]
+    video = [torch.as_tensor(s["video"]) for s in samples]
+    return (
+        pad_sequence(audio, batch_first=True),
+        pad_sequence(video, batch_first=True),
+        torch.tensor([len(a) for a in audio]),
+        torch.tensor([len(v) for v in video]),
+        torch.tensor([int(s["label"]) for s in samples]),
+    )
+
+
+def read_stream(scratch: Path, prefetch: int) -> Epoch:
+    stream = shards.FeatureStream(str(scratch / "shards"), global_batch_size=BATCH, prefetch=prefetch)
+    return lambda epoch: (len(batch) for batch in stream.epoch(epoch))
+
+
+def read_webdataset(scratch: Path) -> Epoch:
+    import webdataset
+
+    tars = sorted(str(path) for path in (scratch / "shards").glob("*.tar"))
+
+    def collate(rows: list[tuple[Any, ...]]) -> tuple[torch.Tensor, ...]:
+        return padded([{"audio": a, "video": v, "label": j["label"]} for a, v, j in rows])
+
+    def epoch(number: int) -> Iterator[int]:
+        pipeline = (
+            webdataset.WebDataset(tars, shardshuffle=len(tars), seed=number)
+            .shuffle(1_000)
+            .decode()
+            .to_tuple("audio.npy", "video.npy", "json")
+            .batched(BATCH, collation_fn=collate)
+        )
+        return (len(batch[0]) for batch in pipeline)
+
+    return epoch
+
+
+def read_mosaicml(scratch: Path) -> Epoch:
+    streaming = import_streaming()
+    streaming.base.util.clean_stale_shared_memory()
+    folder = str(scratch / "mosaicml")
+    dataset = streaming.StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, collate_fn=padded)
+    return lambda epoch: (len(batch[0]) for batch in loader)
+
+
+def read_litdata(scratch: Path) -> Epoch:
+    import litdata
+
+    # By default it decodes a window of neighbours with each utterance, which makes it several times slower.
+    dataset = litdata.StreamingDataset(str(scratch / "litdata"), shuffle=True, batch_decode=1)
+    loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, collate_fn=padded)
+    return lambda epoch: (len(batch[0]) for batch in loader)
+
+
+def read_bare(scratch: Path) -> Epoch:
+    """One thread, one `preadv` per array, into two warm buffers by turns; no batches come of it."""
+    files, arrays = [], []
+    for path in sorted((scratch / "shards").glob("*.tar")):
+        index = np.load(path.with_suffix(".index.npz"))
+        files.append(os.open(path, os.O_RDONLY))
+        a, v = index["steps.audio"] * 2 * AUDIO, index["steps.video"] * 2 * VIDEO
+        columns = index["offset.audio"], a, index["offset.video"], v
+        arrays += [(files[-1], *row) for row in np.stack(columns, axis=1).tolist()]
+    buffers = [memoryview(bytearray(BATCH * 600 * 2 * (AUDIO + VIDEO))) for _ in range(2)]
+
+    def epoch(number: int) -> Iterator[int]:
+        order = np.random.default_rng(number).permutation(len(arrays)).tolist()
+        for first in range(0, len(order), BATCH):
+            buffer, done = buffers[first // BATCH % 2], 0
+            for i in order[first : first + BATCH]:
+                fd, *places = arrays[i]
+                for offset, size in zip(places[::2], places[1::2], strict=True):
+                    os.preadv(fd, [buffer[done : done + size]], offset)
+                    done += size
+            yield len(order[first : first + BATCH])
+
+    return epoch
+
+
+READERS: dict[str, Callable[[Path], Epoch]] = {
+    "bare preadv loop": read_bare,
+    "this stream": lambda scratch: read_stream(scratch, prefetch=4),
+    "this stream, prefetch=0": lambda scratch: read_stream(scratch, prefetch=0),
+    "litdata": read_litdata,
+    "mosaicml": read_mosaicml,
+    "webdataset": read_webdataset,
+}
+WRITERS = {"shards": write_shards, "mosaicml": write_mosaicml, "litdata": write_litdata}
+
+
+# --- One measurement, in a process of its own -----------------------------------------------------
+
+
+def measure(reader: str, scratch: Path, count: int) -> dict[str, float]:
+    """Utterances per second of a second epoch, and by how many bytes reading raised the peak of memory."""
+    before = resident("VmRSS")
+    epoch = READERS[reader](scratch)
+    first, second = (read_whole(epoch, number, count) for number in range(2))
+    return {"first": count / first, "second": count / second, "memory": resident("VmHWM") - before}
+
+
+def measure_cold(reader: str, scratch: Path, count: int) -> dict[str, float]:
+    """Bytes per second of `cat` or of a first epoch, over files that the kernel was asked to forget."""
+    tars = sorted((scratch / "shards").glob("*.tar"))
+    for path in tars:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    if reader == "cat":
+        cat = ["cat", *map(str, tars)]
+        took = seconds(lambda: subprocess.run(cat, stdout=subprocess.DEVNULL, check=True))
+    else:
+        took = read_whole(READERS[reader](scratch), 0, count)
+    return {"cold": sum(path.stat().st_size for path in tars) / took}
+
+
+def measure_gpu(scratch: Path) -> dict[str, float]:
+    """Bytes per second to a GPU: from one large buffer, from filled batches, and read as well; and the share
+    of a step, of 10 ms of matrix products, that waits for data."""
+    host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
+    device = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    stream = shards.FeatureStream(str(scratch / "shards"), global_batch_size=BATCH)
+    size = sum(batch.num_bytes for batch in stream.epoch(0, device="cuda"))
+    filled = list(stream.epoch(1))
+
+    def on_gpu(work: Callable[[], object]) -> float:
+        def whole() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        torch.cuda.synchronize()
+        return seconds(whole)
+
+    def copy_filled() -> None:
+        for batch in filled:
+            batch.to("cuda", non_blocking=True)
+
+    def read_and_copy() -> None:
+        for batch in stream.epoch(2, device="cuda"):
+            assert batch.label.is_cuda
+
+    copy_filled()  # warms up
+    figures = {
+        "copy": host.nbytes / on_gpu(lambda: device.copy_(host, non_blocking=True)),
+        "copy_filled": size / on_gpu(copy_filled),
+        "read_and_copy": size / on_gpu(read_and_copy),
+    }
+    a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    products = max(1, round(0.010 / (on_gpu(lambda: [a @ a for _ in range(50)]) / 50)))
+    waited, begin, batches = 0.0, time.perf_counter(), stream.epoch(3, device="cuda")
+    while True:
+        asked = time.perf_counter()
+        given = next(batches, None)
+        if given is None:
+            break
+        waited += time.perf_counter() - asked
+        for _ in range(products):
+            a @ a
+        given.label.sum().item()
+    return figures | {"wait": waited / (time.perf_counter() - begin)}
+
+
+def read_whole(epoch: Epoch, number: int, count: int) -> float:
+    """Seconds that an epoch of `count` utterances takes."""
+    done: list[int] = []
+    took = seconds(lambda: done.append(sum(epoch(number))))
+    if done != [count]:
+        raise RuntimeError(f"{done[0]} of {count} utterances read: remove what --scratch holds")
+    return took
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+# --- All of them, and the table --------------------------------------------------------------------
+
+
+def apart(kind: str, reader: str, scratch: Path, count: int) -> dict[str, float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, "-m", "awtpn.bench.loader", "--scratch", str(scratch)]
+    command += ["--utterances", str(count), "--only", kind, reader]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
+    figures: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    return figures
+
+
+def write_corpora(scratch: Path, count: int, formats: list[str]) -> None:
+    """The corpus in each format, where it is not yet."""
+    for name in formats:
+        if not (scratch / name).exists():
+            shutil.rmtree(scratch / f"{name}.part", ignore_errors=True)
+            WRITERS[name](scratch / f"{name}.part", count)
+            (scratch / f"{name}.part").rename(scratch / name)
+
+
+def run(scratch: Path, rounds: int, count: int = UTTERANCES) -> str:
+    """Write the corpus where it is not yet, measure, and tell in Markdown."""
+    absent = {name for name, package in PEERS.items() if not installed(package)}
+    write_corpora(scratch, count, [name for name in WRITERS if name not in absent])
+    warm: dict[str, list[dict[str, float]]] = {n: [] for n in READERS if n not in absent}
+    cold: dict[str, list[dict[str, float]]] = {name: [] for name in ("cat", "this stream")}
+    for number in range(rounds):
+        for name in rotated(list(warm), number):
+            warm[name].append(apart("warm", name, scratch, count))
+            print(f"round {number + 1}: {name}: {warm[name][-1]['second']:,.0f}", file=sys.stderr)
+    for number in range(rounds):
+        for name in rotated(list(cold), number):
+            cold[name].append(apart("cold", name, scratch, count))
+    gpu = apart("gpu", "", scratch, count) if torch.cuda.is_available() else None
+    title = (
+        f"## Reading {count:,} utterances "
+        f"({lengths()[:count].sum() * 2 * (AUDIO + VIDEO // 2) / 1e6:,.0f} MB) in batches of {BATCH}"
+    )
+    return "\n".join([title, "", *warm_table(warm, absent), *cold_table(cold), *gpu_table(gpu)]) + "\n"
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    return names[by % len(names) :] + names[: by % len(names)]
+
+
+def median(rows: list[dict[str, float]], column: str) -> float:
+    return statistics.median(row[column] for row in rows)
+
+
+def warm_table(warm: dict[str, list[dict[str, float]]], absent: set[str]) -> list[str]:
+    ours, bare = median(warm["this stream"], "second"), median(warm["bare preadv loop"], "second")
+    columns = ["page-cached, one process", "utterances/s", "lowest - highest", "first epoch"]
+    columns += ["this stream / it", "of the bare loop", "memory, MB"]
+    rows = []
+    for name, runs in warm.items():
+        rate = median(runs, "second")
+        low, high = (pick(r["second"] for r in runs) for pick in (min, max))
+        rows.append(
+            [
+                name,
+                f"{rate:,.0f}",
+                f"{low:,.0f} - {high:,.0f}",
+                f"{median(runs, 'first'):,.0f}",
+                f"{ours / rate:.2f}",
+                f"{rate / bare:.0%}",
+                f"{median(runs, 'memory') / 1e6:,.0f}",
+            ]
+        )
+    missing = ["", f"Not installed, not measured: {', '.join(sorted(absent))}."] if absent else []
+    return [
+        *markdown(columns, rows),
+        *missing,
+        "",
+        f"Medians of {len(warm['this stream'])} interleaved rounds; memory: by how much reading raised "
+        "the process's peak, imports included.",
+        "",
+    ]
+
+
+def cold_table(cold: dict[str, list[dict[str, float]]]) -> list[str]:
+    cat, ours = (median(cold[name], "cold") for name in ("cat", "this stream"))
+    rows = [
+        ["`cat` of the shards", f"{cat / 1e9:.2f}", "100%"],
+        ["this stream, first epoch", f"{ours / 1e9:.2f}", f"{ours / cat:.0%}"],
+    ]
+    return [*markdown(["files forgotten by the kernel", "GB/s", "of `cat`"], rows), ""]
+
+
+def gpu_table(gpu: dict[str, float] | None) -> list[str]:
+    if gpu is None:
+        return ["To a GPU: unmeasured, needs CUDA; run `awtpn bench --device cuda --parts loader`."]
+    rows = [
+        ["one page-locked buffer of 1 GiB", f"{gpu['copy'] / 1e9:.1f} GB/s"],
+        ["filled batches", f"{gpu['copy_filled'] / 1e9:.1f} GB/s ({gpu['copy_filled'] / gpu['copy']:.0%})"],
+        ["read, and copied by a stream of its own", f"{gpu['read_and_copy'] / 1e9:.1f} GB/s"],
+        ["waiting for data, of steps of 10 ms", f"{gpu['wait']:.1%}"],
+    ]
+    return markdown(["to the GPU", ""], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--scratch", type=Path, help="folder for the corpora, 5 GB; kept for the next time")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--utterances", type=int, default=UTTERANCES)
+    parser.add_argument("--out", type=Path, help="folder for loader-<date>.md")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        # Else threads of torch's own pad the peers' batches, and wait for each other where cores are shared.
+        torch.set_num_threads(1)
+        kind, reader = options.only
+        if kind == "gpu":
+            found = measure_gpu(options.scratch)
+        else:
+            found = {"warm": measure, "cold": measure_cold}[kind](reader, options.scratch, options.utterances)
+        print(json.dumps(found))
+        return
+    about = describe("cpu", 1)
+    with tempfile.TemporaryDirectory(prefix="awtpn-bench-") as temporary:
+        text = run(options.scratch or Path(temporary), options.rounds, options.utterances)
+    text = f"{about}\n\n{text}"
+    print(text)
+    if options.out:
+        (options.out / f"loader-{datetime.now(UTC):%Y-%m-%d}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the figures were measured on, and how much memory they took."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "triton", "numpy", "webdataset", "mosaicml-streaming", "litdata")
+
+
+def describe(device: str, threads: int) -> str:
+    """One line of Markdown: date, hardware, load, system and versions."""
+    found = [f"{p} {metadata.version(p)}" for p in PACKAGES if installed(p)]
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}; {cpu()}, {os.cpu_count()} cores, {ram() / 2**30:.0f} GiB; {gpu()}; "
+        f"{threads} threads of torch's own, on {device}; load {os.getloadavg()[0]:.1f} at the start; "
+        f"{platform.system()} {platform.release()}; Python {platform.python_version()}, {', '.join(found)}."
+    )
+
+
+def hardware(device: str) -> str:
+    """The name of the processor that does the work."""
+    return torch.cuda.get_device_name() if device == "cuda" else cpu()
+
+
+def cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "CPU")
+
+
+def gpu() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{name} ({memory:.0f} GiB), CUDA {torch.version.cuda}"
+
+
+def ram() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def resident(kind: str) -> int:
+    """VmRSS, or its peak VmHWM, of this process in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) << 10
+
+
+def start_peak(device: str) -> int:
+    """Let the peak begin anew; the bytes in use now."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmHWM")
+
+
+def read_peak(device: str) -> int:
+    """The most bytes in use since `start_peak`."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for a process that shall find this package where this one found it."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table; all columns but the first are figures."""
+    columns = list(columns)
+    return [
+        f"| {' | '.join(columns)} |",
+        "|---|" + "---:|" * (len(columns) - 1),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

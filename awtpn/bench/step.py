@@ -1,0 +1,273 @@
+"""Training steps per second and memory: this project's packed step, beside the published padded one.
+
+    python -m awtpn.bench.step                       # CPU, D 256, batch 32, two threads
+    python -m awtpn.bench.step --device cuda --precision bf16 --dims 256 1024 4096 --batches 64 256 1024
+
+Utterance lengths are log-normal (audio median 120, 20 to 600; video half as many), features float16
+[M, 1024] and [M/2, 512]. Both run whole optimizer steps on the same utterances, in turn; medians and their
+ratio. Peak memory growth is measured in a process of its own for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from awtpn.bench.machine import child_environment, describe, markdown, read_peak, start_peak, synchronise
+from awtpn.bench.published import Published, published_loss
+from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms, total_loss
+from awtpn.model import AWTPN, ModelConfig
+from awtpn.optim import OptimConfig, make_optimizer
+from awtpn.predictor import pack_arrays
+from awtpn.roofline import step_cost, total
+from shards import Ragged
+
+AUDIO, VIDEO, CLASSES, BATCHES = 1024, 512, 7, 6
+DIMS = {"audio": AUDIO, "video": VIDEO}
+
+Step = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how steps are run: "cpu" or "cuda", "fp32" or "bf16", and threads of torch's own."""
+
+    device: str
+    precision: str
+    threads: int
+
+    def autocast(self) -> Any:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, torch.bfloat16)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
+
+
+def make_batches(batch: int, device: str) -> list[dict[str, Any]]:
+    """The same utterances packed and as a list, on `device`."""
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(BATCHES):
+        steps = np.clip(rng.lognormal(np.log(120), 0.7, batch), 20, 600).astype(int)
+        audio = [rng.standard_normal((m, AUDIO), np.float32).astype(np.float16) for m in steps]
+        video = [rng.standard_normal((m // 2, VIDEO), np.float32).astype(np.float16) for m in steps]
+        packed = {"audio": pack_arrays(audio, AUDIO), "video": pack_arrays(video, VIDEO)}
+        made.append(
+            {
+                "packed": {
+                    m: Ragged(r.values.to(device), r.offsets.to(device), r.host_offsets)
+                    for m, r in packed.items()
+                },
+                "audio": [torch.from_numpy(a).to(device) for a in audio],
+                "video": [torch.from_numpy(v).to(device) for v in video],
+                "label": torch.from_numpy(rng.integers(0, CLASSES, batch)).to(device),
+                "steps": steps,
+            }
+        )
+    return made
+
+
+def make_model(dim: int, device: str) -> AWTPN:
+    config = ModelConfig(shared_dim=dim, distance_scale_audio=1 / dim, distance_scale_video=1 / dim)
+    return AWTPN(config, DIMS, [str(c) for c in range(CLASSES)]).to(device)
+
+
+def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
+    """All six terms in their default forms; each utterance's negative is the one of the place before it."""
+    n = len(label)
+    counts = Denominators(n, {"audio": n, "video": n}, n, {"inter": n, "contrast": n}, n)
+    row = torch.arange(n, device=label.device).roll(1)
+    pool = NegativePool(output.streams["video"].mean, {"inter": row, "contrast": row})
+    return total_loss(loss_terms(output, label, pool, counts, losses), losses)
+
+
+def packed_step(dim: int, device: str, autocast: Callable[[], Any]) -> Step:
+    """This project's step."""
+    model, losses = make_model(dim, device), LossConfig()
+    optimizer = make_optimizer(model, OptimConfig())
+
+    def step(batch: dict[str, Any]) -> None:
+        with autocast():
+            output = model(batch["packed"])
+        update(model, optimizer, packed_loss(output, batch["label"], losses))
+
+    return step
+
+
+def padded_step(dim: int, device: str, autocast: Callable[[], Any]) -> Step:
+    """The published step, its batches padded as its collate function would."""
+    model = Published(AUDIO, VIDEO, dim, CLASSES).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
+
+    def step(batch: dict[str, Any]) -> None:
+        audio = pad_sequence(batch["audio"], batch_first=True).float()
+        video = pad_sequence(batch["video"], batch_first=True).float()
+        with autocast():
+            loss = published_loss(model, audio, video, batch["label"])
+        update(model, optimizer, loss)
+
+    return step
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+FORMS = {"padded": padded_step, "packed": packed_step}
+
+
+def make_step(form: str, dim: int, setting: Setting) -> Step:
+    torch.manual_seed(0)
+    return FORMS[form](dim, setting.device, setting.autocast)
+
+
+def utterances_per_s(step: Step, batches: list[dict[str, Any]], device: str) -> float:
+    start = time.perf_counter()
+    for batch in batches:
+        step(batch)
+    synchronise(device)
+    return sum(len(b["label"]) for b in batches) / (time.perf_counter() - start)
+
+
+def compare(
+    forms: Sequence[str], dim: int, batches: list[dict[str, Any]], setting: Setting, rounds: int
+) -> dict[str, list[float]]:
+    """Utterances per second of each form, in interleaved rounds; none for one that runs out of memory."""
+    steps = {form: make_step(form, dim, setting) for form in forms}
+    rates: dict[str, list[float]] = {form: [] for form in forms}
+    for number in range(rounds + 1):  # the first warms up
+        for form in list(steps):
+            try:
+                rate = utterances_per_s(steps[form], batches, setting.device)
+            except torch.OutOfMemoryError:
+                del steps[form]
+                rates[form] = []
+                torch.cuda.empty_cache()
+                continue
+            if number:
+                rates[form].append(rate)
+    return rates
+
+
+def memory_growth(form: str, dim: int, batch: int, setting: Setting) -> float | None:
+    """Peak memory above that of the loaded process with its batches, in MiB, by a process of its own.
+
+    None where memory did not suffice.
+    """
+    command = [sys.executable, "-m", "awtpn.bench.step", "--memory_of", form]
+    command += ["--dims", str(dim), "--batches", str(batch), "--device", setting.device]
+    command += ["--precision", setting.precision, "--threads", str(setting.threads)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    if "OutOfMemoryError" in ran.stderr:
+        return None
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{ran.stderr[-2000:]}")
+    return float(ran.stdout.split()[-1])
+
+
+def print_memory_growth(form: str, dim: int, batch: int, setting: Setting) -> None:
+    batches = make_batches(batch, setting.device)
+    step = make_step(form, dim, setting)
+    before = start_peak(setting.device)
+    utterances_per_s(step, batches, setting.device)
+    print((read_peak(setting.device) - before) / 2**20)
+
+
+def run(
+    setting: Setting, dims: Sequence[int], batches: Sequence[int], rounds: int, baseline: bool = True
+) -> str:
+    """The table, in Markdown; with the published step beside it where `baseline`."""
+    forms = list(FORMS) if baseline else ["packed"]
+    columns = ["D", "batch", "padding", *(f"{form} utt/s" for form in forms)]
+    columns += ["ratio", "lowest - highest"] if baseline else ["lowest - highest"]
+    columns += ["packed GFLOP/s", *(f"{form} MiB" for form in forms)]
+    rows = []
+    for dim in dims:
+        for batch in batches:
+            made = make_batches(batch, setting.device)
+            rates = compare(forms, dim, made, setting, rounds)
+            growth = {form: memory_growth(form, dim, batch, setting) for form in forms}
+            rows.append(row(dim, batch, made, rates, growth))
+            print(" | ".join(rows[-1]), file=sys.stderr)
+    title = "## Training step: packed" + (" beside padded" if baseline else "")
+    return "\n".join(
+        [
+            f"{title}, {setting.precision}",
+            "",
+            *markdown(columns, rows),
+            "",
+            f"Whole optimizer steps; medians of {rounds} interleaved rounds; FLOPs are those that the "
+            "network needs; MiB: growth of the peak, in a process of its own.",
+            "",
+        ]
+    )
+
+
+def row(
+    dim: int,
+    batch: int,
+    made: list[dict[str, Any]],
+    rates: dict[str, list[float]],
+    growth: dict[str, float | None],
+) -> list[str]:
+    waste = np.mean([b["steps"].max() * batch / b["steps"].sum() for b in made])
+    cells = [str(dim), str(batch), f"{waste:.2f}x"]
+    cells += [f"{statistics.median(r):.0f}" if r else "out of memory" for r in rates.values()]
+    ours = rates["packed"]
+    if "padded" in rates:
+        ratios = [p / q for p, q in zip(ours, rates["padded"], strict=False)]
+        cells += [f"{statistics.median(ratios):.2f}x" if ratios else "-"]
+        cells += [f"{min(ratios):.2f} - {max(ratios):.2f}" if ratios else "-"]
+    else:
+        cells += [f"{min(ours):.0f} - {max(ours):.0f}" if ours else "-"]
+    flops = sum(
+        total(
+            step_cost({"audio": b["steps"].tolist(), "video": (b["steps"] // 2).tolist()}, DIMS, dim, CLASSES)
+        ).flops
+        for b in made
+    )
+    each = flops / sum(len(b["label"]) for b in made)
+    cells += [f"{statistics.median(ours) * each / 1e9:,.0f}" if ours else "-"]
+    return cells + ["out of memory" if g is None else f"{g:,.0f}" for g in growth.values()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--dims", type=int, nargs="+", default=[256])
+    parser.add_argument("--batches", type=int, nargs="+", default=[32])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory_of", choices=list(FORMS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    setting = Setting(options.device, options.precision, options.threads)
+    if options.memory_of:
+        return print_memory_growth(options.memory_of, options.dims[0], options.batches[0], setting)
+    about = describe(options.device, options.threads)
+    print(f"{about}\n\n{run(setting, options.dims, options.batches, options.rounds)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""`awtpn bench`: the benchmarks' tables, measured on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PARTS = ("loader", "step", "baseline", "end-to-end", "attention", "roofline")
+BENCH_HELP = """Measure this machine and print tables in Markdown.
+
+parts:
+  loader      utterances/s of this stream, of a bare loop and of the peers that are installed
+  step        whole optimizer steps: utterances/s, FLOP/s, peak memory
+  baseline    the same beside a plain re-implementation of the published, padded and dense step
+  end-to-end  training from the stream, and what share of it waits for data
+  attention   the forms of the reliability attention, by length
+  roofline    FLOPs and bytes of each part against the device's measured peaks, and a profile
+"""
+# Sizes of the tables: the published width on a CPU; from small to large on a GPU.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"precision": "fp32", "dim": [256], "batch": [32]},
+    "cuda": {"precision": "bf16", "dim": [256, 1024, 4096], "batch": [64, 256, 1024]},
+}
+QUICK_UTTERANCES = 300
+
+
+def add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="how fast this machine reads and trains, and where the time goes",
+        description=BENCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--dim", type=int, nargs="+", help="shared dims (default: 256; GPU: 256 1024 4096)")
+    parser.add_argument("--batch", type=int, nargs="+", help="utterances (default: 32; GPU: 64 256 1024)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
+    parser.add_argument("--threads", type=int, help="of torch's own (default: all cores)")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder for corpora, 5 GB, kept (default: a temporary one)"
+    )
+    parser.add_argument("--quick", action="store_true", help="one round on little data: a try, no figures")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the tables there")
+    parser.set_defaults(command=run_bench)
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    import torch
+
+    from awtpn.bench.machine import describe
+    from awtpn.bench.step import Setting
+
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda: PyTorch sees no GPU here; install its CUDA build, or use --device cpu"
+        )
+    threads = options.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    setting = Setting(device, options.precision or DEFAULTS[device]["precision"], threads)
+    command = f"`awtpn {' '.join(sys.argv[1:])}`"
+    texts = ["# Benchmarks of this machine", "", command, "", describe(device, threads), ""]
+    with tempfile.TemporaryDirectory(prefix="awtpn-bench-") as temporary:
+        scratch = options.scratch or Path(temporary)
+        scratch.mkdir(parents=True, exist_ok=True)
+        for part in PARTS:
+            if part in options.parts and not (part == "step" and "baseline" in options.parts):
+                print(f"measuring: {part}", file=sys.stderr, flush=True)
+                texts.append(measure(part, setting, options, scratch))
+                print(texts[-1], flush=True)
+                if options.out:  # what is measured is kept, whatever becomes of the rest
+                    write(options.out, texts, setting.device)
+
+
+def write(file: Path, texts: list[str], device: str) -> None:
+    from awtpn.monitor import write_atomically
+
+    unmeasured = (
+        [] if device == "cuda" else ["GPU rows: unmeasured, needs CUDA; run `awtpn bench --device cuda`.", ""]
+    )
+    write_atomically(file, "\n".join([*texts, *unmeasured]))
+
+
+def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path) -> str:
+    """One part's Markdown."""
+    from awtpn.bench import account, attention, end_to_end, loader, step
+
+    sizes = DEFAULTS[setting.device]
+    dims, batches = options.dim or sizes["dim"], options.batch or sizes["batch"]
+    rounds = 1 if options.quick else options.rounds
+    count = QUICK_UTTERANCES if options.quick else loader.UTTERANCES
+    if part == "loader":
+        return loader.run(scratch, rounds, count)
+    if part in ("step", "baseline"):
+        return step.run(setting, dims, batches, rounds, baseline=part == "baseline")
+    if part == "end-to-end":
+        return "\n".join(end_to_end.run(setting, d, b, scratch, count, rounds) for d in dims for b in batches)
+    if part == "attention":
+        return attention.run(setting, dims, rounds)
+    return "\n".join(
+        [
+            account.run(setting, dims, batches, rounds),
+            *(account.profile(setting, d, b) for d in dims for b in batches[:1]),
+        ]
+    )
