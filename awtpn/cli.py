@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from awtpn.cli_bench import add_bench
 from awtpn.cli_extract import add_extract
 from awtpn.cli_pack import add_pack
 from awtpn.cli_shards import add_shards, add_store_options
@@ -44,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_push(commands)
     add_compare(commands)
     add_doctor(commands)
+    add_bench(commands)
     return parser
 
 
@@ -140,11 +142,23 @@ def add_doctor(commands: Any) -> None:
     parser.add_argument(
         "--data", nargs="*", default=[], metavar="URL", help="packed datasets that every rank must read"
     )
+    parser.add_argument(
+        "--memory",
+        nargs=argparse.REMAINDER,
+        metavar="CONFIG",
+        help="instead: estimate each rank's peak memory by ZeRO stage; takes all that follows: CONFIG, "
+        "[--ranks N ...], overrides (--memory --help tells them)",
+    )
     add_store_options(parser)
     parser.set_defaults(command=run_doctor)
 
 
 def run_doctor(options: argparse.Namespace) -> None:
+    if options.memory is not None:
+        from awtpn.memory_report import report
+
+        print(report(options.memory))
+        return
     from awtpn.doctor import examine
 
     if not examine(options.run_dir, options.data, options.storage_options):
