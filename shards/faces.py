@@ -9,7 +9,6 @@ reaches across.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +70,7 @@ def find_faces(pictures: np.ndarray) -> np.ndarray:
         float64 [N, 3]: centre x, centre y and side of the detector's box in pixels; NaN where it found none.
     """
     cv2 = _opencv()
+    cascade = _cascade()
     boxes = np.full((len(pictures), 3), np.nan)
     for i, picture in enumerate(pictures):
         scale = min(1.0, DETECTION_SIDE / max(picture.shape[:2]))
@@ -78,7 +78,7 @@ def find_faces(pictures: np.ndarray) -> np.ndarray:
         if scale < 1.0:
             grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         smallest = max(20, round(SMALLEST_SHARE * min(grey.shape)))
-        found = _cascade().detectMultiScale(
+        found = cascade.detectMultiScale(
             cv2.equalizeHist(grey), SCALE_STEP, NEIGHBOURS, minSize=(smallest, smallest)
         )
         if len(found):
@@ -138,8 +138,8 @@ def _crop(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-@cache
 def _cascade() -> Any:
+    """A detector of its own for each call: it cannot be shared by threads."""
     cv2 = _opencv()
     path = Path(cv2.data.haarcascades) / CASCADE
     cascade = cv2.CascadeClassifier(str(path))

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -138,36 +139,29 @@ def _assemble(
 ) -> _Line | None:
     """Decoded frames put where their timestamps say, silence between them; None if there are none."""
     chunks: list[np.ndarray] = []
-    native, first, at = 0, None, 0  # `at`: samples from `begin` that are in `chunks`
-    last_allowed = LONGEST_JUMP_S if limit is None else limit + 1.0
+    native, first, at = 0, 0.0, 0  # `at`: samples from `begin` on that are in `chunks`
     for frame in frames:
         mono = _mono(frame)
-        if not native:
-            native = frame.sample_rate
-        if frame.sample_rate != native:
+        if native and frame.sample_rate != native:
             mono = resample(mono, frame.sample_rate, native)
-        time = None if frame.time is None else float(frame.time) - origin
-        if first is None:
-            first = time if time is not None else begin
-            at = min(0, round((first - begin) * native))
-        if time is not None:
-            gap = round((time - begin) * native) - at
-            reached = begin + at / native
-            trusted = time <= (last_allowed if limit is not None else reached + last_allowed)
-            if gap > AUDIO_JITTER_S * native and trusted:
-                silence = min(gap, round((end - reached) * native)) if np.isfinite(end) else gap
-                at = _append(chunks, np.zeros(max(0, silence), np.float32), at)
-            elif gap < -AUDIO_JITTER_S * native:
-                mono = mono[-gap:]
-        at = _append(chunks, mono, at)
+        began, native = bool(native), native or frame.sample_rate
+        due = at if frame.time is None else round((float(frame.time) - origin - begin) * native)
+        latest = at + LONGEST_JUMP_S * native if limit is None else (limit + 1.0 - begin) * native
+        if not began:
+            first, at = begin + due / native, min(0, due)
+        elif abs(due - at) <= AUDIO_JITTER_S * native or due > latest or due < at - len(mono):
+            # Adjacent; or its time is broken: past the recording's end, or before what it follows.
+            due = at
+        if due > at:
+            missing = due - at if isinf(end) else min(due - at, round((end - begin) * native))
+            at = _append(chunks, np.zeros(missing, np.float32), at)
+        at = _append(chunks, mono[at - due :] if due < at else mono, at)
         if begin + at / native >= end:
             break
-    if first is None:
+    if not native:
         return None
-    samples = np.concatenate([*chunks, np.zeros(0, np.float32)])
-    if np.isfinite(end):
-        samples = samples[: round((end - begin) * native)]
-    return _Line(samples, native, first)
+    samples = np.concatenate(chunks)
+    return _Line(samples if isinf(end) else samples[: round((end - begin) * native)], native, first)
 
 
 def _append(chunks: list[np.ndarray], samples: np.ndarray, at: int) -> int:
