@@ -19,6 +19,6 @@ def send(
     From page-locked memory it joins the queue, and PyTorch keeps the memory until it is done.
     """
     tensor = torch.as_tensor(values, dtype=dtype)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -129,7 +129,8 @@ def loss_terms(
 
 def total_loss(terms: Tensor, config: LossConfig) -> Tensor:
     """The weighted sum of `terms` [6] (Eq. 25)."""
-    return terms @ send(config.weights(), terms.device, terms.dtype)
+    # Not a dot product, which autocast would take to half precision.
+    return (terms * send(config.weights(), terms.device, terms.dtype)).sum()
 
 
 def _align(stream: StreamOutput, label: Tensor, config: LossConfig) -> Tensor:

@@ -19,12 +19,12 @@ def utterance_of_step(offsets: Tensor, steps: int) -> Tensor:
 
 def segment_sum(values: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:
     """Sum over each utterance's steps: `values` [T, ...] -> [B, ...]; zero where there are none."""
-    if values.device.type == "cuda":
-        # Deterministic there, where index_add would use atomics.
-        return torch.segment_reduce(values, "sum", offsets=offsets.long(), axis=0, initial=0)
-    # On a CPU index_add runs in order (so it is deterministic) and is several times faster.
-    zeros = values.new_zeros((offsets.numel() - 1, *values.shape[1:]))
-    return zeros.index_add(0, utterance, values)
+    if values.device.type == "cpu":
+        # On a CPU index_add runs in order (so it is deterministic) and is several times faster.
+        zeros = values.new_zeros((offsets.numel() - 1, *values.shape[1:]))
+        return zeros.index_add(0, utterance, values)
+    # Deterministic on GPUs, where index_add would use atomics.
+    return torch.segment_reduce(values, "sum", offsets=offsets.long(), axis=0, initial=0)
 
 
 def segment_mean(values: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:
