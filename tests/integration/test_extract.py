@@ -1,0 +1,107 @@
+"""Extraction under real launchers and real kills: the same shards, to the byte."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import sys
+import time
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import kill_tree, launched, run
+
+ALONE = [sys.executable, "-m", "awtpn.cli"]
+TWO = ["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "awtpn.cli"]
+RATE = 16_000
+CLIPS, PER_SHARD = 150, 2
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of many clips, stretches of the same few recordings of noise."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        with wave.open(str(folder / f"{name}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(RATE)
+            file.writeframes((rng.normal(0, 3000, 4 * RATE)).astype("<i2").tobytes())
+    with (folder / "clips.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["key", "split", "label", "path", "begin", "end"])
+        for i in range(CLIPS):
+            begin = 0.02 * i
+            split, label = ("test" if i % 5 == 0 else "train"), ["calm", "happy"][i % 2]
+            writer.writerow(
+                [f"clip{i}", split, label, f"{'ab'[i % 3 == 0]}.wav", begin, begin + 0.5 + i % 4 / 8]
+            )
+    return folder / "clips.csv"
+
+
+def words(table: Path, out: Path) -> list[str]:
+    return ["extract", str(table), str(out), "--video", "none", "--clips_per_shard", str(PER_SHARD)]
+
+
+@pytest.fixture(scope="module")
+def alone(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one undisturbed process writes."""
+    out = tmp_path_factory.mktemp("alone") / "d"
+    code, log = run([*ALONE, *words(table, out)], out.with_name("log"))
+    assert code == 0, log
+    assert f"train: {CLIPS * 4 // 5} utterances in {CLIPS * 4 // 5 // PER_SHARD} shards" in log
+    return hashes(out)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Hash of every file but the manifest, whose date differs; no working folder may be left."""
+    assert (folder / "manifest.json").is_file()
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.name != "manifest.json"
+    }
+
+
+@pytest.mark.timeout(200)
+def test_two_processes_write_what_one_does(table: Path, alone: dict[str, str], tmp_path: Path) -> None:
+    code, log = run([*TWO, *words(table, tmp_path / "d")], tmp_path / "log", timeout=180)
+    assert code == 0, log
+    assert log.count("extracted; train with") == 1, "only the main rank reports"
+    assert f"/{CLIPS // 2 + 1} " in log, "its bar counts the clips of its own 38 shards"
+    assert hashes(tmp_path / "d") == alone
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_extraction_goes_on(table: Path, alone: dict[str, str], tmp_path: Path) -> None:
+    """Killed in the middle of a shard, begun again: only what was missing is made."""
+    out = tmp_path / "d"
+    with launched([*ALONE, *words(table, out)], tmp_path / "first") as process:
+        deadline = time.monotonic() + 90
+        while len(list(out.glob("*.part.json"))) < 5:
+            assert process.poll() is None, (tmp_path / "first").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "first").read_text()
+            time.sleep(0.002)
+        kill_tree(process)
+    assert not (out / "manifest.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.part.json")}
+    whole = {path.name: path.with_name(path.name.replace(".part.json", ".tar")) for path in kept}
+    before = {name: path.stat().st_mtime_ns for name, path in whole.items()}
+    code, log = run([*ALONE, *words(table, out)], tmp_path / "second")
+    assert code == 0, log
+    assert f"going on; {len(kept)} of {CLIPS // PER_SHARD} shards are there" in log
+    assert {name: path.stat().st_mtime_ns for name, path in whole.items()} == before, "not made again"
+    assert hashes(out) == alone
+
+
+@pytest.mark.timeout(100)
+def test_processes_that_accelerate_would_not_start_are_refused(table: Path, tmp_path: Path) -> None:
+    """Without --cpu, on a machine without GPUs, it starts one process and says nothing."""
+    words_of_two = [word for word in TWO if word != "--cpu"]
+    code, log = run([*words_of_two, *words(table, tmp_path / "d")], tmp_path / "log", timeout=90)
+    assert code != 0
+    assert "says 2 ranks, but the launcher's environment says 1" in log
+    assert not (tmp_path / "d").exists()
