@@ -147,6 +147,9 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
                         f"{job.run_dir} ended with status {code}; {log} ends:\n{log.read_text()[-LOG_TAIL:]}"
                     )
             bar.update(1)
+        except BaseException:
+            queue.stop()  # at once: the main thread may be waiting for another worker
+            raise
         finally:
             os.close(lock)
 

@@ -1,26 +1,29 @@
-"""Cross-validation: folds, intervals and the table; two folds trained for a few steps, and taken up again."""
+"""Cross-validation: folds, the table; sweeps that never see the test; two folds trained and taken up."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from awtpn import crossvalidation
-from awtpn.crossvalidation import Fold, Score
+from awtpn import baseline, crossvalidation, runner, sweep
+from awtpn.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
+from awtpn.runner import Job
 from shards import pack
 from shards.sources import npz
 
 
 def test_each_value_is_left_out_once() -> None:
-    assert crossvalidation.leave_one_out([0, 1, 2]) == [Fold(0, [1, 2]), Fold(1, [0, 2]), Fold(2, [0, 1])]
+    assert leave_one_out([0, 1, 2]) == [Fold(0, [1, 2]), Fold(1, [0, 2]), Fold(2, [0, 1])]
 
 
 def test_a_single_value_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two folds"):
-        crossvalidation.leave_one_out(["Ses01"])
+        leave_one_out(["Ses01"])
 
 
 @pytest.mark.parametrize(
@@ -28,42 +31,140 @@ def test_a_single_value_is_refused() -> None:
 )
 def test_what_it_sets_itself_is_refused(argument: str) -> None:
     with pytest.raises(ValueError, match="leave it out"):
-        crossvalidation.check_arguments([argument, "1"], seeds=[0])
+        check_arguments([argument, "1"], seeds=[0], by="fold")
+
+
+def test_a_selection_is_the_users_where_there_are_no_folds() -> None:
+    check_arguments(["--data.select.test.fold=1"], seeds=[0, 1], by=None)
 
 
 def test_a_seed_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
-        crossvalidation.check_arguments([], seeds=[0, 1, 0])
-
-
-def test_interval_is_students() -> None:
-    pytest.importorskip("scipy")
-    # Mean 2, deviation 1, n = 3: half width t(0.975, 2) / sqrt(3) with t = 4.302653.
-    assert crossvalidation.t_interval([1.0, 2.0, 3.0]) == pytest.approx(
-        [2 - 2.484138, 2 + 2.484138], abs=1e-6
-    )
-    assert crossvalidation.t_interval([1.0]) is None
+        check_arguments([], seeds=[0, 1, 0], by="fold")
 
 
 def test_pooling_of_steps() -> None:
-    assert crossvalidation.pool(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist() == [2, 5, 1, 0]
-    assert crossvalidation.pool(np.zeros((0, 2))).tolist() == [0, 0, 0, 0]
+    assert baseline.pool(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist() == [2, 5, 1, 0]
+    assert baseline.pool(np.zeros((0, 2))).tolist() == [0, 0, 0, 0]
+
+
+def figures(value: float) -> dict[str, float]:
+    return {"w-F1": value, "w-ACC": value, "UA": value, "macro-F1": value}
 
 
 def test_table_shows_every_run_beside_its_folds_baseline() -> None:
-    pytest.importorskip("scipy")
     f1 = {(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.8, (1, 1): 0.8}
-    scores = [Score(fold, seed, {"w-F1": x, "w-ACC": x}) for (fold, seed), x in f1.items()]
-    baseline = [Score(fold, None, {"w-F1": 0.25 + fold, "w-ACC": 0.25}) for fold in (0, 1)]
-    assert crossvalidation.fold_means(scores, "w-F1") == pytest.approx([0.6, 0.8])
-    results = {"by": "fold", **crossvalidation.collect(scores, baseline)}
+    scores = [Score(fold, seed, figures(x)) for (fold, seed), x in f1.items()]
+    regressions = [Score(fold, None, figures(0.25 + fold)) for fold in (0, 1)]
+    assert fold_means(scores, "w-F1") == pytest.approx([0.6, 0.8])
+    results = {"by": "fold", **crossvalidation.collect(scores, regressions)}
     assert results["mean"]["w-F1"] == pytest.approx(0.7)
     table = crossvalidation.format_scores(results).splitlines()
     assert table[2].split() == ["0", "0", "50.00", "50.00", "25.00", "25.00"]
-    assert table[4].split() == ["1", "0", "80.00", "80.00", "125.00", "25.00"]
-    assert table[6].split() == ["mean", "70.00", "70.00", "75.00", "25.00"]
+    assert table[4].split() == ["1", "0", "80.00", "80.00", "125.00", "125.00"]
+    assert table[6].split() == ["mean", "70.00", "70.00", "75.00", "75.00"]
     assert "4 runs" in table[7]
     assert "2 fold means" in table[8]
+
+
+def test_seeds_without_folds_have_a_table_too() -> None:
+    scores = [Score(None, seed, figures(0.5 + seed / 10)) for seed in (0, 1)]
+    results = {"by": None, **crossvalidation.collect(scores, [])}
+    assert results["interval_over_folds"]["w-F1"] is None
+    table = crossvalidation.format_scores(results)
+    assert "own splits" in table
+    assert "over the 2 runs" in table
+    assert "LR" not in table
+
+
+# --- Sweeps --------------------------------------------------------------------------------------
+
+
+def test_a_grid_has_every_combination() -> None:
+    assert sweep.grid(["optim.lr=1e-3,3e-3", "--model.modalities=[audio],[audio,video]"]) == [
+        {"optim.lr": "1e-3", "model.modalities": "[audio]"},
+        {"optim.lr": "1e-3", "model.modalities": "[audio,video]"},
+        {"optim.lr": "3e-3", "model.modalities": "[audio]"},
+        {"optim.lr": "3e-3", "model.modalities": "[audio,video]"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["optim.lr"], "write KEY=VALUE"),
+        (["optim.lr=1e-3", "optim.lr=1e-2"], "given twice"),
+        (["run.seed=0,1"], "sets it itself"),
+        (["data.select.test=1,2"], "sets it itself"),
+    ],
+)
+def test_what_is_no_grid_is_refused(given: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep.grid(given)
+
+
+def selection(job: Job, role: str) -> Any:
+    given = [a for a in job.arguments if a.startswith(f"--data.select.{role}=")]
+    return json.loads(given[-1].partition("=")[2])["fold"]
+
+
+def write_results(job: Job, score: float) -> None:
+    job.run_dir.mkdir(parents=True)
+    results = {"val": figures(score), "test": figures(score)}
+    (job.run_dir / "results.json").write_text(json.dumps(results))
+
+
+def test_a_fold_chooses_on_its_training_groups_alone(tmp_path: Path) -> None:
+    """What wins is what does best on the inner folds, and the fold under test is in none of their runs."""
+    seen: list[Job] = []
+
+    def train(jobs: Sequence[Job], what: str) -> None:
+        for job in jobs:
+            seen.append(job)
+            lr = float(next(a for a in job.arguments if a.startswith("--optim.lr=")).partition("=")[2])
+            # The larger rate helps where group 2 is not validated on: folds 0 and 1 see it, fold 2 does not.
+            better = lr > 2e-3
+            write_results(job, 0.9 if better != (selection(job, "test") == 2) else 0.1)
+
+    splits = Splits("fold", "somewhere#all", leave_one_out([0, 1, 2]))
+    chosen = sweep.choose(splits, [], [0, 1], tmp_path, sweep.grid(["optim.lr=1e-3,3e-3"]), train)
+    assert len(seen) == 3 * 2 * 2 * 2, "folds x inner folds x points x seeds"
+    outer = {job.run_dir.parent.name.removeprefix("without-") for job in seen}
+    assert outer == {"0", "1", "2"}
+    for job in seen:
+        left_out = int(job.run_dir.parent.name.removeprefix("without-"))
+        used = {*selection(job, "train"), selection(job, "test")}
+        assert used == {0, 1, 2} - {left_out}
+    assert dict(chosen)[2]["arguments"] == ["--optim.lr=3e-3"]
+    assert dict(chosen)[2]["validation"] == pytest.approx(0.9)
+    assert dict(chosen)[0]["validation"] == pytest.approx(0.5), "the first of equals"
+    written = json.loads((tmp_path / sweep.SWEEP_FILE).read_text())
+    assert [row["w-F1"] for row in written["folds"][2]["validation"]] == pytest.approx([0.1, 0.9])
+    trials = crossvalidation.plan(splits, ["--model.dropout=0"], [0], tmp_path / "cv", chosen)
+    assert [t.job.arguments[:2] for t in trials][2] == ("--model.dropout=0", "--optim.lr=3e-3")
+
+
+def test_own_splits_choose_on_validation_utterances(tmp_path: Path) -> None:
+    def train(jobs: Sequence[Job], what: str) -> None:
+        for job in jobs:
+            job.run_dir.mkdir(parents=True)
+            small = "--optim.lr=1e-3" in job.arguments
+            results = {"val": figures(0.8 if small else 0.6), "test": figures(0.1 if small else 0.9)}
+            (job.run_dir / "results.json").write_text(json.dumps(results))
+
+    chosen = sweep.choose(
+        Splits(None, None, []), [], [0], tmp_path, sweep.grid(["optim.lr=3e-3,1e-3"]), train
+    )
+    assert chosen[0][1]["point"] == {"optim.lr": "1e-3"}, "not what does best on the test"
+
+
+def test_two_folds_leave_none_to_validate_on(tmp_path: Path) -> None:
+    splits = Splits("fold", "somewhere#all", leave_one_out([0, 1]))
+    with pytest.raises(ValueError, match="at least three folds"):
+        sweep.choose(splits, [], [0], tmp_path, [{"optim.lr": "1e-3"}], lambda jobs, what: None)
+
+
+# --- The whole -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -91,16 +192,23 @@ def test_trains_every_fold_and_goes_on_where_it_stopped(
     folder = tmp_path / "cv"
     training = [f"--data.train={dataset}", "--model.shared_dim=8", "--train.epochs=1"]
     training += ["--train.global_batch_size=8"]
-    results = crossvalidation.cross_validate(training, "fold", [0], folder)
+    results = crossvalidation.cross_validate(training, "fold", [0], folder, parallel=2, command="the command")
     assert [(run["fold"], run["seed"]) for run in results["runs"]] == [(0, 0), (1, 0)]
     assert results["logistic_regression"]["mean"]["w-F1"] > 0.9
     assert "mean" in capsys.readouterr().out
     assert json.loads((folder / crossvalidation.RESULTS_FILE).read_text()) == results
     run = json.loads((folder / "fold-1-seed-0" / "results.json").read_text())
     assert run["test"]["utterances"] == 16
+    page = (folder / "report.md").read_text()
+    assert "the command" in page
+    assert "2 runs: 2 folds, seed 0" in page
+    assert "Student's t over 2 fold means" in page
+    assert f"{100 * results['mean']['w-F1']:.2f}" in page
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
 
-    monkeypatch.setattr(crossvalidation, "TRAIN_SCRIPT", tmp_path / "no such script.py")
-    assert crossvalidation.cross_validate(training, "fold", [0], folder) == results, "done is done"
+    monkeypatch.setattr(runner, "TRAIN_SCRIPT", tmp_path / "no such script.py")
+    again = crossvalidation.cross_validate(training, "fold", [0], folder, command="the command")
+    assert again == results, "done is done"
     with pytest.raises(ValueError, match=r"another optim\.lr.*give another --dir"):
         crossvalidation.cross_validate([*training, "--optim.lr=0.5"], "fold", [0], folder)
     with pytest.raises(RuntimeError, match=r"(?s)fold-0-seed-1 ended with status 2.*no such script"):

@@ -1,0 +1,102 @@
+"""Ablations: differences are paired, and independent only between folds; its variants can be trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awtpn import ablation
+from awtpn.config import parse_command_line
+from awtpn.folds import Score
+from awtpn.runner import Job
+
+
+def scores(f1: dict[tuple[Any, int], float]) -> list[Score]:
+    return [
+        Score(fold, seed, dict.fromkeys(("w-F1", "w-ACC", "UA", "macro-F1"), x))
+        for (fold, seed), x in f1.items()
+    ]
+
+
+def test_seeds_are_averaged_within_a_fold_before_the_error() -> None:
+    base = scores({(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.8, (1, 1): 0.8})
+    variant = scores({(1, 1): 0.7, (0, 0): 0.5, (0, 1): 0.6, (1, 0): 0.6})  # in any order
+    row = ablation.paired(variant, base)
+    assert sorted(row["differences"]) == pytest.approx([-0.15, -0.05])
+    assert row["difference"] == pytest.approx(-0.1)
+    assert row["standard_error"] == pytest.approx(0.05)
+    # t(0.975, 1) = 12.7062
+    assert row["interval"] == pytest.approx([-0.1 - 0.635310, -0.1 + 0.635310], abs=1e-6)
+
+
+def test_without_folds_seeds_are_the_draws() -> None:
+    row = ablation.paired(
+        scores({(None, s): 0.5 + s / 10 for s in range(3)}), scores({(None, s): 0.5 for s in range(3)})
+    )
+    assert row["differences"] == pytest.approx([0, 0.1, 0.2])
+    one = ablation.paired(scores({(None, 0): 0.6}), scores({(None, 0): 0.5}))
+    assert one["difference"] == pytest.approx(0.1)
+    assert one["standard_error"] is None
+    assert one["interval"] is None
+
+
+def test_the_tables_variants_are_settings_that_a_run_takes() -> None:
+    variants = ablation.read_variants()
+    assert len(variants) >= 11
+    for overrides in variants.values():
+        config, _ = parse_command_line(ablation.arguments_of(overrides))
+        for key, value in overrides.items():
+            section, _, name = key.partition(".")
+            assert getattr(getattr(config, section), name) == value
+    off = {key for overrides in variants.values() for key in overrides}
+    assert {"loss.lambda_align", "loss.lambda_intra", "loss.lambda_inter", "loss.lambda_contrast"} <= off
+    assert {"loss.eta_ce", "loss.eta_mse", "model.awm", "model.modalities"} <= off
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "write a line per variant"),
+        ("empty: {}", "write a line per variant"),
+        ("base: {optim.lr: 1.0}", "cannot be a variant's name"),
+        ("seeds: {run.seed: 3}", "sets run.seed"),
+    ],
+)
+def test_what_is_no_table_of_variants_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "v.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ablation.read_variants(tmp_path / "v.yaml")
+
+
+def test_some_variants_may_be_chosen() -> None:
+    assert list(ablation.read_variants(only=["AWM off"])) == ["AWM off"]
+    with pytest.raises(ValueError, match=r"no variant 'AWM of'; it has align off"):
+        ablation.read_variants(only=["AWM of"])
+
+
+def test_base_and_variants_share_seeds_and_become_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(jobs: Sequence[Job], **_: Any) -> None:
+        for job in jobs:
+            seed = int(next(a for a in job.arguments if a.startswith("--run.seed=")).partition("=")[2])
+            off = "--model.awm=uniform" in job.arguments
+            figure = dict.fromkeys(("w-F1", "w-ACC", "UA", "macro-F1"), 0.5 + seed / 100 - off * 0.1)
+            job.run_dir.mkdir(parents=True)
+            (job.run_dir / "results.json").write_text(json.dumps({"test": figure}))
+
+    monkeypatch.setattr(ablation, "train_all", train)
+    variants = ablation.read_variants(only=["AWM off"])
+    results = ablation.ablate([], variants, None, [3, 5], tmp_path)
+    assert results["variants"]["AWM off"]["difference"] == pytest.approx(-0.1)
+    assert (tmp_path / "AWM-off" / "seed-5").is_dir()
+    table = (tmp_path / "ablations.md").read_text()
+    assert "| **base** | **54.00** |" in table
+    assert "| AWM off | 44.00 | -10.00 | 0.00 |" in table
+    assert table.splitlines()[0] in capsys.readouterr().out
+    with pytest.raises(ValueError, match="leave it out"):
+        ablation.ablate(["--run.seed=1"], variants, None, [0], tmp_path)
