@@ -1,8 +1,8 @@
 """How much memory a rank will need, by engine and ZeRO stage, told before the run.
 
-A step's memory peaks at one of three moments: when forward ends and backward begins (all activations live),
-when backward ends (all gradients live, and the buffers that reduce them), or in the optimizer's update. What
-lives then is known from the parameters, the ranks and the lengths. The engines' own buffers are those of
+A step's memory peaks at one of four moments: when weights are gathered (ZeRO-3), when forward ends and backward
+begins (all activations live), when backward ends (all gradients live, and the buffers that reduce them), or
+in the optimizer's update. What lives then is known from the parameters, the ranks and the lengths. The engines' own buffers are those of
 PyTorch 2.13's DDP and of DeepSpeed 0.19.8, read from their code and checked by measurement
 (tests/benchmarks/zero_memory.py).
 """
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from awtpn.roofline import parameter_count
+from shards.stream import PREFETCH_BYTES
 
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
 
@@ -22,8 +23,8 @@ REDUCE_BUCKET = 500_000_000
 PREFETCH_BUCKET = 50_000_000
 # Modules, buffers of gloo and code pages that come with the first step, in bytes; on a GPU they stay off it.
 LIBRARIES = {"none": 30e6, "ddp": 30e6, "zero0": 30e6, "zero1": 65e6, "zero2": 65e6, "zero3": 65e6}
-# Batches that a stream keeps on the host besides the one in use: read ahead, and one in the making.
-HOST_BATCHES, DEVICE_BATCHES = 6, 2
+# Batches that a stream reads ahead on the host, within its bytes; one more is in use, and one in the making.
+AHEAD = 4
 FLOAT = 4
 
 
@@ -98,8 +99,8 @@ def moments(
         buckets: of DeepSpeed.
 
     Returns:
-        {"rest": {...}, "forward": {...}, "backward": {...}, "update": {...}}: part -> bytes; their sum is
-        what the moment takes. "rest" is between steps, and never the peak.
+        {"rest": {...}, "gathering": {...}, "forward": {...}, "backward": {...}, "update": {...}}: part ->
+        bytes; their sum is what the moment takes. "rest" is between steps, and never the peak.
     """
     buckets = buckets or Buckets()
     deepspeed = engine.startswith("zero")
@@ -140,16 +141,20 @@ def moments(
         else:
             state["gradients"] = size * share
             state["buckets"] = size * float(reserved)
-    # ZeRO-3 gathers all weights (up to 1e9 of them) and, on the way, a bucket or module once more.
-    gathered = size * (number + min(number, max(buckets.prefetch, 2 * work.largest))) if stage == 3 else 0.0
+    # ZeRO-3 gathers all weights (up to 1e9 of them); on the way, before there is much else, a bucket or module
+    # of them is there once more.
+    gathered = float(size * number) if stage == 3 else 0.0
+    arriving = size * min(number, max(buckets.prefetch, 2 * work.largest)) if stage == 3 else 0.0
 
-    state["batches"] = work.batch_bytes * (DEVICE_BATCHES if on_gpu else HOST_BATCHES)
+    state["batches"] = 2.0 * work.batch_bytes  # the one in use, and the next
     if not on_gpu:
+        state["batches"] += min(AHEAD * work.batch_bytes, PREFETCH_BYTES + work.batch_bytes)
         state["libraries"] = LIBRARIES["zero1" if deepspeed and half else engine]
     accumulated = held if work.accumulation > 1 else 0.0
     activations = activation_bytes(work, half, autocast=half and not deepspeed, on_gpu=on_gpu)
     found: dict[str, dict[str, float]] = {
         "rest": {},
+        "gathering": {"gradients": accumulated, "gathered weights": gathered + arriving},
         "forward": {
             "gradients": accumulated,
             "buckets": waiting,

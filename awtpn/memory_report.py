@@ -214,7 +214,7 @@ def heading(name: str, config: Config, data: Data, on_gpu: bool) -> list[str]:
     return [
         f"{name}: shared_dim {config.model.shared_dim}, {train.precision}, global batch "
         f"{train.global_batch_size}, micro-batch {micro}; steps of the average utterance: {lengths}",
-        f"Estimated {what}, at its peak in training, in GB.",
+        f"Estimated {what}, at its peak in training, in MB.",
     ]
 
 
@@ -232,7 +232,7 @@ def rows(config: Config, data: Data, ranks: int, buckets: Buckets, on_gpu: bool)
     return [
         f"{ranks} rank{'s' * (ranks > 1)}: {work.parameters:,} parameters, accumulation "
         f"{layout.accumulation}, largest micro-batch {', '.join(f'{m} {n:,}' for m, n in work.steps.items())}"
-        f" steps; saving takes {saving_bytes(work, engines[-1]) / 1e9:.2f} GB more of rank 0's host",
+        f" steps; saving takes {saving_bytes(work, engines[-1]) / 1e6:,.0f} MB more of rank 0's host",
         "",
         *table(found),
     ]
@@ -244,10 +244,10 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
     at_peak = {engine: found[engine][moment] for engine, (moment, _) in worst.items()}
     shown = [part for part in PARTS if any(part in parts for parts in at_peak.values())]
     lines = [
-        f"| engine | {' | '.join(shown)} | peak | at the end of |",
+        f"| engine | {' | '.join(shown)} | peak | in |",
         "|---|" + "---:|" * (len(shown) + 1) + "---|",
     ]
     for engine, (moment, total) in worst.items():
-        cells = [f"{at_peak[engine].get(part, 0.0) / 1e9:.2f}" for part in shown]
-        lines.append(f"| {engine} | {' | '.join(cells)} | **{total / 1e9:.2f}** | {moment} |")
+        cells = [f"{at_peak[engine].get(part, 0.0) / 1e6:,.0f}" for part in shown]
+        lines.append(f"| {engine} | {' | '.join(cells)} | **{total / 1e6:,.0f}** | {moment} |")
     return lines

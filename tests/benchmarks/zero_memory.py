@@ -201,7 +201,7 @@ def heading(options: argparse.Namespace) -> list[str]:
         "Growth of a rank's resident memory in MB, from before its model is built to the peak of training "
         "(largest rank), and to that of rank 0's first checkpoint.",
         "",
-        "| ranks | engine | precision | measured | estimated | off by | peak at the end of "
+        "| ranks | engine | precision | measured | estimated | off by | peak in "
         "| measured, saving | estimated, saving |",
         "|---:|---|---|---:|---:|---:|---|---:|---:|",
     ]
