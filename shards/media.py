@@ -395,10 +395,9 @@ def _open(path: str | Path) -> Any:
     except ImportError:
         raise ImportError('reading recordings needs PyAV: pip install "awtpn-at-scale[extract]"') from None
     try:
-        # Absolute, and files only: a name or a playlist must not make FFmpeg fetch anything.
-        return av.open(
-            os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace"
-        )
+        # Absolute, so that no name is taken for a URL; what a file names (a playlist's entries) FFmpeg takes
+        # from files alone. No options: PyAV 15 to 17 crash on them where streams turn up late, as in FLV.
+        return av.open(os.path.abspath(path), metadata_errors="replace")
     except FileNotFoundError:
         raise MediaError(f"{path}: no such file") from None
     except (av.FFmpegError, OSError, ValueError) as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -311,11 +313,26 @@ def test_files_that_are_no_recordings_are_refused_by_name(tmp_path: Path) -> Non
 
 
 def test_a_playlist_cannot_fetch_anything(tmp_path: Path) -> None:
-    target = record(tmp_path / "secret.ts", [numbered(i) for i in range(10)])
-    playlist = tmp_path / "clip.m3u8"
-    playlist.write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{target.name}\n#EXT-X-ENDLIST\n")
-    with pytest.raises(MediaError):
-        read_frames(playlist, 10)
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        playlist = tmp_path / "clip.m3u8"
+        url = f"http://127.0.0.1:{server.server_port}/clip.ts"
+        playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(MediaError):
+            read_frames(playlist, 10)
+        with pytest.raises(MediaError, match="no such file"):
+            probe(url)
+        server.shutdown()
+        thread.join()
+    assert asked == []
 
 
 def test_cover_art_is_no_video(tmp_path: Path) -> None:
