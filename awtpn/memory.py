@@ -1,10 +1,10 @@
 """How much memory a rank will need, by engine and ZeRO stage, told before the run.
 
-A step's memory peaks at one of four moments: when weights are gathered (ZeRO-3), when forward ends and backward
-begins (all activations live), when backward ends (all gradients live, and the buffers that reduce them), or
-in the optimizer's update. What lives then is known from the parameters, the ranks and the lengths. The engines' own buffers are those of
-PyTorch 2.13's DDP and of DeepSpeed 0.19.8, read from their code and checked by measurement
-(tests/benchmarks/zero_memory.py).
+A step's memory peaks at one of four moments: when weights are gathered (ZeRO-3), when forward ends and
+backward begins (all activations live), when backward ends (all gradients live, and the buffers that reduce
+them), or in the optimizer's update. What lives then is known from the parameters, the ranks and the lengths.
+The engines' own buffers are those of PyTorch 2.13's DDP and of DeepSpeed 0.19.8, read from their code and
+checked by measurement (tests/benchmarks/zero_memory.py).
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def moments(
         else:
             state["gradients"] = size * share
             state["buckets"] = size * float(reserved)
-    # ZeRO-3 gathers all weights (up to 1e9 of them); on the way, before there is much else, a bucket or module
-    # of them is there once more.
+    # ZeRO-3 gathers all weights (up to 1e9 of them); on the way, before there is much else, a bucket or
+    # module of them is there once more.
     gathered = float(size * number) if stage == 3 else 0.0
     arriving = size * min(number, max(buckets.prefetch, 2 * work.largest)) if stage == 3 else 0.0
 
