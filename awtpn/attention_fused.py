@@ -93,16 +93,15 @@ def launch(kernel: Any, q: Tensor, tiles: Tensor, tensors: tuple[Tensor, ...]) -
     """Run `kernel`, one program per tile, on the stream of q's device."""
     if not len(tiles):
         return
-    shape = tiling(q.shape[1], q.dtype)
+    dim = q.shape[1]
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     with torch.cuda.device_of(q):
         kernel[(len(tiles),)](
             *tensors,
             tiles,
-            1.0 / math.sqrt(q.shape[1]),
-            **constants(q.shape[1], q.dtype, tf32),
-            num_warps=shape.warps,
-            num_stages=shape.stages,
+            1.0 / math.sqrt(dim),
+            **constants(dim, q.dtype, tf32),
+            **options(dim, q.dtype),
         )
 
 
@@ -116,6 +115,12 @@ def constants(dim: int, dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
         "OTHER": shape.other,
         "PRECISION": "tf32" if tf32 else "ieee",
     }
+
+
+def options(dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """How a kernel is compiled."""
+    shape = tiling(dim, dtype)
+    return {"num_warps": shape.warps, "num_stages": shape.stages, "enable_fp_fusion": True}
 
 
 @triton.jit

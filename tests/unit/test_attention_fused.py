@@ -23,7 +23,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from awtpn import attention_fused  # noqa: E402
 from awtpn.attention import FUSED_DIM  # noqa: E402
-from awtpn.attention_fused import constants, make_tiles, tiling  # noqa: E402
+from awtpn.attention_fused import constants, make_tiles, options  # noqa: E402
 
 HERE = Path(__file__).parent
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -120,9 +120,7 @@ def compiled(kernel: Any, dtype: torch.dtype, dim: int, capability: int) -> Any:
     source = ASTSource(
         kernel, signature, {(kernel.arg_names.index(k),): v for k, v in fixed.items()}, aligned
     )
-    shape = tiling(dim, dtype)
-    options = {"num_warps": shape.warps, "num_stages": shape.stages}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(dim, dtype))
 
 
 def resource_usage(program: bytes, folder: Path) -> dict[str, int]:
