@@ -204,6 +204,8 @@ def run(
         for batch in batches:
             made = make_batches(batch, setting.device)
             rates = compare(forms, dim, made, setting, rounds)
+            if setting.device == "cuda":
+                torch.cuda.empty_cache()  # the processes that follow need the room
             growth = {form: memory_growth(form, dim, batch, setting) for form in forms}
             rows.append(row(dim, batch, made, rates, growth))
             print(" | ".join(rows[-1]), file=sys.stderr)
