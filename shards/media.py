@@ -6,7 +6,8 @@ as the priming of AAC and Opus does), so that the same span of both streams show
 - sound before its stream begins, and where packets are missing, is silence;
 - the picture at a time is the frame shown then: the last that began by that time (or the first of all).
 
-Times are as exact as the container's timestamps: 1 ms in FLV and Matroska, a sample in most others.
+Times are as exact as the container's timestamps: 1 ms in FLV and Matroska, a sample in most others. AVI tells
+only the order of decoding: where pictures refer to later ones, they come a picture or two late.
 
 Packets that cannot be decoded are passed over and counted. A recording fails only if nothing of it decodes.
 """

@@ -75,7 +75,7 @@ def record(
         packets: list[Any] = []
         video = audio = None
         if len(pictures):
-            video = container.add_stream(codec, rate=fps, options={"bf": "0"} if codec == "libx264" else {})
+            video = container.add_stream(codec, rate=fps)
             video.height, video.width, video.pix_fmt = (
                 *pictures[0].shape[:2],
                 "rgb24" if codec == "png" else "yuv420p",

@@ -299,7 +299,8 @@ def test_files_that_are_no_recordings_are_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(MediaError, match=r"not a recording"):
         probe(tmp_path)
     headless = record(tmp_path / "cut.mp4", [numbered(i) for i in range(30)])
-    headless.write_bytes(headless.read_bytes()[:-500])
+    # An MP4's index comes last.
+    headless.write_bytes(headless.read_bytes().partition(b"moov")[0])
     with pytest.raises(MediaError, match=r"cut.mp4: not a recording that can be read"):
         probe(headless)
     silent = record(tmp_path / "silent.wav", sound=chirp(0.1))
