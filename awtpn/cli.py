@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.command(options)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough: no complaint at exit either
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an optional package is missing
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -129,6 +129,7 @@ def join(wait: timedelta = timedelta(minutes=30)) -> World:
     """
     launched, on_gpu = launched_ranks(), use_gpu()
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    _rendezvous_again(on_gpu, wait)
     accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu, wait))
     return _world(accelerator, launched, "none", wait)
 

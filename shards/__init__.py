@@ -3,8 +3,10 @@
 It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
 
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar)
-- packing: `sources/` -> `checks` -> `writer` -> `target` (the output folder), with `statistics`
-- any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `credentials`
+- packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`
+- extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
+  `faces`, and `feature_space` (how features were made, and which mean the same)
+- any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `batch`
 - looking at datasets: `inspect`, `verify`; tars of others: `foreign`, `survey`, `adopt`

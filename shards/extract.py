@@ -53,6 +53,7 @@ from shards.target import (
     names_in,
     publish,
     take,
+    token_in,
 )
 from shards.writer import check_options
 
@@ -154,6 +155,11 @@ def extract(
     if rank == 0 and not resumes:
         take(store, token)
     wait()
+    if token_in(store) != token:
+        raise ValueError(
+            f"{store.url}: rank {rank} reads other clips, or was given other settings, than rank 0; give all "
+            "ranks the same SOURCE and options"
+        )
     target = hold(store, token)
     try:
         if resumes and rank == 0:
@@ -235,7 +241,7 @@ def make(
         for lot in lots:
             samples = encode(islice(decoded, len(lot.clips)), encoders, batch)
             record = make_shard(lot, ticking(samples, bar), target, accepted, on_bad)
-            leave(record, lot, target)
+            put_record(record, lot, target)
 
 
 def ticking(samples: Iterator[Sample | BadSample], bar: Any) -> Iterator[Sample | BadSample]:
@@ -263,7 +269,7 @@ def make_shard(
             shard.tar.close()
 
 
-def leave(record: Record, lot: Lot, target: Target) -> None:
+def put_record(record: Record, lot: Lot, target: Target) -> None:
     """Publish the record of a finished shard: from then on it is not made again."""
     path = target.work / (lot.name + PART)
     part = dump_part(record.part) if record.part else None
@@ -307,12 +313,13 @@ def conclude(
     manifest = manifest_of(parts, accepted, provenance, len(skipped))
     for name in accepted.dims.keys() - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", target.store.url, name)
+        manifest.provenance["features"].pop(name)
     complete(target, manifest, skipped)
     return manifest
 
 
 def read_record(store: Store, lot: Lot) -> Record:
-    """What `leave` left.
+    """What `put_record` put.
 
     Raises:
         OSError: it is not there, or the store cannot be reached.

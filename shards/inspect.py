@@ -187,9 +187,9 @@ def _made(provenance: dict[str, Any]) -> list[str]:
     for name, entry in features.items():
         lines += [f"  {name}: feature space {entry['space']}", *_wrapped(describe(entry["settings"]), "    ")]
     for name, value in provenance.items():
-        if name == "features" and features:
+        if value in ({}, [], None) or (name == "features" and features):
             continue
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             listed = ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
             lines += _wrapped(f"{name}: {listed}", "  ")
         else:

@@ -82,7 +82,7 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
         raise ValueError(
             f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite to replace it"
         )
-    there = _token(store) if interrupted and not finished else b""
+    there = token_in(store) if interrupted and not finished else b""
     if there.startswith(EXTRACTION) and there != token and not overwrite:
         raise ValueError(
             f"{store.url}: holds an unfinished extraction of other clips or settings; finish that one, "
@@ -118,7 +118,7 @@ def check_ours(target: Target) -> None:
     Raises:
         RuntimeError: one has, and has removed our files.
     """
-    if _token(target.store) != target.token:
+    if token_in(target.store) != target.token:
         raise RuntimeError(f"{target.store.url}: another packing has begun here; this one stops")
 
 
@@ -172,8 +172,8 @@ def discard(target: Target) -> None:
         target.store.fs.rm(f"{target.store.root}/{name}", recursive=True)
 
 
-def _token(store: Store) -> bytes:
-    """Content of the marker; empty where there is none."""
+def token_in(store: Store) -> bytes:
+    """Token of the packing that holds the folder; empty where none does."""
     try:
         return asking(store, lambda: store.fs.cat_file(f"{store.root}/{MARKER}"), f"{store.url}/{MARKER}")
     except FileNotFoundError:

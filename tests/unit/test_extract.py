@@ -269,7 +269,7 @@ def test_where_every_clip_fails_nothing_is_left_to_go_on_with(tmp_path: Path, to
 
 def test_a_modality_that_no_clip_has_is_left_out(tmp_path: Path, tones: ClipSource) -> None:
     manifest = made(tones, tmp_path / "d", **built_in())
-    assert list(manifest.modalities) == ["audio"]
+    assert list(manifest.modalities) == list(manifest.provenance["features"]) == ["audio"]
 
 
 def test_a_feature_that_float16_ruins_is_warned_of(
@@ -322,6 +322,20 @@ def test_all_ranks_refuse_alike(tmp_path: Path, tones: ClipSource) -> None:
     results = over_ranks(3, lambda **rank: extract(tones, str(tmp_path / "d"), audio=Counting(), **rank))
     assert [type(result) for result in results] == [ValueError] * 3
     assert all("holiday.jpg" in str(result) for result in results)
+
+
+def test_a_rank_that_reads_other_clips_is_refused(tmp_path: Path, tones: ClipSource) -> None:
+    """Say, a host whose copy of the corpus is not whole."""
+
+    def one(rank: int, **others: Any) -> Manifest | None:
+        source = replace(tones, clips=tones.clips[rank:])
+        return extract(source, str(tmp_path / "d"), audio=Counting(), progress=False, rank=rank, **others)
+
+    first, second = over_ranks(2, one)
+    assert isinstance(first, threading.BrokenBarrierError)
+    assert isinstance(second, ValueError)
+    assert "rank 1 reads other clips" in str(second)
+    assert not (tmp_path / "d" / "manifest.json").exists()
 
 
 def test_wrong_options_are_refused(tmp_path: Path, tones: ClipSource) -> None:
