@@ -57,7 +57,14 @@ def saved_for_backward() -> Iterator[Count]:
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """New tensors have shapes and no values; whoever wants to see one fails. Autocast has no meta device."""
+    """New tensors have shapes and no values; whoever wants to see one fails."""
+    with autocast_spares_meta(), torch.device("meta"):
+        yield
+
+
+@contextlib.contextmanager
+def autocast_spares_meta() -> Iterator[None]:
+    """Autocast has no meta device: there it does nothing instead of failing."""
     autocast = torch.autocast
 
     def tolerant(device_type: str, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +72,6 @@ def on_meta() -> Iterator[None]:
 
     torch.autocast = tolerant  # type: ignore[assignment,misc]
     try:
-        with torch.device("meta"):
-            yield
+        yield
     finally:
         torch.autocast = autocast  # type: ignore[misc]
