@@ -115,9 +115,7 @@ def confusion_table(report: Report) -> str:
 
 def calibration_words(report: Report) -> str:
     if report.predictions is None:
-        return (
-            "Not known: the runs kept no predictions (`launch/evaluate.py --predictions FILE` writes them)."
-        )
+        return "Not known: the runs kept no predictions."
     error = calibration_error(calibration(report.predictions))
     return f"Expected calibration error {100 * error:.1f} % (ten bins of the highest probability)."
 

@@ -1,0 +1,90 @@
+"""The network as a graph: padded it computes what the packed model does, exported for any lengths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import DIMS, small_model
+
+from awtpn import AWTPN
+from awtpn.graph import ONNX_FILE, PROGRAM_FILE, PaddedAWTPN, check, pad, write_graphs
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"awm": "uniform"}, {"prototypes_per_class": 3}, {"modalities": ["video"]}],
+    ids=["whole", "uniform", "three prototypes", "one modality"],
+)
+def test_padded_is_packed(settings: dict[str, Any]) -> None:
+    """The eager form of the graph, on lengths from 1 to 60, with modalities missing."""
+    model = small_model(dtype=torch.float32, **settings).eval()
+    padded = PaddedAWTPN(model)
+    check(model, lambda inputs: padded(*inputs), "padded")
+
+
+def test_what_is_masked_counts_for_nothing() -> None:
+    padded = PaddedAWTPN(small_model(dtype=torch.float32))
+    rng = np.random.default_rng(0)
+    arrays = {m: rng.normal(size=(3, dim)).astype(np.float32) for m, dim in DIMS.items()}
+    clean = [t for m, dim in DIMS.items() for t in pad([arrays[m]], dim)]
+    wide = [
+        t
+        for values, mask in zip(clean[::2], clean[1::2], strict=True)
+        for t in (
+            torch.cat([values, torch.full_like(values, torch.nan)], 1),
+            torch.cat([mask, torch.zeros_like(mask)], 1),
+        )
+    ]
+    probabilities, *weights = padded(*wide)
+    expected, *of_steps = padded(*clean)
+    torch.testing.assert_close(probabilities, expected)
+    for found, known in zip(weights, of_steps, strict=True):
+        torch.testing.assert_close(found, torch.cat([known, torch.zeros_like(known)], 1))
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[AWTPN, Path, dict[str, str]]:
+    """A model, a folder with its graphs, which were compared with it when written, and what they are."""
+    model = small_model(dtype=torch.float32, prototypes_per_class=2)
+    folder = tmp_path_factory.mktemp("graphs")
+    return model, folder, write_graphs(model, folder)
+
+
+def test_the_exported_program_takes_any_lengths(graphs: tuple[AWTPN, Path, dict[str, str]]) -> None:
+    model, folder, written = graphs
+    assert "takes audio, audio_mask, video, video_mask" in written[PROGRAM_FILE]
+    program = torch.export.load(folder / PROGRAM_FILE).module()
+    for batch, audio, video in ((1, 1, 1), (7, 33, 2)):
+        inputs = [
+            torch.randn(batch, audio, DIMS["audio"]),
+            torch.ones(batch, audio, dtype=torch.bool),
+            torch.randn(batch, video, DIMS["video"]),
+            torch.ones(batch, video, dtype=torch.bool),
+        ]
+        for ours, theirs in zip(program(*inputs), PaddedAWTPN(model)(*inputs), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_onnx_is_named_and_computes_the_same(graphs: tuple[AWTPN, Path, dict[str, str]]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install awtpn-at-scale[onnx]")
+    model, folder, written = graphs
+    assert "gives probabilities, audio_weights, video_weights" in written[ONNX_FILE]
+    session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == ["audio", "audio_mask", "video", "video_mask"]
+    inputs = [t for m, dim in DIMS.items() for t in pad([np.ones((9, dim), np.float32), None], dim)]
+    inputs[3][1, 0] = True
+    names = [given.name for given in session.get_inputs()]
+    outputs = session.run(None, {name: t.numpy() for name, t in zip(names, inputs, strict=True)})
+    for ours, theirs in zip(outputs, PaddedAWTPN(model)(*inputs), strict=True):
+        np.testing.assert_allclose(ours, theirs.detach(), atol=1e-5)
+
+
+def test_a_graph_that_is_off_is_found() -> None:
+    model = small_model(dtype=torch.float32)
+    padded = PaddedAWTPN(model)
+    with pytest.raises(RuntimeError, match=r"graph is 1\.0e-01 off the model"):
+        check(model, lambda inputs: [output + 0.1 for output in padded(*inputs)], "graph")

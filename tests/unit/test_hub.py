@@ -1,0 +1,167 @@
+"""Models in folders and on the hub: saved, fetched by name from a stand-in, pushed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from support import CLASSES, DIMS, small_model
+
+from awtpn import AWTPN, Predictor
+from awtpn.checkpoint import find_model
+from awtpn.cli import main
+from awtpn.metrics import summarise
+from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_saved_model_loads_with_all_that_its_card_told(tmp_path: Path) -> None:
+    model = small_model(dtype=torch.float32)
+    model.set_statistics("audio", torch.full((DIMS["audio"],), 3.0), torch.full((DIMS["audio"],), 2.0))
+    model.record = {"dataset": "meld", "results": {"test": summarise(np.eye(3, dtype=int), CLASSES)}}
+    model.save_pretrained(tmp_path / "m")
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {CARD_FILE, WEIGHTS_FILE, README_FILE}
+    again = AWTPN.from_pretrained(tmp_path / "m")
+    assert again.card() == model.card()
+    assert not again.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert "of meld" in (tmp_path / "m" / README_FILE).read_text()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[str]]]:
+    """A stand-in for the hub's file API: serves a folder as USER/MODEL, and notes what is asked."""
+    folder, asked = tmp_path / "served", []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(False)
+
+        def do_GET(self) -> None:
+            self.answer(True)
+
+        def answer(self, with_body: bool) -> None:
+            asked.append(self.path)
+            user, name, resolve, revision, file = (self.path.strip("/").split("/", 4) + [""] * 5)[:5]
+            path = folder / file
+            known = (user, name, resolve) == ("someone", "emotions", "resolve") and path.is_file()
+            if not known or revision not in ("main", COMMIT):
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            content = path.read_bytes()
+            self.send_response(200)
+            self.send_header("ETag", f'"{file}-{len(content)}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    small_model(dtype=torch.float32).save_pretrained(folder)
+    yield folder, asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_model_of_the_hub_is_loaded_by_its_name(hub: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, asked = hub
+    cache = tmp_path / "cache"
+    model = AWTPN.from_pretrained("someone/emotions", cache_dir=cache)
+    local = AWTPN.from_pretrained(folder)
+    for name, tensor in local.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert any(path.endswith(f"resolve/{COMMIT}/{WEIGHTS_FILE}") for path in asked), "files of one commit"
+    assert Predictor.from_pretrained("someone/emotions").model.classes == CLASSES
+    assert find_model(Path("someone/emotions")).name == COMMIT
+    asked.clear()
+    AWTPN.from_pretrained("someone/emotions", cache_dir=cache, local_files_only=True)
+    assert asked == [], "what was fetched needs no network"
+
+
+def test_a_folder_wins_over_the_hub(hub: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, asked = hub
+    (tmp_path / "someone").mkdir()
+    folder.rename(tmp_path / "someone" / "emotions")
+    AWTPN.from_pretrained("someone/emotions")
+    assert asked == []
+
+
+def test_neither_folder_nor_hub_is_told_with_the_fix(hub: tuple[Path, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"someone/else is no folder here, .* no such model: .*hf auth login"
+    ):
+        AWTPN.from_pretrained("someone/else")
+    with pytest.raises(ValueError, match=r"nowhere is no run, checkpoint or export: .* USER/MODEL"):
+        AWTPN.from_pretrained("nowhere")
+    hub[1].clear()
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match=r"runs/demo is no run, checkpoint or export"):
+        find_model(Path("runs/demo"))
+    assert hub[1] == [], "a mistyped path does not wait for a network"
+
+
+class Recorded(huggingface_hub.HfApi):
+    """HfApi whose two writing calls are noted instead of sent."""
+
+    calls: ClassVar[list[dict[str, Any]]] = []
+
+    def create_repo(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        self.calls.append({"repo_id": repo_id, **kwargs})
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload_folder(self, *, folder_path: Path, **kwargs: Any) -> Any:  # type: ignore[override]
+        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        self.calls.append({"files": files, **kwargs})
+
+
+def test_models_are_pushed_with_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorded, "calls", [])
+    monkeypatch.setattr(huggingface_hub, "HfApi", Recorded)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Recorded)
+    model = small_model(dtype=torch.float32)
+    model.push_to_hub("someone/emotions", private=True)
+    made, uploaded = Recorded.calls
+    assert made["repo_id"] == "someone/emotions"
+    assert made["private"]
+    assert uploaded["files"].keys() == {CARD_FILE, WEIGHTS_FILE, README_FILE}
+    assert json.loads(uploaded["files"][CARD_FILE]) == model.card()
+
+    Recorded.calls.clear()
+    model.save_pretrained(tmp_path / "m")
+    main(["push", str(tmp_path / "m"), "someone/emotions"])
+    made, uploaded = Recorded.calls
+    assert not made["private"]
+    assert uploaded["files"].keys() == {CARD_FILE, WEIGHTS_FILE, README_FILE}
+    with pytest.raises(SystemExit, match="write USER/MODEL"):
+        main(["push", str(tmp_path / "m"), "emotions"])
+    (tmp_path / "m" / README_FILE).unlink()
+    with pytest.raises(SystemExit, match=r"has no README\.md: write it with awtpn export"):
+        main(["push", str(tmp_path / "m"), "someone/emotions"])

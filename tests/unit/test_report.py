@@ -1,0 +1,343 @@
+"""Reports: runs are read, matched and averaged; pages tell every figure, and stand alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+from awtpn import charts
+from awtpn.config import Config, dump
+from awtpn.intervals import bootstrap, t_interval
+from awtpn.losses import TERMS
+from awtpn.metrics import summarise
+from awtpn.predictions import read_predictions
+from awtpn.report import (
+    calibration,
+    calibration_error,
+    gather,
+    surest_mistakes,
+    write_report,
+)
+from awtpn.report_html import render_html
+from awtpn.report_markdown import duration, render_markdown
+
+CLASSES = ["calm", "<b>happy</b>", "sad & low"]
+
+
+def make_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    fold: int | None = None,
+    accuracy: float = 0.7,
+    dataset: str = "made-up",
+    predictions: bool = True,
+    status: str = "done",
+    **settings: float,
+) -> Path:
+    """The folder of a finished run, as training leaves it, with made-up answers to 60 utterances."""
+    rng = np.random.default_rng(1_000 * seed + (fold or 0))
+    label = np.arange(60) % 3
+    predicted = np.where(rng.random(60) < accuracy, label, rng.integers(0, 3, 60))
+    config = dump(Config())
+    config["run"] |= {"seed": seed, "dir": str(folder)}
+    config["optim"] |= settings
+    if fold is not None:
+        config["data"]["select"] = {"train": {"fold": [9]}, "val": None, "test": {"fold": fold}}
+    best = folder / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    (best / "config.json").write_text(json.dumps({"dataset": dataset, "provenance": {"encoder": "none"}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    about = {
+        "ranks": 2,
+        "engine": "ddp",
+        "device": "cpu",
+        "threads": 1,
+        "step": 40,
+        "versions": {"torch": "9"},
+    }
+    time = {"time": "2026-01-02T03:04:05+0000", "seconds": 1_800.0, "rank_seconds": 3_600.0}
+    (folder / "status.json").write_text(json.dumps({"status": status, **about, **time}))
+    confusion = np.zeros((3, 3), np.int64)
+    np.add.at(confusion, (label, predicted), 1)
+    (folder / "results.json").write_text(json.dumps({"test": summarise(confusion, CLASSES)}))
+    terms = dict.fromkeys(TERMS, 0.5)
+    lines = [
+        {"step": s, "loss": 1 / s, **terms, "fingerprint": f"{s + seed:016x}", "utterances_per_s": 100.0}
+        for s in range(1, 41)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "tensorboard").mkdir()
+    if predictions:
+        write_predictions(folder / "predictions-test.jsonl", fold, label, predicted)
+    return folder
+
+
+def write_predictions(
+    file: Path, fold: int | None, label: NDArray[np.int64], predicted: NDArray[np.int64]
+) -> None:
+    with file.open("w") as out:
+        for i, (truth, answer) in enumerate(zip(label, predicted, strict=True)):
+            sure = 0.5 + 0.4 * i / 60
+            probabilities = dict.fromkeys(CLASSES, (1 - sure) / 2) | {CLASSES[answer]: sure}
+            line = {"key": f"u{fold}-{i}", "label": CLASSES[truth], "predicted": CLASSES[answer]}
+            out.write(json.dumps(line | {"probabilities": probabilities}) + "\n")
+
+
+# --- Gathering -----------------------------------------------------------------------------------
+
+
+def test_one_run_has_the_interval_of_its_utterances_alone(tmp_path: Path) -> None:
+    report = gather([make_run(tmp_path / "run", predictions=False)])
+    assert report.what == "one run, seed 0"
+    assert report.over_trainings is None
+    assert report.over_utterances is not None
+    figure, interval = report.means["w-F1"], report.over_utterances["w-F1"]
+    assert interval.low < figure < interval.high
+    assert interval.high - interval.low == pytest.approx(4 * np.sqrt(figure * (1 - figure) / 60), rel=0.35)
+
+
+def test_seeds_are_averaged_and_judged_on_the_same_utterances(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"seed-{s}", seed=s) for s in range(3)]
+    report = gather(runs)
+    assert report.what == "3 runs: seeds 0, 1, 2"
+    values = [run.figures["w-F1"] for run in report.runs]
+    assert report.means["w-F1"] == pytest.approx(np.mean(values))
+    assert report.over_trainings is not None
+    interval = report.over_trainings["w-F1"]
+    assert [interval.low, interval.high] == pytest.approx(t_interval(values))
+    assert interval.how == "Student's t over 3 seeds"
+    lines = [run.predictions or [] for run in report.runs]
+    index = {name: i for i, name in enumerate(CLASSES)}
+    label = np.array([index[p["label"]] for p in lines[0]])
+    predicted = [np.array([index[p["predicted"]] for p in of_run]) for of_run in lines]
+    assert report.over_utterances is not None
+    expected = bootstrap(label, predicted, 3)["w-F1"]
+    assert (report.over_utterances["w-F1"].low, report.over_utterances["w-F1"].high) == (
+        expected.low,
+        expected.high,
+    )
+
+
+def test_seeds_without_predictions_have_no_interval_of_utterances(tmp_path: Path) -> None:
+    report = gather([make_run(tmp_path / f"{s}", seed=s, predictions=False) for s in range(2)])
+    assert report.over_utterances is None
+    page = render_markdown(report)
+    assert "not known: the runs kept no predictions of the same utterances" in page
+    assert "Not known: the runs kept no predictions." in page
+
+
+def test_folds_are_the_draws_not_their_seeds(tmp_path: Path) -> None:
+    for fold in range(3):
+        for seed in range(2):
+            make_run(tmp_path / f"fold-{fold}-seed-{seed}", fold=fold, seed=seed, accuracy=0.5 + fold / 10)
+    report = gather([tmp_path])
+    assert report.what == "6 runs: 3 folds, seeds 0, 1"
+    assert report.utterances == 180, "each once, however many seeds"
+    assert list(report.folds) == ["fold 0", "fold 1", "fold 2"]
+    of_fold = [np.mean([run.figures["UA"] for run in runs]) for runs in report.folds.values()]
+    assert report.over_trainings is not None
+    interval = report.over_trainings["UA"]
+    assert [interval.low, interval.high] == pytest.approx(t_interval([float(x) for x in of_fold]))
+    assert report.pooled["utterances"] == 360
+    page = render_markdown(report)
+    assert "Student's t over 3 fold means" in page
+    assert "no 6 independent draws" in page
+
+
+def test_what_cannot_be_reported_is_refused_by_name(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"nowhere is no run and holds none"):
+        gather([tmp_path / "nowhere"])
+    running = make_run(tmp_path / "running", seed=1, status="preempted")
+    with pytest.raises(ValueError, match=r"running is not done but 'preempted'"):
+        gather([one, running])
+    other = make_run(tmp_path / "other", seed=2, lr=0.5)
+    with pytest.raises(ValueError, match=r"other and \S+one are no repetitions .*differ in optim\.lr;"):
+        gather([one, other])
+    twin = make_run(tmp_path / "twin")
+    with pytest.raises(ValueError, match=r"twin repeats \S+one"):
+        gather([one, twin])
+    (twin / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"twin is no finished run: it has no results\.json"):
+        gather([twin])
+
+
+def test_settings_that_a_sweep_chose_may_differ(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", fold=0, lr=0.1)
+    make_run(tmp_path / "b", fold=1, lr=0.2)
+    with pytest.raises(ValueError, match=r"differ in optim\.lr"):
+        gather([tmp_path])
+    chosen = [{"fold": f, "point": {"optim.lr": f"0.{f + 1}"}} for f in (0, 1)]
+    summary = {"command": "python launch/cross_validate.py", "logistic_regression": None, "chosen": chosen}
+    (tmp_path / "cross_validation.json").write_text(json.dumps(summary))
+    report = gather([tmp_path])
+    assert len(report.runs) == 2
+    assert report.command == "python launch/cross_validate.py"
+
+
+def test_a_broken_line_of_predictions_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"key": "a"}\n')
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 1: no prediction"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+# --- Confidence ----------------------------------------------------------------------------------
+
+
+def prediction(key: str, label: str, **probabilities: float) -> dict[str, Any]:
+    predicted = max(probabilities, key=probabilities.__getitem__)
+    return {"key": key, "label": label, "predicted": predicted, "probabilities": probabilities}
+
+
+def test_calibration_compares_confidence_with_accuracy() -> None:
+    lines = [prediction(str(i), "a" if i < 9 else "b", a=0.95, b=0.05) for i in range(10)]
+    lines += [prediction(f"x{i}", "a", a=0.25, b=0.75) for i in range(5)]
+    table = calibration(lines)
+    assert [(row["accuracy"], row["count"]) for row in table] == [(0.0, 5), (0.9, 10)]
+    assert calibration_error(table) == pytest.approx((10 * 0.05 + 5 * 0.75) / 15)
+    assert calibration([prediction("sure", "a", a=1.0, b=0.0)])[0]["count"] == 1
+
+
+def test_mistakes_are_those_of_the_mean_probabilities() -> None:
+    lines = [
+        prediction("both wrong", "a", a=0.2, b=0.8),
+        prediction("both wrong", "a", a=0.4, b=0.6),
+        prediction("outvoted", "a", a=0.9, b=0.1),
+        prediction("outvoted", "a", a=0.4, b=0.6),
+        prediction("surest", "b", a=0.9, b=0.1),
+    ]
+    found = surest_mistakes(lines)
+    assert [(m.key, m.predicted, m.wrong, m.models) for m in found] == [
+        ("surest", "a", 1, 1),
+        ("both wrong", "b", 2, 2),
+    ]
+    assert found[1].probability == pytest.approx(0.7)
+
+
+# --- Pages ---------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """Notes what is open, and everything that a page would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.suspicious: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "img", "iframe", "object"):
+            self.suspicious.append(tag)
+        self.suspicious += [name for name, _ in attrs if name in ("src", "href") or name.startswith("on")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_stands_alone_and_tells_every_figure(tmp_path: Path) -> None:
+    for fold in range(2):
+        for seed in range(2):
+            make_run(tmp_path / f"fold-{fold}-seed-{seed}", fold=fold, seed=seed, dataset="iemocap4")
+    mean = {"w-F1": 0.1234, "w-ACC": 0.2, "UA": 0.2, "macro-F1": 0.2}
+    summary = {"command": "the <command>", "logistic_regression": {"mean": mean}}
+    (tmp_path / "cross_validation.json").write_text(json.dumps(summary))
+    written = write_report([tmp_path], tmp_path / "out" / "report.html", tmp_path / "out" / "report.md")
+    assert [file.name for file in written] == ["report.html", "report.md"]
+    page, text = (file.read_text() for file in written)
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert tags.suspicious == []
+    assert "http" not in page
+    assert "url(" not in page
+    shown = "".join(tags.text)
+    assert "<b>happy</b>" in shown, "names are text"
+    report = gather([tmp_path])
+    for content in (shown, text):
+        for name in ("w-ACC", "w-F1", "UA", "macro-F1"):
+            assert f"{100 * report.means[name]:.2f}" in content
+        assert "78.25" in content, "the paper's w-F1 on IEMOCAP"
+        assert "12.34" in content, "logistic regression"
+        assert "the <command>" in content
+        assert "4 process-hours of 1 thread" in content
+        assert report.runs[0].fingerprints[1] in content
+        assert "torch" in content
+    assert len(report.runs[0].fingerprints[1]) == 16
+    assert report.runs[0].fingerprints != report.runs[1].fingerprints
+
+
+def test_a_single_run_says_what_one_run_cannot_tell(tmp_path: Path) -> None:
+    report = gather([make_run(tmp_path / "run")])
+    for page in (render_html(report), render_markdown(report)):
+        assert "not known from one run" in page
+        assert "--config" in page
+    assert "There was no validation while training" in render_html(report)
+
+
+def test_runs_of_before_costs_were_recorded_say_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    status = json.loads((run / "status.json").read_text())
+    for key in ("seconds", "rank_seconds", "versions", "device"):
+        del status[key]
+    (run / "status.json").write_text(json.dumps(status))
+    page = render_markdown(gather([run]))
+    assert "not recorded by these runs" in page
+    assert "a device not recorded" in page
+
+
+# --- Charts --------------------------------------------------------------------------------------
+
+
+def test_ticks_are_round_and_enclose() -> None:
+    assert charts.nice_ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1.0]
+    assert charts.nice_ticks(0.61, 0.66) == [0.6, 0.62, 0.64, 0.66]
+    for low, high in ((3, 3), (-1e-9, 7e5), (0.1, 0.1000001)):
+        ticks = charts.nice_ticks(low, high)
+        assert ticks[0] <= low + 1e-9
+        assert ticks[-1] >= high - 1e-9
+        assert len(ticks) >= 2
+
+
+def test_curves_meet_on_common_steps_and_keep_their_mean() -> None:
+    steps = np.arange(1, 1_001, dtype=float)
+    grid, rows = charts.common_grid([(steps, steps), (np.array([1.0, 1_200.0]), np.array([5.0, 5.0]))])
+    assert len(grid) == charts.POINTS
+    assert grid[-1] == 1_000, "where the shorter one ends"
+    np.testing.assert_allclose(rows[0], grid, atol=5)
+    np.testing.assert_allclose(rows[1], 5)
+
+
+def test_the_matrix_names_every_cell() -> None:
+    confusion = np.array([[3, 1], [0, 4]])
+    drawn = charts.confusion_svg(confusion, ["a", "b<"])
+    titles = re.findall(r"<title>(.*?)</title>", drawn)
+    assert titles == [
+        "a taken for a: 3 of 4",
+        "a taken for b&lt;: 1 of 4",
+        "b&lt; taken for a: 0 of 4",
+        "b&lt; taken for b&lt;: 4 of 4",
+    ]
+    many = charts.confusion_svg(np.eye(40, dtype=np.int64), [f"c{i}" for i in range(40)])
+    assert 'class="cell' not in many, "too small for numbers"
+
+
+def test_durations_are_words() -> None:
+    assert [duration(s) for s in (90, 600, 3_725)] == ["90 s", "10 min", "1 h 2 min"]
