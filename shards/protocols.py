@@ -7,6 +7,7 @@ from typing import Any
 CONNECT_S = 10
 # Between two pieces of an answer, not for all of it: a slow store may take its time.
 READ_S = 20
+SFTP = ("sftp", "ssh")
 
 
 def with_patience(url: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def with_patience(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
         defaults = {"client_kwargs": {"timeout": timeout}}
+    elif protocol in SFTP:
+        defaults = {"timeout": CONNECT_S, "banner_timeout": CONNECT_S, "auth_timeout": CONNECT_S}
     return _merged(defaults, options)
 
 

@@ -20,10 +20,22 @@ PATIENCE_S = 120.0
 # Wrong bytes may be a proxy's fault and pass; but each attempt moves a whole shard.
 CONTENT_ATTEMPTS = 3
 
-# Asking again changes nothing about these. (Stores answer FileNotFoundError to a wrong bucket, too.)
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
-# botocore's and google-auth's, which are no OSErrors: by name, since neither package need be there.
-REFUSED = {"NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError", "RefreshError"}
+# Asking again changes nothing about these. (Stores answer FileNotFoundError to a wrong bucket, too; a missing
+# package and an unknown storage option show at the first call.)
+PERMANENT = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+)
+# botocore's, google-auth's and paramiko's, which are no OSErrors: by name, since none of them need be there.
+REFUSED = {"NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError", "RefreshError"} | {
+    "AuthenticationException",
+    "BadHostKeyException",
+}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")

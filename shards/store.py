@@ -17,9 +17,10 @@ from typing import Any, BinaryIO, TypeVar
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from shards import sftp
 from shards.cache import ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
 from shards.credentials import hide, scrub, secrets_in
-from shards.protocols import with_patience
+from shards.protocols import SFTP, with_patience
 from shards.retry import DISK_FULL, WrongContent, retrying
 from shards.schema import MANIFEST, Manifest, parse_manifest
 
@@ -84,8 +85,12 @@ def open_store(
     options = storage_options or {}
     shown, secrets = hide(url), secrets_in(url, options)
     limit = None if cache_limit is None else parse_bytes(cache_limit)
+    patient = with_patience(url, options)
     try:
-        fs, root = url_to_fs(url, **with_patience(url, options))
+        if url.partition("://")[0] in SFTP:  # which connects at once
+            fs, root = retrying(lambda: url_to_fs(url, **patient), shown, secrets)
+        else:
+            fs, root = url_to_fs(url, **patient)
     except (ImportError, ValueError, TypeError) as error:
         raise ValueError(f"{shown}: cannot open: {scrub(error, secrets)}") from None
     # Two URLs that differ in anything, the endpoint's options excepted, must not share files; where only the
@@ -237,6 +242,8 @@ def read_range(store: Store, name: str, start: int, stop: int) -> bytes:
 
 def asking(store: Store, call: Callable[[], T], url: str) -> T:
     """Call something of the store's file system, with patience; see `retry.retrying`."""
+    if store.url.partition("://")[0] in SFTP:
+        return retrying(lambda: sftp.ask(store.fs, call), url, store.secrets)
     return retrying(call, url, store.secrets)
 
 
