@@ -6,8 +6,8 @@
     prototypes/             how far they lie apart and move
     results/                of the best checkpoint, once, at the end
 
-Pictures take their time, so they are drawn as long as all of them together take 1 % of the run's; the last
-validation and the results always are. Embeddings go to the projector, settings to HParams and Text.
+Pictures take their time, so validations are drawn as long as all together take 1 % of the run's; the last one
+and the results may take more. Embeddings go to the projector, settings to HParams and Text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ from awtpn.projector import write_projector
 from awtpn.snapshot import BUCKET, Snapshot
 from shards import FeatureStream
 
+Pictures = Literal["auto", "always", "never"]
+
 FOLDER = "tensorboard"
 # Where each figure of a metrics line stands.
 GROUPS = {
@@ -43,10 +45,17 @@ GROUPS = {
     "mse": "loss/mse",
     "lr": "optim/lr",
     "grad_norm": "optim/grad_norm",
+    "skipped": "optim/skipped",
 }
 # By which runs are compared in HParams.
 COMPARED = ("results/test_w-F1", "results/test_w-ACC", "results/test_UA", "results/val_w-F1", "val/w-F1")
-DRAWING_SHARE = 0.01  # of a run's time
+# What pictures of each group are titled.
+TITLES = {
+    "val/": "validation",
+    "results/val_": "validation, best checkpoint",
+    "results/test_": "test, best checkpoint",
+}
+DRAWING_SHARE, LAST_DRAWING_SHARE = 0.01, 0.1  # of a run's time
 FIRST_DRAWING_S = 1.0  # as long as nothing is known; matplotlib is imported then
 
 
@@ -73,7 +82,9 @@ class Board:
     def scalars(self, step: int, figures: Mapping[str, float | None]) -> None:
         """Figures by tag, as one event: a fraction of what a call for each costs."""
         values = [
-            Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items() if value is not None
+            Summary.Value(tag=tag, simple_value=float(value))
+            for tag, value in figures.items()
+            if value is not None
         ]
         self.events.add_summary(Summary(value=values), step)
 
@@ -104,10 +115,10 @@ class Board:
 
     # --- Validations -----------------------------------------------------------------------------
 
-    def can_afford_pictures(self) -> bool:
-        """Drawing once more would still leave it at its share of the time since the start."""
+    def wants_pictures(self, pictures: Pictures, last: bool) -> bool:
+        """The coming validation shall be drawn, by what drawing took so far in this start of the run."""
         elapsed = time.perf_counter() - self.started
-        return self.drawing_s + self.last_drawing_s <= DRAWING_SHARE * elapsed
+        return wants_pictures(pictures, elapsed, last, self.drawing_s + self.last_drawing_s)
 
     def validation(self, step: int, figures: Mapping[str, Any], snapshot: Snapshot) -> None:
         """Figures, weights and prototypes of a validation; pictures where the snapshot has what they show."""
@@ -142,7 +153,7 @@ class Board:
 
     def _draw(self, prefix: str, step: int, figures: Mapping[str, Any], snapshot: Snapshot) -> None:
         classes, confusion = figures["labels"], np.array(figures["confusion_matrix"])
-        of = f"{prefix[:-1].replace('results/', 'best checkpoint, ')}, step {step}"
+        of = f"{TITLES[prefix]}, step {step}"
         title = f"{of}: w-F1 {100 * figures['w-F1']:.1f} %, {figures['utterances']} utterances"
         self._picture(f"{prefix}confusion", pictures.confusion_matrix(confusion, classes, title), step)
         title = f"{of}: reliability weights over time"
@@ -170,6 +181,19 @@ class Board:
             bucket_counts=counts[:used].tolist(),
             global_step=step,
         )
+
+
+def wants_pictures(
+    pictures: Pictures, elapsed_s: float, last: bool, drawing_s: float = FIRST_DRAWING_S
+) -> bool:
+    """Pictures shall be drawn after `elapsed_s` of a run, which would then have spent `drawing_s` on them.
+
+    Args:
+        pictures: `train.pictures`.
+        last: there will be no later ones.
+    """
+    share = LAST_DRAWING_SHARE if last else DRAWING_SHARE
+    return pictures == "always" or (pictures == "auto" and drawing_s <= share * elapsed_s)
 
 
 def prototype_figures(

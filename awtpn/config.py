@@ -105,8 +105,8 @@ class TrainConfig:
     """Seconds without a finished step after which a rank counts as hung and the run is stopped."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
-    pictures: bool = True
-    """Draw validations into TensorBoard, in 1 % of the time; the last one and the results always."""
+    pictures: Literal["auto", "always", "never"] = "auto"
+    """Validations to draw into TensorBoard; auto: in 1 % of the time, the last and the results in 10 %."""
     compile: bool = False
     """torch.compile the model, once for all lengths; takes a C++ compiler and about a minute at the start."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from awtpn.board import GROUPS, Board
+from awtpn.board import GROUPS, Board, Pictures
 from awtpn.config import Config
 from awtpn.distributed import World
 from awtpn.files import write_atomically
@@ -80,9 +80,9 @@ class Monitor:
             with telling_of_full_disks(self.run_dir):
                 self.board.scalars(step, figures)
 
-    def wants_pictures(self, last: bool) -> bool:
-        """The coming validation should be drawn: it is the last, or time permits. False on other ranks."""
-        return self.is_main and (last or self.board.can_afford_pictures())
+    def wants_pictures(self, pictures: Pictures, last: bool) -> bool:
+        """The coming validation shall be drawn, see `awtpn.board.wants_pictures`; False on other ranks."""
+        return self.is_main and self.board.wants_pictures(pictures, last)
 
     def flush(self, **shown: str) -> None:
         """Put what was logged on disk, and `shown` beside the progress bar."""

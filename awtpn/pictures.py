@@ -6,7 +6,6 @@ Layouts are fixed in inches instead of fitted by matplotlib, which would draw ev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from awtpn.snapshot import Example
 Picture = NDArray[np.uint8]
 
 DPI = 110
+TOP = 0.45  # inches that the title takes
 COLOURS = {"audio": "#0072b2", "video": "#d55e00"}  # of Okabe and Ito
 GREY, DARK = "#767676", "#222222"
 LETTER_IN = 0.075  # width of a letter of the labels' size, inches
@@ -28,9 +28,10 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title
     """Counts [C, C] with true classes as rows; each cell its count and its share of the row, in per cent."""
     count = np.asarray(confusion)
     share = count / np.maximum(count.sum(1, keepdims=True), 1)
-    side = max(2.8, 0.62 * len(classes)) if len(classes) <= MOST_NUMBERS else 9.0
-    left, bottom = 0.75 + _width(classes), 0.75 + 0.72 * _width(classes)
-    figure, axes = _figure(left + side + 0.2, bottom + side + 0.55, (left, bottom, side, side))
+    side = max(3.4, 0.62 * len(classes)) if len(classes) <= MOST_NUMBERS else 9.0
+    left, bottom = 0.5 + _width(classes), 0.5 + 0.72 * _width(classes)
+    figure = _figure(left + side + 0.15, bottom + side + TOP, title)
+    axes = _axes(figure, left, bottom, side, side)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= MOST_NUMBERS:
         for i, j in np.ndindex(*count.shape):
@@ -40,7 +41,6 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title
     _name_cells(axes, classes)
     axes.set_xlabel("predicted", color=GREY)
     axes.set_ylabel("true", color=GREY)
-    axes.set_title(title, loc="left", fontsize=10)
     return _array(figure)
 
 
@@ -52,23 +52,23 @@ def prototype_map(
     With K > 1 the prototypes of a class lie together, parted from others by white lines.
     """
     per_class = len(table) // len(classes)
+    table = np.nan_to_num(table)
     distance = distances_between(table)
-    side = max(3.2, 0.5 * len(table)) if len(table) <= MOST_NUMBERS else 7.5
-    left, bottom, bar = 0.35 + _width(classes), 0.3 + 0.72 * _width(classes), 1.7
-    width = left + side + 0.25 + bar + 0.3
-    figure, axes = _figure(width, bottom + side + 0.55, (left, bottom, side, side))
-    axes.imshow(distance, cmap="cividis", vmin=0)
+    apart = ~np.eye(len(table), dtype=bool)
+    low, high = (distance[apart].min(), distance[apart].max()) if apart.any() else (0.0, 0.0)
+    side = max(3.4, 0.5 * len(table)) if len(table) <= MOST_NUMBERS else 7.5
+    left, bottom, bar = 0.25 + _width(classes), 0.25 + 0.72 * _width(classes), 1.7
+    figure = _figure(left + side + 0.25 + bar + 0.15, bottom + side + TOP, title)
+    axes = _axes(figure, left, bottom, side, side)
+    # From the smallest to the largest: the diagonal's zeros would leave the others one shade.
+    axes.imshow(np.where(apart, distance, np.nan), cmap="cividis", vmin=low, vmax=max(high, low + 1e-9))
     if len(table) <= MOST_NUMBERS:
-        middle = 0.6 * distance.max(initial=0)
-        for i, j in np.ndindex(*distance.shape):
-            colour = DARK if distance[i, j] > middle else "white"
-            axes.text(
-                j, i, _short(float(distance[i, j])), ha="center", va="center", color=colour, fontsize=7.5
-            )
+        for i, j in np.argwhere(apart):
+            colour = DARK if distance[i, j] > (low + high) / 2 else "white"
+            axes.text(j, i, _short(distance[i, j]), ha="center", va="center", color=colour, fontsize=7.5)
     _name_cells(axes, classes, per_class)
-    axes.set_title(title, loc="left", fontsize=10)
 
-    beside = _inches(figure, (left + side + 0.25, bottom, bar, side))
+    beside = _axes(figure, left + side + 0.25, bottom, bar, side)
     moved = np.zeros(len(table)) if before is None else np.linalg.norm(table - before, axis=1)
     beside.barh(np.arange(len(table)), moved, height=0.7, color=COLOURS["audio"])
     beside.set_ylim(axes.get_ylim())
@@ -78,7 +78,9 @@ def prototype_map(
     if len(table) <= MOST_NUMBERS:
         for i, value in enumerate(moved):
             beside.text(value, i, f" {_short(value)}", va="center", fontsize=7.5, color=DARK)
-    beside.set_title("moved since the last" if before is not None else "no earlier one", fontsize=9)
+    beside.set_title(
+        "moved since the last" if before is not None else "no earlier one", fontsize=8.5, loc="left"
+    )
     _frame(beside, "left")
     return _array(figure)
 
@@ -93,11 +95,11 @@ def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title
     left, column, gap, row = 2.35, 3.6, 0.35, 0.72
     height = row * max(len(examples), 1)
     width = left + len(modalities) * (column + gap)
-    figure, _ = _figure(width, height + 0.85, None)
+    figure = _figure(width, 0.45 + height + 0.25 + TOP, title)
     for m, modality in enumerate(modalities):
-        axes = _inches(figure, (left + m * (column + gap), 0.45, column, height))
+        axes = _axes(figure, left + m * (column + gap), 0.45, column, height)
         _draw_weights(axes, [e.weights[modality] for e in examples], modality)
-    names = _inches(figure, (0, 0.45, left, height))
+    names = _axes(figure, 0, 0.45, left, height)
     names.set_xlim(0, left)
     names.set_ylim(len(examples), 0)
     names.axis("off")
@@ -108,13 +110,13 @@ def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title
         colour = COLOURS["audio"] if right else COLOURS["video"]
         names.text(0.15, i + 0.56, verdict, fontsize=8.5, color=colour, va="center")
         names.text(0.15, i + 0.8, _shorten(example.key), fontsize=7, color=GREY, va="center")
-    figure.text(0.15 / width, 1 - 0.2 / (height + 0.85), title, fontsize=10, va="center")
     return _array(figure)
 
 
 def _draw_weights(axes: Any, rows: Sequence[NDArray[np.float32]], modality: str) -> None:
-    multiples = [weights * len(weights) for weights in rows]
-    top = 1.15 * max([2.0, *(float(m.max()) for m in multiples if len(m))])
+    multiples = [np.nan_to_num(weights * len(weights)) for weights in rows]
+    largest = max([1.0, *(float(m.max()) for m in multiples if len(m))])
+    top = 1.15 * max(largest, 2.0)
     for i, of in enumerate(multiples):
         base = i + 0.97  # rows grow upwards from here
         if len(of) == 0:
@@ -129,7 +131,7 @@ def _draw_weights(axes: Any, rows: Sequence[NDArray[np.float32]], modality: str)
     axes.set_yticks([])
     axes.set_xlabel("step", fontsize=8, color=GREY, labelpad=1)
     axes.tick_params(labelsize=7.5, colors=GREY)
-    axes.set_title(f"{modality}: up to {top / 1.15:.1f} times the uniform weight", fontsize=8.5, loc="left")
+    axes.set_title(f"{modality}: up to {largest:.1f} times the uniform weight", fontsize=8.5, loc="left")
     _frame(axes, "bottom")
 
 
@@ -143,20 +145,21 @@ def distances_between(table: NDArray[np.float32]) -> NDArray[np.float64]:
 # --- What all pictures share -----------------------------------------------------------------------
 
 
-def _figure(width: float, height: float, box: tuple[float, float, float, float] | None) -> tuple[Any, Any]:
-    """A figure of so many inches, and axes in `box` (left, bottom, width, height) of it."""
+def _figure(width: float, height: float, title: str) -> Any:
+    """An empty figure of so many inches with a title at its top left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Not pyplot: it keeps figures for ever, and asks for a display.
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    return figure, None if box is None else _inches(figure, box)
+    figure.text(0.12 / width, 1 - 0.2 / height, title, fontsize=10, color=DARK, va="center")
+    return figure
 
 
-def _inches(figure: Any, box: tuple[float, float, float, float]) -> Any:
+def _axes(figure: Any, left: float, bottom: float, wide: float, high: float) -> Any:
+    """Axes in a box of a figure, in inches."""
     width, height = figure.get_size_inches()
-    left, bottom, wide, high = box
     return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
 
@@ -195,9 +198,5 @@ def _shorten(name: str, letters: int = 26) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits at most; matrices have no room for more."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:.0f}"
-    if abs(value) >= 99.5:
-        return f"{value:.0f}" if abs(value) < 9999.5 else f"{value:.0e}"
-    return f"{value:.1f}" if abs(value) >= 9.95 else f"{value:.2f}" if abs(value) >= 0.005 else f"{value:.0e}"
+    """Three digits; a matrix's cells have no room for more."""
+    return f"{value:.0f}" if 99.5 <= abs(value) < 9999.5 else f"{value:.3g}"

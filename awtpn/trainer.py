@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from awtpn import checkpoint, doctor, prototypes
+from awtpn.board import wants_pictures
 from awtpn.checkpoint import Position, is_deepspeed, unwrap
 from awtpn.config import DEMO, Config, dump_yaml, parse_command_line
 from awtpn.data import (
@@ -48,7 +49,7 @@ from awtpn.provenance import describe
 from awtpn.snapshot import Collector
 from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
-from awtpn.work import memory_gib, pace, work_of_batch
+from awtpn.work import memory, pace, work_of_batch
 from shards import FeatureBatch, FeatureStream
 
 
@@ -475,8 +476,7 @@ def flush(run: Run, monitor: Monitor) -> None:
         )
         if not finite:
             account_for_skipped(run, monitor, s, loss)
-    standing = {"optim/skipped": run.skipped, "system/memory_gib": memory_gib(run.world.device)}
-    monitor.log_pace(steps[-1]["step"], pace(seconds, utterances, wait, work) | standing)
+    monitor.log_pace(s["step"], pace(seconds, utterances, wait, work) | memory(run.world.device))
     monitor.flush(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
 
 
@@ -507,9 +507,8 @@ def check_replicas(run: Run, monitor: Monitor) -> None:
     found = prototypes.drifted(tensors, run.world.cpu_group)
     if not found:
         return
-    what = ", ".join(f"{name} on rank {rank}" for rank, name in found[:5]) + (
-        " ..." if len(found) > 5 else ""
-    )
+    named = [f"{name} on rank {rank}" for rank, name in found]
+    what = ", ".join(named[:5]) + (" ..." if len(named) > 5 else "")
     if run.config.prototypes.on_drift == "error":
         raise RuntimeError(f"after step {run.position.step} ranks hold different weights: {what}")
     if any(rank == 0 for rank, _ in found):
@@ -522,9 +521,8 @@ def validate_epoch(run: Run, monitor: Monitor, epoch: int) -> bool:
     """Validate; True if this is the best model so far (without validation data the latest is)."""
     if run.val is None:
         return True
-    last, wanted = run.position.step >= run.total_steps, run.config.train.pictures
-    drawn = run.world.from_main(wanted and monitor.wants_pictures(last))
-    collector = Collector(run.model, run.val, run.world, drawn)
+    wanted = monitor.wants_pictures(run.config.train.pictures, last=run.position.step >= run.total_steps)
+    collector = Collector(run.model, run.val, run.world, run.world.from_main(wanted))
     figures = evaluate(run.model, run.val, run.world, run.watchdog.beat, look=collector.add)
     best = figures["w-F1"] > run.position.best_f1
     if best:
@@ -573,12 +571,13 @@ def test(run: Run) -> dict[str, Any]:
     model = AWTPN.from_pretrained(run.checkpoints / "best").to(run.world.device)
     results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
     snapshots = {}
+    wanted = run.world.from_main(wants_pictures(run.config.train.pictures, run.position.seconds, last=True))
     for role, stream in (("val", run.val), ("test", run.test)):
         if stream is None:
             continue
         run.watchdog.beat()
         file = predictions_file(run.dir, role)
-        collector = Collector(model, stream, run.world, run.config.train.pictures)
+        collector = Collector(model, stream, run.world, wanted)
         results[role] = evaluate(model, stream, run.world, run.watchdog.beat, file, collector.add)
         snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)

@@ -60,8 +60,10 @@ def pace(seconds: float, utterances: int, waited: float, work: Sequence[float]) 
     }
 
 
-def memory_gib(device: torch.device) -> float:
-    """GiB that this process held at most on a GPU, or holds in main memory where there is none."""
+def memory(device: torch.device) -> dict[str, float]:
+    """GiB that this process held at most on its GPU, or holds in main memory without one; by tag."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30
+        held = torch.cuda.max_memory_allocated(device)
+    else:
+        held = psutil.Process().memory_info().rss
+    return {"system/memory_gib": held / 2**30}

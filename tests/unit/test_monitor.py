@@ -78,7 +78,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     monitor.log_step(line(1))
     monitor.flush(loss="1")
     monitor.log_pace(1, {"system/memory_gib": 1.0})
-    assert not monitor.wants_pictures(last=True)
+    assert not monitor.wants_pictures("always", last=True)
     monitor.log_validation(1, 0, FIGURES, True, snapshot())
     monitor.say("nothing")
     monitor.close()
@@ -159,16 +159,21 @@ def test_pictures_take_their_share_of_the_time_and_no_more(
 
     monkeypatch.setattr(boards, "write_projector", slowly)
     monitor = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=600)
-    assert monitor.wants_pictures(last=True), "the last validation is always drawn"
+    assert monitor.wants_pictures("always", last=False)
+    assert not monitor.wants_pictures("auto", last=True), "in no time there is nothing worth a picture"
+    now[0] += 10.0
+    assert monitor.wants_pictures("auto", last=True), "the last may take a tenth of the time"
+    assert not monitor.wants_pictures("auto", last=False)
+    assert not monitor.wants_pictures("never", last=True)
     drawn = []
     for step in range(1, 601):
         now[0] += 1.0
-        if wanted := monitor.wants_pictures(last=False):
+        if wanted := monitor.wants_pictures("auto", last=False):
             drawn.append(step)
         monitor.board.validation(step, FIGURES, snapshot(pictures=wanted))
     monitor.close()
-    assert drawn[0] == 100, "matplotlib is imported then, which takes a second"
-    assert len(drawn) == 3, "2 s each of 600 s are 1 %"
+    assert drawn[0] == 90, "matplotlib is imported then, which takes a second"
+    assert len(drawn) == 3, "2 s each of 610 s are 1 %"
 
 
 def test_the_projector_shows_the_latest_and_the_best(tmp_path: Path) -> None:
