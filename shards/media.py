@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from math import isinf
+from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 AUDIO_PREROLL_S = 0.5
 # Timestamps are rounded (FLV's to 1 ms) and jitter; up to here packets count as adjacent.
 AUDIO_JITTER_S = 0.03
-# How far a timestamp may jump where the container does not tell how long it is.
+# A clock that jumps further between two frames is broken; joined transport streams and lost bytes do that.
 LONGEST_JUMP_S = 60.0
 # Read errors in a row after which the rest of a file is given up.
 MOST_READ_ERRORS = 100
@@ -147,7 +147,7 @@ def _assemble(
             mono = resample(mono, frame.sample_rate, native)
         began, native = bool(native), native or frame.sample_rate
         due = at if frame.time is None else round((float(frame.time) - origin - begin) * native)
-        latest = at + LONGEST_JUMP_S * native if limit is None else (limit + 1.0 - begin) * native
+        latest = min(at / native + LONGEST_JUMP_S, inf if limit is None else limit + 1.0 - begin) * native
         if not began:
             first, at = begin + due / native, min(0, due)
         elif abs(due - at) <= AUDIO_JITTER_S * native or due > latest or due < at - len(mono):
@@ -231,7 +231,7 @@ def iterate_frames(
     largest_side: int | None = None,
     faults: Counter[str] | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """The pictures shown at times (i + 1/2) / fps from the span's begin: N = round(duration * fps) of them.
+    """The pictures shown at times (i + 1/2) / fps from the span's begin: N = round(duration * fps), or 1.
 
     So a variable frame rate becomes a constant one, and a rate other than the file's repeats or skips frames.
     One frame is held at a time, and decoding begins at the key frame before the span.
@@ -262,7 +262,8 @@ def iterate_frames(
             origin = _origin(container)
             if seek and not _seek(container, stream, origin + begin):
                 continue
-            stretches = _shown(_frames(container, stream, met), stream, origin)
+            frames = _frames(container, stream, met)
+            stretches = _shown(frames, stream, origin, _declared_duration(container))
             first = next(stretches, None)
             if seek and (first is None or first[0] > begin):
                 continue
@@ -285,7 +286,7 @@ def _sampled(
     crop: Crop | None,
     largest_side: int | None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """(time, picture) at each sampling time that lies before the end of a stretch and of the span."""
+    """(time, picture) at each sampling time in the span and the stretches; the last frame if none is."""
     count = 0
     size: tuple[int, int] | None = None
     for _, stop, frame in stretches:
@@ -298,13 +299,17 @@ def _sampled(
             yield time, picture
             count += 1
         if begin + time + SAME_TIME_S >= end:
-            return
+            break
+    if not count and stop > begin:
+        yield 0.5 / fps, _picture(frame, crop, largest_side, None)
 
 
-def _shown(frames: Iterable[Any], stream: Any, origin: float) -> Iterator[tuple[float, float, Any]]:
+def _shown(
+    frames: Iterable[Any], stream: Any, origin: float, limit: float | None
+) -> Iterator[tuple[float, float, Any]]:
     """(from, until, frame) in seconds: each frame is shown until the next, the last for its own duration.
 
-    Where that is not told, it is as long as the one before.
+    Where that is not told, it is as long as the one before. `limit`: how long the recording says to be.
     """
     period = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
     held: Any = None
@@ -313,8 +318,9 @@ def _shown(frames: Iterable[Any], stream: Any, origin: float) -> Iterator[tuple[
         stamp = frame.pts if frame.pts is not None else frame.dts
         time = since + period if stamp is None else float(stamp * frame.time_base) - origin
         if held is not None:
-            # A timestamp that goes back is broken; the frame still comes after its predecessor.
-            time = time if time > since else since + period
+            # A time that goes back, or past the recording's end, is broken; the frame still is the next one.
+            latest = min(since + LONGEST_JUMP_S, inf if limit is None else limit + 1.0)
+            time = time if since < time <= latest else since + period
             period = time - since
             yield since, time, held
         held, since = frame, time

@@ -73,6 +73,26 @@ def test_a_variable_frame_rate_becomes_a_constant_one(tmp_path: Path) -> None:
     assert numbers(read_frames(path, 10, (0.7, 1.2))[0]) == [4] * 5  # no picture begins in this span
 
 
+def test_a_clip_shorter_than_a_picture_has_one(tmp_path: Path) -> None:
+    path = record(tmp_path / "clip.mp4", [numbered(i) for i in range(10)], fps=25)
+    pictures, times = read_frames(path, 10, (0.2, 0.23))
+    assert numbers(pictures) == [5]
+    assert times.tolist() == [0.05]
+    assert numbers(read_frames(path, 1, None)[0]) == [9]
+
+
+def test_a_broken_time_does_not_stretch_the_recording(tmp_path: Path) -> None:
+    first = record(tmp_path / "a.ts", [numbered(i) for i in range(10)])
+    # Joined without care: the clock jumps by eight hours, then back.
+    later = record(
+        tmp_path / "b.ts", [numbered(i) for i in range(10, 20)], [28800 + i / 10 for i in range(10)]
+    )
+    last = record(tmp_path / "c.ts", [numbered(i) for i in range(20, 30)])
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(first.read_bytes() + later.read_bytes() + last.read_bytes())
+    assert numbers(read_frames(joined, 10)[0]) == list(range(30))
+
+
 def test_a_late_span_is_decoded_from_the_key_frame_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
