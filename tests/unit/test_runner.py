@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from support import environment as environment_of_a_child
 
 from awtpn import runner
 from awtpn.runner import Job, environment, lock_file, train_all, try_lock
@@ -78,6 +80,23 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None
     everything.join(20)
     assert not everything.is_alive()
     assert [times_trained(one) for one in jobs] == [0, 1]
+
+
+def test_two_processes_share_a_list(tmp_path: Path) -> None:
+    """The same command twice: every run is trained by one of them, and both end when all is done."""
+    code = (
+        "import sys; from pathlib import Path; from awtpn import runner\n"
+        "folder = Path(sys.argv[1]); runner.TRAIN_SCRIPT = folder / 'script.py'; runner.POLL_S = 0.05\n"
+        "dirs = [folder / 'runs' / str(i) for i in range(6)]\n"
+        "runner.train_all([runner.Job((str(d), 'work'), d) for d in dirs])\n"
+        "sys.exit(not all(runner.is_done(d) for d in dirs))\n"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment_of_a_child())
+        for _ in range(2)
+    ]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert [times_trained(job(tmp_path, str(i))) for i in range(6)] == [1] * 6
 
 
 def test_a_run_whose_trainer_died_is_taken_up(tmp_path: Path) -> None:
