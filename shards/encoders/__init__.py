@@ -133,7 +133,9 @@ def open_video_encoder(
         from shards.encoders.descriptor import Descriptor
 
         _refuse_options(spec, layer=layer, revision=revision)
-        return Descriptor(fps=fps, step_seconds=step_seconds or 1.0 / fps, faces=faces)
+        return Descriptor(
+            fps=fps, step_seconds=1.0 / fps if step_seconds is None else step_seconds, faces=faces
+        )
     from shards.encoders.hf_video import HFVideo
 
     return HFVideo(

@@ -4,7 +4,8 @@ Each picture is squeezed to 64 x 64 in grey (Rec. 601 luma, in [0, 1]) and colou
 
 - 128: histograms of oriented gradients (Dalal and Triggs, 2005): in each cell of a 4 x 4 grid the gradients'
   lengths are summed over 8 unsigned orientations; all 128 together are scaled to unit length;
-- 4: mean and standard deviation of grey, and the mean of red - green and of (red + green) / 2 - blue;
+- 4: mean of grey - 1/2 (around 0, where float16 is fine), standard deviation of grey, and the means of
+  red - green and of (red + green) / 2 - blue;
 - 16: motion: per cell the mean absolute change of grey since the picture before (0 for the first).
 
 A step of several pictures is the mean of their descriptions.
@@ -80,7 +81,7 @@ def describe(pictures: np.ndarray) -> np.ndarray:
         [_cells(np.where(orientation == o, length, 0.0)) for o in range(ORIENTATIONS)], axis=-1
     ).reshape(len(small), -1)
     histogram /= np.maximum(np.linalg.norm(histogram, axis=1, keepdims=True), SMALLEST_GRADIENT / SIDE)
-    tones = [grey.mean((1, 2)), grey.std((1, 2)), (red - green).mean((1, 2))]
+    tones = [grey.mean((1, 2)) - 0.5, grey.std((1, 2)), (red - green).mean((1, 2))]
     tones.append(((red + green) / 2 - blue).mean((1, 2)))
     motion = _cells(np.abs(np.diff(grey, axis=0, prepend=grey[:1]))).reshape(len(small), -1)
     return np.concatenate([histogram, np.stack(tones, axis=1), motion], axis=1).astype(np.float32)
