@@ -136,6 +136,11 @@ class Report:
         return f"{len(self.runs)} runs: {len(self.folds)} folds, {seeds}"
 
     @property
+    def draws(self) -> str:
+        """What the trainings differ in."""
+        return "folds" if len(self.folds) > 1 else "seeds"
+
+    @property
     def utterances(self) -> int:
         """Different utterances that were tested."""
         return sum(runs[0].figures["utterances"] for runs in self.folds.values())

@@ -55,8 +55,8 @@ def card(report: Report, name: str) -> str:
     mean = report.means[name]
     spans = []
     for intervals, what in (
-        (report.over_trainings, "other folds" if len(report.folds) > 1 else "other seeds"),
-        (report.over_utterances, "other utterances"),
+        (report.over_trainings, f"over {report.draws}"),
+        (report.over_utterances, "over utterances"),
     ):
         if intervals:
             spans.append(f"<b>{words.span(intervals, name)}</b> {what}")

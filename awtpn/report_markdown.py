@@ -48,7 +48,7 @@ def sentence(report: Report) -> str:
 def headline(report: Report) -> str:
     """The four figures in per cent, their intervals, and others' figures beside them."""
     paper, baseline = report.paper, report.baseline
-    head = ["", "ours", "95 %: other utterances", "95 %: other trainings"]
+    head = ["", "ours", "95 % over utterances", f"95 % over {report.draws}"]
     head += ["paper"] * bool(paper) + ["logistic regression"] * bool(baseline)
     rows = []
     for name in SUMMARY:
@@ -66,20 +66,20 @@ def reading(report: Report) -> str:
     said = []
     if over := report.over_utterances:
         said.append(
-            f"*Other utterances*: {over['w-F1'].how}, without strata; utterances of one speaker resemble "
+            f"*Over utterances*: {over['w-F1'].how}, without strata; utterances of one speaker resemble "
             "each other, so the truth is somewhat wider."
         )
     else:
-        said.append("*Other utterances*: not known: the runs kept no predictions of the same utterances.")
+        said.append("*Over utterances*: not known: the runs kept no predictions of the same utterances.")
     if over := report.over_trainings:
-        said.append(f"*Other trainings*: {over['w-F1'].how}.")
+        said.append(f"*Over {report.draws}*: {over['w-F1'].how}.")
         if len(report.folds) > 1 and len(report.seeds) > 1:
             said.append(
                 f"The {len(report.runs)} runs are no {len(report.runs)} independent draws, since runs of a "
                 "fold share its utterances: seeds are averaged within a fold first."
             )
     else:
-        said.append("*Other trainings*: not known from one run; more seeds or folds tell.")
+        said.append("*Over seeds*: not known from one run; more seeds or folds tell.")
     return " ".join(said)
 
 
