@@ -166,7 +166,7 @@ def gather_table(model: AWTPN) -> Tensor:
     table = model.tpn.prototypes
     if not _is_partitioned(table):
         return table.detach().float().cpu().clone()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([table]):
         return table.detach().float().cpu().clone()
