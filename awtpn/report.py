@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -319,62 +319,6 @@ def _replicates(runs: Sequence[RunRecord], number: int) -> NDArray[np.float64] |
     label = np.array([index[answers[0][key]["label"]] for key in keys])
     of_models = [np.array([index[a[key]["predicted"]] for key in keys]) for a in answers]
     return bootstrap_replicates(label, of_models, len(index), seed=number)
-
-
-# --- Calibration and mistakes --------------------------------------------------------------------
-
-
-def calibration(predictions: Sequence[Mapping[str, Any]], bins: int = 10) -> list[dict[str, float]]:
-    """Confidence against accuracy: per bin of the highest probability its mean, accuracy and count."""
-    confidence = np.array([max(p["probabilities"].values()) for p in predictions])
-    right = np.array([p["predicted"] == p["label"] for p in predictions])
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    return [
-        {
-            "confidence": float(confidence[place == b].mean()),
-            "accuracy": float(right[place == b].mean()),
-            "count": int((place == b).sum()),
-        }
-        for b in range(bins)
-        if (place == b).any()
-    ]
-
-
-def calibration_error(table: Sequence[Mapping[str, float]]) -> float:
-    """Expected calibration error: the mean of |accuracy - confidence|, weighted by utterances."""
-    total = sum(row["count"] for row in table)
-    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / total
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An utterance that the models, by their mean probabilities, take for another class than its own."""
-
-    key: str
-    label: str
-    predicted: str
-    probability: float
-    wrong: int  # models that are wrong about it ...
-    models: int  # ... of this many
-
-
-def surest_mistakes(predictions: Sequence[Mapping[str, Any]], most: int = 10) -> list[Mistake]:
-    """The wrong answers of the highest mean probability over the models that saw the utterance."""
-    of_key: dict[str, list[Mapping[str, Any]]] = {}
-    for prediction in predictions:
-        of_key.setdefault(prediction["key"], []).append(prediction)
-    mistakes = []
-    for key, answers in of_key.items():
-        label = answers[0]["label"]
-        means = {
-            name: float(np.mean([a["probabilities"][name] for a in answers]))
-            for name in answers[0]["probabilities"]
-        }
-        predicted = max(means, key=means.__getitem__)
-        wrong = sum(a["predicted"] != label for a in answers)
-        if predicted != label:
-            mistakes.append(Mistake(key, label, predicted, means[predicted], wrong, len(answers)))
-    return sorted(mistakes, key=lambda m: (-m.probability, m.key))[:most]
 
 
 # --- Writing -------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from awtpn.confidence import calibration, calibration_error
 from awtpn.intervals import Interval
 from awtpn.metrics import SUMMARY
-from awtpn.report import Report, calibration, calibration_error
+from awtpn.report import Report
 
 MEANINGS = {
     "w-ACC": "utterances that are right",

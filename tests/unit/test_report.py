@@ -14,18 +14,13 @@ import yaml
 from numpy.typing import NDArray
 
 from awtpn import charts
+from awtpn.confidence import calibration, calibration_error, surest_mistakes
 from awtpn.config import Config, dump
 from awtpn.intervals import bootstrap, t_interval
 from awtpn.losses import TERMS
 from awtpn.metrics import summarise
 from awtpn.predictions import read_predictions
-from awtpn.report import (
-    calibration,
-    calibration_error,
-    gather,
-    surest_mistakes,
-    write_report,
-)
+from awtpn.report import gather, write_report
 from awtpn.report_html import render_html
 from awtpn.report_markdown import duration, render_markdown
 
