@@ -117,20 +117,20 @@ def moments(
 
     state = {"weights": size * (share if stage == 3 else number)}
     held = reducing = waiting = updating = 0.0
-    if stage == 0 and not (deepspeed and half):
+    if stage == 0:
         state["optimizer states"] = 8.0 * number
-        held = FLOAT * number
+        held = size * number
         if engine == "ddp":
             state["buckets"] = FLOAT * number  # one more copy of the gradients, which stays
         elif deepspeed:
-            reducing = FLOAT * flat
+            reducing = size * flat
+        if deepspeed and half:
+            state["master weights"] = FLOAT * number
+            updating = FLOAT * number  # the gradients, cast
     else:
         state["master weights"] = FLOAT * share
         state["optimizer states"] = 8.0 * share
-        if stage == 0:  # BF16_Optimizer keeps all gradients in float32
-            state["gradients"] = FLOAT * number
-            reducing, updating = FLOAT * flat, 6.0 * number * (ranks > 1)
-        elif stage < 3:
+        if stage < 3:
             # The bucket, and a flat copy of it that is reduced; then the rank's own part, flattened and cast.
             # Where gradients accumulate, ZeRO-2 holds this micro-batch's beside those so far and the bucket.
             beside = share if stage == 2 and work.accumulation > 1 else 0.0
@@ -149,7 +149,7 @@ def moments(
     state["batches"] = 2.0 * work.batch_bytes  # the one in use, and the next
     if not on_gpu:
         state["batches"] += min(AHEAD * work.batch_bytes, PREFETCH_BYTES + work.batch_bytes)
-        state["libraries"] = LIBRARIES["zero1" if deepspeed and half else engine]
+        state["libraries"] = LIBRARIES[engine]
     accumulated = held if work.accumulation > 1 else 0.0
     activations = activation_bytes(work, half, autocast=half and not deepspeed, on_gpu=on_gpu)
     found: dict[str, dict[str, float]] = {
@@ -220,12 +220,16 @@ def saving_bytes(work: Work, engine: str) -> float:
     return 12.0 * work.parameters + 3 * FLOAT * work.largest * gathering
 
 
-def largest_steps(mean: float, deviation: float, longest: int, micro_batch: int) -> int:
+def largest_steps(mean: float, deviation: float, longest: int, micro_batch: int, accumulation: int) -> int:
     """Steps that a micro-batch will hardly exceed: three deviations above the mean of such sums.
+
+    The stream deals ranks shares of about equal work; of a share, micro-batches are draws without
+    replacement, so their sums deviate by sqrt(n (1 - n / N)) times the lengths' deviation.
 
     Args:
         mean, deviation, longest: of the lengths of utterances.
-        micro_batch: utterances of a micro-batch.
+        micro_batch: utterances of a micro-batch, n.
+        accumulation: micro-batches of a share, N / n.
     """
-    likely = micro_batch * mean + 3 * deviation * math.sqrt(micro_batch)
+    likely = micro_batch * mean + 3 * deviation * math.sqrt(micro_batch * (1 - 1 / accumulation))
     return math.ceil(min(likely, micro_batch * longest))

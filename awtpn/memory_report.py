@@ -181,7 +181,7 @@ def work_of(config: Config, layout: Layout, data: Data) -> Work:
     """What a rank does in a step of this configuration on this data."""
     model, micro = config.model, layout.micro_batch
     steps = {
-        m: largest_steps(data.mean_steps[m], data.deviation[m], data.longest[m], micro)
+        m: largest_steps(data.mean_steps[m], data.deviation[m], data.longest[m], micro, layout.accumulation)
         for m in model.modalities
     }
     per_utterance = sum(data.mean_steps[m] * data.feature_dims[m] for m in model.modalities)

@@ -91,7 +91,7 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
     def attention() -> None:
         with setting.autocast():
             made = [
-                model.awm[m](s.h, s.distances, s.offsets, s.utterance, packed[m].host_lengths)
+                model.awm[m](s.h, s.distances, s.offsets, s.utterance, packed[m].host_offsets)
                 for m, s in leaves.items()
             ]
         backward(made, [torch.ones_like(w) for w in made])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from awtpn.attention import FORMS, FUSED_DIM, choose_form, has_triton
 from awtpn.bench.account import times
-from awtpn.bench.machine import markdown, read_peak, start_peak, synchronise
+from awtpn.bench.machine import allocated_peak, markdown, read_peak, start_peak, synchronise
 from awtpn.bench.step import Setting, make_batches
 
 # Utterances of one length, that a batch has in all about as many steps.
@@ -44,11 +44,9 @@ def forms(setting: Setting, dim: int, name: str, lengths: list[int], rounds: int
         if form == "fused" and (not has_triton(device) or dim > FUSED_DIM):
             continue
         try:
-            before = start_peak(setting.device)
-            forward_backward(form, *arguments, lengths)
-            synchronise(setting.device)
-            growth = read_peak(setting.device) - before
             work = functools.partial(forward_backward, form, *arguments, lengths)
+            work()  # compiles what there is to compile
+            growth = growth_of(work, setting.device)
             seconds = statistics.median(times(work, setting.device, rounds))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -59,6 +57,16 @@ def forms(setting: Setting, dim: int, name: str, lengths: list[int], rounds: int
         mark = "yes" if form == chosen else ""
         rows.append([name, form, mark, f"{seconds * 1e3:.2f}", f"{growth / 2**20:,.0f}", ratio])
     return rows
+
+
+def growth_of(work: Callable[[], None], device: str) -> int:
+    """Bytes that `work` takes at most, above those in use before."""
+    if device != "cuda":
+        return allocated_peak(work)
+    before = start_peak(device)
+    work()
+    synchronise(device)
+    return read_peak(device) - before
 
 
 def inputs(dim: int, lengths: list[int], setting: Setting) -> tuple[Tensor, Tensor, Tensor]:

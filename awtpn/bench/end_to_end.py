@@ -51,9 +51,9 @@ def run(
             "",
             *markdown(["", "utterances/s", "waiting for data"], rows),
             "",
-            f"Medians of {rounds} interleaved rounds of {passes} epochs of {count:,} utterances; from the stream "
-            f"it runs at {statistics.median(ratios):.1%} of the other's speed. Waiting: the host's time in asking "
-            "for batches, of all.",
+            f"Medians of {rounds} interleaved rounds of {passes} epochs of {count:,} utterances; from the "
+            f"stream it runs at {statistics.median(ratios):.1%} of the other's speed. Waiting: the host's "
+            "time in asking for batches, of all.",
             "",
         ]
     )

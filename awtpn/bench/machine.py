@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -83,6 +83,20 @@ def start_peak(device: str) -> int:
 def read_peak(device: str) -> int:
     """The most bytes in use since `start_peak`."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+
+
+def allocated_peak(work: Callable[[], object]) -> int:
+    """The most bytes that PyTorch's CPU allocator gave out at a time during `work`."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as seen:
+        work()
+    assert seen.profiler is not None
+    changes = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    most = current = 0
+    for change in sorted(changes, key=lambda e: e.start_ns()):
+        current += change.nbytes()
+        most = max(most, current)
+    return most
 
 
 def child_environment() -> dict[str, str]:

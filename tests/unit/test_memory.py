@@ -10,6 +10,7 @@ import torch
 from benchmarks import zero_memory
 from support import pack_corpus
 
+from awtpn.bench.machine import allocated_peak
 from awtpn.bench.step import packed_loss
 from awtpn.cli import main
 from awtpn.losses import LossConfig
@@ -100,16 +101,11 @@ def test_activations_are_what_torch_allocates(mode: str, dim: int, dropout: floa
         packed_loss(output, label, LossConfig()).backward()
 
     step()  # gradients come into being
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as seen:
-        step()
-    changes = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    sizes = [e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())]
+    allocated = allocated_peak(step)
     steps = {m: sum(of) for m, of in lengths.items()}
     work = Work(dims, dim, 7, steps, batch_bytes=0, dropout=dropout > 0)
     estimate = activation_bytes(work, mode != "fp32", autocast=mode == "autocast", on_gpu=False)
-    assert estimate == pytest.approx(max(np.cumsum(sizes)), rel=0.15)
+    assert estimate == pytest.approx(allocated, rel=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +173,25 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_micro_batch_hardly_exceeds_three_deviations() -> None:
-    assert largest_steps(mean=100, deviation=50, longest=600, micro_batch=16) == 16 * 100 + 3 * 50 * 4
-    assert largest_steps(mean=100, deviation=500, longest=110, micro_batch=2) == 220
+    assert largest_steps(100, 50, 600, micro_batch=16, accumulation=1) == 1600  # shares are of equal work
+    assert largest_steps(100, 50, 600, micro_batch=16, accumulation=4) == 1600 + 3 * 50 * np.sqrt(12) // 1 + 1
+    assert largest_steps(100, 500, 110, micro_batch=2, accumulation=4) == 220
     lengths = np.clip(np.random.default_rng(0).lognormal(np.log(120), 0.57, 100_000), 20, 600)
-    limit = largest_steps(lengths.mean(), lengths.std(), 600, 16)
+    limit = largest_steps(lengths.mean(), lengths.std(), 600, 16, accumulation=1000)
     sums = np.random.default_rng(1).permutation(lengths).reshape(-1, 16).sum(1)
     assert (sums > limit).mean() < 0.01
     assert limit < 1.2 * sums.max()
+
+
+def test_half_precision_at_stage_0_keeps_everything_on_every_rank() -> None:
+    """DeepSpeed's FP16_UnfusedOptimizer: 2 + 4 + 8 bytes per parameter, and gradients in both precisions."""
+    for ranks in (1, 8):
+        found = on_gpu("zero0", ranks)
+        assert found["rest"] == {
+            "weights": 2 * P,
+            "optimizer states": 8 * P,
+            "master weights": 4 * P,
+            "batches": 400_000,
+        }
+        assert found["update"]["gradients"] == 2 * P
+        assert found["update"]["update"] == 4 * P
