@@ -143,12 +143,14 @@ def calibration_svg(table: Sequence[dict[str, float]]) -> str:
 
 
 def interval_svg(mean: float, low: float, high: float) -> str:
-    """A figure and its interval on the line from 0 to 1."""
+    """A figure and its interval on the line from 0 to 1, beyond which few folds may reach."""
     width, height, y = 200, 16, 8
+    label = f"{100 * mean:.1f}, interval {100 * low:.1f} to {100 * high:.1f}"
+    low, high = max(low, 0.0), min(high, 1.0)
     return _svg(
         width,
         height,
-        f"{100 * mean:.1f}, interval {100 * low:.1f} to {100 * high:.1f}",
+        label,
         [
             f'<line class="axis" x1="0" x2="{width}" y1="{y}" y2="{y}"/>',
             f'<line class="range" x1="{width * low:.1f}" x2="{width * high:.1f}" y1="{y}" y2="{y}"/>',

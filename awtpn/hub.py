@@ -45,9 +45,7 @@ def locate(
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()
     folder = None
     try:
         for name in files:
