@@ -50,7 +50,7 @@ FUSED_DIM = 256
 
 @torch.compiler.disable  # loops over lengths that differ in every batch; the compiled model calls it as it is
 def reliability_attention(
-    h: Tensor, query: Tensor, key: Tensor, r: Tensor, lengths: Sequence[int], form: str | None = None
+    h: Tensor, query: Tensor, key: Tensor, r: Tensor, host_offsets: Tensor, form: str | None = None
 ) -> Tensor:
     """Spread reliabilities over each utterance's steps by attention.
 
@@ -58,13 +58,15 @@ def reliability_attention(
         h: [T, D] steps in the shared space, utterance after utterance.
         query: [D, D] bias-free query map; `key`: [D, D] bias-free key map (y = x W^T).
         r: [T] reliability of each step, in at least float32; sums to 1 within an utterance.
-        lengths: number of steps of each utterance, on the host; they sum to T.
+        host_offsets: [B+1] where each utterance's steps begin, on the host. A tensor: of a list torch.compile
+            would take every number of utterances for a case of its own.
         form: a key of FORMS, for tests and benchmarks; None chooses.
 
     Returns:
         [T] in r's dtype: `softmax(Q K^T / sqrt(D)) r`, one value per step.
     """
     steps, dim = h.shape
+    lengths = host_offsets.diff().tolist()
     if steps > dim:
         # Q K^T = h (Wq^T Wk) h^T: with more steps than features, one product of maps saves one over steps.
         q, k = h @ (query.T @ key).to(h.dtype), h

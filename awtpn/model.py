@@ -193,11 +193,11 @@ class AWM(nn.Module):
         self.key = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
 
     def forward(
-        self, h: Tensor, distances: Tensor, offsets: Tensor, utterance: Tensor, lengths: Sequence[int]
+        self, h: Tensor, distances: Tensor, offsets: Tensor, utterance: Tensor, host_offsets: Tensor
     ) -> Tensor:
         """`h` [T, D], `distances` [T, C] -> weights [T] that sum to 1 within each utterance."""
         reliability = segment_softmax(-distances.amin(-1), offsets, utterance)
-        spread = reliability_attention(h, self.query, self.key, reliability, lengths)
+        spread = reliability_attention(h, self.query, self.key, reliability, host_offsets)
         return spread / (segment_sum(spread, offsets, utterance) + EPSILON)[utterance]
 
 
@@ -263,7 +263,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         wide = h.to(distances.dtype)
         mean = segment_mean(wide, offsets, utterance)
         if self.config.awm == "adaptive":
-            weights = self.awm[modality](h, distances, offsets, utterance, ragged.host_lengths)
+            weights = self.awm[modality](h, distances, offsets, utterance, ragged.host_offsets)
             pooled = segment_sum(weights[:, None] * wide, offsets, utterance)
         else:
             weights = (1 / offsets.diff().to(distances.dtype))[utterance]

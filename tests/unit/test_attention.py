@@ -169,4 +169,5 @@ def test_merged_maps_equal_separate_ones(steps: list[int], form: str | None) -> 
     h, query, key = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for n in (total, dim, dim))
     r = torch.rand(total, generator=generator, dtype=torch.float64)
     expected = attention.plain(h @ query.T, h @ key.T, r, steps)
-    torch.testing.assert_close(reliability_attention(h, query, key, r, steps, form), expected)
+    host_offsets = torch.tensor([0, steps[0], total])
+    torch.testing.assert_close(reliability_attention(h, query, key, r, host_offsets, form), expected)

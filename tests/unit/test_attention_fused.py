@@ -84,8 +84,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("capability", SHARED, ids=lambda capability: f"sm_{capability}")
-@pytest.mark.parametrize("dim", [64, 128, 256])
-@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.values())
+@pytest.mark.parametrize(
+    ("dtype", "dim"),
+    # float16 takes bfloat16's way, with another name of the same instruction: its widest tiles will do.
+    [
+        *((dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 128, 256)),
+        (torch.float16, 256),
+    ],
+    ids=lambda value: NAMES.get(value, value),
+)
 def test_kernels_fit_the_gpu(dtype: torch.dtype, dim: int, capability: int, cache: Path) -> None:
     for kernel in KERNELS:
         program = compiled(kernel, dtype, dim, capability)
