@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import arguments, assert_like_runs, metrics, run_ranks, status
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 BASE = {
     "data.streams": 1,  # the empty places come last, so the second rank has nothing in the last step
@@ -57,6 +59,8 @@ LAYOUTS: dict[str, list[Layout]] = {
     "published": [(2, 1, 2), (2, 1, 0)],
     "video alone": [(2, 2, None), (2, 1, 3)],
 }
+# Whose pictures are drawn: prototypes on one rank, and partitioned over two.
+DRAWN: list[tuple[str, Layout]] = [("clusters", ALONE), ("clusters", (2, 1, 3))]
 CASES = [(lesson, layout) for lesson, layouts in LAYOUTS.items() for layout in layouts]
 
 
@@ -83,6 +87,8 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if layout[0] != ranks:
                 continue
             settings = BASE | LESSONS[lesson] | {"data.train": corpus, "run.dir": root / name(lesson, layout)}
+            if (lesson, layout) in DRAWN:
+                settings["train.pictures"] = "always"
             if accumulation > 1:
                 settings["train.micro_batch_size"] = 16 // ranks // accumulation
             if stage == 3:
@@ -122,3 +128,22 @@ def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
         plain = metrics(runs / name("plain", ALONE))
         assert [x["fingerprint"] for x in plain] == [x["fingerprint"] for x in lines]
         assert lines[-2]["loss"] != pytest.approx(plain[-2]["loss"], rel=1e-3), "the settings matter"
+
+
+@pytest.mark.timeout(580)
+def test_what_is_shown_does_not_depend_on_the_layout(runs: Path) -> None:
+    alone, partitioned = (runs / name(*case) / "tensorboard" for case in DRAWN)
+    ours, theirs = (EventAccumulator(str(folder)).Reload() for folder in (alone, partitioned))
+    shown = ours.Tags()["images"]
+    assert {"val/confusion", "val/weights_over_time", "prototypes/distances"} <= set(shown)
+    assert set(theirs.Tags()["images"]) == set(shown)
+    for tag in ("prototypes/norm", "prototypes/nearest_class", "prototypes/movement", "val/w-F1"):
+        values = [[event.value for event in board.Scalars(tag)] for board in (ours, theirs)]
+        assert len(values[0]) == 4, "epochs"
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
+        assert len(set(values[0])) > 1 or tag == "val/w-F1", "they move"
+    for file in ("last", "best_test"):
+        tables = [(folder / "projector" / f"{file}.tsv").read_text() for folder in (alone, partitioned)]
+        assert tables[0] == tables[1]
+        one, other = (np.fromfile(f / "projector" / f"{file}.bytes", "<f4") for f in (alone, partitioned))
+        np.testing.assert_allclose(one, other, atol=1e-3)
