@@ -26,7 +26,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,11 +97,18 @@ def choose_form(
 
 @functools.cache
 def has_triton(device: torch.device) -> bool:
-    """Triton is installed and `device` is an NVIDIA GPU with tensor cores for bfloat16."""
+    """Triton is installed and works for `device`: an NVIDIA GPU with tensor cores for bfloat16.
+
+    It compiles a launcher for each kernel on this machine, for which it needs a C compiler and Python.h.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h"
     return (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and importlib.util.find_spec("triton") is not None
+        importlib.util.find_spec("triton") is not None
+        and compiler is not None
+        and headers.exists()
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 

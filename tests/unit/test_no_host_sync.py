@@ -7,10 +7,8 @@ ways through the model; tests/gpu asks CUDA itself.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from allocations import autocast_spares_meta
+from step_support import make_run
 from support import CLASSES, DIMS, batch, utterances
 from torch import Tensor, nn
 from torch.optim import optimizer
@@ -26,10 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from awtpn import attention
-from awtpn.checkpoint import Position
 from awtpn.config import Config
-from awtpn.distributed import World
-from awtpn.layout import Layout
 from awtpn.losses import LossConfig
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.optim import OptimConfig, make_optimizer
@@ -157,13 +153,11 @@ STEPS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS.keys())
-def test_a_step_never_waits_for_the_device(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_step_never_waits_for_the_device(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = dict(settings)
     dtype, form = settings.pop("dtype", torch.float32), settings.pop("form", "bucketed")
     launched = replace_launches(monkeypatch, form)
-    run = meta_run(tmp_path, dtype, settings.pop("accumulation", 1), **settings)
+    run = meta_run(dtype, settings.pop("accumulation", 1), **settings)
     of = batch(utterances(LENGTHS, dtype=torch.float16), LABELS)
     with no_waiting():
         train_step(run, of.to(META, non_blocking=True), data_wait=0.0)
@@ -174,8 +168,8 @@ def test_a_step_never_waits_for_the_device(
     assert len(launched) == (12 if form == "fused" else 0)
 
 
-def test_a_batch_without_utterances_never_waits(tmp_path: Path) -> None:
-    run = meta_run(tmp_path, torch.float32, 1)
+def test_a_batch_without_utterances_never_waits() -> None:
+    run = meta_run(torch.float32, 1)
     of = batch([], [], num_places=8)
     with no_waiting():
         train_step(run, of.to(META, non_blocking=True), data_wait=0.0)
@@ -193,32 +187,15 @@ def replace_launches(monkeypatch: pytest.MonkeyPatch, form: str) -> list[str]:
     return launched
 
 
-def meta_run(tmp_path: Path, dtype: torch.dtype, accumulation: int, **settings: Any) -> Run:
+def meta_run(dtype: torch.dtype, accumulation: int, **settings: Any) -> Run:
     """A run on the meta device, whose engine does what Accelerate does for one process."""
     config = Config(**settings)
-    learnable = config.prototypes.update == "gradient"
-    model = AWTPN(config.model, DIMS, CLASSES, learnable).to(dtype).to(META)
-    accelerator: Any = SimpleNamespace(
+    model = AWTPN(config.model, DIMS, CLASSES, config.prototypes.update == "gradient").to(dtype).to(META)
+    accelerator = SimpleNamespace(
         backward=lambda loss: loss.backward(),
         clip_grad_norm_=nn.utils.clip_grad_norm_,
         no_sync=lambda model: ExitStack(),
         sync_gradients=True,
     )
-    stream: Any = SimpleNamespace(classes=CLASSES, steps_per_epoch=10)
-    return Run(
-        config=config,
-        accelerator=accelerator,
-        world=World(0, 1, 0, META, None, "none"),
-        layout=Layout(len(LENGTHS), len(LENGTHS) // accumulation, accumulation),
-        dir=tmp_path,
-        train=stream,
-        val=None,
-        test=None,
-        model=model.train(),
-        optimizer=make_optimizer(model, config.optim),
-        position=Position(),
-        class_weights=np.ones(len(CLASSES)) if config.loss.class_weights == "balanced" else None,
-        card={},
-        stop=threading.Event(),
-        watchdog=None,  # type: ignore[arg-type]
-    )
+    optimizer = make_optimizer(model, config.optim)
+    return make_run(config, model, optimizer, accelerator, META, len(LENGTHS), accumulation)

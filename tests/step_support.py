@@ -1,0 +1,49 @@
+"""A training run without data, launcher or files: what tests of one optimizer step need."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from support import CLASSES
+from torch import nn
+
+from awtpn.checkpoint import Position
+from awtpn.config import Config
+from awtpn.distributed import World
+from awtpn.layout import Layout
+from awtpn.trainer import Run
+
+
+def make_run(
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Any,
+    device: torch.device,
+    global_batch: int,
+    accumulation: int = 1,
+) -> Run:
+    """A run of one process, ready for `awtpn.trainer.train_step`; what a step does not use is absent."""
+    absent: Any = None
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        world=World(0, 1, 0, device, None, "none"),
+        layout=Layout(global_batch, global_batch // accumulation, accumulation),
+        dir=Path(),
+        train=SimpleNamespace(classes=CLASSES, steps_per_epoch=10),  # type: ignore[arg-type]
+        val=None,
+        test=None,
+        model=model.train(),
+        optimizer=optimizer,
+        position=Position(),
+        class_weights=np.ones(len(CLASSES)) if config.loss.class_weights == "balanced" else None,
+        card={},
+        stop=threading.Event(),
+        watchdog=absent,
+    )
