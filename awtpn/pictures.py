@@ -25,7 +25,7 @@ MOST_NUMBERS = 20  # rows of a matrix beyond which its cells hold no numbers
 
 
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title: str) -> Picture:
-    """Counts [C, C] with true classes as rows; each cell its count and its share of the row, in per cent."""
+    """Counts [C, C] with true classes as rows; each cell its count, if any, and its share of the row in per cent."""
     count = np.asarray(confusion)
     share = count / np.maximum(count.sum(1, keepdims=True), 1)
     side = max(3.4, 0.62 * len(classes)) if len(classes) <= MOST_NUMBERS else 9.0
@@ -34,10 +34,10 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title
     axes = _axes(figure, left, bottom, side, side)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= MOST_NUMBERS:
-        for i, j in np.ndindex(*count.shape):
-            colour = "white" if share[i, j] > 0.55 else DARK if count[i, j] else "#b0b0b0"
-            percent = f"\n{100 * share[i, j]:.0f} %" if count[i, j] else ""
-            axes.text(j, i, f"{count[i, j]}{percent}", ha="center", va="center", color=colour, fontsize=8)
+        for i, j in np.argwhere(count):
+            text = f"{count[i, j]}\n{100 * share[i, j]:.0f} %"
+            colour = "white" if share[i, j] > 0.55 else DARK
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
     _name_cells(axes, classes)
     axes.set_xlabel("predicted", color=GREY)
     axes.set_ylabel("true", color=GREY)
