@@ -1,0 +1,242 @@
+"""Every command of the README is run: here, in a folder of stand-ins, or by the test that is named beside it.
+
+A command that is new in the README fails here until `COMMANDS` says how it is run; one that the README no
+longer has, until its line is removed. A script of Python is known by its first line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from readme_support import SHORT, Elsewhere, Installs, Never, Run, Sandbox, blocks_of, commands_of
+from support import REPO
+
+from awtpn import AWTPN
+from awtpn.config import make_parser
+
+README = (REPO / "README.md").read_text()
+FOUND = commands_of(README)
+
+LAUNCHERS = Elsewhere(
+    ["integration/test_launchers.py::test_a_launcher_starts_two_ranks_that_see_the_same_data"]
+)
+HOSTFILE = Elsewhere(["integration/test_two_hosts.py::test_deepspeed_with_a_hostfile"])
+SLURM = Elsewhere(["integration/test_recipes.py::test_slurm_stops_requeues_and_resumes"])
+KUBERNETES = Elsewhere(
+    [
+        "integration/test_recipes.py::test_the_kubernetes_job_is_a_pytorch_job",
+        "integration/test_recipes.py::test_a_pod_stops_ends_badly_and_resumes",
+    ]
+)
+
+COMMANDS: dict[str, Run | Elsewhere | Installs | Never] = {
+    # Two commands.
+    "python3 -m venv .venv": Installs(),
+    ". .venv/bin/activate": Installs(),
+    "pip install -e .": Installs(),
+    'pip install -e ".[test]"': Installs(),
+    "pytest": Installs(),
+    "python launch/train.py": Run(
+        append=f"--run.dir runs/demo {SHORT} --data.cache_dir CACHE", leaves="runs/demo/results.json"
+    ),
+    # Find your case.
+    "awtpn extract recordings data/mine": Run(makes="data/mine", says="train: 6 utterances"),
+    "awtpn pack features.npz data/mine --format npz": Run(makes="data/mine", says="all: 24 utterances"),
+    "python launch/train.py --config configs/meld.yaml": Run(
+        append=f"--run.dir runs/meld2 {SHORT}", makes="runs/meld2", leaves="runs/meld2/results.json"
+    ),
+    "accelerate launch --config_file configs/accelerate/ddp.yaml launch/train.py "
+    "--config configs/meld.yaml": LAUNCHERS,
+    "accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py "
+    "--config configs/meld.yaml": LAUNCHERS,
+    "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero3.json "
+    "--config configs/meld.yaml": HOSTFILE,
+    "sbatch --nodes 8 launch/slurm.sbatch --config configs/meld.yaml --run.dir /shared/meld": SLURM,
+    "kubectl apply -f launch/kubernetes.yaml": KUBERNETES,
+    "accelerate launch --cpu --num_processes 2 launch/train.py": LAUNCHERS,
+    "awtpn predict runs/meld clip.mp4 --png pictures": Run(
+        makes="pictures", leaves="pictures/clip.mp4.png", says='"key": "clip.mp4"'
+    ),
+    "awtpn report runs/meld": Run(makes="runs/meld/report.html", leaves="runs/meld/report.html"),
+    "awtpn export runs/meld my-model": Run(makes="my-model", leaves="my-model/model.safetensors"),
+    # Recordings.
+    "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap": Run(
+        makes="data/iemocap", leaves="data/iemocap/manifest.json"
+    ),
+    "awtpn shards info data/iemocap": Run(says="session"),
+    "python launch/train.py --config configs/iemocap.yaml --data.train data/iemocap": Run(
+        append=f"--run.dir runs/iemocap {SHORT}", makes="runs/iemocap", leaves="runs/iemocap/results.json"
+    ),
+    "awtpn extract MELD.Raw data/meld --format meld": Run(makes="data/meld", says="2 clips left out"),
+    "awtpn pack CMU_MOSEI data/mosei --format mosei --audio CMU_MOSEI_COVAREP.csd "
+    "--video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py": Run(
+        makes="data/mosei", leaves="data/mosei/manifest.json"
+    ),
+    "python -c \"help('shards.sources.iemocap')\"": Run(says="EmoEvaluation"),
+    'pip install -e ".[extract]"': Installs(),
+    "accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --format meld "
+    "--audio microsoft/wavlm-base-plus --audio_layer 9 --audio_step 0.1 "
+    "--video openai/clip-vit-base-patch32 --faces opencv --precision bf16": Run(
+        swap={
+            "s3://corpus/meld": "data/meld-wavlm",
+            "microsoft/wavlm-base-plus": "hub/wavlm",
+            "openai/clip-vit-base-patch32": "hub/clip",
+        },
+        makes="data/meld-wavlm",
+        leaves="data/meld-wavlm/manifest.json",
+    ),
+    "awtpn shards info": Run(append="data/meld", says="sad"),
+    # Features.
+    "awtpn pack SOURCE OUT --format reference|table|npz|mosei|mmsa|demo": Run(
+        instead=[
+            "awtpn pack features.csv data/packed-table --format table",
+            "awtpn pack features.npz data/packed-npz --format npz",
+            "awtpn pack - data/packed-demo --format demo",
+        ]
+    ),
+    # Running.
+    "python launch/train.py --help": Run(says="--train.global_batch_size"),
+    "python launch/train.py --config configs/iemocap.yaml --optim.lr 3e-4 --run.dir runs/try1 "
+    "--run.seed 1": Run(append=SHORT, makes="runs/try1", leaves="runs/try1/results.json"),
+    "python launch/evaluate.py --checkpoint runs/try1 --split test": Run(says="w-F1"),
+    "awtpn export runs/try1 my-model": Run(makes="my-model", leaves="my-model/README.md"),
+    "awtpn predict my-model DATASET": Run(swap={"DATASET": "data/iemocap#all"}, says='"probabilities"'),
+    "tensorboard --logdir runs": Elsewhere(
+        ["integration/test_tensorboard.py::test_every_page_is_served_our_data"]
+    ),
+    # Recipes.
+    "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
+    "--run.dir /shared/run": HOSTFILE,
+    "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-01:29400 "
+    "-m awtpn.cli doctor --run_dir /shared/run --data URL": Elsewhere(
+        ["integration/test_two_hosts.py::test_the_doctor_finds_nothing_where_nothing_is_wrong"]
+    ),
+    "sbatch --nodes 8 launch/slurm.sbatch --config configs/meld.yaml --data.train s3://corpus/meld "
+    "--run.dir /shared/meld": SLURM,
+    'pip install -e ".[s3]"': Installs(),
+    "awtpn shards simulate s3://corpus/mosei --nodes 64 --gpus-per-node 8 --global-batch 4096": Run(
+        swap={"s3://corpus/mosei": "data/mosei"}, says="64 nodes x 8 GPUs"
+    ),
+    "awtpn shards info | preview | verify URL": Run(
+        instead=[
+            "awtpn shards info data/meld",
+            "awtpn shards preview data/meld",
+            "awtpn shards verify data/meld",
+        ]
+    ),
+    "awtpn shards index URL": Elsewhere(
+        ["integration/test_object_store.py::test_foreign_tars_are_indexed_in_the_bucket"]
+    ),
+    # One model, whatever the layout.
+    "awtpn compare RUN_A RUN_B": Run(
+        swap={"RUN_A": "runs/meld", "RUN_B": "runs/meld"}, says="equal within tolerance"
+    ),
+    "python tests/distributed/matrix.py": Elsewhere(
+        ["distributed/test_layouts_agree.py::test_a_layout_learns_what_one_process_does"]
+    ),
+    "torchrun --max-restarts": Elsewhere(
+        ["distributed/test_survival.py::test_torchrun_restarts_go_on_by_themselves"]
+    ),
+    # Results.
+    "awtpn pack ravdess_features.npz data/ravdess --format npz": Run(
+        makes="data/ravdess", says="all: 24 utterances"
+    ),
+    "python launch/cross_validate.py --config configs/ravdess.yaml --by fold --seeds 0 1 2 "
+    "--dir runs/ravdess-cv": Run(
+        swap={"--seeds 0 1 2": "--seeds 0"}, append=SHORT, leaves="runs/ravdess-cv/report.html"
+    ),
+    "python tests/benchmarks/loader.py": Elsewhere(
+        ["unit/test_bench.py::test_readers_read_all_and_refuse_another_corpus"]
+    ),
+    "awtpn shards simulate": Run(
+        append="1000000x1000 --synthetic --nodes 64 --gpus-per-node 8 --global-batch 4096",
+        says="1,000,000 utterances",
+    ),
+    "python tests/benchmarks/step.py": Elsewhere(
+        ["unit/test_bench.py::test_both_steps_learn_the_same_utterances"]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory, demo_cache: Path) -> Sandbox:
+    return Sandbox(tmp_path_factory.mktemp("readme"), demo_cache)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("command", FOUND, ids=[command[:90] for command in FOUND])
+def test_a_command_is_accounted_for(command: str, request: pytest.FixtureRequest) -> None:
+    entry = COMMANDS.get(command)
+    assert entry is not None, (
+        f"nothing runs this command of the README; say in COMMANDS of {Path(__file__).name} how it is run, "
+        f"or which test runs it:\n    {command}"
+    )
+    if isinstance(entry, Elsewhere):
+        assert (problem := entry.problem()) is None, problem
+    elif isinstance(entry, Installs):
+        assert (problem := entry.problem(command)) is None, problem
+    elif isinstance(entry, Run):
+        run(entry, command, request.getfixturevalue("sandbox"))
+
+
+def run(entry: Run, command: str, sandbox: Sandbox) -> None:
+    if entry.makes:
+        sandbox.clear(entry.makes)
+    for line in entry.lines(command):
+        assert line.split()[:2] == command.split()[:2], "another command is run in its place"
+        output = sandbox.run(line.replace("CACHE", str(sandbox.cache)))
+        assert entry.says in output
+    assert (sandbox.root / entry.leaves).exists()
+
+
+def test_no_command_is_accounted_for_that_the_readme_does_not_have() -> None:
+    assert [command for command in COMMANDS if command not in FOUND] == [], "remove these lines of COMMANDS"
+
+
+def test_commands_are_found_wherever_they_stand() -> None:
+    text = """Run `awtpn pack a
+b`, `awtpn`, `python` or `x.py`; ``a `b` c``.
+| one | `python launch/train.py` |
+
+```
+awtpn export r m && awtpn predict m d    # a line each # of many
+accelerate launch \\
+  x.py
+recordings
+        |  awtpn extract | pack
+```
+
+```yaml
+pip install this
+```
+`pip install that`
+"""
+    assert commands_of(text) == [
+        "awtpn pack a b",
+        "python launch/train.py",
+        "awtpn export r m",
+        "awtpn predict m d",
+        "accelerate launch x.py",
+        "pip install that",
+    ]
+
+
+def test_scripts_run(sandbox: Sandbox) -> None:
+    scripts = blocks_of(README, "python")
+    assert scripts
+    for script in scripts:
+        audio = np.zeros((7, AWTPN.from_pretrained(sandbox.root / "my-model").feature_dims["audio"]))
+        local = script.replace('"s3://corpus/iemocap", split="train"', '"data/iemocap", split="all"')
+        with contextlib.chdir(sandbox.root):
+            exec(compile(local, "README.md", "exec"), {"audio": audio.astype(np.float32)})
+
+
+def test_configurations_are_read(sandbox: Sandbox, tmp_path: Path) -> None:
+    for text in blocks_of(README, "yaml"):
+        (tmp_path / "config.yaml").write_text(text)
+        read = make_parser().parse_args(["--config", str(tmp_path / "config.yaml")])
+        assert read.data.train == yaml.safe_load(text)["data"]["train"]
