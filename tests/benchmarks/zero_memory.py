@@ -186,7 +186,19 @@ def run(options: argparse.Namespace, scratch: Path) -> str:
                     f"| {saving / 1e6:.0f} |"
                 )
                 print(rows[-1], file=sys.stderr, flush=True)
-    return "\n".join([*heading(options), *rows]) + "\n"
+    return (
+        "\n".join([*heading(options), *rows, "", "## Computed for a cluster of GPUs", "", computed()]) + "\n"
+    )
+
+
+def computed() -> str:
+    """What `awtpn doctor --memory` says of the whole configuration, on features of the usual widths."""
+    from awtpn.memory_report import report
+
+    words = ["--ranks", "8", "64", "512", "--device", "cuda", "--train.global_batch_size", "8192"]
+    words += ["--steps", "audio=120", "video=60", "--features", "audio=1024", "video=512"]
+    text = report([str(CONFIG), *words]).replace(f"{ROOT}{os.sep}", "")
+    return f"`awtpn doctor --memory configs/large.yaml {' '.join(words)}`\n\n{text}"
 
 
 def heading(options: argparse.Namespace) -> list[str]:
@@ -197,7 +209,9 @@ def heading(options: argparse.Namespace) -> list[str]:
         f"# Peak memory per rank: configs/large.yaml at shared_dim {options.dim}",
         "",
         f"{date.today()}; {platform.system()} {platform.release()}, torch {torch.__version__}, DeepSpeed "
-        f"{deepspeed.__version__}; global batch {GLOBAL}, micro-batch {MICRO}, {STEPS} steps. "
+        f"{deepspeed.__version__}; global batch {GLOBAL}, micro-batch {MICRO}, {STEPS} steps; "
+        f"`python tests/benchmarks/zero_memory.py --dim {options.dim}`.",
+        "",
         "Growth of a rank's resident memory in MB, from before its model is built to the peak of training "
         "(largest rank), and to that of rank 0's first checkpoint.",
         "",
