@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from awtpn.board import leaves
 from awtpn.confidence import calibration, calibration_error
 from awtpn.intervals import Interval
 from awtpn.metrics import SUMMARY
@@ -176,7 +177,7 @@ def version_rows(report: Report) -> list[tuple[str, str]]:
 def provenance(report: Report) -> dict[str, Any]:
     """How the features were made, as their manifest tells."""
     found = report.runs[0].model.get("provenance") or {}
-    return {"name": report.dataset, **found}
+    return leaves({"name": report.dataset, **found})
 
 
 def config_text(report: Report) -> str:
