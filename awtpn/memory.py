@@ -21,6 +21,7 @@ ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
 # DeepSpeed's defaults, in elements.
 REDUCE_BUCKET = 500_000_000
 PREFETCH_BUCKET = 50_000_000
+LIVE_PARAMETERS = 1_000_000_000
 # Modules, buffers of gloo and code pages that come with the first step, in bytes; on a GPU they stay off it.
 LIBRARIES = {"none": 30e6, "ddp": 30e6, "zero0": 30e6, "zero1": 65e6, "zero2": 65e6, "zero3": 65e6}
 # Batches that a stream reads ahead on the host, within its bytes; one more is in use, and one in the making.
@@ -74,6 +75,7 @@ class Buckets:
 
     reduce: int = REDUCE_BUCKET
     prefetch: int = PREFETCH_BUCKET
+    live: int = LIVE_PARAMETERS
     overlap_comm: bool = False
 
 
@@ -141,10 +143,11 @@ def moments(
         else:
             state["gradients"] = size * share
             state["buckets"] = size * float(reserved)
-    # ZeRO-3 gathers all weights (up to 1e9 of them); on the way, before there is much else, a bucket or
+    # ZeRO-3 gathers weights, and keeps as many as it may; on the way, before there is much else, a bucket or
     # module of them is there once more.
-    gathered = float(size * number) if stage == 3 else 0.0
-    arriving = size * min(number, max(buckets.prefetch, 2 * work.largest)) if stage == 3 else 0.0
+    module = 2 * work.largest
+    gathered = size * float(min(number, max(buckets.live, module))) if stage == 3 else 0.0
+    arriving = size * min(number, max(buckets.prefetch, module)) if stage == 3 else 0.0
 
     state["batches"] = 2.0 * work.batch_bytes  # the one in use, and the next
     if not on_gpu:

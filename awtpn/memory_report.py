@@ -172,6 +172,7 @@ def read_buckets(file: Path) -> Buckets:
         for name, key, default_size in (
             ("reduce", "reduce_bucket_size", default.reduce),
             ("prefetch", "stage3_prefetch_bucket_size", default.prefetch),
+            ("live", "stage3_max_live_parameters", default.live),
         )
     }
     return Buckets(**sizes, overlap_comm=zero.get("overlap_comm") is True)

@@ -43,6 +43,8 @@ def test_model_states_by_hand() -> None:
     # All weights gathered, and once more on the way: the whole model is less than a prefetch.
     assert three["gathering"]["gathered weights"] == 4 * P
     assert three["forward"]["gathered weights"] == 2 * P
+    # At least the largest module stays: two maps, or what is as large.
+    assert on_gpu("zero3", 4, live=100)["forward"]["gathered weights"] == min(2 * P, 2 * 2 * 8000)
 
 
 def test_buckets_are_reserved_on_a_gpu_and_filled_on_a_cpu() -> None:
@@ -168,7 +170,7 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path, capsys: pytest.Capt
     file.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
     with pytest.raises(ValueError, match="offload_optimizer, which is not estimated"):
         read_buckets(file)
-    file.write_text('{"zero_optimization": {"reduce_bucket_size": 5e7, "overlap_comm": true}}')
+    file.write_text('{"zero_optimization": {"reduce_bucket_size": 5e7, "overlap_comm": true}, "bf16": {}}')
     assert read_buckets(file) == Buckets(reduce=50_000_000, overlap_comm=True)
 
 
