@@ -28,6 +28,7 @@ From recordings to a trained model:
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -65,7 +66,8 @@ def read(
         label_map: {label as found: class name}; "" leaves its clips out.
 
     Returns:
-        A clip per row or file; one whose file is missing, or that does not fit the pattern, is a `BadSample`.
+        A clip per row or file; one without a label, whose file is missing, or that does not fit the pattern,
+        is a `BadSample`.
 
     Raises:
         ValueError: no such source, a column missing, a pattern that fits nothing, a label that is unknown, or
@@ -78,7 +80,7 @@ def read(
         raise ValueError(f"{path}: pattern reads the names in a folder, which this is not; leave it out")
     else:
         clips = _of_table(path)
-    clips, left_out = _mapped(clips, label_map, path)
+    clips, left_out = _mapped([_labelled(clip) for clip in clips], label_map, path)
     found = {clip.label for clip in clips if isinstance(clip, Clip)}
     if not found:
         raise ValueError(
@@ -99,6 +101,13 @@ def read(
             "left_out": dict(sorted(left_out.items())),
         },
     )
+
+
+def _labelled(clip: Clip | BadSample) -> Clip | BadSample:
+    """The clip; a bad one where no label is told: it is a gap in the table, not a class."""
+    if isinstance(clip, BadSample) or clip.label.strip():
+        return clip
+    return BadSample(clip.key, "has no label; fill it in, or leave the clip out", clip.source)
 
 
 def _mapped(
@@ -139,7 +148,7 @@ def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
 
 
 def _of_folder(root: Path, pattern: str | None) -> Iterator[Clip | BadSample]:
-    files = sorted(path for path in root.rglob("*") if _is_clip(path, root))
+    files = sorted(path for path in _files_below(root) if _is_clip(path, root))
     if not files:
         raise ValueError(f"{root}: no recordings in it; known are {' '.join(sorted(SOUND | PICTURE))}")
     expression = _compiled(pattern) if pattern is not None else None
@@ -149,8 +158,7 @@ def _of_folder(root: Path, pattern: str | None) -> Iterator[Clip | BadSample]:
     if expression and not any(matches.values()):
         raise ValueError(f"{root}: pattern {pattern!r} fits none of its {len(files)} clips, say {files[0]}")
     for path in files:
-        # No dots, slashes or spaces: a key names a member of a tar.
-        key = re.sub(r"[\s./\\]", "_", path.relative_to(root).with_suffix("").as_posix())
+        key = _key_of(path.relative_to(root))
         if expression is None:
             split, label = _of_path(path, root)
             meta: dict[str, Any] = {}
@@ -163,6 +171,22 @@ def _of_folder(root: Path, pattern: str | None) -> Iterator[Clip | BadSample]:
             split, label, key = meta.pop("split", SPLIT), meta.pop("label", ""), meta.pop("key", key)
         picture = path if path.suffix.lower() in PICTURE else None
         yield Clip(key, split, label, audio=path, video=picture, meta=meta, source=str(path))
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """All files in a folder and in those below it, linked ones too."""
+    for folder, inner, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        # A link to a folder on the way here would never end.
+        way = {path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)}
+        inner[:] = [name for name in inner if (here / name).resolve() not in way]
+        yield from (here / name for name in names)
+
+
+def _key_of(path: Path) -> str:
+    """A file's path without its suffix, as a key: that names a member of a tar and is shown to people."""
+    name = path.with_suffix("").as_posix()
+    return "".join(mark if mark.isprintable() and mark not in " ./\\" else "_" for mark in name)
 
 
 def _is_clip(path: Path, root: Path) -> bool:
@@ -208,7 +232,8 @@ def _of_table(path: Path) -> list[Clip | BadSample]:
 
 
 def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
-    key = str(row["key"])
+    # What is null in JSON is as empty as an empty cell.
+    key, split, label = ("" if row[name] is None else str(row[name]) for name in REQUIRED)
     both = row.get("path")
     named = {name: row.get(name, both) or None for name in ("audio", "video")}
     files = {name: table.parent / str(file) if file else None for name, file in named.items()}
@@ -227,8 +252,8 @@ def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     meta = {name: value for name, value in row.items() if name not in own and value is not None}
     return Clip(
         key=key,
-        split=str(row["split"]),
-        label=str(row["label"]),
+        split=split,
+        label=label,
         audio=files["audio"],
         video=files["video"],
         audio_span=span if files["audio"] else None,

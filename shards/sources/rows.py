@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -21,7 +22,7 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
         text: CSV columns that stay text in any case.
 
     Raises:
-        ValueError: no such table, or not one; names the row.
+        ValueError: no such table, not one, or not in UTF-8; names the row.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such table")
@@ -30,9 +31,21 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
     return _csv_rows(path, text) if path.suffix == ".csv" else _jsonl_rows(path)
 
 
+def _text(path: Path) -> str:
+    """The table's text, without the byte order mark that spreadsheets put before the first column's name."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not in UTF-8 (byte {error.start}); save it again in that encoding, of which a "
+            'spreadsheet\'s is "CSV UTF-8"'
+        ) from None
+
+
 def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: text in JSON may hold other marks that it takes for ends of lines.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -46,9 +59,13 @@ def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
-    # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
+        rows: list[dict[str, Any]] = list(reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: after line {reader.line_num}: not CSV ({error}); is a quote not closed?"
+        ) from None
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,77 @@ def test_sound_and_picture_in_files_of_their_own(tmp_path: Path) -> None:
     clips = good(recordings.read(write_clip_table(tmp_path / "clips.csv", rows)))
     assert (clips["u1"].audio, clips["u1"].video) == (tmp_path / "a.wav", tmp_path / "pictures" / "a.avi")
     assert (clips["u2"].audio, clips["u2"].video) == (None, tmp_path / "pictures" / "a.avi")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        (
+            "a.csv",
+            "key,split,label,path\né,all,x,a.wav\n".encode("latin-1"),
+            r"UTF-8 \(byte 21\); save it again",
+        ),
+        ("a.csv", "key,split,label,path\nu,all,x,a.wav\n".encode("utf-16"), "not in UTF-8"),
+        ("a.jsonl", '{"key": "é"}'.encode("latin-1"), "not in UTF-8"),
+        (
+            "a.csv",
+            b'key,split,label,path\n"u' + b"x" * 200_000,
+            r"after line 1: not CSV .*is a quote not closed",
+        ),
+    ],
+)
+def test_tables_in_another_form_are_refused_by_name(
+    tmp_path: Path, name: str, content: bytes, complaint: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(name)}: .*{complaint}"):
+        recordings.read(tmp_path / name)
+
+
+def test_json_lines_end_where_lines_do(tmp_path: Path) -> None:
+    """Spoken text has marks that Python takes for ends of lines, and editors put a mark before the first."""
+    put("tone.wav", tmp_path / "a.wav")
+    row = {"key": "u", "split": "all", "label": "x", "path": "a.wav", "text": "one\u2028two\x85three"}
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    [clip] = good(recordings.read(tmp_path / "a.jsonl")).values()
+    assert clip.meta == {"text": row["text"]}
+
+
+def test_a_clip_without_a_label_is_listed(tmp_path: Path) -> None:
+    put("tone.wav", tmp_path / "a.wav")
+    rows = [{"key": f"u{i}", "split": "all", "label": label, "path": "a.wav"} for i, label in enumerate("x ")]
+    source = recordings.read(write_clip_table(tmp_path / "a.csv", rows))
+    assert (source.classes, list(good(source)), list(bad(source))) == (["x"], ["u0"], ["u1"])
+    rows.append({"key": None, "split": "all", "label": None, "path": "a.wav"})
+    source = recordings.read(write_clip_table(tmp_path / "a.jsonl", rows))
+    assert source.classes == ["x"]
+    assert bad(source)[""] == "has no label; fill it in, or leave the clip out"
+
+
+def test_folders_that_are_links_are_read(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    put("tone.wav", root / "sad" / "a.wav")
+    put("tone.wav", tmp_path / "elsewhere" / "b.wav")
+    (root / "happy").symlink_to(tmp_path / "elsewhere")
+    (root / "sad" / "c.wav").symlink_to(tmp_path / "elsewhere" / "b.wav")
+    (root / "sad" / "gone.wav").symlink_to(tmp_path / "gone.wav")
+    (tmp_path / "elsewhere" / "home").symlink_to(root)
+    (root / "again").symlink_to(root)
+    source = recordings.read(root)
+    assert {key: clip.label for key, clip in good(source).items()} == {
+        "sad_a": "sad",
+        "sad_c": "sad",
+        "happy_b": "happy",
+    }
+
+
+def test_names_of_any_letters_make_keys(tmp_path: Path) -> None:
+    names = ["-dash #1.wav", "50%.wav", "日本.wav", "line\nbreak.wav", os.fsdecode(b"latin-\xe9.wav")]
+    for name in names:
+        put("tone.wav", tmp_path / "x" / name)
+    clips = good(recordings.read(tmp_path))
+    assert clips.keys() == {"x_-dash_#1", "x_50%", "x_日本", "x_line_break", "x_latin-_"}
+    assert {clip.audio.name for clip in clips.values() if clip.audio} == set(names)
 
 
 @pytest.mark.parametrize(
