@@ -25,7 +25,7 @@ MOST_NUMBERS = 20  # rows of a matrix beyond which its cells hold no numbers
 
 
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title: str) -> Picture:
-    """Counts [C, C] with true classes as rows; each cell its count, if any, and its share of the row in per cent."""
+    """Counts [C, C] with true classes as rows, in each cell, and what per cent of the row they are."""
     count = np.asarray(confusion)
     share = count / np.maximum(count.sum(1, keepdims=True), 1)
     side = max(3.4, 0.62 * len(classes)) if len(classes) <= MOST_NUMBERS else 9.0
