@@ -27,7 +27,8 @@ def hide_in_command(words: Sequence[str]) -> str:
     shown, secret = [], False
     for word in words:
         name, mark, _ = word.partition("=")
-        option = name == "--storage_options"
+        # Abbreviated, too, as argparse takes it.
+        option = len(name) > len("--s") and "--storage_options".startswith(name)
         if secret:
             shown.append("***")
         elif option and mark:

@@ -39,8 +39,9 @@ from shards.part import (
     open_shard,
     shard_name,
 )
+from shards.retry import DISK_FULL
 from shards.schema import BadSample, Manifest, Sample
-from shards.store import Store, asking, open_store
+from shards.store import Store, asking
 from shards.target import (
     EXTRACTION,
     PART,
@@ -51,9 +52,11 @@ from shards.target import (
     logger,
     look,
     names_in,
+    open_folder,
     publish,
     take,
     token_in,
+    write_json_lines,
 )
 from shards.writer import check_options
 
@@ -145,7 +148,7 @@ def extract(
         raise ValueError(f"utterance {bad[0]['key']!r}: {bad[0]['cause']}")
     settings = {"clips_per_shard": clips_per_shard, "dtype": dtype, "on_bad": on_bad}
     token = EXTRACTION + digest(source, encoders, settings).encode()
-    store = open_store(str(out), storage_options=storage_options)
+    store = open_folder(str(out), storage_options)
 
     # Every rank looks before any changes something: all refuse alike, and share the work out alike.
     resumes = look(store, token, overwrite)
@@ -175,6 +178,13 @@ def extract(
             return None
         facts = {**source.provenance, **(provenance or {}), **making(encoders)}
         return conclude(lots, bad, target, accepted, facts)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(
+                f"{store.url}: no room left ({error}); shards are built in {target.work.parent}. Make room, "
+                "and the same command goes on"
+            ) from None
+        raise
     finally:
         shutil.rmtree(target.work, ignore_errors=True)
 
@@ -273,7 +283,7 @@ def put_record(record: Record, lot: Lot, target: Target) -> None:
     """Publish the record of a finished shard: from then on it is not made again."""
     path = target.work / (lot.name + PART)
     part = dump_part(record.part) if record.part else None
-    path.write_text(json.dumps({"part": part, "skipped": record.skipped}, ensure_ascii=False))
+    write_json_lines(path, [{"part": part, "skipped": record.skipped}])
     publish(target, path)
 
 

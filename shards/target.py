@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.credentials import hide
 from shards.schema import MANIFEST, Manifest, dump_manifest
 from shards.store import Store, asking, open_store
 
@@ -54,10 +55,24 @@ def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> 
         ValueError: a finished dataset, an unfinished extraction or files of others are there.
         OSError: the store cannot be reached.
     """
-    store, token = open_store(out, storage_options=storage_options), uuid.uuid4().hex.encode()
+    store, token = open_folder(out, storage_options), uuid.uuid4().hex.encode()
     look(store, token, overwrite)
     take(store, token)
     return hold(store, token)
+
+
+def open_folder(out: str, storage_options: dict[str, Any] | None) -> Store:
+    """The store of an output folder; as `claim`, but nothing is looked at or changed.
+
+    Raises:
+        ValueError: no file system for this URL, or one that could not be read again.
+    """
+    if "#" in out:
+        raise ValueError(
+            f"{hide(out)}: '#' begins the name of a split, so a dataset there could not be read; pack into a "
+            "folder without it in its name"
+        )
+    return open_store(out, storage_options=storage_options)
 
 
 def look(store: Store, token: bytes, overwrite: bool) -> bool:
@@ -152,7 +167,7 @@ def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) 
     store = target.store
     if skipped:
         path = target.work / SKIPPED
-        path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
+        write_json_lines(path, skipped)
         publish(target, path)
         logger.warning("%s: %d bad samples skipped, listed in %s", store.url, len(skipped), SKIPPED)
     path = target.work / MANIFEST
@@ -163,6 +178,12 @@ def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) 
             with contextlib.suppress(FileNotFoundError):
                 store.fs.rm(f"{store.root}/{name}", recursive=True)
     store.fs.rm(f"{store.root}/{MARKER}")
+
+
+def write_json_lines(path: Path, records: list[Any]) -> None:
+    """Write a JSON document a line: letters as they are, bytes of a file's name that are none escaped."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    path.write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 
 def discard(target: Target) -> None:

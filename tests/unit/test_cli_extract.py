@@ -128,15 +128,10 @@ def test_a_limit_draws_evenly(tmp_path: Path) -> None:
     ]
 
 
-def test_credentials_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [
-        "extract",
-        str(write_tree(tmp_path / "t")),
-        "memory://user:pass@cli-extract/d",
-        "--video",
-        "none",
-    ]
-    words += ["--storage_options", '{"secret": "hush"}']
+@pytest.mark.parametrize("option", ["--storage_options", "--stor"])  # argparse takes it abbreviated, too
+def test_credentials_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    words = ["extract", str(write_tree(tmp_path / "t")), "memory://user:pass@cli-extract/d"]
+    words += ["--video", "none", "--overwrite", option, '{"secret": "hush"}']
     monkeypatch.setattr("sys.argv", ["awtpn", *words])
     awtpn(*words)
     _, manifest, _ = open_dataset("memory://user:pass@cli-extract/d")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -287,6 +289,36 @@ def test_a_feature_that_float16_ruins_is_warned_of(
     assert "warning" not in made(tones, tmp_path / "e", audio=Shifted(), dtype="float32").provenance
 
 
+def test_what_is_skipped_may_have_a_name_that_is_no_text(tmp_path: Path, tones: ClipSource) -> None:
+    """File systems take any bytes for a name; of those that are no UTF-8 Python makes half characters."""
+    odd = Clip("odd", "train", "low", tmp_path / os.fsdecode(b"caf\xe9 \xe2\x98\x83.wav"), None)
+    made(replace(tones, clips=[*tones.clips, odd]), tmp_path / "d", audio=Counting())
+    assert "caf\\udce9 \u2603.wav" in (tmp_path / "d" / "skipped.jsonl").read_text(encoding="utf-8")
+    assert skipped(tmp_path / "d")["odd"] == f"{odd.audio}: no such file"
+
+
+def test_a_full_disk_costs_one_shard(
+    tmp_path: Path, tones: ClipSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced, room = os.replace, [8]
+
+    def replace_while_there_is_room(path: Path, to: Path) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replaced(path, to)
+
+    with monkeypatch.context() as full:
+        full.setattr("shards.target.os.replace", replace_while_there_is_room)
+        with pytest.raises(OSError, match=r"d: no room left .*Make room, and the same command goes on"):
+            made(tones, tmp_path / "d", audio=Counting())
+    encoder = Counting()
+    made(tones, tmp_path / "d", audio=encoder)
+    assert encoder.clips == 20 - 6, "8 files are 2 shards with index and record, and a third's tar and index"
+    made(tones, tmp_path / "alone", audio=Counting())
+    assert files(tmp_path / "d") == files(tmp_path / "alone")
+
+
 # --- What is in the folder already ---------------------------------------------------------------
 
 
@@ -343,6 +375,8 @@ def test_wrong_options_are_refused(tmp_path: Path, tones: ClipSource) -> None:
         made(tones, tmp_path / "d")
     with pytest.raises(ValueError, match="clips_per_shard=0"):
         made(tones, tmp_path / "d", audio=Counting(), clips_per_shard=0)
+    with pytest.raises(ValueError, match="a#b: '#' begins the name of a split"):
+        made(tones, tmp_path / "a#b", audio=Counting())
     with pytest.raises(ValueError, match="dtype 'float8'"):
         made(tones, tmp_path / "d", audio=Counting(), dtype="float8")
     assert not (tmp_path / "d").exists()
