@@ -168,8 +168,8 @@ class Board:
         if not counts.any():
             return
         used = int(np.flatnonzero(counts)[-1]) + 1
-        limits = BUCKET * np.arange(1, used + 1)
-        middles = limits - BUCKET / 2
+        middles = BUCKET * np.arange(used)
+        limits = middles + BUCKET / 2
         self.writer.add_histogram_raw(
             tag,
             min=0.0,

@@ -23,7 +23,8 @@ from shards import FeatureBatch, FeatureStream
 EXAMPLES = 6  # utterances whose weights are drawn over time
 EMBEDDED = 1_000  # utterances in the projector
 EMBEDDED_DIM = 256  # vectors of more features are projected to this many
-# Buckets of reliability weights, as multiples of the uniform weight; the last takes all above.
+# Buckets of reliability weights, as multiples of the uniform weight: the k-th lies around k * BUCKET, so that
+# the uniform weight is on no border; the last takes all above.
 BUCKET = 0.1
 BUCKETS = 100
 
@@ -85,7 +86,7 @@ class Collector:
         """Take what is wanted of a batch, whose labels and output are on the device."""
         for counts, stream in zip(self.counts, output.streams.values(), strict=True):
             multiples = stream.weights.float() * stream.offsets.diff()[stream.utterance]
-            bucket = (multiples / BUCKET).long().clamp(0, BUCKETS - 1)
+            bucket = (multiples / BUCKET + 0.5).long().clamp(0, BUCKETS - 1)
             counts.index_add_(0, bucket, torch.ones_like(bucket))
         if self.pictures:
             position = batch.step * batch.num_places * self.world.size + batch.place.numpy()

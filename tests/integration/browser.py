@@ -208,7 +208,7 @@ def main() -> None:
             visit(driver, address, page, words)
             time.sleep(5)  # for animations, and what loads without words
             driver.execute_script(script)
-            time.sleep(3)
+            time.sleep(8)
             save(driver, options.out / f"tensorboard-{name}.png")
     log.unlink()
 
