@@ -258,7 +258,7 @@ def key_gradient_kernel(  # type: ignore[no-untyped-def]
         q_rows = load_steps(q, rows, end, D, D_PADDED)
         g = tl.load(gradient + rows, mask=rows < end, other=0.0) / unit
         w = tl.load(spread + rows, mask=rows < end, other=0.0)
-        n = tl.load(norm + rows, mask=rows < end, other=float("inf"))  # which makes A_ij zero
+        n = tl.load(norm + rows, mask=rows < end, other=0.0)
         scores = tl.dot(k_columns, q_rows.T, input_precision=PRECISION) * (scale * LOG2_E)
         weighted = tl.exp2(scores - n[None, :]) * g[None, :]  # g_i A_ij, transposed
         dr_columns += tl.sum(weighted, 1)
