@@ -67,24 +67,29 @@ def decode_ahead(clips: Iterable[Clip], encoders: Encoders, threads: int) -> Gen
     """`decode` each clip, in order, some ahead of being asked for; how far is bounded in clips and bytes."""
     remaining = iter(clips)
     waiting: deque[Future[Decoded]] = deque()
+    given, given_bytes = 0, 0
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         while True:
-            while len(waiting) < AHEAD_CLIPS and _held(waiting) < AHEAD_BYTES:
+            # Of a clip under way nobody knows how large it will be: as large as others, we say.
+            usual = given_bytes / given if given else AHEAD_BYTES / threads
+            while len(waiting) < AHEAD_CLIPS and (not waiting or _held(waiting, usual) < AHEAD_BYTES):
                 clip = next(remaining, None)
                 if clip is None:
                     break
                 waiting.append(pool.submit(decode, clip, encoders))
             if not waiting:
                 return
-            yield waiting.popleft().result()
+            decoded = waiting.popleft().result()
+            given, given_bytes = given + 1, given_bytes + decoded.bytes
+            yield decoded
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _held(waiting: Iterable[Future[Decoded]]) -> int:
-    """Bytes of the clips that are decoded; those under way count as soon as they are."""
-    return sum(each.result().bytes for each in waiting if each.done())
+def _held(waiting: Iterable[Future[Decoded]], usual: float) -> float:
+    """Bytes of the clips that are decoded, and likely of those under way."""
+    return sum(each.result().bytes if each.done() else usual for each in waiting)
 
 
 def encode(decoded: Iterable[Decoded], encoders: Encoders, batch: int) -> Iterator[Sample | BadSample]:

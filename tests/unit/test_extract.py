@@ -510,6 +510,38 @@ def test_decoding_runs_ahead_within_bounds(
     assert len(taken) == 20
 
 
+class WhenAsked(AtOnce):
+    """An executor whose work stays under way until its result is asked for."""
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        class Asked(Future[Any]):
+            def result(self, timeout: float | None = None) -> Any:
+                return call(*arguments)
+
+        return Asked()
+
+
+def test_clips_under_way_count_as_much_as_others(tones: ClipSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads could decode dozens of films while the encoder is busy with the first."""
+    monkeypatch.setattr("shards.features.ThreadPoolExecutor", WhenAsked)
+    monkeypatch.setattr("shards.features.AHEAD_BYTES", 150_000)
+    taken: list[Clip] = []
+
+    def clips() -> Iterator[Clip]:
+        for clip in tones.clips:
+            assert isinstance(clip, Clip)
+            taken.append(clip)
+            yield clip
+
+    ahead = []
+    for i, _ in enumerate(decode_ahead(clips(), {"audio": Counting()}, threads=2), start=1):
+        ahead.append(len(taken) - i)
+    assert len(ahead) == 20
+    # Two threads have a clip each, until it is known how large one is: the first has 16 kB, the mean 32.
+    assert ahead[:2] == [1, 150 // 16]
+    assert max(ahead[5:]) == 5
+
+
 def test_streams_of_a_clip_may_lie_in_files_of_their_own(tmp_path: Path) -> None:
     sound, film = write_sound(tmp_path / "a.wav", 2.0), put("both.avi", tmp_path / "b.avi")
     clip = Clip("x", "all", "calm", sound, film, audio_span=(0.5, 1.25), video_span=(0.0, 0.4))
