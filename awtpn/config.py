@@ -8,18 +8,20 @@ settings that contradict each other are refused by name before anything starts.
 
 from __future__ import annotations
 
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
 
 from awtpn.losses import LossConfig
 from awtpn.model import ModelConfig
 from awtpn.optim import OptimConfig
 from awtpn.prototypes import PrototypesConfig
+from awtpn.refusals import OneLineParser, keys_of
 from shards.credentials import hide
 
 ROLES = ("train", "val", "test")
@@ -145,18 +147,40 @@ class Config:
             )
 
 
-def make_parser() -> ArgumentParser:
+HELP = """Train AWTPN. Without a configuration it makes and learns a demo corpus.
+
+Of a key that is given twice the last counts, so keys after --config override the file. A run goes on by
+itself from the latest checkpoint in its folder.
+"""
+EXAMPLES = """examples:
+  python launch/train.py                                                the demo, in a minute
+  python launch/train.py --config configs/meld.yaml --optim.lr 3e-4     a file, and one key otherwise
+  torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
+  accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py --config configs/meld.yaml
+"""
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Types and defaults as jsonargparse shows them, description and examples line by line."""
+
+
+def make_parser() -> OneLineParser:
     """The parser of `launch/train.py`: --config FILE, --deepspeed FILE and every dotted key."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
+    parser = OneLineParser(
         prog="train.py",
-        description="Train AWTPN. Without a configuration it makes and learns a demo corpus.",
+        usage="train.py [--config FILE] [--deepspeed FILE] [--SECTION.KEY VALUE ...]",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=HelpFormatter,
         default_config_files=[],
+        allow_abbrev=False,  # --train.epoch must not pass for --train.epochs
     )
-    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    parser.keys = keys_of(Config)
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with the keys below")
     parser.add_argument("--deepspeed", type=str | None, metavar="FILE", help="DeepSpeed config (JSON)")
     # The `deepspeed` launcher passes it; its presence is how a run knows that launcher.
-    parser.add_argument("--local_rank", type=int | None, help="set by the deepspeed launcher")
+    parser.add_argument("--local_rank", type=int | None, help=SUPPRESS)
     parser.add_class_arguments(Config, nested_key=None)
     return parser
 

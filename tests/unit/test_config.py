@@ -11,7 +11,8 @@ from support import REPO
 
 from awtpn.config import Config, dump, dump_yaml, parse_command_line
 
-CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
+# ablations.yaml holds arguments of many runs.
+CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if path.stem != "ablations")
 
 
 def test_no_arguments_mean_the_demo() -> None:
@@ -81,6 +82,35 @@ def test_unknown_keys_and_wrong_types_are_refused_by_name(
         parse_command_line(words)
     assert stop.value.code not in (0, None)
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--lr", "3"], "there is no --lr; did you mean optim.lr? (--help lists all keys)"),
+        (
+            ["--train.epoch", "3"],
+            "there is no --train.epoch; did you mean train.epochs? (--help lists all keys)",
+        ),
+        (["--train.zero_stage", "5"], "train.zero_stage takes 0, 1, 2, 3 or null, not 5"),
+        (["--train.max_steps", "many"], "train.max_steps takes a whole number or null, not many"),
+        (
+            ["--data.select.test", "fold=3"],
+            "data.select.test takes a mapping such as {a: 1, b: 2} or null, not fold=3",
+        ),
+        (
+            ["configs/demo.yaml"],
+            "configs/demo.yaml: what is this for? Keys are written --key value, a file --config FILE",
+        ),
+    ],
+)
+def test_a_wrong_word_is_answered_in_one_line(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {answer}\n"
 
 
 def test_an_unknown_key_in_a_file_is_refused_by_name(

@@ -1,0 +1,86 @@
+"""Wrong words on a command line or in a YAML file are answered in one line that says what would be right."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+# How jsonargparse names the key and the value of what it could not take.
+WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
+UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
+UNKNOWN_IN_FILE = re.compile(r"Group '([\w.]+)' does not accept option '([^']+)'")
+NO_FILE = re.compile(r"File does not exist: '([^']+)'")
+
+
+class OneLineParser(ArgumentParser):
+    """jsonargparse's parser, which would bury an error under a screenful of usage."""
+
+    keys: Mapping[str, Any]
+    """Dotted key -> type, to tell what would be right."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with status 2 after one line on stderr."""
+        sys.stderr.write(f"error: {explain(message, self.keys)}\n")
+        sys.exit(2)
+
+
+def keys_of(section: type, prefix: str = "") -> dict[str, Any]:
+    """The dotted keys of a configuration and the type of each."""
+    keys: dict[str, Any] = {}
+    for name, kind in get_type_hints(section).items():
+        inner = isinstance(kind, type) and is_dataclass(kind)
+        keys |= keys_of(kind, f"{prefix}{name}.") if inner else {prefix + name: kind}
+    return keys
+
+
+def explain(message: str, keys: Mapping[str, Any]) -> str:
+    """jsonargparse's message in one line; as it is where it is none of the usual ones."""
+    if (found := WRONG_VALUE.match(message)) and found[1] in keys:
+        return f"{found[1]} takes {in_words(keys[found[1]])}, not {found[2].strip()}"
+    if found := UNKNOWN_WORD.match(message):
+        word = found[1].partition("=")[0]
+        if not word.startswith("--"):
+            return f"{word}: what is this for? Keys are written --key value, a file --config FILE"
+        return f"there is no {word}" + nearest(word.removeprefix("--"), keys)
+    if found := UNKNOWN_IN_FILE.search(message):
+        key = f"{found[1]}.{found[2]}"
+        return f"there is no {key}" + nearest(key, keys)
+    if found := NO_FILE.search(message):
+        return f"{found[1]}: no such file"
+    return " ".join(message.split())
+
+
+def nearest(key: str, keys: Mapping[str, Any]) -> str:
+    """Which keys may have been meant: those whose name holds the word, else those spelt like it."""
+    word = key.rpartition(".")[2]
+    names = {name.rpartition(".")[2]: name for name in keys}
+    alike = [names[name] for name in names if word in name or name in word]
+    alike = alike or [names[name] for name in get_close_matches(word, names, 2)]
+    return (f"; did you mean {' or '.join(alike[:3])}?" if alike else "") + " (--help lists all keys)"
+
+
+def in_words(kind: Any) -> str:
+    """What a key takes, as people say it: "a whole number or null"."""
+    words = alternatives(kind)
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def alternatives(kind: Any) -> list[str]:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return [str(value) for value in inner]
+    if origin in (Union, UnionType):
+        return [words for one in inner for words in alternatives(one)]
+    if origin is list:
+        return ["a list such as [a, b]"]
+    if origin is dict:
+        return ["a mapping such as {a: 1, b: 2}"]
+    return [WORDS[kind]]
