@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     """Answer for each recording; exits with 1 if one cannot be used."""
     encoders = predictor.encoders(audio=options.audio, video=options.video)
     steps = {modality: float(encoder.step_seconds) for modality, encoder in encoders.items()}
+    names = picture_names([Path(name) for name in options.input])
     failed = False
     with open(options.out, "w") if options.out else contextlib.nullcontext(sys.stdout) as file:
         for path, answer in predictor.answer_recordings(options.input):
@@ -45,11 +48,20 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
             file.flush()
             print(in_words(path, answer, steps), file=sys.stderr)
             if options.png:
-                picture = Path(options.png) / f"{path.name}.png"
+                picture = Path(options.png) / f"{names[path]}.png"
                 draw(load(path, steps), answer, picture)
                 print(f"  drawn: {picture}", file=sys.stderr)
     if failed:
         sys.exit(1)
+
+
+def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """What each recording's picture is called: after its file, and its folders where files share a name."""
+    files = Counter(path.name for path in set(paths))
+    return {
+        path: path.name if files[path.name] == 1 else "_".join(path.relative_to(path.anchor).parts)
+        for path in paths
+    }
 
 
 def in_words(path: Path, answer: Prediction, step_seconds: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.predictor import Prediction
-from shards.media import probe, read_audio, read_frames
+from shards.media import MediaError, probe, read_audio, read_frames
 
 INK, QUIET, LINE, PAPER = "#1f2933", "#7b8794", "#d5dbe1", "#ffffff"
 COLOURS = {"audio": "#0072b2", "video": "#d55e00"}  # of Okabe and Ito
@@ -23,6 +24,8 @@ FRAMES = 7  # shown side by side
 LARGEST_SIDE = 480  # of a frame that is shown
 RATE = 16000  # of the sound that is shown
 WAVE_COLUMNS = 1400  # a waveform is drawn as the extremes within so many columns
+LONGEST_NAME = 60  # letters that are shown of a file's name
+ROUNDING = 1e-6  # of a step: 2.3 / 0.1 is 23 steps
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Recording:
         name: for the title.
         duration: in seconds.
         sound: [samples] at `rate` Hz, or None.
-        pictures: uint8 [N, H, W, 3], N evenly spread over the clip, or None.
+        pictures: uint8 [N, H, W, 3], or None: the middles of the first N of `FRAMES` equal stretches of the
+            clip; N is less than `FRAMES` where the pictures end before the sound.
         step_seconds: length of a step, by modality.
     """
 
@@ -46,16 +50,27 @@ class Recording:
 
 
 def load(path: Path, step_seconds: dict[str, float]) -> Recording:
-    """What there is to show of the recording `path`.
+    """What there is to show of the recording `path`; of two streams the one that can be decoded.
 
     Raises:
-        MediaError: it cannot be decoded.
+        MediaError: none can.
     """
     info = probe(path)
-    pictures = None
+    pictures = sound = None
+    causes = []
     if info.has_video and info.duration > 0:
-        pictures = read_frames(path, FRAMES / info.duration, largest_side=LARGEST_SIDE)[0]
-    sound = read_audio(path, RATE) if info.has_audio else None
+        try:
+            found, _ = read_frames(path, FRAMES / info.duration, largest_side=LARGEST_SIDE)
+            pictures = found[:FRAMES]
+        except MediaError as error:
+            causes.append(error)
+    if info.has_audio:
+        try:
+            sound = read_audio(path, RATE)
+        except MediaError as error:
+            causes.append(error)
+    if causes and pictures is None and sound is None:
+        raise causes[0]
     return Recording(path.name, info.duration, sound, RATE, pictures, step_seconds)
 
 
@@ -114,13 +129,16 @@ def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
 
 
 def _title(figure: Any, recording: Recording, prediction: Prediction, height: float) -> None:
-    facts = [recording.name, f"{recording.duration:.1f} s"]
+    name = recording.name
+    name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 16]}…{name[-15:]}"
+    facts = [name, f"{recording.duration:.1f} s"]
     facts += ["no picture"] if recording.pictures is None else []
     facts += ["no sound"] if recording.sound is None else []
     facts.append(f"{prediction.probabilities[prediction.label]:.0%} sure")
-    figure.text(LEFT, height, prediction.label, fontsize=21, fontweight="bold", color=INK, va="center")
-    line = "   ·   ".join(facts)
-    figure.text(RIGHT, height, line, fontsize=11, color=QUIET, ha="right", va="center")
+    # Names of files and classes may hold dollars, and are no formulas.
+    look: dict[str, Any] = {"va": "center", "parse_math": False}
+    figure.text(LEFT, height, prediction.label, fontsize=21, fontweight="bold", color=INK, **look)
+    figure.text(RIGHT, height, "   ·   ".join(facts), fontsize=11, color=QUIET, ha="right", **look)
 
 
 def _plain(axes: Any, recording: Recording) -> None:
@@ -161,23 +179,39 @@ def _pictures(axes: Any, recording: Recording, prediction: Prediction) -> None:
     place = (box.width / FRAMES * 0.97) / box.height
     cut = max(0, round((width - place * height) / 2))
     shown = min(1.0, width / height / place)
-    strength = _strength(prediction, "video")
-    for i in range(FRAMES):
-        at = (i + 0.5) / FRAMES
-        picture = recording.pictures[int(at * len(recording.pictures)), :, cut : width - cut]
+    edges = slot * np.arange(len(recording.pictures) + 1)
+    strength = _strength(recording, prediction, "video", edges, np.mean)
+    for i, picture in enumerate(recording.pictures):
         left = i * slot + gap / 2 + (1 - shown) * (slot - gap) / 2
         extent = (left, left + shown * (slot - gap), 0, 1)
-        alpha = 0.25 + 0.75 * float(strength[int(at * len(strength))])
-        axes.imshow(picture, extent=extent, aspect="auto", interpolation="antialiased", alpha=alpha)
+        alpha = 0.25 + 0.75 * float(strength[i])
+        image = picture[:, cut : width - cut]
+        axes.imshow(image, extent=extent, aspect="auto", interpolation="antialiased", alpha=alpha)
     axes.set_xlim(0, recording.duration)
 
 
-def _strength(prediction: Prediction, modality: str) -> NDArray[np.float32]:
-    """Weights [T] as shares of the largest; [1.0] where there are none."""
+def _strength(
+    recording: Recording,
+    prediction: Prediction,
+    modality: str,
+    edges: NDArray[Any],
+    statistic: Callable[[NDArray[Any]], Any],
+) -> NDArray[np.float64]:
+    """How much stretches of time count, as shares [n] of the one that counts most; all 1 without weights.
+
+    Args:
+        edges: of the stretches [n + 1], in seconds.
+        statistic: of the weights of the steps that lie in a stretch, if only in part.
+    """
     weights = prediction.weights.get(modality)
     if weights is None or not len(weights):
-        return np.ones(1, np.float32)
-    return np.clip(weights / max(float(weights.max()), 1e-12), 0, 1)
+        return np.ones(len(edges) - 1)
+    steps = edges / recording.step_seconds[modality]
+    # Steps may end before the recording does: what follows the last belongs to it.
+    first = np.minimum(np.floor(steps[:-1] + ROUNDING).astype(int), len(weights) - 1)
+    last = np.maximum(np.ceil(steps[1:] - ROUNDING).astype(int), first + 1)
+    found = np.array([statistic(weights[a:b]) for a, b in zip(first, last, strict=True)])
+    return found / max(float(found.max()), 1e-12)
 
 
 def _wave(axes: Any, recording: Recording, prediction: Prediction) -> None:
@@ -192,12 +226,13 @@ def _wave(axes: Any, recording: Recording, prediction: Prediction) -> None:
     edges = np.linspace(0, len(sound), columns + 1).astype(int)
     low = np.minimum.reduceat(sound, edges[:-1])
     high = np.maximum.reduceat(sound, edges[:-1])
+    # Each column reaches to the next one's first sample: of few samples, too, they make one line.
+    low[:-1] = np.minimum(low[:-1], sound[edges[1:-1]])
+    high[:-1] = np.maximum(high[:-1], sound[edges[1:-1]])
     time = (edges[:-1] + edges[1:]) / 2 / recording.rate
     axes.fill_between(time, low, high, color=LINE, linewidth=0.6, edgecolor=LINE)
-    strength = _strength(prediction, "audio")
-    step = np.minimum((time / recording.step_seconds.get("audio", np.inf)).astype(int), len(strength) - 1)
     colours = np.tile(to_rgba(COLOURS["audio"]), (columns, 1))
-    colours[:, 3] = strength[step]
+    colours[:, 3] = _strength(recording, prediction, "audio", edges / recording.rate, np.max)
     lines = np.stack([np.stack([time, low], 1), np.stack([time, high], 1)], 1)
     axes.add_collection(LineCollection(list(lines), colors=colours, linewidths=0.9))
     most = max(1e-6, float(np.abs(sound).max()))
@@ -209,7 +244,7 @@ def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: 
     """Reliability weights as multiples of an even weight, a stair over time."""
     weights = prediction.weights.get(modality)
     if weights is None:
-        _nothing(axes, f"the model does not use {NAMES[modality]}")
+        _nothing(axes, f"the model does not use the {NAMES[modality]}")
         return
     if not len(weights):
         _nothing(axes, f"nothing to rely on in the {NAMES[modality]}")
@@ -239,8 +274,9 @@ def _probabilities(axes: Any, prediction: Prediction) -> None:
     axes.barh(places, values, height=0.16, color=colours)
     for place, name, value in zip(places, names, values, strict=True):
         weight = "bold" if name == prediction.label else "normal"
-        axes.text(0, place - 0.16, name, va="bottom", ha="left", fontsize=10.5, color=INK, fontweight=weight)
-        axes.text(1, place - 0.16, f"{value:.1%}", va="bottom", ha="right", fontsize=10.5, color=QUIET)
+        look: dict[str, Any] = {"va": "bottom", "fontsize": 10.5}
+        axes.text(0, place - 0.16, name, color=INK, fontweight=weight, parse_math=False, **look)
+        axes.text(1, place - 0.16, f"{value:.1%}", color=QUIET, ha="right", **look)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(names) - 0.3, -0.75)
     axes.axis("off")
