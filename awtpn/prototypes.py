@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -163,13 +163,19 @@ def _is_partitioned(tensor: Tensor) -> bool:
 @torch.no_grad()
 def gather_table(model: AWTPN) -> Tensor:
     """The whole table [C*K, D] as float32 on the host; under ZeRO-3 a collective, so every rank calls."""
-    table = model.tpn.prototypes
-    if not _is_partitioned(table):
-        return table.detach().float().cpu().clone()
-    from deepspeed.runtime.zero import GatheredParameters
+    table: Any = model.tpn.prototypes
+    if hasattr(table, "ds_id"):
+        from deepspeed.runtime.zero import GatheredParameters, ZeroParamStatus
 
-    with GatheredParameters([table]):
-        return table.detach().float().cpu().clone()
+        # Small tensors, which are not partitioned while the model trains, are before its first step.
+        if table.ds_status != ZeroParamStatus.AVAILABLE:
+            with GatheredParameters([table]):
+                return _on_host(table)
+    return _on_host(table)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().clone()
 
 
 def broadcast_from_main(tensors: Mapping[str, Tensor]) -> None:
