@@ -15,8 +15,7 @@ pytest.importorskip("av")
 
 from media_support import HEIGHT, WIDTH, chirp, number_of, numbered, ramp, record, spoil
 
-from shards import media
-from shards.media import MediaError, iterate_frames, probe, read_audio, read_frames, resample
+from shards.media import MediaError, iterate_frames, probe, read_audio, read_frames, resample, video
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 CLIPS = [*sorted((DATA / "crema_d" / "clips").glob("*.flv")), *sorted((DATA / "ravdess").glob("*.mp4"))]
@@ -93,12 +92,42 @@ def test_a_broken_time_does_not_stretch_the_recording(tmp_path: Path) -> None:
     assert numbers(read_frames(joined, 10)[0]) == list(range(30))
 
 
+@pytest.mark.parametrize("kind", [8, 9], ids=["sound", "pictures"])
+def test_a_stream_that_claims_to_begin_after_the_end_begins_with_the_other(tmp_path: Path, kind: int) -> None:
+    """One flipped byte of FLV's times is 49 days: as many pictures would be the first's repetition."""
+    path = record(
+        tmp_path / "a.flv", [numbered(i) for i in range(20)], codec="flv", sound=ramp(2.0), sound_codec="aac"
+    )
+    whole = read_audio(path)
+    content = bytearray(path.read_bytes())
+    at = 9 + 4  # past the header, at the first tag: kind, 3 bytes of size, 3 of time, its highest, ...
+    while at < len(content):
+        if content[at] == kind:
+            content[at + 7] = 0xFF
+        at += 11 + int.from_bytes(content[at + 1 : at + 4], "big") + 4
+    path.write_bytes(content)
+    assert numbers(read_frames(path, 10)[0]) == list(range(20))
+    assert numbers(read_frames(path, 10, (1.0, 1.5))[0]) == list(range(10, 15))
+    assert len(read_audio(path)) == pytest.approx(len(whole), abs=2048)
+    assert read_audio(path, span=(1.0, 1.5)).mean() == pytest.approx(whole[16000:24000].mean(), abs=0.005)
+
+
+def test_a_clip_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record(tmp_path / "a.mkv", [numbered(i) for i in range(20)], codec="mpeg4")
+    monkeypatch.setattr(video, "LARGEST_CLIP", 19 * numbered(0).nbytes)
+    with pytest.raises(MediaError, match=r"a.mkv: its pictures take more than .* cut it into shorter clips"):
+        read_frames(path, 10)
+    assert len(read_frames(path, 5)[0]) == 10
+
+
 def test_a_late_span_is_decoded_from_the_key_frame_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = record(tmp_path / "long.mp4", [numbered(i) for i in range(200)], gop=10)
     decoded = 0
-    original = media._frames
+    original = video.decoded_frames
 
     def counting(*arguments: object) -> object:
         nonlocal decoded
@@ -106,7 +135,7 @@ def test_a_late_span_is_decoded_from_the_key_frame_before_it(
             decoded += 1
             yield frame
 
-    monkeypatch.setattr(media, "_frames", counting)
+    monkeypatch.setattr(video, "decoded_frames", counting)
     assert numbers(read_frames(path, 10, (15.5, 16.0))[0]) == [155, 156, 157, 158, 159]
     assert decoded <= 20
 
