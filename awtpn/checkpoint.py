@@ -242,8 +242,25 @@ def offer_another(folder: Path) -> str:
 
 
 def load_weights(folder: Path, model: AWTPN) -> None:
-    """Put a checkpoint's weights and buffers into a model that no engine has wrapped yet."""
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    """Put a checkpoint's weights and buffers into a model that no engine has wrapped yet.
+
+    Raises:
+        ValueError: they are of a model of another shape.
+    """
+    weights, own = load_file(folder / WEIGHTS_FILE), model.state_dict()
+    other = [name for name in {**own, **weights} if shape_of(own, name) != shape_of(weights, name)]
+    if other:
+        name = other[0]
+        raise ValueError(
+            f"{folder} is of another model: {name} is {shape_of(weights, name)} there, and "
+            f"{shape_of(own, name)} by the settings of model.* now: choose another run.dir, set them as in "
+            "the run's config.yaml, or start from its weights with --run.init_from"
+        )
+    model.load_state_dict(weights)
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
 
 
 def find_model(path: Path) -> Path:

@@ -33,9 +33,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("interrupted")
 
 
+HELP = "Pack features into shards and look at them; use, report on and share trained models."
+EXAMPLES = """examples:
+  awtpn extract recordings data/mine              recordings/LABEL/clip.mp4 -> features in shards
+  python launch/train.py --data.train data/mine   train on them; torchrun, accelerate and deepspeed, too
+  awtpn report runs/mine-20260101-120000          figures with intervals, curves, cost
+  awtpn predict runs/mine-20260101-120000 clip.mp4
+
+awtpn COMMAND --help tells what a command takes.
+"""
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="awtpn", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = argparse.ArgumentParser(
+        prog="awtpn",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=lambda options: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
     add_pack(commands)
     add_extract(commands)
     add_shards(commands)
@@ -52,30 +69,46 @@ def make_parser() -> argparse.ArgumentParser:
 # --- models --------------------------------------------------------------------------------------
 
 
+PREDICT_HELP = """Write a JSON line for each utterance: its label, the classes' probabilities, and how much
+each of its steps counted (the reliability weights of sound and picture).
+
+INPUT is a packed dataset, or recordings. Features of recordings are made as those were that the model was
+trained on, so it must have been trained on what `awtpn extract` made.
+
+examples:
+  awtpn predict runs/mine clip.mp4 --png pictures
+  awtpn predict my-model s3://corpus/meld --split val --out answers.jsonl
+"""
+
+
 def add_predict(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="labels, probabilities and reliability weights, a JSON line each",
-        description="Of a packed dataset; or of recordings, whose features are then made as those that the "
-        "model was trained on, where `awtpn extract` made these.",
+        description=PREDICT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="run, checkpoint or export folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run, checkpoint or export folder, or USER/MODEL on the Hugging Face Hub",
+    )
     parser.add_argument(
         "input",
         metavar="INPUT",
         nargs="+",
-        help="packed dataset, any fsspec URL (#split names a split); or recordings, files of sound or video",
+        help="a packed dataset, any fsspec URL (URL#split names a split); or recordings, sound or video",
     )
-    parser.add_argument("--png", metavar="DIR", help="recordings: draw each answer there")
+    parser.add_argument("--png", metavar="DIR", help="recordings: draw each answer there, with its weights")
     for modality in ("audio", "video"):
         parser.add_argument(
             f"--{modality}",
             metavar="ENCODER",
-            help=f"recordings: where the {modality} encoder is, if it moved",
+            help=f"recordings: where the {modality} encoder is now, if it moved",
         )
-    parser.add_argument("--split", default="test", help="split of INPUT (default: test)")
-    parser.add_argument("--out", help="file to write; default: standard output")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--split", default="test", metavar="NAME", help="of a dataset (default: test)")
+    parser.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
     add_store_options(parser)
     parser.set_defaults(command=run_predict)
 
@@ -107,12 +140,27 @@ def run_predict(options: argparse.Namespace) -> None:
 
 
 def add_compare(commands: Any) -> None:
-    parser = commands.add_parser("compare", help="two runs: same data? same losses? same weights?")
-    parser.add_argument("a", metavar="RUN_A", type=Path)
-    parser.add_argument("b", metavar="RUN_B", type=Path)
-    parser.add_argument("--loss_tolerance", type=float, default=1e-5, help="relative, at every step")
+    parser = commands.add_parser(
+        "compare",
+        help="two runs: same data? same losses? same weights?",
+        description="Tell whether two runs saw the same utterances at every step and learned the same from "
+        "them, as runs of one configuration must, whatever their ranks and engine. Exits with 1 if not.",
+    )
+    parser.add_argument("a", metavar="RUN_A", type=Path, help="run folder")
+    parser.add_argument("b", metavar="RUN_B", type=Path, help="run folder to compare it with")
     parser.add_argument(
-        "--weight_tolerance", type=float, default=1e-4, help="absolute, in the latest checkpoints"
+        "--loss_tolerance",
+        type=float,
+        default=1e-5,
+        metavar="X",
+        help="largest relative difference of a loss at any step (default: 1e-5)",
+    )
+    parser.add_argument(
+        "--weight_tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest absolute difference of a weight in the latest checkpoints (default: 1e-4)",
     )
     parser.set_defaults(command=run_compare)
 
@@ -132,13 +180,25 @@ def run_compare(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+DOCTOR_HELP = """Find what would spoil a run before it begins, and say how to repair it: versions that differ
+between hosts, a run folder that is not shared, data that a rank cannot read, addresses that are of no use.
+
+examples:
+  awtpn doctor --data s3://corpus/meld
+  torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-01:29400 \\
+      -m awtpn.cli doctor --run_dir /shared/run --data s3://corpus/meld
+  awtpn doctor --memory configs/large.yaml --ranks 8 64
+"""
+
+
 def add_doctor(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="find what would spoil a run before it begins",
-        description="Alone, or on all ranks: torchrun [...] -m awtpn.cli doctor --run_dir DIR --data URL",
+        description=DOCTOR_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run_dir", type=Path, help="run folder that the ranks would share")
+    parser.add_argument("--run_dir", type=Path, metavar="DIR", help="run folder that the ranks would share")
     parser.add_argument(
         "--data", nargs="*", default=[], metavar="URL", help="packed datasets that every rank must read"
     )
@@ -146,8 +206,8 @@ def add_doctor(commands: Any) -> None:
         "--memory",
         nargs=argparse.REMAINDER,
         metavar="CONFIG",
-        help="instead: estimate each rank's peak memory by ZeRO stage; takes all that follows: CONFIG, "
-        "[--ranks N ...], overrides (--memory --help tells them)",
+        help="instead: estimate each rank's peak memory by ZeRO stage. Takes all words that follow: CONFIG, "
+        "[--ranks N ...] and overrides; `awtpn doctor --memory --help` tells them",
     )
     add_store_options(parser)
     parser.set_defaults(command=run_doctor)

@@ -46,6 +46,13 @@ model by hub id or local folder: wav2vec 2.0, HuBERT, WavLM, Whisper; CLIP, SigL
 Over many devices: `accelerate launch [...] -m awtpn.cli extract ...`, or the same under torchrun. The same
 command goes on where it was stopped, on any number of ranks.
 """
+EXAMPLES = """examples:
+  awtpn extract recordings data/mine
+  awtpn extract IEMOCAP_full_release data/iemocap --label_set 6
+  awtpn extract clips data/mine --pattern '(?P<actor>\\d+)_(?P<label>[A-Z]{3})' --label_map HAP=happy,SAD=sad
+  accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --audio microsoft/wavlm-base-plus \\
+      --audio_layer 9 --video openai/clip-vit-base-patch32 --faces opencv --precision bf16
+"""
 
 
 def add_extract(commands: Any) -> None:
@@ -53,6 +60,7 @@ def add_extract(commands: Any) -> None:
         "extract",
         help="recordings -> features -> shards",
         description=HELP,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_arguments(parser)
@@ -62,63 +70,112 @@ def add_extract(commands: Any) -> None:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="corpus, folder or table of recordings")
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
-    parser.add_argument("--format", choices=list(FORMATS))
+    parser.add_argument("--format", choices=list(FORMATS), help="default: guessed from SOURCE")
 
     corpus = parser.add_argument_group("what to read")
-    corpus.add_argument("--labels", type=_words, help="recordings: class names in label order, by commas")
+    corpus.add_argument(
+        "--labels", type=_words, metavar="A,B,...", help="recordings: class names in label order"
+    )
     corpus.add_argument(
         "--pattern",
         metavar="REGEX",
-        help="recordings: searched in a clip's path; groups label, split, key, others become metadata",
+        help="recordings: searched in a clip's path; its named groups are label, split, key, and metadata",
     )
     corpus.add_argument(
-        "--label_map", type=_pairs, metavar="A=NAME,...", help="recordings: rename labels; XXX= leaves out"
+        "--label_map",
+        type=_pairs,
+        metavar="A=NAME,...",
+        help="recordings: rename labels; those renamed to nothing (XXX=) are left out",
     )
-    corpus.add_argument("--label_set", type=int, choices=[4, 6], help="iemocap: number of classes (4)")
-    corpus.add_argument("--test_session", type=int, help="iemocap: a session as the split test")
-    corpus.add_argument("--val_session", type=int, help="iemocap: a session as the split val")
+    corpus.add_argument(
+        "--label_set", type=int, choices=[4, 6], help="iemocap: number of classes (default: 4)"
+    )
+    corpus.add_argument(
+        "--test_session", type=int, metavar="N", help="iemocap: this session becomes the split test"
+    )
+    corpus.add_argument(
+        "--val_session", type=int, metavar="N", help="iemocap: this session becomes the split val"
+    )
     corpus.add_argument(
         "--markers_side",
         choices=["left", "right"],
-        help="iemocap: where the speaker with markers sits (left)",
+        help="iemocap: where the speaker with markers sits (default: left)",
     )
     corpus.add_argument("--limit", type=int, metavar="N", help="N clips of each split only, evenly drawn")
 
     made = parser.add_argument_group("features")
-    made.add_argument("--audio", default="logmel", metavar="ENCODER", help="default: logmel")
-    made.add_argument("--video", default="descriptor", metavar="ENCODER", help="default: descriptor")
-    for modality, default in (("audio", "the last"), ("video", "the model's pooled output, or the last")):
-        made.add_argument(f"--{modality}_layer", type=int, help=f"hidden layer; default: {default}")
-        made.add_argument(f"--{modality}_step", type=float, metavar="SECONDS", help="length of a step")
-        made.add_argument(f"--{modality}_revision", help="branch, tag or commit on the hub")
-    made.add_argument("--fps", type=float, help="pictures per second (10)")
+    made.add_argument("--audio", default="logmel", metavar="ENCODER", help="of sound (default: logmel)")
     made.add_argument(
-        "--faces", choices=["none", "opencv"], default="none", help="show the video encoder faces only"
+        "--video", default="descriptor", metavar="ENCODER", help="of pictures (default: descriptor)"
     )
-    made.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored precision")
+    for modality, default in (("audio", "the last"), ("video", "the model's pooled output, or the last")):
+        made.add_argument(
+            f"--{modality}_layer", type=int, metavar="N", help=f"hidden layer (default: {default})"
+        )
+        made.add_argument(
+            f"--{modality}_step",
+            type=float,
+            metavar="SECONDS",
+            help="length of a step (default: the encoder's own)",
+        )
+        made.add_argument(
+            f"--{modality}_revision", metavar="REVISION", help="branch, tag or commit on the hub"
+        )
+    made.add_argument("--fps", type=float, metavar="N", help="pictures per second (default: 10)")
+    made.add_argument(
+        "--faces",
+        choices=["none", "opencv"],
+        default="none",
+        help="opencv: show the video encoder faces only (default: none, the whole picture)",
+    )
+    made.add_argument(
+        "--dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="stored precision (default: float16)",
+    )
 
     how = parser.add_argument_group("how")
-    how.add_argument("--device", help="default: the rank's own GPU where there is one, else cpu")
-    how.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="encoders compute in it")
-    how.add_argument("--batch", type=int, default=16, help="clips encoded at a time")
-    how.add_argument("--threads", type=int, default=4, help="threads per rank that decode")
     how.add_argument(
-        "--clips_per_shard", type=int, default=256, help="also what a stop may cost each rank (256)"
+        "--device", help="where encoders compute (default: the rank's own GPU where there is one, else cpu)"
     )
     how.add_argument(
-        "--on_bad", choices=["refuse", "skip"], default="skip", help="clips that fail: stop, or list (skip)"
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="what encoders compute in (default: fp32)",
+    )
+    how.add_argument(
+        "--batch", type=int, default=16, metavar="N", help="clips encoded at a time (default: 16)"
+    )
+    how.add_argument(
+        "--threads", type=int, default=4, metavar="N", help="threads per rank that decode (default: 4)"
+    )
+    how.add_argument(
+        "--clips_per_shard",
+        type=int,
+        default=256,
+        metavar="N",
+        help="also what a stop may cost each rank (default: 256)",
+    )
+    how.add_argument(
+        "--on_bad",
+        choices=["refuse", "skip"],
+        default="skip",
+        help="clips that fail: stop, or leave out and list (default: skip)",
     )
     how.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
     add_store_options(parser)
 
 
 def run_extract(options: argparse.Namespace) -> None:
-    from awtpn.distributed import join, leave, start_missing_ranks  # torch is slow to import
+    from awtpn.device import usable  # torch is slow to import
+    from awtpn.distributed import join, leave, start_missing_ranks
     from shards.extract import extract
 
     start_missing_ranks(["-m", "awtpn.cli", *sys.argv[1:]])
     world = join(LONGEST_WAIT)
-    audio, video = open_encoders(options, options.device or str(world.device))
+    audio, video = open_encoders(options, str(usable(options.device or world.device)))
     manifest = extract(
         read_source(options),
         options.out,

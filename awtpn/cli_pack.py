@@ -41,6 +41,12 @@ formats:
   iemocap, meld
              recordings: as awtpn extract, with its defaults; it has the options, and takes clips of your own
 """
+EXAMPLES = """examples:
+  awtpn pack features.npz data/mine --format npz
+  awtpn pack clips.csv s3://corpus/mine --format table --labels neutral,happy,sad --on_bad skip
+  awtpn pack CMU_MOSEI data/mosei --format mosei --audio CMU_MOSEI_COVAREP.csd \\
+      --video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py
+"""
 
 
 def add_pack(commands: Any) -> None:
@@ -48,14 +54,28 @@ def add_pack(commands: Any) -> None:
         "pack",
         help="features -> shards",
         description=HELP,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", help="what to read; see the formats")
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL")
-    parser.add_argument("--format", required=True, choices=[*SOURCES, "demo", *RECORDED])
-    parser.add_argument("--labels", type=_names, help="class names in label order, separated by commas")
-    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored precision")
-    parser.add_argument("--shard_mb", type=float, default=256, help="close a shard at this size (MiB)")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=[*SOURCES, "demo", *RECORDED],
+        metavar="FORMAT",
+        help="how SOURCE is written; one of the formats above",
+    )
+    parser.add_argument("--labels", type=_names, metavar="A,B,...", help="class names in label order")
+    parser.add_argument(
+        "--dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="stored precision (default: float16)",
+    )
+    parser.add_argument(
+        "--shard_mb", type=float, default=256, metavar="MIB", help="close a shard at this size (default: 256)"
+    )
     parser.add_argument(
         "--on_bad",
         choices=["refuse", "skip"],
@@ -63,22 +83,24 @@ def add_pack(commands: Any) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
     add_store_options(parser)
-    corpora = parser.add_argument_group("options of single formats")
+    corpora = parser.add_argument_group("what single formats take")
     corpora.add_argument(
         "--label_set",
         metavar="SET",
         help="mosei: emotion (default), sentiment2, sentiment3, sentiment7; mmsa: classification (default), "
-        "or sentiment2 ...; iemocap: 4 (default) or 6",
+        "or sentiment2, sentiment3, sentiment7; iemocap: 4 (default) or 6",
     )
     corpora.add_argument(
         "--audio",
         metavar="FILE",
-        help="mosei: sequence of sound, in SOURCE or a path; iemocap, meld: encoder",
+        help="mosei: the sequence of sound, a name in SOURCE or a path; iemocap, meld: an encoder",
     )
-    corpora.add_argument("--video", metavar="FILE", help="the same for pictures")
+    corpora.add_argument("--video", metavar="FILE", help="the same of pictures")
     corpora.add_argument("--folds", metavar="FILE", help="mosei: the SDK's cmu_mosei_std_folds.py, or JSON")
     corpora.add_argument(
-        "--no_emotion", metavar="drop|keep", help='mosei: utterances without emotion; kept, they are "none"'
+        "--no_emotion",
+        metavar="drop|keep",
+        help='mosei: utterances without emotion (default: drop); kept, their label is "none"',
     )
     corpora.add_argument(
         "--text", action="store_const", const=True, help="mmsa: take the features of text, too"

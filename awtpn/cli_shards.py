@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from typing import Any
@@ -13,10 +14,24 @@ from shards.simulate import format_report, layout_of, simulate, synthetic_layout
 from shards.store import open_dataset
 from shards.verify import format_verified, verify
 
+EXAMPLES = """examples:
+  awtpn shards info data/meld
+  awtpn shards preview s3://corpus/meld --split train -n 1
+  awtpn shards verify s3://corpus/meld --workers 16
+  awtpn shards simulate s3://corpus/meld --nodes 64 --gpus-per-node 8 --global-batch 4096
+"""
+
 
 def add_shards(commands: Any) -> None:
-    parser = commands.add_parser("shards", help="look at, check, index and simulate packed datasets")
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    parser = commands.add_parser(
+        "shards",
+        help="look at, check, index and simulate packed datasets",
+        description="Look at packed datasets, check them, take in tars of others, and plan for a cluster.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=lambda options: parser.print_help())
+    actions = parser.add_subparsers(metavar="ACTION")
     _add_info(actions)
     _add_preview(actions)
     _add_verify(actions)
@@ -27,14 +42,27 @@ def add_shards(commands: Any) -> None:
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Where data is and how to get at it, for every command that reads or writes datasets."""
     parser.add_argument(
-        "--storage_options", type=json.loads, help='options for fsspec, as JSON: \'{"endpoint_url": "..."}\''
+        "--storage_options",
+        type=json_object,
+        metavar="JSON",
+        help='options for fsspec, e.g. \'{"endpoint_url": "https://..."}\'',
     )
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An option's value that is a JSON object."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value := json.loads(text), dict):
+            return value
+    raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write e.g. \'{{"name": "value"}}\'')
 
 
 def _add(actions: Any, name: str, about: str, url: str = "packed dataset, any fsspec URL") -> Any:
     parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("url", metavar="URL", help=url)
-    parser.add_argument("--cache_dir", help="where remote files are kept (default: ~/.cache/awtpn-shards)")
+    parser.add_argument(
+        "--cache_dir", metavar="DIR", help="where remote files are kept (default: ~/.cache/awtpn-shards)"
+    )
     add_store_options(parser)
     return parser
 
@@ -44,14 +72,14 @@ def _store(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_info(actions: Any) -> None:
-    parser = _add(actions, "info", "schema, sizes, lengths, class balance, and how the features were made")
+    parser = _add(actions, "info", "show schema, sizes, lengths, classes, and how the features were made")
     parser.set_defaults(command=lambda o: print(format_info(info(o.url, **_store(o)))))
 
 
 def _add_preview(actions: Any) -> None:
     parser = _add(actions, "preview", "show the first utterances")
-    parser.add_argument("-n", type=int, default=3, help="how many (default: 3)")
-    parser.add_argument("--split", help="default: the first")
+    parser.add_argument("-n", type=int, default=3, metavar="N", help="how many (default: 3)")
+    parser.add_argument("--split", metavar="NAME", help="of which split (default: the first)")
     parser.set_defaults(command=_run_preview)
 
 
@@ -62,7 +90,9 @@ def _run_preview(options: argparse.Namespace) -> None:
 
 def _add_verify(actions: Any) -> None:
     parser = _add(actions, "verify", "check every hash, in parallel; name damaged shards and keys")
-    parser.add_argument("--workers", type=int, default=4, help="files checked at a time (default: 4)")
+    parser.add_argument(
+        "--workers", type=int, default=4, metavar="N", help="files checked at a time (default: 4)"
+    )
     parser.set_defaults(command=_run_verify)
 
 
@@ -81,11 +111,19 @@ def _add_index(actions: Any) -> None:
         "folder of tars, any fsspec URL",
     )
     parser.add_argument(
-        "--labels", help="class names in label order, separated by commas; default: those found"
+        "--labels", metavar="A,B,...", help="class names in label order (default: those found, sorted)"
     )
-    parser.add_argument("--label_field", default="label", help="JSON field of the label (default: label)")
-    parser.add_argument("--dtype", choices=["float16", "float32"], help="for what has to be decoded")
-    parser.add_argument("--out", help="folder for decoded shards, any fsspec URL; default: the cache")
+    parser.add_argument(
+        "--label_field", default="label", metavar="NAME", help="JSON field of the label (default: label)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float16", "float32"],
+        help="stored precision of what has to be decoded (default: float16 where all is, else float32)",
+    )
+    parser.add_argument(
+        "--out", metavar="URL", help="folder for decoded shards, any fsspec URL (default: the cache)"
+    )
     parser.set_defaults(command=_run_index)
 
 
@@ -111,12 +149,16 @@ def _add_simulate(actions: Any) -> None:
         "tell what an epoch asks of a cluster, without running it",
         "packed dataset; or with --synthetic a made-up one, such as 100000000x10000 (utterances x shards)",
     )
-    parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--gpus-per-node", type=int, required=True)
-    parser.add_argument("--global-batch", type=int, required=True, help="utterances per step over all ranks")
-    parser.add_argument("--split", default="train", help="default: train")
-    parser.add_argument("--streams", type=int, help="canonical streams; default: as training chooses them")
-    parser.add_argument("--synthetic", action="store_true", help="URL is a size")
+    parser.add_argument("--nodes", type=int, required=True, metavar="N", help="machines of the cluster")
+    parser.add_argument("--gpus-per-node", type=int, required=True, metavar="N", help="ranks on each of them")
+    parser.add_argument(
+        "--global-batch", type=int, required=True, metavar="N", help="utterances per step over all ranks"
+    )
+    parser.add_argument("--split", default="train", metavar="NAME", help="split to plan for (default: train)")
+    parser.add_argument(
+        "--streams", type=int, metavar="N", help="canonical streams (default: as training chooses them)"
+    )
+    parser.add_argument("--synthetic", action="store_true", help="URL is the size of a made-up dataset")
     parser.set_defaults(command=_run_simulate)
 
 

@@ -1,4 +1,4 @@
-"""Small things on their way to the device, without waiting for it."""
+"""Which device, and small things on their way to it without waiting for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+def usable(name: torch.device | str) -> torch.device:
+    """The device of a name such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name}: no such kind of device; write cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu, or install its "
+            "CUDA build where there is a GPU"
+        )
+    return device
 
 
 def send(

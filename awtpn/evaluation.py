@@ -93,6 +93,8 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
 def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the figures."""
     world = join()
+    if options.out and world.is_main:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     given = Path(options.checkpoint)
     model = AWTPN.from_pretrained(find_model(given)).to(world.device)
     if options.data:

@@ -123,9 +123,8 @@ def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
     assert source is not None
     stream = FeatureStream(**source | {"select": None})
     if by not in stream.manifest.columns:
-        raise ValueError(
-            f"{stream.url}: no column {by!r} to fold by; it has {sorted(stream.manifest.columns)}"
-        )
+        has = sorted(stream.manifest.columns) or "no columns of metadata"
+        raise ValueError(f"{stream.url}: no column {by!r} to fold by; it has {has}")
     values = sorted({meta[by] for _, meta in stream.metadata()})
     return f"{source['url'].partition('#')[0]}#{stream.split}", values
 

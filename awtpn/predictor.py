@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from awtpn.checkpoint import find_model
+from awtpn.device import usable
 from awtpn.model import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.clips import Clip
@@ -60,9 +61,9 @@ class Predictor:
         """Load an export, a checkpoint, or a run's best checkpoint.
 
         Raises:
-            ValueError: the folder is none of these.
+            ValueError: the folder is none of these, or there is no such device.
         """
-        return cls(AWTPN.from_pretrained(find_model(Path(directory))), device)
+        return cls(AWTPN.from_pretrained(find_model(Path(directory))), usable(device))
 
     def predict(self, utterances: Sequence[Features]) -> list[Prediction]:
         """Predict for utterances of different lengths at once.

@@ -59,8 +59,17 @@ def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
         metavar="COLUMN",
         help="metadata column; each of its values is left out once (default: the data's own splits)",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="run.seed of each repetition")
-    parser.add_argument("--dir", type=Path, default=folder, help="folder of the runs and of the table")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="run.seed of each repetition (default: 0)",
+    )
+    parser.add_argument(
+        "--dir", type=Path, default=folder, help=f"folder of the runs and of the table (default: {folder})"
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)"
     )

@@ -65,7 +65,8 @@ def accept_or_skip(
         source = f"{sample.source}: " if sample.source else ""
         if on_bad == "refuse":
             raise ValueError(f"{source}utterance {sample.key!r}: {error}") from None
-        skipped.append({"key": str(sample.key), "cause": f"{source}{error}"})
+        cause = str(error).removeprefix(source)  # which a recording's own message begins with
+        skipped.append({"key": str(sample.key), "cause": f"{source}{cause}"})
         return None
 
 

@@ -201,7 +201,7 @@ def deal(source: ClipSource, clips_per_shard: int) -> tuple[list[Lot], list[dict
             check_names(clip.key, clip.split, clip.label, met)
         except ValueError as error:
             at = f"{clip.source}: " if clip.source else ""
-            bad.append({"key": str(clip.key), "cause": f"{at}{error}"})
+            bad.append({"key": str(clip.key), "cause": f"{at}{str(error).removeprefix(at)}"})
             continue
         met.keys.add(clip.key)
         splits.setdefault(clip.split, []).append(clip)
@@ -312,8 +312,10 @@ def conclude(
     if not parts:
         # Nothing is worth going on with: once the cause is repaired, all is to be tried again.
         discard(target)
-        first = f": all {len(skipped)} clips failed; the first is {skipped[0]}" if skipped else ": no clips"
-        raise ValueError(f"nothing to extract{first}")
+        if not skipped:
+            raise ValueError("nothing to extract: no clips")
+        first = f"the first is {skipped[0]['key']}: {skipped[0]['cause']}"
+        raise ValueError(f"nothing to extract: all {len(skipped)} clips failed; {first}")
     try:
         check_precision(chain.from_iterable(parts.values()), accepted)
     except ValueError as error:

@@ -8,6 +8,8 @@ CONNECT_S = 10
 # Between two pieces of an answer, not for all of it: a slow store may take its time.
 READ_S = 20
 SFTP = ("sftp", "ssh")
+# Which extra of this package brings the file system of a protocol.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
 
 
 def with_patience(url: str, options: dict[str, Any]) -> dict[str, Any]:

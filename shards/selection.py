@@ -38,7 +38,8 @@ def select_rows(
     wanted: dict[str, set[Any]] = {}
     for column, values in select.items():
         if column not in manifest.columns:
-            raise ValueError(f"{at}: no column {column!r} to select by; it has {sorted(manifest.columns)}")
+            has = sorted(manifest.columns) or "no columns of metadata"
+            raise ValueError(f"{at}: no column {column!r} to select by; it has {has}")
         wanted[column] = set(values) if isinstance(values, list | tuple | set) else {values}
 
     rows: list[np.ndarray] = []

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from shards import sftp
 from shards.cache import ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
 from shards.credentials import hide, scrub, secrets_in
-from shards.protocols import SFTP, with_patience
+from shards.protocols import EXTRAS, SFTP, with_patience
 from shards.retry import DISK_FULL, WrongContent, retrying
 from shards.schema import MANIFEST, Manifest, parse_manifest
 
@@ -92,7 +92,9 @@ def open_store(
         else:
             fs, root = url_to_fs(url, **patient)
     except (ImportError, ValueError, TypeError) as error:
-        raise ValueError(f"{shown}: cannot open: {scrub(error, secrets)}") from None
+        extra = EXTRAS.get(url.partition("://")[0]) if isinstance(error, ImportError) else None
+        fix = f'; pip install "awtpn-at-scale[{extra}]"' if extra else ""
+        raise ValueError(f"{shown}: cannot open: {scrub(error, secrets)}{fix}") from None
     # Two URLs that differ in anything, the endpoint's options excepted, must not share files; where only the
     # options differ the hash in a cached file's name tells datasets apart.
     place = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:16]
@@ -147,9 +149,10 @@ def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
     try:
         text = asking(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), url)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        cause = str(error).removeprefix(f"{url}: ")
+        # Of a local file there is no more to say; a store may tell whether it is the bucket that is missing.
+        cause = "" if store.cache is None else f" ({str(error).removeprefix(f'{url}: ')})"
         raise NoManifest(
-            f"{url}: no such file ({cause}); give the URL of a packed dataset's folder (was its packing "
+            f"{url}: no such file{cause}; give the URL of a packed dataset's folder (was its packing "
             "interrupted?), or index the tars there with `awtpn shards index`"
         ) from None
     return parse_manifest(text, url)

@@ -35,7 +35,9 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (ValueError, OSError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not an .npz of plain arrays ({error})") from None
+        # NumPy would have objects loaded "unsafely"; here nothing is unpickled.
+        cause = "pickled objects, or another kind of file" if "pickle" in str(error) else error
+        raise ValueError(f"{path}: not an .npz of plain arrays of numbers and text ({cause})") from None
     for name in ("ids", "label"):
         if name not in arrays:
             raise ValueError(f"{path}: array {name!r} is missing; it has {sorted(arrays)}")
