@@ -156,7 +156,7 @@ def format_ablations(results: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Differences are paired run by run; standard error and Student's t interval are over {what}. "
-        f"Of {len(results['variants'])} intervals at 95 % one in twenty misses zero by chance alone.",
+        "Of intervals at 95 %, one in twenty misses by chance alone.",
     ]
     return "\n".join(lines)
 
