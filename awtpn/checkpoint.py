@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,21 +139,41 @@ def gather_state(
     return weights, moments, _adam_step(optimizer)
 
 
-def _gatherers(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+def _gatherers(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Callable[[Any], Any], Callable[[Any, str], Any]]:
     if is_deepspeed(model) and _partitions(model):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         return safe_get_full_fp32_param, safe_get_full_optimizer_state
-    state = _innermost(optimizer).state
-    return (lambda p: p), (lambda p, moment: state.get(p, {}).get(moment))
+    state: Mapping[Any, Any] = innermost(optimizer).state
+    masters = float32_masters(model)
+    return (
+        lambda p: masters.get(p, p),
+        lambda p, moment: state.get(masters.get(p, p), {}).get(moment),
+    )
+
+
+def float32_masters(model: nn.Module) -> dict[Tensor, Tensor]:
+    """Per parameter the float32 copy that the optimiser updates: of DeepSpeed's stage 0 in half precision.
+
+    Empty for every other engine: stages 1 to 3 keep theirs in partitions.
+    """
+    wrapper = getattr(model, "optimizer", None) if is_deepspeed(model) else None
+    halves, masters = (getattr(wrapper, name, ()) for name in ("fp16_groups", "fp32_groups"))
+    return {
+        half: master
+        for group, of_group in zip(halves, masters, strict=False)
+        for half, master in zip(group, of_group, strict=True)
+    }
 
 
 def _partitions(model: nn.Module) -> bool:
-    """The DeepSpeed engine keeps float32 masters or partitions of its own (all but fp32 ZeRO-0)."""
+    """The DeepSpeed engine keeps its state in partitions (stages 1 to 3)."""
     return any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in model.parameters())
 
 
-def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Torch's AdamW, under the wrappers of Accelerate and DeepSpeed."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
@@ -162,7 +182,7 @@ def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 def _states(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Adam's per-tensor states."""
-    return [state for state in _innermost(optimizer).state.values() if "step" in state]
+    return [state for state in innermost(optimizer).state.values() if "step" in state]
 
 
 def _adam_step(optimizer: torch.optim.Optimizer) -> float:
@@ -322,17 +342,19 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
     adam_step = json.loads((folder / STATE_FILE).read_text())["adam_step"]
     if not moments:
         return
-    inner = unwrap(model)
+    inner, weights = unwrap(model), load_file(folder / WEIGHTS_FILE)
     if not (is_deepspeed(model) and _partitions(model)):
+        masters = float32_masters(model)
         for name, parameter in inner.named_parameters():
+            if parameter in masters:  # made from the working copy, which has lost its low bits
+                masters[parameter].data.copy_(weights[name])
             if f"{name}.{MOMENTS[0]}" in moments:
                 state = {m: moments[f"{name}.{m}"].to(parameter.device) for m in MOMENTS}
                 step = torch.tensor(adam_step, device=parameter.device)
-                _innermost(optimizer).state[parameter] = {"step": step, **state}
+                innermost(optimizer).state[masters.get(parameter, parameter)] = {"step": step, **state}
         return
 
     _step_that_changes_nothing(model, optimizer)
-    weights = load_file(folder / WEIGHTS_FILE)
     for name, parameter in inner.named_parameters():
         # The working copy came from the same weights; the master was made from it and lost its low bits.
         _set_sharded(parameter, weights[name])

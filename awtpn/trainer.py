@@ -50,6 +50,7 @@ from awtpn.snapshot import Collector
 from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
 from awtpn.work import memory, pace, work_of_batch
+from awtpn.zero import settle_stage_0
 from shards import FeatureBatch, FeatureStream
 
 
@@ -187,8 +188,8 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
         model.compile(dynamic=True)
     # Not the data (its order is the plan's) nor the schedule (a function of the step).
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
-    if world.engine == "zero0" and config.train.precision == "fp32":
-        keep_grad_norm(wrapped)
+    if world.engine == "zero0":
+        settle_stage_0(wrapped, wrapped_optimizer, config.train.precision)
     if resumed:
         checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer)
 
@@ -226,17 +227,6 @@ def watch(config: Config, world: World, run_dir: Path) -> Watchdog:
             write_status(run_dir, "failed", error=f"{waited}; the ranks' stacks are in stacks/")
 
     return Watchdog(config.train.timeout, run_dir / "stacks" / f"rank-{world.rank}.txt", on_hang)
-
-
-def keep_grad_norm(engine: Any) -> None:
-    """ZeRO-0 in float32 clips as torch does, but forgets the norm, which every other engine tells."""
-    largest = engine.gradient_clipping() or math.inf  # infinity clips nothing and still yields the norm
-
-    def clip() -> None:
-        engine._global_grad_norm = nn.utils.clip_grad_norm_(engine.module.parameters(), largest)
-
-    engine.gradient_clipping = lambda: largest
-    engine.clip_fp32_gradients = clip
 
 
 def find_checkpoint(config: Config, run_dir: Path) -> tuple[Path | None, str | None]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
+from torch import nn
 
+from awtpn.checkpoint import float32_masters, innermost
 from awtpn.config import Config, Launch
 from awtpn.layout import Layout
 
@@ -122,3 +126,23 @@ def load_communication_op() -> None:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         (folder / "lock").unlink(missing_ok=True)
         build_shm_op()
+
+
+def settle_stage_0(engine: Any, optimizer: torch.optim.Optimizer, precision: str) -> None:
+    """Undo what DeepSpeed does otherwise at stage 0 than at all others.
+
+    In float32 it clips as torch does, but forgets the norm, which every other engine tells. In half precision
+    its optimiser tries a step while it is made: weights have decayed and Adam has counted one.
+    """
+    if precision == "fp32":
+        largest = engine.gradient_clipping() or math.inf  # infinity clips nothing and still yields the norm
+
+        def clip() -> None:
+            engine._global_grad_norm = nn.utils.clip_grad_norm_(engine.module.parameters(), largest)
+
+        engine.gradient_clipping = lambda: largest
+        engine.clip_fp32_gradients = clip
+        return
+    for half, master in float32_masters(engine).items():
+        master.data.copy_(half.data)
+    innermost(optimizer).state.clear()
