@@ -22,6 +22,11 @@ from shards import FeatureStream
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the `awtpn` command with these words (default: those it was started with).
+
+    Raises:
+        SystemExit: with a line for people, where something cannot be done; or after `--help`.
+    """
     options = make_parser().parse_args(argv)
     try:
         options.command(options)
@@ -45,6 +50,7 @@ awtpn COMMAND --help tells what a command takes.
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `options.command(options)` runs the one that was chosen."""
     parser = argparse.ArgumentParser(
         prog="awtpn",
         description=HELP,

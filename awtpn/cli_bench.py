@@ -36,7 +36,9 @@ def add_bench(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--dim", type=int, nargs="+", help="shared dims (default: 256; GPU: 256 1024 4096)")
     parser.add_argument("--batch", type=int, nargs="+", help="utterances (default: 32; GPU: 64 256 1024)")

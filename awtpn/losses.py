@@ -57,6 +57,7 @@ class LossConfig:
     """balanced: cross-entropy weighs classes by utterances / (classes * utterances of the class)."""
 
     def validate(self) -> None:
+        """Raise ValueError, naming the key, for a setting that no loss can have."""
         if self.tau <= 0:
             raise ValueError(f"loss.tau must be above 0, not {self.tau}")
         if self.negative_group < 2:
@@ -76,21 +77,34 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Denominators:
-    """What each term is divided by: counts over the whole global batch (at least 1 each)."""
+    """What each term is divided by: counts over the whole global batch (at least 1 each).
+
+    Attributes:
+        utterances: all of them.
+        present: per modality those that have it.
+        both: those that have audio and video.
+        negative: per draw those among them with a valid negative.
+        class_weight: sum of the class weights of the utterances.
+    """
 
     utterances: float
-    present: dict[str, float]  # utterances that have the modality
-    both: float  # utterances that have audio and video
-    negative: dict[str, float]  # per draw: those among them with a valid negative
-    class_weight: float  # sum of the class weights of the utterances
+    present: dict[str, float]
+    both: float
+    negative: dict[str, float]
+    class_weight: float
 
 
 @dataclass(frozen=True)
 class NegativePool:
-    """Video means to draw negatives from, and each utterance's row among them per draw."""
+    """Video means to draw negatives from, and each utterance's row among them per draw.
 
-    means: Tensor  # [P, D]
-    row: dict[str, Tensor]  # draw -> int64 [B], -1 where there is no valid negative
+    Attributes:
+        means: [P, D].
+        row: draw -> [B] int64, -1 where there is no valid negative.
+    """
+
+    means: Tensor
+    row: dict[str, Tensor]
 
 
 def loss_terms(

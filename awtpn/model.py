@@ -83,29 +83,49 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be above 0, not {getattr(self, name)}")
 
     def fusion_weight(self, modality: str) -> float:
+        """Weight of a modality's pooled vector in the fused one (Eq. 19-21)."""
         return self.alpha_audio if modality == "audio" else self.beta_video
 
     def distance_scale(self, modality: str) -> float:
+        """Factor on a modality's squared distances to prototypes."""
         return self.distance_scale_audio if modality == "audio" else self.distance_scale_video
 
 
 @dataclass
 class StreamOutput:
-    """What the model found in one modality. T steps in all, B utterances, D shared dim, C classes."""
+    """What the model found in one modality. T steps in all, B utterances, D shared dim, C classes.
 
-    h: Tensor  # [T, D] steps in the shared space
-    distances: Tensor  # [T, C] scaled squared distance to each class's nearest prototype (Eq. 6-8)
-    weights: Tensor  # [T] reliability weights, summing to 1 within an utterance (Eq. 15-18)
-    pooled: Tensor  # [B, D] reliability-weighted sum; zero for an utterance without this modality
-    mean: Tensor  # [B, D] plain time mean, which the cross-modal losses compare
-    present: Tensor  # [B] bool: the utterance has at least one step of this modality
-    offsets: Tensor  # [B+1] where each utterance's steps begin
-    utterance: Tensor  # [T] the utterance that each step belongs to
+    Attributes:
+        h: [T, D] steps in the shared space.
+        distances: [T, C] scaled squared distance to each class's nearest prototype (Eq. 6-8).
+        weights: [T] reliability weights, which sum to 1 within an utterance (Eq. 15-18).
+        pooled: [B, D] reliability-weighted sum of steps; zero for an utterance without this modality.
+        mean: [B, D] plain time mean, which the cross-modal losses compare.
+        present: [B] bool: the utterance has at least one step of this modality.
+        offsets: [B + 1] int64, where each utterance's steps begin.
+        utterance: [T] int64, the utterance that each step belongs to.
+    """
+
+    h: Tensor
+    distances: Tensor
+    weights: Tensor
+    pooled: Tensor
+    mean: Tensor
+    present: Tensor
+    offsets: Tensor
+    utterance: Tensor
 
 
 @dataclass
 class ModelOutput:
-    logits: Tensor  # [B, C], float32 or wider
+    """What the model says of B utterances, and what led to it.
+
+    Attributes:
+        logits: [B, C], float32 or wider; their softmax is the probabilities.
+        streams: by modality.
+    """
+
+    logits: Tensor
     streams: dict[str, StreamOutput]
 
 
@@ -146,6 +166,7 @@ class Standardise(Float32Buffers):
         self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` [T, D] in any precision -> [T, D] in float32 or wider."""
         # Half-precision features are widened by the subtraction: one pass less over the largest tensor.
         return (x - self.mean).mul_(self.std.reciprocal())
 
@@ -154,6 +175,7 @@ class SES(nn.Linear):
     """Shared-space projection of one modality: `h = ReLU(W x + b)`; dropout follows in AWTPN."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` [T, D_modality] -> [T, D], not negative."""
         return torch.relu(super().forward(x.to(self.weight.dtype)))
 
 
@@ -204,13 +226,18 @@ class AWM(nn.Module):
 class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
     """The whole network: packed features of B utterances -> logits [B, C] and what led to them.
 
-    `save_pretrained(DIR)` and `push_to_hub(USER/MODEL)` are huggingface_hub's, in our format.
+        model = AWTPN.from_pretrained("my-model")
+        model(batch.features).logits.softmax(-1)  # [B, C], of a batch as `shards.FeatureStream` yields them
 
-    Args:
-        config: widths, scales and weights.
-        feature_dims: features per step of each modality in `config.modalities`.
+    `save_pretrained(DIR)` and `push_to_hub(USER/MODEL)` are huggingface_hub's, in our format: config.json,
+    model.safetensors and a model card.
+
+    Attributes:
+        config: its shape.
+        feature_dims: features per step that it takes, by modality.
         classes: the emotions' names, in label order.
-        learnable_prototypes: False when class means move the prototypes (`prototypes.update: ema`).
+        provenance: how the features that it is trained on were made, as their manifest says.
+        record: what else its card told: the dataset's name, results, a licence.
     """
 
     def __init__(
@@ -220,6 +247,17 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         classes: Sequence[str],
         learnable_prototypes: bool = True,
     ) -> None:
+        """A network with random weights, drawn from torch's global generator.
+
+        Args:
+            config: widths, scales and weights.
+            feature_dims: features per step of each modality in `config.modalities`; others are not used.
+            classes: the emotions' names, in label order.
+            learnable_prototypes: False when class means move the prototypes (`prototypes.update: ema`).
+
+        Raises:
+            ValueError: a setting that no model can have, or a modality that the features lack.
+        """
         super().__init__()
         config.validate()
         missing = [m for m in config.modalities if m not in feature_dims]
@@ -231,9 +269,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.feature_dims = {m: int(feature_dims[m]) for m in config.modalities}
         self.classes = list(classes)
         self.learnable_prototypes = learnable_prototypes
-        # How the features that it is trained on were made, as their manifest says.
         self.provenance: dict[str, Any] = {}
-        # What else its card told: the dataset's name, results, a licence.
         self.record: dict[str, Any] = {}
         dim = config.shared_dim
         self.standardise = nn.ModuleDict({m: Standardise(d) for m, d in self.feature_dims.items()})
@@ -244,7 +280,12 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.classifier = nn.Linear(dim, len(self.classes))
 
     def forward(self, features: Mapping[str, Ragged]) -> ModelOutput:
-        """`features`: per modality `Ragged(values [T, D_modality], offsets [B+1])`."""
+        """Logits and streams of B utterances; B may be 0.
+
+        Args:
+            features: per modality its steps packed one after another, as they were extracted: standardising
+                them is the model's own first layer. An utterance may lack one modality, but not both.
+        """
         streams = {m: self.stream(m, features[m]) for m in self.config.modalities}
         fused = self.fuse(streams)
         logits = self.classifier(fused.to(self.classifier.weight.dtype))
@@ -255,7 +296,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         cast(Standardise, self.standardise[modality]).set_statistics(mean, std)
 
     def stream(self, modality: str, ragged: Ragged) -> StreamOutput:
-        """One modality's way through SES, TPN and AWM."""
+        """One modality's way through SES, TPN and AWM (Eq. 6-8, 15-18)."""
         offsets = ragged.offsets.long()
         utterance = utterance_of_step(offsets, len(ragged.values))
         h = self.dropout(self.ses[modality](self.standardise[modality](ragged.values)))
@@ -303,11 +344,12 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @classmethod
     def from_pretrained(cls, place: str | Path, **hub: Any) -> AWTPN:  # type: ignore[override]
-        """Load an export or a checkpoint folder, or a model of the Hugging Face Hub, in eval mode.
+        """Load an export or a checkpoint folder, or a model of the Hugging Face Hub, in eval mode on the CPU.
 
-        A folder holds `config.json` beside `model.safetensors`. Where `place` is no path that exists, it is a
-        hub id, "user/model"; `hub` are then `revision`, `token`, `cache_dir` and `local_files_only`: see
-        `awtpn.hub.locate`.
+        Args:
+            place: a folder that holds `config.json` beside `model.safetensors`; or, where there is no such
+                path, a hub id, "user/model".
+            hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see `awtpn.hub.locate`.
 
         Raises:
             ValueError: a file is missing or is not of this format, or the hub has no such model.
@@ -330,6 +372,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         (save_directory / CARD_FILE).write_text(json.dumps(self.card(), indent=1) + "\n")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The README.md that goes with the weights; huggingface_hub's mixin calls it."""
         return ModelCard(render_card(self.card()))
 
     @classmethod

@@ -26,6 +26,7 @@ class OptimConfig:
     """Optimizer steps over which the learning rate rises linearly from 0."""
 
     def validate(self) -> None:
+        """Raise ValueError, naming the key, for a setting that no optimiser can have."""
         if self.lr <= 0:
             raise ValueError(f"optim.lr must be above 0, not {self.lr}")
         for name in ("weight_decay", "grad_clip", "warmup_steps"):

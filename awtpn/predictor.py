@@ -25,13 +25,21 @@ Features = Mapping[str, NDArray[Any] | None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One utterance's answer."""
+    """One utterance's answer.
+
+    Attributes:
+        label: the most probable class.
+        probabilities: by class name; they sum to 1.
+        weights: per modality the steps' reliability weights [T] float32 (Eq. 15-18), which sum to 1; none for
+            a modality that the utterance lacks.
+    """
 
     label: str
-    probabilities: dict[str, float]  # by class name; they sum to 1
-    weights: dict[str, NDArray[np.float32]]  # per modality the steps' reliability weights [T]; they sum to 1
+    probabilities: dict[str, float]
+    weights: dict[str, NDArray[np.float32]]
 
     def as_json(self) -> dict[str, Any]:
+        """The same as JSON takes it, to six digits."""
         return {
             "label": self.label,
             "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
@@ -52,13 +60,18 @@ class Predictor:
     """
 
     def __init__(self, model: AWTPN, device: torch.device | str = "cpu") -> None:
+        """Take over `model`, move it to `device` and put it in eval mode."""
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         self._encoders: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: torch.device | str = "cpu") -> Predictor:
-        """Load an export, a checkpoint, or a run's best checkpoint.
+        """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
+
+        Args:
+            directory: the folder; where there is none of that name, a hub id, "user/model".
+            device: "cpu", "cuda", "cuda:1".
 
         Raises:
             ValueError: the folder is none of these, or there is no such device.
@@ -70,6 +83,9 @@ class Predictor:
 
         Args:
             utterances: per utterance a [T, D] array per modality; None or T = 0 where it is missing.
+
+        Returns:
+            One per utterance, in their order.
 
         Raises:
             ValueError: an array has the wrong shape, or an utterance has no steps at all.
@@ -83,7 +99,11 @@ class Predictor:
         return self._predict(features)
 
     def predict_stream(self, stream: FeatureStream) -> Iterator[tuple[str, Prediction]]:
-        """(key, prediction) for every utterance of an unshuffled stream."""
+        """(key, prediction) for every utterance that this rank has of a stream's epoch 0, in its order.
+
+        Raises:
+            ValueError, OSError: as `shards.FeatureStream.epoch` does.
+        """
         for batch in stream.epoch(0):
             yield from zip(batch.key, self._predict(batch.features), strict=True)
 

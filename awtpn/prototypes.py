@@ -38,6 +38,7 @@ class PrototypesConfig:
     """When ranks differ: stop and name the rank, or take rank 0's tensors and optimizer state."""
 
     def validate(self) -> None:
+        """Raise ValueError, naming the key, for a setting that no table can have."""
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"prototypes.ema_decay must lie in [0, 1), not {self.ema_decay}")
         if self.check_every < 0:

@@ -20,6 +20,7 @@ from launch.cross_validate import add_options, run_script
 
 
 def main() -> None:
+    """Ablate as the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

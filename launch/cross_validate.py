@@ -26,6 +26,7 @@ from awtpn.runner import PYTHON
 
 
 def main() -> None:
+    """Cross-validate as the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -17,6 +17,7 @@ from awtpn.evaluation import evaluate_command
 
 
 def main() -> None:
+    """Evaluate as the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

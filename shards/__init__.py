@@ -3,7 +3,8 @@
 It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
 
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar)
-- packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`
+- packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
+  and `restricted_pickle` for sources that others pickled
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
   `faces`, and `feature_space` (how features were made, and which mean the same)
 - any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`

@@ -92,12 +92,12 @@ class FeatureStream:
             shuffle: False gives the manifest's order.
             cache_dir: where shards of remote datasets are kept; default `~/.cache/awtpn-shards`.
             select: {column: value or list of values}: only utterances whose metadata match all of them.
-            streams: see `plan`; default by the number of shards.
+            streams: into which the data is dealt, see `shards.plan`; default by the number of shards.
             storage_options: for the fsspec file system: credentials, endpoint.
             cache_limit: bytes that the cache may hold over all datasets in it, or like "200GB". It must hold
                 what the node's ranks need at a time, of all streams that are read at the same time.
             modalities: those to read; default all.
-            window: see `plan`.
+            window: utterances among which one may change places, see `shards.plan`.
             prefetch: batches that a thread reads ahead; 0 reads when asked.
             prefetch_bytes: a smaller number lies ready where they would exceed this together, but one does.
             balance: shuffle so that steps, and ranks' shares of them, are of about equal length in total.

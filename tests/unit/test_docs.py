@@ -1,0 +1,95 @@
+"""What `pydoc` and `--help` show is written: modules, public names, and every key of the configuration."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import REPO
+
+import awtpn
+import shards
+from awtpn import config, refusals
+from awtpn.cli import make_parser
+
+FILES = sorted(path for package in ("awtpn", "shards", "launch") for path in (REPO / package).rglob("*.py"))
+WHERE_IT_IS = re.compile(r"`(\w+)[`/]")
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(REPO)) for path in FILES])
+def test_every_module_says_what_it_is(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert text.split("\n")[0].rstrip().endswith((".", "?", ",", ":")), "a sentence is what pydoc shows first"
+
+
+def public(package: Any) -> Iterator[tuple[str, object]]:
+    """Names of `__all__`, and what of our own a user may call on them."""
+    for name in package.__all__:
+        thing = getattr(package, name)
+        yield f"{package.__name__}.{name}", thing
+        if inspect.isclass(thing):
+            for member, value in vars(thing).items():
+                if not member.startswith("_") and (
+                    callable(value) or isinstance(value, property | classmethod)
+                ):
+                    yield f"{package.__name__}.{name}.{member}", getattr(thing, member)
+
+
+@pytest.mark.parametrize("package", [awtpn, shards], ids=["awtpn", "shards"])
+def test_every_public_name_says_what_it_is(package: Any) -> None:
+    silent = [name for name, thing in public(package) if not own_text(thing)]
+    assert silent == []
+
+
+def own_text(thing: object) -> str:
+    """Its own docstring: neither inherited nor the signature that a dataclass writes itself."""
+    text = thing.__doc__ or ""
+    return "" if text.startswith(f"{getattr(thing, '__name__', None)}(") else text
+
+
+@pytest.mark.parametrize("package", [awtpn, shards], ids=["awtpn", "shards"])
+def test_the_map_of_a_package_is_whole(package: Any) -> None:
+    """Every module has its place on it, and nothing is on it that is not there."""
+    folder = Path(package.__file__).parent
+    there = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
+    there -= {"__init__", folder.name}
+    named = set(WHERE_IT_IS.findall(package.__doc__))
+    missing = {name for name in there - named if not name.startswith("cli_")}
+    assert missing == set(), f"say in {package.__name__}/__init__.py where they are"
+    lines = [line for line in package.__doc__.splitlines() if line.startswith(("- ", "  "))]
+    assert set(WHERE_IT_IS.findall("\n".join(lines))) - there - {"awtpn"} == set(), "no such modules"
+
+
+def test_every_key_of_the_configuration_has_a_line_of_help() -> None:
+    parser = config.make_parser()
+    helps = {action.dest: action.help for action in parser._actions}
+    keys = refusals.keys_of(config.Config)
+    assert len(keys) > 40
+    assert [key for key in keys if not (helps.get(key) or "").strip()] == []
+
+
+def parsers(parser: Any, name: str) -> Iterator[tuple[str, Any]]:
+    yield name, parser
+    for action in parser._actions:
+        for word, command in (
+            (getattr(action, "choices", None) or {}).items() if action.nargs == "A..." else ()
+        ):
+            yield from parsers(command, f"{name} {word}")
+
+
+def test_every_option_of_every_command_has_help() -> None:
+    found = dict(parsers(make_parser(), "awtpn"))
+    assert {"awtpn pack", "awtpn extract", "awtpn shards simulate", "awtpn predict"} <= found.keys()
+    silent = [
+        f"{name} {'/'.join(action.option_strings) or action.dest}"
+        for name, parser in found.items()
+        for action in parser._actions
+        if not action.help and action.nargs != "A..."
+    ]
+    assert silent == []
+    assert [name for name, parser in found.items() if not parser.description] == []
