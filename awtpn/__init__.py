@@ -1,7 +1,9 @@
 """AWTPN, the Adaptive Weighted Temporal Prototype Network for multimodal emotion recognition.
 
 It takes features as `shards` streams them, and holds the model and all that trains and explains it. From
-Python, `Predictor` answers for features or recordings; `AWTPN` is the network, a torch module. Where what is:
+Python, `Predictor` answers for features or recordings; `AWTPN` is the network, a torch module.
+
+Where things are:
 
 - the network: `model` (SES, TPN, AWM), `segments` (sums over utterances), `attention`, `attention_fused`
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
