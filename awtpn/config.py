@@ -108,11 +108,12 @@ class TrainConfig:
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
     pictures: Literal["auto", "always", "never"] = "auto"
-    """Validations to draw into TensorBoard; auto: in 1 % of the time, the last and the results in 10 %."""
+    """Validations drawn into TensorBoard; auto: in 1 % of the time, the last and the results in 10 % each."""
     compile: bool = False
     """torch.compile the model, once for all lengths; takes a C++ compiler and about a minute at the start."""
 
     def validate(self) -> None:
+        """Raise ValueError, naming the key, for a setting that no training can have."""
         for name in ("epochs", "global_batch_size", "log_every", "validate_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
@@ -224,4 +225,5 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 def dump_yaml(config: Config) -> str:
+    """The same as YAML, which `--config` reads."""
     return yaml.safe_dump(dump(config), sort_keys=False)
