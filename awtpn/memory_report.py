@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from awtpn.config import DEMO, Config, parse_command_line
 from awtpn.layout import Layout, make_layout
 from awtpn.memory import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
+from awtpn.zero import ZERO
 from shards.inspect import Lengths, info
 from shards.sources.demo import ensure_demo
 from shards.store import DEFAULT_CACHE
@@ -56,7 +58,8 @@ def report(words: Sequence[str]) -> str:
     options, overrides = parser.parse_known_args(list(words))
     given = ["--deepspeed", options.deepspeed] if options.deepspeed else []
     config, launch = parse_command_line(["--config", options.config, *given, *overrides])
-    buckets = read_buckets(Path(launch.deepspeed_file)) if launch.deepspeed_file else Buckets()
+    file = launch.deepspeed_file
+    buckets = read_buckets(Path(file)) if file else buckets_of(ZERO)
     data = data_by_hand(options) if options.steps else data_of(config)
     on_gpu = options.device == "cuda"
     lines = []
@@ -166,6 +169,11 @@ def read_buckets(file: Path) -> Buckets:
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device", "none") != "none":
             raise ValueError(f"{file} asks for zero_optimization.{key}, which is not estimated: leave it out")
+    return buckets_of(zero)
+
+
+def buckets_of(zero: Mapping[str, Any]) -> Buckets:
+    """The buffer sizes that `zero_optimization` settings ask for; DeepSpeed's own where they do not."""
     default = Buckets()
     sizes = {
         name: default_size if zero.get(key, "auto") == "auto" else int(zero[key])

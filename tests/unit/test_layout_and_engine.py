@@ -16,7 +16,7 @@ from support import REPO
 from awtpn.config import Config, Launch
 from awtpn.distributed import asked_world_size, check_precision, check_world_size
 from awtpn.layout import Layout, check_negatives, make_layout
-from awtpn.zero import deepspeed_settings
+from awtpn.zero import ZERO, deepspeed_settings
 
 BY_ACCELERATE = {"ACCELERATE_USE_DEEPSPEED": "true"}
 LAYOUT = Layout(global_batch=32, micro_batch=8, accumulation=2)
@@ -322,3 +322,12 @@ def test_the_deepspeed_files_of_the_repository_contradict_nothing(stage: int) ->
     assert settings["zero_optimization"]["stage"] == stage
     assert settings["bf16"]["enabled"] is True
     assert "auto" not in json.dumps(settings)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_files_of_the_repository_say_what_holds_without_one(stage: int) -> None:
+    found = json.loads((REPO / "configs" / "deepspeed" / f"zero{stage}.json").read_text())[
+        "zero_optimization"
+    ]
+    assert found.pop("stage") == stage
+    assert found == {name: value for name, value in ZERO.items() if stage == 3 or "stage3" not in name}
