@@ -138,13 +138,6 @@ class Installs:
         return None if wanted in script else f".ci/run does not run it: {wanted}"
 
 
-@dataclass(frozen=True)
-class Never:
-    """It can be run nowhere here; says why."""
-
-    why: str
-
-
 # --- Where commands run --------------------------------------------------------------------------
 
 
@@ -175,7 +168,7 @@ class Sandbox:
             "awtpn pack ravdess_features.npz data/ravdess --format npz",
             f"python launch/train.py --config configs/meld.yaml --run.dir runs/meld {SHORT}",
             f"python launch/train.py --config configs/iemocap.yaml --run.dir runs/try1 {SHORT}",
-            "awtpn export runs/meld my-model",
+            "awtpn export runs/try1 my-model",
         ):
             self.run(line)
 

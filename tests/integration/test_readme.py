@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from readme_support import SHORT, Elsewhere, Installs, Never, Run, Sandbox, blocks_of, commands_of
+from readme_support import SHORT, Elsewhere, Installs, Run, Sandbox, blocks_of, commands_of
 from support import REPO
 
 from awtpn import AWTPN
@@ -33,7 +33,7 @@ KUBERNETES = Elsewhere(
     ]
 )
 
-COMMANDS: dict[str, Run | Elsewhere | Installs | Never] = {
+COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     # Two commands.
     "python3 -m venv .venv": Installs(),
     ". .venv/bin/activate": Installs(),
@@ -49,8 +49,11 @@ COMMANDS: dict[str, Run | Elsewhere | Installs | Never] = {
     "python launch/train.py --config configs/meld.yaml": Run(
         append=f"--run.dir runs/meld2 {SHORT}", makes="runs/meld2", leaves="runs/meld2/results.json"
     ),
+    # Without GPUs cpu.yaml takes the place of ddp.yaml.
     "accelerate launch --config_file configs/accelerate/ddp.yaml launch/train.py "
-    "--config configs/meld.yaml": LAUNCHERS,
+    "--config configs/meld.yaml": Elsewhere(
+        [*LAUNCHERS.tests, "integration/test_recipes.py::test_the_accelerate_configurations"]
+    ),
     "accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py "
     "--config configs/meld.yaml": LAUNCHERS,
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero3.json "
@@ -104,7 +107,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs | Never] = {
     "--run.seed 1": Run(append=SHORT, makes="runs/try1", leaves="runs/try1/results.json"),
     "python launch/evaluate.py --checkpoint runs/try1 --split test": Run(says="w-F1"),
     "awtpn export runs/try1 my-model": Run(makes="my-model", leaves="my-model/README.md"),
-    "awtpn predict my-model DATASET": Run(swap={"DATASET": "data/iemocap#all"}, says='"probabilities"'),
+    "awtpn predict my-model DATASET": Run(swap={"DATASET": "data/iemocap"}, says='"probabilities"'),
     "tensorboard --logdir runs": Elsewhere(
         ["integration/test_tensorboard.py::test_every_page_is_served_our_data"]
     ),
@@ -230,7 +233,7 @@ def test_scripts_run(sandbox: Sandbox) -> None:
     assert scripts
     for script in scripts:
         audio = np.zeros((7, AWTPN.from_pretrained(sandbox.root / "my-model").feature_dims["audio"]))
-        local = script.replace('"s3://corpus/iemocap", split="train"', '"data/iemocap", split="all"')
+        local = script.replace("s3://corpus/iemocap", "data/iemocap")
         with contextlib.chdir(sandbox.root):
             exec(compile(local, "README.md", "exec"), {"audio": audio.astype(np.float32)})
 
