@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from shards.checks import Accepted, accept_or_skip, check_names
 from shards.clips import Clip, ClipSource
-from shards.feature_space import making, settings_of, space_of
+from shards.feature_space import making, space_of
 from shards.features import Encoders, decode_ahead, encode
 from shards.part import (
     OpenShard,
@@ -218,7 +218,7 @@ def digest(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> 
     what = {
         "clips": [asdict(clip) for clip in source.clips],
         "classes": source.classes,
-        "features": {name: space_of(settings_of(name, encoder)) for name, encoder in encoders.items()},
+        "features": {name: space_of(encoder.settings) for name, encoder in encoders.items()},
         "settings": settings,
     }
     text = json.dumps(what, sort_keys=True, default=str)

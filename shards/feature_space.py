@@ -12,9 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
-
-from shards.features import LARGEST_SIDE
 
 # Settings that change how features are computed, and their last digits, but not what they mean.
 INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
@@ -26,18 +25,12 @@ def making(encoders: Mapping[str, Any]) -> dict[str, Any]:
     """For the manifest: per modality its feature space and the encoder's settings; when, and with what."""
     return {
         "features": {
-            name: {"space": space_of(settings), "settings": settings}
+            name: {"space": space_of(encoder.settings), "settings": encoder.settings}
             for name, encoder in encoders.items()
-            for settings in [settings_of(name, encoder)]
         },
         "extracted": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
-
-
-def settings_of(modality: str, encoder: Any) -> dict[str, Any]:
-    """What decides an encoder's features: its own settings, and of pictures how large it gets them."""
-    return encoder.settings | ({"largest_side": LARGEST_SIDE} if modality == "video" else {})
 
 
 def space_of(settings: Mapping[str, Any]) -> str:
@@ -45,8 +38,8 @@ def space_of(settings: Mapping[str, Any]) -> str:
     decisive = _decisive(settings)
     name = str(settings["id"]).rpartition("/")[2]
     if "sha256" in decisive:
-        # A local folder may be renamed: what is in it counts.
-        decisive.pop("id")
+        # A folder may be renamed, and be a copy of what the hub has: what is in it counts.
+        decisive = {key: value for key, value in decisive.items() if key not in ("id", "revision")}
         name = str(settings.get("model_type", name))
     text = json.dumps(decisive, sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
@@ -125,13 +118,13 @@ def reopen(modality: str, settings: Mapping[str, Any], device: str = "cpu", spec
     options: dict[str, Any] = {"device": device}
     if not built_in:
         options |= {name: settings[name] for name in ("dtype", "layer", "step_seconds") if name in settings}
-        options["revision"] = settings.get("revision")
+        options["revision"] = None if Path(spec).expanduser().is_dir() else settings.get("revision")
     if modality == "video":
         options |= {"fps": settings["fps"], "step_seconds": settings["step_seconds"]}
         options["faces"] = "none" if settings.get("faces", "none") == "none" else "opencv"
     opened = (open_audio_encoder if modality == "audio" else open_video_encoder)(spec, **options)
     assert opened is not None
-    now = settings_of(modality, opened)
+    now = opened.settings
     if space_of(now) != space_of(settings):
         raise ValueError(
             f"{modality}: the encoder {spec} is not the one that was recorded: "

@@ -25,10 +25,6 @@ AHEAD_BYTES = 512 << 20
 WINDOW_CLIPS = 64
 WINDOW_BYTES = 256 << 20
 
-# Larger pictures are scaled down to it on decoding: half a minute of 4K would fill a machine's memory, and
-# encoders look at 64 to 384 pixels of a face or a frame.
-LARGEST_SIDE = 960
-
 # By modality, "audio" and "video"; what they are is told in `shards.encoders`.
 Encoders = Mapping[str, Any]
 
@@ -53,8 +49,8 @@ def decode(clip: Clip, encoders: Encoders) -> Decoded:
         if "audio" in encoders and clip.audio is not None and probe(clip.audio).has_audio:
             media["audio"] = read_audio(clip.audio, encoders["audio"].rate, clip.audio_span)
         if "video" in encoders and clip.video is not None and probe(clip.video).has_video:
-            fps = encoders["video"].fps
-            media["video"], _ = read_frames(clip.video, fps, clip.video_span, clip.crop, LARGEST_SIDE)
+            fps, side = encoders["video"].fps, encoders["video"].largest_side
+            media["video"], _ = read_frames(clip.video, fps, clip.video_span, clip.crop, side)
     except (ValueError, OSError) as error:
         return Decoded(clip, {}, str(error))
     if not media:

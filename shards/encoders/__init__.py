@@ -4,7 +4,8 @@ An encoder is an object of a few attributes and one method; what each of them is
 
 - audio: `name`, `rate` (samples per second it wants), `dim`, `step_seconds`, `settings` (JSON-able), and
   `encode(waves: list of float32 [samples]) -> list of float32 [T, dim]`;
-- video: the same with `fps` (pictures per second it wants) for `rate`, and
+- video: the same with `fps` (pictures per second it wants) and `largest_side` (pixels; larger pictures are
+  scaled down to it on decoding, since minutes of them would fill a machine's memory) for `rate`, and
   `encode(clips: list of uint8 RGB [N, H, W, 3]) -> list of float32 [T, dim]`.
 
 T is the number of whole steps in the clip, floor(duration / step_seconds), but at least 1 where there is
@@ -36,6 +37,7 @@ class VideoEncoder(Protocol):
 
     name: str
     fps: float
+    largest_side: int
     dim: int
     step_seconds: float
     settings: dict[str, Any]

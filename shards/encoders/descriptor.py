@@ -1,6 +1,7 @@
 """`descriptor`: a small description of pictures without any weights, 148 numbers each.
 
-Each picture is squeezed to 64 x 64 in grey (Rec. 601 luma, in [0, 1]) and colour, then described by
+Each picture is squeezed to 64 x 64, a place being the mean over its exact share of the picture, in grey
+(Rec. 601 luma, in [0, 1]) and colour, then described by
 
 - 128: histograms of oriented gradients (Dalal and Triggs, 2005): in each cell of a 4 x 4 grid the gradients'
   lengths are summed over 8 unsigned orientations; all 128 together are scaled to unit length;
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from shards.encoders.pooling import pool
+from shards.faces import LARGEST_SIDE, crop_faces, face_settings
 
 SIDE, CELLS, ORIENTATIONS = 64, 4, 8
 # Scale to unit length without blowing up the noise of an even picture.
 SMALLEST_GRADIENT = 0.1
-BLOCK = 256
+BLOCK = 16
 
 
 class Descriptor:
@@ -39,20 +41,18 @@ class Descriptor:
         self.fps = fps
         self.step_seconds = step_seconds
         self._faces = faces
+        self.largest_side = 4 * SIDE if faces == "none" else LARGEST_SIDE
         self.settings: dict[str, Any] = {
             "id": "descriptor",
-            "version": 1,
+            "version": 2,
             "fps": fps,
             "step_seconds": step_seconds,
+            "largest_side": self.largest_side,
             "side": SIDE,
             "cells": CELLS,
             "orientations": ORIENTATIONS,
-            "faces": faces,
+            "faces": "none" if faces == "none" else face_settings(),
         }
-        if faces != "none":
-            from shards.faces import face_settings
-
-            self.settings["faces"] = face_settings()
 
     def encode(self, clips: list[np.ndarray]) -> list[np.ndarray]:
         """[T, 148] for each clip uint8 [N, H, W, 3] sampled at `fps`."""
@@ -60,8 +60,6 @@ class Descriptor:
 
     def _encode(self, clip: np.ndarray) -> np.ndarray:
         if self._faces != "none":
-            from shards.faces import crop_faces
-
             clip = crop_faces(clip, SIDE, self.fps)[0]
         if not len(clip):
             return np.zeros((0, self.dim), np.float32)
@@ -88,13 +86,22 @@ def describe(pictures: np.ndarray) -> np.ndarray:
 
 
 def _squeeze(pictures: np.ndarray) -> np.ndarray:
-    """float32 [N, SIDE, SIDE, 3] in [0, 1]: the mean over each place's share of the picture."""
-    import torch
-    from torch.nn.functional import interpolate
+    """float64 [N, SIDE, SIDE, 3] in [0, 1]: the mean over each place's share of the picture."""
+    return _shares(_shares(pictures, 1), 2) / 255.0
 
-    values = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255.0
-    small = interpolate(values, (SIDE, SIDE), mode="area")
-    return small.permute(0, 2, 3, 1).numpy()
+
+def _shares(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean over each of SIDE equal shares of an axis; of a pixel on a border each side counts its part.
+
+    Exactly so, whatever the size: pictures that were scaled down before are described as they were.
+    """
+    length = values.shape[axis]
+    borders = np.arange(SIDE + 1) * (length / SIDE)
+    pixel = np.minimum(borders.astype(int), length - 1)
+    part = np.expand_dims(borders - pixel, tuple(i for i in range(values.ndim) if i != axis))
+    # What lies before each border: the whole pixels, and of the one that it cuts the part.
+    before = np.cumsum(values, axis, dtype=np.float64).take(pixel, axis)
+    return np.diff(before - (1 - part) * values.take(pixel, axis), axis=axis) * (SIDE / length)
 
 
 def _cells(values: np.ndarray) -> np.ndarray:

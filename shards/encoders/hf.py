@@ -28,8 +28,8 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
         revision: branch, tag or commit of the hub.
 
     Returns:
-        (folder, settings: "id", and of the hub "revision", the commit; of a folder "path" and the "sha256"
-        over its settings and weights, by file in alphabetical order).
+        (folder, settings: "id"; the "sha256" over settings and weights, by file in alphabetical order, the
+        same wherever a copy lies; and of the hub "revision", the commit, of a folder "path").
 
     Raises:
         ValueError: neither a folder nor on the hub (or in its cache, when offline), or no weights in it.
@@ -40,10 +40,8 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
             raise ValueError(
                 f"{spec}: is a local folder, so revision={revision!r} means nothing; leave it out"
             )
-        files = _files(folder, SETTINGS_FILES) + (
-            _files(folder, SAFE_WEIGHTS) or _files(folder, PICKLED_WEIGHTS)
-        )
-        return folder, {"id": folder.resolve().name, "path": str(folder.resolve()), "sha256": _sha256(files)}
+        path = folder.resolve()
+        return folder, {"id": path.name, "path": str(path), "sha256": _sha256(folder)}
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise ValueError(f"{spec}: no such folder")
     from huggingface_hub import snapshot_download
@@ -58,7 +56,7 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
             f"{spec}: neither a folder here nor a built-in encoder, and the Hugging Face hub does not give "
             f"it ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
         ) from None
-    return got, {"id": spec, "revision": got.name}
+    return got, {"id": spec, "revision": got.name, "sha256": _sha256(got)}
 
 
 def model_type(folder: Path, known: dict[str, str], spec: str) -> str:
@@ -180,9 +178,10 @@ def _files(folder: Path, patterns: list[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
-def _sha256(files: list[Path]) -> str:
+def _sha256(folder: Path) -> str:
+    weights = _files(folder, SAFE_WEIGHTS) or _files(folder, PICKLED_WEIGHTS)
     total = hashlib.sha256()
-    for path in files:
+    for path in _files(folder, SETTINGS_FILES) + weights:
         with path.open("rb") as file:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

@@ -16,6 +16,7 @@ import numpy as np
 
 from shards.encoders.hf import layer_number, load_model, load_processor, locate, model_type, versions
 from shards.encoders.pooling import pool
+from shards.faces import LARGEST_SIDE, crop_faces, face_settings
 
 ARCHITECTURES = {
     "clip": "CLIPVisionModel",
@@ -72,6 +73,8 @@ class HFVideo:
                 "long, and steps cannot be shorter; raise fps"
             )
         self._side = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
+        # The processor scales further down; up to a shape of 2 : 1 nothing is scaled up again.
+        self.largest_side = min(2 * self._side, LARGEST_SIDE) if faces == "none" else LARGEST_SIDE
         self._faces, self._device = faces, device
         self._batch = max(1, batch_frames // self._frames)
         self.name = spec
@@ -85,20 +88,15 @@ class HFVideo:
             "summary": self._summary,
             "fps": fps,
             "step_seconds": self.step_seconds,
-            "faces": "none",
+            "largest_side": self.largest_side,
+            "faces": "none" if faces == "none" else face_settings(),
             "dtype": dtype,
             "versions": versions(self._processor),
         }
-        if faces != "none":
-            from shards.faces import face_settings
-
-            self.settings["faces"] = face_settings()
 
     def encode(self, clips: list[np.ndarray]) -> list[np.ndarray]:
         """[T, dim] for each clip uint8 [N, H, W, 3] sampled at `fps`."""
         if self._faces != "none":
-            from shards.faces import crop_faces
-
             clips = [crop_faces(clip, self._side, self.fps)[0] for clip in clips]
         # Windows [frames, H, W, 3] of all clips in order; of other models than VideoMAE, single pictures.
         windows = [window for clip in clips for window in _windows(clip, self._frames)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from encoders_support import AUDIO, VIDEO
 
 from shards.encoders import open_audio_encoder, open_video_encoder
-from shards.encoders.descriptor import describe
+from shards.encoders.descriptor import _squeeze, describe
 from shards.encoders.pooling import pool, steps_in
+from shards.feature_space import reopen, space_of
 
 RAVDESS = Path(__file__).parents[2].parent / "shared" / "data" / "ravdess"
 RATE = 16000
@@ -111,6 +113,14 @@ def test_descriptor_sees_edges_tones_and_motion() -> None:
     red = np.zeros((1, 10, 20, 3), np.uint8)
     red[..., 0] = 255
     assert np.allclose(describe(red)[0, 128:132], [0.299 - 0.5, 0, 1, 0.5], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 64), (90, 50), (128, 192)])
+def test_descriptor_squeezes_by_exact_shares(height: int, width: int) -> None:
+    """As a picture 64 times as large both ways, of which each share is a block of whole pixels."""
+    one = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    large = one.repeat(64, axis=1).repeat(64, axis=2).reshape(1, 64, height, 64, width, 3) / 255.0
+    np.testing.assert_allclose(_squeeze(one), large.mean(axis=(2, 4)), atol=1e-9)
 
 
 def test_descriptor_averages_pictures_over_steps() -> None:
@@ -329,5 +339,10 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path: Path, monkeypatch: pytest.
     encoder = open_audio_encoder("owner/tiny")
     assert encoder is not None
     assert (encoder.settings["id"], encoder.settings["revision"]) == ("owner/tiny", commit)
+    # A copy in a folder, where the hub is out of reach, makes the same features and is known for it.
+    shutil.copytree(repository / "snapshots" / commit, tmp_path / "copy")
+    assert space_of(reopen("audio", encoder.settings, spec=str(tmp_path / "copy")).settings) == space_of(
+        encoder.settings
+    )
     with pytest.raises(ValueError, match=r"owner/other: neither a folder here nor a built-in encoder"):
         open_audio_encoder("owner/other")

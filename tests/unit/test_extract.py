@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 import webdataset
 from corpora_support import GARBAGE, put, put_bytes, write_sound, write_tree, write_video
+from media_support import record
 
 from shards import BadSample, pack
 from shards.clips import Clip, ClipSource
 from shards.encoders import open_audio_encoder, open_video_encoder
+from shards.encoders.descriptor import describe as describe_pictures
 from shards.extract import extract
-from shards.feature_space import check_same_space, describe, reopen, settings_of, space_of
-from shards.features import decode_ahead, encode
+from shards.feature_space import check_same_space, describe, reopen, space_of
+from shards.features import decode, decode_ahead, encode
 from shards.inspect import format_info, info
+from shards.media import read_frames
 from shards.schema import Manifest, parse_manifest
 from shards.sources import recordings
 
@@ -123,20 +126,20 @@ def test_sequences_have_the_lengths_of_their_clips(tmp_path: Path, tree: ClipSou
         "train-000001.tar",
     ]
     urls = [str(tmp_path / "d" / s.name) for split in manifest.splits.values() for s in split.shards]
-    found = {record["__key__"]: record for record in webdataset.WebDataset(urls, shardshuffle=False).decode()}
+    found = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False).decode()}
     assert len(found) == 12
-    for key, record in found.items():
-        assert 10 <= len(record["audio.npy"]) <= 11, "a second in steps of 0.1 s; codecs add a little"
-        assert ("video.npy" in record) == (not key.endswith("_c"))
-        if "video.npy" in record:
-            assert record["video.npy"].shape == (5, 148)
+    for key, sample in found.items():
+        assert 10 <= len(sample["audio.npy"]) <= 11, "a second in steps of 0.1 s; codecs add a little"
+        assert ("video.npy" in sample) == (not key.endswith("_c"))
+        if "video.npy" in sample:
+            assert sample["video.npy"].shape == (5, 148)
 
 
 def test_features_are_the_encoders_own(tmp_path: Path, tones: ClipSource) -> None:
     """Whatever batch they went through, each utterance has its own features, label and metadata."""
     made(tones, tmp_path / "d", audio=Counting(), batch=4, dtype="float32")
     urls = [str(path) for path in sorted((tmp_path / "d").glob("*.tar"))]
-    found = {record["__key__"]: record for record in webdataset.WebDataset(urls, shardshuffle=False).decode()}
+    found = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False).decode()}
     assert len(found) == 20
     for clip in tones.clips:
         assert isinstance(clip, Clip)
@@ -466,8 +469,8 @@ def test_an_encoder_is_opened_again_as_it_was_recorded(tmp_path: Path, tones: Cl
 
     for faces in ("none", "opencv"):
         video = open_video_encoder("descriptor", fps=4, step_seconds=0.5, faces=faces)
-        settings = settings_of("video", video)
-        assert settings_of("video", reopen("video", settings)) == settings
+        settings = video.settings
+        assert reopen("video", settings).settings == settings
         assert "step_seconds 0.5" in describe(settings)
 
 
@@ -540,6 +543,22 @@ def test_clips_under_way_count_as_much_as_others(tones: ClipSource, monkeypatch:
     # Two threads have a clip each, until it is known how large one is: the first has 16 kB, the mean 32.
     assert ahead[:2] == [1, 150 // 16]
     assert max(ahead[5:]) == 5
+
+
+def test_pictures_are_decoded_as_large_as_the_encoder_looks_at_them(tmp_path: Path) -> None:
+    """Ten minutes of film at full size would not fit into memory; at the descriptor's they do."""
+    y, x = np.arange(540)[:, None, None] / 100, np.arange(960)[:, None] / 100
+    waves = 127 + 60 * np.sin(3 * x + y * [1, 2, 3]) + 60 * np.sin(x * [2, 3, 1] - 4 * y)
+    film = record(tmp_path / "a.mkv", [waves.astype(np.uint8)] * 3, codec="mpeg4")
+    clip = Clip("a", "all", "calm", None, film)
+    encoders = {"video": open_video_encoder("descriptor")}
+    pictures = decode(clip, encoders).media["video"]
+    assert pictures.shape == (3, 144, 256, 3)
+    whole = read_frames(film, 10)[0]
+    assert whole.shape == (3, 540, 960, 3)
+    np.testing.assert_allclose(describe_pictures(pictures), describe_pictures(whole), atol=0.03)
+    with_faces = {"video": open_video_encoder("descriptor", faces="opencv")}
+    assert decode(clip, with_faces).media["video"].shape == whole.shape
 
 
 def test_streams_of_a_clip_may_lie_in_files_of_their_own(tmp_path: Path) -> None:
