@@ -19,7 +19,7 @@ from awtpn.layout import Layout
 DEFAULT_ZERO_STAGE = 2
 # Where no DeepSpeed file says otherwise; those in configs/deepspeed say the same. DeepSpeed's own sizes suit
 # models of billions: they would keep all weights of ours gathered at stage 3, and 1 GB of buffers.
-ZERO = {
+ZERO: dict[str, Any] = {
     "overlap_comm": True,
     "contiguous_gradients": True,
     "reduce_bucket_size": 50_000_000,
@@ -48,7 +48,7 @@ def deepspeed_settings(
     if not (file or by_accelerate or launch.by_deepspeed_launcher or config.train.zero_stage is not None):
         return None
 
-    settings = _read_deepspeed_file(file) if file else {"zero_optimization": dict(ZERO)}
+    settings: dict[str, Any] = _read_deepspeed_file(file) if file else {"zero_optimization": dict(ZERO)}
     where = file or "accelerate launch"
     flags: dict[str, Any] = {}
     if by_accelerate and not file:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from shards.schema import Modality
 
 # Transcripts and the like are metadata, but nobody selects by them, and fixed-width arrays would swell.
 LONGEST_COLUMN = 128
+# Python 3.11's parser of literals, which reads the header of every array, fails at times when two threads use
+# it at once: "AST constructor recursion depth mismatch" (CPython issue 106905).
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ def load_index(index_file: BinaryIO, modalities: dict[str, Modality], shard_byte
         ValueError: not an index, or one of another shard.
     """
     try:
-        with np.load(index_file, allow_pickle=False) as file:
+        with _parsing, np.load(index_file, allow_pickle=False) as file:
             arrays = dict(file)
         utterances = len(arrays["key"])
         # A modality that none of the shard's utterances has may be left out.
