@@ -27,6 +27,8 @@ from shards.media.container import (
 SAME_TIME_S = 1e-6
 # One clip must not fill a machine's memory. 10 pictures a second of 960 x 540 are so much in 4.6 minutes.
 LARGEST_CLIP = 4 << 30
+# Pictures are gathered in blocks of so many bytes, which go back to the system when they are let go of.
+BLOCK = 64 << 20
 
 Crop = tuple[float, float, float, float]
 
@@ -48,21 +50,24 @@ def read_frames(
         MediaError: as `iterate_frames`; or more than `LARGEST_CLIP` bytes of pictures.
     """
     times: list[float] = []
-    frames: list[Any] = []
-    held = 0
+    blocks: list[Any] = []
+    room = 0
     for time, frame in iterate_frames(path, fps, span, crop, largest_side, faults):
-        held += frame.nbytes
-        if held > LARGEST_CLIP:
+        if (len(times) + 1) * frame.nbytes > LARGEST_CLIP:
             raise MediaError(
                 f"{path}: its pictures take more than {LARGEST_CLIP / 2**30:g} GiB of memory; cut it into "
                 "shorter clips, or take fewer (fps)"
             )
+        room = room or -(-BLOCK // frame.nbytes)
+        if len(times) % room == 0:
+            blocks.append(np.empty((room, *frame.shape), np.uint8))
+        blocks[-1][len(times) % room] = frame
         times.append(time)
-        frames.append(frame)
-    pictures = np.empty((len(frames), *frames[0].shape), np.uint8)
-    for i in range(len(frames)):
+    pictures = np.empty((len(times), *blocks[0].shape[1:]), np.uint8)
+    for i in range(len(blocks)):
         # Each is let go of at once, so that a long clip is not held twice.
-        pictures[i], frames[i] = frames[i], None
+        part = pictures[i * room : (i + 1) * room]
+        part[:], blocks[i] = blocks[i][: len(part)], None
     return pictures, np.asarray(times)
 
 
@@ -132,19 +137,23 @@ def _sampled(
     """(time, picture) at each sampling time in the span and the stretches; the last frame if none is."""
     count = 0
     size: tuple[int, int] | None = None
+    matrix, rotation = np.eye(2, dtype=np.int64), None
     for _, stop, frame in stretches:
+        # Once a frame's side data is looked at, only the garbage collector frees the frame, and late.
+        if frame.rotation != rotation:
+            matrix, rotation = _display_matrix(frame), frame.rotation
         picture: np.ndarray | None = None
         # A picture that begins where a sampling time lies is the one shown, however the times are rounded.
         while (time := (count + 0.5) / fps) + SAME_TIME_S < min(stop, end) - begin:
             if picture is None:
-                picture = _picture(frame, crop, largest_side, size)
+                picture = _picture(frame, matrix, crop, largest_side, size)
                 size = size or (picture.shape[0], picture.shape[1])
             yield time, picture
             count += 1
         if begin + time + SAME_TIME_S >= end:
             break
     if not count and stop > begin:
-        yield 0.5 / fps, _picture(frame, crop, largest_side, None)
+        yield 0.5 / fps, _picture(frame, matrix, crop, largest_side, None)
 
 
 def _shown(
@@ -180,10 +189,9 @@ def _shown(
 
 
 def _picture(
-    frame: Any, crop: Crop | None, largest_side: int | None, size: tuple[int, int] | None
+    frame: Any, matrix: np.ndarray, crop: Crop | None, largest_side: int | None, size: tuple[int, int] | None
 ) -> np.ndarray:
     """RGB [H, W, 3] of a frame: upright, cropped, of `size` (H, W) if given, else within `largest_side`."""
-    matrix = _display_matrix(frame)
     turned = abs(matrix[0, 0]) < abs(matrix[0, 1])
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     left, top, right, bottom = crop or (0.0, 0.0, 1.0, 1.0)

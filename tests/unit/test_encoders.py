@@ -115,7 +115,7 @@ def test_descriptor_sees_edges_tones_and_motion() -> None:
     assert np.allclose(describe(red)[0, 128:132], [0.299 - 0.5, 0, 1, 0.5], atol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 64), (90, 50), (128, 192)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 64), (70, 33)])
 def test_descriptor_squeezes_by_exact_shares(height: int, width: int) -> None:
     """As a picture 64 times as large both ways, of which each share is a block of whole pixels."""
     one = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -120,6 +121,18 @@ def test_a_clip_that_would_fill_the_memory_is_refused(
     with pytest.raises(MediaError, match=r"a.mkv: its pictures take more than .* cut it into shorter clips"):
         read_frames(path, 10)
     assert len(read_frames(path, 5)[0]) == 10
+
+
+def test_frames_are_let_go_of_at_once(tmp_path: Path) -> None:
+    """In cycles of references they would wait for the garbage collector, which does not see their size."""
+    path = record(tmp_path / "a.mkv", [numbered(i) for i in range(100)], codec="mpeg4")
+    gc.collect()
+    gc.disable()
+    try:
+        read_frames(path, 10)
+        assert gc.collect() < 100, "objects that only the collector could free"
+    finally:
+        gc.enable()
 
 
 def test_a_late_span_is_decoded_from_the_key_frame_before_it(
