@@ -30,6 +30,8 @@ AUDIO_PREROLL_S = 0.5
 # Timestamps are rounded (FLV's to 1 ms) and jitter; up to here packets count as adjacent.
 AUDIO_JITTER_S = 0.03
 RESAMPLE_BLOCK = 1 << 16
+# Channels of which FFmpeg lists the planes with an end (AV_NUM_DATA_POINTERS).
+MOST_PLANES = 8
 
 
 def read_audio(
@@ -126,14 +128,28 @@ def _append(chunks: list[np.ndarray], samples: np.ndarray, at: int) -> int:
 
 def _mono(frame: Any) -> np.ndarray:
     """Mean over channels [samples] of an audio frame of any sample format, scaled to [-1, 1]."""
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels > MOST_PLANES:
+        frame = _interleaved(frame)
     values = frame.to_ndarray()
     if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
+        values = values.reshape(-1, channels).T
     if values.dtype.kind == "u":
         values = (values.astype(np.float32) - 128.0) / 128.0
     elif values.dtype.kind == "i":
         values = values.astype(np.float64) / (np.iinfo(values.dtype).max + 1.0)
     return values.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _interleaved(frame: Any) -> Any:
+    """A frame of many channels as one plane: of more than eight PyAV does not see the end, and crashes."""
+    import av
+
+    try:
+        [whole] = av.AudioResampler(format=frame.format.packed).resample(frame)
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaError(f"sound of {frame.layout.nb_channels} channels cannot be read ({error})") from None
+    return whole
 
 
 def resample(samples: np.ndarray, rate: int, to: int) -> np.ndarray:

@@ -252,6 +252,29 @@ def test_every_container_gives_the_samples_due(
         read_frames(path, 10)
 
 
+def test_sound_of_many_channels(tmp_path: Path) -> None:
+    """More than eight planes, of which PyAV does not find the end."""
+    import av
+
+    path, wave, channels = tmp_path / "array.mka", chirp(2.0, 48000), 16
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libopus", rate=48000, layout="hexadecagonal", options={"mapping_family": "255"}
+        )
+        for at in range(0, len(wave), 960):
+            # Every other channel is silent.
+            block = np.kron(wave[at : at + 960], np.tile([1, 0], channels // 2)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(block[None], format="flt", layout="hexadecagonal")
+            frame.sample_rate, frame.pts = 48000, at
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    sound, mono = read_audio(path, 48000), wave / 2
+    assert len(sound) == pytest.approx(len(mono), abs=1000)
+    n = min(len(sound), len(mono))
+    assert np.corrcoef(sound[:n], mono[:n])[0, 1] > 0.98
+    assert sound.std() == pytest.approx(mono.std(), rel=0.05)
+
+
 def best_shift(ours: np.ndarray, truth: np.ndarray, reach: int = 40) -> int:
     """By how many samples `ours` comes late."""
     inner = slice(reach, -reach)
