@@ -9,13 +9,12 @@ Where things are:
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
 - training: `trainer` (reads top to bottom), `config`, `refusals`, `data`, `layout`, `distributed`, `zero`,
   `device`, `checkpoint`, `watchdog`, `doctor`
-- looking on: `monitor`, `board`, `snapshot`, `pictures`, `projector`, `work`, `provenance`, `files`
-- figures: `evaluation`, `metrics`, `predictions`, `compare`
-- many runs: `crossvalidation`, `ablation`, `sweep`, `folds`, `runner`, `baseline`
-- reports: `report`, `report_html`, `report_markdown`, `charts`, `intervals`, `confidence`
-- sharing: `predictor`, `explain`, `export`, `hub`, `modelcard`, `graph`
-- cost: `bench/`, `roofline`, `memory`, `memory_report`
-- the `awtpn` command: `cli`, and a `cli_...` for each group of its commands
+- looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`
+- figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)
+- many runs: `experiments/` (folds, seeds, sweeps, ablations)
+- using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)
+- cost: `bench/` (speed, FLOPs, memory)
+- the `awtpn` command: `cli/`
 
 Arrows point one way: `launch` -> `awtpn` -> `shards`.
 """

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from awtpn.hub import locate
 from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
+from awtpn.sharing.hub import locate
 from shards import Ragged
 from shards.feature_space import check_same_space
 

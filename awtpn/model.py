@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from awtpn.attention import reliability_attention
-from awtpn.hub import locate
-from awtpn.modelcard import LIBRARY, render_card
 from awtpn.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
+from awtpn.sharing.hub import locate
+from awtpn.sharing.modelcard import LIBRARY, render_card
 from shards import Ragged
 
 WEIGHTS_FILE = "model.safetensors"
@@ -349,7 +349,8 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         Args:
             place: a folder that holds `config.json` beside `model.safetensors`; or, where there is no such
                 path, a hub id, "user/model".
-            hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see `awtpn.hub.locate`.
+            hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see
+                `awtpn.sharing.hub.locate`.
 
         Raises:
             ValueError: a file is missing or is not of this format, or the hub has no such model.

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from awtpn.board import GROUPS, Board, Pictures
+from awtpn.board.board import GROUPS, Board, Pictures
+from awtpn.board.snapshot import Snapshot
 from awtpn.config import Config
 from awtpn.distributed import World
 from awtpn.files import write_atomically
 from awtpn.provenance import describe
-from awtpn.snapshot import Snapshot
 from shards import FeatureStream
 
 Status = Literal["running", "preempted", "done", "failed"]
@@ -75,13 +75,13 @@ class Monitor:
         self.bar.update(1)
 
     def log_pace(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures of several steps together, by TensorBoard tag; see `awtpn.work.pace`."""
+        """Figures of several steps together, by TensorBoard tag; see `awtpn.board.work.pace`."""
         if self.is_main:
             with telling_of_full_disks(self.run_dir):
                 self.board.scalars(step, figures)
 
     def wants_pictures(self, pictures: Pictures, last: bool) -> bool:
-        """The coming validation shall be drawn, see `awtpn.board.wants_pictures`; False on other ranks."""
+        """Draw the coming validation? See `awtpn.board.board.wants_pictures`; False on other ranks."""
         return self.is_main and self.board.wants_pictures(pictures, last)
 
     def flush(self, **shown: str) -> None:

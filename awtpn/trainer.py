@@ -25,7 +25,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from awtpn import checkpoint, doctor, prototypes
-from awtpn.board import wants_pictures
+from awtpn.board.board import wants_pictures
+from awtpn.board.snapshot import Collector
+from awtpn.board.work import memory, pace, work_of_batch
 from awtpn.checkpoint import Position, is_deepspeed, unwrap
 from awtpn.config import DEMO, Config, dump_yaml, parse_command_line
 from awtpn.data import (
@@ -46,10 +48,8 @@ from awtpn.monitor import Monitor, log_results, write_atomically, write_status
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe
-from awtpn.snapshot import Collector
 from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
-from awtpn.work import memory, pace, work_of_batch
 from awtpn.zero import settle_stage_0
 from shards import FeatureBatch, FeatureStream
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from awtpn.ablation import VARIANTS_FILE, ablate, read_variants
-from awtpn.runner import PYTHON
+from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants
+from awtpn.experiments.runner import PYTHON
 from launch.cross_validate import add_options, run_script
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from awtpn.crossvalidation import cross_validate
-from awtpn.runner import PYTHON
+from awtpn.experiments.crossvalidation import cross_validate
+from awtpn.experiments.runner import PYTHON
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from awtpn.cli_shards import json_object
+from awtpn.cli.shards import json_object
 from awtpn.distributed import start_missing_ranks
 from awtpn.evaluation import evaluate_command
 

@@ -1,7 +1,7 @@
 """The roofline account, measured: each part of a step on its own, beside the floor that the device sets it.
 
-FLOPs and bytes are `awtpn.roofline.step_cost`'s. The device's peaks are measured, too: a large matrix product
-in the precision of the part, and a large copy, read and written.
+FLOPs and bytes are `awtpn.bench.roofline.step_cost`'s. The device's peaks are measured, too: a large matrix
+product in the precision of the part, and a large copy, read and written.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.bench.machine import markdown, synchronise
+from awtpn.bench.roofline import PARTS, Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.bench.step import CLASSES, DIMS, Setting, make_batches, make_model, make_step, packed_loss
 from awtpn.losses import LossConfig
 from awtpn.model import AWTPN, ModelOutput, StreamOutput
 from awtpn.optim import OptimConfig, make_optimizer
-from awtpn.roofline import PARTS, Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.segments import segment_mean, segment_sum, utterance_of_step
 
 # Parts whose products are in train.precision; all others are float32 always.

@@ -27,11 +27,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from awtpn.bench.machine import child_environment, describe, markdown, read_peak, start_peak, synchronise
 from awtpn.bench.published import Published, published_loss
+from awtpn.bench.roofline import step_cost, total
 from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms, total_loss
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.optim import OptimConfig, make_optimizer
 from awtpn.predictor import pack_arrays
-from awtpn.roofline import step_cost, total
 from shards import Ragged
 
 AUDIO, VIDEO, CLASSES, BATCHES = 1024, 512, 7, 6

@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from awtpn import board, monitor, pictures, trainer
-from awtpn.snapshot import Collector
+from awtpn import monitor, trainer
+from awtpn.board import board, pictures
+from awtpn.board.snapshot import Collector
 
 # What is timed: where the name stands that is called, and what it is for. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [

@@ -141,10 +141,10 @@ def resident(kind: str) -> int:
 
 def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, float, str]:
     """What `awtpn doctor --memory` says: bytes at the peak of training, at saving, and the peak's moment."""
+    from awtpn.bench.memory import moments, peak, saving_bytes
+    from awtpn.bench.memory_report import data_of, work_of
     from awtpn.config import parse_command_line
     from awtpn.layout import make_layout
-    from awtpn.memory import moments, peak, saving_bytes
-    from awtpn.memory_report import data_of, work_of
 
     config, _ = parse_command_line(["--config", str(CONFIG), *overrides])
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
@@ -193,7 +193,7 @@ def run(options: argparse.Namespace, scratch: Path) -> str:
 
 def computed() -> str:
     """What `awtpn doctor --memory` says of the whole configuration, on features of the usual widths."""
-    from awtpn.memory_report import report
+    from awtpn.bench.memory_report import report
 
     words = ["--ranks", "8", "64", "512", "--device", "cuda", "--train.global_batch_size", "8192"]
     words += ["--steps", "audio=120", "video=60", "--features", "audio=1024", "video=512"]

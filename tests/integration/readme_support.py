@@ -29,9 +29,9 @@ sys.path.append(str(REPO / "tests" / "unit"))
 from corpora_support import put, write_iemocap, write_meld, write_mosei, write_tree
 from encoders_support import AUDIO, VIDEO
 
-from awtpn import ablation, crossvalidation
 from awtpn.cli import main as awtpn
-from awtpn.runner import Job
+from awtpn.experiments import ablation, crossvalidation
+from awtpn.experiments.runner import Job
 from awtpn.trainer import main as train
 
 PROGRAMS = {
@@ -230,7 +230,7 @@ def signals_kept() -> Iterator[None]:
 
 
 def train_here(jobs: Sequence[Job], *_: Any, **__: Any) -> None:
-    """In place of `awtpn.runner.train_all`, which starts a process for each run."""
+    """In place of `awtpn.experiments.runner.train_all`, which starts a process for each run."""
     for job in jobs:
         train(job.arguments)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from awtpn import ablation
 from awtpn.config import parse_command_line
-from awtpn.folds import Score
-from awtpn.runner import Job
+from awtpn.experiments import ablation
+from awtpn.experiments.folds import Score
+from awtpn.experiments.runner import Job
 
 
 def scores(f1: dict[tuple[Any, int], float]) -> list[Score]:

@@ -11,11 +11,11 @@ import torch
 
 from awtpn.bench import account, attention, end_to_end, loader, step
 from awtpn.bench.published import Published, published_loss
+from awtpn.bench.roofline import PARTS, Peak, step_cost
 from awtpn.cli import main
 from awtpn.losses import LossConfig
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.predictor import pack_arrays
-from awtpn.roofline import PARTS, Peak, step_cost
 
 CPU = step.Setting("cpu", "fp32", 1)
 

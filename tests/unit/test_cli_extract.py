@@ -15,7 +15,7 @@ from corpora_support import GARBAGE, put, put_bytes, write_iemocap, write_meld, 
 
 from awtpn import Predictor
 from awtpn.cli import main
-from awtpn.cli_extract import limited
+from awtpn.cli.extract import limited
 from awtpn.evaluation import evaluate_command
 from awtpn.trainer import main as train
 from shards import FeatureStream

@@ -11,7 +11,7 @@ import pytest
 from corpora_support import write_iemocap, write_meld, write_mosei
 
 import shards
-from awtpn.folds import make_splits
+from awtpn.experiments.folds import make_splits
 from awtpn.trainer import main as train
 from shards import Sample
 from shards.clips import Clip, ClipSource

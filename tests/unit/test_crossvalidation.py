@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awtpn import baseline, crossvalidation, runner, sweep
-from awtpn.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
-from awtpn.runner import Job
+from awtpn.experiments import baseline, crossvalidation, runner, sweep
+from awtpn.experiments.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
+from awtpn.experiments.runner import Job
 from shards import pack
 from shards.sources import npz
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media_support import chirp, numbered, record, spoil
 
-from awtpn.cli_predict import picture_names
+from awtpn.cli.predict import picture_names
 from awtpn.explain import FRAMES, Recording, draw, load
 from awtpn.predictor import Prediction
 from shards.media import MediaError

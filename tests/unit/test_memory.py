@@ -11,11 +11,11 @@ from benchmarks import zero_memory
 from support import pack_corpus
 
 from awtpn.bench.machine import allocated_peak
+from awtpn.bench.memory import Buckets, Work, activation_bytes, largest_steps, moments, peak, saving_bytes
+from awtpn.bench.memory_report import read_buckets
 from awtpn.bench.step import packed_loss
 from awtpn.cli import main
 from awtpn.losses import LossConfig
-from awtpn.memory import Buckets, Work, activation_bytes, largest_steps, moments, peak, saving_bytes
-from awtpn.memory_report import read_buckets
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.predictor import pack_arrays
 from shards.stream import PREFETCH_BYTES

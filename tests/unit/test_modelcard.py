@@ -10,7 +10,7 @@ from support import CLASSES, small_model
 
 from awtpn.intervals import bootstrap_confusion
 from awtpn.metrics import summarise
-from awtpn.modelcard import render_card
+from awtpn.sharing.modelcard import render_card
 
 CONFUSION = np.array([[30, 5, 1], [4, 20, 6], [0, 9, 25]])
 

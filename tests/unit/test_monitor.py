@@ -12,12 +12,12 @@ from support import ALONE, CLASSES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from awtpn import board as boards
-from awtpn.board import Board, leaves, prototype_figures
+from awtpn.board import board as boards
+from awtpn.board.board import Board, leaves, prototype_figures
+from awtpn.board.snapshot import BUCKETS, Embeddings, Example, Snapshot
 from awtpn.config import Config, DataConfig
 from awtpn.metrics import summarise
 from awtpn.monitor import GROUPS, Monitor, cut_back, log_results, write_atomically, write_status
-from awtpn.snapshot import BUCKETS, Embeddings, Example, Snapshot
 from shards import FeatureStream
 
 FIGURES = summarise(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES)

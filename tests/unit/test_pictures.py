@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awtpn.pictures import (
+from awtpn.board.pictures import (
     COLOURS,
     confusion_matrix,
     distances_between,
     prototype_map,
     weights_over_time,
 )
-from awtpn.snapshot import Example
+from awtpn.board.snapshot import Example
 
 CLASSES = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised", "bored", "proud"]
 

@@ -13,16 +13,16 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from awtpn import charts
-from awtpn.confidence import calibration, calibration_error, surest_mistakes
 from awtpn.config import Config, dump
 from awtpn.intervals import bootstrap, t_interval
 from awtpn.losses import TERMS
 from awtpn.metrics import summarise
 from awtpn.predictions import read_predictions
-from awtpn.report import gather, write_report
-from awtpn.report_html import render_html
-from awtpn.report_markdown import duration, render_markdown
+from awtpn.report import charts
+from awtpn.report.confidence import calibration, calibration_error, surest_mistakes
+from awtpn.report.html import render_html
+from awtpn.report.markdown import duration, render_markdown
+from awtpn.report.report import gather, write_report
 
 CLASSES = ["calm", "<b>happy</b>", "sad & low"]
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from awtpn.bench.roofline import PARTS, Cost, Peak, bound_by, floor_s, parameter_count, step_cost, total
 from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms, total_loss
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.predictor import pack_arrays
-from awtpn.roofline import PARTS, Cost, Peak, bound_by, floor_s, parameter_count, step_cost, total
 
 DIMS = {"audio": 24, "video": 12}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support import environment as environment_of_a_child
 
-from awtpn import runner
-from awtpn.runner import Job, environment, lock_file, train_all, try_lock
+from awtpn.experiments import runner
+from awtpn.experiments.runner import Job, environment, lock_file, train_all, try_lock
 
 # A stand-in for launch/train.py: it notes that it ran, and does what its second argument says.
 SCRIPT = """
@@ -85,7 +85,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None
 def test_two_processes_share_a_list(tmp_path: Path) -> None:
     """The same command twice: every run is trained by one of them, and both end when all is done."""
     code = (
-        "import sys; from pathlib import Path; from awtpn import runner\n"
+        "import sys; from pathlib import Path; from awtpn.experiments import runner\n"
         "folder = Path(sys.argv[1]); runner.TRAIN_SCRIPT = folder / 'script.py'; runner.POLL_S = 0.05\n"
         "dirs = [folder / 'runs' / str(i) for i in range(6)]\n"
         "runner.train_all([runner.Job((str(d), 'work'), d) for d in dirs])\n"

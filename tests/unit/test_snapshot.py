@@ -11,12 +11,12 @@ import pytest
 import torch
 from support import ALONE, CLASSES, DIMS, small_model
 
-from awtpn import snapshot as snapshots
+from awtpn.board import snapshot as snapshots
+from awtpn.board.snapshot import BUCKET, BUCKETS, Collector, Snapshot, project, spread
 from awtpn.data import open_evaluation
 from awtpn.distributed import World
 from awtpn.evaluation import evaluate
 from awtpn.model import AWTPN
-from awtpn.snapshot import BUCKET, BUCKETS, Collector, Snapshot, project, spread
 
 
 class Exchange:

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from awtpn import model as models
 from awtpn.attention import plain
+from awtpn.board.work import WORK, memory, pace, work_of_batch
 from awtpn.model import AWTPN, ModelConfig
-from awtpn.work import WORK, memory, pace, work_of_batch
 
 
 def attention(h: Any, query: Any, key: Any, r: Any, host_offsets: Any) -> Any:

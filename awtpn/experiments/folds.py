@@ -12,7 +12,7 @@ import numpy as np
 
 from awtpn.config import DataConfig, parse_command_line
 from awtpn.data import stream_source
-from awtpn.runner import Job
+from awtpn.experiments.runner import Job
 from shards import FeatureStream
 
 # What an experiment of many runs decides itself, run by run.

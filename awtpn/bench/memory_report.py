@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from awtpn.bench.memory import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
 from awtpn.config import DEMO, Config, parse_command_line
 from awtpn.layout import Layout, make_layout
-from awtpn.memory import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
 from awtpn.zero import ZERO
 from shards.inspect import Lengths, info
 from shards.sources.demo import ensure_demo

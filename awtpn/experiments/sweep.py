@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from awtpn.config import parse_command_line
-from awtpn.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
-from awtpn.runner import figures, write_json
+from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
+from awtpn.experiments.runner import figures, write_json
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awtpn.snapshot import Example
+from awtpn.board.snapshot import Example
 
 Picture = NDArray[np.uint8]
 

@@ -15,16 +15,16 @@ import numpy as np
 import yaml
 
 from awtpn.config import parse_command_line
-from awtpn.crossvalidation import collect_scores
+from awtpn.experiments.crossvalidation import collect_scores
+from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
+from awtpn.experiments.runner import PYTHON, train_all, write_json
 from awtpn.files import write_atomically
-from awtpn.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.intervals import standard_error, t_interval
 from awtpn.metrics import SUMMARY
-from awtpn.runner import PYTHON, train_all, write_json
 
 BASE = "base"
 FIGURE = "w-F1"
-VARIANTS_FILE = Path(__file__).parent.parent / "configs" / "ablations.yaml"
+VARIANTS_FILE = Path(__file__).parents[2] / "configs" / "ablations.yaml"
 
 Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
 

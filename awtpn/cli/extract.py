@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.cli_shards import add_store_options
+from awtpn.cli.shards import add_store_options
 from shards.clips import Clip, ClipSource
 from shards.credentials import hide_in_command
 from shards.schema import Manifest

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awtpn import charts
-from awtpn import report_markdown as words
-from awtpn.confidence import calibration, surest_mistakes
 from awtpn.losses import TERMS
 from awtpn.metrics import SUMMARY
-from awtpn.report import Report, RunRecord
+from awtpn.report import charts
+from awtpn.report import markdown as words
+from awtpn.report.confidence import calibration, surest_mistakes
+from awtpn.report.report import Report, RunRecord
 
 STYLE = Path(__file__).with_name("report.css")
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from awtpn.config import dump, parse_command_line
 from awtpn.files import write_atomically
 
-TRAIN_SCRIPT = Path(__file__).parent.parent / "launch" / "train.py"
+TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
 LOG_FILE = "train.log"
 LOG_TAIL = 2_000  # characters of a failed run's output to show

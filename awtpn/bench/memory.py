@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from awtpn.roofline import parameter_count
+from awtpn.bench.roofline import parameter_count
 from shards.stream import PREFETCH_BYTES
 
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")

@@ -24,7 +24,7 @@ def add_report(commands: Any) -> None:
 
 
 def run_report(options: argparse.Namespace) -> None:
-    from awtpn.report import write_report
+    from awtpn.report.report import write_report
 
     html = options.out or (None if options.markdown else options.runs[0] / "report.html")
     for file in write_report(options.runs, html, options.markdown):
@@ -54,7 +54,7 @@ def add_export(commands: Any) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    from awtpn.export import export  # torch is slow to import; packing needs none of this
+    from awtpn.sharing.export import export  # torch is slow to import; packing needs none of this
 
     export(options.run, options.out, licence=options.license, graph=options.graph)
     print(f"exported to {options.out}; share it with: awtpn push {options.out} USER/MODEL")
@@ -71,8 +71,8 @@ def add_push(commands: Any) -> None:
 
 
 def run_push(options: argparse.Namespace) -> None:
-    from awtpn.hub import upload
     from awtpn.model import CARD_FILE, README_FILE
+    from awtpn.sharing.hub import upload
 
     for name in (CARD_FILE, README_FILE):
         if not (options.folder / name).is_file():

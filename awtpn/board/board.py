@@ -24,11 +24,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from awtpn import pictures
+from awtpn.board import pictures
+from awtpn.board.projector import write_projector
+from awtpn.board.snapshot import BUCKET, Snapshot
 from awtpn.config import Config, dump, dump_yaml
 from awtpn.metrics import SUMMARY
-from awtpn.projector import write_projector
-from awtpn.snapshot import BUCKET, Snapshot
 from shards import FeatureStream
 
 Pictures = Literal["auto", "always", "never"]

@@ -13,8 +13,8 @@ import numpy as np
 from google.protobuf import text_format
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
+from awtpn.board.snapshot import Embeddings
 from awtpn.files import write_atomically
-from awtpn.snapshot import Embeddings
 
 FOLDER = "projector"
 CONFIG_FILE = "projector_config.pbtxt"  # the name that the projector looks for

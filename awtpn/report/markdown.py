@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from awtpn.board import leaves
-from awtpn.confidence import calibration, calibration_error
+from awtpn.board.board import leaves
 from awtpn.intervals import Interval
 from awtpn.metrics import SUMMARY
-from awtpn.report import Report
+from awtpn.report.confidence import calibration, calibration_error
+from awtpn.report.report import Report
 
 MEANINGS = {
     "w-ACC": "utterances that are right",

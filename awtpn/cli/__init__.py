@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from awtpn.cli_bench import add_bench
-from awtpn.cli_extract import add_extract
-from awtpn.cli_pack import add_pack
-from awtpn.cli_shards import add_shards, add_store_options
-from awtpn.cli_share import add_export, add_push, add_report
+from awtpn.cli.bench import add_bench
+from awtpn.cli.extract import add_extract
+from awtpn.cli.pack import add_pack
+from awtpn.cli.shards import add_shards, add_store_options
+from awtpn.cli.share import add_export, add_push, add_report
 from shards import FeatureStream
 
 
@@ -120,7 +120,7 @@ def add_predict(commands: Any) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    from awtpn.cli_predict import are_recordings, run_recordings
+    from awtpn.cli.predict import are_recordings, run_recordings
     from awtpn.data import check_feature_space
     from awtpn.predictor import Predictor
 
@@ -221,7 +221,7 @@ def add_doctor(commands: Any) -> None:
 
 def run_doctor(options: argparse.Namespace) -> None:
     if options.memory is not None:
-        from awtpn.memory_report import report
+        from awtpn.bench.memory_report import report
 
         print(report(options.memory))
         return
@@ -229,7 +229,3 @@ def run_doctor(options: argparse.Namespace) -> None:
 
     if not examine(options.run_dir, options.data, options.storage_options):
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from awtpn.config import DataConfig
 from awtpn.data import stream_source
-from awtpn.folds import Fold, Score
+from awtpn.experiments.folds import Fold, Score
 from awtpn.metrics import SUMMARY, summarise
 from shards import FeatureStream
 

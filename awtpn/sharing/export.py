@@ -9,7 +9,7 @@ from pathlib import Path
 
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
-from awtpn.modelcard import render_card
+from awtpn.sharing.modelcard import render_card
 
 
 def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
@@ -19,7 +19,7 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         source: the run, checkpoint or export folder.
         out: the folder to write; it appears when it is complete.
         licence: of the weights, as the hub names it ("cc-by-nc-sa-4.0").
-        graph: also write a graph that runs without this package: see `awtpn.graph`.
+        graph: also write a graph that runs without this package: see `awtpn.sharing.graph`.
 
     Raises:
         ValueError: there is no model, or `out` exists.
@@ -38,7 +38,7 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     temporary.mkdir(parents=True)
     shutil.copyfile(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
     if graph:
-        from awtpn.graph import write_graphs
+        from awtpn.sharing.graph import write_graphs
 
         card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
     (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")

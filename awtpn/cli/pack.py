@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from awtpn.cli_extract import run_as_pack
-from awtpn.cli_shards import add_store_options
+from awtpn.cli.extract import run_as_pack
+from awtpn.cli.shards import add_store_options
 from shards import pack
 from shards.credentials import hide_in_command
 from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table

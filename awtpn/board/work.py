@@ -9,8 +9,8 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from awtpn.bench.roofline import step_cost, total
 from awtpn.model import AWTPN
-from awtpn.roofline import step_cost, total
 from shards import FeatureBatch
 
 # What `work_of_batch` counts; sums over ranks and steps mean something.
@@ -20,9 +20,9 @@ WORK = ("flops", "steps", "bytes", "padded_bytes")
 def work_of_batch(batch: FeatureBatch, model: AWTPN) -> NDArray[np.float64]:
     """What a rank's share of an optimizer step amounts to, [4] in the order of WORK.
 
-    `flops` are those that the network needs (`awtpn.roofline.step_cost`), whatever a form of it computes
-    again or pads; `steps` are segments and frames; `padded_bytes` is what the features would take, had each
-    modality been padded to the longest utterance of this share.
+    `flops` are those that the network needs (`awtpn.bench.roofline.step_cost`), whatever a form of it
+    computes again or pads; `steps` are segments and frames; `padded_bytes` is what the features would take,
+    had each modality been padded to the longest utterance of this share.
     """
     lengths = {m: batch.features[m].host_lengths for m in model.feature_dims}
     config = model.config

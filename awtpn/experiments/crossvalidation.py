@@ -1,9 +1,9 @@
 """Leave-one-group-out cross-validation: one packing, one configuration, a run per group and seed.
 
 Every run is a process of `launch/train.py` with a run folder of its own, so that whatever works for one
-training works here, and an interrupted cross-validation goes on where it stopped (see `awtpn.runner`). A
-logistic regression on pooled features stands beside the model, from the same shards and the same groups.
-Without a column to fold by, the data's own splits are trained with every seed.
+training works here, and an interrupted cross-validation goes on where it stopped (see
+`awtpn.experiments.runner`). A logistic regression on pooled features stands beside the model, from the same
+shards and the same groups. Without a column to fold by, the data's own splits are trained with every seed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.baseline import logistic_regressions
 from awtpn.config import parse_command_line
-from awtpn.folds import Score, Splits, Trial, check_arguments, fold_means, make_splits
+from awtpn.experiments.baseline import logistic_regressions
+from awtpn.experiments.folds import Score, Splits, Trial, check_arguments, fold_means, make_splits
+from awtpn.experiments.runner import PYTHON, figures, train_all, write_json
+from awtpn.experiments.sweep import choose, grid
 from awtpn.intervals import t_interval
 from awtpn.metrics import SUMMARY
-from awtpn.runner import PYTHON, figures, train_all, write_json
-from awtpn.sweep import choose, grid
 
 RESULTS_FILE = "cross_validation.json"
 FIGURES = ("w-F1", "w-ACC")  # of the printed table
@@ -57,7 +57,7 @@ def cross_validate(
         ValueError: wrong settings, no such column, or `folder` holds runs of other settings.
         RuntimeError: a run failed; the message ends with its output.
     """
-    from awtpn.report import write_report
+    from awtpn.report.report import write_report
 
     check_arguments(training, seeds, by)
     splits = make_splits(training, by)

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from awtpn.board import leaves
+from awtpn.board.board import leaves
 from awtpn.files import write_atomically
 from awtpn.intervals import (
     Interval,
@@ -330,8 +330,8 @@ def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None
     Raises:
         ValueError: see `gather`.
     """
-    from awtpn.report_html import render_html
-    from awtpn.report_markdown import render_markdown
+    from awtpn.report.html import render_html
+    from awtpn.report.markdown import render_markdown
 
     report = gather(paths)
     written = []

@@ -1,0 +1,1 @@
+"""What TensorBoard shows of a run: figures, pictures, the projector, settings."""

@@ -1,0 +1,1 @@
+"""Many runs as one: folds, seeds, sweeps and ablations, resumable and shared between processes."""

@@ -1,0 +1,1 @@
+"""Pages about runs, to read and to cite: one self-contained HTML, or Markdown."""
