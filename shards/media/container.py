@@ -105,12 +105,17 @@ def _packets(container: Any, streams: list[Any], faults: Counter[str]) -> Iterat
     """Packets of the streams, going on after read errors; ends with the empty ones that flush decoders."""
     import av
 
-    for _ in range(MOST_READ_ERRORS):
+    failed = 0
+    while failed < MOST_READ_ERRORS:
         try:
             yield from container.demux(streams)
             return
         except av.FFmpegError:
             faults["reads"] += 1
+            failed += 1
+        except IndexError:
+            # PyAV's answer to a packet of a stream that turned up since; it is none of ours.
+            continue
 
 
 def open_container(path: str | Path) -> Any:

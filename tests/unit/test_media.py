@@ -93,6 +93,15 @@ def test_a_broken_time_does_not_stretch_the_recording(tmp_path: Path) -> None:
     assert numbers(read_frames(joined, 10)[0]) == list(range(30))
 
 
+def tags(flv: bytes, kind: int) -> list[int]:
+    """Where the tags of a kind are in an FLV: each begins with its kind, 3 bytes of size and 4 of time."""
+    at, found = 9 + 4, []
+    while at < len(flv):
+        found += [at] if flv[at] == kind else []
+        at += 11 + int.from_bytes(flv[at + 1 : at + 4], "big") + 4
+    return found
+
+
 @pytest.mark.parametrize("kind", [8, 9], ids=["sound", "pictures"])
 def test_a_stream_that_claims_to_begin_after_the_end_begins_with_the_other(tmp_path: Path, kind: int) -> None:
     """One flipped byte of FLV's times is 49 days: as many pictures would be the first's repetition."""
@@ -101,11 +110,8 @@ def test_a_stream_that_claims_to_begin_after_the_end_begins_with_the_other(tmp_p
     )
     whole = read_audio(path)
     content = bytearray(path.read_bytes())
-    at = 9 + 4  # past the header, at the first tag: kind, 3 bytes of size, 3 of time, its highest, ...
-    while at < len(content):
-        if content[at] == kind:
-            content[at + 7] = 0xFF
-        at += 11 + int.from_bytes(content[at + 1 : at + 4], "big") + 4
+    for tag in tags(content, kind):
+        content[tag + 7] = 0xFF  # the highest byte of its time
     path.write_bytes(content)
     assert numbers(read_frames(path, 10)[0]) == list(range(20))
     assert numbers(read_frames(path, 10, (1.0, 1.5))[0]) == list(range(10, 15))
@@ -367,6 +373,21 @@ def test_what_a_truncated_recording_still_holds_is_read(tmp_path: Path, ending: 
     wave = read_audio(path)
     assert 2 < len(wave) / 16000 < 4
     assert abs(len(wave) / 16000 - len(pictures) / 10) < 0.6
+
+
+def test_a_stream_that_turns_up_midway_is_passed_over(tmp_path: Path) -> None:
+    """One flipped byte in FLV makes a packet of AAC one of another codec, and so of another stream."""
+    path = record(
+        tmp_path / "a.flv", [numbered(i) for i in range(99)], codec="flv", sound=ramp(9.9), sound_codec="aac"
+    )
+    pictures, sound = numbers(read_frames(path, 10)[0]), read_audio(path)
+    content = bytearray(path.read_bytes())
+    content[tags(content, 8)[-20] + 11] ^= 0x80
+    path.write_bytes(content)
+    assert numbers(read_frames(path, 10)[0]) == pictures
+    found = read_audio(path)
+    assert len(found) == len(sound)
+    assert found[-8000:].mean() == pytest.approx(sound[-8000:].mean(), abs=0.005)
 
 
 def test_files_that_are_no_recordings_are_refused_by_name(tmp_path: Path) -> None:
