@@ -106,11 +106,32 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "python launch/train.py --config configs/iemocap.yaml --optim.lr 3e-4 --run.dir runs/try1 "
     "--run.seed 1": Run(append=SHORT, makes="runs/try1", leaves="runs/try1/results.json"),
     "python launch/evaluate.py --checkpoint runs/try1 --split test": Run(says="w-F1"),
-    "awtpn export runs/try1 my-model": Run(makes="my-model", leaves="my-model/README.md"),
-    "awtpn predict my-model DATASET": Run(swap={"DATASET": "data/iemocap"}, says='"probabilities"'),
+    "awtpn predict runs/try1 DATASET": Run(swap={"DATASET": "data/iemocap"}, says='"probabilities"'),
     "tensorboard --logdir runs": Elsewhere(
         ["integration/test_tensorboard.py::test_every_page_is_served_our_data"]
     ),
+    # Results to cite, models to share.
+    "awtpn report runs/try1": Run(makes="runs/try1/report.html", leaves="runs/try1/report.html"),
+    "python launch/cross_validate.py --config configs/iemocap.yaml --by session --dir runs/iemocap-cv": Run(
+        append=f"--no-baseline {SHORT}", leaves="runs/iemocap-cv/report.html"
+    ),
+    "python launch/cross_validate.py --config configs/meld.yaml --seeds 0 1 2 3 4 --dir runs/meld-seeds": Run(
+        swap={"--seeds 0 1 2 3 4": "--seeds 0 1"},
+        append=f"--no-baseline {SHORT}",
+        leaves="runs/meld-seeds/report.html",
+    ),
+    "python launch/cross_validate.py --config configs/iemocap.yaml --by session --dir runs/sweep "
+    "--sweep optim.lr=1e-4,3e-4,1e-3": Elsewhere(
+        ["unit/test_crossvalidation.py::test_a_fold_chooses_on_its_training_groups_alone"]
+    ),
+    "python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 "
+    "--dir runs/ravdess-ablations": Elsewhere(
+        ["unit/test_ablation.py::test_base_and_variants_share_seeds_and_become_a_table"]
+    ),
+    "awtpn export runs/try1 my-model": Run(makes="my-model", leaves="my-model/README.md"),
+    "awtpn push my-model USER/NAME": Elsewhere(["unit/test_hub.py::test_models_are_pushed_with_their_card"]),
+    "awtpn export --graph": Elsewhere(["unit/test_graph.py::test_the_exported_program_takes_any_lengths"]),
+    'pip install -e ".[onnx]"': Installs(),
     # Recipes.
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
     "--run.dir /shared/run": HOSTFILE,
@@ -161,6 +182,15 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     "python tests/benchmarks/step.py": Elsewhere(
         ["unit/test_bench.py::test_both_steps_learn_the_same_utterances"]
+    ),
+    # It measures for ten minutes; here without GPUs.
+    "awtpn bench": Elsewhere(["unit/test_bench.py::test_the_command_writes_what_it_measures"]),
+    "awtpn bench --device cuda --out gpu.md": Elsewhere(
+        ["unit/test_bench.py::test_the_command_writes_what_it_measures"]
+    ),
+    "pytest -m gpu": Elsewhere(["gpu/test_gpu.py::test_a_step_never_waits_for_the_device"]),
+    "awtpn doctor --memory configs/large.yaml --ranks 8 64": Run(
+        append="--steps audio=120 video=60 --features audio=1024 video=512 --device cuda", says="zero3"
     ),
 }
 
@@ -233,7 +263,7 @@ def test_scripts_run(sandbox: Sandbox) -> None:
     assert scripts
     for script in scripts:
         audio = np.zeros((7, AWTPN.from_pretrained(sandbox.root / "my-model").feature_dims["audio"]))
-        local = script.replace("s3://corpus/iemocap", "data/iemocap")
+        local = script.replace("s3://corpus/iemocap", "data/iemocap").replace("audio = ...", "")
         with contextlib.chdir(sandbox.root):
             exec(compile(local, "README.md", "exec"), {"audio": audio.astype(np.float32)})
 
