@@ -5,10 +5,11 @@ Python, `Predictor` answers for features or recordings; `AWTPN` is the network, 
 
 Where things are:
 
-- the network: `model` (SES, TPN, AWM), `segments` (sums over utterances), `attention`, `attention_fused`
+- the network: `model` (SES, TPN, AWM), `segments` (sums over utterances), `attention`, `attention_fused`,
+  `reference` (the published code's weights)
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
 - training: `trainer` (reads top to bottom), `config`, `refusals`, `data`, `layout`, `distributed`, `zero`,
-  `device`, `checkpoint`, `watchdog`, `doctor`
+  `device`, `checkpoint`, `engine_state`, `watchdog`, `doctor`
 - looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`
 - figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from awtpn.attention import reliability_attention
+from awtpn.reference import translate
 from awtpn.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
 from awtpn.sharing.hub import locate
 from awtpn.sharing.modelcard import LIBRARY, render_card
@@ -27,21 +28,6 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
 README_FILE = "README.md"
 EPSILON = 1e-8  # of the weights' normalisation, as published
-
-# The published code's parameter names -> ours.
-REFERENCE_KEYS = {
-    "ses.audio_proj.0.weight": "ses.audio.weight",
-    "ses.audio_proj.0.bias": "ses.audio.bias",
-    "ses.video_proj.0.weight": "ses.video.weight",
-    "ses.video_proj.0.bias": "ses.video.bias",
-    "tpn.prototypes": "tpn.prototypes",
-    "awm.q_a.weight": "awm.audio.query",
-    "awm.k_a.weight": "awm.audio.key",
-    "awm.q_v.weight": "awm.video.query",
-    "awm.k_v.weight": "awm.video.key",
-    "classifier.weight": "classifier.weight",
-    "classifier.bias": "classifier.bias",
-}
 
 
 @dataclass
@@ -392,27 +378,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         Raises:
             ValueError: keys are missing or unknown; the message names them.
         """
-        missing, unknown = (
-            REFERENCE_KEYS.keys() - state_dict.keys(),
-            state_dict.keys() - REFERENCE_KEYS.keys(),
-        )
-        if missing or unknown:
-            raise ValueError(
-                f"no published AWTPN state_dict: missing {sorted(missing)}, unknown {sorted(unknown)}"
-            )
-        ours = {REFERENCE_KEYS[name]: tensor for name, tensor in state_dict.items()}
-        count, dim = ours["tpn.prototypes"].shape
-        settings = asdict(config) if config else {}
-        settings |= {
-            "shared_dim": dim,
-            "prototypes_per_class": 1,
-            "modalities": ["audio", "video"],
-            "awm": "adaptive",
-        }
-        dims = {m: ours[f"ses.{m}.weight"].shape[1] for m in ("audio", "video")}
-        names = list(classes) if classes is not None else [f"class_{i}" for i in range(count)]
-        if len(names) != count:
-            raise ValueError(f"the checkpoint has {count} classes, but {len(names)} names were given")
+        settings, dims, names, ours = translate(state_dict, asdict(config) if config else {}, classes)
         model = cls(ModelConfig(**settings), dims, names).to(ours["tpn.prototypes"].dtype)
         model.load_state_dict(ours, strict=False)  # the published code has no feature statistics
         return model.eval()

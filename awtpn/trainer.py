@@ -28,7 +28,7 @@ from awtpn import checkpoint, doctor, prototypes
 from awtpn.board.board import wants_pictures
 from awtpn.board.snapshot import Collector
 from awtpn.board.work import memory, pace, work_of_batch
-from awtpn.checkpoint import Position, is_deepspeed, unwrap
+from awtpn.checkpoint import Position
 from awtpn.config import DEMO, Config, dump_yaml, parse_command_line
 from awtpn.data import (
     balanced_weights,
@@ -40,6 +40,7 @@ from awtpn.data import (
 )
 from awtpn.device import send
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
+from awtpn.engine_state import is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.losses import TERMS, total_loss
 from awtpn.metrics import SUMMARY, format_table

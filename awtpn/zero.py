@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from awtpn.checkpoint import float32_masters, innermost
 from awtpn.config import Config, Launch
+from awtpn.engine_state import float32_masters, innermost
 from awtpn.layout import Layout
 
 DEFAULT_ZERO_STAGE = 2

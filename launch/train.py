@@ -24,3 +24,5 @@ if __name__ == "__main__":
     except ValueError as error:
         # Wrong settings or data: the message says what to change, a traceback would bury it.
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command, with the same --run.dir, goes on from the last checkpoint")

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from awtpn.checkpoint import unwrap
 from awtpn.distributed import World
+from awtpn.engine_state import unwrap
 from awtpn.model import AWTPN, ModelOutput
 from awtpn.prototypes import gather_table
 from shards import FeatureBatch, FeatureStream

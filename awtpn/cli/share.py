@@ -19,7 +19,12 @@ def add_report(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="HTML", help="page to write (default: report.html in the first RUN)"
     )
-    parser.add_argument("--markdown", type=Path, metavar="MD", help="also (or, without --out, only) this")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="MD",
+        help="also write Markdown there; without --out, in place of HTML",
+    )
     parser.set_defaults(command=run_report)
 
 
@@ -62,7 +67,9 @@ def run_export(options: argparse.Namespace) -> None:
 
 def add_push(commands: Any) -> None:
     parser = commands.add_parser(
-        "push", help="an export folder -> the Hugging Face Hub", description="Log in first: hf auth login."
+        "push",
+        help="an export folder -> the Hugging Face Hub",
+        description="Upload a folder that `awtpn export` wrote, with its card. Log in first: hf auth login.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="written by `awtpn export`")
     parser.add_argument("hub_id", metavar="USER/MODEL", help="made if there is none")

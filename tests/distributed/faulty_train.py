@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from awtpn import checkpoint, trainer
+from awtpn.engine_state import unwrap
 
 RANK = int(os.environ.get("RANK", "0"))
 LAST = int(os.environ.get("WORLD_SIZE", "1")) - 1
@@ -63,7 +64,7 @@ def nan(run: trainer.Run, batch: Any) -> Any:
 def alter(run: trainer.Run, batch: Any) -> None:
     if RANK == LAST:
         with torch.no_grad():
-            checkpoint.unwrap(run.model).tpn.prototypes[0, 0] += 1e-3
+            unwrap(run.model).tpn.prototypes[0, 0] += 1e-3
 
 
 def hang(run: trainer.Run, batch: Any) -> None:

@@ -10,7 +10,8 @@ import torch
 from support import REPO, ragged
 
 from awtpn.losses import TERMS, Denominators, LossConfig, NegativePool, loss_terms, total_loss
-from awtpn.model import AWTPN, REFERENCE_KEYS, ModelConfig
+from awtpn.model import AWTPN, ModelConfig
+from awtpn.reference import REFERENCE_KEYS
 from shards import Ragged
 
 Golden = dict[str, np.ndarray]
