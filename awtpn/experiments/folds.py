@@ -80,7 +80,8 @@ class Splits:
                     f"--data.train={self.url}",
                     f"--data.test={self.url}",
                     f"--data.select.train={json.dumps({self.by: fold.train})}",
-                    f"--data.select.test={json.dumps({self.by: fold.test})}",
+                    # In a list, where a text of digits ("01") stays text on the command line.
+                    f"--data.select.test={json.dumps({self.by: [fold.test]})}",
                 ]
             trials.append(Trial(fold, seed, Job(tuple(arguments), run_dir)))
         return trials

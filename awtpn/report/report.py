@@ -65,7 +65,8 @@ class RunRecord:
     def fold(self) -> str:
         """The utterances left out for the test: "fold 0"; empty without a selection."""
         select = self.config["data"]["select"]["test"] or {}
-        return ", ".join(f"{key} {value}" for key, value in select.items())
+        values = {key: value if isinstance(value, list) else [value] for key, value in select.items()}
+        return ", ".join(f"{key} {' '.join(map(str, value))}" for key, value in values.items())
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:

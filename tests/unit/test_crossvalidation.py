@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from awtpn.config import make_parser
 from awtpn.experiments import baseline, crossvalidation, runner, sweep
 from awtpn.experiments.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
 from awtpn.experiments.runner import Job
@@ -124,7 +125,7 @@ def test_a_fold_chooses_on_its_training_groups_alone(tmp_path: Path) -> None:
             lr = float(next(a for a in job.arguments if a.startswith("--optim.lr=")).partition("=")[2])
             # The larger rate helps where group 2 is not validated on: folds 0 and 1 see it, fold 2 does not.
             better = lr > 2e-3
-            write_results(job, 0.9 if better != (selection(job, "test") == 2) else 0.1)
+            write_results(job, 0.9 if better != (selection(job, "test") == [2]) else 0.1)
 
     splits = Splits("fold", "somewhere#all", leave_one_out([0, 1, 2]))
     chosen = sweep.choose(splits, [], [0, 1], tmp_path, sweep.grid(["optim.lr=1e-3,3e-3"]), train)
@@ -133,7 +134,7 @@ def test_a_fold_chooses_on_its_training_groups_alone(tmp_path: Path) -> None:
     assert outer == {"0", "1", "2"}
     for job in seen:
         left_out = int(job.run_dir.parent.name.removeprefix("without-"))
-        used = {*selection(job, "train"), selection(job, "test")}
+        used = {*selection(job, "train"), *selection(job, "test")}
         assert used == {0, 1, 2} - {left_out}
     assert dict(chosen)[2]["arguments"] == ["--optim.lr=3e-3"]
     assert dict(chosen)[2]["validation"] == pytest.approx(0.9)
@@ -142,6 +143,13 @@ def test_a_fold_chooses_on_its_training_groups_alone(tmp_path: Path) -> None:
     assert [row["w-F1"] for row in written["folds"][2]["validation"]] == pytest.approx([0.1, 0.9])
     trials = crossvalidation.plan(splits, ["--model.dropout=0"], [0], tmp_path / "cv", chosen)
     assert [t.job.arguments[:2] for t in trials][2] == ("--model.dropout=0", "--optim.lr=3e-3")
+
+
+def test_values_of_digits_stay_text(tmp_path: Path) -> None:
+    splits = Splits("actor", "somewhere#all", leave_one_out(["01", "02"]))
+    for trial in splits.of_fold(splits.folds[0], [], [0], tmp_path):
+        selected = make_parser().parse_args(trial.job.arguments).data.select
+        assert (selected.train, selected.test) == ({"actor": ["02"]}, {"actor": ["01"]})
 
 
 def test_own_splits_choose_on_validation_utterances(tmp_path: Path) -> None:
