@@ -48,6 +48,8 @@ class Position:
     streams: int = 0
     data: str = ""
     """Digest of the training utterances: their manifest, split and selection."""
+    skipped: int = 0
+    """Steps left out because a loss or gradient was not finite."""
     seconds: float = 0.0
     """Wall time that the run took so far, over all its starts, without getting ready."""
     rank_seconds: float = 0.0

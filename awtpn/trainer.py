@@ -80,8 +80,6 @@ class Run:
     """When the oldest pending step began."""
     counted: float = field(default_factory=time.perf_counter)
     """Up to when `position` counts the run's time."""
-    skipped: int = 0
-    """Steps left out because a loss or gradient was not finite."""
 
     @property
     def total_steps(self) -> int:
@@ -482,11 +480,11 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     own = [key for key, broken in zip(step["keys"], step["broken"].tolist(), strict=True) if broken]
     named = [f"{key} (rank {rank})" for rank, keys in enumerate(run.world.from_all(own)) for key in keys]
     what = ", ".join(named[:8]) + (" ..." if len(named) > 8 else "") if named else "no utterance alone"
-    run.skipped += 1
+    run.position.skipped += 1
     monitor.say(f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}")
-    if run.skipped > run.config.train.skip_budget:
+    if run.position.skipped > run.config.train.skip_budget:
         raise FloatingPointError(
-            f"{run.skipped} steps were not finite, more than train.skip_budget "
+            f"{run.position.skipped} steps were not finite, more than train.skip_budget "
             f"{run.config.train.skip_budget}; the last, step {step['step']}, was broken by: {what}. Check "
             "these utterances' features, or lower optim.lr"
         )

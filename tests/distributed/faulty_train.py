@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from awtpn import checkpoint, trainer
@@ -49,6 +50,16 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_all() -> None:
+    """Every rank of this machine at once: torchrun's other children, and then this one."""
+    agent = psutil.Process().parent()
+    assert agent is not None
+    for each in agent.children():
+        if each.pid != os.getpid():
+            each.kill()
+    kill()
+
+
 def nan(run: trainer.Run, batch: Any) -> Any:
     if RANK != LAST:
         return None
@@ -73,7 +84,7 @@ def hang(run: trainer.Run, batch: Any) -> None:
 
 
 def kill_while_saving() -> None:
-    """The main rank dies with half a checkpoint on disk, and torchrun takes the other down."""
+    """All ranks die with half a checkpoint on disk."""
     original = checkpoint._fingerprint
 
     def fingerprint(path: Path) -> Any:
@@ -82,7 +93,7 @@ def kill_while_saving() -> None:
             and ".step-" in path.parent.name
             and "08" in path.parent.name
         ):
-            once(kill)
+            once(kill_all)
         return original(path)
 
     checkpoint._fingerprint = fingerprint
