@@ -1,4 +1,5 @@
-"""Stores other than S3, each real: an SSH server for sftp://, an emulator of Google's API for gs://.
+"""Stores other than S3: a real SSH server for sftp://, an emulator of Google's API for gs://, and for hf:// a
+stand-in for the few questions that a dataset on the Hugging Face Hub is asked.
 
 Utterances arrive exactly once, training runs from them under a cache that holds one split at a time, and a
 server that dies or freezes is waited for, then named.
@@ -15,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,13 @@ class Place:
 
     url: str
     options: dict[str, Any]
-    command: list[str]
-    port: int
-    server: subprocess.Popen[bytes]
+    command: list[str] = field(default_factory=list)
+    port: int = 0
+    server: subprocess.Popen[bytes] | None = None
 
     def kill(self) -> None:
         """With those that serve open connections, which sshd puts into sessions of their own."""
+        assert self.server
         main = psutil.Process(self.server.pid)
         for each in [*main.children(recursive=True), main]:
             each.kill()
@@ -121,7 +124,53 @@ def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         place.kill()
 
 
-@pytest.fixture(params=["sftp", "gs"])
+class Hub(BaseHTTPRequestHandler):
+    """Tells that there is a dataset user/corpus, lists `folder` as its content, and serves its files."""
+
+    folder: Path
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        file = self.folder / path.rpartition("/")[2]
+        if path == "/api/datasets/user/corpus":
+            self.answer(json.dumps({"id": "user/corpus", "sha": "0" * 40, "siblings": []}).encode())
+        elif path == "/api/datasets/user/corpus/tree/main":
+            listed = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"}
+                for f in self.folder.iterdir()
+            ]
+            self.answer(json.dumps(listed).encode())
+        elif path.startswith("/datasets/user/corpus/resolve/main/") and file.is_file():
+            self.answer(file.read_bytes())
+        else:
+            self.answer(b"{}", 404)
+
+    def answer(self, body: bytes, code: int = 200) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("hub") / "corpus"
+    pack_corpus(folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("OurHub", (Hub,), {"folder": folder})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Place(
+            "hf://datasets/user/corpus",
+            {"endpoint": f"http://127.0.0.1:{server.server_port}", "token": False},
+        )
+        server.shutdown()
+
+
+@pytest.fixture(params=["sftp", "gs", "hf"])
 def place(request: pytest.FixtureRequest) -> Place:
     found: Place = request.getfixturevalue(request.param)
     return found
@@ -209,6 +258,7 @@ def test_a_frozen_connection_is_given_up_for_another(
 ) -> None:
     monkeypatch.setattr("shards.sftp.READ_S", 2)
     stream = FeatureStream(sftp.url, cache_dir=tmp_path, storage_options=sftp.options, prefetch=0)
+    assert sftp.server
     connections = psutil.Process(sftp.server.pid).children(recursive=True)
     assert connections
     for each in connections:
