@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fsspec import registry
+from fsspec.registry import _registry
 from support import small_model
 
 from awtpn import Predictor, checkpoint
@@ -47,7 +47,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "paramiko", None)
     # fsspec keeps what another test has imported.
     monkeypatch.delitem(sys.modules, "fsspec.implementations.sftp", raising=False)
-    monkeypatch.delitem(registry._registry, "sftp", raising=False)
+    monkeypatch.delitem(_registry, "sftp", raising=False)
     with pytest.raises(ValueError, match=r'cannot open: .*; pip install "awtpn-at-scale\[sftp\]"$'):
         open_store("sftp://nowhere/corpus")
 
