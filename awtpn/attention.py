@@ -51,7 +51,6 @@ SHORT_STEPS = 24
 FUSED_DIM = 256
 
 
-@torch.compiler.disable  # loops over lengths that differ in every batch; the compiled model calls it as it is
 def reliability_attention(
     h: Tensor, query: Tensor, key: Tensor, r: Tensor, host_offsets: Tensor, form: str | None = None
 ) -> Tensor:

@@ -210,8 +210,12 @@ class AWM(nn.Module):
     ) -> Tensor:
         """`h` [T, D], `distances` [T, C] -> weights [T] that sum to 1 within each utterance."""
         reliability = segment_softmax(-distances.amin(-1), offsets, utterance)
-        spread = reliability_attention(h, self.query, self.key, reliability, host_offsets)
+        spread = self.attend(h, reliability, host_offsets)
         return spread / (segment_sum(spread, offsets, utterance) + EPSILON)[utterance]
+
+    def attend(self, h: Tensor, r: Tensor, host_offsets: Tensor) -> Tensor:
+        """See `awtpn.attention.reliability_attention`."""
+        return reliability_attention(h, self.query, self.key, r, host_offsets)
 
 
 class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
@@ -281,6 +285,16 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         fused = self.fuse(streams)
         logits = self.classifier(fused.to(self.classifier.weight.dtype))
         return ModelOutput(logits.to(fused.dtype), streams)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Have torch compile all but the attention, which loops over lengths that differ in every batch.
+
+        Takes torch.compile's arguments.
+        """
+        # Asked for only here: the compiler takes a second to import, which no other command should wait for.
+        for awm in self.awm.values():
+            awm.attend = torch.compiler.disable(awm.attend)
+        super().compile(*args, **kwargs)
 
     def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
         """Standardise a modality's features by these [D_modality] from now on; the model keeps them."""
