@@ -17,9 +17,9 @@ from awtpn.checkpoint import find_model
 from awtpn.config import ROLES, DataConfig, SelectConfig
 from awtpn.data import check_feature_space, open_evaluation, stream_source
 from awtpn.distributed import World, join, leave
+from awtpn.files import write_atomically
 from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN, ModelOutput
-from awtpn.monitor import write_atomically
 from awtpn.predictions import writing_predictions
 from shards import FeatureBatch, FeatureStream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -28,6 +29,7 @@ def describe(world: World) -> dict[str, Any]:
     }
 
 
+@functools.cache  # asked for by status.json and by TensorBoard; git takes a while in a large checkout
 def commit() -> str | None:
     """The commit of this project's checkout, "+ changes" where files differ from it; None outside of one."""
     root = Path(__file__).parent.parent

@@ -42,10 +42,11 @@ from awtpn.device import send
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
 from awtpn.engine_state import is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
+from awtpn.files import write_atomically
 from awtpn.losses import TERMS, total_loss
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.model import AWTPN
-from awtpn.monitor import Monitor, log_results, write_atomically, write_status
+from awtpn.monitor import Monitor, log_results, write_status
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe

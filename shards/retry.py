@@ -32,9 +32,10 @@ PERMANENT = (
     TypeError,
 )
 # botocore's, google-auth's and paramiko's, which are no OSErrors: by name, since none of them need be there.
-REFUSED = {"NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError", "RefreshError"} | {
-    "AuthenticationException",
-    "BadHostKeyException",
+REFUSED = {
+    *("NoCredentialsError", "PartialCredentialsError"),
+    *("NoAuthTokenError", "RefreshError"),
+    *("AuthenticationException", "BadHostKeyException"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

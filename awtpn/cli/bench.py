@@ -85,7 +85,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
 
 def write(file: Path, texts: list[str], device: str) -> None:
-    from awtpn.monitor import write_atomically
+    from awtpn.files import write_atomically
 
     unmeasured = (
         [] if device == "cuda" else ["GPU rows: unmeasured, needs CUDA; run `awtpn bench --device cuda`.", ""]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.cli.shards import add_store_options
+from awtpn.cli.shards import add_store_options, print_splits, words
 from shards.clips import Clip, ClipSource
 from shards.credentials import hide_in_command
 from shards.schema import Manifest
@@ -74,7 +74,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
     corpus = parser.add_argument_group("what to read")
     corpus.add_argument(
-        "--labels", type=_words, metavar="A,B,...", help="recordings: class names in label order"
+        "--labels", type=words, metavar="A,B,...", help="recordings: class names in label order"
     )
     corpus.add_argument(
         "--pattern",
@@ -284,17 +284,12 @@ def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
 
 
 def report(manifest: Manifest, out: str) -> None:
-    for name, split in manifest.splits.items():
-        print(f"{name}: {split.utterances} utterances in {len(split.shards)} shards")
+    print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} names them and says why")
     modalities = list(manifest.modalities)
     only = "" if len(modalities) > 1 else f" --model.modalities '{json.dumps(modalities)}'"
     print(f"extracted; train with: python launch/train.py --data.train {out}{only}")
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
 
 
 def _pairs(text: str) -> dict[str, str]:

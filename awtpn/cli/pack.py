@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from awtpn.cli.extract import run_as_pack
-from awtpn.cli.shards import add_store_options
+from awtpn.cli.shards import add_store_options, print_splits, words
 from shards import pack
 from shards.credentials import hide_in_command
 from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table
@@ -66,7 +66,7 @@ def add_pack(commands: Any) -> None:
         metavar="FORMAT",
         help="how SOURCE is written; one of the formats above",
     )
-    parser.add_argument("--labels", type=_names, metavar="A,B,...", help="class names in label order")
+    parser.add_argument("--labels", type=words, metavar="A,B,...", help="class names in label order")
     parser.add_argument(
         "--dtype",
         choices=["float16", "float32"],
@@ -131,8 +131,7 @@ def run_pack(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         total=source.total,
     )
-    for name, split in manifest.splits.items():
-        print(f"{name}: {split.utterances} utterances in {len(split.shards)} shards")
+    print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} bad utterances left out; see skipped.jsonl in {options.out}")
     print(f"packed; train with: python launch/train.py --data.train {options.out}")
@@ -156,7 +155,3 @@ def _whole(text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"--label_set {text}: must be a number of classes")
     return int(text)
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")

@@ -10,6 +10,7 @@ from typing import Any
 
 from shards.foreign import index_url
 from shards.inspect import format_info, format_preview, info, preview
+from shards.schema import Manifest
 from shards.simulate import format_report, layout_of, simulate, synthetic_layout
 from shards.store import open_dataset
 from shards.verify import format_verified, verify
@@ -55,6 +56,17 @@ def json_object(text: str) -> dict[str, Any]:
         if isinstance(value := json.loads(text), dict):
             return value
     raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write e.g. \'{{"name": "value"}}\'')
+
+
+def words(text: str) -> list[str]:
+    """An option's list, written with commas."""
+    return text.split(",")
+
+
+def print_splits(manifest: Manifest) -> None:
+    """What a dataset that was just written holds."""
+    for name, split in manifest.splits.items():
+        print(f"{name}: {split.utterances} utterances in {len(split.shards)} shards")
 
 
 def _add(actions: Any, name: str, about: str, url: str = "packed dataset, any fsspec URL") -> Any:

@@ -34,7 +34,6 @@ from awtpn.predictions import predictions_file, read_predictions
 
 # What may differ between repetitions of one experiment: seeds, and which utterances train and test.
 REPETITION_KEYS = ("run.", "data.cache", "data.streams", "data.select.")
-LINE_FIGURES = ("loss", "align", "intra", "inter", "contrast", "ce", "mse")
 
 
 @dataclass(frozen=True)
