@@ -4,9 +4,10 @@
 
 Each row is a run of launch/train.py with configs/large.yaml at a smaller width, on CPU ranks. Measured is by
 how much a rank's resident memory grew from the moment before its model was built to its peak in training,
-before the first checkpoint (VmHWM, Linux); the largest of all ranks. Freed memory is given back to the system
-at once (MALLOC_*_THRESHOLD_), and oneDNN keeps no scratch memory for shapes of the past (*_CAPACITY): in
-bf16 it would keep some for every shape that it ever met.
+before the first checkpoint (VmHWM, Linux); the largest of all ranks. PyTorch's compiler, which optimizers
+import, is loaded before. Freed memory is given back to the system at once (MALLOC_*_THRESHOLD_), and oneDNN
+keeps no scratch memory for shapes of the past (*_CAPACITY): in bf16 it would keep some for every shape that
+it ever met.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib
 import json
 import os
 import platform
@@ -107,6 +109,8 @@ def measure(engine: str, precision: str, ranks: int, overrides: list[str], folde
 
 def run_rank(folder: Path, argv: list[str]) -> None:
     """launch/train.py with two looks at this process's memory: before the model is built, and at saving."""
+    # PyTorch's compiler comes with the first optimizer: code of some 150 MB, and nothing of the run's own.
+    importlib.import_module("torch._dynamo")
     from awtpn import trainer
 
     model, save = trainer.AWTPN, trainer.save
