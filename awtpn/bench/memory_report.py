@@ -217,7 +217,7 @@ def heading(name: str, config: Config, data: Data, on_gpu: bool) -> list[str]:
     what = (
         "memory that PyTorch allocates on each GPU (CUDA's own, some 0.5 GB, comes on top)"
         if on_gpu
-        else "growth of each process on a CPU, from the moment before the model is built"
+        else "growth of each process on a CPU after its model is begun (libraries, some 0.4 GB, come on top)"
     )
     lengths = ", ".join(f"{m} {n:.0f}" for m, n in data.mean_steps.items())
     return [
