@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from awtpn.engine_state import gather_state, set_state
+from awtpn.engine_state import gather_state, loss_scale, set_loss_scale, set_state
 from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
 from awtpn.sharing.hub import locate
 from shards.feature_space import check_same_space
@@ -86,7 +86,13 @@ def save(
         save_file(moments, temporary / OPTIMIZER_FILE)
         (temporary / CARD_FILE).write_text(json.dumps(dict(card), indent=1) + "\n")
         files = {name: _fingerprint(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE)}
-        state = {"format_version": 1, "position": asdict(position), "adam_step": adam_step, "files": files}
+        state = {
+            "format_version": 1,
+            "position": asdict(position),
+            "adam_step": adam_step,
+            "loss_scale": loss_scale(model, optimizer),
+            "files": files,
+        }
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n")
         for path in temporary.iterdir():
             _sync(path)
@@ -248,11 +254,11 @@ def load_matching(folder: Path, model: AWTPN) -> None:
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore Adam's moments and step, and float32 masters, into the wrapped model; every rank calls.
+    """Restore Adam's moments and step, masters and fp16's loss scale in the wrapped model; every rank calls.
 
     The weights must be in the model already (`load_weights`, before the engine wrapped it).
     """
-    moments = load_file(folder / OPTIMIZER_FILE)
+    moments, state = load_file(folder / OPTIMIZER_FILE), json.loads((folder / STATE_FILE).read_text())
     if moments:  # none were saved before the first step
-        adam_step = json.loads((folder / STATE_FILE).read_text())["adam_step"]
-        set_state(model, optimizer, load_file(folder / WEIGHTS_FILE), moments, adam_step)
+        set_state(model, optimizer, load_file(folder / WEIGHTS_FILE), moments, state["adam_step"])
+    set_loss_scale(model, optimizer, state.get("loss_scale", {}))

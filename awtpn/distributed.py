@@ -91,8 +91,8 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
     launched, on_gpu = launched_ranks(), use_gpu()
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, launched)
     check_negatives(config, layout)
-    check_precision(config, on_gpu)
     settings = deepspeed_settings(config, launch, layout, os.environ)
+    check_precision(config, on_gpu, deepspeed=settings is not None)
     # Collectives wait longer than the watchdog, which leaves stacks behind where a time-out would not.
     wait = timedelta(seconds=2 * config.train.timeout + 60)
 
@@ -276,10 +276,10 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def check_precision(config: Config, on_gpu: bool) -> None:
-    """Refuse fp16 without a GPU, and an explicit --mixed_precision that contradicts train.precision."""
-    if config.train.precision == "fp16" and not on_gpu:
-        raise ValueError("train.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
+def check_precision(config: Config, on_gpu: bool, deepspeed: bool) -> None:
+    """Refuse fp16 where nobody computes it, and a --mixed_precision that contradicts train.precision."""
+    if config.train.precision == "fp16" and not (on_gpu or deepspeed):
+        raise ValueError("train.precision=fp16 needs a GPU (or DeepSpeed); on a CPU use bf16 or fp32")
     flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if flag not in ("no", mixed_precision(config)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Weights, masters and moments out of whatever engine holds them, and back into it.
+"""Weights, masters, moments and the loss scale out of whatever engine holds them, and back into it.
 
 A model may be torch's own, DDP's, or DeepSpeed's, which keeps float32 masters and Adam's moments in
 partitions of its own (stages 1 to 3), or beside the working copy (stage 0 in half precision). Outside this
@@ -62,7 +62,8 @@ def _gatherers(
     if is_deepspeed(model) and _partitions(model):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        return safe_get_full_fp32_param, safe_get_full_optimizer_state
+        stepped = bool(_states(optimizer))  # until then (fp16 leaves its first steps out) it has no moments
+        return safe_get_full_fp32_param, safe_get_full_optimizer_state if stepped else lambda *_: None
     state: Mapping[Any, Any] = innermost(optimizer).state
     masters = float32_masters(model)
     return (
@@ -134,7 +135,8 @@ def set_state(
         # The working copy came from the same weights; the master was made from it and lost its low bits.
         _set_sharded(parameter, weights[name])
         for moment in MOMENTS:
-            _set_sharded(parameter, moments[f"{name}.{moment}"], moment)
+            if f"{name}.{moment}" in moments:  # class means, that now are learnt, have none yet
+                _set_sharded(parameter, moments[f"{name}.{moment}"], moment)
     for state in _states(optimizer):
         is_tensor = isinstance(state["step"], Tensor)
         state["step"] = torch.full_like(state["step"], adam_step) if is_tensor else adam_step
@@ -160,6 +162,45 @@ def _set_sharded(parameter: Any, full: Tensor, moment: str | None = None) -> Non
         utils.safe_set_full_fp32_param(parameter, full)
     else:
         utils.safe_set_full_optimizer_state(parameter, full, moment)
+
+
+def loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Where fp16's search for a loss scale stands; nothing where losses are not scaled.
+
+    Returns:
+        "scale"; "steady", the steps since it last changed or a gradient overflowed; and DeepSpeed's
+        "hysteresis", the overflows that it still puts up with.
+    """
+    if (scaler := getattr(optimizer, "scaler", None)) is not None:  # torch's, held by Accelerate
+        state = scaler.state_dict()
+        return {"scale": state["scale"], "steady": state["_growth_tracker"]} if state else {}
+    if (search := _deepspeed_search(model)) is None:
+        return {}
+    steady = search.cur_iter - search.last_overflow_iter - 1
+    return {"scale": search.cur_scale, "steady": steady, "hysteresis": search.cur_hysteresis}
+
+
+def set_loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, float]) -> None:
+    """What `loss_scale` gave, under this engine or another; other precisions take no notice."""
+    if not saved:
+        return
+    if (scaler := getattr(optimizer, "scaler", None)) is not None:
+        if state := scaler.state_dict():
+            scaler.load_state_dict(state | {"scale": saved["scale"], "_growth_tracker": int(saved["steady"])})
+    elif (search := _deepspeed_search(model)) is not None:
+        search.cur_scale, search.cur_iter, search.last_overflow_iter = (
+            saved["scale"],
+            int(saved["steady"]),
+            -1,
+        )
+        search.cur_hysteresis = int(saved.get("hysteresis", search.cur_hysteresis))
+
+
+def _deepspeed_search(model: nn.Module) -> Any:
+    """DeepSpeed's dynamic loss scaler (stages 1 to 3; `deepspeed_settings` refuses stage 0), or None."""
+    wrapper = getattr(model, "optimizer", None) if is_deepspeed(model) else None
+    scaler = getattr(wrapper, "loss_scaler", None)
+    return scaler if getattr(scaler, "dynamic", False) else None
 
 
 def empty_features(model: AWTPN) -> dict[str, Ragged]:

@@ -81,6 +81,12 @@ def deepspeed_settings(
     for name in ("optimizer", "scheduler"):
         if name in settings:
             conflicts.append(f"{name} is set in {where}, but belongs to the run's optim.* keys")
+    if config.train.precision == "fp16" and stage == 0:
+        # Its optimizer divides gradients by a loss scale that its backward has not multiplied losses by.
+        raise ValueError(
+            "DeepSpeed's ZeRO stage 0 scales no losses in fp16, and would hardly train: "
+            "use --train.zero_stage 1 or higher, train without DeepSpeed, or in bf16"
+        )
     if conflicts:
         raise ValueError("the DeepSpeed configuration contradicts the run's:\n- " + "\n- ".join(conflicts))
     # Any optimizer: ours is torch's AdamW, made by awtpn.optim.

@@ -134,16 +134,17 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     config = Config()
     config.train.precision = "fp16"
-    check_precision(config, on_gpu=True)
+    check_precision(config, on_gpu=True, deepspeed=False)
+    check_precision(config, on_gpu=False, deepspeed=True)
     with pytest.raises(ValueError, match=r"precision=fp16 needs a GPU"):
-        check_precision(config, on_gpu=False)
+        check_precision(config, on_gpu=False, deepspeed=False)
     config.train.precision = "bf16"
-    check_precision(config, on_gpu=False)
+    check_precision(config, on_gpu=False, deepspeed=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    check_precision(config, on_gpu=False)
+    check_precision(config, on_gpu=False, deepspeed=False)
     config.train.precision = "fp32"
     with pytest.raises(ValueError, match=r"mixed precision bf16.*precision=fp32"):
-        check_precision(config, on_gpu=False)
+        check_precision(config, on_gpu=False, deepspeed=False)
 
 
 # --- DeepSpeed -----------------------------------------------------------------------------------
@@ -238,6 +239,14 @@ def test_another_explicit_value_is_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         settings_of(tmp_path, file, **train)
+
+
+def test_fp16_at_stage_0_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stage 0 scales no losses.*zero_stage 1"):
+        settings_of(tmp_path, {}, precision="fp16", zero_stage=0)
+    settings = settings_of(tmp_path, {}, precision="fp16", zero_stage=1)
+    assert settings is not None
+    assert settings["fp16"]["enabled"]
 
 
 def test_all_contradictions_are_named_at_once(tmp_path: Path) -> None:
