@@ -190,18 +190,22 @@ def _files(root: Path) -> Iterator[tuple[float, Path, int]]:
 
 def _open_exclusive(path: Path, flags: int = 0) -> BinaryIO | None:
     """Open and lock a file that no one else uses; None where someone does, or there is none."""
-    try:
-        file = os.fdopen(os.open(path, os.O_RDWR | flags, 0o644), "r+b")
-    except (FileNotFoundError, PermissionError):
-        if flags:
-            raise
-        return None
-    try:
-        _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        try:
+            file = os.fdopen(os.open(path, os.O_RDWR | flags, 0o644), "r+b")
+        except (FileNotFoundError, PermissionError):
+            if flags:
+                raise
+            return None
+        try:
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        # Who held it may have removed it before it was ours: then the name is another file's, or no one's.
+        if os.fstat(file.fileno()).st_nlink:
+            return file
         file.close()
-        return None
-    return file
 
 
 def _wait_for(part: Path) -> None:

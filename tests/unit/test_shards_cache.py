@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import signal
@@ -11,10 +12,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import pytest
 
+from shards import cache as cache_module
 from shards.cache import Cache, CacheFull, open_cached, parse_bytes
 
 
@@ -126,6 +128,29 @@ def test_a_failed_fetch_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="died"):
         open_cached(cache_of(tmp_path), name(1), 100, fetch)
     assert not list((tmp_path / "d").iterdir())
+
+
+def test_a_download_given_up_while_it_was_being_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `.part` is no one's by then: who holds that must not fetch beside the next that makes one."""
+    lock, others = cache_module._lock, [True]
+
+    def lock_a_little_late(file: IO[bytes], how: int) -> None:
+        if how == fcntl.LOCK_EX | fcntl.LOCK_NB and others:
+            others.pop()
+            next(tmp_path.rglob("*.part")).unlink()  # whose fetch failed
+        lock(file, how)
+
+    def fetch(part: Path) -> None:
+        with open(part, "r+b") as file:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(content(1, 100))
+
+    monkeypatch.setattr(cache_module, "_lock", lock_a_little_late)
+    open_cached(cache_of(tmp_path), name(1), 100, fetch).close()
+    assert not others
 
 
 def test_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
