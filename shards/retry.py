@@ -38,6 +38,8 @@ REFUSED = {
     *("AuthenticationException", "BadHostKeyException"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Nor about these, which are no kinds of error of their own.
+LASTING = (*DISK_FULL, errno.EROFS, errno.ENAMETOOLONG)
 
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ def retrying(call: Callable[[], T], url: str, secrets: tuple[str, ...] = ()) -> 
     Raises:
         FileNotFoundError, PermissionError, ...: at once, with secrets removed.
         ValueError: what came was the wrong content, time and again.
-        OSError: the last cause, after the last attempt; a full disk at once.
+        OSError: the last cause, after the last attempt; a full or read-only disk at once.
     """
     begin = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
@@ -74,7 +76,7 @@ def retrying(call: Callable[[], T], url: str, secrets: tuple[str, ...] = ()) -> 
                 raise PermissionError(
                     f"{url}: {type(error).__name__}: {cause}; check the credentials"
                 ) from None
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
+            if isinstance(error, OSError) and error.errno in LASTING:
                 raise OSError(error.errno, f"{url}: {cause}") from None
             most = CONTENT_ATTEMPTS if isinstance(error, WrongContent) else ATTEMPTS
             if attempt >= most or time.monotonic() - begin > PATIENCE_S:
@@ -92,4 +94,6 @@ def retrying(call: Callable[[], T], url: str, secrets: tuple[str, ...] = ()) -> 
 
 def _refused(error: Exception) -> bool:
     """Whether the store knows no such user, or not with these rights."""
-    return type(error).__name__ in REFUSED or getattr(error, "status", None) in (401, 403)
+    # gcsfs says nothing but the word.
+    forbidden = type(error) is OSError and str(error).startswith("Forbidden")
+    return forbidden or type(error).__name__ in REFUSED or getattr(error, "status", None) in (401, 403)

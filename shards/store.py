@@ -244,7 +244,9 @@ def read_range(store: Store, name: str, start: int, stop: int) -> bytes:
 
 
 def asking(store: Store, call: Callable[[], T], url: str) -> T:
-    """Call something of the store's file system, with patience; see `retry.retrying`."""
+    """Call something of the store's file system; of a remote one with patience, see `retry.retrying`."""
+    if store.cache is None:
+        return call()
     if store.url.partition("://")[0] in SFTP:
         return retrying(lambda: sftp.ask(store.fs, call), url, store.secrets)
     return retrying(call, url, store.secrets)

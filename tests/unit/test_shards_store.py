@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -13,9 +14,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shards_support import corpus, global_keys, pack
 
 from shards import FeatureStream
+from shards.credentials import hide, hide_in_command, secrets_in
 from shards.protocols import with_patience
 from shards.retry import retrying
-from shards.store import open_file, open_store, read_manifest, split_url
+from shards.store import asking, open_file, open_store, read_manifest, split_url
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +179,33 @@ def test_credentials_in_the_url_are_hidden() -> None:
     assert {"hunter%402", "hunter@2", "sig=abc"} <= set(store.secrets)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown", "password"),
+    [
+        ("sftp://user:p@ss@host/x", "sftp://host/x", "p@ss"),
+        ("sftp://user:pa/ss@host:22/x", "sftp://host:22/x", "pa/ss"),
+        ("s3://key:sec/ret@bucket/x", "s3://bucket/x", "sec/ret"),
+        ("s3://key:1/s@cr/et@bucket/x", "s3://bucket/x", "1/s@cr/et"),
+        ("https://u:12345@h/x?sig=a@b", "https://h/x", "12345"),
+        ("zip://a.npz::https://u:pass@h/x", "zip://a.npz::https://h/x", "pass"),
+    ],
+)
+def test_passwords_that_should_have_been_encoded_are_hidden(url: str, shown: str, password: str) -> None:
+    assert hide(url) == shown
+    assert {password, *(piece for piece in re.split("[/@]", password) if len(piece) > 2)} <= set(
+        secrets_in(url, {})
+    )
+    assert hide_in_command(["awtpn", f"{url}#dev"]).strip("'").endswith(f"{shown}#dev")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host:8080/a@b", "hf://datasets/me/mine@main", "http://[::1]:80/x", "hdfs://host:9000"]
+)
+def test_what_is_no_password_stays(url: str) -> None:
+    assert hide(url) == url
+    assert not {"8080/a", "9000", "80/x"} & set(secrets_in(url, {}))
+
+
 def test_credentials_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://here.example")
@@ -201,6 +230,11 @@ class Answer(Exception):
         (type("NoCredentialsError", (Exception,), {})(), PermissionError, 1),
         (OSError(28, "No space left on device"), OSError, 1),
         (FileNotFoundError("bucket"), FileNotFoundError, 1),
+        (OSError(30, "Read-only file system"), OSError, 1),
+        (OSError(36, "File name too long"), OSError, 1),
+        (OSError(13, "Permission denied"), PermissionError, 1),
+        (OSError(1, "Operation not permitted"), PermissionError, 1),
+        (OSError("Forbidden: https://storage.googleapis.com/b/x\nno access"), PermissionError, 1),
     ],
 )
 def test_what_is_asked_again(fault: Exception, kind: type, calls: int) -> None:
@@ -213,6 +247,18 @@ def test_what_is_asked_again(fault: Exception, kind: type, calls: int) -> None:
     with pytest.raises(kind, match="s3://b/x: "):
         retrying(call, "s3://b/x")
     assert len(asked) == calls
+
+
+def test_local_files_are_asked_for_once(tmp_path: Path) -> None:
+    asked = []
+
+    def call() -> None:
+        asked.append(1)
+        raise OSError(5, "Input/output error", str(tmp_path / "x"))
+
+    with pytest.raises(OSError, match=r"Input/output error: '.*/x'"):
+        asking(open_store(str(tmp_path)), call, f"{tmp_path}/x")
+    assert len(asked) == 1
 
 
 def test_hanging_attempts_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
