@@ -36,7 +36,7 @@ import numpy as np
 from shards import restricted_pickle
 from shards.schema import BadSample, Sample
 from shards.sources.sentiment import SETS, class_of
-from shards.sources.source import Source, class_names, finite
+from shards.sources.source import MOST_CLASSES, Source, class_names, finite
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 MODALITIES = {"audio": "audio", "vision": "video"}
@@ -115,7 +115,7 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
     except (TypeError, ValueError) as error:
         raise ValueError(f"{at}: {label_name} must be numbers ({error})") from None
     if label_set == "classification":
-        if not ((label >= 0) & (label == np.floor(label))).all():
+        if not ((label >= 0) & (label < MOST_CLASSES) & (label == np.floor(label))).all():
             raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
         label = label.astype(np.int64)
     read: dict[str, Any] = {"id": record["id"], "label": label, "features": {}}

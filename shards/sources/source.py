@@ -11,6 +11,10 @@ import numpy as np
 from shards.schema import BadSample, Sample
 
 
+# Labels beyond are not classes: names for billions of them would fill the memory.
+MOST_CLASSES = 1 << 16
+
+
 @dataclass(frozen=True)
 class Source:
     """Utterances on their way into a dataset.
@@ -32,8 +36,10 @@ def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
     """Names of `count` classes: the given ones, else "class_0" and so on.
 
     Raises:
-        ValueError: fewer names than classes.
+        ValueError: fewer names than classes, or more than `MOST_CLASSES` of these.
     """
+    if count > MOST_CLASSES:
+        raise ValueError(f"{at}: labels go up to {count - 1}, while classes are numbered 0, 1, ...")
     if labels is None:
         return [f"class_{i}" for i in range(count)]
     if len(labels) < count:

@@ -245,13 +245,79 @@ def test_forged_flags_of_a_dtype_change_nothing(tmp_path: Path) -> None:
     assert found.tolist() == [b"AAAAAAAA"]
 
 
-def test_what_a_pickle_does_to_its_stand_ins_ends_with_it(tmp_path: Path) -> None:
-    name = b"cnumpy.core.multiarray\n_reconstruct\n"
-    # With a pair as state, BUILD sets attributes of whatever it is given.
-    (tmp_path / "spoils.pkl").write_bytes(name + b"N}X\x04\x00\x00\x00markNs\x86b.")
-    (tmp_path / "names.pkl").write_bytes(name + b".")
-    assert hasattr(load(tmp_path / "spoils.pkl"), "mark")
-    assert not hasattr(load(tmp_path / "names.pkl"), "mark")
+# An object that a pickle makes: its program, at protocol 0. Where it is none of a container, BUILD gives it
+# attributes by a pair (None, attributes), which it sets one by one.
+CARRIERS = {
+    "an ordered dict": (b"ccollections\nOrderedDict\n(tR", "OrderedDict with attributes of its own"),
+    "an instance": (b"cnumpy\nndarray\n(tR", "NDArray"),
+    "a class": (b"cnumpy\nndarray\n", "type"),
+    "a function": (b"cnumpy.core.multiarray\n_reconstruct\n", "function"),
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+@pytest.mark.parametrize(
+    ("before", "after", "place"),
+    [
+        (b"", b"", "the whole"),
+        (b"(dVtrain\n(dVaudio\n(lI0\na", b"ass", r"\['train'\]\['audio'\]\[1\]"),
+        (b"(I0\n", b"t", r"\[1\]"),
+    ],
+    ids=["alone", "in containers", "in a tuple"],
+)
+def test_objects_that_tell_numpy_where_to_read_are_refused(
+    tmp_path: Path, carrier: str, before: bytes, after: bytes, place: str
+) -> None:
+    """A forged `__array_interface__` points past the end of three bytes; NumPy would read on."""
+    program, name = CARRIERS[carrier]
+    interface = {"data": b"abc", "shape": (64,), "typestr": "|u1", "version": 3}
+    attributes = pickle.dumps((None, {"__array_interface__": interface}), 0)[:-1]
+    path = tmp_path / "x.pkl"
+    path.write_bytes(before + program + attributes + b"b" + after + b".")
+    with pytest.raises(ValueError, match=rf"x\.pkl: {place} is of type {name}, neither an array nor"):
+        load(path)
+
+
+def filled(array: np.ndarray, value: Any) -> np.ndarray:
+    array[...] = None
+    array.reshape(-1)[-1] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda carrier: filled(np.empty((1, 2), object), carrier),
+        lambda carrier: {1: [carrier]},
+        lambda carrier: OrderedDict(a=carrier),
+    ],
+    ids=["object array", "containers", "ordered dict"],
+)
+def test_they_are_found_wherever_they_are(tmp_path: Path, hide: Any) -> None:
+    carrier = OrderedDict(a=1)
+    carrier.__array_interface__ = {}  # type: ignore[attr-defined]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(hide(carrier)))
+    with pytest.raises(ValueError, match=r"x\.pkl: \[.*\] is of type OrderedDict with attributes of its own"):
+        load(tmp_path / "x.pkl")
+
+
+def test_what_comes_out_is_of_plain_types_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(CONTENT))
+    content = load(tmp_path / "x.pkl")
+    assert {type(value) for value in content.values()} == {np.ndarray, list, bytes, set, dict}
+    assert [type(each) for each in content["ragged"]] == [np.ndarray, np.ndarray]
+
+
+def test_what_is_held_twice_stays_one_and_nothing_holds_itself(tmp_path: Path) -> None:
+    twice = np.zeros(3)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps([twice, (twice,)]))
+    one, (other,) = load(tmp_path / "x.pkl")
+    assert one is other
+    endless: list[Any] = [1]
+    endless.append({"again": endless})
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(endless))
+    with pytest.raises(ValueError, match=r"\[1\]\['again'\] holds itself"):
+        load(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04", b"PK\x03\x04zip", b"\x80\x63."])

@@ -233,6 +233,7 @@ def test_npz_with_splits_and_named_labels(tmp_path: Path) -> None:
         ({"ids": None}, "array 'ids' is missing"),
         ({"label": None}, "array 'label' is missing"),
         ({"label": np.array([0, -1])}, "labels count from 0"),
+        ({"label": np.array([0, 1 << 40])}, "labels go up to 1099511627776, while classes are numbered 0, 1"),
         ({"label": np.array([0, 9])}, "go up to 9, but only 2 names"),
         ({"label": np.array([0])}, "label has 1 utterances, ids 2"),
         ({"audio_offsets": np.array([0, 2])}, "audio_offsets must rise from 0 to 5"),

@@ -373,6 +373,8 @@ def test_label_sets_of_mmsa(
             {},
             "must be 0, 1, ...; use --label_set",
         ),
+        (lambda s: s["train"].update(classification_labels=[0, 1, 1e9]), {}, "must be 0, 1, ...; use"),
+        (lambda s: s["train"].update(classification_labels=[0, 1, 1e300]), {}, "must be 0, 1, ...; use"),
         (lambda s: s["train"].update(classification_labels=["a", "b", "c"]), {}, "must be numbers"),
         (None, {"labels": ["a", "b"]}, r"labels go up to 2, but only 2 names are given"),
         (None, {"label_set": "five"}, "label_set 'five': must be one of classification, sentiment2"),
