@@ -3,13 +3,14 @@
 One meaning, `w = softmax(Q K^T / sqrt(D)) r` within each utterance, and the forms that compute it:
 
 - `plain`: one utterance after another, literally as written, with its M x M matrix. The oracle of the tests.
-- `Recomputed`: the same walk in chunks of rows; backward computes the scores again. What CPUs use.
+- `Recomputed`: the same walk in chunks of rows; backward computes the scores again, but for the first few
+  million, which are kept. What CPUs use.
 - `Bucketed`: utterances of like length share batched products, in chunks; few launches, any width and dtype.
   What GPUs use where `fused` cannot be had, and CPUs for short utterances.
 - `fused` (awtpn.attention_fused): Triton kernels that form no scores outside the chip, for D <= 256.
 
-All but `plain` keep a few numbers per step for backward, so memory is linear in the steps. Scores, softmax
-and sums are float32 or wider in all of them, under autocast too. Against `plain` in float64 on the same q, k
+All but `plain` keep a few numbers per step for backward, and no more than so many scores, so memory is linear
+in the steps. Scores, softmax and sums are float32 or wider in all of them, under autocast too. Against `plain` in float64 on the same q, k
 and r, per utterance, the largest error of the spread and of each gradient stays within this share of the
 largest value (half precision rounds dS and the gradients of q and k, which float32 sums cannot mend):
 
@@ -41,6 +42,8 @@ from awtpn.device import send
 
 # A chunk's attention matrices hold at most this many scores, which bounds a form's memory.
 CHUNK_SCORES = 1 << 20
+# On a CPU so many are kept for backward, 16 MiB per modality: computing those again takes longer.
+KEPT_SCORES = 1 << 22
 BUCKET_SCORES = 1 << 24
 # Within a bucket the shortest utterance has at least this share of the longest one's steps: launches cost
 # more than the M x M products that padding wastes.
@@ -137,7 +140,7 @@ def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Recomputed(torch.autograd.Function):
-    """`plain` in linear memory: backward computes the scores again from their rows' log-sum-exp.
+    """`plain` in linear memory: backward computes most scores again.
 
     With A = softmax(S) and w = A r, a gradient g of w gives, per row i and column j,
     dS_ij = g_i A_ij (r_j - w_i) and dr_j = sum_i g_i A_ij.
@@ -146,38 +149,40 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def forward(ctx: Any, q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
-        spread, norm = torch.empty_like(r), torch.empty_like(r)
-        ctx.save_for_backward(q, k, r, spread, norm)
-        ctx.lengths = lengths
+        spread = torch.empty_like(r)
+        ctx.save_for_backward(q, k, r, spread)
+        ctx.lengths, ctx.kept = lengths, []
+        room = KEPT_SCORES if any(ctx.needs_input_grad) else 0
         q, k = q.to(r.dtype), k.to(r.dtype)
         for rows, columns in _chunks(lengths):
-            scores = _scores(q[rows], k[columns])
-            norm[rows] = torch.logsumexp(scores, -1)
-            spread[rows] = scores.sub_(norm[rows, None]).exp_() @ r[columns]
+            attention = _attention_rows(q[rows], k[columns])
+            torch.mv(attention, r[columns], out=spread[rows])
+            keeps = attention.numel() <= room
+            ctx.kept.append(attention if keeps else None)
+            room -= attention.numel() if keeps else 0
         return spread
 
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, r, spread, norm = ctx.saved_tensors
+        q, k, r, spread = ctx.saved_tensors
         dtype, gradient = q.dtype, gradients[0].contiguous()
         scale = 1.0 / math.sqrt(q.shape[-1])
         q, k = q.to(r.dtype), k.to(r.dtype)
         # Every step is a row of exactly one chunk, but a column of several: rows are set, columns added up.
         dq, dk, dr = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(r)
-        for rows, columns in _chunks(ctx.lengths):
-            weighted = _scores(q[rows], k[columns]).sub_(norm[rows, None]).exp_()
-            weighted.mul_(gradient[rows, None])  # g_i A_ij
+        for (rows, columns), kept in zip(_chunks(ctx.lengths), ctx.kept, strict=True):
+            attention = _attention_rows(q[rows], k[columns]) if kept is None else kept
+            weighted = attention * gradient[rows, None]  # g_i A_ij
             dr[columns] += weighted.sum(0)
-            weighted.mul_(r[columns] - spread[rows, None])
-            ds = weighted.mul_(scale)
+            ds = weighted.mul_((r[columns] - spread[rows, None]).mul_(scale))
             torch.mm(ds, k[columns], out=dq[rows])
             dk[columns].addmm_(ds.T, q[rows])
         return dq.to(dtype), dk.to(dtype), dr, None
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.T).mul_(1.0 / math.sqrt(q.shape[-1]))
+def _attention_rows(q: Tensor, k: Tensor) -> Tensor:
+    return torch.softmax((q @ k.T).mul_(1.0 / math.sqrt(q.shape[-1])), -1)
 
 
 def _chunks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:

@@ -69,6 +69,23 @@ def test_chunks_change_nothing(form: str, scores: int, monkeypatch: pytest.Monke
     assert max(worst_errors(FORMS[form], (70, 1, 69, 0, 40), 6, torch.float64)) <= 1e-12
 
 
+@pytest.mark.parametrize("room", [0, 40, 1 << 22], ids=["none", "some", "all"])
+def test_scores_kept_or_computed_again_are_the_same(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are those of a second backward through the same graph; and inference keeps nothing."""
+    monkeypatch.setattr(attention, "KEPT_SCORES", room)
+    lengths = [3, 0, 5, 2, 6]
+    q, k, r = (x.requires_grad_() for x in make_inputs(lengths, 4, torch.float64)[:3])
+    expected = torch.autograd.grad(FORMS["plain"](q, k, r, lengths).square().sum(), (q, k, r))
+    spread = Recomputed.apply(q, k, r, lengths)
+    kept = sum(x.numel() for x in spread.grad_fn.kept if x is not None)
+    assert kept == {0: 0, 40: 9 + 25 + 4, 1 << 22: 9 + 25 + 4 + 36}[room]
+    for _ in range(2):
+        found = torch.autograd.grad(spread.square().sum(), (q, k, r), retain_graph=True)
+        torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        assert Recomputed.apply(q, k, r, lengths).grad_fn is None
+
+
 @pytest.mark.parametrize("form", FAST)
 def test_what_is_not_finite_stays_within_its_utterance(form: str) -> None:
     """A step that is left out names the utterances that broke it, and those alone."""
