@@ -13,13 +13,18 @@ from urllib.parse import quote, unquote
 SECRET_VARIABLE = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
 # Shorter values of such variables are flags, and blotting them out would make messages unreadable.
 SHORTEST_VARIABLE = 8
+# User and password in a URL, up to the last "@": a password may hold "/" and "@" that should be encoded, and
+# better hide too much of a path than show half of it. A port is none, nor is what begins a chained URL.
+USER = re.compile(r"//(?:[^/@:?]*:(?!:|\d{2,5}(?:[/?]|$))(?P<password>[^?]*)@|[^/@?]*@)")
+# Pieces of a password that a file system took for a host or a port, worth blotting out.
+SHORTEST_PIECE = 3
 # Options that say where or how, not who.
 HARMLESS_OPTION = re.compile(r"url|region|protocol|endpoint|version|mode|style")
 
 
 def hide(url: str) -> str:
     """The URL without user, password and query (signed URLs carry credentials there)."""
-    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0]).rstrip("/")
+    return USER.sub("//", url.partition("?")[0]).rstrip("/")
 
 
 def hide_in_command(words: Sequence[str]) -> str:
@@ -34,7 +39,7 @@ def hide_in_command(words: Sequence[str]) -> str:
         elif option and mark:
             shown.append(f"{name}=***")
         else:
-            address, fragment, split = word.partition("#")
+            address, fragment, split = USER.sub("//", word).partition("#")
             shown.append(hide(address) + fragment + split if "://" in word else word)
         secret = option and not mark
     return " ".join(shlex.quote(word) for word in shown)
@@ -45,7 +50,10 @@ def secrets_in(url: str, storage_options: dict[str, Any]) -> tuple[str, ...]:
 
     Better one word too many: the result is only used to blot out parts of messages.
     """
-    found = set(re.findall(r"//[^/@]*:([^/@]+)@", url) + re.findall(r"\?(.+)$", url))
+    passwords = [match["password"] for match in USER.finditer(url) if match["password"]]
+    pieces = [piece for password in passwords for piece in re.split("[/@]", password)]
+    found = {*passwords, *(piece for piece in pieces if len(piece) >= SHORTEST_PIECE)}
+    found |= set(re.findall(r"\?(.+)$", url))
     pending = list(storage_options.items())
     while pending:
         name, value = pending.pop()
