@@ -10,10 +10,10 @@ One meaning, `w = softmax(Q K^T / sqrt(D)) r` within each utterance, and the for
 - `fused` (awtpn.attention_fused): Triton kernels that form no scores outside the chip, for D <= 256.
 
 All but `plain` keep a few numbers per step for backward, and a bounded number of scores, so memory is linear
-in the steps. Scores, softmax and sums are float32 or wider in all of them, under autocast too. Against `plain`
-in float64 on the same q, k and r, per utterance, the largest error of the spread and of each gradient stays
-within this share of the largest value (half precision rounds dS and the gradients of q and k, which float32
-sums cannot mend):
+in the steps. Scores, softmax and sums are float32 or wider in all of them, under autocast too. Against
+`plain` in float64 on the same q, k and r, per utterance, the largest error of the spread and of each gradient
+stays within this share of the largest value (half precision rounds dS and the gradients of q and k, which
+float32 sums cannot mend):
 
     dtype of q, k      float64     float32     float16     bfloat16
     spread             1e-12       1e-5        1e-5        1e-5

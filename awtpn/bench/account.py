@@ -151,7 +151,7 @@ def account(
     lengths = {m: made["packed"][m].host_lengths for m in DIMS}
     torch.manual_seed(0)
     model = make_model(dim, setting.device)
-    on_gpu = setting.device.type == "cuda"  # CPUs keep the scores of batches of these sizes
+    on_gpu = setting.device == "cuda"  # CPUs keep the scores of batches of these sizes
     cost = step_cost(lengths, DIMS, dim, CLASSES, dtype=setting.dtype, recompute=on_gpu)
     try:
         took = {

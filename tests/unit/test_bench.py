@@ -104,7 +104,7 @@ def test_the_account_tells_costs_and_floors() -> None:
     table = account.account(CPU, 16, 3, {torch.float32: slow}, rounds=1)
     made = step.make_batches(3, "cpu")[0]
     lengths = {m: made["packed"][m].host_lengths for m in step.DIMS}
-    cost = step_cost(lengths, step.DIMS, 16, step.CLASSES, recompute=True)
+    cost = step_cost(lengths, step.DIMS, 16, step.CLASSES)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
     assert [row[0] for row in rows] == [*PARTS, "whole step"]
     for row in rows[:-1]:
