@@ -349,21 +349,24 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @classmethod
     def from_pretrained(cls, place: str | Path, **hub: Any) -> AWTPN:  # type: ignore[override]
-        """Load an export or a checkpoint folder, or a model of the Hugging Face Hub, in eval mode on the CPU.
+        """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
+
+        It is on the CPU and in eval mode.
 
         Args:
-            place: a folder that holds `config.json` beside `model.safetensors`; or, where there is no such
-                path, a hub id, "user/model".
+            place: the folder, of which a model's holds `config.json` beside `model.safetensors`; or, where
+                there is no such path, a hub id, "user/model".
             hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see
                 `awtpn.sharing.hub.locate`.
 
         Raises:
             ValueError: a file is missing or is not of this format, or the hub has no such model.
         """
-        folder = locate(place, (CARD_FILE, WEIGHTS_FILE), **hub)
-        for name in (CARD_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder} is no exported model or checkpoint: it has no {name}")
+        from awtpn.checkpoint import find_model  # which knows runs, and imports this file
+
+        folder = find_model(locate(place, (CARD_FILE, WEIGHTS_FILE), **hub))
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise ValueError(f"{folder} is no whole model: it has no {WEIGHTS_FILE}")
         card = json.loads((folder / CARD_FILE).read_text())
         if card.get("format") != "awtpn" or card.get("format_version") != 1:
             raise ValueError(f"{folder / CARD_FILE} is not an AWTPN model of format version 1")

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from awtpn.checkpoint import find_model
 from awtpn.device import usable
 from awtpn.model import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.clips import Clip
-from shards.feature_space import recorded, reopen
+from shards.feature_space import reopen, reopenable
 from shards.features import decode_ahead, encode
 
 Features = Mapping[str, NDArray[Any] | None]
@@ -76,27 +75,27 @@ class Predictor:
         Raises:
             ValueError: the folder is none of these, or there is no such device.
         """
-        return cls(AWTPN.from_pretrained(find_model(Path(directory))), usable(device))
+        return cls(AWTPN.from_pretrained(directory), usable(device))
 
     def predict(self, utterances: Sequence[Features]) -> list[Prediction]:
         """Predict for utterances of different lengths at once.
 
         Args:
-            utterances: per utterance a [T, D] array per modality; None or T = 0 where it is missing.
+            utterances: per utterance [T, D] of each modality, an array or what NumPy makes one of; None or
+                T = 0 where it is missing.
 
         Returns:
             One per utterance, in their order.
 
         Raises:
-            ValueError: an array has the wrong shape, or an utterance has no steps at all.
+            ValueError: features have the wrong shape or are not finite, there is no such modality, or an
+                utterance has no steps at all; names the utterance by its place, and the modality.
         """
-        for i, utterance in enumerate(utterances):
-            self._check(i, utterance)
-        features = {
-            m: pack_arrays([utterance.get(m) for utterance in utterances], dim)
-            for m, dim in self.model.feature_dims.items()
-        }
-        return self._predict(features)
+        if isinstance(utterances, Mapping):
+            raise ValueError("predict takes a list of utterances; of a single one: predict([utterance])")
+        dims = self.model.feature_dims
+        arrays = [checked(f"utterance {i}", utterance, dims) for i, utterance in enumerate(utterances)]
+        return self._predict({m: pack_arrays([of[m] for of in arrays], dim) for m, dim in dims.items()})
 
     def predict_stream(self, stream: FeatureStream) -> Iterator[tuple[str, Prediction]]:
         """(key, prediction) for every utterance that this rank has of a stream's epoch 0, in its order.
@@ -118,7 +117,7 @@ class Predictor:
             ValueError: nobody recorded how the features were made, or an encoder cannot be had any more.
         """
         if not self._encoders:
-            known = recorded(self.model.provenance)
+            known = reopenable(self.model.provenance)
             if missing := [m for m in self.model.feature_dims if m not in known]:
                 raise ValueError(
                     f"how the model's features of {' and '.join(missing)} were made is not recorded, so they "
@@ -160,17 +159,6 @@ class Predictor:
                 else:
                     yield clip.audio, self.predict([sample.features])[0]
 
-    def _check(self, i: int, utterance: Features) -> None:
-        arrays = {m: utterance.get(m) for m in self.model.feature_dims}
-        for modality, array in arrays.items():
-            dim = self.model.feature_dims[modality]
-            if array is not None and (array.ndim != 2 or array.shape[1] != dim):
-                raise ValueError(
-                    f"utterance {i}: {modality} is {array.shape}, but the model takes [steps, {dim}]"
-                )
-        if not any(array is not None and len(array) for array in arrays.values()):
-            raise ValueError(f"utterance {i} has no steps in any of {list(arrays)}")
-
     @torch.no_grad()
     def _predict(self, features: Mapping[str, Ragged]) -> list[Prediction]:
         moved = {
@@ -192,6 +180,41 @@ class Predictor:
             )
             for i, row in enumerate(probabilities)
         ]
+
+
+def checked(name: str, utterance: Features, dims: Mapping[str, int]) -> dict[str, NDArray[np.float32] | None]:
+    """The features [T, D] of an utterance for each modality of the model's `dims`; None where it has none.
+
+    Raises:
+        ValueError: as `Predictor.predict`.
+    """
+    if not isinstance(utterance, Mapping):
+        raise ValueError(
+            f"{name} is no mapping but {type(utterance).__name__}: give features by modality, such as "
+            f"{{{', '.join(f'{m!r}: [steps, {dim}]' for m, dim in dims.items())}}}"
+        )
+    arrays: dict[str, NDArray[np.float32] | None] = dict.fromkeys(dims)
+    for modality, values in utterance.items():
+        if values is None:
+            continue
+        if modality not in dims:
+            raise ValueError(f"{name} has {modality}, but the model takes {' and '.join(dims)}")
+        try:
+            array = np.asarray(values, np.float32)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name}: {modality} is no array of numbers: the model takes [steps, {dims[modality]}]"
+            ) from None
+        if array.shape[1:] != (dims[modality],):
+            raise ValueError(
+                f"{name}: {modality} is {array.shape}, but the model takes [steps, {dims[modality]}]"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name}: {modality} holds NaN or infinite values; leave such steps out")
+        arrays[modality] = array
+    if not any(array is not None and len(array) for array in arrays.values()):
+        raise ValueError(f"{name} has no steps in any of {list(dims)}")
+    return arrays
 
 
 def pack_arrays(arrays: Sequence[NDArray[Any] | None], dim: int) -> Ragged:

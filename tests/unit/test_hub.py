@@ -39,6 +39,17 @@ def test_a_saved_model_loads_with_all_that_its_card_told(tmp_path: Path) -> None
     assert "of meld" in (tmp_path / "m" / README_FILE).read_text()
 
 
+def test_a_run_is_its_best_checkpoint(tmp_path: Path) -> None:
+    for name in ("best", "latest"):
+        model = small_model(dtype=torch.float32)
+        model.record = {"dataset": name}
+        model.save_pretrained(tmp_path / "run" / "checkpoints" / name)
+    assert AWTPN.from_pretrained(tmp_path / "run").record == {"dataset": "best"}
+    assert Predictor.from_pretrained(tmp_path / "run").model.record == {"dataset": "best"}
+    latest = AWTPN.from_pretrained(str(tmp_path / "run" / "checkpoints" / "latest"))
+    assert latest.record == {"dataset": "latest"}
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[str]]]:
     """A stand-in for the hub's file API: serves a folder as USER/MODEL, and notes what is asked."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fsspec.registry import _registry
@@ -50,6 +52,39 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(_registry, "sftp", raising=False)
     with pytest.raises(ValueError, match=r'cannot open: .*; pip install "awtpn-at-scale\[sftp\]"$'):
         open_store("sftp://nowhere/corpus")
+
+
+@pytest.mark.parametrize(
+    ("utterances", "told"),
+    [
+        ({"audio": [[0.0] * 6]}, r"takes a list of utterances; of a single one: predict\(\[utterance\]\)$"),
+        (
+            [{"audio": np.ones((2, 6))}, np.ones((2, 6))],
+            "utterance 1 is no mapping but ndarray: give features",
+        ),
+        ([{"audoi": np.ones((2, 6))}], "utterance 0 has audoi, but the model takes audio and video$"),
+        ([{"video": [[1.0] * 5, [np.nan] * 5]}], "utterance 0: video holds NaN or infinite values"),
+        ([{"audio": np.full((1, 6), np.inf)}], "utterance 0: audio holds NaN or infinite values"),
+        ([{"audio": [[1.0] * 6, [1.0]]}], r"utterance 0: audio is no array of numbers: .*\[steps, 6\]"),
+        ([{"audio": "clip.wav"}], "utterance 0: audio is no array of numbers"),
+        ([{"audio": np.ones(6)}], r"utterance 0: audio is \(6,\), but the model takes \[steps, 6\]"),
+        ([{"audio": None}], "utterance 0 has no steps in any of"),
+    ],
+)
+def test_features_that_cannot_be_answered(utterances: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Predictor(small_model(dtype=torch.float32)).predict(utterances)
+
+
+def test_features_in_any_form_are_answered_alike() -> None:
+    predictor = Predictor(small_model(dtype=torch.float32))
+    array = np.arange(12, dtype=np.float64).reshape(2, 6)
+    forms = [array, array.astype(np.float32), array.astype(int), array.tolist(), torch.from_numpy(array)]
+    answers = predictor.predict([{"audio": form, "video": None} for form in forms])
+    assert [answer.probabilities for answer in answers] == [answers[0].probabilities] * len(forms)
+    # What a model does not take may be named, as long as it is missing.
+    audio_alone = Predictor(small_model(dtype=torch.float32, modalities=["audio"]))
+    assert len(audio_alone.predict([{"audio": array, "video": None}])) == 1
 
 
 def test_a_device_that_is_not_here(tmp_path: Path) -> None:
