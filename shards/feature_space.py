@@ -19,6 +19,8 @@ from typing import Any
 INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
 SELF_EVIDENT = ("id", "version")  # of a description
+# What an encoder's settings tell of the sound or the pictures that it takes.
+PACE = {"audio": "rate", "video": "fps"}
 
 
 def making(encoders: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +56,13 @@ def recorded(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         name: entry
         for name, entry in features.items()
         if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and "space" in entry
+    }
+
+
+def reopenable(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those of `recorded` that `reopen` takes: of a corpus' own features nothing but their name is known."""
+    return {
+        name: entry for name, entry in recorded(provenance).items() if PACE.get(name) in entry["settings"]
     }
 
 
@@ -104,7 +113,7 @@ def reopen(modality: str, settings: Mapping[str, Any], device: str = "cpu", spec
 
     Args:
         modality: "audio" or "video".
-        settings: as recorded of an encoder; it computes in the precision that it did then.
+        settings: of `reopenable` features; the encoder computes in the precision that it did then.
         device: where a model runs.
         spec: where the model is now, if it was moved.
 

@@ -4,9 +4,9 @@ A pickle is a program: it imports what it names and calls it. Here nothing that 
 names such files need stand for the functions below, which take what the pickle says of an array as data. Nor
 does NumPy's own reconstruction see it: a forged dtype could declare plain bytes to be pointers to objects.
 
-What a pickle has made it can also give attributes, and NumPy obeys some of them: an object's
-`__array_interface__` is an address to read from. So nothing that the pickle made is handed out: what comes out
-is copied into new containers, and is of the types listed here and no others.
+What a pickle has made it can also give attributes, and NumPy obeys some: an object's
+`__array_interface__` is an address to read from. So nothing that the pickle made is handed out: what comes
+out is copied into new containers, and is of the types listed here and no others.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import numpy as np
 
 from shards.schema import BadSample, Sample
 
-
 # Labels beyond are not classes: names for billions of them would fill the memory.
 MOST_CLASSES = 1 << 16
 

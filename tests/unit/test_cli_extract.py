@@ -11,7 +11,16 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from corpora_support import GARBAGE, put, put_bytes, write_iemocap, write_meld, write_sound, write_tree
+from corpora_support import (
+    GARBAGE,
+    put,
+    put_bytes,
+    write_iemocap,
+    write_meld,
+    write_mosei,
+    write_sound,
+    write_tree,
+)
 
 from awtpn import Predictor
 from awtpn.cli import main
@@ -19,7 +28,7 @@ from awtpn.cli.extract import limited
 from awtpn.evaluation import evaluate_command
 from awtpn.trainer import main as train
 from shards import FeatureStream
-from shards.sources import recordings
+from shards.sources import mosei, recordings
 from shards.store import open_dataset
 
 SHORT = ["--model.shared_dim", "8", "--train.global_batch_size", "8", "--train.epochs", "2"]
@@ -216,6 +225,17 @@ def test_what_cannot_be_predicted_from_says_why(
     train(["--data.train", corpus, "--run.dir", str(unknown), *SHORT])
     with pytest.raises(SystemExit, match=r"features of audio and video were made is not recorded"):
         awtpn("predict", unknown, film)
+
+
+def test_a_corpus_own_features_cannot_be_made_of_a_recording(run: Path, tmp_path: Path) -> None:
+    named = {"audio": "CMU_MOSEI_COVAREP.csd", "video": "CMU_MOSEI_VisualOpenFace2.csd"}
+    source = mosei.read(write_mosei(tmp_path), folds="folds.json", **named)
+    predictor = Predictor.from_pretrained(run)
+    predictor.model.provenance = source.provenance
+    with pytest.raises(
+        ValueError, match=r"features of audio and video were made is not recorded, so they can"
+    ):
+        predictor.encoders()
 
 
 # --- A model knows one feature space -------------------------------------------------------------
