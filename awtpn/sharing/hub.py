@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # "user/model"; a path with more or fewer parts, or one that exists, is a path.
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -73,21 +74,30 @@ def upload(folder: Path, hub_id: str, private: bool = False, token: str | None =
     """Put an export folder onto the hub as one commit; returns the model's address.
 
     Raises:
-        ValueError: no such id, not logged in, or not allowed; says why.
+        ValueError: no such id, not logged in or not allowed, or the hub cannot be reached; says why.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     if not HUB_ID.fullmatch(hub_id):
         raise ValueError(f"{hub_id!r} is no name of a model on the hub: write USER/MODEL")
+    # No network is an error of the library that asks the hub (requests, httpx, httpx2, by version), of whose
+    # errors the hub's own are.
+    asking: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)
     api = HfApi(token=token)
     try:
         made = api.create_repo(hub_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload AWTPN model")
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{hub_id}: the hub did not take the model: {reason} (log in with `hf auth login` and a token "
-            "that may write)"
-        ) from None
+    except asking as error:
+        said = " ".join(str(error).split())
+        fix = "" if isinstance(error, HfHubHTTPError) else f" (is {api.endpoint} to be reached from here?)"
+        if isinstance(error, LocalTokenNotFoundError) or status_of(error) in (401, 403):
+            fix = " (log in with `hf auth login` and a token that may write there)"
+        raise ValueError(f"{hub_id}: the hub did not take the model: {said}{fix}") from None
     return str(made)
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that the hub answered with; None where it did not answer."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status

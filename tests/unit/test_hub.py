@@ -21,6 +21,7 @@ from awtpn.checkpoint import find_model
 from awtpn.cli import main
 from awtpn.metrics import summarise
 from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
+from awtpn.sharing.hub import upload
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -176,3 +177,40 @@ def test_models_are_pushed_with_their_card(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "m" / README_FILE).unlink()
     with pytest.raises(SystemExit, match=r"has no README\.md: write it with awtpn export"):
         main(["push", str(tmp_path / "m"), "someone/emotions"])
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (401, r" \(log in with `hf auth login` and a token that may write there\)$"),
+        (403, r" \(log in with `hf auth login` and a token that may write there\)$"),
+        (400, r"[^()]+$"),
+        (None, r" \(is http://127\.0\.0\.1:\d+ to be reached from here\?\)$"),
+    ],
+)
+def test_a_push_that_fails_says_why(
+    status: int | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status or 500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        if status is None:
+            server.server_close()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(ValueError, match="^someone/m: the hub did not take the model: .*" + told):
+            upload(tmp_path, "someone/m", token="hf_a")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
