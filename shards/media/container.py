@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # A clock that jumps further between two frames is broken; joined transport streams and lost bytes do that.
+# Where a header tells how long the recording is, any jump within it is a still picture, or a pause.
 LONGEST_JUMP_S = 60.0
 # Read errors in a row after which the rest of a file is given up.
 MOST_READ_ERRORS = 100
@@ -48,10 +49,12 @@ class Clock:
     Attributes:
         origin: where its time 0 lies on the container's clock, in seconds.
         end: seconds from there to its end, as headers tell; inf where they do not.
+        longest_jump: seconds by which the times of two frames can differ.
     """
 
     origin: float
     end: float = inf
+    longest_jump: float = LONGEST_JUMP_S
 
     def can_begin(self, first: float) -> bool:
         """Whether a stream's first frame can lie at this time."""
@@ -59,7 +62,7 @@ class Clock:
 
     def latest(self, before: float) -> float:
         """The latest time that can be believed of a frame after one at the time `before`."""
-        return min(before + LONGEST_JUMP_S, self.end + 1.0)
+        return min(before + self.longest_jump, self.end + 1.0)
 
 
 def probe(path: str | Path) -> MediaInfo:
@@ -169,11 +172,16 @@ def seek_to(container: Any, stream: Any, to: float) -> bool:
 
 def clock_of(container: Any) -> Clock:
     """The recording's time line; it begins where its earliest stream does, but not before its clock's 0."""
+    from av.format import Flags
+
     start = (container.start_time or 0) / 1e6
     origin = max(0.0, start)
     if container.duration is None or container.duration <= 0:
         return Clock(origin)
-    return Clock(origin, start + container.duration / 1e6 - origin)
+    # Formats whose clock may start anew tell the end by their last packets' times, broken or not.
+    starts_anew = container.format.flags & Flags.ts_discont.value
+    end = start + container.duration / 1e6 - origin
+    return Clock(origin, end, LONGEST_JUMP_S if starts_anew else inf)
 
 
 def bounds_of(path: str | Path, span: Span | None) -> Span:

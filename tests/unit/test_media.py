@@ -91,6 +91,31 @@ def test_a_broken_time_does_not_stretch_the_recording(tmp_path: Path) -> None:
     joined = tmp_path / "joined.ts"
     joined.write_bytes(first.read_bytes() + later.read_bytes() + last.read_bytes())
     assert numbers(read_frames(joined, 10)[0]) == list(range(30))
+    joined.write_bytes(first.read_bytes() + later.read_bytes())
+    assert probe(joined).duration > 28800
+    assert numbers(read_frames(joined, 10)[0]) == list(range(20))
+
+
+def test_slides_are_shown_as_long_as_they_are(tmp_path: Path) -> None:
+    slides = [numbered(i) for i in range(3)]
+    path = record(tmp_path / "a.mkv", slides, [0, 70, 140], sound=ramp(150, 8000), rate=8000)
+    assert numbers(read_frames(path, 0.1)[0]) == [0] * 7 + [1] * 7
+    assert numbers(read_frames(path, 1, (68.0, 72.0))[0]) == [0, 0, 1, 1]
+
+
+def test_a_long_pause_is_silence(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for begin in (0, 100):
+            frame = av.AudioFrame.from_ndarray(np.full((1, 8000), 9000, np.int16), layout="mono")
+            frame.sample_rate, frame.pts = 8000, begin * 8000
+            container.mux(stream.encode(frame))
+    sound = read_audio(path, 8000)
+    assert len(sound) == 101 * 8000
+    assert np.flatnonzero(sound).tolist() == [*range(8000), *range(100 * 8000, 101 * 8000)]
 
 
 def tags(flv: bytes, kind: int) -> list[int]:
