@@ -2,8 +2,9 @@
 
 The manifest is the commit point: a folder with one holds a complete dataset. A marker file says that a
 packing began and has not ended; it carries a token, so that a second packing into the same folder cannot go
-unnoticed. An extraction's token is a digest of what it makes: the same extraction, started again, knows its
-folder by it and goes on.
+unnoticed. An extraction's token begins with a digest of what it makes: the same extraction, started again,
+knows its folder by it and goes on, under a token of its own: the one that it follows, should it still run,
+stops.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from shards.store import Store, asking, open_store
 MARKER = ".packing"
 SKIPPED = "skipped.jsonl"
 PART = ".part.json"
-EXTRACTION = b"extraction "  # an extraction's token begins with it
+EXTRACTION = b"extraction "  # an extraction's token is this, a digest, a space, and what tells launches apart
 
 # Files and the working folder that packing makes: nothing else is ever removed.
 OURS = re.compile(r".+-\d{6}\.(tar|index\.npz|part\.json)|manifest\.json|skipped\.jsonl|\.packing(-.+)?")
@@ -79,7 +80,7 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
     """Look at the folder, without changing it: may a packing with this token begin here?
 
     Returns:
-        True if one with this very token began here and has not ended: it can go on.
+        True if the extraction of this token began here and has not ended: it can go on.
 
     Raises:
         ValueError: a finished dataset, an unfinished extraction or files of others are there.
@@ -98,12 +99,13 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
             f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite to replace it"
         )
     there = token_in(store) if interrupted and not finished else b""
-    if there.startswith(EXTRACTION) and there != token and not overwrite:
+    same = there.startswith(EXTRACTION) and there.split()[1:2] == token.split()[1:2]
+    if there.startswith(EXTRACTION) and not same and not overwrite:
         raise ValueError(
             f"{store.url}: holds an unfinished extraction of other clips or settings; finish that one, "
             "choose another folder, or pass overwrite to throw it away"
         )
-    return there == token
+    return same
 
 
 def take(store: Store, token: bytes) -> None:
@@ -114,10 +116,15 @@ def take(store: Store, token: bytes) -> None:
             "%s: an earlier packing was interrupted; removing its files, starting afresh", store.url
         )
     store.fs.makedirs(store.root, exist_ok=True)
-    _put(store, MARKER, token)
+    mark(store, token)
     # The manifest goes first: from then on the folder counts as unfinished.
     for name in sorted(names - {MARKER}, key=lambda name: name != MANIFEST):
         store.fs.rm(f"{store.root}/{name}", recursive=True)
+
+
+def mark(store: Store, token: bytes) -> None:
+    """Let the folder be ours from now on; whoever held it before stops."""
+    asking(store, lambda: store.fs.pipe_file(f"{store.root}/{MARKER}", token), f"{store.url}/{MARKER}")
 
 
 def hold(store: Store, token: bytes) -> Target:
@@ -131,18 +138,19 @@ def check_ours(target: Target) -> None:
     """Make sure that no other packing has claimed the folder since.
 
     Raises:
-        RuntimeError: one has, and has removed our files.
+        OSError: one has; or the store cannot be reached.
     """
-    if token_in(target.store) != target.token:
-        raise RuntimeError(f"{target.store.url}: another packing has begun here; this one stops")
+    there = token_in(target.store)
+    if there != target.token:
+        other = "extraction" if there.startswith(EXTRACTION) else "packing"
+        raise OSError(f"{target.store.url}: another {other} has begun here; this one stops")
 
 
 def publish(target: Target, path: Path) -> None:
     """Move a finished file of the working folder into the output folder.
 
     Raises:
-        RuntimeError: another packing has taken the folder over.
-        OSError: the store cannot be reached.
+        OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     check_ours(target)
     store = target.store
@@ -161,8 +169,7 @@ def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) 
         skipped: key and cause of each bad sample.
 
     Raises:
-        RuntimeError: another packing has taken the folder over.
-        OSError: the store cannot be reached.
+        OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     store = target.store
     if skipped:
@@ -173,11 +180,17 @@ def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) 
     path = target.work / MANIFEST
     path.write_text(dump_manifest(manifest))
     publish(target, path)
+    tidy(store)
+
+
+def tidy(store: Store) -> None:
+    """Take away what only the making of a dataset needed, the marker last."""
     for name in names_in(store):
         if name.endswith(PART) or name.startswith(f"{MARKER}-"):
             with contextlib.suppress(FileNotFoundError):
                 store.fs.rm(f"{store.root}/{name}", recursive=True)
-    store.fs.rm(f"{store.root}/{MARKER}")
+    with contextlib.suppress(FileNotFoundError):
+        store.fs.rm(f"{store.root}/{MARKER}")
 
 
 def write_json_lines(path: Path, records: list[Any]) -> None:
@@ -206,10 +219,6 @@ def _upload(store: Store, path: Path, remote: str, size: int) -> None:
     store.fs.invalidate_cache()
     if store.fs.size(remote) != size:
         raise OSError(f"the store holds {store.fs.size(remote)} bytes of {size}")
-
-
-def _put(store: Store, name: str, content: bytes) -> None:
-    asking(store, lambda: store.fs.pipe_file(f"{store.root}/{name}", content), f"{store.url}/{name}")
 
 
 def names_in(store: Store) -> set[str]:

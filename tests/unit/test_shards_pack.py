@@ -212,7 +212,7 @@ def test_two_packings_never_mix(tmp_path: Path) -> None:
         pack(corpus(8), tmp_path / "d")
         yield utterance(1)
 
-    with pytest.raises(RuntimeError, match="another packing has begun"):
+    with pytest.raises(OSError, match="another packing has begun"):
         pack(overtaken(), tmp_path / "d")  # type: ignore[arg-type]
     pack(corpus(8), tmp_path / "e")
     assert files(tmp_path / "d") == files(tmp_path / "e")
