@@ -11,18 +11,15 @@ import hashlib
 import os
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
     DeepSpeedPlugin,
@@ -33,6 +30,7 @@ from accelerate.utils import (
 from numpy.typing import NDArray
 
 from awtpn.config import Config, Launch
+from awtpn.launcher import asked_of_accelerate
 from awtpn.layout import Layout, check_negatives, make_layout
 from awtpn.zero import deepspeed_settings, load_communication_op
 
@@ -88,6 +86,7 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
         ValueError: a layout that does not divide, settings that contradict the launcher's, or ranks that
             do not see each other.
     """
+    check_engine(os.environ)
     launched, on_gpu = launched_ranks(), use_gpu()
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, launched)
     check_negatives(config, layout)
@@ -115,7 +114,8 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
             deepspeed_plugin=plugin,
             kwargs_handlers=_handlers(on_gpu, wait),
         )
-        accelerator.gradient_accumulation_steps = layout.accumulation
+    # Accelerate divides losses by it, and the environment may set it; ours are shares of the whole already.
+    accelerator.gradient_accumulation_steps = 1 if settings is None else layout.accumulation
     world = _world(accelerator, launched, _engine_name(accelerator, settings), wait)
     check_same_everywhere(world, config)
     return accelerator, world, layout
@@ -144,7 +144,10 @@ def leave() -> None:
 def launched_ranks() -> int:
     """Ranks that the launcher started, by its environment; checked against what was asked of it."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    check_world_size("the launcher's command line", asked_world_size(), launched)
+    if asked := asked_of_accelerate():
+        # Where nobody says how many processes, there is at least one on each machine.
+        processes = asked.processes or max(launched, asked.machines)
+        check_world_size("the launcher's command line", processes, launched)
     return launched
 
 
@@ -222,7 +225,23 @@ def _engine_name(accelerator: Accelerator, settings: Mapping[str, Any] | None) -
                 "DeepSpeed was asked for, but Accelerate did not take it up: is deepspeed installed?"
             )
         return f"zero{settings['zero_optimization']['stage']}"
+    if accelerator.distributed_type != "NO" and not accelerator.distributed_type.startswith("MULTI_"):
+        raise ValueError(f"Accelerate would train by {accelerator.distributed_type}: {ENGINES}")
     return "ddp" if accelerator.num_processes > 1 else "none"
+
+
+ENGINES = (
+    "the engines here are none, DDP and DeepSpeed; take one of configs/accelerate, and shard what a GPU "
+    "cannot hold with --train.zero_stage 3"
+)
+
+
+def check_engine(environment: Mapping[str, str]) -> None:
+    """Refuse engines that Accelerate knows and for which the losses are not scaled here."""
+    for name in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        variable = f"ACCELERATE_USE_{name}"
+        if environment.get(variable, "false").lower() == "true":
+            raise ValueError(f"accelerate launch says --use_{name.lower()} ({variable}): {ENGINES}")
 
 
 def check_world_size(who: str, found: int | None, launched: int) -> None:
@@ -233,47 +252,6 @@ def check_world_size(who: str, found: int | None, launched: int) -> None:
             "train alone on all the data. On a machine without GPUs add --cpu to `accelerate launch`, or use "
             "torchrun"
         )
-
-
-def start_missing_ranks(argv: Sequence[str]) -> None:
-    """Become the ranks that `accelerate launch --cpu --num_processes N` was asked for.
-
-    On a CPU Accelerate starts one process, whatever was asked, and leaves the others to MPI. This process
-    then turns into torchrun with the same script. Elsewhere it returns and nothing happens.
-
-    Args:
-        argv: this script and its arguments.
-    """
-    asked = asked_world_size()
-    if asked is None or asked <= 1 or "WORLD_SIZE" in os.environ:
-        return
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={asked}"]
-        os.execv(sys.executable, [sys.executable, *torchrun, *argv])
-
-
-def asked_world_size() -> int | None:
-    """The number of processes asked of `accelerate launch`, read from its command line (Linux)."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
-    except OSError:
-        return None
-    if "launch" not in words or not any("accelerate" in w for w in words):
-        return None
-    words = words[: next((i for i, w in enumerate(words) if w.endswith("train.py")), len(words))]
-    asked = _option(words, "--num_processes") or _option(words, "--num-processes")
-    if asked is None and (file := _option(words, "--config_file") or _option(words, "--config-file")):
-        asked = (yaml.safe_load(Path(file).read_text()) or {}).get("num_processes")
-    return int(asked) if asked else None
-
-
-def _option(words: Sequence[str], name: str) -> str | None:
-    for i, word in enumerate(words):
-        if word == name and i + 1 < len(words):
-            return words[i + 1]
-        if word.startswith(name + "="):
-            return word.partition("=")[2]
-    return None
 
 
 def check_precision(config: Config, on_gpu: bool, deepspeed: bool) -> None:

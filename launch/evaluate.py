@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.cli.shards import json_object
-from awtpn.distributed import start_missing_ranks
 from awtpn.evaluation import evaluate_command
+from awtpn.launcher import start_missing_ranks
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_missing_ranks(sys.argv)
     try:
+        start_missing_ranks(sys.argv)
         main()
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

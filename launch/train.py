@@ -14,12 +14,12 @@ from pathlib import Path
 # Launchers run this file by its path; the packages beside it need no installation then.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from awtpn.distributed import start_missing_ranks
+from awtpn.launcher import start_missing_ranks
 from awtpn.trainer import main
 
 if __name__ == "__main__":
-    start_missing_ranks(sys.argv)
     try:
+        start_missing_ranks(sys.argv)
         main(sys.argv[1:])
     except ValueError as error:
         # Wrong settings or data: the message says what to change, a traceback would bury it.

@@ -170,7 +170,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_extract(options: argparse.Namespace) -> None:
     from awtpn.device import usable  # torch is slow to import
-    from awtpn.distributed import join, leave, start_missing_ranks
+    from awtpn.distributed import join, leave
+    from awtpn.launcher import start_missing_ranks
     from shards.extract import extract
 
     start_missing_ranks(["-m", "awtpn.cli", *sys.argv[1:]])

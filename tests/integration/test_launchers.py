@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from support import arguments, free_port, metrics, run, status
+from support import arguments, free_port, launched, metrics, run, status
 
 TRAIN = "launch/train.py"
 ACCELERATE = ["accelerate", "launch"]
@@ -26,6 +28,7 @@ LAUNCHERS: dict[str, tuple[list[str], str]] = {
         for stage in (1, 2, 3)
     },
 }
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}  # machines that are this one find each other there
 STEPS = 3
 SETTINGS = {"train.max_steps": STEPS, "train.log_every": 1, "model.dropout": 0.0}
 
@@ -60,6 +63,30 @@ def test_a_launcher_starts_two_ranks_that_see_the_same_data(
     assert [x["step"] for x in ours] == [1, 2, 3]
     assert [x["fingerprint"] for x in ours] == [x["fingerprint"] for x in theirs]
     assert [x["loss"] for x in ours] == pytest.approx([x["loss"] for x in theirs], rel=1e-5)
+
+
+@pytest.mark.timeout(120)
+def test_machines_without_gpus_wait_for_each_other(alone: Path, demo_cache: Path, tmp_path: Path) -> None:
+    """Accelerate itself starts a process on each, which would train alone: two runs in one folder."""
+    settings = arguments(SETTINGS | {"data.cache_dir": demo_cache, "run.dir": tmp_path / "run"})
+    port = free_port()
+    meet = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    machine = [*ACCELERATE, "--cpu", "--num_processes", "2", "--num_machines", "2", *meet, "--machine_rank"]
+    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+    with launched([*machine, "0", TRAIN, *settings], logs[0], **LOOPBACK) as first:
+        while not listens(port):
+            assert first.poll() is None, logs[0].read_text()
+            time.sleep(0.05)
+        assert not (tmp_path / "run").exists(), "the first machine waits for the second"
+        with launched([*machine, "1", TRAIN, *settings], logs[1], **LOOPBACK) as second:
+            assert (first.wait(90), second.wait(90)) == (0, 0), logs[0].read_text() + logs[1].read_text()
+    assert "2 ranks x micro-batch 16" in logs[0].read_text()
+    assert [x["fingerprint"] for x in metrics(tmp_path / "run")] == [x["fingerprint"] for x in metrics(alone)]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.timeout(120)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
 from support import REPO
 
 from awtpn.config import Config, Launch
-from awtpn.distributed import asked_world_size, check_precision, check_world_size
+from awtpn.distributed import check_engine, check_precision, check_world_size, launched_ranks, start
+from awtpn.launcher import Asked, asked_of_accelerate, torchrun_options
 from awtpn.layout import Layout, check_negatives, make_layout
 from awtpn.zero import ZERO, deepspeed_settings
 
@@ -91,33 +94,67 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parent]:
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        (["accelerate", "launch", "--num_processes", "3", "launch/train.py"], 3),
-        (["accelerate", "launch", "--cpu", "--num_processes=4", "launch/train.py"], 4),
-        (["accelerate", "launch", "--num-processes", "2", "launch/evaluate.py"], 2),
-        (["accelerate", "launch", "--config_file", "configs/accelerate/cpu.yaml", "launch/train.py"], 2),
+        ("accelerate launch --num_processes 3 launch/train.py", Asked(3, 1, None)),
+        ("accelerate launch --cpu --num_processes=4 launch/train.py", Asked(4, 1, None)),
+        ("accelerate launch --num-processes 2 launch/evaluate.py", Asked(2, 1, None)),
+        ("accelerate-launch --num_processes 2 launch/train.py", Asked(2, 1, None)),
+        ("python -m accelerate.commands.launch --num_processes 2 -m awtpn.cli extract", Asked(2, 1, None)),
+        ("accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py", Asked(2, 1, 0)),
         (
-            [
-                "accelerate",
-                "launch",
-                "--config_file=configs/accelerate/zero2.yaml",
-                "--num_processes=1",
-                "launch/train.py",
-            ],
-            1,
+            "accelerate launch --config_file=configs/accelerate/zero2.yaml --num_processes=1 launch/train.py",
+            Asked(1, 1, 0),
         ),
-        (["accelerate", "launch", "launch/train.py"], None),
+        (
+            "accelerate launch --cpu --num_processes 4 --num_machines 2 --machine_rank 1 launch/train.py",
+            Asked(4, 2, 1),
+        ),
+        (
+            "accelerate launch --config_file configs/accelerate/cpu.yaml --num_machines=2 launch/train.py",
+            Asked(2, 2, 0),
+        ),
+        ("accelerate launch launch/train.py", Asked(None, 1, None)),
         # What follows the script is the script's, and other launchers set WORLD_SIZE themselves.
-        (["accelerate", "launch", "launch/train.py", "--num_processes", "3"], None),
-        (["torchrun", "--nproc-per-node", "2", "launch/train.py"], None),
-        (["bash"], None),
+        ("accelerate launch launch/train.py --num_processes 3", Asked(None, 1, None)),
+        ("torchrun --nproc-per-node 2 launch/train.py", None),
+        ("bash", None),
     ],
 )
-def test_the_number_of_processes_asked_of_accelerate(
-    parent: Parent, monkeypatch: pytest.MonkeyPatch, words: list[str], asked: int | None
+def test_what_was_asked_of_accelerate(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, words: str, asked: Asked | None
 ) -> None:
     monkeypatch.chdir(REPO)
-    parent(words)
-    assert asked_world_size() == asked
+    parent(words.split())
+    assert asked_of_accelerate() == asked
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads /proc")
+def test_machines_that_each_believe_to_be_alone_are_refused(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a number of processes, on machines with one GPU or none."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    parent(["accelerate", "launch", "--num_machines", "2", "--machine_rank", "0", "launch/train.py"])
+    with pytest.raises(ValueError, match=r"command line says 2 ranks, but .* says 1"):
+        launched_ranks()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert launched_ranks() == 8
+
+
+def test_what_torchrun_is_told() -> None:
+    assert torchrun_options(Asked(4, 1, 0), {}) == ["--standalone", "--nproc-per-node=4"]
+    meet = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert torchrun_options(Asked(4, 2, 1), meet) == [
+        "--nnodes=2",
+        "--node-rank=1",
+        "--nproc-per-node=2",
+        "--master-addr=10.0.0.1",
+        "--master-port=29500",
+    ]
+    for processes in (None, 3):
+        with pytest.raises(ValueError, match=rf"give a multiple of 2, not {processes}"):
+            torchrun_options(Asked(processes, 2, 0), meet)
+    with pytest.raises(ValueError, match="give --machine_rank"):
+        torchrun_options(Asked(2, 2, None), meet)
 
 
 def test_worlds_that_differ_are_refused() -> None:
@@ -125,6 +162,39 @@ def test_worlds_that_differ_are_refused() -> None:
     check_world_size("someone without an opinion", None, 2)
     with pytest.raises(ValueError, match=r"someone says 2 ranks.*says 1.*--cpu"):
         check_world_size("someone", 2, 1)
+
+
+# --- Engines -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_other_engines_of_accelerate_are_refused(name: str) -> None:
+    check_engine({f"ACCELERATE_USE_{name}": "false", "ACCELERATE_USE_DEEPSPEED": "true"})
+    with pytest.raises(ValueError, match=rf"--use_{name.lower()}.*configs/accelerate.*zero_stage 3"):
+        check_engine({f"ACCELERATE_USE_{name}": "True"})
+
+
+@pytest.fixture
+def no_accelerator() -> Iterator[None]:
+    """Accelerate keeps what it found at its first start; it forgets it before the test and after."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    yield
+    forget()
+
+
+def test_accelerate_divides_no_loss(no_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where its environment counts micro-batches: a loss is a share of the global batch's."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    accelerator, world, _ = start(Config(), Launch())
+    assert (world.engine, world.size) == ("none", 1)
+    x = torch.ones((), device=world.device, requires_grad=True)
+    accelerator.backward(3 * x)
+    assert x.grad == 3
 
 
 # --- Precision -----------------------------------------------------------------------------------
