@@ -6,16 +6,17 @@ and it can be made for tars that others wrote. On disk it is an uncompressed `.n
     key [U] str, label [U] int32, json.offset [U] int64, json.size [U] int32,
     offset.<modality> [U] int64 (first byte of the array's data; -1: missing),
     steps.<modality> [U] int32, crc.<modality> [U] uint32 (CRC-32 of the array's data), crc.json [U] uint32,
-    column.<name> [U] (metadata that can be selected by).
+    form.<modality> str ("float16 [steps, 40]"), column.<name> [U] (metadata that can be selected by).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import threading
+import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,13 +24,19 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.members import Member, members
-from shards.schema import Modality
+from shards.schema import Modality, ShardEntry
+from shards.store import hash_of
 
 # Transcripts and the like are metadata, but nobody selects by them, and fixed-width arrays would swell.
 LONGEST_COLUMN = 128
 # Python 3.11's parser of literals, which reads the header of every array, fails at times when two threads use
 # it at once: "AST constructor recursion depth mismatch" (CPython issue 106905).
 _parsing = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child that was forked amid it would wait for a thread that it does not have.
+    os.register_at_fork(
+        before=_parsing.acquire, after_in_parent=_parsing.release, after_in_child=_parsing.release
+    )
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class ShardIndex:
     steps: dict[str, np.ndarray]
     columns: dict[str, np.ndarray]
     crc: dict[str, np.ndarray] = field(default_factory=dict)
+    form: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -
     return build_index(list(rows.values()), labels, modalities)
 
 
-def build_index(rows: list[Row], labels: list[int], modalities: Iterable[str]) -> ShardIndex:
+def build_index(rows: list[Row], labels: list[int], modalities: dict[str, Modality]) -> ShardIndex:
     """The index of a shard's rows, in their order; `labels` are positions in the classes."""
     offset, steps, crc = {}, {}, {}
     for name in modalities:
@@ -120,6 +128,7 @@ def build_index(rows: list[Row], labels: list[int], modalities: Iterable[str]) -
         steps=steps,
         columns=_columns([row.meta for row in rows]),
         crc=crc | {"json": np.array([row.json[2] for row in rows], np.uint32)},
+        form={name: np.array(_form(modality)) for name, modality in modalities.items()},
     )
 
 
@@ -177,8 +186,12 @@ def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
         order = " in Fortran order" if array.fortran else ""
         raise ValueError(
             f"{at}: {array.dtype} array of shape {array.shape}{order}, "
-            f"while the dataset holds {modality.dtype} [steps, {modality.dim}]; pack it again"
+            f"while the dataset holds {_form(modality)}; pack it again"
         )
+
+
+def _form(modality: Modality) -> str:
+    return f"{modality.dtype} [steps, {modality.dim}]"
 
 
 def scalar_kind(value: Any) -> str | None:
@@ -216,23 +229,29 @@ def save_index(index: ShardIndex, path: Path) -> None:
         **{f"offset.{name}": array for name, array in index.offset.items()},
         **{f"steps.{name}": array for name, array in index.steps.items()},
         **{f"crc.{name}": array for name, array in index.crc.items()},
+        **{f"form.{name}": array for name, array in index.form.items()},
         **{f"column.{name}": array for name, array in index.columns.items()},
     }
     with open(path, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def load_index(index_file: BinaryIO, modalities: dict[str, Modality], shard_bytes: int) -> ShardIndex:
-    """Read an index and check that every array it names lies inside its shard.
+def load_index(index_file: BinaryIO, entry: ShardEntry, modalities: dict[str, Modality]) -> ShardIndex:
+    """Read an index, if it is the one the manifest names and fits what else that says.
 
     Args:
         index_file: the `.npz`.
+        entry: of the shard.
         modalities: those to be read; others in the index are left out.
-        shard_bytes: size of the shard.
 
     Raises:
-        ValueError: not an index, or one of another shard.
+        ValueError: it is damaged, no index, or one of another shard or of other features.
     """
+    # An index is small, and a damaged one would have us read noise: its hash is checked every time.
+    if hash_of(index_file) != entry.index_sha256:
+        raise ValueError(
+            f"{index_file.name}: not the index the manifest names: damaged or replaced; pack it again"
+        )
     try:
         with _parsing, np.load(index_file, allow_pickle=False) as file:
             arrays = dict(file)
@@ -246,16 +265,26 @@ def load_index(index_file: BinaryIO, modalities: dict[str, Modality], shard_byte
             offset={m: arrays.get(f"offset.{m}", np.full(utterances, -1)) for m in modalities},
             steps={m: arrays.get(f"steps.{m}", np.zeros(utterances, np.int32)) for m in modalities},
             columns=_named(arrays, "column."),
-            # An early index has none.
+            # An early index has none of these.
             crc=_named(arrays, "crc."),
+            form=_named(arrays, "form."),
         )
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{index_file.name}: not the index of a shard ({error}); pack the dataset again"
         ) from None
+    if utterances != entry.utterances:
+        raise ValueError(
+            f"{index_file.name}: {utterances} utterances, {entry.utterances} by the manifest; pack it again"
+        )
     for name, modality in modalities.items():
+        if name in index.form and str(index.form[name]) != _form(modality):
+            raise ValueError(
+                f"{index_file.name}: {name} is {index.form[name]}, by the manifest {_form(modality)}: "
+                "which was changed; pack it again"
+            )
         size = index.steps[name].astype(np.int64) * (modality.dim * np.dtype(modality.dtype).itemsize)
-        if np.any(index.offset[name] + size > shard_bytes):
+        if np.any(index.offset[name] + size > entry.bytes):
             raise ValueError(
                 f"{index_file.name}: {name} reaches past the end of its shard; pack the dataset again"
             )

@@ -15,7 +15,7 @@ import numpy as np
 
 from shards.feature_space import describe, recorded
 from shards.index import ShardIndex, load_index
-from shards.schema import Manifest, Modality, ShardEntry
+from shards.schema import Manifest, Modality, ShardEntry, choose_split
 from shards.store import Store, open_dataset, open_file, read_range
 
 INDEX_THREADS = 8
@@ -232,22 +232,20 @@ def format_preview(found: Preview) -> str:
 
 def human(size: float) -> str:
     """A number of bytes, readable: 1.5 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1_000:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 999.5:
             return f"{size:.3g} {unit}"
         size /= 1_000
-    return f"{size:.3g} TB"
+    return f"{size:,.3g} PB"
 
 
 def _splits(manifest: Manifest, split: str | None, url: str) -> list[str]:
-    if split is not None and split not in manifest.splits:
-        raise ValueError(f"{url}: no split {split!r}; it has {list(manifest.splits)}")
-    return list(manifest.splits) if split is None else [split]
+    return list(manifest.splits) if split is None else [choose_split(manifest, split, url)]
 
 
 def _index(store: Store, entry: ShardEntry, modalities: dict[str, Modality]) -> ShardIndex:
     with open_file(store, entry.index, entry.index_bytes, entry.index_sha256) as file:
-        return load_index(file, modalities, entry.bytes)
+        return load_index(file, entry, modalities)
 
 
 def _steps(store: Store, entry: ShardEntry, manifest: Manifest) -> dict[str, np.ndarray]:

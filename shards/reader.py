@@ -21,7 +21,7 @@ from shards.index import ShardIndex, load_index
 from shards.pool import BufferPool
 from shards.reads import Reads, read_all, read_into
 from shards.schema import Modality, ShardEntry
-from shards.store import Store, hash_of, open_file
+from shards.store import Store, open_file
 
 # Open files and indexes kept: well below the usual limit of 1,024 open files of a process.
 OPEN_SHARDS = 256
@@ -84,17 +84,7 @@ class ShardReader:
         entry = self.shards[shard]
         sizes = entry.index_bytes, entry.index_sha256
         with open_file(self.store, entry.index, *sizes, wait_s) as file:
-            # An index is small, and a damaged one would have us read noise: its hash is checked every time.
-            if hash_of(file) != entry.index_sha256:
-                raise ValueError(
-                    f"{file.name}: not the index the manifest names: damaged or replaced; pack it again"
-                )
-            index = load_index(file, self.modalities, entry.bytes)
-        if len(index.key) != entry.utterances:
-            raise ValueError(
-                f"{file.name}: {len(index.key)} utterances, {entry.utterances} by the manifest; pack it again"
-            )
-        return index
+            return load_index(file, entry, self.modalities)
 
     def open(self, shard: int, wait_s: float = ROOM_WAIT_S) -> OpenShard:
         """A shard, ready to read; fetched and verified if need be.

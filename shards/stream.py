@@ -29,7 +29,7 @@ from shards.batch import FeatureBatch
 from shards.plan import WINDOW, make_plan, places_of_rank, rows_of_step, shards_ahead, windows_ahead
 from shards.pool import BufferPool
 from shards.reader import ShardReader
-from shards.schema import Manifest, Modality
+from shards.schema import Manifest, Modality, choose_split
 from shards.selection import INDEX_THREADS, select_rows
 from shards.statistics import Sums, add, sums_from_moments, sums_of
 from shards.store import open_dataset
@@ -108,7 +108,7 @@ class FeatureStream:
         """
         self.store, self.manifest, fragment = open_dataset(str(url), cache_dir, storage_options, cache_limit)
         self.url, self.name = self.store.url, self.store.url.rstrip("/").rpartition("/")[2]
-        self.split = _choose_split(self.manifest, fragment or split, self.store.url)
+        self.split = choose_split(self.manifest, fragment or split, self.store.url)
         self.classes = self.manifest.classes
         self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)
         self.rank, self.world_size = rank, world_size
@@ -276,14 +276,6 @@ class FeatureStream:
             epoch=epoch,
             step=step,
         )
-
-
-def _choose_split(manifest: Manifest, split: str, url: str) -> str:
-    if split in manifest.splits:
-        return split
-    if list(manifest.splits) == ["all"]:
-        return "all"
-    raise ValueError(f"{url}: no split {split!r}; it has {list(manifest.splits)}")
 
 
 def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> dict[str, Modality]:

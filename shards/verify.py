@@ -66,9 +66,11 @@ def verify(
         storage_options: for the fsspec file system.
 
     Raises:
-        ValueError: there is no dataset.
+        ValueError: there is no dataset, or there are no workers.
         OSError: the store cannot be reached.
     """
+    if workers < 1:
+        raise ValueError(f"workers {workers}: there must be at least one")
     store, manifest, _ = open_dataset(url, cache_dir, storage_options)
     entries = [entry for split in manifest.splits.values() for entry in split.shards]
     size = sum(entry.bytes + entry.index_bytes for entry in entries)
@@ -108,13 +110,17 @@ def format_verified(found: Verified) -> str:
 
 def _check_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[Fault]:
     """Faults of a shard and its index."""
+    index, faults = None, []
     with _local(store, entry.index, entry.index_bytes) as path:
         cause = _wrong(path, entry.index_bytes, entry.index_sha256)
-        faults = [Fault(entry.index, None, cause)] if cause else []
-        index = None
         if path is not None and not cause:
-            with open(path, "rb") as file:
-                index = load_index(file, manifest.modalities, entry.bytes)
+            try:
+                with open(path, "rb") as file:
+                    index = load_index(file, entry, manifest.modalities)
+            except ValueError as error:
+                cause = str(error).removeprefix(f"{path}: ")
+        if cause:
+            faults.append(Fault(entry.index, None, cause))
     with _local(store, entry.name, entry.bytes) as path:
         cause = _wrong(path, entry.bytes, entry.sha256)
         if path is None or not cause:

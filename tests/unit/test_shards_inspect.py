@@ -75,7 +75,9 @@ def test_preview_of_a_remote_dataset_fetches_no_shard(remote: str, tmp_path: Pat
     assert not list(tmp_path.rglob("*.tar"))
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (1_500, "1.5 kB"), (2 * 10**12, "2 TB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 bytes"), (1_500, "1.5 kB"), (999_900, "1 MB"), (2 * 10**15, "2 PB")]
+)
 def test_human(size: int, text: str) -> None:
     assert human(size) == text
 
@@ -166,6 +168,52 @@ def test_a_damaged_index(dataset: Path) -> None:
     assert "can be vouched for" in found.faults[1].cause
 
 
+@pytest.mark.parametrize("where", ["middle", "end"])
+def test_a_damaged_index_is_told_by_info_and_preview(dataset: Path, where: str) -> None:
+    """Its hash is looked at first: what NumPy and zip say of damage is of every kind."""
+    path = dataset / "train-000000.index.npz"
+    content = bytearray(path.read_bytes())
+    at = len(content) // 2 if where == "middle" else len(content) - 20
+    content[at : at + 20] = bytes(b ^ 255 for b in content[at : at + 20])
+    path.write_bytes(content)
+    for look in (info, lambda url: list(preview(url))):
+        with pytest.raises(ValueError, match=r"train-000000.index.npz: not the index the manifest names"):
+            look(str(dataset))
+
+
+def hashed_again(folder: Path, name: str) -> None:
+    """Let the manifest name an index as it is now."""
+    path = folder / "manifest.json"
+    manifest, content = json.loads(path.read_text()), (folder / name).read_bytes()
+    for split in manifest["splits"].values():
+        for entry in split["shards"]:
+            if entry["index"] == name:
+                entry["index_bytes"] = len(content)
+                entry["index_sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"PK\3\4 oops", "not the index of a shard"), (b"", "not the index of a shard"), (None, "utterances, ")],
+)
+def test_an_index_that_is_named_but_none(dataset: Path, content: bytes | None, told: str) -> None:
+    name = "train-000001.index.npz"
+    other = (dataset / "test-000001.index.npz").read_bytes()
+    (dataset / name).write_bytes(other if content is None else content)
+    hashed_again(dataset, name)
+    with pytest.raises(ValueError, match=f"{name}: .*{told}"):
+        info(str(dataset))
+    [fault] = verify(str(dataset), progress=False).faults
+    assert (fault.file, fault.key) == (name, None)
+    assert told in fault.cause
+
+
+def test_no_workers(dataset: Path) -> None:
+    with pytest.raises(ValueError, match="workers 0: there must be at least one"):
+        verify(str(dataset), workers=0)
+
+
 def test_verified_text_is_bounded(tmp_path: Path) -> None:
     pack([utterance(i) for i in range(90)], tmp_path / "d", shard_bytes=1 << 20)
     path = tmp_path / "d" / "train-000000.tar"
@@ -179,13 +227,9 @@ def test_indexes_without_crcs_still_read(dataset: Path) -> None:
     """An index made before arrays had CRCs: the shard is named, and what cannot be told."""
     path = dataset / "train-000002.index.npz"
     with np.load(path) as file:
-        arrays = {name: values for name, values in file.items() if not name.startswith("crc.")}
+        arrays = {name: values for name, values in file.items() if not name.startswith(("crc.", "form."))}
     np.savez(path, **arrays)
-    manifest = json.loads((dataset / "manifest.json").read_text())
-    entry = manifest["splits"]["train"]["shards"][2]
-    entry["index_bytes"] = path.stat().st_size
-    entry["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    hashed_again(dataset, path.name)
     assert verify(str(dataset), progress=False).faults == []
     flip(dataset / "train-000002.tar", 3_000)
     [fault] = verify(str(dataset), progress=False).faults

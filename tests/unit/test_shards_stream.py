@@ -293,11 +293,36 @@ def damaged_manifest(folder: Path, change: dict[str, Any]) -> str:
         ({"classes": "calm"}, r"field 'classes' must be list, not str"),
         ({"splits": {"train": {}}}, r"splits.train: field 'shards' is missing"),
         ({"modalities": {"audio": {"dim": 3}}}, r"modalities.audio: field 'dtype' is missing"),
+        ({"modalities": {}}, r"manifest.json: there must be a modality and a class"),
+        ({"modalities": {"audio": {"dim": 0, "dtype": "float16"}}}, r"modalities.audio: .* dim must be"),
+        ({"modalities": {"audio": {"dim": 5, "dtype": "int8"}}}, r"modalities.audio: .* dtype one of"),
+        ({"modalities": {"audio": {"dim": True, "dtype": "float16"}}}, r"'dim' must be a count, not True"),
+        ({"modalities": {"audio": {"dim": 3, "dtype": "float16"}}}, r"audio: 5 means .* of 3 features"),
+        ({"classes": ["calm", 1, "sad"]}, r"manifest.json: classes\[1\] must be str, not 1"),
+        ({"classes": ["calm"]}, r"splits.train: class_counts \[2, 1, 1\] do not add up to 4 .* of 1 classes"),
+        ({"columns": {"fold": "date"}}, r"columns must be"),
+        ({"skipped": -1}, r"field 'skipped' must be a count, not -1"),
     ],
 )
 def test_damaged_manifests(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeatureStream(damaged_manifest(tmp_path / "d", change))
+
+
+def test_a_dim_changed_by_hand_is_found(tmp_path: Path) -> None:
+    """The manifest fits itself: only the shards' indexes know better."""
+    pack(corpus(4, 0), tmp_path / "d")
+    path = tmp_path / "d" / "manifest.json"
+    record = json.loads(path.read_text())
+    record["modalities"]["audio"]["dim"] = 4
+    moments = record["splits"]["train"]["moments"]["audio"]
+    moments["mean"].pop(), moments["std"].pop()
+    path.write_text(json.dumps(record))
+    told = (
+        r"index.npz: audio is float16 \[steps, 5\], by the manifest float16 \[steps, 4\]: which was changed"
+    )
+    with pytest.raises(ValueError, match=told):
+        list(FeatureStream(str(tmp_path / "d")).epoch(0))
 
 
 def test_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
