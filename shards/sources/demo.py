@@ -9,7 +9,6 @@ off them. Which steps those are is kept in the metadata.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +71,8 @@ def ensure_demo(cache_dir: str | Path) -> str:
     Raises:
         OSError: the folder cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(_settings(), sort_keys=True).encode()).hexdigest()[:10]
+    # Of this file: what was packed by other constants or other code lies in another folder.
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:10]
     folder = Path(cache_dir).expanduser() / f"demo-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -90,7 +90,7 @@ def ensure_demo(cache_dir: str | Path) -> str:
 
 
 def _settings() -> dict[str, object]:
-    """The constants above: datasets made with others get another folder."""
+    """The constants above."""
     return {name.lower(): value for name, value in globals().items() if name.isupper() and name != "MANIFEST"}
 
 

@@ -50,7 +50,7 @@ def test_reliability_weights_are_what_learns_the_demo(demo: Path, train: Train) 
     test = results(demo)["test"]
     assert test["w-F1"] > 0.9
     uniform = results(train(**{"model.awm": "uniform"}))["test"]
-    assert test["w-F1"] > uniform["w-F1"] + 0.2, "plain averages are meant to fail here"
+    assert uniform["w-F1"] == pytest.approx(0.34, abs=0.06), "what README says of plain averages"
     for modality in ("audio", "video"):
         assert test["reliability_auroc"][modality] > 0.9
     log = (demo.parent / "log").read_text()

@@ -189,9 +189,8 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         ["unit/test_bench.py::test_the_command_writes_what_it_measures"]
     ),
     "pytest -m gpu": Elsewhere(["gpu/test_gpu.py::test_a_step_never_waits_for_the_device"]),
-    "awtpn doctor --memory configs/large.yaml --ranks 8 64": Run(
-        append="--steps audio=120 video=60 --features audio=1024 video=512 --device cuda", says="zero3"
-    ),
+    "awtpn doctor --memory configs/large.yaml --ranks 8 64 --device cuda --steps audio=120 video=60 "
+    "--features audio=1024 video=512": Run(says="zero3"),
 }
 
 
