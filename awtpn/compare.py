@@ -40,7 +40,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     """Compare metrics line by line, and the latest checkpoints tensor by tensor.
 
     Raises:
-        ValueError: a folder is no run, or the runs have no step in common.
+        ValueError: a folder is no run, a line of its metrics is none, or the runs have no step in common.
     """
     lines = [_lines(run) for run in (a, b)]
     common = sorted(lines[0].keys() & lines[1].keys())
@@ -72,7 +72,16 @@ def _lines(run: Path) -> dict[int, dict]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no metrics.jsonl")
-    return {line["step"]: line for line in map(json.loads, path.read_text().splitlines())}
+    texts, lines = path.read_text().splitlines(), {}
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            if number == len(texts):  # a run that was killed, or that writes it just now
+                break
+            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+        lines[line["step"]] = line
+    return lines
 
 
 def _relative(x: float | None, y: float | None) -> float:

@@ -20,6 +20,7 @@ from awtpn.negatives import NegativesForm
 from awtpn.segments import segment_mean
 
 TERMS = ("align", "intra", "inter", "contrast", "ce", "mse")
+WEIGHTS = ("lambda_align", "lambda_intra", "lambda_inter", "lambda_contrast", "eta_ce", "eta_mse")
 
 
 @dataclass
@@ -60,19 +61,15 @@ class LossConfig:
         """Raise ValueError, naming the key, for a setting that no loss can have."""
         if self.tau <= 0:
             raise ValueError(f"loss.tau must be above 0, not {self.tau}")
+        for name in (*WEIGHTS, "margin_inter", "margin_contrast"):
+            if not getattr(self, name) >= 0:  # nor NaN
+                raise ValueError(f"loss.{name} must not be negative, but is {getattr(self, name)}")
         if self.negative_group < 2:
             raise ValueError(f"loss.negative_group must be at least 2, not {self.negative_group}")
 
     def weights(self) -> tuple[float, ...]:
         """The terms' weights, in the order of TERMS."""
-        return (
-            self.lambda_align,
-            self.lambda_intra,
-            self.lambda_inter,
-            self.lambda_contrast,
-            self.eta_ce,
-            self.eta_mse,
-        )
+        return tuple(getattr(self, name) for name in WEIGHTS)
 
 
 @dataclass(frozen=True)

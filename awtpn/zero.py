@@ -103,6 +103,12 @@ def _read_deepspeed_file(file: str) -> dict[str, Any]:
         raise ValueError(f"the DeepSpeed configuration {file} is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"the DeepSpeed configuration {file} is not a JSON object")
+    for name, example in {"zero_optimization": "stage", "bf16": "enabled", "fp16": "enabled"}.items():
+        if not isinstance(settings.get(name, {}), dict):
+            raise ValueError(
+                f"{name} in the DeepSpeed configuration {file} must be a mapping such as "
+                f'{{"{example}": "auto"}}, not {json.dumps(settings[name])}'
+            )
     return settings
 
 

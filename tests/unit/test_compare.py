@@ -146,3 +146,13 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, other: dict[str, Any], rea
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no run: it has no metrics\.jsonl"):
         compare_runs(make_run(tmp_path / "a"), tmp_path)
+
+
+def test_a_line_that_was_cut_off_ends_the_run(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    metrics = b / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step": 4, "lo')
+    assert compare_runs(a, b).steps == 3
+    metrics.write_text(metrics.read_text() + '\n{"step": 5}\n')
+    with pytest.raises(ValueError, match=rf"^{metrics}, line 4: not JSON: Unterminated string"):
+        compare_runs(a, b)

@@ -302,6 +302,8 @@ def test_other_keys_of_a_file_are_kept(tmp_path: Path) -> None:
         ),
         ({"optimizer": {"type": "Adam"}}, {}, r"optimizer is set in .* optim\.\*"),
         ({"scheduler": {"type": "WarmupLR"}}, {}, r"scheduler is set in"),
+        ({"bf16": True}, {}, r'bf16 in .*ds\.json must be a mapping such as \{"enabled": "auto"\}, not true'),
+        ({"zero_optimization": 2}, {}, r'zero_optimization in .* such as \{"stage": "auto"\}, not 2'),
     ],
 )
 def test_another_explicit_value_is_refused_by_name(
