@@ -9,7 +9,7 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
   `faces`, and `feature_space` (how features were made, and which mean the same)
 - any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
-- the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `batch`
+- the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`
 - looking at datasets: `inspect`, `verify`; tars of others: `foreign`, `survey`, `adopt`
 """
 

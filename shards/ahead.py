@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,35 +20,44 @@ T = TypeVar("T")
 
 
 def read_ahead(
-    make: Callable[[], Generator[T, None, None]], depth: int, budget: int, size_of: Callable[[T], int]
+    make: Callable[[threading.Event], Generator[T, None, None]],
+    depth: int,
+    budget: int,
+    size_of: Callable[[T], int],
 ) -> Iterator[T]:
-    """Iterate `make()` in a thread of its own; its exceptions come out here.
+    """Iterate `make(stopped)` in a thread of its own; its exceptions come out here.
 
     One thread; within a batch, reading is shared among several (see `reads`). Further ones here
     would mostly wait for the interpreter's lock.
 
     Args:
-        make: opens the iterator, in the thread that reads it.
+        make: opens the iterator, in the thread that reads it. It is given an event that is set when nobody
+            wants more: the thread may be waiting for a store then.
         depth: items that may lie ready; 0 reads without a thread, when asked.
         budget: bytes that may lie ready. Reading goes on while less do, so that one item may exceed it:
             however large, an item is read ahead.
         size_of: bytes of an item.
+
+    Raises:
+        RuntimeError: the process was forked since the first item: no thread comes along.
     """
+    stopped = threading.Event()
     if depth == 0:
-        yield from make()
+        yield from make(stopped)
         return
+    born = os.getpid()
     changed = threading.Condition()
     ready: deque[tuple[T, int]] = deque()
     failure: list[BaseException] = []
-    held, stopped, done = 0, False, False
+    held, done = 0, False
 
     def may_go_on() -> bool:
-        return stopped or (len(ready) < depth and held < budget)
+        return stopped.is_set() or not ready or (len(ready) < depth and held < budget)
 
     def produce() -> None:
         nonlocal held, done
         try:
-            with closing(make()) as items:
+            with closing(make(stopped)) as items:
                 for item in items:
                     size = size_of(item)
                     with changed:
@@ -57,7 +67,7 @@ def read_ahead(
                         del item
                         changed.notify()
                         changed.wait_for(may_go_on)
-                        if stopped:
+                        if stopped.is_set():
                             break
         except BaseException as error:
             failure.append(error)
@@ -70,6 +80,10 @@ def read_ahead(
     thread.start()
     try:
         while True:
+            if os.getpid() != born:
+                raise RuntimeError(
+                    "an iterator begun before a fork ends with it: begin it in the new process"
+                )
             with changed:
                 changed.wait_for(lambda: ready or done)
                 if not ready:
@@ -82,10 +96,12 @@ def read_ahead(
         if failure:
             raise failure[0]
     finally:
-        with changed:
-            stopped = True
-            changed.notify()
-        thread.join(timeout=JOIN_S)
+        # After a fork the lock may be held for ever, by a thread that is not there.
+        if os.getpid() == born:
+            stopped.set()
+            with changed:
+                changed.notify()
+            thread.join(timeout=JOIN_S)
 
 
 def to_device_ahead(batches: Iterable[FeatureBatch], device: torch.device | str) -> Iterator[FeatureBatch]:

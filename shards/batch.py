@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -51,6 +51,8 @@ class FeatureBatch:
         place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
         first_place, num_places: the places this batch stands for; in an epoch's last step some are empty.
         epoch, step: 0-based.
+        damaged: name and cause of each utterance that was left out, whose place is therefore empty; see
+            `FeatureStream`. Micro-batches have those of the whole batch.
     """
 
     features: dict[str, Ragged]
@@ -62,6 +64,7 @@ class FeatureBatch:
     num_places: int
     epoch: int
     step: int
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of utterances B: 0 where all places are empty."""

@@ -73,7 +73,7 @@ class BufferPool:
 
     def _return(self, buffer: np.ndarray) -> None:
         self._free[id(buffer)] = buffer
-        while self.free_bytes > self.keep_bytes:
+        while self._free and self.free_bytes > self.keep_bytes:
             for oldest in list(self._free)[:1]:
                 self._free.pop(oldest, None)
 

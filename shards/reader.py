@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,14 +20,16 @@ from shards.batch import Ragged
 from shards.cache import ROOM_WAIT_S
 from shards.index import ShardIndex, load_index
 from shards.pool import BufferPool
-from shards.reads import Reads, read_all, read_into
+from shards.reads import Reads, differing, read_all, read_into
 from shards.schema import Modality, ShardEntry
-from shards.store import Store, open_file
+from shards.store import Store, open_file, reopened
 
 # Open files and indexes kept: well below the usual limit of 1,024 open files of a process.
 OPEN_SHARDS = 256
 # Threads that share the arrays of a batch: reading is copying, and one core does not fill the memory bus.
 READ_THREADS = 2
+
+_readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()
 
 
 class OpenShard:
@@ -56,8 +59,37 @@ class OpenShard:
             self.file.close()
 
 
+@dataclass(frozen=True)
+class Utterances:
+    """What `ShardReader.features` has read.
+
+    Attributes:
+        features: packed, by modality.
+        label: [B] int64.
+        key: names.
+        kept: [B] int64, ascending: positions among those asked for; all of them unless some are damaged.
+        damaged: of the others the name (the key, or shard#row where the index cannot tell it) and the cause.
+    """
+
+    features: dict[str, Ragged]
+    label: torch.Tensor
+    key: list[str]
+    kept: np.ndarray
+    damaged: dict[str, str]
+
+
 class ShardReader:
-    """Reads utterances of a split, keeping its latest shards open. Threads may share it."""
+    """Reads utterances of a split, keeping its latest shards open. Threads may share it, and so may forks.
+
+    Args:
+        store: the dataset's folder.
+        shards: of the split.
+        modalities: those to be read.
+        pool: of the buffers that are read into.
+        skip_damaged: leave out what is damaged or missing for good, instead of raising; what was found so is
+            not looked at again.
+        check_crc: compare every array with the CRC-32 in its index.
+    """
 
     def __init__(
         self,
@@ -65,29 +97,54 @@ class ShardReader:
         shards: Sequence[ShardEntry],
         modalities: dict[str, Modality],
         pool: BufferPool | None = None,
+        skip_damaged: bool = False,
+        check_crc: bool = False,
     ) -> None:
         self.store = store
         self.shards = shards
         self.modalities = modalities
         self.pool = pool or BufferPool()
+        self.skip_damaged, self.check_crc = skip_damaged, check_crc
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._steps: dict[int, np.ndarray] = {}
+        self._damaged: dict[int, dict[int, tuple[str, str]]] = {}
+        self._start(forked=False)
+        _readers.add(self)
+
+    def _start(self, forked: bool) -> None:
+        """What does not survive a fork: locks that others held, threads, connections."""
+        self._forked = forked
         self._lock = threading.Lock()
         self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
-        self._work = lru_cache(OPEN_SHARDS)(self._read_work)
 
-    def index(self, shard: int, wait_s: float = ROOM_WAIT_S) -> ShardIndex:
+    def _store(self, stop: threading.Event | None) -> Store:
+        with self._lock:
+            if self._forked:
+                self.store, self._forked = reopened(self.store), False
+            return replace(self.store, stop=stop)
+
+    def index(
+        self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
+    ) -> ShardIndex:
         """The index of a shard, fetched and verified if need be; the shard itself is not touched.
+
+        Args:
+            shard: number of it.
+            wait_s: how long to wait for room in a cache with a limit.
+            stop: set when it is no longer wanted; then a store that is away is not waited for.
 
         Raises:
             ValueError, OSError: as `store.open_file` and `index.load_index` do.
         """
         entry = self.shards[shard]
         sizes = entry.index_bytes, entry.index_sha256
-        with open_file(self.store, entry.index, *sizes, wait_s) as file:
+        with open_file(self._store(stop), entry.index, *sizes, wait_s) as file:
             return load_index(file, entry, self.modalities)
 
-    def open(self, shard: int, wait_s: float = ROOM_WAIT_S) -> OpenShard:
-        """A shard, ready to read; fetched and verified if need be.
+    def open(self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None) -> OpenShard:
+        """A shard, ready to read; fetched and verified if need be; not kept where it is no longer wanted.
+
+        Args: as of `index`.
 
         Raises:
             ValueError, OSError: as `index` does.
@@ -97,9 +154,13 @@ class ShardReader:
                 self._open.move_to_end(shard)
                 return self._open[shard]
         entry = self.shards[shard]
-        file = open_file(self.store, entry.name, entry.bytes, entry.sha256, wait_s)
-        opened = OpenShard(file, self.index(shard, wait_s), self.modalities)
+        if len(self._damaged.get(shard, ())) == entry.utterances:
+            raise ValueError(self._damaged[shard][0][1])
+        file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
+        opened = OpenShard(file, self.index(shard, wait_s, stop), self.modalities)
         with self._lock:
+            if stop is not None and stop.is_set():
+                return opened
             self._open[shard] = opened
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -114,40 +175,86 @@ class ShardReader:
             for shard in [shard for shard in self._open if shard not in wanted]:
                 del self._open[shard]
 
-    def work(self, shard: int) -> np.ndarray:
+    def work(self, shard: int, stop: threading.Event | None = None) -> np.ndarray:
         """Steps of each utterance of a shard over the modalities, [U] int64; the shard itself is not touched.
+
+        They are 0 where its index is damaged and that is to be skipped.
 
         Raises:
             ValueError, OSError: as `index` does.
         """
-        return self._work(shard)
-
-    def _read_work(self, shard: int) -> np.ndarray:
-        steps = self.index(shard).steps
-        total: np.ndarray = np.stack([steps[name] for name in self.modalities]).sum(0, np.int64)
+        with self._lock:
+            if shard in self._steps:
+                return self._steps[shard]
+        total = np.zeros(self.shards[shard].utterances, np.int64)
+        try:
+            steps = self.index(shard, stop=stop).steps
+            total = np.stack([steps[name] for name in self.modalities]).sum(0, np.int64)
+        except (ValueError, FileNotFoundError) as error:
+            self._leave_out(shard, error, stop)
+        with self._lock:
+            self._steps[shard] = total
+            while len(self._steps) > OPEN_SHARDS:
+                del self._steps[next(iter(self._steps))]
         return total
 
     def features(
-        self, shard: np.ndarray, row: np.ndarray, pin: bool = False
-    ) -> tuple[dict[str, Ragged], torch.Tensor, list[str]]:
+        self, shard: np.ndarray, row: np.ndarray, pin: bool = False, stop: threading.Event | None = None
+    ) -> Utterances:
         """Read utterances.
 
         Args:
             shard, row: [B] each.
             pin: into page-locked memory, from which copies to a GPU need not wait.
-
-        Returns:
-            Per modality the packed features; labels [B] int64; keys.
+            stop: as of `index`.
 
         Raises:
-            ValueError: a shard is missing or damaged.
+            ValueError: a shard or an array is missing or damaged, unless that is to be skipped.
             OSError: the store cannot be reached.
         """
+        while True:
+            kept, damaged = self._sound(shard, row)
+            if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
+                return Utterances(*read, kept, damaged)
+
+    def _sound(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+        """Which of some rows are not known to be damaged, [B]; of the others name and cause."""
+        lost = {}
+        if self._damaged:
+            for i, (s, r) in enumerate(zip(shard.tolist(), row.tolist(), strict=True)):
+                if r in self._damaged.get(s, ()):
+                    lost[i] = self._damaged[s][r]
+        return np.delete(np.arange(len(row)), list(lost)), dict(lost.values())
+
+    def _leave_out(
+        self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
+    ) -> None:
+        """Remember that rows of a shard, or all, are damaged; raise the cause where that is not skipped."""
+        if not self.skip_damaged:
+            raise cause
+        entry = self.shards[shard]
+        try:
+            names = self.index(shard, stop=stop).key.tolist()
+        except (ValueError, FileNotFoundError):
+            names = [f"{entry.name}#{row}" for row in range(entry.utterances)]
+        lost = {row: (names[row], str(cause)) for row in (range(entry.utterances) if rows is None else rows)}
+        self._damaged[shard] = self._damaged.get(shard, {}) | lost
+
+    def _read(
+        self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
+    ) -> tuple[dict[str, Ragged], torch.Tensor, list[str]] | None:
+        """Features, labels and keys of rows; None where damage was found: then read again without it."""
         where = np.empty((len(row), 1 + 2 * len(self.modalities)), np.int64)
         key = np.empty(len(row), object)
         order = np.argsort(shard, kind="stable")
         shards, first = np.unique(shard[order], return_index=True)
-        opened = {s: self.open(s) for s in shards.tolist()}
+        opened = {}
+        for s in shards.tolist():
+            try:
+                opened[s] = self.open(s, stop=stop)
+            except (ValueError, FileNotFoundError) as error:
+                self._leave_out(s, error, stop)
+                return None
         for one, mine in zip(opened.values(), np.split(order, first[1:]), strict=False):
             rows = row[mine]
             where[mine] = one.where[rows]
@@ -159,9 +266,46 @@ class ShardReader:
             features[name], memory = self._allocate(steps, modality, pin)
             size = steps * (modality.dim * np.dtype(modality.dtype).itemsize)
             reads.append(Reads(shard, offset, size, memory))
-        read_all({s: (one.fd, one.path) for s, one in opened.items()}, reads, self._helpers, READ_THREADS)
+        try:
+            read_all({s: (one.fd, one.path) for s, one in opened.items()}, reads, self._helpers, READ_THREADS)
+        except ValueError:
+            if not (self.skip_damaged and self._close_shrunk(opened)):
+                raise
+            return None
+        if self.check_crc and self._differ(opened, shard, row, key, reads):
+            return None
         label = torch.from_numpy(where[:, 0].copy())
         return features, label.pin_memory() if pin else label, key.tolist()
+
+    def _close_shrunk(self, opened: dict[int, OpenShard]) -> bool:
+        """Close shards that are shorter by now: opening them mends a cached one, or tells the damage."""
+        with self._lock:
+            shrunk = [s for s, one in opened.items() if os.fstat(one.fd).st_size < self.shards[s].bytes]
+            for shard in shrunk:
+                self._open.pop(shard, None)
+        return bool(shrunk)
+
+    def _differ(
+        self,
+        opened: dict[int, OpenShard],
+        shard: np.ndarray,
+        row: np.ndarray,
+        key: np.ndarray,
+        reads: list[Reads],
+    ) -> bool:
+        """Whether arrays that were read are not those of the index; they are accounted for."""
+        found = False
+        for name, of in zip(self.modalities, reads, strict=True):
+            places = list(zip(shard.tolist(), row.tolist(), strict=True))
+            crc = [opened[s].index.crc[name][r] if name in opened[s].index.crc else -1 for s, r in places]
+            for i in differing(of, np.array(crc, np.int64), self._helpers, READ_THREADS):
+                (s, r), found = places[i], True
+                # One cause for all of a shard, where they are only told of.
+                what = name if self.skip_damaged else f"{name} of {key[i]!r}"
+                fix = "pack it again" if self.store.cache is None else "remove this file from the cache"
+                cause = f"{opened[s].path}: {what} has not the CRC-32 of the index: damaged; {fix}"
+                self._leave_out(s, ValueError(cause), None, [r])
+        return found
 
     def _allocate(self, steps: np.ndarray, modality: Modality, pin: bool) -> tuple[Ragged, memoryview]:
         """Packed features of the given lengths, yet to be read, and their memory."""
@@ -192,3 +336,12 @@ class ShardReader:
             label = {"label": classes[opened.index.label[row]]}
             found.append((str(opened.index.key[row]), meta | label))
         return found
+
+
+def _after_fork() -> None:
+    for reader in list(_readers):
+        reader._start(forked=True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

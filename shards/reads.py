@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,28 @@ def read_all(files: dict[int, tuple[int, Path]], reads: list[Reads], helpers: Ex
         wait(others)
     for other in others:
         other.result()
+
+
+def differing(reads: Reads, crc: np.ndarray, helpers: Executor, share: int) -> list[int]:
+    """Which arrays that were read have not the CRC-32 they should have; they are shared as in `read_all`.
+
+    Args:
+        reads: what was read; empty arrays are not compared.
+        crc: [N] what is wanted.
+        helpers, share: as of `read_all`.
+    """
+    ends, sizes = np.cumsum(reads.size).tolist(), reads.size.tolist()
+    arrays = [place for place in zip(range(len(ends)), ends, sizes, crc.tolist(), strict=True) if place[2]]
+
+    def compare(part: int) -> list[int]:
+        return [
+            i
+            for i, end, size, wanted in arrays[part::share]
+            if zlib.crc32(reads.memory[end - size : end]) != wanted
+        ]
+
+    others = [helpers.submit(compare, part) for part in range(1, share)]
+    return sorted(sum((other.result() for other in others), compare(0)))
 
 
 def _read_run(fd: int, path: Path, parts: list[memoryview], offsets: list[int], gaps: list[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -50,21 +51,30 @@ class WrongContent(Exception):
     """What arrived is not what the manifest names: cut short on its way, or another file by now."""
 
 
-def retrying(call: Callable[[], T], url: str, secrets: tuple[str, ...] = ()) -> T:
+def retrying(
+    call: Callable[[], T],
+    url: str,
+    secrets: tuple[str, ...] = (),
+    stop: threading.Event | None = None,
+) -> T:
     """Call, and call again with growing pauses.
 
     Args:
         call: asks the store for something.
         url: for messages.
         secrets: strings that no message may show.
+        stop: set when what is asked for is no longer wanted; nothing is asked, nor waited for, from then on.
 
     Raises:
         FileNotFoundError, PermissionError, ...: at once, with secrets removed.
         ValueError: what came was the wrong content, time and again.
-        OSError: the last cause, after the last attempt; a full or read-only disk at once.
+        OSError: the last cause, after the last attempt; a full or read-only disk at once; or it was stopped.
     """
+    stop = stop or threading.Event()
     begin = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
+        if stop.is_set():
+            raise OSError(f"{url}: no longer wanted")
         try:
             return call()
         # Whatever it is: aiohttp's and botocore's errors for a server that died are no OSErrors.
@@ -88,7 +98,7 @@ def retrying(call: Callable[[], T], url: str, secrets: tuple[str, ...] = ()) -> 
             logger.warning(
                 "%s: %s: %s; trying again in %.1f s", url, type(error).__name__, cause[:300], pause
             )
-        time.sleep(pause)
+        stop.wait(pause)
     raise AssertionError("unreachable")
 
 

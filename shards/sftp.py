@@ -7,6 +7,7 @@ once both wait for ever), waits for a frozen server without end, and stays dead 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,11 +15,12 @@ from shards.protocols import READ_S
 
 T = TypeVar("T")
 
-_turn = threading.RLock()
+# By file system, which has one connection each; downloads from several hosts go side by side.
+_turns: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 
 
 def ask(fs: Any, call: Callable[[], T]) -> T:
-    """`call()`, which uses `fs`; other threads wait for their turn.
+    """`call()`, which uses `fs`; other threads that ask the same one wait for their turn.
 
     Args:
         fs: an fsspec SFTPFileSystem.
@@ -27,7 +29,7 @@ def ask(fs: Any, call: Callable[[], T]) -> T:
     Raises:
         Exception: what `call` raises, or paramiko when it cannot connect again.
     """
-    with _turn:
+    with _turns.setdefault(fs, threading.RLock()):
         transport = fs.client.get_transport()
         if transport is None or not transport.is_active():
             fs.client.connect(fs.host, **fs.ssh_kwargs)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -41,6 +43,7 @@ class Store:
         indexed: folder on local disk for what indexing a read-only place adds to it (see `foreign`).
         overlay: `indexed` where the manifest came from there, and files are to be looked for there first.
         secrets: strings that no message may show.
+        stop: set when what is being fetched is no longer wanted.
     """
 
     url: str
@@ -50,6 +53,7 @@ class Store:
     indexed: Path
     overlay: Path | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    stop: threading.Event | None = field(default=None, repr=False)
 
 
 def split_url(url: str) -> tuple[str, str, str | None]:
@@ -103,6 +107,19 @@ def open_store(
     if isinstance(fs, LocalFileSystem):
         return Store(root, fs, root, None, indexed)
     return Store(shown, fs, root, Cache(caches, caches / place, limit), indexed, secrets=secrets)
+
+
+def reopened(store: Store) -> Store:
+    """The store for a process that was forked: neither connections nor event loops come along.
+
+    Raises:
+        OSError: the store cannot be reached.
+    """
+    if store.cache is None:
+        return store
+    make: Any = type(store.fs)
+    again = partial(make, *store.fs.storage_args, **store.fs.storage_options)
+    return replace(store, fs=retrying(again, store.url, store.secrets))
 
 
 def open_dataset(
@@ -248,8 +265,8 @@ def asking(store: Store, call: Callable[[], T], url: str) -> T:
     if store.cache is None:
         return call()
     if store.url.partition("://")[0] in SFTP:
-        return retrying(lambda: sftp.ask(store.fs, call), url, store.secrets)
-    return retrying(call, url, store.secrets)
+        return retrying(lambda: sftp.ask(store.fs, call), url, store.secrets, store.stop)
+    return retrying(call, url, store.secrets, store.stop)
 
 
 def hash_file(path: Path) -> str:

@@ -16,8 +16,10 @@ What holds for every stream, whatever the store, the number of shards and of can
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,19 @@ import torch
 
 from shards.ahead import read_ahead, to_device_ahead
 from shards.batch import FeatureBatch
-from shards.plan import WINDOW, make_plan, places_of_rank, rows_of_step, shards_ahead, windows_ahead
+from shards.plan import WINDOW, Plan, make_plan, places_of_rank, rows_of_step, shards_ahead, windows_ahead
 from shards.pool import BufferPool
 from shards.reader import ShardReader
 from shards.schema import Manifest, Modality, choose_split
 from shards.selection import INDEX_THREADS, select_rows
 from shards.statistics import Sums, add, sums_from_moments, sums_of
 from shards.store import open_dataset
+from shards.threads import DaemonThreads
 from shards.working_set import check_limit
 
 # Utterances read at a time for statistics: enough to spread the cost of a call, small beside a batch buffer.
 STATISTICS_CHUNK = 256
-# Shards fetched at a time, per process.
+# Shards fetched at a time, per process; by SFTP they take turns, since a connection serves one at a time.
 FETCHES = 4
 # The kernel is told to read a shard from the disk as a whole where at least this part of it will be wanted.
 READ_WHOLE = 0.5
@@ -80,6 +83,9 @@ class FeatureStream:
         prefetch: int = 4,
         prefetch_bytes: int = PREFETCH_BYTES,
         balance: bool = True,
+        local_world_size: int = 1,
+        skip_damaged: bool = False,
+        check_crc: bool = False,
     ) -> None:
         """Open a split.
 
@@ -97,15 +103,25 @@ class FeatureStream:
             cache_limit: bytes that the cache may hold over all datasets in it, or like "200GB". It must hold
                 what the node's ranks need at a time, of all streams that are read at the same time.
             modalities: those to read; default all.
-            window: utterances among which one may change places, see `shards.plan`.
+            window: utterances among which one may change places, see `shards.plan`; of each stream at least
+                1,024, however small it is.
             prefetch: batches that a thread reads ahead; 0 reads when asked.
             prefetch_bytes: a smaller number lies ready where they would exceed this together, but one does.
             balance: shuffle so that steps, and ranks' shares of them, are of about equal length in total.
+            local_world_size: ranks of this node, which are consecutive and share `cache_limit`.
+            skip_damaged: leave out what is damaged or missing for good (never what a store that is away has).
+                Steps and places stay what they are, and batches tell what they lack. All ranks must see the
+                same damage: utterances of a damaged index count as of no length when steps are balanced.
+            check_crc: compare every array that is read with the CRC-32 in its index: of a local file nothing
+                else is looked at but the size.
 
         Raises:
-            ValueError: anything above is not in the dataset or does not divide; names the URL.
+            ValueError: anything above is not in the dataset, does not divide or is out of range.
             OSError: the store cannot be reached.
         """
+        if prefetch < 0 or prefetch_bytes < 1:
+            given = f"{prefetch} and {prefetch_bytes}"
+            raise ValueError(f"prefetch must be at least 0 and prefetch_bytes at least 1, not {given}")
         self.store, self.manifest, fragment = open_dataset(str(url), cache_dir, storage_options, cache_limit)
         self.url, self.name = self.store.url, self.store.url.rstrip("/").rpartition("/")[2]
         self.split = choose_split(self.manifest, fragment or split, self.store.url)
@@ -114,7 +130,9 @@ class FeatureStream:
         self.rank, self.world_size = rank, world_size
         self.prefetch, self.prefetch_bytes = prefetch, prefetch_bytes
         self._shards = self.manifest.splits[self.split].shards
-        self._reader = ShardReader(self.store, self._shards, self.modalities, BufferPool(prefetch_bytes))
+        self._reader = ShardReader(
+            self.store, self._shards, self.modalities, BufferPool(prefetch_bytes), skip_damaged, check_crc
+        )
         self._rows: list[np.ndarray] | None = None
         self._class_counts = np.asarray(self.manifest.splits[self.split].class_counts, np.int64)
         counts = np.array([shard.utterances for shard in self._shards], np.int64)
@@ -123,6 +141,7 @@ class FeatureStream:
                 self._reader, select, self.manifest, f"{self.store.url}#{self.split}"
             )
             counts = np.array([len(rows) for rows in self._rows], np.int64)
+            self._all_rows, self._first_row = np.concatenate(self._rows), np.cumsum(counts) - counts
         self.num_utterances = int(counts.sum())
         if self.num_utterances == 0:
             chosen = f"no utterance matches {select}" if select else "no utterances"
@@ -137,7 +156,8 @@ class FeatureStream:
             window=window,
             work=self._work if balance else None,
         )
-        check_limit(self.store, self._plan, self._shards, rank, world_size, f"{self.store.url}#{self.split}")
+        at = f"{self.store.url}#{self.split}"
+        check_limit(self.store, self._plan, self._shards, rank, world_size, local_world_size, at)
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.streams = self._plan.streams
 
@@ -158,12 +178,13 @@ class FeatureStream:
         Raises:
             ValueError: there is no such epoch or step; while iterating: a shard is missing or damaged.
             OSError: while iterating: the store cannot be reached.
+            RuntimeError: the process was forked amid iterating. (The stream itself may be used in a fork.)
         """
         if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"epoch {epoch}, step {start_step}: an epoch has {self.steps_per_epoch} steps")
         pin = torch.cuda.is_initialized() or (device is not None and torch.device(device).type == "cuda")
         batches = read_ahead(
-            lambda: self._batches(epoch, start_step, pin),
+            partial(self._batches, epoch, start_step, pin),
             self.prefetch,
             self.prefetch_bytes,
             lambda batch: batch.num_bytes,
@@ -209,12 +230,12 @@ class FeatureStream:
         first = self.rank * self.num_utterances // self.world_size
         last = (self.rank + 1) * self.num_utterances // self.world_size
         shard = np.repeat(np.arange(len(self._rows)), [len(rows) for rows in self._rows])[first:last]
-        row = np.concatenate(self._rows)[first:last]
+        row = self._all_rows[first:last]
         for start in range(0, len(row), STATISTICS_CHUNK):
             chunk = slice(start, start + STATISTICS_CHUNK)
-            features, _, _ = self._reader.features(shard[chunk], row[chunk])
+            found = self._reader.features(shard[chunk], row[chunk])
             self._reader.keep(shard[chunk].tolist())
-            for name, ragged in features.items():
+            for name, ragged in found.features.items():
                 total[name] = add(total[name], sums_of(ragged.values.numpy()))
         return total
 
@@ -230,55 +251,62 @@ class FeatureStream:
     def _selected(self, shard: int) -> np.ndarray:
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
 
-    def _work(self, shards: list[int]) -> list[np.ndarray]:
+    def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
         """Steps of each selected utterance of shards, over the modalities."""
-        with ThreadPoolExecutor(INDEX_THREADS) as threads:
-            work = list(threads.map(self._reader.work, shards))
+        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
+            work = list(threads.map(partial(self._reader.work, stop=stopped), shards))
         return work if self._rows is None else [w[self._rows[s]] for s, w in zip(shards, work, strict=True)]
 
-    def _batches(self, epoch: int, start_step: int, pin: bool) -> Generator[FeatureBatch, None, None]:
+    def _batches(
+        self, epoch: int, start_step: int, pin: bool, stopped: threading.Event
+    ) -> Generator[FeatureBatch, None, None]:
         places = self._first_place, self._num_places
-        fetching, windows, asked = ThreadPoolExecutor(FETCHES, "shards-fetch"), range(0), set[int]()
+        plan = replace(self._plan, work=self._plan.work and partial(self._work, stopped=stopped))
+        fetching, windows, asked = DaemonThreads(FETCHES, "shards-fetch"), range(0), set[int]()
         try:
             for step in range(start_step, self.steps_per_epoch):
-                if windows != windows_ahead(self._plan, step):
-                    windows = windows_ahead(self._plan, step)
-                    wanted = shards_ahead(self._plan, epoch, step, *places)
+                if windows != windows_ahead(plan, step):
+                    windows = windows_ahead(plan, step)
+                    wanted = shards_ahead(plan, epoch, step, *places)
                     self._reader.keep(wanted)
                     for shard in (shard for shard in wanted if shard not in asked):
-                        fetching.submit(self._fetch, shard)
+                        fetching.submit(self._fetch, shard, stopped)
                     asked = set(wanted)
-                yield self._batch(epoch, step, pin)
+                yield self._batch(plan, epoch, step, pin, stopped)
         finally:
-            # One that is under way would hold up whoever closes the iterator.
+            # One that is under way would hold up whoever closes the iterator; what it opens is not kept.
+            stopped.set()
             fetching.shutdown(wait=False, cancel_futures=True)
             self._reader.keep(())
 
-    def _fetch(self, shard: int) -> None:
+    def _fetch(self, shard: int, stopped: threading.Event) -> None:
         # A failure here is no one's yet: whoever needs the shard tries again and tells.
-        opened = self._reader.open(shard, wait_s=0.0)
+        opened = self._reader.open(shard, wait_s=0.0, stop=stopped)
         if len(self._selected(shard)) >= READ_WHOLE * self._shards[shard].utterances:
             opened.read_soon()
 
-    def _batch(self, epoch: int, step: int, pin: bool) -> FeatureBatch:
-        place, shard, row = rows_of_step(self._plan, epoch, step, self._first_place, self._num_places)
+    def _batch(self, plan: Plan, epoch: int, step: int, pin: bool, stopped: threading.Event) -> FeatureBatch:
+        place, shard, row = rows_of_step(plan, epoch, step, self._first_place, self._num_places)
         if self._rows is not None:
-            row = np.array([self._rows[s][r] for s, r in zip(shard, row, strict=True)], np.int64)
-        features, label, key = self._reader.features(shard, row, pin)
+            row = self._all_rows[self._first_row[shard] + row]
+        found = self._reader.features(shard, row, pin, stopped)
         return FeatureBatch(
-            features=features,
-            label=label,
-            host_label=label,
-            key=key,
-            place=torch.from_numpy(place),
+            features=found.features,
+            label=found.label,
+            host_label=found.label,
+            key=found.key,
+            place=torch.from_numpy(place[found.kept]),
             first_place=self._first_place,
             num_places=self._num_places,
             epoch=epoch,
             step=step,
+            damaged=found.damaged,
         )
 
 
 def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> dict[str, Modality]:
+    if names is not None and not names:
+        raise ValueError(f"{url}: modalities is empty; it has {list(manifest.modalities)}")
     for name in names or []:
         if name not in manifest.modalities:
             raise ValueError(f"{url}: no modality {name!r}; it has {list(manifest.modalities)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,7 +40,13 @@ def working_set(plan: Plan, size: np.ndarray, first_place: int, num_places: int)
 
 
 def check_limit(
-    store: Store, plan: Plan, shards: Sequence[ShardEntry], rank: int, world_size: int, at: str
+    store: Store,
+    plan: Plan,
+    shards: Sequence[ShardEntry],
+    rank: int,
+    world_size: int,
+    local_world_size: int,
+    at: str,
 ) -> None:
     """Refuse a cache limit that the ranks of this node would exceed with what they need at a time.
 
@@ -50,14 +55,17 @@ def check_limit(
         plan: the plan.
         shards: those that it plans.
         rank, world_size: of this process.
+        local_world_size: ranks of this node, consecutive ones.
         at: the split's URL, for error messages.
 
     Raises:
-        ValueError: names the number needed.
+        ValueError: names the number needed; or the node's ranks do not divide all.
     """
+    local = local_world_size
+    if local < 1 or world_size % local:
+        raise ValueError(f"local_world_size {local}: must divide the {world_size} ranks")
     if store.cache is None or store.cache.limit is None:
         return
-    local = local_ranks(world_size)
     first, share = places_of_rank(plan.global_batch_size, rank // local * local, world_size)
     size = np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64)
     needed = working_set(plan, size, first, share * local)
@@ -66,15 +74,6 @@ def check_limit(
             f"{at}: cache_limit is {store.cache.limit} bytes, while this node's {local} ranks need up to "
             f"{needed} at a time: set it to {needed} or more, pack smaller shards or use more nodes"
         )
-
-
-def local_ranks(world_size: int) -> int:
-    """Ranks on this node, by what launchers set; consecutive ones, as all of them deal ranks to nodes."""
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0 and world_size % int(value) == 0:
-            return int(value)
-    return 1
 
 
 def _pieces(plan: Plan, stream: int) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ def worker(
     """A process that streams rank `rank` of 2, with its credentials in the environment."""
     task = {
         "stream": {"url": url, "rank": rank, "world_size": 2, "global_batch_size": 8, "streams": 2}
-        | {"cache_dir": str(cache)}
+        | {"cache_dir": str(cache), "local_world_size": 2}
         | changes,
         "epochs": epochs,
         "pause_s": pause_s,
@@ -89,7 +89,6 @@ def worker(
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": laboratory.KEY,
         "AWS_SECRET_ACCESS_KEY": laboratory.SECRET,
-        "LOCAL_WORLD_SIZE": "2",
     }
     return subprocess.Popen(
         [sys.executable, str(WORKER), json.dumps(task)],
@@ -142,14 +141,12 @@ def test_processes_share_one_download(
 
 
 def test_processes_share_a_limited_cache(
-    dataset: tuple[str, Manifest], swift: laboratory.Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: tuple[str, Manifest], swift: laboratory.Swift, tmp_path: Path
 ) -> None:
     url, manifest = dataset
-    with monkeypatch.context() as patch:
-        patch.setenv("LOCAL_WORLD_SIZE", "2")
-        ranks = {"rank": 0, "world_size": 2, "cache_limit": "1MB"}
-        with pytest.raises(ValueError, match=r"cache_limit is 1000000 bytes, while this node's 2 ranks need"):
-            stream(url, swift.endpoint, tmp_path, **ranks)
+    ranks = {"rank": 0, "world_size": 2, "local_world_size": 2, "cache_limit": "1MB"}
+    with pytest.raises(ValueError, match=r"cache_limit is 1000000 bytes, while this node's 2 ranks need"):
+        stream(url, swift.endpoint, tmp_path, **ranks)
     # What is there from another run is in the way, and goes.
     whole = sum(shard.bytes + shard.index_bytes for shard in manifest.splits["train"].shards)
     filler = tmp_path / "other" / f"{'a' * 16}-old.tar"

@@ -82,6 +82,13 @@ def test_free_memory_is_bounded_and_the_latest_sizes_stay() -> None:
     assert pool.lease(800_000).data_ptr() == address
 
 
+def test_a_pool_that_keeps_nothing() -> None:
+    pool = BufferPool(keep_bytes=-1)
+    lease = pool.lease(10_000)
+    del lease
+    assert pool.free_bytes == 0
+
+
 @given(st.integers(0, 1 << 32))
 def test_rounding_wastes_little(size: int) -> None:
     assert size <= rounded(size) <= max(size * 9 / 8, size + PAGE, PAGE)
@@ -190,11 +197,13 @@ def test_neighbours_are_read_by_one_call(dataset: str, monkeypatch: pytest.Monke
 # --- Reading ahead --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "budget", "most"), [(4, 10**9, 4), (4, 250, 3), (4, 1, 1), (1, 10**9, 1)])
+@pytest.mark.parametrize(
+    ("depth", "budget", "most"), [(4, 10**9, 4), (4, 250, 3), (4, 1, 1), (4, 0, 1), (1, 10**9, 1)]
+)
 def test_reading_ahead_stays_within_depth_and_budget(depth: int, budget: int, most: int) -> None:
     made = []
 
-    def make() -> Generator[int, None, None]:
+    def make(stopped: threading.Event) -> Generator[int, None, None]:
         for i in range(12):
             made.append(i)
             yield i
@@ -209,7 +218,7 @@ def test_reading_ahead_stays_within_depth_and_budget(depth: int, budget: int, mo
 def test_a_consumer_that_leaves_stops_the_thread() -> None:
     closed = threading.Event()
 
-    def make() -> Generator[int, None, None]:
+    def make(stopped: threading.Event) -> Generator[int, None, None]:
         try:
             yield from range(10**9)
         finally:
@@ -222,7 +231,7 @@ def test_a_consumer_that_leaves_stops_the_thread() -> None:
 
 
 def test_a_fault_comes_after_the_items_before_it() -> None:
-    def make() -> Generator[int, None, None]:
+    def make(stopped: threading.Event) -> Generator[int, None, None]:
         yield 1
         yield 2
         raise ValueError("damaged")

@@ -211,6 +211,9 @@ def test_modalities(dataset: str) -> None:
         ({"world_size": 3}, r"3 ranks do not divide the global batch of 32"),
         ({"streams": 5}, r"5 streams do not divide"),
         ({"cache_limit": "a lot"}, r"not a number of bytes"),
+        ({"prefetch": -1}, r"prefetch must be at least 0 and prefetch_bytes at least 1, not -1 and"),
+        ({"prefetch_bytes": 0}, r"prefetch_bytes at least 1, not 4 and 0"),
+        ({"modalities": []}, r"modalities is empty; it has \['audio', 'video'\]"),
     ],
 )
 def test_refusals(dataset: str, options: dict[str, Any], message: str) -> None:

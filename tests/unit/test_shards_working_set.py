@@ -19,7 +19,7 @@ from shards_support import corpus, global_keys, pack
 from shards import FeatureStream
 from shards.cache import LOCK
 from shards.plan import make_plan, shards_ahead
-from shards.working_set import local_ranks, working_set
+from shards.working_set import working_set
 
 
 def wanted(plan, size: np.ndarray, first: int, share: int, epochs: int = 3) -> int:  # type: ignore[no-untyped-def]
@@ -59,16 +59,6 @@ def test_tight_for_equal_shards() -> None:
     assert wanted(plan, size, 0, 64, epochs=1) >= 120
 
 
-def test_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.delenv("LOCAL_SIZE", raising=False)
-    assert local_ranks(8) == 1
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert local_ranks(8) == 4
-    # A process that reads alone, whatever else was launched.
-    assert local_ranks(1) == 1
-
-
 @pytest.fixture
 def remote() -> Iterator[str]:
     folder = f"memory://{uuid.uuid4().hex}/d"
@@ -98,10 +88,11 @@ def test_a_limit_below_the_working_set_is_refused_with_the_number(
     ) as caught:
         stream(remote, tmp_path, cache_limit=1_000, **options)
     alone = int(re.findall(r"set it to (\d+)", str(caught.value))[0])
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"this node's 2 ranks") as caught:
-        stream(remote, tmp_path, cache_limit=alone, **options)
+        stream(remote, tmp_path, cache_limit=alone, local_world_size=2, **options)
     assert int(re.findall(r"set it to (\d+)", str(caught.value))[0]) > alone
+    with pytest.raises(ValueError, match="local_world_size 3: must divide the 2 ranks"):
+        stream(remote, tmp_path, cache_limit=alone, local_world_size=3, **options)
 
 
 def test_streaming_within_the_limit(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
