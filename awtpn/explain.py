@@ -60,8 +60,8 @@ def load(path: Path, step_seconds: dict[str, float]) -> Recording:
     causes = []
     if info.has_video and info.duration > 0:
         try:
-            found, _ = read_frames(path, FRAMES / info.duration, largest_side=LARGEST_SIDE)
-            pictures = found[:FRAMES]
+            found = read_frames(path, FRAMES / info.duration, largest_side=LARGEST_SIDE)
+            pictures = found[0][:FRAMES] if found else None
         except MediaError as error:
             causes.append(error)
     if info.has_audio:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from awtpn.model import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.clips import Clip
 from shards.feature_space import reopen, reopenable
-from shards.features import decode_ahead, encode
+from shards.features import LACKING, decode_ahead, encode
+
+logger = logging.getLogger(__name__)
 
 Features = Mapping[str, NDArray[Any] | None]
 
@@ -157,6 +160,8 @@ class Predictor:
                 elif all(values is None for values in sample.features.values()):
                     yield clip.audio, "there is nothing to go by, say no sound and no face"
                 else:
+                    for modality, cause in sample.meta.get(LACKING, {}).items():
+                        logger.warning("%s: answered without its %s: %s", clip.audio, modality, cause)
                     yield clip.audio, self.predict([sample.features])[0]
 
     @torch.no_grad()

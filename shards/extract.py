@@ -26,7 +26,7 @@ from tqdm import tqdm
 from shards.checks import Accepted, accept_or_skip, check_names
 from shards.clips import Clip, ClipSource
 from shards.feature_space import making, space_of
-from shards.features import Encoders, decode_ahead, encode
+from shards.features import LACKING, Encoders, decode_ahead, encode
 from shards.part import (
     OpenShard,
     Part,
@@ -156,7 +156,7 @@ def extract(
     todo = [lot for lot in lots if lot.name + PART not in there]
     wait()
     if rank == 0 and not resumes:
-        take(store, token)
+        take(store, token, overwrite)
     wait()
     if token_in(store) != token:
         raise ValueError(
@@ -326,6 +326,14 @@ def conclude(
     for name in accepted.dims.keys() - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", target.store.url, name)
         manifest.provenance["features"].pop(name)
+    tallies = [part.tally for part in chain.from_iterable(parts.values())]
+    if lacking := sum(tally.kinds.get(LACKING, (0, set()))[0] for tally in tallies):
+        logger.warning(
+            "%s: %d clips go without a stream that cannot be decoded; their metadata %r says why",
+            target.store.url,
+            lacking,
+            LACKING,
+        )
     complete(target, manifest, skipped)
     return manifest
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from shards.clips import Clip
-from shards.media import probe, read_audio, read_frames
+from shards.media import read_audio, read_frames
 from shards.schema import BadSample, Sample
 
 # Decoded clips that wait for the encoders, beyond those that are being decoded.
@@ -25,17 +25,24 @@ AHEAD_BYTES = 512 << 20
 WINDOW_CLIPS = 64
 WINDOW_BYTES = 256 << 20
 
+# Metadata of a clip of which a stream cannot be decoded: why, by modality.
+LACKING = "lacking"
+
 # By modality, "audio" and "video"; what they are is told in `shards.encoders`.
 Encoders = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A clip's sound [samples] and pictures [N, H, W, 3], by modality; or why it cannot be used."""
+    """A clip's sound [samples] and pictures [N, H, W, 3], by modality; or why it cannot be used.
+
+    `lacking` tells by modality why a stream that it has, or should have, is not among them.
+    """
 
     clip: Clip
     media: dict[str, np.ndarray]
     cause: str | None = None
+    lacking: dict[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -43,20 +50,34 @@ class Decoded:
 
 
 def decode(clip: Clip, encoders: Encoders) -> Decoded:
-    """Read what the encoders need of a clip; a stream that it lacks is left out."""
+    """Read what the encoders need of a clip; a stream that it lacks, or that is broken, is left out."""
     media: dict[str, np.ndarray] = {}
-    try:
-        if "audio" in encoders and clip.audio is not None and probe(clip.audio).has_audio:
-            media["audio"] = read_audio(clip.audio, encoders["audio"].rate, clip.audio_span)
-        if "video" in encoders and clip.video is not None and probe(clip.video).has_video:
-            fps, side = encoders["video"].fps, encoders["video"].largest_side
-            media["video"], _ = read_frames(clip.video, fps, clip.video_span, clip.crop, side)
-    except (ValueError, OSError) as error:
-        return Decoded(clip, {}, str(error))
-    if not media:
+    lacking: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        try:
+            found = _sound(clip, encoder) if name == "audio" else _pictures(clip, encoder)
+        except (ValueError, OSError) as error:
+            lacking[name] = str(error)
+            continue
+        if found is not None:
+            media[name] = found
+    if media:
+        return Decoded(clip, media, lacking=lacking)
+    if not lacking:
         files = ", ".join(dict.fromkeys(str(path) for path in (clip.audio, clip.video) if path is not None))
         return Decoded(clip, {}, f"{files or 'no file'}: no {' and no '.join(encoders)} to make features of")
-    return Decoded(clip, media)
+    return Decoded(clip, {}, "; ".join(dict.fromkeys(lacking.values())))
+
+
+def _sound(clip: Clip, encoder: Any) -> np.ndarray | None:
+    return None if clip.audio is None else read_audio(clip.audio, encoder.rate, clip.audio_span)
+
+
+def _pictures(clip: Clip, encoder: Any) -> np.ndarray | None:
+    if clip.video is None:
+        return None
+    found = read_frames(clip.video, encoder.fps, clip.video_span, clip.crop, encoder.largest_side)
+    return None if found is None else found[0]
 
 
 def decode_ahead(clips: Iterable[Clip], encoders: Encoders, threads: int) -> Generator[Decoded, None, None]:
@@ -91,7 +112,8 @@ def _held(waiting: Iterable[Future[Decoded]], usual: float) -> float:
 def encode(decoded: Iterable[Decoded], encoders: Encoders, batch: int) -> Iterator[Sample | BadSample]:
     """Features of decoded clips, in order; of one that fails a `BadSample` with its cause.
 
-    A modality whose stream a clip lacks, or in which the encoder finds nothing (no face), is None.
+    A modality whose stream a clip lacks, or in which the encoder finds nothing (no face), is None. Of a
+    stream that cannot be decoded the metadata `LACKING` tells the cause.
 
     Args:
         decoded: read a window at a time.
@@ -106,12 +128,14 @@ def encode(decoded: Iterable[Decoded], encoders: Encoders, batch: int) -> Iterat
             if cause := next((cause for cause in causes if cause), None):
                 yield BadSample(each.clip.key, cause, each.clip.source)
             else:
-                yield _sample(each.clip, found)
+                yield _sample(each, found)
 
 
-def _sample(clip: Clip, found: dict[str, Any]) -> Sample:
+def _sample(decoded: Decoded, found: dict[str, Any]) -> Sample:
+    clip = decoded.clip
     features = {name: None if values is None or not len(values) else values for name, values in found.items()}
-    return Sample(clip.key, clip.split, clip.label, features, clip.meta, clip.source)
+    meta = clip.meta | ({LACKING: decoded.lacking} if decoded.lacking else {})
+    return Sample(clip.key, clip.split, clip.label, features, meta, clip.source)
 
 
 def _windows(decoded: Iterable[Decoded]) -> Iterator[list[Decoded]]:

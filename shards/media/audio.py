@@ -36,7 +36,7 @@ MOST_PLANES = 8
 
 def read_audio(
     path: str | Path, rate: int = 16000, span: Span | None = None, faults: Counter[str] | None = None
-) -> np.ndarray:
+) -> np.ndarray | None:
     """The sound of a recording, as the mean of its channels.
 
     Args:
@@ -46,10 +46,10 @@ def read_audio(
         faults: packets that could not be decoded are added to its "audio".
 
     Returns:
-        float32 [samples], in [-1, 1] but for what resampling overshoots.
+        float32 [samples], in [-1, 1] but for what resampling overshoots; None where it has no audio stream.
 
     Raises:
-        MediaError: no such file, no audio stream, a span that is empty or past the end, or nothing decodes.
+        MediaError: no such file, a span that is empty or past the end, or nothing decodes.
     """
     begin, end = bounds_of(path, span)
     faults = Counter() if faults is None else faults
@@ -57,6 +57,8 @@ def read_audio(
         met: Counter[str] = Counter()
         with open_container(path) as container:
             stream = decodable(container, "audio", path)
+            if stream is None:
+                return None
             clock = clock_of(container)
             if seek and not seek_to(container, stream, clock.origin + begin - AUDIO_PREROLL_S):
                 continue

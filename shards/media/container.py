@@ -148,9 +148,10 @@ def stream_of(container: Any, kind: str) -> Any:
 
 
 def decodable(container: Any, kind: str, path: str | Path) -> Any:
+    """The stream of a kind, ready to be decoded; None where there is none."""
     stream = stream_of(container, kind)
     if stream is None:
-        raise MediaError(f"{path}: has no {kind} stream")
+        return None
     if stream.codec_context is None:
         raise MediaError(f"{path}: its {kind} stream's codec is not known to this FFmpeg")
     # Clips are decoded side by side; and beside a thread's broken packet, good ones would be lost.

@@ -40,11 +40,12 @@ def read_frames(
     crop: Crop | None = None,
     largest_side: int | None = None,
     faults: Counter[str] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray] | None:
     """All pictures of `iterate_frames` at once.
 
     Returns:
-        (uint8 RGB [N, H, W, 3], float64 times [N] in seconds from the span's begin).
+        (uint8 RGB [N, H, W, 3], float64 times [N] in seconds from the span's begin); None where it has no
+        video stream.
 
     Raises:
         MediaError: as `iterate_frames`; or more than `LARGEST_CLIP` bytes of pictures.
@@ -63,6 +64,8 @@ def read_frames(
             blocks.append(np.empty((room, *frame.shape), np.uint8))
         blocks[-1][len(times) % room] = frame
         times.append(time)
+    if not times:
+        return None
     pictures = np.empty((len(times), *blocks[0].shape[1:]), np.uint8)
     for i in range(len(blocks)):
         # Each is let go of at once, so that a long clip is not held twice.
@@ -94,10 +97,10 @@ def iterate_frames(
 
     Yields:
         (seconds from the span's begin, uint8 RGB [H, W, 3], upright by the display matrix); all of the first
-        one's size. Pixels are taken as square.
+        one's size. Pixels are taken as square. Nothing where it has no video stream.
 
     Raises:
-        MediaError: no such file, no video stream, a span that is empty or past the end, or nothing decodes.
+        MediaError: no such file, a span that is empty or past the end, or nothing decodes.
     """
     begin, end = bounds_of(path, span)
     if fps <= 0:
@@ -107,6 +110,8 @@ def iterate_frames(
         met: Counter[str] = Counter()
         with open_container(path) as container:
             stream = decodable(container, "video", path)
+            if stream is None:
+                return
             clock = clock_of(container)
             if seek and not seek_to(container, stream, clock.origin + begin):
                 continue

@@ -84,8 +84,8 @@ def read(
         markers_side: "left" or "right": half of the frame in which the actor with the markers sits.
 
     Returns:
-        A clip per turn of the label set; one whose sound or picture is missing is a `BadSample`. Where no
-        session has videos, clips are sound alone. Metadata: session, speaker ("Ses01F"), gender, dialog,
+        A clip per turn of the label set; one whose sound and picture are both missing is a `BadSample`. Where
+        no session has videos, clips are sound alone. Metadata: session, speaker ("Ses01F"), gender, dialog,
         scenario ("improvised" or "scripted"), emotion (the corpus' code), valence, activation and dominance
         (means over the annotators, 1..5).
 
@@ -191,9 +191,9 @@ def _clip(
     audio = folder / "sentences" / "wav" / dialog / f"{name}.wav"
     video = folder / "dialog" / "avi" / "DivX" / f"{dialog}.avi"
     begin, end = float(turn["begin"]), float(turn["end"])
-    for path in (audio, video) if has_video else (audio,):
-        if not path.is_file():
-            return BadSample(name, f"no such file {path}", at)
+    # One of two may be there; whether the other is wanted the extraction knows.
+    if not any(path.is_file() for path in ((audio, video) if has_video else (audio,))):
+        return BadSample(name, f"no such file {audio}", at)
     if end <= begin:
         return BadSample(name, f"ends at {end} s, but begins at {begin} s", at)
     wears_markers = turn["gender"] == turn["markers"]

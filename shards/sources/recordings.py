@@ -66,8 +66,8 @@ def read(
         label_map: {label as found: class name}; "" leaves its clips out.
 
     Returns:
-        A clip per row or file; one without a label, whose file is missing, or that does not fit the pattern,
-        is a `BadSample`.
+        A clip per row or file; one without a label, whose files are missing, or that does not fit the
+        pattern, is a `BadSample`.
 
     Raises:
         ValueError: no such source, a column missing, a pattern that fits nothing, a label that is unknown, or
@@ -239,11 +239,11 @@ def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     files = {name: table.parent / str(file) if file else None for name, file in named.items()}
     if "video" not in row and both and Path(str(both)).suffix.lower() in SOUND:
         files["video"] = None
-    for name, file in files.items():
-        if file is not None and not file.is_file():
-            return BadSample(key, f"{name}: no such file {file}", at)
     if not any(files.values()):
         return BadSample(key, "no file is named; fill path, audio or video", at)
+    # One of two may be there; whether the other is wanted the extraction knows.
+    if not any(file.is_file() for file in files.values() if file):
+        return BadSample(key, f"no such file {files['audio'] or files['video']}", at)
     try:
         span = _span(row)
     except ValueError as error:

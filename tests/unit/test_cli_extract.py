@@ -15,6 +15,7 @@ from corpora_support import (
     GARBAGE,
     put,
     put_bytes,
+    write_empty_track,
     write_iemocap,
     write_meld,
     write_mosei,
@@ -65,10 +66,10 @@ def test_iemocap_from_its_archive_to_a_trained_model(
 ) -> None:
     corpus = write_iemocap(tmp_path / "IEMOCAP_full_release")
     awtpn("extract", corpus, tmp_path / "d", "--test_session", 2, "--fps", 5)
-    assert "clips left out; skipped.jsonl in" in capsys.readouterr().out
-    causes = skipped(tmp_path / "d")
-    assert "Ses01F_impro01_M002" in causes
+    assert "test: " in capsys.readouterr().out
+    assert not (tmp_path / "d" / "skipped.jsonl").exists(), "each turn has its sound or its picture"
     found = features(tmp_path / "d", "train")
+    assert (len(found["Ses01F_impro01_M002"]["audio"]), len(found["Ses01F_impro01_M002"]["video"])) == (0, 2)
     # 0.4 s of the dialog's picture, cut to the half of its speaker; the sound is a file of its own.
     actress, actor = found["Ses01F_impro01_F000"], found["Ses01F_impro01_M003"]
     assert (len(actress["audio"]), len(actress["video"])) == (10, 2)
@@ -85,10 +86,11 @@ def test_iemocap_from_its_archive_to_a_trained_model(
     np.testing.assert_array_equal(packed["Ses01F_impro01_F000"]["audio"], actress["audio"])
 
 
-def test_meld_from_its_archive(tmp_path: Path) -> None:
+def test_meld_from_its_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     awtpn(
         "extract", write_meld(tmp_path / "MELD.Raw"), tmp_path / "d", "--format", "meld", "--dtype", "float32"
     )
+    assert "2 clips left out; skipped.jsonl in" in capsys.readouterr().out
     causes = skipped(tmp_path / "d")
     assert sorted(causes) == ["train_dia125_utt3", "val_dia110_utt7"]
     assert "dia125_utt3.mp4" in causes["train_dia125_utt3"]
@@ -211,6 +213,17 @@ def test_predict_answers_in_json_in_words_and_in_a_picture(
     heard = matplotlib.image.imread(tmp_path / "png" / "sound.wav.png")[..., :3]
     assert heard.shape[0] < drawn.shape[0]
     assert not ((heard[..., 0] > 0.6) & (heard[..., 1] < 0.4) & (heard[..., 2] < 0.4)).any()
+
+
+def test_a_recording_is_answered_by_the_stream_that_can_be_decoded(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    film = write_empty_track(tmp_path / "a.mkv")
+    awtpn("predict", run, film)
+    [line] = lines(capsys.readouterr().out)
+    assert not line["weights"]["audio"]
+    assert line["weights"]["video"]
+    assert f"{film}: answered without its audio: {film}: no sound can be decoded" in caplog.text
 
 
 def test_what_cannot_be_predicted_from_says_why(

@@ -16,7 +16,15 @@ import fsspec
 import numpy as np
 import pytest
 import webdataset
-from corpora_support import GARBAGE, put, put_bytes, write_sound, write_tree, write_video
+from corpora_support import (
+    GARBAGE,
+    put,
+    put_bytes,
+    write_empty_track,
+    write_sound,
+    write_tree,
+    write_video,
+)
 from media_support import record
 
 from shards import BadSample, pack
@@ -248,6 +256,36 @@ def test_clips_that_fail_are_listed_with_their_cause(
     assert causes["known"] == "list.txt: missing in the archive"
     assert sum(split.utterances for split in manifest.splits.values()) == 20
     assert "9 bad samples skipped" in caplog.text
+
+
+def test_a_stream_that_cannot_be_decoded_is_lacking_and_told(
+    tmp_path: Path, tones: ClipSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A track of sound without packets beside a good picture; a picture whose file is gone beside sound."""
+    first = tones.clips[0]
+    assert isinstance(first, Clip)
+    clips = [
+        replace(first, key="silent", audio=(film := write_empty_track(tmp_path / "a.mkv")), video=film),
+        replace(first, key="blind", video=tmp_path / "gone.mp4"),
+        replace(first, key="neither", audio=film, video=tmp_path / "gone.mp4"),
+    ]
+    made(replace(tones, clips=clips), tmp_path / "d", **built_in())
+    assert skipped(tmp_path / "d").keys() == {"neither"}
+    assert "a.mkv: no sound can be decoded; " in skipped(tmp_path / "d")["neither"]
+    assert "gone.mp4: no such file" in skipped(tmp_path / "d")["neither"]
+    assert "2 clips go without a stream that cannot be decoded" in caplog.text
+    [shard] = (tmp_path / "d").glob("*.tar")
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(str(shard), shardshuffle=False)}
+    lacking = {key: json.loads(sample["json"])["lacking"] for key, sample in samples.items()}
+    assert lacking == {
+        "silent": {"audio": f"{film}: no sound can be decoded"},
+        "blind": {"video": f"{tmp_path / 'gone.mp4'}: no such file"},
+    }
+    assert "video.npy" in samples["silent"]
+    assert "audio.npy" not in samples["silent"]
+    # What nobody wants may be gone.
+    made(replace(tones, clips=clips[1:2]), tmp_path / "e", audio=Counting())
+    assert not (tmp_path / "e" / "skipped.jsonl").exists()
 
 
 def test_refused_clips_stop_the_extraction(tmp_path: Path, tones: ClipSource) -> None:

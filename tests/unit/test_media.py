@@ -59,8 +59,7 @@ def test_every_container_gives_the_pictures_due(tmp_path: Path, ending: str, cod
     assert numbers(read_frames(path, 10, (2.5, 99.0))[0]) == [25, 26, 27, 28, 29]
     with pytest.raises(MediaError, match=rf"clip.{ending}: no picture can be decoded from 5 s to 6 s"):
         read_frames(path, 10, (5.0, 6.0))
-    with pytest.raises(MediaError, match="has no audio stream"):
-        read_audio(path)
+    assert read_audio(path) is None
 
 
 def test_a_variable_frame_rate_becomes_a_constant_one(tmp_path: Path) -> None:
@@ -279,8 +278,7 @@ def test_every_container_gives_the_samples_due(
     assert len(read_audio(path, span=(2.5, 9.0))) == pytest.approx(8000, abs=0 if lossless else 2400)
     with pytest.raises(MediaError, match=rf"sound.{ending}: no sound can be decoded from 7 s to 8 s"):
         read_audio(path, span=(7.0, 8.0))
-    with pytest.raises(MediaError, match="has no video stream"):
-        read_frames(path, 10)
+    assert read_frames(path, 10) is None
 
 
 def test_sound_of_many_channels(tmp_path: Path) -> None:
@@ -485,8 +483,7 @@ def test_cover_art_is_no_video(tmp_path: Path) -> None:
         assert len(container.streams.video) == 1
     assert probe(path).has_video is False
     assert len(read_audio(path)) == pytest.approx(16000, abs=1200)
-    with pytest.raises(MediaError, match="has no video stream"):
-        read_frames(path, 10)
+    assert read_frames(path, 10) is None
 
 
 def test_without_pyav_the_way_to_install_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_table_of_clips(tmp_path: Path, suffix: str) -> None:
         ),
     }
     assert bad(source) == {
-        "u3": f"audio: no such file {tmp_path / 'gone.mp4'}",
+        "u3": f"no such file {tmp_path / 'gone.mp4'}",
         "u4": "begin 2 and end 1: must be 0 <= begin < end, in seconds",
         "u5": "begin and end go together; fill both, or neither",
         "u6": "begin 'one' and end '2' must be seconds",
@@ -139,8 +139,14 @@ def test_sound_and_picture_in_files_of_their_own(tmp_path: Path) -> None:
     rows = [
         {"key": "u1", "split": "all", "label": "calm", "audio": "a.wav", "video": "pictures/a.avi"},
         {"key": "u2", "split": "all", "label": "calm", "audio": "", "video": "pictures/a.avi"},
+        {"key": "u3", "split": "all", "label": "calm", "audio": "a.wav", "video": "gone.avi"},
+        {"key": "u4", "split": "all", "label": "calm", "audio": "gone.wav", "video": "gone.avi"},
     ]
-    clips = good(recordings.read(write_clip_table(tmp_path / "clips.csv", rows)))
+    source = recordings.read(write_clip_table(tmp_path / "clips.csv", rows))
+    clips = good(source)
+    # Whether the picture that is gone is wanted only the extraction knows.
+    assert clips["u3"].video == tmp_path / "gone.avi"
+    assert bad(source) == {"u4": f"no such file {tmp_path / 'gone.wav'}"}
     assert (clips["u1"].audio, clips["u1"].video) == (tmp_path / "a.wav", tmp_path / "pictures" / "a.avi")
     assert (clips["u2"].audio, clips["u2"].video) == (None, tmp_path / "pictures" / "a.avi")
 
