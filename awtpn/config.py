@@ -22,6 +22,7 @@ from awtpn.model import ModelConfig
 from awtpn.optim import OptimConfig
 from awtpn.prototypes import PrototypesConfig
 from awtpn.refusals import OneLineParser, keys_of
+from awtpn.yaml_file import CheckedFile
 from shards.credentials import hide
 
 ROLES = ("train", "val", "test")
@@ -177,8 +178,8 @@ def make_parser() -> OneLineParser:
         default_config_files=[],
         allow_abbrev=False,  # --train.epoch must not pass for --train.epochs
     )
-    parser.keys = keys_of(Config)
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with the keys below")
+    parser.keys, parser.places = {"deepspeed": str | None} | keys_of(Config), {}
+    parser.add_argument("--config", action=CheckedFile, metavar="FILE", help="YAML file with the keys below")
     parser.add_argument("--deepspeed", type=str | None, metavar="FILE", help="DeepSpeed config (JSON)")
     # The `deepspeed` launcher passes it; its presence is how a run knows that launcher.
     parser.add_argument("--local_rank", type=int | None, help=SUPPRESS)

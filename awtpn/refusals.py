@@ -16,8 +16,6 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 # How jsonargparse names the key and the value of what it could not take.
 WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
-UNKNOWN_IN_FILE = re.compile(r"Group '([\w.]+)' does not accept option '([^']+)'")
-NO_FILE = re.compile(r"File does not exist: '([^']+)'")
 
 
 class OneLineParser(ArgumentParser):
@@ -25,10 +23,12 @@ class OneLineParser(ArgumentParser):
 
     keys: Mapping[str, Any]
     """Dotted key -> type, to tell what would be right."""
+    places: dict[str, str]
+    """Dotted key -> file and line, while a file is read."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 after one line on stderr."""
-        sys.stderr.write(f"error: {explain(message, self.keys)}\n")
+        sys.stderr.write(f"error: {explain(message, self.keys, self.places)}\n")
         sys.exit(2)
 
 
@@ -41,30 +41,34 @@ def keys_of(section: type, prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def explain(message: str, keys: Mapping[str, Any]) -> str:
+def explain(message: str, keys: Mapping[str, Any], places: Mapping[str, str]) -> str:
     """jsonargparse's message in one line; as it is where it is none of the usual ones."""
     if (found := WRONG_VALUE.match(message)) and found[1] in keys:
-        return f"{found[1]} takes {in_words(keys[found[1]])}, not {found[2].strip()}"
+        place = f"{places[found[1]]}: " if found[1] in places else ""
+        return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {found[2].strip()}"
     if found := UNKNOWN_WORD.match(message):
         word = found[1].partition("=")[0]
         if not word.startswith("--"):
             return f"{word}: what is this for? Keys are written --key value, a file --config FILE"
         return f"there is no {word}" + nearest(word.removeprefix("--"), keys)
-    if found := UNKNOWN_IN_FILE.search(message):
-        key = f"{found[1]}.{found[2]}"
-        return f"there is no {key}" + nearest(key, keys)
-    if found := NO_FILE.search(message):
-        return f"{found[1]}: no such file"
     return " ".join(message.split())
 
 
 def nearest(key: str, keys: Mapping[str, Any]) -> str:
-    """Which keys may have been meant: those whose name holds the word, else those spelt like it."""
-    word = key.rpartition(".")[2]
-    names = {name.rpartition(".")[2]: name for name in keys}
-    alike = [names[name] for name in names if word in name or name in word]
-    alike = alike or [names[name] for name in get_close_matches(word, names, 2)]
-    return (f"; did you mean {' or '.join(alike[:3])}?" if alike else "") + " (--help lists all keys)"
+    """Which keys may have been meant: of the same last word, else spelt alike, else all of its section."""
+    section, _, word = key.rpartition(".")
+    last = {name: name.rpartition(".")[2] for name in keys}
+    alike = (
+        [name for name in keys if last[name] == word]
+        or get_close_matches(key, keys, 2, 0.8)
+        or [name for name in keys if len(word) > 2 and (word in last[name] or last[name] in word)]
+        or [name for name in keys if last[name] in get_close_matches(word, last.values(), 2)]
+    )
+    if alike:
+        alike = get_close_matches(key, alike, 3, 0)  # the most alike first
+        return f"; did you mean {' or '.join(alike)}? (--help lists all keys)"
+    own = [last[name] for name in keys if section and name == f"{section}.{last[name]}"]
+    return (f"; {section} has {', '.join(own)}" if own else "") + " (--help lists all keys)"
 
 
 def in_words(kind: Any) -> str:
