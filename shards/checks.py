@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from shards.schema import BadSample, Sample
-from shards.statistics import Moments, moments_of, ruined_dimension
+from shards.statistics import CAST_TOLERANCE, Moments, moments_of, ruined_dimension
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# "json" is what the index calls the metadata.
+MODALITY_NAME = re.compile(r"(?!json$)[a-z][a-z0-9_]*")
 
 
 @dataclass
@@ -39,12 +40,12 @@ class Stored:
 
     Attributes:
         arrays: per modality [T, D] in the stored dtype; missing modalities are left out.
-        errors: per modality that was cast the moments of the error (stored - given).
+        casts: per modality that was cast the moments of the values given, and of the error (stored - given).
         member: its JSON member.
     """
 
     arrays: dict[str, np.ndarray]
-    errors: dict[str, Moments]
+    casts: dict[str, tuple[Moments, Moments]]
     member: bytes
 
 
@@ -85,11 +86,14 @@ def accept(sample: Sample | BadSample, accepted: Accepted) -> Stored:
     check_names(sample.key, sample.split, sample.label, accepted)
     for name in sample.features:
         if not MODALITY_NAME.fullmatch(name):
-            raise ValueError(f"modality {name!r} must consist of lower-case letters, digits and '_'")
+            raise ValueError(
+                f"modality {name!r} must consist of lower-case letters, digits and '_', and not be 'json'"
+            )
+    given = {name: np.asarray(values) for name, values in sample.features.items() if values is not None}
     arrays = {
-        name: _check_array(np.asarray(values), name, accepted)
-        for name, values in sample.features.items()
-        if values is not None and len(values) > 0
+        name: _check_array(values, name, accepted)
+        for name, values in given.items()
+        if values.shape[:1] != (0,)
     }
     if not arrays:
         raise ValueError("no steps in any modality; leave the utterance out")
@@ -99,32 +103,35 @@ def accept(sample: Sample | BadSample, accepted: Accepted) -> Stored:
     accepted.keys.add(sample.key)
     for name, values in arrays.items():
         accepted.dims.setdefault(name, (values.shape[1], sample.key))
-    errors = {
-        name: moments_of(stored[name] - values.astype(np.float64))
-        for name, values in arrays.items()
-        if values.dtype != accepted.dtype
-    }
-    return Stored(stored, errors, member)
+    casts = {}
+    for name, values in arrays.items():
+        if values.dtype != accepted.dtype:
+            exact = values.astype(np.float64)
+            casts[name] = moments_of(exact), moments_of(stored[name] - exact)
+    return Stored(stored, casts, member)
 
 
-def check_cast(errors: dict[str, Moments], values: dict[str, Moments], dtype: np.dtype) -> None:
-    """Refuse a dtype that blurs a feature (see `statistics.CAST_TOLERANCE`).
+def check_cast(
+    casts: dict[str, tuple[Moments, Moments]], dtype: np.dtype, tolerance: float = CAST_TOLERANCE
+) -> None:
+    """Refuse a dtype that blurs a feature.
 
     Args:
-        errors: per modality the moments of the cast's error.
-        values: per modality the moments of the values as stored.
+        casts: per modality the moments of the values given, and of the cast's error.
         dtype: that they are stored in.
+        tolerance: error that is accepted, as a share of the spread.
 
     Raises:
         ValueError: names the modality and the dimension.
     """
-    for name, error in errors.items():
-        dimension = ruined_dimension(values[name], error)
+    for name, (values, error) in casts.items():
+        dimension = ruined_dimension(values, error, tolerance)
         if dimension is not None:
-            off, spread = error.std[dimension], values[name].std[dimension]
+            off, spread = error.std[dimension], values.std[dimension]
             raise ValueError(
-                f"{name}[{dimension}]: stored as {dtype} its values are off by {off:.3g}, more than 1 % of "
-                f"their spread {spread:.3g}; pack with dtype='float32' or scale the feature"
+                f"{name}[{dimension}]: stored as {dtype} its values are off by {off:.3g}, more than "
+                f"{100 * tolerance:g} % of their spread {spread:.3g}; pack with dtype='float32' or scale the "
+                "feature"
             )
 
 

@@ -32,14 +32,14 @@ class Tally:
         class_counts: [C] utterances per class.
         utterances: their number.
         moments: per modality those of the values as stored.
-        errors: per modality those of the cast's error (stored - given).
+        casts: per modality that was cast those of the values given, and of the error (stored - given).
         kinds: per metadata field in how many utterances it was, and the kinds of its values.
     """
 
     class_counts: np.ndarray
     utterances: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)
-    errors: dict[str, Moments] = field(default_factory=dict)
+    casts: dict[str, tuple[Moments, Moments]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, set[str | None]]] = field(default_factory=dict)
 
 
@@ -85,8 +85,8 @@ def add(shard: OpenShard, sample: Sample, stored: Stored, classes: list[str]) ->
     tally.class_counts[classes.index(sample.label)] += 1
     for name, values in stored.arrays.items():
         tally.moments[name] = merge(tally.moments.get(name), moments_of(values))
-    for name, error in stored.errors.items():
-        tally.errors[name] = merge(tally.errors.get(name), error)
+    for name, cast in stored.casts.items():
+        tally.casts[name] = _merge_cast(tally.casts.get(name), cast)
     for name, value in json.loads(stored.member).items():
         seen, kinds = tally.kinds.get(name, (0, set()))
         tally.kinds[name] = (seen + 1, kinds | {scalar_kind(value)})
@@ -96,8 +96,7 @@ def finish(shard: OpenShard, target: Target, accepted: Accepted) -> Part:
     """Close a shard, index it by reading it back, and publish both.
 
     Raises:
-        RuntimeError: another packing has taken the folder over.
-        OSError: the store cannot be reached.
+        OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     check_ours(target)
     shard.tar.close()
@@ -145,8 +144,7 @@ def manifest_of(
 
 def check_precision(parts: Iterable[Part], accepted: Accepted) -> None:
     """Raise ValueError, naming the feature, if the stored dtype ruins one."""
-    total = sum_of([part.tally for part in parts])
-    check_cast(total.errors, total.moments, accepted.dtype)
+    check_cast(sum_of([part.tally for part in parts]).casts, accepted.dtype)
 
 
 def modalities_of(accepted: Accepted) -> dict[str, Modality]:
@@ -161,12 +159,16 @@ def sum_of(tallies: list[Tally]) -> Tally:
         total.class_counts = total.class_counts + tally.class_counts
         for name, moments in tally.moments.items():
             total.moments[name] = merge(total.moments.get(name), moments)
-        for name, error in tally.errors.items():
-            total.errors[name] = merge(total.errors.get(name), error)
+        for name, cast in tally.casts.items():
+            total.casts[name] = _merge_cast(total.casts.get(name), cast)
         for name, (count, kinds) in tally.kinds.items():
             seen, found = total.kinds.get(name, (0, set()))
             total.kinds[name] = (seen + count, found | kinds)
     return total
+
+
+def _merge_cast(a: tuple[Moments, Moments] | None, b: tuple[Moments, Moments]) -> tuple[Moments, Moments]:
+    return b if a is None else (merge(a[0], b[0]), merge(a[1], b[1]))
 
 
 # --- Parts on disk -------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def dump_part(part: Part) -> dict[str, Any]:
         "entry": asdict(part.entry),
         "class_counts": tally.class_counts.tolist(),
         "moments": {name: _dump_moments(m) for name, m in tally.moments.items()},
-        "errors": {name: _dump_moments(m) for name, m in tally.errors.items()},
+        "casts": {name: [_dump_moments(m) for m in cast] for name, cast in tally.casts.items()},
         "kinds": {
             name: [seen, sorted(kinds, key=lambda kind: kind or "")]
             for name, (seen, kinds) in tally.kinds.items()
@@ -194,7 +196,11 @@ def load_part(record: dict[str, Any]) -> Part:
         class_counts=np.array(record["class_counts"], np.int64),
         utterances=entry.utterances,
         moments={name: _load_moments(m) for name, m in record["moments"].items()},
-        errors={name: _load_moments(m) for name, m in record["errors"].items()},
+        casts={
+            name: (_load_moments(given), _load_moments(error))
+            # An early record has none.
+            for name, (given, error) in record.get("casts", {}).items()
+        },
         kinds={name: (seen, set(kinds)) for name, (seen, kinds) in record["kinds"].items()},
     )
     return Part(entry, tally)

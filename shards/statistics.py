@@ -12,6 +12,8 @@ import numpy as np
 
 # A cast that disturbs a dimension by more than this share of its spread would ruin the feature.
 CAST_TOLERANCE = 0.01
+# Below this share of a dimension's mean, float64's own rounding is all that is left.
+ROUNDING = 1e-14
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,15 @@ def sums_from_moments(count: int, mean: np.ndarray, std: np.ndarray) -> Sums:
     return Sums(count, mean * count, (np.square(std) + np.square(mean)) * count)
 
 
-def ruined_dimension(values: Moments, error: Moments) -> int | None:
-    """The dimension that a cast disturbs most, if it does so beyond `CAST_TOLERANCE` of its spread.
+def ruined_dimension(values: Moments, error: Moments, tolerance: float = CAST_TOLERANCE) -> int | None:
+    """The dimension that a cast disturbs most, if it does so beyond `tolerance` of its spread.
 
     Args:
         values: moments of the values before the cast.
         error: moments of (cast value - value). A constant error moves a feature without blurring it, and
             standardisation takes it out again: the spread of the error is what counts.
+        tolerance: share of the spread.
     """
-    excess = error.std - CAST_TOLERANCE * values.std
+    excess = error.std - tolerance * values.std - ROUNDING * np.abs(values.mean)
     worst = int(np.argmax(excess))
     return worst if excess[worst] > 0 else None

@@ -4,29 +4,37 @@ The manifest is the commit point: a folder with one holds a complete dataset. A 
 packing began and has not ended; it carries a token, so that a second packing into the same folder cannot go
 unnoticed. An extraction's token begins with a digest of what it makes: the same extraction, started again,
 knows its folder by it and goes on, under a token of its own: the one that it follows, should it still run,
-stops.
+stops. A packing's tells when it began and where. On this machine's disks it holds a lock on the marker, which
+the kernel drops when it dies; in a store only the marker's age tells whether it may still be at work.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import re
+import shutil
+import socket
 import tempfile
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.credentials import hide
-from shards.schema import MANIFEST, Manifest, dump_manifest
-from shards.store import Store, asking, open_store
+from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, dump_manifest
+from shards.store import Store, asking, open_store, read_manifest
 
 MARKER = ".packing"
 SKIPPED = "skipped.jsonl"
 PART = ".part.json"
+PACKING = re.compile(rb"packing \S+ since (\d+) by (process \d+ on \S+)")  # a packing's token
+# A packing in a store that began less than this ago is taken to be at work.
+YOUNG_S = 600
 EXTRACTION = b"extraction "  # an extraction's token is this, a digest, a space, and what tells launches apart
 
 # Files and the working folder that packing makes: nothing else is ever removed.
@@ -37,11 +45,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """An output folder that this packing holds, and a local folder to build files in."""
+    """An output folder that this packing holds, a local folder to build files in, and the locked marker."""
 
     store: Store
     token: bytes
     work: Path
+    lock: BinaryIO | None = None
 
 
 def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> Target:
@@ -53,13 +62,22 @@ def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> 
         storage_options: for the fsspec file system.
 
     Raises:
-        ValueError: a finished dataset, an unfinished extraction or files of others are there.
+        ValueError: a finished dataset, an unfinished extraction or files of others are there, or another
+            packing is at work there.
         OSError: the store cannot be reached.
     """
-    store, token = open_folder(out, storage_options), uuid.uuid4().hex.encode()
+    store = open_folder(out, storage_options)
+    by = f"process {os.getpid()} on {socket.gethostname()}"
+    token = f"packing {uuid.uuid4().hex} since {time.time():.0f} by {by}".encode()
     look(store, token, overwrite)
-    take(store, token)
-    return hold(store, token)
+    lock = _lock(store, fcntl.LOCK_EX)
+    try:
+        take(store, token, overwrite)
+        return hold(store, token, lock)
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        raise
 
 
 def open_folder(out: str, storage_options: dict[str, Any] | None) -> Store:
@@ -83,7 +101,8 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
         True if the extraction of this token began here and has not ended: it can go on.
 
     Raises:
-        ValueError: a finished dataset, an unfinished extraction or files of others are there.
+        ValueError: a finished dataset, an unfinished extraction or files of others are there, or a packing is
+            at work there.
         OSError: the store cannot be reached.
     """
     names = names_in(store)
@@ -95,9 +114,11 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
             "pack into a new or empty folder"
         )
     if finished and not overwrite:
-        raise ValueError(
-            f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite to replace it"
-        )
+        raise _finished(store)
+    if finished:
+        _check_made_by_packing(store, names)
+    if interrupted:
+        _check_nobody_packs(store, overwrite)
     there = token_in(store) if interrupted and not finished else b""
     same = there.startswith(EXTRACTION) and there.split()[1:2] == token.split()[1:2]
     if there.startswith(EXTRACTION) and not same and not overwrite:
@@ -108,17 +129,26 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
     return same
 
 
-def take(store: Store, token: bytes) -> None:
-    """Empty the folder of what packing made and mark it as ours."""
-    names = names_in(store)
-    if MARKER in names and MANIFEST not in names:
+def take(store: Store, token: bytes, overwrite: bool) -> None:
+    """Mark the folder as ours and empty it of what packing made.
+
+    Raises:
+        ValueError: another packing has finished a dataset there since we looked.
+        OSError: the store cannot be reached.
+    """
+    store.fs.makedirs(store.root, exist_ok=True)
+    mark(store, token)
+    # Not before: from now on nobody else finishes anything here.
+    names = names_in(store) - {MARKER}
+    if MANIFEST in names and not overwrite:
+        store.fs.rm(f"{store.root}/{MARKER}")
+        raise _finished(store)
+    if names and MANIFEST not in names:
         logger.warning(
             "%s: an earlier packing was interrupted; removing its files, starting afresh", store.url
         )
-    store.fs.makedirs(store.root, exist_ok=True)
-    mark(store, token)
     # The manifest goes first: from then on the folder counts as unfinished.
-    for name in sorted(names - {MARKER}, key=lambda name: name != MANIFEST):
+    for name in sorted(names, key=lambda name: name != MANIFEST):
         store.fs.rm(f"{store.root}/{name}", recursive=True)
 
 
@@ -127,11 +157,18 @@ def mark(store: Store, token: bytes) -> None:
     asking(store, lambda: store.fs.pipe_file(f"{store.root}/{MARKER}", token), f"{store.url}/{MARKER}")
 
 
-def hold(store: Store, token: bytes) -> Target:
+def hold(store: Store, token: bytes, lock: BinaryIO | None = None) -> Target:
     """A folder that is marked as ours, and a new working folder to build files in."""
     # On the same disk a finished file moves in one step.
     beside = store.root if store.cache is None else None
-    return Target(store, token, Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside)))
+    return Target(store, token, Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside)), lock)
+
+
+def release(target: Target) -> None:
+    """Remove the working folder and let others in."""
+    shutil.rmtree(target.work, ignore_errors=True)
+    if target.lock is not None:
+        target.lock.close()
 
 
 def check_ours(target: Target) -> None:
@@ -200,7 +237,9 @@ def write_json_lines(path: Path, records: list[Any]) -> None:
 
 
 def discard(target: Target) -> None:
-    """Leave the folder as if nothing had begun, but for the folder itself."""
+    """Leave the folder as if nothing had begun, but for the folder itself; as it is where another has begun."""
+    if token_in(target.store) != target.token:
+        return
     ours = [name for name in names_in(target.store) if OURS.fullmatch(name)]
     for name in sorted(ours, key=lambda name: name == MARKER):
         target.store.fs.rm(f"{target.store.root}/{name}", recursive=True)
@@ -212,6 +251,79 @@ def token_in(store: Store) -> bytes:
         return asking(store, lambda: store.fs.cat_file(f"{store.root}/{MARKER}"), f"{store.url}/{MARKER}")
     except FileNotFoundError:
         return b""
+
+
+def _finished(store: Store) -> ValueError:
+    return ValueError(
+        f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite to replace it"
+    )
+
+
+def _check_made_by_packing(store: Store, names: set[str]) -> None:
+    """Refuse to replace a dataset whose folder holds tars of others, which may well be named as ours are."""
+    try:
+        manifest = read_manifest(store)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; whose files these are cannot be told: remove them, or pack elsewhere"
+        ) from None
+    if INDEXED in manifest.provenance and not manifest.provenance.get(DECODED):
+        raise ValueError(f"{store.url}: holds tars that others made, indexed in place; pack elsewhere")
+    named = {name for split in manifest.splits.values() for e in split.shards for name in (e.name, e.index)}
+    others = sorted(name for name in names - named if name.endswith((".tar", ".index.npz")))
+    if others:
+        raise ValueError(
+            f"{store.url}: holds files that its manifest does not name ({others[0]!r}); move them away, or "
+            "pack elsewhere"
+        )
+
+
+def _check_nobody_packs(store: Store, overwrite: bool) -> None:
+    """Refuse a folder whose marker is held, or in a store young."""
+    if (probe := _lock(store, fcntl.LOCK_SH)) is not None:
+        probe.close()
+    began = PACKING.fullmatch(token_in(store))
+    if store.cache is None or overwrite or began is None:
+        return
+    age = max(0, int(time.time()) - int(began[1]))
+    if age < YOUNG_S:
+        raise ValueError(
+            f"{store.url}: another packing began here {age} s ago, {began[2].decode()}; if it is dead wait "
+            f"{YOUNG_S - age} s, or pass overwrite"
+        )
+
+
+def _lock(store: Store, how: int) -> BinaryIO | None:
+    """The marker, locked; to lock it exclusively it is made. None in a store, and where there are no locks.
+
+    Raises:
+        ValueError: another packing holds it.
+    """
+    path = Path(store.root) / MARKER
+    while store.cache is None:
+        try:
+            if how == fcntl.LOCK_EX:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "ab+" if how == fcntl.LOCK_EX else "rb")  # noqa: SIM115 (handed to the caller)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            began = PACKING.fullmatch(token_in(store))
+            who = f", {began[2].decode()}" if began else ""
+            raise ValueError(
+                f"{store.url}: another packing is at work here{who}; wait for it, or pack elsewhere"
+            ) from None
+        except OSError:  # some network file systems have no locks
+            file.close()
+            return None
+        # Who held it may have removed it before it was ours.
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+    return None
 
 
 def _upload(store: Store, path: Path, remote: str, size: int) -> None:

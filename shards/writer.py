@@ -6,23 +6,24 @@ there. What may be packed is decided in `checks`, what may be in the output fold
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from shards.checks import Accepted, Stored, accept_or_skip
-from shards.part import OpenShard, Part, add, check_precision, finish, manifest_of, open_shard, shard_name
-from shards.schema import BadSample, Manifest, Sample
-from shards.target import Target, claim, complete
+from shards.checks import Accepted, Stored, accept_or_skip, check_cast
+from shards.part import OpenShard, Part, Tally, add, finish, manifest_of, open_shard, shard_name, sum_of
+from shards.schema import DTYPES, BadSample, Manifest, Sample
+from shards.target import Target, check_ours, claim, complete, discard, release
 
-DTYPES = ("float16", "float32")
+# Before all is read a feature's spread may still grow, by the next speaker or session: what the cast disturbs
+# by less than this share of it may turn out well.
+CLEARLY = 0.1
 
 
 @dataclass
@@ -33,6 +34,7 @@ class _Packing:
     accepted: Accepted
     parts: dict[str, list[Part]] = field(default_factory=dict)
     open: dict[str, OpenShard] = field(default_factory=dict)
+    total: Tally | None = None
 
 
 def pack(
@@ -69,11 +71,12 @@ def pack(
 
     Raises:
         ValueError: a bad sample (named), a feature that the dtype would ruin, nothing to pack, or a folder
-            that already holds something.
-        RuntimeError: another packing has taken the folder over.
-        OSError: the store cannot be reached.
+            that already holds something or that another packing is filling. Nothing is left behind.
+        OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     check_options(classes, dtype, on_bad)
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes {shard_bytes}: must be positive")
     packing = _Packing(claim(str(out), overwrite, storage_options), Accepted(classes, np.dtype(dtype)))
     skipped: list[dict[str, str]] = []
     try:
@@ -87,17 +90,22 @@ def pack(
             raise ValueError(f"nothing to pack{bad}")
         for split in list(packing.open):
             _finish(packing, split)
-        check_precision(chain.from_iterable(packing.parts.values()), packing.accepted)
+        assert packing.total is not None
+        check_cast(packing.total.casts, packing.accepted.dtype)
         made = {
             "packed": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {name: version(name) for name in ("numpy", "webdataset")},
         }
         manifest = manifest_of(packing.parts, packing.accepted, {**(provenance or {}), **made}, len(skipped))
         complete(packing.target, manifest, skipped)
+    except (ValueError, KeyboardInterrupt):
+        with contextlib.suppress(OSError):
+            discard(packing.target)
+        raise
     finally:
         for shard in packing.open.values():
             shard.tar.close()
-        shutil.rmtree(packing.target.work, ignore_errors=True)
+        release(packing.target)
     return manifest
 
 
@@ -107,7 +115,12 @@ def check_options(classes: list[str], dtype: str, on_bad: str) -> None:
         raise ValueError(f"dtype {dtype!r}: must be one of {DTYPES}")
     if on_bad not in ("refuse", "skip"):
         raise ValueError(f"on_bad {on_bad!r}: must be 'refuse' or 'skip'")
-    if not classes or len(set(classes)) != len(classes) or not all(isinstance(c, str) for c in classes):
+    check_classes(classes)
+
+
+def check_classes(classes: list[str]) -> None:
+    """Raise ValueError for what cannot be the classes of a dataset."""
+    if not classes or len(set(classes)) != len(classes) or not all(isinstance(c, str) and c for c in classes):
         raise ValueError(f"classes {classes}: must be distinct names, at least one")
 
 
@@ -116,6 +129,7 @@ def _add(packing: _Packing, sample: Sample, stored: Stored, shard_bytes: int) ->
     classes, split = packing.accepted.classes, sample.split
     parts = packing.parts.setdefault(split, [])
     if split not in packing.open:
+        check_ours(packing.target)
         packing.open[split] = open_shard(packing.target.work, shard_name(split, len(parts)), classes)
     add(packing.open[split], sample, stored, classes)
     if packing.open[split].bytes >= shard_bytes:
@@ -126,3 +140,5 @@ def _finish(packing: _Packing, split: str) -> None:
     part = finish(packing.open[split], packing.target, packing.accepted)
     packing.parts[split].append(part)
     del packing.open[split]
+    packing.total = sum_of([packing.total, part.tally] if packing.total else [part.tally])
+    check_cast(packing.total.casts, packing.accepted.dtype, CLEARLY)

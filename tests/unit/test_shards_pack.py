@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +19,8 @@ import pytest
 import webdataset
 from shards_support import CLASSES, DIMS, corpus, pack, utterance
 
-from shards import BadSample, FeatureStream, Sample
+from shards import BadSample, FeatureStream, Sample, target
+from shards.foreign import index_url
 from shards.schema import parse_manifest
 
 
@@ -92,6 +98,7 @@ REFUSED = {
     "infinite": (bad(**audio(NAN * 0 + np.inf)), r"audio is (nan|inf) at step 0"),
     "dim": (bad(**audio(np.ones((4, 6)))), r"audio has 6 features per step, while 'train-0' has 5"),
     "one-dimensional": (bad(**audio(np.ones(5))), r"audio has shape \(5,\)"),
+    "a number": (bad(**audio(3.0)), r"audio has shape \(\)"),
     "text": (bad(**audio([["a", "b"]])), r"real numbers"),
     "label": (bad(label="angry"), r"label 'angry' is unknown; the classes are \['calm'"),
     "no steps": (bad(features={"audio": None, "video": np.ones((0, 3))}), r"no steps in any modality"),
@@ -102,6 +109,7 @@ REFUSED = {
     "empty key": (bad(key=""), r"non-empty"),
     "split": (bad(key="x", split="../x"), r"split '../x'"),
     "modality": (bad(features={"Audio": np.ones((1, 5))}), r"modality 'Audio'"),
+    "json": (bad(features={"json": np.ones((1, 5))}), r"modality 'json' must .* not be 'json'"),
     "metadata": (bad(meta={"x": {1}}), r"metadata cannot be written as JSON"),
     "nan in metadata": (bad(meta={"x": float("nan")}), r"metadata cannot be written as JSON"),
     "label in metadata": (bad(meta={"label": 1}), r"must not be named 'label'"),
@@ -140,6 +148,8 @@ def test_bad_input_is_skipped_and_listed(tmp_path: Path, caplog: pytest.LogCaptu
         ({"on_bad": "ignore"}, "on_bad 'ignore'"),
         ({"classes": []}, "classes"),
         ({"classes": ["calm", "calm"]}, "distinct"),
+        ({"classes": ["calm", ""]}, "distinct"),
+        ({"shard_bytes": -1}, "shard_bytes -1: must be positive"),
     ],
 )
 def test_bad_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -162,8 +172,39 @@ def test_float16_that_ruins_a_feature_is_refused(tmp_path: Path) -> None:
     values[:, 2] += 1_000
     with pytest.raises(ValueError, match=r"audio\[2\]: stored as float16 .* dtype='float32'"):
         pack([utterance(0, **audio(values))], tmp_path / "a")
+    assert not list((tmp_path / "a").iterdir())
     pack([utterance(0, **audio(values))], tmp_path / "b", dtype="float32")
     assert next(FeatureStream(str(tmp_path / "b")).epoch(0)).features["audio"].values.dtype.itemsize == 4
+
+
+def test_a_feature_that_float16_cannot_hold_is_told_by_its_own_spread(tmp_path: Path) -> None:
+    """All is stored as zeros, whose spread is none."""
+    values = np.random.default_rng(0).normal(0, 1e-9, (200, 5))
+    with pytest.raises(ValueError, match=r"off by 1\S*e-09, more than 10 % of their spread 1\S*e-09;"):
+        pack([utterance(0, **audio(values))], tmp_path / "d")
+
+
+def test_a_ruined_feature_is_refused_before_all_is_read(tmp_path: Path) -> None:
+    rng, read = np.random.default_rng(0), []
+
+    def samples() -> Iterator[Sample]:
+        for i in range(100):
+            read.append(i)
+            yield utterance(i, **audio(rng.normal(1_000, 0.1, (200, 5))))
+
+    with pytest.raises(ValueError, match=r"more than 10 % of their spread 0\.\d+; pack with"):
+        pack(samples(), tmp_path / "d")  # type: ignore[arg-type]
+    assert len(read) < 20
+    assert not list((tmp_path / "d").iterdir())
+
+
+def test_a_spread_that_grows_is_waited_for(tmp_path: Path) -> None:
+    """One speaker's utterances are nearly alike, and disturbed by more than 1 % of that; all are not."""
+    rng = np.random.default_rng(0)
+    speakers = [rng.normal(mean, 0.01, (400, 5)) for mean in (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="more than 1 %"):
+        pack([utterance(0, **audio(speakers[3]))], tmp_path / "one")
+    pack([utterance(i, **audio(values)) for i, values in enumerate(speakers)], tmp_path / "d", shard_bytes=1)
 
 
 def test_a_constant_feature_passes_the_guard(tmp_path: Path) -> None:
@@ -206,16 +247,129 @@ def test_interrupted_packing_starts_afresh(tmp_path: Path, caplog: pytest.LogCap
     assert files(tmp_path / "d") == files(tmp_path / "e")
 
 
-def test_two_packings_never_mix(tmp_path: Path) -> None:
-    def overtaken() -> Iterator[Sample]:
-        yield utterance(0)
-        pack(corpus(8), tmp_path / "d")
-        yield utterance(1)
+def test_a_second_packing_is_refused_while_one_is_at_work(tmp_path: Path) -> None:
+    def busy() -> Iterator[Sample]:
+        for i, sample in enumerate(corpus(8)):
+            if i == 3:
+                told = rf"d: another packing is at work here, process {os.getpid()} on \S+; wait for it"
+                for overwrite in (False, True):
+                    with pytest.raises(ValueError, match=told):
+                        pack(corpus(2), tmp_path / "d", overwrite=overwrite)
+            yield sample
 
-    with pytest.raises(OSError, match="another packing has begun"):
-        pack(overtaken(), tmp_path / "d")  # type: ignore[arg-type]
+    pack(busy(), tmp_path / "d")  # type: ignore[arg-type]
     pack(corpus(8), tmp_path / "e")
     assert files(tmp_path / "d") == files(tmp_path / "e")
+
+
+def test_a_killed_packing_holds_nothing(tmp_path: Path) -> None:
+    """Its lock goes with it, whatever its marker says."""
+    code = "import sys; from test_shards_pack import dying; dying(sys.argv[1])"
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], cwd=Path(__file__).parent, timeout=60)
+    assert ran.returncode == 9
+    assert {".packing", "train-000000.tar"} <= {path.name for path in (tmp_path / "d").iterdir()}
+    assert pack(corpus(8), tmp_path / "d").splits["train"].utterances == 8
+
+
+def dying(out: str) -> None:
+    def samples() -> Iterator[Sample]:
+        yield from corpus()
+        os._exit(9)
+
+    pack(samples(), out)  # type: ignore[arg-type]
+
+
+def in_memory() -> str:
+    return f"memory://{uuid.uuid4().hex}/d"
+
+
+def marker_made(url: str, age_s: int) -> None:
+    """As a packing leaves it that began so long ago."""
+    token = f"packing 0123 since {time.time() - age_s:.0f} by process 7 on far.example"
+    fsspec.filesystem("memory").pipe_file(f"{url.removeprefix('memory:/')}/.packing", token.encode())
+
+
+def test_a_young_packing_in_a_store_is_taken_to_be_at_work() -> None:
+    """A store has no locks: only time tells."""
+    url = in_memory()
+    marker_made(url, 100)
+    told = (
+        r"began here 10\d s ago, process 7 on far.example; if it is dead wait (500|49\d) s, or pass overwrite"
+    )
+    with pytest.raises(ValueError, match=told):
+        pack(corpus(8), url)
+    pack(corpus(8), url, overwrite=True)
+    url = in_memory()
+    marker_made(url, 700)
+    assert pack(corpus(8), url).splits["train"].utterances == 8
+
+
+def test_two_packings_in_a_store_never_mix() -> None:
+    """The one that was overtaken finds out when it begins a shard, or ends one."""
+    url = in_memory()
+
+    def overtaken() -> Iterator[Sample]:
+        yield utterance(0)
+        pack(corpus(8), url, overwrite=True)
+        yield utterance(1, "test")
+
+    with pytest.raises(OSError, match="another packing has begun here; this one stops"):
+        pack(overtaken(), url)  # type: ignore[arg-type]
+    assert FeatureStream(url).num_utterances == 8
+
+
+def test_a_dataset_finished_while_we_looked_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    url, take = in_memory(), target.take
+
+    def take_late(*arguments: Any) -> None:
+        monkeypatch.setattr(target, "take", take)
+        pack(corpus(8), url)
+        take(*arguments)
+
+    monkeypatch.setattr(target, "take", take_late)
+    with pytest.raises(ValueError, match="holds a finished dataset"):
+        pack(corpus(2), url)
+    assert FeatureStream(url).num_utterances == 8
+    assert not fsspec.filesystem("memory").exists(f"{url.removeprefix('memory:/')}/.packing")
+
+
+@pytest.mark.parametrize("what", ["indexed", "beside", "damaged"])
+def test_overwrite_spares_what_packing_did_not_make(tmp_path: Path, what: str) -> None:
+    """webdataset names its tars as we do."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "train-000000.tar")) as tar:
+        tar.write({"__key__": "a", "audio.npy": np.ones((2, 3), np.float16), "json": {"label": "calm"}})
+    if what == "indexed":
+        index_url(str(folder), progress=False)
+    else:
+        (folder / "train-000000.tar").rename(tmp_path / "theirs.tar")
+        pack(corpus(8), folder)
+        (tmp_path / "theirs.tar").rename(folder / "train-000009.tar")
+    if what == "damaged":
+        (folder / "manifest.json").write_text("{}")
+    before = files(folder)
+    told = {
+        "indexed": "holds tars that others made, indexed in place; pack elsewhere",
+        "beside": r"its manifest does not name \('train-000009.tar'\); move them away",
+        "damaged": "manifest.json: .* whose files these are cannot be told",
+    }
+    with pytest.raises(ValueError, match=told[what]):
+        pack(corpus(8), folder, overwrite=True)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("bad", [lambda: bad(label="angry"), KeyboardInterrupt])
+def test_a_refusal_leaves_nothing_behind(tmp_path: Path, bad: Any) -> None:
+    def samples() -> Iterator[Any]:
+        yield from corpus()
+        if isinstance(bad, type):
+            raise bad
+        yield bad()
+
+    with pytest.raises((ValueError, KeyboardInterrupt)):
+        pack(samples(), tmp_path / "d")  # type: ignore[arg-type]
+    assert not list((tmp_path / "d").iterdir())
 
 
 @pytest.mark.parametrize("name", ["holiday.jpg", "train-000000.tar"])
