@@ -1,5 +1,8 @@
 """Shards that others made: indexed where they lie, or, where that cannot be read in place, decoded once.
 
+Keys stay as they are if they are unique. Where they begin anew in each tar, as webdataset's often do, each
+gets the name of its tar before it: `train-000000/000017`, decoded `train-000000_000017`.
+
 What is added, one index per tar and the manifest, lies beside the tars, or, where that place is read-only, in
 the cache. Decoded shards are an ordinary packing, in the cache: `open_dataset` finds either by the same URL.
 """
@@ -20,14 +23,13 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
-from shards.schema import MANIFEST, PLAIN_NAME, Manifest, Sample
+from shards.index import Row
+from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
 from shards.survey import read_array, survey, uncompressed
-from shards.writer import pack
+from shards.writer import check_classes, pack
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
-# Mark of a manifest that was made here: it may be made again, a packing's not.
-INDEXED = "indexed"
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Indexed:
         manifest: of the dataset.
         decoded: why the shards had to be decoded; None where they are read in place.
         ignored: how many members of what extension were left out.
+        without_arrays: keys of utterances that have a JSON member, but no array: they are left out, too.
     """
 
     url: str
@@ -49,6 +52,7 @@ class Indexed:
     manifest: Manifest
     decoded: str | None
     ignored: dict[str, int]
+    without_arrays: list[str]
 
 
 def index_url(
@@ -77,9 +81,12 @@ def index_url(
 
     Raises:
         ValueError: there are no tars, one is damaged or holds what is never read, an utterance has no label
-            or no steps, or its features differ in size from others'; names the tar and the member or key.
+            or no steps, is there twice, or its features differ in size from others'; names the tar and the
+            member or key.
         OSError: the store cannot be reached.
     """
+    if classes is not None:
+        check_classes(classes)
     store = open_store(split_url(url)[0], cache_dir, storage_options)
     indexed_before = _indexed_before(store)
     tars = []
@@ -87,11 +94,13 @@ def index_url(
         path, size, sha256 = fetch_new(store, name)
         at = f"{store.url}/{name}"
         tars.append(ForeignTar(name, at, path, size, sha256, survey(path, at, label)))
+    _make_keys_unique(tars)
     labels = _labels(tars, classes)
     names = classes or _found_classes(labels)
     _check_utterances(tars)
     slow = f"to be written to {out}" if out else _slow(tars)
-    provenance = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), "decoded": slow}
+    # This mark tells that the manifest may be made again; a packing's may not.
+    provenance = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
     shutil.rmtree(store.indexed, ignore_errors=True)
     if slow is None:
         folder, manifest = index_in_place(store, tars, labels, names, provenance)
@@ -114,7 +123,12 @@ def index_url(
     ignored = sum((tar.found.ignored for tar in tars), Counter[str]())
     if ignored:
         logger.warning("%s: members left out, by extension: %s", store.url, dict(ignored))
-    return Indexed(out or store.url, folder, manifest, slow, dict(ignored))
+    without = [key for tar in tars for key in tar.found.without_arrays]
+    if without:
+        logger.warning(
+            "%s: %d utterances have no array; the first is %s", store.url, len(without), without[0]
+        )
+    return Indexed(out or store.url, folder, manifest, slow, dict(ignored), without)
 
 
 def _indexed_before(store: Store) -> bool:
@@ -133,6 +147,10 @@ def _indexed_before(store: Store) -> bool:
 
 
 def _tar_names(store: Store) -> list[str]:
+    if TAR.fullmatch(store.root.rpartition("/")[2]) and asking(
+        store, lambda: store.fs.isfile(store.root), store.url
+    ):
+        raise ValueError(f"{store.url}: is a tar; give the URL of the folder that holds it")
     try:
         found = asking(store, lambda: store.fs.ls(store.root, detail=False), store.url)
     except (FileNotFoundError, NotADirectoryError):
@@ -146,6 +164,38 @@ def _tar_names(store: Store) -> list[str]:
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(f"{store.url}/{name}: rename it, to letters, digits, '.', '-' and '_'")
     return names
+
+
+def _make_keys_unique(tars: list[ForeignTar]) -> None:
+    """Put the name of its tar before every key, if keys are unique within their tars alone.
+
+    Raises:
+        ValueError: it is one utterance, not one key, that is there twice.
+    """
+    met: dict[str, tuple[Row, ForeignTar]] = {}
+    begin_anew = False
+    for tar in tars:
+        for utterance in tar.found.utterances:
+            row = utterance.row
+            first, where = met.setdefault(row.key, (row, tar))
+            if first is row:
+                continue
+            begin_anew = True
+            if row.arrays and _contents(row) == _contents(first):
+                raise ValueError(
+                    f"{tar.url}: {row.key}: this utterance is in the dataset twice, in {where.name}, too; "
+                    "remove one"
+                )
+    if not begin_anew:
+        return
+    logger.warning("keys begin anew in each tar: the tar's name is put before them, TAR/KEY")
+    for tar in tars:
+        for utterance in tar.found.utterances:
+            utterance.row.key = f"{tar.name.partition('.tar')[0]}/{utterance.row.key}"
+
+
+def _contents(row: Row) -> tuple[int, dict[str, int]]:
+    return row.json[2], {name: array.crc for name, array in row.arrays.items()}
 
 
 def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str | int]:
@@ -177,9 +227,10 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
 
 
 def _found_classes(labels: dict[str, str | int]) -> list[str]:
+    """Numbers in their order, then names; 1 and "1" are one class."""
     values = set(labels.values())
-    numbers = sorted(value for value in values if isinstance(value, int))
-    return [str(value) for value in numbers] + sorted(value for value in values if isinstance(value, str))
+    numbers = [str(value) for value in sorted(value for value in values if isinstance(value, int))]
+    return numbers + sorted({value for value in values if isinstance(value, str)} - {*numbers})
 
 
 def _check_utterances(tars: list[ForeignTar]) -> None:

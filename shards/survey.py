@@ -81,12 +81,14 @@ class Survey:
         forms: per modality the forms (features per step, dtype) in which it was found.
         slow: why the tar cannot be read in place; None if it can.
         ignored: how many members of what extension mean nothing here.
+        without_arrays: keys of utterances that have a JSON member, but no array.
     """
 
     utterances: list[Utterance]
     forms: dict[str, set[tuple[int, str]]]
     slow: str | None
     ignored: Counter[str]
+    without_arrays: list[str]
 
 
 def survey(path: Path, shown: str, label: str) -> Survey:
@@ -126,7 +128,8 @@ def survey(path: Path, shown: str, label: str) -> Survey:
     utterances = [utterance for utterance in found.values() if utterance.arrays]
     forms = _forms(utterances, shown)
     slow += [f"{shown}: {u.row.key}: {why}" for u in utterances if (why := _slow(u))][:1]
-    return Survey(utterances, forms, slow[0] if slow else None, ignored)
+    without = [key for key, utterance in found.items() if not utterance.arrays and utterance.row.json[1]]
+    return Survey(utterances, forms, slow[0] if slow else None, ignored, without)
 
 
 @contextlib.contextmanager
@@ -195,7 +198,7 @@ def _add_npz(utterance: Utterance, name: str, member: Member) -> None:
 def _modality(name: str, member: str) -> str:
     plain = re.sub(r"[^a-z0-9_]", "_", name.lower()) or UNNAMED
     if not MODALITY_NAME.fullmatch(plain):
-        raise ValueError(f"{member}: {name!r} is no name of a modality: begin with a letter")
+        raise ValueError(f"{member}: {name!r} is no name of a modality: begin with a letter, and not json")
     return plain
 
 
@@ -216,7 +219,7 @@ def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, 
     forms: dict[str, set[tuple[int, str]]] = {}
     for utterance in utterances:
         for name, array in utterance.arrays.items():
-            if len(array.shape) != 2 or array.dtype.kind not in "fiu":
+            if len(array.shape) != 2 or not array.shape[1] or array.dtype.kind not in "fiu":
                 raise ValueError(
                     f"{shown}: {utterance.row.key}: {name} is {array.dtype} of shape {array.shape}; features "
                     "are real numbers [steps, features per step]"

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from awtpn.cli import main
 from shards import FeatureStream, pack
 from shards.foreign import Indexed, index_url
 from shards.inspect import info, preview
@@ -343,7 +344,12 @@ def object_npz() -> bytes:
         ),
         (partial(with_member, "u0.json", b"{}"), r"u0.json: a second JSON member"),
         (partial(with_member, "u9x.json", b"[1]"), r"u9x.json: not a JSON object"),
-        (partial(with_member, "x.audio.npy", npy(np.zeros((2, 6), "<f2"))), r"part-0.tar: x: no label"),
+        (
+            partial(with_member, "x.audio.npy", npy(np.zeros((2, 6), "<f2"))),
+            r"part-1.tar: x: this .* twice, in part-0.tar",
+        ),
+        (partial(with_member, "u0.json.npy", npy(np.zeros((2, 6)))), r"'json' is no name of a modality"),
+        (partial(with_member, "u0.b.npy", npy(np.zeros((2, 0)))), r"b is float64 of shape \(2, 0\)"),
         (partial(with_member, "u0.9.npy", npy(np.zeros((2, 6), "<f2"))), r"'9' is no name of a modality"),
         (partial(recast, lambda a: a * np.float16("nan")), r"part-0.tar: u0: audio is nan at step 0"),
         (partial(recast, lambda a: a[:0]), r"part-0.tar: u0: no steps in any modality"),
@@ -364,8 +370,48 @@ def test_refusals_name_tar_and_member(tmp_path: Path, cache: Path, change: Any, 
 def test_the_same_key_in_two_tars(tmp_path: Path, cache: Path) -> None:
     for name in ("a.tar", "b.tar"):
         write_tar(tmp_path / "d" / name, members_of(0))
-    with pytest.raises(ValueError, match=r"b.tar: u0: this key is in the dataset twice"):
+    with pytest.raises(ValueError, match=r"b.tar: u0: this utterance is in the dataset twice, in a.tar, too"):
         index(tmp_path / "d", cache)
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_keys_that_begin_anew_in_each_tar(
+    tmp_path: Path, cache: Path, decoded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As webdataset's often do: the tar's name goes before them, and tells them apart."""
+    for part in range(2):
+        files = [file for i in range(5) for file in members_of(part * 5 + i, f"{i:06d}")]
+        write_tar(tmp_path / "d" / f"all-{part}.tar", files)
+    made = index(tmp_path / "d", cache, out=str(tmp_path / "out") if decoded else None)
+    assert "keys begin anew in each tar" in caplog.text
+    assert_streams(made.url, cache, lambda i: f"all-{i // 5}{'_' if decoded else '/'}{i % 5:06d}")
+
+
+def test_utterances_without_an_array_are_told(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lonely = partial(with_member, "lonely.json", b'{"label": "happy"}')
+    assert index(plain(tmp_path / "d", lonely), cache).without_arrays == ["lonely", "lonely"]
+    assert_streams(tmp_path / "d", cache)
+    main(["shards", "index", str(tmp_path / "d"), "--cache_dir", str(cache)])
+    assert "left out: 2 utterances without an array: lonely, lonely" in capsys.readouterr().out
+
+
+def test_labels_that_are_equal_as_text_are_one_class(tmp_path: Path, cache: Path) -> None:
+    def change(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [(name, b.replace(b'"happy"', b"1").replace(b'"calm"', b'"1"')) for name, b in files]
+
+    manifest = index(plain(tmp_path / "d", change), cache).manifest
+    assert (manifest.classes, manifest.splits["all"].class_counts) == (["1"], [10])
+    for labels in (["p", "q", "q"], ["p", ""]):
+        with pytest.raises(ValueError, match="must be distinct names"):
+            index(tmp_path / "d", cache, classes=labels)
+
+
+def test_the_url_of_a_tar(tmp_path: Path, cache: Path) -> None:
+    tar = plain(tmp_path / "d") / "part-0.tar"
+    with pytest.raises(ValueError, match=r"part-0.tar: is a tar; give the URL of the folder"):
+        index(tar, cache)
 
 
 @pytest.mark.parametrize("compress", [None, gzip.compress])
