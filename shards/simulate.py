@@ -1,20 +1,26 @@
-"""What an epoch would ask of a cluster, told from the plan alone: nothing is read but the manifest.
+"""What an epoch would ask of a cluster, told from the plan alone: no shard is read.
 
 Counts of shards, bytes and steps are exact. Balance and shuffling are measured on a sample of steps and
-ranks, which the report states; the lengths of utterances, which the manifest does not tell, are
-drawn around each shard's mean as those of speech are spread.
+ranks, which the report states; of a dataset the indexes of the shards that these touch are read, for the
+lengths of their utterances, which the manifest does not tell. Those of a made-up one are drawn around their
+mean as those of speech are spread.
 """
 
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from shards.plan import WINDOW, Plan, make_plan, places_of_rank, rows_of_step, shards_of_places
-from shards.schema import Manifest
+from shards.inspect import human
+from shards.plan import WINDOW, Plan, Work, make_plan, places_of_rank, rows_of_step, shards_of_places
+from shards.reader import ShardReader
+from shards.schema import Manifest, choose_split
+from shards.selection import INDEX_THREADS
+from shards.store import Store
 from shards.working_set import working_set
 
 SAMPLED_STEPS, SAMPLED_RANKS = 16, 512
@@ -32,13 +38,15 @@ class Layout:
     Attributes:
         name: for the report.
         utterances, bytes: [shards] int64 each; bytes with the index.
-        mean_steps: [shards], segments and frames of an utterance.
+        work: segments and frames of each utterance of shards.
+        drawn: whether `work` is made up.
     """
 
     name: str
     utterances: np.ndarray
     bytes: np.ndarray
-    mean_steps: np.ndarray
+    work: Work
+    drawn: bool
 
 
 @dataclass(frozen=True)
@@ -94,21 +102,26 @@ class Report:
     same_shard_ideal: float
 
 
-def layout_of(manifest: Manifest, split: str, name: str) -> Layout:
-    """The layout of a split.
+def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
+    """The layout of a split of a dataset.
 
     Raises:
         ValueError: there is no such split.
     """
-    if split not in manifest.splits:
-        raise ValueError(f"{name}: no split {split!r}; it has {list(manifest.splits)}")
+    split = choose_split(manifest, split, store.url)
     shards = manifest.splits[split].shards
-    utterances = np.array([shard.utterances for shard in shards], np.int64)
+    reader = ShardReader(store, shards, manifest.modalities)
+
+    def work(shards: list[int]) -> list[np.ndarray]:
+        with ThreadPoolExecutor(INDEX_THREADS) as threads:
+            return list(threads.map(reader.work, shards))
+
     return Layout(
-        name=f"{name}#{split}",
-        utterances=utterances,
+        name=f"{store.url}#{split}",
+        utterances=np.array([shard.utterances for shard in shards], np.int64),
         bytes=np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64),
-        mean_steps=np.array([sum(shard.steps.values()) for shard in shards]) / np.maximum(utterances, 1),
+        work=work,
+        drawn=False,
     )
 
 
@@ -123,8 +136,13 @@ def synthetic_layout(size: str) -> Layout:
         raise ValueError(f"{size!r}: must be UTTERANCESxSHARDS, such as 100000000x10000")
     utterances, shards = int(match[1]), int(match[2])
     counts = np.diff(np.arange(shards + 1) * utterances // shards)
-    mean = np.full(shards, SYNTHETIC_STEPS, np.float64)
-    return Layout(size, counts, counts * (SYNTHETIC_STEPS * SYNTHETIC_STEP_BYTES), mean)
+    return Layout(
+        name=size,
+        utterances=counts,
+        bytes=counts * (SYNTHETIC_STEPS * SYNTHETIC_STEP_BYTES),
+        work=lambda shards: [_drawn_work(shard, int(counts[shard])) for shard in shards],
+        drawn=True,
+    )
 
 
 def simulate(
@@ -146,7 +164,9 @@ def simulate(
         streams, seed, window: see `plan`.
 
     Raises:
-        ValueError: the split is empty, or the ranks or streams do not divide the global batch.
+        ValueError: the split is empty, the ranks or streams do not divide the global batch, or an index is
+            damaged.
+        OSError: the store cannot be reached.
     """
     if nodes < 1 or gpus_per_node < 1:
         raise ValueError(f"{nodes} nodes with {gpus_per_node} GPUs each: there must be at least one of each")
@@ -158,7 +178,7 @@ def simulate(
         streams=streams,
         seed=seed,
         window=window,
-        work=lambda shards: [_drawn_work(layout, shard) for shard in shards],
+        work=layout.work,
     )
     node_places = share * gpus_per_node
     needed = [shards_of_places(plan, node * node_places, node_places) for node in range(nodes)]
@@ -208,7 +228,8 @@ def _sample(plan: Plan, layout: Layout, ranks: int) -> dict[str, list[float]]:
         for rank in chosen:
             places = places_of_rank(plan.global_batch_size, rank, ranks)
             _, shard, row = rows_of_step(plan, 0, step, *places)
-            work |= {s: _drawn_work(layout, s) for s in np.unique(shard).tolist() if s not in work}
+            new = [s for s in np.unique(shard).tolist() if s not in work]
+            work |= dict(zip(new, layout.work(new), strict=True))
             totals.append(sum(int(work[s][r]) for s, r in zip(shard.tolist(), row.tolist(), strict=True)))
             stored.append(first_row[shard] + row)
             shards.append(shard)
@@ -234,12 +255,11 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def _drawn_work(layout: Layout, shard: int) -> np.ndarray:
-    """Segments and frames of each utterance of a shard: log-normal about the shard's mean."""
+def _drawn_work(shard: int, utterances: int) -> np.ndarray:
+    """Segments and frames of each utterance of a made-up shard: log-normal about their mean."""
     rng = np.random.default_rng(shard)
-    spread = rng.lognormal(-(LENGTH_SPREAD**2) / 2, LENGTH_SPREAD, int(layout.utterances[shard]))
-    spread = np.clip(spread, SHORTEST, LONGEST)
-    work: np.ndarray = np.maximum(1, layout.mean_steps[shard] * spread).astype(np.int64)
+    spread = rng.lognormal(-(LENGTH_SPREAD**2) / 2, LENGTH_SPREAD, utterances)
+    work: np.ndarray = np.maximum(1, SYNTHETIC_STEPS * np.clip(spread, SHORTEST, LONGEST)).astype(np.int64)
     return work
 
 
@@ -250,22 +270,23 @@ def _spread(values: list[Any]) -> Spread:
 def format_report(report: Report) -> str:
     """The report as text, a line per figure."""
     r, layout = report, report.layout
+    lengths = "lengths drawn" if layout.drawn else "lengths as indexed"
     shards = f"{r.node_shards.low:,.0f} - {r.node_shards.high:,.0f} of {len(layout.utterances):,}"
     lines = [
         (
             "data",
-            f"{layout.name}: {layout.utterances.sum():,} utterances, {_size(float(layout.bytes.sum()))}",
+            f"{layout.name}: {layout.utterances.sum():,} utterances, {human(float(layout.bytes.sum()))}",
         ),
         ("ranks", f"{r.nodes:,} nodes x {r.gpus_per_node} GPUs, global batch {r.global_batch_size:,}"),
         ("steps per epoch", f"{r.steps_per_epoch:,}, the last of {r.last_step:,} utterances"),
         ("streams", f"{r.streams:,}, each shuffled within windows of {r.window:,} utterances"),
         ("shards per node", f"{shards}, mean {r.node_shards.mean:,.1f}"),
-        ("bytes per node", f"{_size(r.node_bytes.low)} - {_size(r.node_bytes.high)}"),
+        ("bytes per node", f"{human(r.node_bytes.low)} - {human(r.node_bytes.high)}"),
         (
             "fetched in all",
-            f"{_size(r.fetched_bytes)}, {r.fetched_bytes / layout.bytes.sum():.2f} x the data",
+            f"{human(r.fetched_bytes)}, {r.fetched_bytes / layout.bytes.sum():.2f} x the data",
         ),
-        ("cache per node", f"{_size(r.cache_bytes)} at a time at most ({r.cache_bytes:,} bytes)"),
+        ("cache per node", f"{human(r.cache_bytes)} at a time at most ({r.cache_bytes:,} bytes)"),
         (
             "longest rank",
             f"{r.excess.mean:.1%} above the mean rank of its step, {r.excess.high:.1%} at worst",
@@ -274,14 +295,6 @@ def format_report(report: Report) -> str:
         ("apart in storage", f"a batch's utterances {r.distance:.0%} as far as after a perfect shuffle"),
         ("  neighbours", f"{r.neighbour_distance:.0%}"),
         ("  same shard", f"{r.same_shard:.3%} of pairs; {r.same_shard_ideal:.3%} after a perfect shuffle"),
-        ("sampled", f"the last five: {r.sampled_steps} steps, {r.sampled_ranks} ranks, lengths drawn"),
+        ("sampled", f"the last five: {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}"),
     ]
     return "\n".join(f"{name:<17} {text}" for name, text in lines)
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if size < 1000:
-            return f"{size:,.4g} {unit}"
-        size /= 1000
-    return f"{size:,.4g} PB"

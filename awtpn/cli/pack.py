@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -74,7 +76,11 @@ def add_pack(commands: Any) -> None:
         help="stored precision (default: float16)",
     )
     parser.add_argument(
-        "--shard_mb", type=float, default=256, metavar="MIB", help="close a shard at this size (default: 256)"
+        "--shard_mb",
+        type=mebibytes,
+        default=256,
+        metavar="MIB",
+        help="close a shard at this size (default: 256)",
     )
     parser.add_argument(
         "--on_bad",
@@ -108,6 +114,14 @@ def add_pack(commands: Any) -> None:
     parser.set_defaults(command=run_pack)
 
 
+def mebibytes(text: str) -> float:
+    """An option's value that is a size in MiB."""
+    with contextlib.suppress(ValueError):
+        if 0 < (size := float(text)) < math.inf:
+            return size
+    raise argparse.ArgumentTypeError(f"{text!r} is no size in MiB; write e.g. 256")
+
+
 def run_pack(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in OPTIONS}
     if options.format in RECORDED:
@@ -125,7 +139,7 @@ def run_pack(options: argparse.Namespace) -> None:
         classes=source.classes,
         provenance=source.provenance | {"command": hide_in_command(["awtpn", *sys.argv[1:]])},
         dtype=options.dtype,
-        shard_bytes=int(options.shard_mb * 2**20),
+        shard_bytes=max(1, int(options.shard_mb * 2**20)),
         on_bad=options.on_bad or "refuse",
         storage_options=options.storage_options,
         overwrite=options.overwrite,

@@ -15,6 +15,9 @@ from shards.simulate import format_report, layout_of, simulate, synthetic_layout
 from shards.store import open_dataset
 from shards.verify import format_verified, verify
 
+# Utterances named in a text; all are in the result.
+SHOWN = 5
+
 EXAMPLES = """examples:
   awtpn shards info data/meld
   awtpn shards preview s3://corpus/meld --split train -n 1
@@ -119,11 +122,15 @@ def _add_index(actions: Any) -> None:
     parser = _add(
         actions,
         "index",
-        "make a dataset of tars that others made, without copying them where they can be read in place",
+        "make a dataset of tars that others made, without copying them where they can be read in place; "
+        "where keys begin anew in each tar, its name is put before them",
         "folder of tars, any fsspec URL",
     )
     parser.add_argument(
-        "--labels", metavar="A,B,...", help="class names in label order (default: those found, sorted)"
+        "--labels",
+        type=words,
+        metavar="A,B,...",
+        help="class names in label order (default: those found, sorted)",
     )
     parser.add_argument(
         "--label_field", default="label", metavar="NAME", help="JSON field of the label (default: label)"
@@ -142,7 +149,7 @@ def _add_index(actions: Any) -> None:
 def _run_index(options: argparse.Namespace) -> None:
     made = index_url(
         options.url,
-        classes=options.labels.split(",") if options.labels else None,
+        classes=options.labels,
         label=options.label_field,
         dtype=options.dtype,
         out=options.out,
@@ -151,7 +158,11 @@ def _run_index(options: argparse.Namespace) -> None:
     how = f"decoded, since {made.decoded}" if made.decoded else "read in place"
     print(f"indexed: {made.url} ({how}); manifest in {made.folder}")
     for extension, count in made.ignored.items():
-        print(f"left out: {count} members .{extension}")
+        print(f"left out: {count} members {extension}")
+    if made.without_arrays:
+        shown = ", ".join(made.without_arrays[:SHOWN])
+        more = ", ..." if len(made.without_arrays) > SHOWN else ""
+        print(f"left out: {len(made.without_arrays)} utterances without an array: {shown}{more}")
 
 
 def _add_simulate(actions: Any) -> None:
@@ -179,7 +190,7 @@ def _run_simulate(options: argparse.Namespace) -> None:
         layout = synthetic_layout(options.url)
     else:
         store, manifest, fragment = open_dataset(options.url, options.cache_dir, options.storage_options)
-        layout = layout_of(manifest, fragment or options.split, store.url)
+        layout = layout_of(store, manifest, fragment or options.split)
     report = simulate(
         layout, options.nodes, options.gpus_per_node, options.global_batch, streams=options.streams
     )

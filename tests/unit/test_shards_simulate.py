@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards_support import corpus, pack
+from shards_support import DIMS, corpus, pack, utterance
 
 from shards import FeatureStream
 from shards.plan import make_plan, places_of_rank, rows_of_step, shards_of_places
-from shards.simulate import _mean_distance, format_report, layout_of, simulate, synthetic_layout
+from shards.simulate import Layout, _mean_distance, format_report, layout_of, simulate, synthetic_layout
+from shards.store import open_dataset
+
+
+def layout(folder: Path, split: str = "train") -> Layout:
+    store, manifest, _ = open_dataset(str(folder))
+    return layout_of(store, manifest, split)
 
 
 @given(data=st.data())
@@ -32,7 +39,7 @@ def test_shards_of_places_are_those_that_an_epoch_reads(data: st.DataObject) -> 
 
 def test_a_packed_dataset(tmp_path: Path) -> None:
     manifest = pack(corpus(), tmp_path / "d")
-    report = simulate(layout_of(manifest, "train", "d"), 2, 2, 12)
+    report = simulate(layout(tmp_path / "d"), 2, 2, 12)
     stream = FeatureStream(str(tmp_path / "d"), global_batch_size=12)
     assert (report.steps_per_epoch, report.streams) == (stream.steps_per_epoch, stream.streams)
     assert report.last_step == 4
@@ -42,7 +49,24 @@ def test_a_packed_dataset(tmp_path: Path) -> None:
     assert report.sampled_ranks == 4
     text = format_report(report)
     assert "d#train: 40 utterances" in text
+    assert "lengths as indexed" in text
     assert "2 nodes x 2 GPUs" in text
+
+
+def test_lengths_are_those_of_the_dataset(tmp_path: Path) -> None:
+    """Where all utterances are of one length no rank has more than another, however they are dealt."""
+    same = [
+        utterance(i, "all", features={name: np.ones((4, dim)) for name, dim in DIMS.items()})
+        for i in range(96)
+    ]
+    pack(same, tmp_path / "d")
+    report = simulate(layout(tmp_path / "d"), 2, 2, 12)
+    assert report.excess.high == report.excess_unbalanced.high == 0
+    long = [
+        replace(s, features={"audio": np.ones((64, 5))}) if i % 16 == 0 else s for i, s in enumerate(same)
+    ]
+    pack(long, tmp_path / "e")
+    assert simulate(layout(tmp_path / "e"), 2, 2, 12).excess_unbalanced.high > 0.5
 
 
 def test_one_rank_fetches_all_and_is_its_own_mean() -> None:
@@ -83,10 +107,10 @@ def test_refused_sizes(size: str) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    layout = synthetic_layout("100x4")
     with pytest.raises(ValueError, match="12 ranks do not divide the global batch of 32"):
-        simulate(layout, 3, 4, 32)
+        simulate(synthetic_layout("100x4"), 3, 4, 32)
     with pytest.raises(ValueError, match="at least one of each"):
-        simulate(layout, 0, 4, 32)
+        simulate(synthetic_layout("100x4"), 0, 4, 32)
+    pack(corpus(4, 0), tmp_path / "d")
     with pytest.raises(ValueError, match="no split 'dev'"):
-        layout_of(pack(corpus(4, 0), tmp_path / "d"), "dev", "d")
+        layout(tmp_path / "d", "dev")
