@@ -21,7 +21,10 @@ SUMMARY = ("w-ACC", "w-F1", "UA", "macro-F1")
 
 def count_confusion(label: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Confusion counts int64 [C, C], true classes as rows, of `label` and `predicted` [B] (no host sync)."""
-    return torch.bincount(label * classes + predicted, minlength=classes * classes).view(classes, classes)
+    cell = label * classes + predicted
+    # Not bincount, which asks the device for the largest cell to size its result.
+    counts = cell.new_zeros(classes * classes).scatter_add_(0, cell, torch.ones_like(cell))
+    return counts.view(classes, classes)
 
 
 def summarise(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:

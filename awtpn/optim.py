@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass
@@ -35,22 +35,35 @@ class OptimConfig:
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """Fused AdamW that changes nothing in a step whose gradients are not all finite.
+    """Fused AdamW that changes nothing in a step whose gradients, or whose gradient's norm, are not finite.
 
     The decision stays on the device. Reduced gradients are the same on every rank, so all of them skip
     together. (DeepSpeed's ZeRO optimizers decide for themselves before they come here.)
     """
 
+    gradient_norm: Tensor | None = None
+    """Of the next step, before clipping, which makes 0 of finite gradients whose norm overflows."""
+
     def step(self, closure: Any = None) -> Any:
-        if hasattr(self, "found_inf"):  # a GradScaler has decided already
-            return super().step(closure)
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, math.inf)])
-        self.found_inf = (~largest.isfinite().all()).float()
+        norm, self.gradient_norm = self.gradient_norm, None
+        scaled = hasattr(self, "found_inf")  # by a GradScaler, which has looked at the gradients already
+        if not scaled:
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, math.inf)])
+            self.found_inf = (~largest.isfinite().all()).float()
+        if norm is not None:
+            self.found_inf = torch.maximum(self.found_inf, (~norm.isfinite()).float())
         try:
             return super().step(closure)
         finally:
-            del self.found_inf
+            if not scaled:  # the scaler deletes its own
+                del self.found_inf
+
+
+def tell_norm(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Before a step of `optimizer`, what the gradients' norm was before they were clipped by it."""
+    if isinstance(optimizer, GuardedAdamW):
+        optimizer.gradient_norm = norm
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

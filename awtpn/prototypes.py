@@ -120,16 +120,20 @@ def class_sums(output: ModelOutput, label: Tensor, table: Tensor, per_class: int
     An utterance gives one vector per modality it has, its reliability-weighted (pooled) one: the steps
     that carry its emotion count, those that carry none hardly do. With K > 1 it goes to the nearest
     prototype of its class. The last column counts.
+
+    The sums are a product with the one-hot owners: the same bits each time, which atomic additions are not.
+    What is not finite spoils all of them; the trainer leaves out such a step.
     """
     sums = table.new_zeros(len(table), table.shape[1] + 1, dtype=torch.float32)
+    rows = torch.arange(len(table), device=table.device)
     for stream in output.streams.values():
         pooled = stream.pooled.float()
         own = table.view(-1, per_class, table.shape[1])[label].float()  # [B, K, D]
         nearest = (pooled[:, None] - own).square().sum(-1).argmin(-1)
         weight = stream.present.float()[:, None]
-        sums.index_add_(
-            0, label * per_class + nearest, torch.cat([pooled, torch.ones_like(weight)], 1) * weight
-        )
+        owner = (rows[:, None] == label * per_class + nearest).float()  # [C*K, B]
+        with torch.autocast(table.device.type, enabled=False):
+            sums += owner @ (torch.cat([pooled, torch.ones_like(weight)], 1) * weight)
     return sums
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from awtpn.config import Config, Launch
 from awtpn.engine_state import float32_masters, innermost
 from awtpn.layout import Layout
+from awtpn.optim import tell_norm
 
 DEFAULT_ZERO_STAGE = 2
 # Where no DeepSpeed file says otherwise; those in configs/deepspeed say the same. DeepSpeed's own sizes suit
@@ -161,6 +162,7 @@ def settle_stage_0(engine: Any, optimizer: torch.optim.Optimizer, precision: str
 
         def clip() -> None:
             engine._global_grad_norm = nn.utils.clip_grad_norm_(engine.module.parameters(), largest)
+            tell_norm(innermost(optimizer), engine._global_grad_norm)
 
         engine.gradient_clipping = lambda: largest
         engine.clip_fp32_gradients = clip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from awtpn.attention import FORMS, choose_form, has_triton, reliability_attentio
 from awtpn.config import Config
 from awtpn.device import send
 from awtpn.losses import LossConfig
+from awtpn.metrics import count_confusion
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.optim import make_optimizer
-from awtpn.prototypes import PrototypesConfig
+from awtpn.prototypes import PrototypesConfig, class_sums
 from awtpn.trainer import train_step
 
 pytestmark = [
@@ -171,6 +173,30 @@ def test_a_step_never_waits_for_the_device(
     watched("default")
     assert len(run.pending) == 3
     assert torch.stack([figures["terms"] for figures in run.pending]).isfinite().all()
+
+
+def test_an_evaluated_batch_is_counted_without_waiting(cuda: torch.device, watched: Any) -> None:
+    label, predicted = (torch.randint(9, (1000,), device=cuda) for _ in range(2))
+    count_confusion(label, predicted, 9)  # the first compiles kernels
+    watched("error")
+    counts = count_confusion(label, predicted, 9)
+    watched("default")
+    expected = torch.bincount(label.cpu() * 9 + predicted.cpu(), minlength=81).view(9, 9)
+    assert torch.equal(counts.cpu(), expected)
+
+
+@pytest.mark.parametrize("per_class", [1, 4])
+def test_class_sums_have_the_same_bits_each_time(per_class: int, cuda: torch.device) -> None:
+    generator = torch.Generator(cuda).manual_seed(0)
+    pooled = torch.randn(4096, 256, device=cuda, generator=generator)
+    table = torch.randn(len(CLASSES) * per_class, 256, device=cuda, generator=generator)
+    label = torch.randint(len(CLASSES), (4096,), device=cuda, generator=generator)
+    present = torch.rand(4096, device=cuda, generator=generator) < 0.9
+    output: Any = SimpleNamespace(streams={"audio": SimpleNamespace(pooled=pooled, present=present)})
+    with torch.autocast("cuda", torch.bfloat16):
+        first, *others = (class_sums(output, label, table, per_class) for _ in range(10))
+    assert all(torch.equal(first, other) for other in others)
+    assert first[:, -1].sum() == present.sum(), "counts are exact under autocast, too"
 
 
 def test_what_is_sent_arrives_and_nobody_waits(cuda: torch.device, watched: Any) -> None:

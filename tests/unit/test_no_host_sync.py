@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_iter
 from awtpn import attention
 from awtpn.config import Config
 from awtpn.losses import LossConfig
+from awtpn.metrics import count_confusion
 from awtpn.model import AWTPN, ModelConfig
 from awtpn.optim import OptimConfig, make_optimizer
 from awtpn.prototypes import PrototypesConfig
@@ -99,6 +100,7 @@ def no_waiting() -> ExitStack:
         lambda x: x[x > 0],
         lambda x: torch.masked_select(x, x > 0),
         lambda x: torch.where(x > 0),
+        lambda x: torch.bincount(x.long(), minlength=9),
         lambda x: x.repeat_interleave(torch.ones_like(x, dtype=torch.int64)),
         lambda x: torch.zeros(3).to(META),
         lambda x: torch.tensor([1.0, 2.0], device=META),
@@ -175,6 +177,13 @@ def test_a_batch_without_utterances_never_waits() -> None:
         train_step(run, of.to(META, non_blocking=True), data_wait=0.0)
     for name, parameter in run.model.named_parameters():
         assert run.optimizer.state[parameter], f"{name} has no gradient, though it has one on other ranks"
+
+
+def test_an_evaluated_batch_is_counted_without_waiting() -> None:
+    label, predicted = (torch.tensor(LABELS).to(META, non_blocking=True) for _ in range(2))
+    with no_waiting():
+        counts = count_confusion(label, predicted, len(CLASSES))
+    assert (counts.shape, counts.dtype) == ((3, 3), torch.int64)
 
 
 def replace_launches(monkeypatch: pytest.MonkeyPatch, form: str) -> list[str]:

@@ -59,6 +59,14 @@ def test_micro_batches_add_up_to_one_move() -> None:
     assert not class_sums(model(features([])), torch.tensor([], dtype=torch.int64), table, 1).any()
 
 
+def test_class_sums_are_float32_under_autocast() -> None:
+    model = small_model(learnable=False, dtype=torch.float32)
+    of, label = model(features(utterances(LENGTHS))), torch.tensor(LABEL)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = class_sums(of, label, model.tpn.prototypes, 1)
+    assert torch.equal(within, class_sums(of, label, model.tpn.prototypes, 1))
+
+
 def test_k_means_finds_separate_clouds_and_is_the_mean_for_one() -> None:
     generator = torch.Generator().manual_seed(0)
     clouds = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
