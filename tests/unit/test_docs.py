@@ -1,4 +1,4 @@
-"""What `pydoc` and `--help` show is written: modules, public names, and every key of the configuration."""
+"""What people read is written: modules, public names, help on keys and options; no page links to nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ import shards
 from awtpn import config, refusals
 from awtpn.cli import make_parser
 
+# [text](place "title"), and not http://..., mailto:... or #heading
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 FILES = sorted(path for package in ("awtpn", "shards", "launch") for path in (REPO / package).rglob("*.py"))
+PAGES = sorted([*REPO.glob("*.md"), *(REPO / "tests").rglob("*.md")])
 WHERE_IT_IS = re.compile(r"`(\w+)[`/]")
 
 
@@ -25,6 +28,17 @@ WHERE_IT_IS = re.compile(r"`(\w+)[`/]")
 def test_every_module_says_what_it_is(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert text.split("\n")[0].rstrip().endswith((".", "?", ",", ":")), "a sentence is what pydoc shows first"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(REPO)) for path in PAGES])
+def test_what_a_page_links_to_is_there(path: Path) -> None:
+    links = LINK.findall(path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_links_are_found() -> None:
+    text = '![a](b/c.png "d") [e](#f) [g](https://h.i) [j](k.md#l) [m](mailto:n) [o](p/)'
+    assert LINK.findall(text) == ["b/c.png", "k.md", "p/"]
 
 
 def public(package: Any) -> Iterator[tuple[str, object]]:
