@@ -24,6 +24,7 @@ from shards.faces import LARGEST_SIDE, crop_faces, face_settings
 SIDE, CELLS, ORIENTATIONS = 64, 4, 8
 # Scale to unit length without blowing up the noise of an even picture.
 SMALLEST_GRADIENT = 0.1
+# Pictures described at a time: of a long clip all at once would fill the memory.
 BLOCK = 16
 
 
@@ -67,22 +68,36 @@ class Descriptor:
         return pool(describe(clip), centres, len(clip) / self.fps, self.step_seconds)
 
 
-def describe(pictures: np.ndarray) -> np.ndarray:
-    """float32 [N, 148] of pictures uint8 [N, H, W, 3]; the order within is the module's."""
-    small = np.concatenate([_squeeze(pictures[i : i + BLOCK]) for i in range(0, len(pictures), BLOCK)])
-    red, green, blue = small[..., 0], small[..., 1], small[..., 2]
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+def describe(pictures: np.ndarray, block: int = BLOCK) -> np.ndarray:
+    """float32 [N, 148] of pictures uint8 [N, H, W, 3]; the order within is the module's.
+
+    Args:
+        block: pictures described at a time, which does not change a bit of them.
+    """
+    described = np.empty((len(pictures), Descriptor.dim), np.float32)
+    before: np.ndarray | None = None
+    for i in range(0, len(pictures), block):
+        small = _squeeze(pictures[i : i + block])
+        red, green, blue = small[..., 0], small[..., 1], small[..., 2]
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        tones = [grey.mean((1, 2)) - 0.5, grey.std((1, 2)), (red - green).mean((1, 2))]
+        tones.append(((red + green) / 2 - blue).mean((1, 2)))
+        moved = np.abs(np.diff(grey, axis=0, prepend=grey[:1] if before is None else before))
+        parts = [_gradients(grey), np.stack(tones, axis=1), _cells(moved).reshape(len(grey), -1)]
+        described[i : i + block] = np.concatenate(parts, axis=1)
+        before = grey[-1:]
+    return described
+
+
+def _gradients(grey: np.ndarray) -> np.ndarray:
+    """Histograms of oriented gradients [N, CELLS * CELLS * ORIENTATIONS] of pictures [N, SIDE, SIDE]."""
     dy, dx = np.gradient(grey, axis=(1, 2))
     length = np.hypot(dx, dy)
     orientation = (np.arctan2(dy, dx) % np.pi * (ORIENTATIONS / np.pi)).astype(np.int64) % ORIENTATIONS
     histogram = np.stack(
         [_cells(np.where(orientation == o, length, 0.0)) for o in range(ORIENTATIONS)], axis=-1
-    ).reshape(len(small), -1)
-    histogram /= np.maximum(np.linalg.norm(histogram, axis=1, keepdims=True), SMALLEST_GRADIENT / SIDE)
-    tones = [grey.mean((1, 2)) - 0.5, grey.std((1, 2)), (red - green).mean((1, 2))]
-    tones.append(((red + green) / 2 - blue).mean((1, 2)))
-    motion = _cells(np.abs(np.diff(grey, axis=0, prepend=grey[:1]))).reshape(len(small), -1)
-    return np.concatenate([histogram, np.stack(tones, axis=1), motion], axis=1).astype(np.float32)
+    ).reshape(len(grey), -1)
+    return histogram / np.maximum(np.linalg.norm(histogram, axis=1, keepdims=True), SMALLEST_GRADIENT / SIDE)
 
 
 def _squeeze(pictures: np.ndarray) -> np.ndarray:

@@ -28,6 +28,8 @@ BANDS = 40
 LOWEST_HZ, HIGHEST_HZ = 50.0, 7600.0
 FLOOR = 1e-8
 FRAMES_PER_STEP = 10
+# Steps computed at a time: the spectra of a long recording would fill the memory.
+BLOCK = 256
 
 
 class LogMel:
@@ -61,7 +63,8 @@ class LogMel:
         """[T, 80] for each wave float32 [samples] at 16 kHz."""
         return [self._encode(wave) for wave in waves]
 
-    def _encode(self, wave: np.ndarray) -> np.ndarray:
+    def _encode(self, wave: np.ndarray, block: int = BLOCK) -> np.ndarray:
+        """[T, 80]; in blocks of so many steps, which do not change a bit of them."""
         steps = steps_in(len(wave) / RATE, self.step_seconds)
         if not steps:
             return np.zeros((0, self.dim), np.float32)
@@ -69,11 +72,17 @@ class LogMel:
         # A signal shorter than the margin has nothing to mirror.
         padded = np.pad(wave, half, mode="reflect" if len(wave) > half else "constant")
         frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP][: steps * FRAMES_PER_STEP]
-        power = np.abs(np.fft.rfft(frames * self._window, axis=-1)) ** 2
-        bands = np.log(power @ self._filters.T + FLOOR)
-        # One short segment is made of the frames there are.
-        segments = bands.reshape(steps, -1, BANDS)
-        return np.concatenate([segments.mean(axis=1), segments.std(axis=1)], axis=1).astype(np.float32)
+        encoded = np.empty((steps, self.dim), np.float32)
+        for i in range(0, steps, block):
+            part = frames[i * FRAMES_PER_STEP : (i + block) * FRAMES_PER_STEP]
+            power = np.abs(np.fft.rfft(part * self._window, axis=-1)) ** 2
+            # One short segment is made of the frames there are. Each is multiplied by itself: what a matrix
+            # product gives for a row hangs, in its last bits, on the rows beside it.
+            segments = power.reshape(min(block, steps - i), -1, power.shape[-1])
+            bands = np.log(segments @ self._filters.T + FLOOR)
+            encoded[i : i + block, :BANDS] = bands.mean(axis=1)
+            encoded[i : i + block, BANDS:] = bands.std(axis=1)
+        return encoded
 
 
 def mel_filters(rate: int, fft: int, bands: int, lowest: float, highest: float) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from encoders_support import AUDIO, VIDEO
 
 from shards.encoders import open_audio_encoder, open_video_encoder
 from shards.encoders.descriptor import _squeeze, describe
+from shards.encoders.logmel import LogMel
 from shards.encoders.pooling import pool, steps_in
 from shards.feature_space import reopen, space_of
 
@@ -121,6 +123,27 @@ def test_descriptor_squeezes_by_exact_shares(height: int, width: int) -> None:
     one = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     large = one.repeat(64, axis=1).repeat(64, axis=2).reshape(1, 64, height, 64, width, 3) / 255.0
     np.testing.assert_allclose(_squeeze(one), large.mean(axis=(2, 4)), atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 3, 16, 99])
+def test_blocks_change_no_bit(block: int) -> None:
+    """A long clip is described a part at a time: motion looks back, and windows of sound reach across."""
+    clip, encoder = pictures(40), LogMel()
+    np.testing.assert_array_equal(describe(clip, block), describe(clip, 40))
+    for seconds in (0.01, 0.2, 4.01):
+        whole = encoder._encode(noise(seconds), 40)
+        np.testing.assert_array_equal(encoder._encode(noise(seconds), block), whole)
+
+
+def test_long_recordings_are_encoded_in_little_memory() -> None:
+    """Minutes of spectra, or of pictures in floating point, would take gigabytes."""
+    wave, clip = np.zeros(100 * RATE, np.float32), np.zeros((200, 64, 64, 3), np.uint8)
+    for call in (lambda: LogMel().encode([wave]), lambda: describe(clip)):
+        tracemalloc.start()
+        call()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 64 << 20
 
 
 def test_descriptor_averages_pictures_over_steps() -> None:
