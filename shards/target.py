@@ -237,7 +237,7 @@ def write_json_lines(path: Path, records: list[Any]) -> None:
 
 
 def discard(target: Target) -> None:
-    """Leave the folder as if nothing had begun, but for the folder itself; as it is where another has begun."""
+    """Leave the folder as if nothing had begun, but for the folder itself; untouched where another began."""
     if token_in(target.store) != target.token:
         return
     ours = [name for name in names_in(target.store) if OURS.fullmatch(name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from fsspec.implementations.local import LocalFileSystem
 
 from awtpn.cli import main
 from shards import FeatureStream, pack
@@ -518,6 +520,20 @@ def test_a_read_only_place(tmp_path: Path, web: str, cache: Path, compressed: bo
     assert_streams(f"{web}/d", cache)
     assert next(preview(f"{web}/d", 1, cache_dir=cache)).key == "u0"
     assert verify(f"{web}/d", progress=False, cache_dir=cache).faults == []
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_read_only_disk(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    folder, asked = plain(tmp_path / "d"), []
+
+    def put_file(fs: LocalFileSystem, here: str, there: str, **options: Any) -> None:
+        asked.append(there)
+        raise OSError(code, os.strerror(code), there)
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_file)
+    assert index(folder, cache).folder.startswith(str(cache))
+    assert len(asked) == 1
+    assert_streams(folder, cache)
 
 
 def test_a_packed_dataset_over_http(tmp_path: Path, web: str, cache: Path) -> None:

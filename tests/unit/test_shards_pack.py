@@ -19,6 +19,7 @@ import pytest
 import webdataset
 from shards_support import CLASSES, DIMS, corpus, pack, utterance
 
+from awtpn.cli import main
 from shards import BadSample, FeatureStream, Sample, target
 from shards.foreign import index_url
 from shards.schema import parse_manifest
@@ -156,6 +157,15 @@ def test_bad_options_are_refused(tmp_path: Path, options: dict[str, Any], messag
     with pytest.raises(ValueError, match=message):
         pack(corpus(), tmp_path / "d", **options)
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "-1", "0", "much"])
+def test_sizes_of_shards_that_cannot_be(
+    tmp_path: Path, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["pack", "x", str(tmp_path / "d"), "--format", "npz", f"--shard_mb={size}"])
+    assert f"'{size}' is no size in MiB" in capsys.readouterr().err
 
 
 def test_nothing_to_pack(tmp_path: Path) -> None:

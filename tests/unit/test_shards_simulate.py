@@ -66,6 +66,8 @@ def test_lengths_are_those_of_the_dataset(tmp_path: Path) -> None:
         replace(s, features={"audio": np.ones((64, 5))}) if i % 16 == 0 else s for i, s in enumerate(same)
     ]
     pack(long, tmp_path / "e")
+    # As streams do, whatever is asked for.
+    assert layout(tmp_path / "e", "train").name.endswith("#all")
     assert simulate(layout(tmp_path / "e"), 2, 2, 12).excess_unbalanced.high > 0.5
 
 
