@@ -8,7 +8,7 @@ Where things are:
 - the network: `model` (SES, TPN, AWM), `segments` (sums over utterances), `attention`, `attention_fused`,
   `reference` (the published code's weights)
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
-- training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `layout`,
+- training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `damage`, `layout`,
   `distributed`, `zero`, `device`, `checkpoint`, `engine_state`, `watchdog`, `doctor`
 - looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`
 - figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)

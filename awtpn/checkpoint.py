@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Position:
     """Digest of the training utterances: their manifest, split and selection."""
     skipped: int = 0
     """Steps left out because a loss or gradient was not finite."""
+    damaged: list[str] = field(default_factory=list)
+    """Utterances left out because their shard or array is damaged or missing."""
     seconds: float = 0.0
     """Wall time that the run took so far, over all its starts, without getting ready."""
     rank_seconds: float = 0.0

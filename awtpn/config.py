@@ -76,6 +76,10 @@ class DataConfig:
     """Largest size of the cache, e.g. 200GB; default: no limit."""
     streams: int | None = None
     """Canonical streams the data is dealt to; default: chosen from global batch and shard count."""
+    damaged_budget: int = 0
+    """Training utterances that may be left out as damaged or missing; 0 stops at the first."""
+    check_crc: bool = False
+    """Compare each array with the CRC-32 in its index: else a flipped bit in a local file is never seen."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """Options for fsspec (endpoint, region, ...). Never written to the run folder."""
 
@@ -141,6 +145,8 @@ class Config:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
         for section in (self.model, self.prototypes, self.loss, self.optim, self.train):
             section.validate()
+        if self.data.damaged_budget < 0:
+            raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
         if self.run.seed < 0:
             raise ValueError(f"run.seed must not be negative, but is {self.run.seed}")
         if self.prototypes.update == "ema" and self.model.awm == "adaptive" and self.loss.lambda_align == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,15 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
         "cache_dir": data.cache_dir,
         "cache_limit": data.cache_limit,
         "storage_options": data.storage_options,
+        "check_crc": data.check_crc,
     }
+
+
+def ranks_of_node(world: World) -> int:
+    """Ranks that share this node's cache; every rank calls. 1 where nodes are too uneven to tell whose."""
+    hosts = world.from_all(platform.node())
+    ranks = hosts.count(platform.node())
+    return 1 if world.size % ranks else ranks
 
 
 def open_training_stream(config: Config, world: World, position: Position) -> FeatureStream:
@@ -70,6 +79,8 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
         global_batch_size=config.train.global_batch_size,
         rank=world.rank,
         world_size=world.size,
+        local_world_size=ranks_of_node(world),
+        skip_damaged=config.data.damaged_budget > 0,
         seed=config.run.seed,
         streams=config.data.streams or (position.streams if resuming else None),
         modalities=config.model.modalities,
@@ -85,12 +96,13 @@ def evaluation_stream(
 
 
 def open_evaluation(source: dict[str, Any], modalities: list[str], world: World) -> FeatureStream:
-    """An unshuffled stream of a `stream_source`."""
+    """An unshuffled stream of a `stream_source`, all of it: no figure is told of what is left of a split."""
     return FeatureStream(
         **source,
         global_batch_size=EVALUATION_BATCH * world.size,
         rank=world.rank,
         world_size=world.size,
+        local_world_size=ranks_of_node(world),
         shuffle=False,
         modalities=modalities,
     )

@@ -30,6 +30,7 @@ from awtpn.board.snapshot import Collector
 from awtpn.board.work import memory, pace, work_of_batch
 from awtpn.checkpoint import Position
 from awtpn.config import DEMO, Config, dump_yaml, parse_command_line
+from awtpn.damage import account_for_damaged
 from awtpn.data import (
     balanced_weights,
     check_feature_space,
@@ -77,6 +78,8 @@ class Run:
     watchdog: Watchdog
     pending: list[dict[str, Any]] = field(default_factory=list)
     """Steps not yet written; their figures may still be on the device."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Name and cause of the utterances found damaged since this start."""
     since: float = 0.0
     """When the oldest pending step began."""
     counted: float = field(default_factory=time.perf_counter)
@@ -107,7 +110,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     try:
         if not fit(run):
             if world.is_main:
-                write_status(run_dir, "preempted", **about, step=run.position.step)
+                lost = len(run.position.damaged)
+                write_status(run_dir, "preempted", **about, step=run.position.step, damaged=lost)
             return {}
         results = test(run)
     except BaseException as error:
@@ -118,7 +122,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     finally:
         run.watchdog.close()
     if world.is_main:
-        write_status(run_dir, "done", **about, step=run.position.step, **count_time(run))
+        lost = len(run.position.damaged)
+        write_status(run_dir, "done", **about, step=run.position.step, damaged=lost, **count_time(run))
     leave()
     return results
 
@@ -378,6 +383,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> StepFacts:
             "fingerprint": f"{facts.fingerprint:016x}",
             "utterances": facts.utterances,
             "data_wait": data_wait,
+            "damaged": batch.damaged,
             "work": work_of_batch(batch, unwrap(run.model)),
         }
     )
@@ -448,9 +454,10 @@ def flush(run: Run, monitor: Monitor) -> None:
     steps, run.pending = run.pending, []
     terms = torch.stack([s["terms"] for s in steps]).double().cpu().numpy()
     waits = np.array([s["data_wait"] for s in steps]) / run.world.size
-    reduced = run.world.sum(np.column_stack([terms, waits, np.stack([s["work"] for s in steps])]))
+    damaged = [len(s["damaged"]) for s in steps]
+    reduced = run.world.sum(np.column_stack([terms, waits, damaged, np.stack([s["work"] for s in steps])]))
     seconds, run.since = time.perf_counter() - run.since, time.perf_counter()
-    utterances, (wait, *work) = sum(s["utterances"] for s in steps), reduced[:, len(TERMS) :].sum(0)
+    utterances, (wait, lost, *work) = sum(s["utterances"] for s in steps), reduced[:, len(TERMS) :].sum(0)
     rate = utterances / max(seconds, 1e-9)
     weights = np.array(run.config.loss.weights())
     for s, row in zip(steps, reduced, strict=True):
@@ -462,10 +469,17 @@ def flush(run: Run, monitor: Monitor) -> None:
             {"step": s["step"], "epoch": s["epoch"], "lr": s["lr"], "fingerprint": s["fingerprint"]}
             # JSON has no NaN.
             | {name: value if math.isfinite(value) else None for name, value in figures.items()}
-            | {"skipped": not finite, "utterances_per_s": rate, "data_wait": row[len(TERMS)]}
+            | {"skipped": not finite, "damaged": int(row[len(TERMS) + 1])}
+            | {"utterances_per_s": rate, "data_wait": row[len(TERMS)]}
         )
         if not finite:
             account_for_skipped(run, monitor, s, loss)
+    if lost:  # on some rank; the same sum on all
+        found = run.world.from_all({name: cause for s in steps for name, cause in s["damaged"].items()})
+        everywhere = {name: cause for of_rank in found for name, cause in of_rank.items()}
+        budget, url = run.config.data.damaged_budget, run.train.url
+        for line in account_for_damaged(everywhere, run.damaged, run.position, budget, url):
+            monitor.say(line)
     monitor.log_pace(s["step"], pace(seconds, utterances, wait, work) | memory(run.world.device))
     monitor.flush(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from support import ALONE, CLASSES, batch, small_model, utterances
 
+from awtpn import trainer
 from awtpn.config import Config, Launch
 from awtpn.distributed import World, start
 from awtpn.losses import LossConfig, total_loss
@@ -175,3 +176,8 @@ def other_settings_are_refused(job: dict[str, Any]) -> None:
         config.optim.lr = 0.5
     with pytest.raises(ValueError, match=r"ranks \[1\] were started with another configuration"):
         start(config, Launch())
+
+
+def damage_beyond_the_budget_stops_all(job: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"training utterances are damaged or missing, more than"):
+        trainer.main(job["train"])

@@ -7,6 +7,8 @@ places, all of which belong to the first rank, and some utterances miss a modali
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 from support import arguments, assert_like_runs, metrics, run_ranks, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from awtpn.checkpoint import STATE_FILE
+from shards import FeatureStream
 
 BASE = {
     "data.streams": 1,  # the empty places come last, so the second rank has nothing in the last step
@@ -43,6 +48,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "global negatives": {"loss.negatives": "global"},
     "published": {"loss.align_form": "reference", "loss.inter_form": "reference", "optim.grad_clip": 0},
     "video alone": {"model.modalities": "[video]", "model.awm": "uniform"},
+    "damage": {"prototypes.init": "data"},  # of a corpus with a shard cut short, within the budget
 }
 
 # How: (ranks, accumulation, ZeRO stage or None).
@@ -58,6 +64,7 @@ LAYOUTS: dict[str, list[Layout]] = {
     "global negatives": [(4, 1, None), (2, 1, None), (2, 1, 2), (2, 1, 3)],
     "published": [(2, 1, 2), (2, 1, 0)],
     "video alone": [(2, 2, None), (2, 1, 3)],
+    "damage": [(2, 1, None)],
 }
 # Whose pictures are drawn: prototypes on one rank, and partitioned over two.
 DRAWN: list[tuple[str, Layout]] = [("clusters", ALONE), ("clusters", (2, 1, 3))]
@@ -71,7 +78,18 @@ def name(lesson: str, layout: Layout) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def damaged(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """The corpus with a shard cut short, and the names of its utterances."""
+    folder = tmp_path_factory.mktemp("damaged") / "corpus"
+    shutil.copytree(corpus, folder)
+    entry = FeatureStream(str(folder)).manifest.splits["train"].shards[1]
+    os.truncate(folder / entry.name, 1000)
+    with np.load(folder / entry.index) as index:
+        return str(folder), sorted(index["key"].tolist())
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of them, by three launches."""
     root = tmp_path_factory.mktemp("layouts")
     # Parameters of fewer elements are never partitioned by ZeRO-3, and these are all small.
@@ -81,12 +99,18 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     everything = [(lesson, ALONE) for lesson in LESSONS] + CASES
     for ranks in (1, 2, 4):
-        jobs = []
+        jobs: list[dict[str, Any]] = []
         for lesson, layout in everything:
             _, accumulation, stage = layout
             if layout[0] != ranks:
                 continue
             settings = BASE | LESSONS[lesson] | {"data.train": corpus, "run.dir": root / name(lesson, layout)}
+            if lesson == "damage":
+                url, keys = damaged
+                settings |= {"data.train": url, "data.damaged_budget": len(keys)}
+                beyond = {"data.damaged_budget": len(keys) - 1, "run.dir": root / f"beyond, {ranks} ranks"}
+                check = "damage_beyond_the_budget_stops_all"
+                jobs.append({"check": check, "train": arguments(settings | beyond)})
             if (lesson, layout) in DRAWN:
                 settings["train.pictures"] = "always"
             if accumulation > 1:
@@ -124,10 +148,31 @@ def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
         ("align", "ce", "mse") if lesson == "video alone" else ("align", "intra", "inter", "contrast", "ce")
     )
     assert all(lines[0][term] > 0 for term in active)
-    if lesson not in ("plain", "clusters", "video alone"):  # those see other data
+    if lesson not in ("plain", "clusters", "video alone", "damage"):  # those see other data
         plain = metrics(runs / name("plain", ALONE))
         assert [x["fingerprint"] for x in plain] == [x["fingerprint"] for x in lines]
         assert lines[-2]["loss"] != pytest.approx(plain[-2]["loss"], rel=1e-3), "the settings matter"
+
+
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_damaged_shard_is_counted_once_and_told_of_once(
+    runs: Path, damaged: tuple[str, list[str]], ranks: int
+) -> None:
+    run, (url, keys) = runs / name("damage", (ranks, 1, None)), damaged
+    lines = metrics(run)
+    for epoch in range(4):
+        assert sum(line["damaged"] for line in lines if line["epoch"] == epoch) == len(keys)
+    assert status(run)["damaged"] == len(keys)
+    position = json.loads((run / "checkpoints" / "latest" / STATE_FILE).read_text())["position"]
+    assert position["damaged"] == keys
+    assert (runs / f"rank-0-of-{ranks}.log").read_text().count("left out: train-") == 1
+
+    stopped = status(runs / f"beyond, {ranks} ranks")
+    assert stopped["status"] == "failed"
+    assert f"more than data.damaged_budget {len(keys) - 1}:" in stopped["error"]
+    assert f"`awtpn shards verify {url}`" in stopped["error"]
+    assert any(key in stopped["error"] for key in keys)
 
 
 @pytest.mark.timeout(580)
