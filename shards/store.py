@@ -69,6 +69,15 @@ def split_url(url: str) -> tuple[str, str, str | None]:
     return folder.rstrip("/") or "/", name, split or None
 
 
+def dataset_name(url: str) -> str:
+    """The name of a dataset's folder, for other files and folders: nothing of it can be a credential.
+
+    "https://me:secret@host/iemocap/manifest.json?token=secret#dev" is "iemocap".
+    """
+    folder, _, _ = split_url(hide(url.partition("#")[0]))
+    return Path(folder).name or "data"
+
+
 def open_store(
     url: str,
     cache_dir: str | Path | None = None,
@@ -84,10 +93,16 @@ def open_store(
         cache_limit: bytes that the cache may hold, over all datasets in it; a number, or like "200GB".
 
     Raises:
-        ValueError: no file system for this URL, its package is missing, or no such limit.
+        ValueError: no file system for this URL, its package is missing, or no such limit; or a URL with a
+            query.
     """
     options = storage_options or {}
     shown, secrets = hide(url), secrets_in(url, options)
+    if "://" in url and "?" in url:
+        raise ValueError(
+            f"{shown}?...: a URL's query opens one file, and a dataset is a folder of many: give the token in "
+            "data.storage_options (--storage_options), as the file system takes it"
+        )
     limit = None if cache_limit is None else parse_bytes(cache_limit)
     patient = with_patience(url, options)
     try:

@@ -22,6 +22,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from deepspeed.launcher.runner import fetch_hostfile
 from deepspeed.runtime.config import DeepSpeedConfig
 from support import REPO, arguments, environment, free_port, launched, metrics, run, status
+from torch.distributed.launcher.api import LaunchConfig
 
 from awtpn.config import Config, Launch
 from awtpn.layout import make_layout
@@ -30,10 +31,12 @@ from awtpn.zero import deepspeed_settings
 SBATCH = REPO / "launch" / "slurm.sbatch"
 POD = REPO / "launch" / "kubernetes.yaml"
 STEPS = 120
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 SRUN = """#!/bin/bash
 # Starts every task of a step on this machine, and ends all if one fails.
-shift # --kill-on-bad-exit=1
+[ "$1 $2" = "--kill-on-bad-exit=1 --cpus-per-task=3" ] || exit 9
+shift 2
 for ((i = 0; i < SLURM_NTASKS; i++)); do
     SLURM_PROCID=$i SLURM_LOCALID=$i "$@" &
     echo $! >>"$STAND_INS/tasks"
@@ -95,6 +98,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_ID": str(free_port()),  # the script derives the ranks' port from it
         "SLURM_JOB_NODELIST": "node-[1-2]",
         "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "3",
     }
 
 
@@ -153,7 +157,7 @@ def containers(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [container for replica in replicas for container in replica["template"]["spec"]["containers"]]
 
 
-def test_the_kubernetes_job_is_a_pytorch_job() -> None:
+def test_the_kubernetes_job_is_a_pytorch_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: the fields that it uses, with the types and values that the operator's schema allows."""
     job = pytorch_job()
     assert set(job) == {"apiVersion", "kind", "metadata", "spec"}
@@ -180,8 +184,11 @@ def test_the_kubernetes_job_is_a_pytorch_job() -> None:
         assert set(replica) == {"replicas", "restartPolicy", "template"}
         assert replica["restartPolicy"] in ("Always", "OnFailure", "Never", "ExitCode")
         pod = replica["template"]["spec"]
-        # torchrun waits 30 seconds for its ranks, and they must save.
-        assert pod["terminationGracePeriodSeconds"] > 30
+        # The ranks must save: torchrun, which by itself waits for them for 30 seconds, leaves them time.
+        (container,) = pod["containers"]
+        of_container = {variable["name"]: variable["value"] for variable in container["env"]}
+        monkeypatch.setenv(SHUTDOWN, of_container[SHUTDOWN])
+        assert 100 <= LaunchConfig(1, 1, 8).shutdown_timeout < pod["terminationGracePeriodSeconds"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes

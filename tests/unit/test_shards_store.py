@@ -17,7 +17,7 @@ from shards import FeatureStream
 from shards.credentials import hide, hide_in_command, secrets_in
 from shards.protocols import with_patience
 from shards.retry import retrying
-from shards.store import asking, open_file, open_store, read_manifest, split_url
+from shards.store import asking, dataset_name, open_dataset, open_file, open_store, read_manifest, split_url
 
 
 @pytest.fixture(autouse=True)
@@ -173,10 +173,38 @@ def test_credentials_stay_out_of_errors(remote: str, tmp_path: Path, downloads: 
 
 
 def test_credentials_in_the_url_are_hidden() -> None:
-    store = open_store("memory://u:hunter%402@host/d?sig=abc")
+    store = open_store("memory://u:hunter%402@host/d")
     assert store.url == "memory://host/d"
     assert "hunter" not in repr(store)
-    assert {"hunter%402", "hunter@2", "sig=abc"} <= set(store.secrets)
+    assert {"hunter%402", "hunter@2"} <= set(store.secrets)
+    assert "sig=abc" in secrets_in("memory://host/d?sig=abc", {})
+
+
+@pytest.mark.parametrize("url", ["https://h/d?sig=abc", "https://h/d/manifest.json?sig=abc#dev"])
+def test_a_url_with_a_query_is_refused(url: str) -> None:
+    """It would open the one file it was signed for, if any."""
+    with pytest.raises(
+        ValueError, match=r"h/d.*\?\.\.\.: .* give the token in data\.storage_options"
+    ) as caught:
+        open_dataset(url)
+    assert "abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://bucket/corpora/iemocap", "iemocap"),
+        ("s3://bucket/corpora/iemocap/#dev", "iemocap"),
+        ("data/iemocap/manifest.json#dev", "iemocap"),
+        ("https://me:s3cret@host/iemocap/manifest.json?token=s3cret#dev", "iemocap"),
+        ("https://host/iemocap?token=s3/cret", "iemocap"),
+        ("https://me:s3cret@host", "host"),
+        ("demo", "demo"),
+        (".", "data"),
+    ],
+)
+def test_a_dataset_has_the_name_of_its_folder(url: str, name: str) -> None:
+    assert dataset_name(url) == name
 
 
 @pytest.mark.parametrize(
