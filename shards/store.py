@@ -100,7 +100,7 @@ def open_store(
     shown, secrets = hide(url), secrets_in(url, options)
     if "://" in url and "?" in url:
         raise ValueError(
-            f"{shown}?...: a URL's query opens one file, and a dataset is a folder of many: give the token in "
+            f"{shown}?...: a URL's query opens one file, a dataset is a folder of many: give the token in "
             "data.storage_options (--storage_options), as the file system takes it"
         )
     limit = None if cache_limit is None else parse_bytes(cache_limit)
