@@ -47,8 +47,10 @@ class ClipSource:
         clips: in the corpus' order; an entry that is known to be missing or broken is a `BadSample`.
         classes: class names, in the order of their labels.
         provenance: for the manifest: corpus, label map, splits.
+        remarks: what the user should be told before the extraction begins.
     """
 
     clips: list[Clip | BadSample]
     classes: list[str]
     provenance: dict[str, Any]
+    remarks: list[str] = field(default_factory=list)

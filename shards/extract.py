@@ -146,6 +146,13 @@ def extract(
     lots, bad = deal(source, clips_per_shard)
     if bad and on_bad == "refuse":
         raise ValueError(f"utterance {bad[0]['key']!r}: {bad[0]['cause']}")
+    if rank == 0:
+        # Before hours go into the others.
+        for remark in source.remarks:
+            logger.warning("%s", remark)
+        if bad:
+            told = "%d of %d clips cannot be used; the first, %s: %s"
+            logger.warning(told, len(bad), len(source.clips), bad[0]["key"], bad[0]["cause"])
     settings = {"clips_per_shard": clips_per_shard, "dtype": dtype, "on_bad": on_bad}
     token = EXTRACTION + digest(source, encoders, settings).encode()
     store = open_folder(str(out), storage_options)

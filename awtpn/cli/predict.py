@@ -18,18 +18,25 @@ from shards.sources.recordings import PICTURE, SOUND
 
 
 def are_recordings(inputs: list[str]) -> bool:
-    """Whether INPUT names recordings, by their suffixes, and not a packed dataset.
+    """Whether INPUT names recordings, and not a packed dataset.
 
     Raises:
         ValueError: some of both, or several datasets.
     """
-    found = [Path(name).suffix.lower() in SOUND | PICTURE for name in inputs]
+    found = [_is_recording(Path(name)) for name in inputs]
     if all(found):
         return True
     if len(inputs) > 1:
         other = inputs[found.index(False)]
-        raise ValueError(f"{other}: no recording by its suffix; give recordings only, or a single dataset")
+        raise ValueError(f"{other}: is no file; give recordings only, or a single dataset")
     return False
+
+
+def _is_recording(path: Path) -> bool:
+    """A file, whatever its suffix; but a dataset may be named by its manifest. One may also be missing."""
+    if path.is_file():
+        return path.suffix.lower() != ".json"
+    return not path.is_dir() and path.suffix.lower() in SOUND | PICTURE
 
 
 def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:

@@ -100,7 +100,10 @@ def _rows(table: Path) -> list[tuple[str, dict[str, str]]]:
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
     if missing:
         raise ValueError(f"{table}: column {missing[0]!r} is missing; it has {reader.fieldnames}")
-    return [(f"{table}: row {number}", row) for number, row in enumerate(reader, start=1)]
+    # Spreadsheets leave rows without any content.
+    return [
+        (f"{table}: row {number}", row) for number, row in enumerate(reader, start=1) if any(row.values())
+    ]
 
 
 def _decode(content: bytes) -> str:

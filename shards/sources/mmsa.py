@@ -26,7 +26,6 @@ From the archive to a trained model:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ import numpy as np
 from shards import restricted_pickle
 from shards.schema import BadSample, Sample
 from shards.sources.sentiment import SETS, class_of
-from shards.sources.source import MOST_CLASSES, Source, class_names, finite
+from shards.sources.source import MOST_CLASSES, Source, class_names, finite, key_of
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 MODALITIES = {"audio": "audio", "vision": "video"}
@@ -151,8 +150,7 @@ def _samples(
     for split, record in splits.items():
         for i in range(len(record["id"])):
             name = _name(record["id"][i])
-            # No dots, slashes or spaces: a key names a member of a tar. MMSA puts "$_$" before the segment.
-            key = re.sub(r"[\s./\\]", "_", name.replace("$_$", "_"))
+            key = key_of(name.replace("$_$", "_"))  # MMSA puts "$_$" before the segment
             label = record["label"][i]
             at = f"{path}: {split}[{i}]"
             try:

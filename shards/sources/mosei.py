@@ -47,7 +47,7 @@ from shards.feature_space import space_of
 from shards.schema import BadSample, Sample
 from shards.sources import csd
 from shards.sources.sentiment import SETS, class_of
-from shards.sources.source import Source, finite
+from shards.sources.source import Source, finite, key_of
 
 LABELS = "All Labels"
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
@@ -242,8 +242,7 @@ def _samples(
             # A recording is read once for all its utterances.
             whole = cache(partial(csd.read_entry, entry=video))
             for utterance in of_video:
-                # No dots, slashes or spaces: a key names a member of a tar.
-                key = re.sub(r"[\s./\\]", "_", f"{video}_{utterance['number']}")
+                key = key_of(f"{video}_{utterance['number']}")
                 meta, at = utterance["meta"], utterance["at"]
                 try:
                     if "cause" in utterance:

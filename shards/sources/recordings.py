@@ -2,7 +2,7 @@
 
 A table (`.csv`, or `.jsonl` with an object per line) has the columns
 
-    key, split, label     name of the utterance, its split and its class
+    key, split, label     name of the utterance, its split and its class; what a key cannot hold becomes "_"
     path                  the recording, relative to the table; sound and picture are both taken from it
     audio, video          optional: the two in files of their own, in place of path; empty: there is none
     begin, end            optional: the stretch of it to take, in seconds; empty: all
@@ -39,11 +39,15 @@ from typing import Any
 from shards.clips import Clip, ClipSource
 from shards.schema import BadSample
 from shards.sources.rows import read_rows
+from shards.sources.source import key_of
 
-SOUND = {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+SOUND = {
+    *(".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a"),
+    *(".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"),
+}
 PICTURE = {
-    *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+    *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 }
 REQUIRED = ("key", "split", "label")
 PATHS = ("path", "audio", "video")
@@ -74,8 +78,10 @@ def read(
             one key for two files; names the file and the fix.
     """
     path = Path(source)
+    others: Counter[str] = Counter()
     if path.is_dir():
-        clips = list(_of_folder(path, pattern))
+        files, others = _recordings_in(path)
+        clips = list(_of_folder(path, files, pattern))
     elif pattern is not None:
         raise ValueError(f"{path}: pattern reads the names in a folder, which this is not; leave it out")
     else:
@@ -83,8 +89,9 @@ def read(
     clips, left_out = _mapped([_labelled(clip) for clip in clips], label_map, path)
     found = {clip.label for clip in clips if isinstance(clip, Clip)}
     if not found:
+        first = next((f"; the first: {clip.cause}" for clip in clips if isinstance(clip, BadSample)), "")
         raise ValueError(
-            f"{path}: no clips left, {len(clips)} bad ones and {sum(left_out.values())} left out"
+            f"{path}: no clips left, {len(clips)} bad ones and {sum(left_out.values())} left out{first}"
         )
     classes = labels or [*dict.fromkeys(filter(None, (label_map or {}).values()))] or sorted(found)
     if unknown := sorted(found - set(classes)):
@@ -98,8 +105,9 @@ def read(
             "source": str(source),
             "pattern": pattern,
             "label_map": label_map or {name: name for name in classes},
-            "left_out": dict(sorted(left_out.items())),
+            "left_out": dict(sorted((left_out + others).items())),
         },
+        remarks=[_told(path, others)] if others else [],
     )
 
 
@@ -147,10 +155,24 @@ def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
 # --- A folder ------------------------------------------------------------------------------------
 
 
-def _of_folder(root: Path, pattern: str | None) -> Iterator[Clip | BadSample]:
-    files = sorted(path for path in _files_below(root) if _is_clip(path, root))
+def _recordings_in(root: Path) -> tuple[list[Path], Counter[str]]:
+    """The recordings in a folder, in order; and how many files are none by their suffix, by that."""
+    # What is hidden is nobody's: macOS leaves "._clip.mp4" beside each.
+    shown = [
+        path
+        for path in sorted(_files_below(root))
+        if not any(part.startswith(".") for part in path.relative_to(root).parts) and path.is_file()
+    ]
+    known = SOUND | PICTURE
+    files = [path for path in shown if path.suffix.lower() in known]
     if not files:
-        raise ValueError(f"{root}: no recordings in it; known are {' '.join(sorted(SOUND | PICTURE))}")
+        raise ValueError(f"{root}: no recordings in it; known are {' '.join(sorted(known))}")
+    return files, Counter(
+        path.suffix.lower() or "no suffix" for path in shown if path.suffix.lower() not in known
+    )
+
+
+def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[Clip | BadSample]:
     expression = _compiled(pattern) if pattern is not None else None
     matches = (
         {path: expression.search(path.relative_to(root).as_posix()) for path in files} if expression else {}
@@ -158,7 +180,7 @@ def _of_folder(root: Path, pattern: str | None) -> Iterator[Clip | BadSample]:
     if expression and not any(matches.values()):
         raise ValueError(f"{root}: pattern {pattern!r} fits none of its {len(files)} clips, say {files[0]}")
     for path in files:
-        key = _key_of(path.relative_to(root))
+        key = key_of(path.relative_to(root).with_suffix("").as_posix())
         if expression is None:
             split, label = _of_path(path, root)
             meta: dict[str, Any] = {}
@@ -168,9 +190,14 @@ def _of_folder(root: Path, pattern: str | None) -> Iterator[Clip | BadSample]:
                 yield BadSample(key, f"the pattern {pattern!r} does not fit its path", str(path))
                 continue
             meta = {name: value for name, value in match.groupdict().items() if value is not None}
-            split, label, key = meta.pop("split", SPLIT), meta.pop("label", ""), meta.pop("key", key)
+            split, label, key = meta.pop("split", SPLIT), meta.pop("label", ""), key_of(meta.pop("key", key))
         picture = path if path.suffix.lower() in PICTURE else None
         yield Clip(key, split, label, audio=path, video=picture, meta=meta, source=str(path))
+
+
+def _told(root: Path, others: Counter[str]) -> str:
+    counts = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common())
+    return f"{root}: {others.total()} files are no recordings by their suffix, and left out: {counts}"
 
 
 def _files_below(root: Path) -> Iterator[Path]:
@@ -181,18 +208,6 @@ def _files_below(root: Path) -> Iterator[Path]:
         way = {path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)}
         inner[:] = [name for name in inner if (here / name).resolve() not in way]
         yield from (here / name for name in names)
-
-
-def _key_of(path: Path) -> str:
-    """A file's path without its suffix, as a key: that names a member of a tar and is shown to people."""
-    name = path.with_suffix("").as_posix()
-    return "".join(mark if mark.isprintable() and mark not in " ./\\" else "_" for mark in name)
-
-
-def _is_clip(path: Path, root: Path) -> bool:
-    """A recording, and not hidden: macOS leaves "._clip.mp4" beside each."""
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in SOUND | PICTURE and not hidden and path.is_file()
 
 
 def _of_path(path: Path, root: Path) -> tuple[str, str]:
@@ -234,6 +249,7 @@ def _of_table(path: Path) -> list[Clip | BadSample]:
 def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     # What is null in JSON is as empty as an empty cell.
     key, split, label = ("" if row[name] is None else str(row[name]) for name in REQUIRED)
+    key = key_of(key)
     both = row.get("path")
     named = {name: row.get(name, both) or None for name in ("audio", "video")}
     files = {name: table.parent / str(file) if file else None for name, file in named.items()}

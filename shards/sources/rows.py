@@ -5,30 +5,35 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+SEPARATORS = ",;\t"
+
 
 def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
     """Read a table.
 
-    A CSV column becomes integers, else floats, where every value of it is written as one ("01" stays text).
+    A CSV's fields are separated by what its header has most of: commas, semicolons or tabs. Rows without any
+    content and columns without a name, which spreadsheets leave, are passed over. A column becomes integers,
+    else floats, where every value of it is written as one ("01" stays text).
 
     Args:
         path: the table.
         text: CSV columns that stay text in any case.
 
     Raises:
-        ValueError: no such table, not one, or not in UTF-8; names the row.
+        ValueError: no such table, not one, or not in UTF-8; names the row or the column.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such table")
-    if path.suffix not in (".csv", ".jsonl"):
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path}: a table is a .csv or a .jsonl file")
-    return _csv_rows(path, text) if path.suffix == ".csv" else _jsonl_rows(path)
+    return _csv_rows(path, text) if suffix == ".csv" else _jsonl_rows(path)
 
 
 def _text(path: Path) -> str:
@@ -59,26 +64,34 @@ def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    content = _text(path)
+    separator = max(SEPARATORS, key=content.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator)
     try:
-        rows: list[dict[str, Any]] = list(reader)
+        header, *lines = [cells for cells in reader if any(map(str.strip, cells))] or [[]]
     except csv.Error as error:
         raise ValueError(
-            f"{path}: after line {reader.line_num}: not CSV ({error}); is a quote not closed?"
+            f"{path}: up to line {reader.line_num}: not CSV ({error}); is a quote not closed?"
         ) from None
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
+    named = [name for name in header if name]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise ValueError(f"{path}: column {twice[0]!r} is there twice; rename one, or take it out")
+    for number, cells in enumerate(lines, start=1):
+        if len(cells) != len(header):
             raise ValueError(
-                f"{path}: row {number} has more or fewer fields than the header; quote its commas"
+                f"{path}: row {number} has {len(cells)} fields, the header {len(header)}; put a field that "
+                f"contains {separator!r} into quotes"
             )
-    for name in rows[0].keys() - set(text) if rows else ():
-        convert = _number_of([row[name] for row in rows])
-        for row in rows:
-            row[name] = convert(row[name])
-    return rows
+    columns = dict(zip(header, zip(*lines, strict=True), strict=True)) if lines else {}
+    converted = {
+        name: values if name in text else list(map(_number_of(values), values))
+        for name, values in columns.items()
+        if name
+    }
+    return [dict(zip(converted, row, strict=True)) for row in zip(*converted.values(), strict=True)]
 
 
-def _number_of(values: list[str]) -> Callable[[str], Any]:
+def _number_of(values: Sequence[str]) -> Callable[[str], Any]:
     """int or float where every value is written as one, else str."""
     for kind in (int, float):
         try:
@@ -87,7 +100,7 @@ def _number_of(values: list[str]) -> Callable[[str], Any]:
             continue
         if kind is float and np.isfinite(numbers).all():
             return float
-        if kind is int and [str(number) for number in numbers] == values:
+        if kind is int and [str(number) for number in numbers] == list(values):
             return int
         if kind is int:
             return str

@@ -48,6 +48,11 @@ def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
     return list(labels)
 
 
+def key_of(name: str) -> str:
+    """A name as a key: that names a member of a tar (no dots, slashes or spaces) and is shown to people."""
+    return "".join(mark if mark.isprintable() and mark not in " ./\\" else "_" for mark in name)
+
+
 def finite(values: np.ndarray, counts: dict[str, int], modality: str) -> np.ndarray:
     """Features [T, D] with 0 for what is infinite or no number, as the literature does with COVAREP's -inf.
 

@@ -230,7 +230,7 @@ def test_what_cannot_be_predicted_from_says_why(
     run: Path, extracted: Path, corpus: str, tmp_path: Path
 ) -> None:
     film = put("both.mp4", tmp_path / "film.mp4")
-    with pytest.raises(SystemExit, match=r"d: no recording by its suffix; give recordings only, or a single"):
+    with pytest.raises(SystemExit, match=r"d: is no file; give recordings only, or a single dataset"):
         awtpn("predict", run, film, extracted)
     with pytest.raises(ValueError, match=r"gone.mp4: no such file"):
         Predictor.from_pretrained(run).predict_recordings([film, tmp_path / "gone.mp4"])
@@ -238,6 +238,19 @@ def test_what_cannot_be_predicted_from_says_why(
     train(["--data.train", corpus, "--run.dir", str(unknown), *SHORT])
     with pytest.raises(SystemExit, match=r"features of audio and video were made is not recorded"):
         awtpn("predict", unknown, film)
+
+
+def test_a_file_is_a_recording_whatever_its_suffix(
+    run: Path, extracted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = put("both.mp4", tmp_path / "film")
+    awtpn("predict", run, film)
+    assert lines(capsys.readouterr().out)[0]["key"] == str(film)
+    folder = tmp_path / "d.mp4"
+    folder.symlink_to(extracted)
+    for dataset in (folder, folder / "manifest.json"):
+        awtpn("predict", run, dataset, "--split", "test")
+        assert len(lines(capsys.readouterr().out)) == 6
 
 
 def test_a_corpus_own_features_cannot_be_made_of_a_recording(run: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_long_recordings_are_encoded_in_little_memory() -> None:
         call()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert most < 64 << 20
+        assert most < 48 << 20
 
 
 def test_descriptor_averages_pictures_over_steps() -> None:

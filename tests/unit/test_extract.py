@@ -256,6 +256,8 @@ def test_clips_that_fail_are_listed_with_their_cause(
     assert causes["known"] == "list.txt: missing in the archive"
     assert sum(split.utterances for split in manifest.splits.values()) == 20
     assert "9 bad samples skipped" in caplog.text
+    # What is known before the extraction begins is told then.
+    assert "4 of 29 clips cannot be used; the first, nameless: label 'angry' is unknown" in caplog.text
 
 
 def test_a_stream_that_cannot_be_decoded_is_lacking_and_told(

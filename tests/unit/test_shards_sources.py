@@ -182,7 +182,7 @@ def test_table_bad_rows_are_refused_or_skipped(arrays: Path, change: dict[str, s
         ("t.xlsx", "x", "a table is a .csv or a .jsonl"),
         ("t.csv", "key,split,audio\nu,train,a.npy\n", "row 1 has columns .* needed are key, split, label"),
         ("t.csv", "key,split,label\nu,train,sad\n", "one of audio, video"),
-        ("t.csv", "key,split,label,audio\nu,train,sad,a.npy,x\n", "row 1 has more or fewer fields"),
+        ("t.csv", "key,split,label,audio\nu,train,sad,a.npy,x\n", "row 1 has 5 fields, the header 4; put"),
         ("t.jsonl", "{}\n", "row 1 has columns"),
         ("t.jsonl", "oops\n", "line 1: not JSON"),
         ("t.jsonl", "[]\n", "line 1: must be an object"),
@@ -310,5 +310,6 @@ def test_ensure_demo_packs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert demo.ensure_demo(tmp_path) == url
     assert (Path(url) / "manifest.json").stat().st_mtime_ns == written
     assert FeatureStream(url, "val").class_counts().tolist() == [1] * 8
-    monkeypatch.setattr(demo, "NOISE", 3.0)
+    (tmp_path / "other.py").write_text("# other code")
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "other.py"))
     assert demo.ensure_demo(tmp_path) != url

@@ -237,6 +237,9 @@ def test_meld(tmp_path: Path, nested: bool, encoding: str) -> None:
         source=f"{base / 'train_sent_emo.csv'}: row 2",
     )
     assert good(meld.read(tmp_path)) == clips
+    with (base / "train_sent_emo.csv").open("ab") as table:
+        table.write(b"," * 10 + b"\r\n")
+    assert good(meld.read(tmp_path)) == clips, "spreadsheets leave empty rows"
 
 
 def test_a_split_of_meld_that_is_not_there_is_left_out(tmp_path: Path) -> None:

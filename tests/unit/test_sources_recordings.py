@@ -164,7 +164,7 @@ def test_sound_and_picture_in_files_of_their_own(tmp_path: Path) -> None:
         (
             "a.csv",
             b'key,split,label,path\n"u' + b"x" * 200_000,
-            r"after line 1: not CSV .*is a quote not closed",
+            r"up to line 2: not CSV .*is a quote not closed",
         ),
     ],
 )
@@ -174,6 +174,59 @@ def test_tables_in_another_form_are_refused_by_name(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{re.escape(name)}: .*{complaint}"):
         recordings.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "key,split,label,path,take\nu1,all,x,a.wav,1\nu2,all,y,a.wav,2\n,,,,\n , ,,,\n,,\n",
+        "key;split;label;path;take\nu1;all;x;a.wav;1\nu2;all;y;a.wav;2\n;;;;\n",
+        "key\tsplit\tlabel\tpath\ttake\nu1\tall\tx\ta.wav\t1\nu2\tall\ty\ta.wav\t2\n",
+        ",key,split,label,path,take,,\r\n0,u1,all,x,a.wav,1,,\r\n1,u2,all,y,a.wav,2,,\r\n,,,,,,,\r\n",
+    ],
+    ids=["empty rows", "semicolons", "tabs", "columns without a name"],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, content: str) -> None:
+    put("tone.wav", tmp_path / "a.wav")
+    (tmp_path / "T.CSV").write_text(content, newline="")
+    source = recordings.read(tmp_path / "T.CSV")
+    assert {key: (clip.label, clip.meta) for key, clip in good(source).items()} == {
+        "u1": ("x", {"take": 1}),
+        "u2": ("y", {"take": 2}),
+    }
+    assert not bad(source)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("key,split,label,path,label\nu,all,x,a.wav,y\n")
+    with pytest.raises(ValueError, match=r"a\.csv: column 'label' is there twice; rename one"):
+        recordings.read(tmp_path / "a.csv")
+
+
+def test_keys_of_tables_are_made_as_those_of_folders(tmp_path: Path) -> None:
+    put("tone.wav", tmp_path / "a.wav")
+    rows = [{"key": key, "split": "all", "label": "x", "path": "a.wav"} for key in ("clip 1", "b/c.2")]
+    source = recordings.read(write_clip_table(tmp_path / "a.csv", rows))
+    assert list(good(source)) == ["clip_1", "b_c_2"]
+    rows.append(rows[0] | {"key": "clip.1"})
+    with pytest.raises(ValueError, match=r"row 3 and .*row 1 both have the key 'clip_1'"):
+        recordings.read(write_clip_table(tmp_path / "a.csv", rows))
+
+
+def test_files_of_other_suffixes_are_counted_and_told(tmp_path: Path) -> None:
+    for name in ("a.MKA", "b.m2ts", "c.xyz", "d.xyz", "notes", ".hidden"):
+        put("tone.wav", tmp_path / "x" / name)
+    source = recordings.read(tmp_path)
+    assert {key: clip.video is None for key, clip in good(source).items()} == {"x_a": True, "x_b": False}
+    assert source.provenance["left_out"] == {".xyz": 2, "no suffix": 1}
+    told = f"{tmp_path}: 3 files are no recordings by their suffix, and left out: .xyz 2, no suffix 1"
+    assert source.remarks == [told]
+
+
+def test_where_every_clip_is_bad_the_first_is_told(tmp_path: Path) -> None:
+    rows = [{"key": f"u{i}", "split": "all", "label": "x", "path": f"{i}.wav"} for i in range(2)]
+    with pytest.raises(ValueError, match=r"no clips left, 2 bad ones .* the first: no such file .*0\.wav"):
+        recordings.read(write_clip_table(tmp_path / "a.csv", rows))
 
 
 def test_json_lines_end_where_lines_do(tmp_path: Path) -> None:
