@@ -223,7 +223,9 @@ def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
                     Finding(
                         "error",
                         f"rank {r['rank']} on {r['host']} cannot read {url}: {answer}",
-                        "check the URL, the network and the credentials on that host",
+                        "check the URL, the network and the credentials on that host"
+                        if "://" in url
+                        else "check the path: every host needs the dataset there",
                     )
                 )
         answers = {r["data"].get(url) for r in ranks}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants
 from awtpn.experiments.runner import PYTHON
-from launch.cross_validate import add_options, run_script
+from launch.cross_validate import add_options, parse, run_script
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         "--variants", type=Path, default=VARIANTS_FILE, metavar="YAML", help="default: configs/ablations.yaml"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the variants")
-    options, training = parser.parse_known_args()
+    options, training = parse(parser)
     ablate(
         training,
         read_variants(options.variants, options.only),

@@ -39,7 +39,7 @@ def main() -> None:
         help="values to choose from; several make a grid",
     )
     parser.add_argument("--no-baseline", action="store_true", help="leave out the logistic regression")
-    options, training = parser.parse_known_args()
+    options, training = parse(parser)
     cross_validate(
         training,
         options.by,
@@ -77,6 +77,13 @@ def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
     parser.add_argument(
         "--launcher", metavar="WORDS", help="what starts each run, e.g. 'torchrun --nproc-per-node 8'"
     )
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """The script's own options, and the others, which are those of launch/train.py."""
+    own = parser.format_usage().removeprefix("usage: ").rstrip()
+    parser.usage = f"{own}\n{' ' * len(f'usage: {parser.prog} ')}[--config FILE] [--SECTION.KEY VALUE ...]"
+    return parser.parse_known_args()
 
 
 def run_script(main: object) -> None:

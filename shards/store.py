@@ -181,6 +181,11 @@ def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
     try:
         text = asking(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), url)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        if store.cache is None and Path(store.root).is_file():
+            raise NoManifest(
+                f"{store.url} is a file, and a packed dataset is a folder: `awtpn pack` makes one of "
+                "features, `awtpn extract` of recordings"
+            ) from None
         # Of a local file there is no more to say; a store may tell whether it is the bucket that is missing.
         cause = "" if store.cache is None else f" ({str(error).removeprefix(f'{url}: ')})"
         raise NoManifest(

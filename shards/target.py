@@ -124,7 +124,7 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
     if there.startswith(EXTRACTION) and not same and not overwrite:
         raise ValueError(
             f"{store.url}: holds an unfinished extraction of other clips or settings; finish that one, "
-            "choose another folder, or pass overwrite to throw it away"
+            "choose another folder, or pass overwrite (--overwrite) to throw it away"
         )
     return same
 
@@ -255,7 +255,8 @@ def token_in(store: Store) -> bytes:
 
 def _finished(store: Store) -> ValueError:
     return ValueError(
-        f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite to replace it"
+        f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite (--overwrite) to replace "
+        "it"
     )
 
 
@@ -289,7 +290,7 @@ def _check_nobody_packs(store: Store, overwrite: bool) -> None:
     if age < YOUNG_S:
         raise ValueError(
             f"{store.url}: another packing began here {age} s ago, {began[2].decode()}; if it is dead wait "
-            f"{YOUNG_S - age} s, or pass overwrite"
+            f"{YOUNG_S - age} s, or pass overwrite (--overwrite)"
         )
 
 

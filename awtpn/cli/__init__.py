@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=installed(), help="print the version and exit")
     parser.set_defaults(command=lambda options: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND")
     add_pack(commands)
@@ -70,6 +72,14 @@ def make_parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     add_bench(commands)
     return parser
+
+
+def installed() -> str:
+    """ "awtpn 1.2.3", by the package that is installed."""
+    try:
+        return f"awtpn {version('awtpn-at-scale')}"
+    except PackageNotFoundError:
+        return "awtpn, not installed but started from its folder"
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -125,6 +135,9 @@ def run_predict(options: argparse.Namespace) -> None:
     from awtpn.predictor import Predictor
 
     of_recordings = are_recordings(options.input)
+    for name in ("png", "audio", "video"):
+        if getattr(options, name) and not of_recordings:
+            raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
     predictor = Predictor.from_pretrained(options.model, options.device)
     if of_recordings:
         run_recordings(predictor, options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.cli.shards import add_store_options, print_splits, words
+from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
 from shards.clips import Clip, ClipSource
 from shards.credentials import hide_in_command
 from shards.schema import Manifest
@@ -288,9 +287,7 @@ def report(manifest: Manifest, out: str) -> None:
     print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} names them and says why")
-    modalities = list(manifest.modalities)
-    only = "" if len(modalities) > 1 else f" --model.modalities '{json.dumps(modalities)}'"
-    print(f"extracted; train with: python launch/train.py --data.train {out}{only}")
+    print(f"extracted; train with: {how_to_train(manifest, out)}")
 
 
 def _pairs(text: str) -> dict[str, str]:

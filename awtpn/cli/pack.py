@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from awtpn.cli.extract import run_as_pack
-from awtpn.cli.shards import add_store_options, print_splits, words
+from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
 from shards import pack
 from shards.credentials import hide_in_command
 from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table
@@ -148,7 +148,7 @@ def run_pack(options: argparse.Namespace) -> None:
     print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} bad utterances left out; see skipped.jsonl in {options.out}")
-    print(f"packed; train with: python launch/train.py --data.train {options.out}")
+    print(f"packed; train with: {how_to_train(manifest, options.out)}")
 
 
 def chosen(read: Callable[..., Any], given: Mapping[str, Any], format_name: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from shards.simulate import format_report, layout_of, simulate, synthetic_layout
 from shards.store import open_dataset
 from shards.verify import format_verified, verify
 
+# Columns of metadata that corpora are cross-validated by.
+FOLD_COLUMNS = ("fold", "session", "speaker", "actor", "subject")
 # Utterances named in a text; all are in the result.
 SHOWN = 5
 
@@ -70,6 +72,19 @@ def print_splits(manifest: Manifest) -> None:
     """What a dataset that was just written holds."""
     for name, split in manifest.splits.items():
         print(f"{name}: {split.utterances} utterances in {len(split.shards)} shards")
+
+
+def how_to_train(manifest: Manifest, out: str) -> str:
+    """The command that trains on a dataset that was just written; where it is not split, on folds of it."""
+    modalities, columns = list(manifest.modalities), list(manifest.columns)
+    keys = f"--data.train {out}"
+    if len(modalities) == 1:
+        keys += f" --model.modalities '{json.dumps(modalities)}'"
+    if list(manifest.splits) != ["all"]:
+        return f"python launch/train.py {keys}"
+    usual = next((name for name in FOLD_COLUMNS if name in columns), None)
+    command = f"python launch/cross_validate.py {keys} --by {usual or 'COLUMN'}"
+    return command if usual else f"{command}, a column of metadata; it has {', '.join(columns) or 'none'}"
 
 
 def _add(actions: Any, name: str, about: str, url: str = "packed dataset, any fsspec URL") -> Any:

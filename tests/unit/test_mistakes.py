@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from fsspec.registry import _registry
-from support import small_model
+from support import REPO, small_model
 
 from awtpn import Predictor, checkpoint
 from awtpn.cli import main
+from awtpn.cli.shards import how_to_train
 from awtpn.device import usable
 from awtpn.optim import OptimConfig, make_optimizer
+from shards.schema import Manifest, Modality, Split
 from shards.store import open_store
 
 
@@ -37,6 +42,57 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
     assert answer("shards", "info", tmp_path) == (
         f"error: {manifest}: no such file; {fix} with `awtpn shards index`"
     )
+
+
+def test_a_file_where_a_dataset_should_be(tmp_path: Path) -> None:
+    (tmp_path / "features.npz").touch()
+    file = tmp_path / "features.npz"
+    assert answer("shards", "info", file) == (
+        f"error: {file} is a file, and a packed dataset is a folder: `awtpn pack` makes one of features, "
+        "`awtpn extract` of recordings"
+    )
+
+
+@pytest.mark.parametrize("option", ["--png", "--audio", "--video"])
+def test_what_only_recordings_take(option: str) -> None:
+    told = f"error: {option} is for recordings, and data/mine is a dataset: leave it out"
+    assert answer("predict", "my-model", "data/mine", option, "x") == told
+
+
+@pytest.mark.parametrize(
+    ("splits", "columns", "command"),
+    [
+        (["train", "test"], {}, "train.py --data.train OUT"),
+        (["all"], {"index": "int", "session": "str"}, "cross_validate.py --data.train OUT --by session"),
+        (
+            ["all"],
+            {"a": "int", "b": "str"},
+            "cross_validate.py --data.train OUT --by COLUMN, a column of metadata; it has a, b",
+        ),
+        (["all"], {}, "cross_validate.py --data.train OUT --by COLUMN, a column of metadata; it has none"),
+    ],
+)
+def test_the_next_command_is_one_that_can_be_judged(
+    splits: list[str], columns: dict[str, str], command: str
+) -> None:
+    modality = Modality(3, "float16")
+    of = Split(1, {}, [1], {}, [])
+    manifest = Manifest({"audio": modality, "video": modality}, ["a"], columns, dict.fromkeys(splits, of), {})
+    assert how_to_train(manifest, "OUT") == f"python launch/{command}"
+    alone = replace(manifest, modalities={"audio": modality})
+    assert """OUT --model.modalities '["audio"]'""" in how_to_train(alone, "OUT")
+
+
+@pytest.mark.parametrize("script", ["cross_validate", "ablate"])
+def test_the_usage_of_many_runs_tells_of_trainings_keys(script: str) -> None:
+    command = [sys.executable, str(REPO / "launch" / f"{script}.py"), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "[--config FILE] [--SECTION.KEY VALUE ...]" in shown.partition("\n\n")[0]
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer("--version") == "0"
+    assert re.fullmatch(r"awtpn [\d.]+\S*\n", capsys.readouterr().out)
 
 
 def test_what_is_no_json(capsys: pytest.CaptureFixture[str]) -> None:
