@@ -14,6 +14,7 @@ from shards.statistics import CAST_TOLERANCE, Moments, moments_of, ruined_dimens
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # "json" is what the index calls the metadata.
+FINER = "pack with dtype='float32' (--dtype float32), or scale the feature"
 MODALITY_NAME = re.compile(r"(?!json$)[a-z][a-z0-9_]*")
 
 
@@ -130,8 +131,7 @@ def check_cast(
             off, spread = error.std[dimension], values.std[dimension]
             raise ValueError(
                 f"{name}[{dimension}]: stored as {dtype} its values are off by {off:.3g}, more than "
-                f"{100 * tolerance:g} % of their spread {spread:.3g}; pack with dtype='float32' or scale the "
-                "feature"
+                f"{100 * tolerance:g} % of their spread {spread:.3g}; {FINER}"
             )
 
 
@@ -175,8 +175,7 @@ def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
     if not np.isfinite(stored).all():
         step, dimension = np.argwhere(~np.isfinite(stored))[0]
         raise ValueError(
-            f"{name}[{dimension}] is {values[step, dimension]:.6g} at step {step}, beyond {dtype}; "
-            "pack with dtype='float32' or scale the feature"
+            f"{name}[{dimension}] is {values[step, dimension]:.6g} at step {step}, beyond {dtype}; {FINER}"
         )
     return stored
 

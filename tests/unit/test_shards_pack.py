@@ -295,7 +295,7 @@ def in_memory() -> str:
 
 def marker_made(url: str, age_s: int) -> None:
     """As a packing leaves it that began so long ago."""
-    token = f"packing 0123 since {time.time() - age_s:.0f} by process 7 on far.example"
+    token = f"packing 0123 since {int(time.time()) - age_s} by process 7 on far.example"
     fsspec.filesystem("memory").pipe_file(f"{url.removeprefix('memory:/')}/.packing", token.encode())
 
 
