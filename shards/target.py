@@ -68,7 +68,7 @@ def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> 
     """
     store = open_folder(out, storage_options)
     by = f"process {os.getpid()} on {socket.gethostname()}"
-    token = f"packing {uuid.uuid4().hex} since {time.time():.0f} by {by}".encode()
+    token = f"packing {uuid.uuid4().hex} since {int(time.time())} by {by}".encode()
     look(store, token, overwrite)
     lock = _lock(store, fcntl.LOCK_EX)
     try:
