@@ -149,6 +149,9 @@ class Config:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
         if self.run.seed < 0:
             raise ValueError(f"run.seed must not be negative, but is {self.run.seed}")
+        streams, batch = self.data.streams, self.train.global_batch_size
+        if streams is not None and (streams < 1 or batch % streams):
+            raise ValueError(f"data.streams must divide train.global_batch_size {batch}, but is {streams}")
         if self.prototypes.update == "ema" and self.model.awm == "adaptive" and self.loss.lambda_align == 0:
             raise ValueError(
                 "prototypes.update=ema with loss.lambda_align=0: nothing draws the steps to them"
@@ -234,3 +237,13 @@ def dump(config: Config) -> dict[str, Any]:
 def dump_yaml(config: Config) -> str:
     """The same as YAML, which `--config` reads."""
     return yaml.safe_dump(dump(config), sort_keys=False)
+
+
+def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys, "section.key", of a configuration's `dump` that another one did not have or had otherwise."""
+    return [
+        f"{section}.{key}"
+        for section, settings in now.items()
+        for key, value in settings.items()
+        if before.get(section, {}).get(key) != value
+    ]
