@@ -328,6 +328,7 @@ def test_a_feature_that_float16_ruins_is_warned_of(
 
     manifest = made(tones, tmp_path / "d", audio=Shifted())
     assert "stored as float16" in caplog.text
+    assert "(--dtype float32)" in caplog.text
     assert "stored as float16" in manifest.provenance["warning"]
     assert "warning" not in made(tones, tmp_path / "e", audio=Shifted(), dtype="float32").provenance
 
