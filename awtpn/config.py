@@ -79,7 +79,7 @@ class DataConfig:
     damaged_budget: int = 0
     """Training utterances that may be left out as damaged or missing; 0 stops at the first."""
     check_crc: bool = False
-    """Compare each array with the CRC-32 in its index: else a flipped bit in a local file is never seen."""
+    """See flipped bits in local files, by the CRC-32 of each array: takes a core 0.5 ms per MB read."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """Options for fsspec (endpoint, region, ...). Never written to the run folder."""
 
