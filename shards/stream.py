@@ -54,7 +54,7 @@ class FeatureStream:
 
     Attributes:
         url: of the dataset, without credentials.
-        name: the last part of `url`.
+        name: the last part of `url`; of the demo, whose folder has a made-up one, "the built-in demo".
         manifest: of the dataset.
         split: name of the split that is read.
         classes: class names; labels are positions in it.
@@ -123,7 +123,10 @@ class FeatureStream:
             given = f"{prefetch} and {prefetch_bytes}"
             raise ValueError(f"prefetch must be at least 0 and prefetch_bytes at least 1, not {given}")
         self.store, self.manifest, fragment = open_dataset(str(url), cache_dir, storage_options, cache_limit)
-        self.url, self.name = self.store.url, self.store.url.rstrip("/").rpartition("/")[2]
+        self.url = self.store.url
+        # The demo lies in a cache, in a folder whose name says nothing.
+        made_up = self.manifest.provenance.get("format") == "demo"
+        self.name = "the built-in demo" if made_up else self.url.rstrip("/").rpartition("/")[2]
         self.split = choose_split(self.manifest, fragment or split, self.store.url)
         self.classes = self.manifest.classes
         self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)

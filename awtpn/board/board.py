@@ -47,6 +47,8 @@ GROUPS = {
     "grad_norm": "optim/grad_norm",
     "skipped": "optim/skipped",
 }
+# Settings that runs differ in most, the first columns of HParams.
+VARIED = ("run.seed", "model.awm", "optim.lr", "model.shared_dim", "model.dropout", "train.global_batch_size")
 # By which runs are compared in HParams.
 COMPARED = ("results/test_w-F1", "results/test_w-ACC", "results/test_UA", "results/val_w-F1", "val/w-F1")
 # What pictures of each group are titled.
@@ -109,7 +111,7 @@ class Board:
         self.writer.add_text("run/config", _code(dump_yaml(config)), step)
         self.writer.add_text("run/data", _code(json.dumps(data, indent=2)), step)
         self.writer.add_text("run/environment", _table(leaves(about)), step)
-        experiment, start, _ = hparams(leaves(dump(config)), dict.fromkeys(COMPARED, 0.0))
+        experiment, start, _ = hparams(compared(leaves(dump(config))), dict.fromkeys(COMPARED, 0.0))
         for summary in (experiment, start):
             self.events.add_summary(summary, 0)
 
@@ -215,6 +217,12 @@ def prototype_figures(
     if before is not None:
         figures["prototypes/movement"] = float(np.linalg.norm(table - before, axis=1).mean())
     return figures
+
+
+def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for HParams: those that runs differ in first; true and false as words, and not as 1 and 0."""
+    ordered = {key: settings[key] for key in (*VARIED, *settings) if key in settings}
+    return {key: str(value).lower() if isinstance(value, bool) else value for key, value in ordered.items()}
 
 
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

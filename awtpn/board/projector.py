@@ -18,7 +18,8 @@ from awtpn.files import write_atomically
 
 FOLDER = "projector"
 CONFIG_FILE = "projector_config.pbtxt"  # the name that the projector looks for
-COLUMNS = ("key", "label", "predicted", "kind")
+# `shown_as` is for colouring: prototypes of all classes have a colour of their own among the classes'.
+COLUMNS = ("key", "label", "predicted", "kind", "shown_as")
 
 
 def write_projector(board: Path, name: str, embeddings: Embeddings, classes: Sequence[str]) -> None:
@@ -32,10 +33,10 @@ def write_projector(board: Path, name: str, embeddings: Embeddings, classes: Seq
     per_class = len(embeddings.prototypes) // len(classes)
     rows = [COLUMNS]
     for key, label, predicted in zip(embeddings.key, embeddings.label, embeddings.predicted, strict=True):
-        rows.append((key, classes[label], classes[predicted], "utterance"))
+        rows.append((key, classes[label], classes[predicted], "utterance", classes[label]))
     for i in range(len(embeddings.prototypes)):
         label = classes[i // per_class]
-        rows.append((f"prototype {i % per_class + 1} of {label}", label, label, "prototype"))
+        rows.append((f"prototype {i % per_class + 1} of {label}", label, label, "prototype", "PROTOTYPES"))
     vectors = np.nan_to_num(np.concatenate([embeddings.vectors, embeddings.prototypes]).astype("<f4"))
     write_atomically(folder / f"{name}.tsv", "".join(_line(row) for row in rows))
     write_atomically(folder / f"{name}.bytes", vectors.tobytes())

@@ -112,8 +112,8 @@ def common_grid(
 
 def calibration_svg(table: Sequence[dict[str, float]]) -> str:
     """Accuracy over confidence; a circle's area is its share of the utterances, the diagonal is honest."""
-    size, left, bottom, top = 250, 44, 40, 12
-    side = size - left - 12
+    size, left, bottom, margin = 264, 52, 40, 20  # a circle at 100 % has room
+    side, top = size - left - margin, margin
 
     def x(value: float) -> float:
         return left + side * value
@@ -139,22 +139,27 @@ def calibration_svg(table: Sequence[dict[str, float]]) -> str:
             f'r="{radius:.1f}"><title>{title}</title></circle>'
         )
     parts.append(_text(x(0.5), y(0) + 32, "confidence, %", "middle", css="tick"))
+    upright = f'transform="rotate(-90 12 {y(0.5):.0f})"'
+    parts.append(_text(12, y(0.5), "right answers, %", "middle", css="tick", extra=upright))
     return _svg(size, top + side + bottom, "accuracy over confidence", parts)
 
 
 def interval_svg(mean: float, low: float, high: float) -> str:
     """A figure and its interval on the line from 0 to 1, beyond which few folds may reach."""
-    width, height, y = 200, 16, 8
+    width, height, y, radius = 200, 16, 8, 4
     label = f"{100 * mean:.1f}, interval {100 * low:.1f} to {100 * high:.1f}"
-    low, high = max(low, 0.0), min(high, 1.0)
+
+    def x(value: float) -> float:
+        return radius + (width - 2 * radius) * min(max(value, 0.0), 1.0)
+
     return _svg(
         width,
         height,
         label,
         [
-            f'<line class="axis" x1="0" x2="{width}" y1="{y}" y2="{y}"/>',
-            f'<line class="range" x1="{width * low:.1f}" x2="{width * high:.1f}" y1="{y}" y2="{y}"/>',
-            f'<circle class="mark" cx="{width * mean:.1f}" cy="{y}" r="4"/>',
+            f'<line class="axis" x1="{x(0)}" x2="{x(1)}" y1="{y}" y2="{y}"/>',
+            f'<line class="range" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}"/>',
+            f'<circle class="mark" cx="{x(mean):.1f}" cy="{y}" r="{radius}"/>',
         ],
     )
 

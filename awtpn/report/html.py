@@ -156,7 +156,7 @@ def confidence(report: Report) -> str:
         for m in surest_mistakes(report.predictions)
     ]
     head = ["surest mistakes", "truth", "answer", "%", "models wrong"]
-    mistakes = raw_table(head, rows, numbers=(3, 4))
+    mistakes = raw_table(head, rows, numbers=(3, 4)) if rows else "<p>There is no mistake to show.</p>"
     circle = " A circle is a tenth of the scale, its area the share of answers in it.</p>"
     return f"<div class=columns><div>{picture}{text}{circle}</div><div>{mistakes}</div></div>"
 

@@ -43,6 +43,7 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     role, figures = reported(card)
+    made_up = (card.get("provenance") or {}).get("format") == "demo"
     dataset = str(card.get("dataset") or "unnamed")
     evaluations = [
         EvalResult(
@@ -62,7 +63,7 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
         library_name=LIBRARY,
         tags=list(TAGS),
         license=card.get("licence"),
-        datasets=[dataset],
+        datasets=None if made_up else [dataset],  # which the hub would make a link of
         metrics=sorted(set(METRICS.values())),
         model_name=name,
         eval_results=evaluations or None,

@@ -3,6 +3,7 @@
     python tests/distributed/matrix.py                                  # the demo corpus
     python tests/distributed/matrix.py --data data/ravdess --fold 3     # packed, with a column "fold"
     python tests/distributed/matrix.py --precision bf16                 # beside float32 on one process
+    python tests/distributed/matrix.py --out matrix.md                  # the table in a file, too
 
 Ranks 1, 2 and 4, accumulation 1, 2 and 4, no engine or DDP and ZeRO 1, 2 and 3 with every parameter
 partitioned, prototypes by gradient and by class means, negatives by group and (accumulation 1) global: 50
@@ -17,10 +18,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import shlex
 import sys
 import tempfile
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "tests")]
@@ -69,6 +76,19 @@ def validation(run: Path) -> Any:
     return json.loads((run / "results.json").read_text())["val"]["confusion_matrix"]
 
 
+def heading(options: argparse.Namespace) -> list[str]:
+    """What the table of a file is of: command, and what it ran on."""
+    machine = f"{os.cpu_count()} cores, PyTorch {torch.__version__}, DeepSpeed {version('deepspeed')}"
+    command = shlex.join(["python", *sys.argv])
+    return [
+        f"# Layouts beside one process, {options.precision}, {options.steps} steps",
+        "",
+        f"Made by `{command}` on {date.today()}: {machine}. Largest relative difference of a loss at any "
+        "step, largest absolute difference of a weight at the end, and the validation's confusion matrix.",
+        "",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--out", type=Path, metavar="MD", help="write the table there, too")
     parser.add_argument("--lessons", nargs="+", default=list(LESSONS), choices=list(LESSONS))
     options = parser.parse_args()
     data: dict[str, Any] = {"data.train": options.data, "train.max_steps": options.steps}
@@ -99,8 +120,10 @@ def main() -> None:
     alone = {lesson: root / f"alone-{i}" for i, lesson in enumerate(options.lessons)}
     run_ranks([job(lesson, (1, 1, None), data, run, zero3) for lesson, run in alone.items()], 1, root, 3600)
 
-    print("| lesson | ranks | accumulation | engine | losses apart | weights apart | validation |")
-    print("|---|---|---|---|---|---|---|")
+    lines = [
+        "| lesson | ranks | accumulation | engine | losses apart | weights apart | validation |",
+        "|---|---|---|---|---|---|---|",
+    ]
     failed = 0
     for lesson, layout in wanted:
         ranks, accumulation, stage = layout
@@ -112,11 +135,14 @@ def main() -> None:
         good = found.same_data and found.steps == options.steps and close
         failed += not good
         engine = f"ZeRO {stage}" if stage else "DDP" if ranks > 1 else "none"
-        print(
+        lines.append(
             f"| {lesson} | {ranks} | {accumulation} | {engine} | {found.largest_loss_gap:.1e} "
             f"| {found.largest_weight_gap:.1e} | {'same' if same else 'DIFFERS'} |{'' if good else ' FAILED'}"
         )
-    print(f"\n{len(wanted)} layouts, {failed} not equal to one process")
+    lines += ["", f"{len(wanted)} layouts, {failed} not equal to one process"]
+    print("\n".join(lines))
+    if options.out:
+        options.out.write_text("\n".join([*heading(options), *lines]) + "\n")
     sys.exit(failed > 0)
 
 

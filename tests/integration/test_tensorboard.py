@@ -78,7 +78,7 @@ def test_every_page_is_served_our_data(address: str, runs: Path) -> None:
     vectors = np.frombuffer(fetch("plugin/projector/tensor", name="best_test"), "<f4")
     assert vectors.reshape(408, 16).std() > 0, "400 utterances and 8 prototypes"
     rows = fetch("plugin/projector/metadata", name="best_test").decode().splitlines()
-    assert rows[0].split("\t") == ["key", "label", "predicted", "kind"]
+    assert rows[0].split("\t") == ["key", "label", "predicted", "kind", "shown_as"]
     kinds = [row.split("\t")[3] for row in rows[1:]]
     assert (kinds.count("utterance"), kinds.count("prototype")) == (400, 8)
     results = json.loads((runs / "short" / "results.json").read_text())

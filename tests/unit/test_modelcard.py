@@ -62,6 +62,14 @@ def test_what_is_not_known_is_said() -> None:
     assert "model-index" not in front
 
 
+def test_the_demo_is_no_dataset_of_the_hub() -> None:
+    results = {"test": summarise(CONFUSION, CLASSES)}
+    made_up = card(dataset="the built-in demo", provenance={"format": "demo"}, results=results)
+    front, body = sections(render_card(made_up))
+    assert "datasets" not in front
+    assert "Trained on the built-in demo." in body
+
+
 def test_nobodys_folders_are_told() -> None:
     provenance = {
         "source": "/home/someone/secret/f.npz",

@@ -192,11 +192,11 @@ def test_the_projector_shows_the_latest_and_the_best(tmp_path: Path) -> None:
         assert vectors[2:].tolist() == snapshot().prototypes.tolist()
         rows = [r.split("\t") for r in (folder / "projector" / f"{name}.tsv").read_text().splitlines()]
         assert rows[:3] == [
-            ["key", "label", "predicted", "kind"],
-            ["u0", "calm", "calm", "utterance"],
-            ["u 1", "happy", "sad", "utterance"],
+            ["key", "label", "predicted", "kind", "shown_as"],
+            ["u0", "calm", "calm", "utterance", "calm"],
+            ["u 1", "happy", "sad", "utterance", "happy"],
         ]
-        assert rows[-1] == ["prototype 1 of sad", "sad", "sad", "prototype"]
+        assert rows[-1] == ["prototype 1 of sad", "sad", "sad", "prototype", "PROTOTYPES"]
 
 
 def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, corpus: str) -> None:
@@ -222,6 +222,11 @@ def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, 
     start = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info
     assert start.hparams["optim.lr"].number_value == config.optim.lr
     assert start.hparams["data.select.train.fold"].string_value == "[0, 1]"
+    assert start.hparams["data.standardize"].string_value == "true"
+    experiment = HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
+    columns = [info.name for info in experiment.hparam_infos]
+    assert columns[:3] == ["run.seed", "model.awm", "optim.lr"]
+    assert len(columns) == len(set(columns)) == len(start.hparams)
     assert "_hparams_/session_end_info" in plugin
     assert seen.Scalars("results/test_UA")[0].step == 4
 

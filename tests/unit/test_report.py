@@ -287,6 +287,13 @@ def test_a_single_run_says_what_one_run_cannot_tell(tmp_path: Path) -> None:
     assert "There was no validation while training" in render_html(report)
 
 
+def test_a_model_without_mistakes_has_a_page_without_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", accuracy=1.0)
+    page = render_html(gather([run]))
+    assert "There is no mistake to show." in page
+    assert "surest mistakes" not in page
+
+
 def test_runs_of_before_costs_were_recorded_say_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     status = json.loads((run / "status.json").read_text())
@@ -332,6 +339,18 @@ def test_the_matrix_names_every_cell() -> None:
     ]
     many = charts.confusion_svg(np.eye(40, dtype=np.int64), [f"c{i}" for i in range(40)])
     assert 'class="cell' not in many, "too small for numbers"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_marks_at_the_ends_are_drawn_whole(value: float) -> None:
+    table = [{"confidence": value, "accuracy": value, "count": 9}]
+    for drawn in (charts.interval_svg(value, value, value), charts.calibration_svg(table)):
+        width, height = map(float, re.findall(r"viewBox=.0 0 (\d+) (\d+)", drawn)[0])
+        for found in re.findall(r'<circle.*?cx="(.*?)" cy="(.*?)".*?r="(.*?)"', drawn):
+            x, y, radius = map(float, found)
+            assert radius <= x <= width - radius
+            assert radius <= y <= height - radius
+    assert "right answers, %" in charts.calibration_svg(table)
 
 
 def test_durations_are_words() -> None:

@@ -308,6 +308,7 @@ def test_ensure_demo_packs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     url = demo.ensure_demo(tmp_path)
     written = (Path(url) / "manifest.json").stat().st_mtime_ns
     assert demo.ensure_demo(tmp_path) == url
+    assert FeatureStream(url, split="val").name == "the built-in demo"
     assert (Path(url) / "manifest.json").stat().st_mtime_ns == written
     assert FeatureStream(url, "val").class_counts().tolist() == [1] * 8
     (tmp_path / "other.py").write_text("# other code")
