@@ -6,7 +6,8 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
   and `restricted_pickle` for sources that others pickled
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
-  `faces`, and `feature_space` (how features were made, and which mean the same)
+  `lots` (shards to make), `beats` (whether ranks live), `faces`, and `feature_space` (how features were made,
+  and which mean the same)
 - any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`

@@ -25,6 +25,7 @@ class Clip:
             height; None is all of it.
         meta: JSON-able facts about the utterance; scalars can be selected by when streaming.
         source: where the corpus says so (file and line), for error messages.
+        missing: by modality, of a file that the corpus names and that is not there, what to say of it.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Clip:
     crop: tuple[float, float, float, float] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,86 +2,41 @@
 
     source -> deal -> decode (threads, ahead) -> encode (batches of like length) -> part -> manifest
 
-The clips of each split are dealt, in order, to shards of a fixed number of clips, and shard j is made by rank
-j % world_size: what is in a shard depends neither on the number of ranks nor on what was made before. Beside
-each finished shard lies a record of it (`.part.json`); from these the main rank writes the manifest, which
-makes the dataset whole, and then takes them away. Started again, an extraction makes what has no record yet.
+Shard j of those to be made (`lots`) is made by rank j % world_size. A rank whose shards have their records is
+done; the main rank waits until all have (`beats`), writes the manifest, which makes the dataset whole, and
+takes the records away. Started again, an extraction makes what has no record yet.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from shards.checks import Accepted, accept_or_skip, check_names
-from shards.clips import Clip, ClipSource
-from shards.feature_space import making, space_of
-from shards.features import LACKING, Encoders, decode_ahead, encode
-from shards.part import (
-    OpenShard,
-    Part,
-    add,
-    check_precision,
-    dump_part,
-    finish,
-    load_part,
-    manifest_of,
-    open_shard,
-    shard_name,
-)
+from shards.beats import Watch, beating, watching
+from shards.checks import Accepted, accept_or_skip
+from shards.clips import ClipSource
+from shards.feature_space import making
+from shards.features import LACKING, Decoded, Encoders, decode_ahead, encode
+from shards.lots import Lot, Record, begin, deal, digest, found, put_record, read_records
+from shards.part import OpenShard, Part, add, check_precision, finish, manifest_of, open_shard
 from shards.retry import DISK_FULL
 from shards.schema import BadSample, Manifest, Sample
-from shards.store import Store, asking
-from shards.target import (
-    EXTRACTION,
-    PART,
-    Target,
-    complete,
-    discard,
-    hold,
-    logger,
-    look,
-    names_in,
-    open_folder,
-    publish,
-    take,
-    token_in,
-    write_json_lines,
-)
+from shards.store import Store, read_manifest
+from shards.target import Target, check_ours, complete, discard, hold, logger, open_folder, token_in
 from shards.writer import check_options
 
-RECORD_THREADS = 8
+# So many clips of one shard do not all fail by themselves.
+SUSPICIOUS_CLIPS = 8
 
-
-@dataclass(frozen=True)
-class Lot:
-    """The clips of one shard to be."""
-
-    name: str
-    clips: list[Clip]
-
-    @property
-    def split(self) -> str:
-        return self.clips[0].split
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a rank leaves beside the shard it made: the part it plays (None if no clip of it could be used),
-    and key and cause of each clip left out."""
-
-    part: Part | None
-    skipped: list[dict[str, str]]
+T = TypeVar("T")
+# A small value of this rank -> that of each rank, in order, once all have called it.
+FromAll = Callable[[Any], list[Any]]
 
 
 def extract(
@@ -92,7 +47,7 @@ def extract(
     video: Any = None,
     rank: int = 0,
     world_size: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    from_all: FromAll = lambda value: [value],
     clips_per_shard: int = 256,
     batch: int = 16,
     threads: int = 4,
@@ -101,6 +56,8 @@ def extract(
     provenance: dict[str, Any] | None = None,
     storage_options: dict[str, Any] | None = None,
     overwrite: bool = False,
+    retry_failed: bool = False,
+    patience: float = 1800.0,
     progress: bool = True,
 ) -> Manifest | None:
     """Make a dataset of recordings.
@@ -114,7 +71,8 @@ def extract(
         audio: what makes features of sound (see `shards.encoders`), or None.
         video: the same for pictures.
         rank: of this process, of `world_size`.
-        wait: returns once every rank has called it.
+        from_all: returns every rank's value of a small object, in their order, once all have called it; they
+            do so at the beginning only. A rank above 0 returns when its own shards are there.
         clips_per_shard: fixed, so that shards do not depend on the number of ranks.
         batch: clips encoded at a time.
         threads: that decode.
@@ -124,16 +82,18 @@ def extract(
         provenance: further facts for the manifest, such as the command.
         storage_options: for the fsspec file system of `out`.
         overwrite: replace a finished dataset, or another unfinished extraction, that is there.
+        retry_failed: when it goes on, make shards again of which clips were left out.
+        patience: seconds without a sign of life after which the main rank gives another one up.
         progress: show a bar on stderr (main rank).
 
     Returns:
-        The manifest on rank 0, None on others.
+        The manifest on rank 0, None on others. If all was made before, that manifest.
 
     Raises:
-        ValueError: no clip could be used, a bad one where they are refused, or a folder that already holds
-            something else.
-        RuntimeError: another extraction has taken the folder over.
-        OSError: the store cannot be reached.
+        ValueError: no clip could be used, nor one of many for a shard, or a bad one where they are refused;
+            ranks that read other clips; or a folder that already holds something else.
+        OSError: the recordings or the store cannot be reached, another extraction has taken the folder over,
+            or a rank is gone.
     """
     check_options(source.classes, dtype, on_bad)
     encoders = {
@@ -143,6 +103,7 @@ def extract(
         raise ValueError("there is nothing to extract: give an encoder of audio, of video, or both")
     if min(clips_per_shard, batch, threads) < 1:
         raise ValueError(f"clips_per_shard={clips_per_shard}, batch={batch}, threads={threads}: at least 1")
+    source = found(source, encoders)
     lots, bad = deal(source, clips_per_shard)
     if bad and on_bad == "refuse":
         raise ValueError(f"utterance {bad[0]['key']!r}: {bad[0]['cause']}")
@@ -154,36 +115,32 @@ def extract(
             told = "%d of %d clips cannot be used; the first, %s: %s"
             logger.warning(told, len(bad), len(source.clips), bad[0]["key"], bad[0]["cause"])
     settings = {"clips_per_shard": clips_per_shard, "dtype": dtype, "on_bad": on_bad}
-    token = EXTRACTION + digest(source, encoders, settings).encode()
-    store = open_folder(str(out), storage_options)
-
-    # Every rank looks before any changes something: all refuse alike, and share the work out alike.
-    resumes = look(store, token, overwrite)
-    there = names_in(store) if resumes else set()
-    todo = [lot for lot in lots if lot.name + PART not in there]
-    wait()
-    if rank == 0 and not resumes:
-        take(store, token, overwrite)
-    wait()
-    if token_in(store) != token:
+    what = digest(source, encoders, settings)
+    digests = from_all(what)
+    if others := [other for other, theirs in enumerate(digests) if theirs != digests[0]]:
         raise ValueError(
-            f"{store.url}: rank {rank} reads other clips, or was given other settings, than rank 0; give all "
-            "ranks the same SOURCE and options"
+            f"ranks {others} read other clips, or were given other settings, than rank 0; give all ranks the "
+            "same SOURCE and options"
         )
+    store = open_folder(str(out), storage_options)
+    token, todo = together(
+        lambda: begin(store, lots, what, overwrite, retry_failed) if rank == 0 else (b"", []), from_all
+    )[0]
+    if not token:
+        return read_manifest(store) if rank == 0 else None
+    together(lambda: check_reached(store, token, rank), from_all)
     target = hold(store, token)
     try:
-        if resumes and rank == 0:
-            logger.warning(
-                "%s: going on; %d of %d shards are there", store.url, len(lots) - len(todo), len(lots)
-            )
         accepted = new_accepted(source, encoders, dtype)
-        make(
-            todo[rank::world_size], target, encoders, accepted, batch, threads, on_bad, progress and rank == 0
-        )
-        wait()
+        owners = {lots[which].name: turn % world_size for turn, which in enumerate(todo)}
+        watch = Watch(target, {name: owner for name, owner in owners.items() if owner > 0}, patience)
+        tick = watching(watch) if rank == 0 else beating(target, rank, patience)
+        own = [lots[which] for which in todo[rank::world_size]]
+        make(own, target, encoders, accepted, batch, threads, on_bad, tick, progress and rank == 0)
         if rank > 0:
             return None
-        facts = {**source.provenance, **(provenance or {}), **making(encoders)}
+        watch.wait(progress)
+        facts = {**source.provenance, **(provenance or {}), **making(encoders), "extraction": what}
         return conclude(lots, bad, target, accepted, facts)
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -191,51 +148,42 @@ def extract(
                 f"{store.url}: no room left ({error}); shards are built in {target.work.parent}. Make room, "
                 "and the same command goes on"
             ) from None
+        if isinstance(error, FileNotFoundError):
+            check_ours(target)  # another one has removed our files
         raise
     finally:
         shutil.rmtree(target.work, ignore_errors=True)
-
-
-def deal(source: ClipSource, clips_per_shard: int) -> tuple[list[Lot], list[dict[str, str]]]:
-    """The clips of each split, in order, by shard; and key and cause of those that are bad from the start."""
-    splits: dict[str, list[Clip]] = {}
-    met = Accepted(source.classes, np.dtype("float32"))
-    bad = []
-    for clip in source.clips:
-        try:
-            if isinstance(clip, BadSample):
-                raise ValueError(clip.cause)
-            check_names(clip.key, clip.split, clip.label, met)
-        except ValueError as error:
-            at = f"{clip.source}: " if clip.source else ""
-            bad.append({"key": str(clip.key), "cause": f"{at}{str(error).removeprefix(at)}"})
-            continue
-        met.keys.add(clip.key)
-        splits.setdefault(clip.split, []).append(clip)
-    lots = [
-        Lot(shard_name(split, number), clips[first : first + clips_per_shard])
-        for split, clips in splits.items()
-        for number, first in enumerate(range(0, len(clips), clips_per_shard))
-    ]
-    return lots, bad
-
-
-def digest(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> str:
-    """Tells extractions apart: the same one may go on where it was stopped."""
-    what = {
-        "clips": [asdict(clip) for clip in source.clips],
-        "classes": source.classes,
-        "features": {name: space_of(encoder.settings) for name, encoder in encoders.items()},
-        "settings": settings,
-    }
-    text = json.dumps(what, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def new_accepted(source: ClipSource, encoders: Encoders, dtype: str) -> Accepted:
     """The widths are known before the first clip, so that a shard does not depend on others."""
     dims = {name: (int(encoder.dim), "the encoder") for name, encoder in encoders.items()}
     return Accepted(source.classes, np.dtype(dtype), dims=dims)
+
+
+# --- The beginning -------------------------------------------------------------------------------
+
+
+def together(call: Callable[[], T], from_all: FromAll) -> list[T]:
+    """What `call` returns on each rank. Where it raises, all ranks do: none waits for one that stopped."""
+    value, error = None, None
+    try:
+        value = call()
+    except (ValueError, OSError) as raised:
+        error = raised
+    answers = from_all((value, error and str(error)))
+    if error is not None:
+        raise error
+    for _, cause in answers:
+        if cause is not None:
+            raise ValueError(cause)
+    return [value for value, _ in answers]
+
+
+def check_reached(store: Store, token: bytes, rank: int) -> None:
+    """Raise ValueError if this rank does not see what the main one has put into the folder."""
+    if token_in(store) != token:
+        raise ValueError(f"{store.url}: rank {rank} sees another folder than rank 0; give one that all reach")
 
 
 # --- One rank's work -----------------------------------------------------------------------------
@@ -249,16 +197,39 @@ def make(
     batch: int,
     threads: int,
     on_bad: str,
+    tick: Callable[[], None],
     progress: bool,
 ) -> None:
-    """Make shards, one after another; decoding goes on across their borders, batches do not."""
+    """Make shards, one after another; decoding goes on across their borders, batches do not.
+
+    Args:
+        tick: called with each clip and batch.
+
+    Raises:
+        ValueError: every clip of a shard failed, and they are many.
+        OSError: the recordings went away, the store cannot be reached, or another extraction took it over.
+    """
     clips = [clip for lot in lots for clip in lot.clips]
     decoded = decode_ahead(clips, encoders, threads)
     with tqdm(total=len(clips), desc="extract", unit="clip", disable=not progress) as bar, closing(decoded):
         for lot in lots:
-            samples = encode(islice(decoded, len(lot.clips)), encoders, batch)
+            samples = encode(readable(islice(decoded, len(lot.clips)), tick), encoders, batch, tick)
             record = make_shard(lot, ticking(samples, bar), target, accepted, on_bad)
+            if record.part is None and len(lot.clips) >= SUSPICIOUS_CLIPS:
+                first = record.skipped[0]
+                raise ValueError(
+                    f"all {len(lot.clips)} clips of {lot.name} failed, the first, {first['key']}, since "
+                    f"{first['cause']}; repair that, and the same command goes on; or take them out of SOURCE"
+                )
             put_record(record, lot, target)
+
+
+def readable(decoded: Iterable[Decoded], tick: Callable[[], None]) -> Iterator[Decoded]:
+    for each in decoded:
+        if each.lost:
+            raise OSError(f"{each.cause}: the recordings went away; with them back, the same command goes on")
+        tick()
+        yield each
 
 
 def ticking(samples: Iterator[Sample | BadSample], bar: Any) -> Iterator[Sample | BadSample]:
@@ -286,14 +257,6 @@ def make_shard(
             shard.tar.close()
 
 
-def put_record(record: Record, lot: Lot, target: Target) -> None:
-    """Publish the record of a finished shard: from then on it is not made again."""
-    path = target.work / (lot.name + PART)
-    part = dump_part(record.part) if record.part else None
-    write_json_lines(path, [{"part": part, "skipped": record.skipped}])
-    publish(target, path)
-
-
 # --- The main rank's end -------------------------------------------------------------------------
 
 
@@ -309,8 +272,7 @@ def conclude(
     Raises:
         ValueError: no clip could be used.
     """
-    with ThreadPoolExecutor(RECORD_THREADS) as threads:
-        records = list(threads.map(lambda lot: read_record(target.store, lot), lots))
+    records = read_records(target.store, lots)
     skipped = bad + [entry for record in records for entry in record.skipped]
     parts: dict[str, list[Part]] = {}
     for lot, record in zip(lots, records, strict=True):
@@ -333,8 +295,7 @@ def conclude(
     for name in accepted.dims.keys() - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", target.store.url, name)
         manifest.provenance["features"].pop(name)
-    tallies = [part.tally for part in chain.from_iterable(parts.values())]
-    if lacking := sum(tally.kinds.get(LACKING, (0, set()))[0] for tally in tallies):
+    if lacking := sum(record.lacking for record in records):
         logger.warning(
             "%s: %d clips go without a stream that cannot be decoded; their metadata %r says why",
             target.store.url,
@@ -343,15 +304,3 @@ def conclude(
         )
     complete(target, manifest, skipped)
     return manifest
-
-
-def read_record(store: Store, lot: Lot) -> Record:
-    """What `put_record` put.
-
-    Raises:
-        OSError: it is not there, or the store cannot be reached.
-    """
-    name = lot.name + PART
-    text = asking(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), f"{store.url}/{name}")
-    record = json.loads(text)
-    return Record(load_part(record["part"]) if record["part"] else None, record["skipped"])

@@ -6,10 +6,11 @@ rank and after any stop.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ AHEAD_BYTES = 512 << 20
 # Clips are sorted by length within windows of so many, or of so many decoded bytes.
 WINDOW_CLIPS = 64
 WINDOW_BYTES = 256 << 20
+# Read at a time, to see whether a file can be.
+BLOCK = 1 << 20
 
 # Metadata of a clip of which a stream cannot be decoded: why, by modality.
 LACKING = "lacking"
@@ -36,13 +39,16 @@ Encoders = Mapping[str, Any]
 class Decoded:
     """A clip's sound [samples] and pictures [N, H, W, 3], by modality; or why it cannot be used.
 
-    `lacking` tells by modality why a stream that it has, or should have, is not among them.
+    Attributes:
+        lacking: by modality why a stream that it has, or should have, is not among them.
+        lost: the cause is that a file is gone or cannot be read, and no fault of the clip.
     """
 
     clip: Clip
     media: dict[str, np.ndarray]
     cause: str | None = None
     lacking: dict[str, str] = field(default_factory=dict)
+    lost: bool = False
 
     @property
     def bytes(self) -> int:
@@ -51,11 +57,27 @@ class Decoded:
 
 def decode(clip: Clip, encoders: Encoders) -> Decoded:
     """Read what the encoders need of a clip; a stream that it lacks, or that is broken, is left out."""
+    faults: Counter[str] = Counter()
+    decoded = _decode(clip, encoders, faults)
+    if decoded.cause is None and not decoded.lacking and not faults.total():
+        return decoded
+    # FFmpeg has the same words for damage and for storage that fails; who reads the files knows.
+    for path in _files(clip, encoders):
+        try:
+            _read_through(path)
+        except FileNotFoundError:
+            return Decoded(clip, {}, f"{path}: no such file", lost=True)
+        except OSError as error:
+            return Decoded(clip, {}, f"{path}: cannot be read ({error.strerror})", lost=True)
+    return _decode(clip, encoders, faults)
+
+
+def _decode(clip: Clip, encoders: Encoders, faults: Counter[str]) -> Decoded:
     media: dict[str, np.ndarray] = {}
     lacking: dict[str, str] = {}
     for name, encoder in encoders.items():
         try:
-            found = _sound(clip, encoder) if name == "audio" else _pictures(clip, encoder)
+            found = _sound(clip, encoder, faults) if name == "audio" else _pictures(clip, encoder, faults)
         except (ValueError, OSError) as error:
             lacking[name] = str(error)
             continue
@@ -63,21 +85,33 @@ def decode(clip: Clip, encoders: Encoders) -> Decoded:
             media[name] = found
     if media:
         return Decoded(clip, media, lacking=lacking)
-    if not lacking:
-        files = ", ".join(dict.fromkeys(str(path) for path in (clip.audio, clip.video) if path is not None))
+    if not lacking and not clip.missing:
+        files = ", ".join(map(str, _files(clip, ("audio", "video"))))
         return Decoded(clip, {}, f"{files or 'no file'}: no {' and no '.join(encoders)} to make features of")
-    return Decoded(clip, {}, "; ".join(dict.fromkeys(lacking.values())))
+    return Decoded(clip, {}, "; ".join(dict.fromkeys((lacking | clip.missing).values())))
 
 
-def _sound(clip: Clip, encoder: Any) -> np.ndarray | None:
-    return None if clip.audio is None else read_audio(clip.audio, encoder.rate, clip.audio_span)
+def _sound(clip: Clip, encoder: Any, faults: Counter[str]) -> np.ndarray | None:
+    return None if clip.audio is None else read_audio(clip.audio, encoder.rate, clip.audio_span, faults)
 
 
-def _pictures(clip: Clip, encoder: Any) -> np.ndarray | None:
+def _pictures(clip: Clip, encoder: Any, faults: Counter[str]) -> np.ndarray | None:
     if clip.video is None:
         return None
-    found = read_frames(clip.video, encoder.fps, clip.video_span, clip.crop, encoder.largest_side)
+    found = read_frames(clip.video, encoder.fps, clip.video_span, clip.crop, encoder.largest_side, faults)
     return None if found is None else found[0]
+
+
+def _files(clip: Clip, modalities: Iterable[str]) -> list[Path]:
+    named = {"audio": clip.audio, "video": clip.video}
+    return list(dict.fromkeys(path for name in modalities if (path := named[name]) is not None))
+
+
+def _read_through(path: Path) -> None:
+    """Raise OSError if the file cannot be read to its end."""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(BLOCK):
+            pass
 
 
 def decode_ahead(clips: Iterable[Clip], encoders: Encoders, threads: int) -> Generator[Decoded, None, None]:
@@ -109,7 +143,9 @@ def _held(waiting: Iterable[Future[Decoded]], usual: float) -> float:
     return sum(each.result().bytes if each.done() else usual for each in waiting)
 
 
-def encode(decoded: Iterable[Decoded], encoders: Encoders, batch: int) -> Iterator[Sample | BadSample]:
+def encode(
+    decoded: Iterable[Decoded], encoders: Encoders, batch: int, tick: Callable[[], None] = lambda: None
+) -> Iterator[Sample | BadSample]:
     """Features of decoded clips, in order; of one that fails a `BadSample` with its cause.
 
     A modality whose stream a clip lacks, or in which the encoder finds nothing (no face), is None. Of a
@@ -119,9 +155,12 @@ def encode(decoded: Iterable[Decoded], encoders: Encoders, batch: int) -> Iterat
         decoded: read a window at a time.
         encoders: by modality.
         batch: clips encoded at a time.
+        tick: called after each batch.
     """
     for window in _windows(decoded):
-        made = {name: _encode_window(window, name, encoder, batch) for name, encoder in encoders.items()}
+        made = {
+            name: _encode_window(window, name, encoder, batch, tick) for name, encoder in encoders.items()
+        }
         for i, each in enumerate(window):
             found = {name: values[i] for name, values in made.items()}
             causes = [each.cause, *(value for value in found.values() if isinstance(value, str))]
@@ -134,7 +173,8 @@ def encode(decoded: Iterable[Decoded], encoders: Encoders, batch: int) -> Iterat
 def _sample(decoded: Decoded, found: dict[str, Any]) -> Sample:
     clip = decoded.clip
     features = {name: None if values is None or not len(values) else values for name, values in found.items()}
-    meta = clip.meta | ({LACKING: decoded.lacking} if decoded.lacking else {})
+    lacking = clip.missing | decoded.lacking
+    meta = clip.meta | ({LACKING: lacking} if lacking else {})
     return Sample(clip.key, clip.split, clip.label, features, meta, clip.source)
 
 
@@ -153,7 +193,7 @@ def _windows(decoded: Iterable[Decoded]) -> Iterator[list[Decoded]]:
 
 
 def _encode_window(
-    window: list[Decoded], name: str, encoder: Any, batch: int
+    window: list[Decoded], name: str, encoder: Any, batch: int, tick: Callable[[], None]
 ) -> list[np.ndarray | str | None]:
     """Per clip its features [T, D]; None where it lacks the modality; the cause where it failed."""
     found: list[np.ndarray | str | None] = [None] * len(window)
@@ -164,6 +204,7 @@ def _encode_window(
         made = _encode([window[i].media[name] for i in rows], encoder)
         for i, values in zip(rows, made, strict=True):
             found[i] = values
+        tick()
     return found
 
 

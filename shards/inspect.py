@@ -185,7 +185,11 @@ def _made(provenance: dict[str, Any]) -> list[str]:
     features = recorded(provenance)
     lines = []
     for name, entry in features.items():
-        lines += [f"  {name}: feature space {entry['space']}", *_wrapped(describe(entry["settings"]), "    ")]
+        settings = entry["settings"]
+        lines += [f"  {name}: feature space {entry['space']}", *_wrapped(describe(settings), "    ")]
+        if "dtype" in settings:
+            used = "".join(f", {package} {value}" for package, value in settings.get("versions", {}).items())
+            lines += _wrapped(f"computed in {settings['dtype']}{used}", "    ")
     for name, value in provenance.items():
         if value in ({}, [], None) or (name == "features" and features):
             continue

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from shards.credentials import hide_in_command
 from shards.schema import Manifest
 from shards.sources import iemocap, meld, recordings
 
-# Per format its reader and the options that it takes.
-FORMATS: dict[str, tuple[Callable[..., ClipSource], tuple[str, ...]]] = {
-    "recordings": (recordings.read, ("labels", "pattern", "label_map")),
-    "iemocap": (iemocap.read, ("label_set", "test_session", "val_session", "markers_side")),
-    "meld": (meld.read, ()),
+FORMATS: dict[str, Callable[..., ClipSource]] = {
+    "recordings": recordings.read,
+    "iemocap": iemocap.read,
+    "meld": meld.read,
 }
-READER_OPTIONS = [name for _, names in FORMATS.values() for name in names]
+# Per option of a reader the format whose it is.
+READER_OPTIONS = {
+    name: owner for owner, read in FORMATS.items() for name in [*inspect.signature(read).parameters][1:]
+}
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# A rank may end hours before another.
-LONGEST_WAIT = timedelta(days=14)
 
 HELP = """Make features of recordings and pack them into shards.
 
@@ -164,17 +164,31 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clips that fail: stop, or leave out and list (default: skip)",
     )
     how.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
+    how.add_argument(
+        "--retry_failed",
+        action="store_true",
+        help="when going on: make shards again of which clips were left out",
+    )
+    how.add_argument(
+        "--patience",
+        type=float,
+        default=30,
+        metavar="MINUTES",
+        help="give up a rank that has made nothing for so long (default: 30)",
+    )
     add_store_options(parser)
 
 
 def run_extract(options: argparse.Namespace) -> None:
+    import torch.distributed as dist
+
     from awtpn.device import usable  # torch is slow to import
-    from awtpn.distributed import join, leave
+    from awtpn.distributed import join
     from awtpn.launcher import start_missing_ranks
     from shards.extract import extract
 
     start_missing_ranks(["-m", "awtpn.cli", *sys.argv[1:]])
-    world = join(LONGEST_WAIT)
+    world = join()
     audio, video = open_encoders(options, str(usable(options.device or world.device)))
     manifest = extract(
         read_source(options),
@@ -183,7 +197,7 @@ def run_extract(options: argparse.Namespace) -> None:
         video=video,
         rank=world.rank,
         world_size=world.size,
-        wait=world.barrier,
+        from_all=world.from_all,
         clips_per_shard=options.clips_per_shard,
         batch=options.batch,
         threads=options.threads,
@@ -192,10 +206,14 @@ def run_extract(options: argparse.Namespace) -> None:
         provenance={"command": hide_in_command(["awtpn", *sys.argv[1:]])},
         storage_options=options.storage_options,
         overwrite=options.overwrite,
+        retry_failed=options.retry_failed,
+        patience=60 * options.patience,
     )
     if manifest is not None:
         report(manifest, options.out)
-    leave()
+    # Nobody waits for the others here: one may make its last shard hours later.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def run_as_pack(options: argparse.Namespace) -> None:
@@ -217,13 +235,12 @@ def read_source(options: argparse.Namespace) -> ClipSource:
         ValueError: it cannot be read so, or an option is not one of its format.
     """
     name = options.format or guess_format(Path(options.source))
-    read, known = FORMATS[name]
     given = {key: getattr(options, key) for key in READER_OPTIONS if getattr(options, key) is not None}
     for key in given:
-        if key not in known:
-            owner = next(other for other, (_, names) in FORMATS.items() if key in names)
+        if READER_OPTIONS[key] != name:
+            owner = READER_OPTIONS[key]
             raise ValueError(f"--{key} is an option of --format {owner}, but this is read as {name}")
-    source = read(options.source, **given)
+    source = FORMATS[name](options.source, **given)
     return source if options.limit is None else limited(source, options.limit)
 
 

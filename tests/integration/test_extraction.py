@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
+import re
+import signal
 import sys
 import time
 import wave
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 import pytest
-from support import kill_tree, launched, run
+from support import free_port, kill_tree, launched, run
 
 ALONE = [sys.executable, "-m", "awtpn.cli"]
 TWO = ["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "awtpn.cli"]
@@ -75,16 +79,21 @@ def test_two_processes_write_what_one_does(table: Path, alone: dict[str, str], t
     assert hashes(tmp_path / "d") == alone
 
 
+def wait_for_records(count: int, out: Path, process: Popen[bytes], log: Path, pattern: str = "*") -> None:
+    """Return once a process has made so many shards of a pattern."""
+    deadline = time.monotonic() + 90
+    while len(list(out.glob(f"{pattern}.part.json"))) < count:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.002)
+
+
 @pytest.mark.timeout(200)
 def test_a_killed_extraction_goes_on(table: Path, alone: dict[str, str], tmp_path: Path) -> None:
     """Killed in the middle of a shard, begun again: only what was missing is made."""
     out = tmp_path / "d"
     with launched([*ALONE, *words(table, out)], tmp_path / "first") as process:
-        deadline = time.monotonic() + 90
-        while len(list(out.glob("*.part.json"))) < 5:
-            assert process.poll() is None, (tmp_path / "first").read_text()
-            assert time.monotonic() < deadline, (tmp_path / "first").read_text()
-            time.sleep(0.002)
+        wait_for_records(5, out, process, tmp_path / "first")
         kill_tree(process)
     assert not (out / "manifest.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.part.json")}
@@ -94,6 +103,47 @@ def test_a_killed_extraction_goes_on(table: Path, alone: dict[str, str], tmp_pat
     assert code == 0, log
     assert f"going on; {len(kept)} of {CLIPS // PER_SHARD} shards are there" in log
     assert {name: path.stat().st_mtime_ns for name, path in whole.items()} == before, "not made again"
+    assert hashes(out) == alone
+
+
+@pytest.mark.timeout(200)
+def test_a_rank_that_is_gone_is_named(table: Path, alone: dict[str, str], tmp_path: Path) -> None:
+    """Ranks that no launcher watches over, one of which hangs and one is dead: the main one does not wait."""
+    out, logs = tmp_path / "d", [tmp_path / f"rank{rank}" for rank in range(3)]
+    command = [*ALONE, *words(table, out), "--patience", "0.05"]
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(launched(command, log, **meet, RANK=str(rank), LOCAL_RANK=str(rank)))
+            for rank, log in enumerate(logs)
+        ]
+        wait_for_records(1, out, ranks[1], logs[1], "train-00000[147]")
+        ranks[1].send_signal(signal.SIGSTOP)
+        ranks[2].send_signal(signal.SIGKILL)
+        assert ranks[0].wait(90) == 1
+    log = logs[0].read_text()
+    assert re.search(r"^error: .*d: rank [12] has made nothing for 0\.05 min; \S+-0000", log, re.MULTILINE)
+    assert "Traceback" not in log
+    there = len(list(out.glob("*.part.json")))
+    code, log = run([*ALONE, *words(table, out)], tmp_path / "second")
+    assert code == 0, log
+    assert f"going on; {there} of {CLIPS // PER_SHARD} shards are there" in log
+    assert hashes(out) == alone
+
+
+@pytest.mark.timeout(200)
+def test_a_launch_that_another_one_follows_stops(table: Path, alone: dict[str, str], tmp_path: Path) -> None:
+    """The first was only asleep; once it wakes up it leaves the other's dataset alone."""
+    out = tmp_path / "d"
+    with launched([*ALONE, *words(table, out)], tmp_path / "first") as process:
+        wait_for_records(5, out, process, tmp_path / "first")
+        process.send_signal(signal.SIGSTOP)
+        code, log = run([*ALONE, *words(table, out)], tmp_path / "second")
+        assert code == 0, log
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 1
+    log = (tmp_path / "first").read_text()
+    assert log.rstrip().endswith("another packing has begun here; this one stops"), log
     assert hashes(out) == alone
 
 

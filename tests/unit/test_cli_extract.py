@@ -117,6 +117,19 @@ def test_the_format_is_guessed_and_its_options_checked(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
+def test_the_same_command_again_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = write_tree(tmp_path / "t")
+    for _ in range(2):
+        capsys.readouterr()
+        awtpn("extract", tree, tmp_path / "d", "--video", "none", "--patience", 1, "--retry_failed")
+        assert "extracted; train with" in capsys.readouterr().out
+    assert "already complete" in caplog.text
+    with pytest.raises(SystemExit, match="finished dataset"):
+        awtpn("extract", tree, tmp_path / "d", "--video", "none", "--dtype", "float32")
+
+
 def test_options_reach_source_and_encoders(tmp_path: Path) -> None:
     options = ["--label_map", "calm=neutral,happy=", "--audio", "none", "--fps", 8, "--video_step", 0.5]
     secret = json.dumps({"auto_mkdir": True})

@@ -28,6 +28,7 @@ from corpora_support import (
 from media_support import record
 
 from shards import BadSample, pack
+from shards.beats import Watch, beating
 from shards.clips import Clip, ClipSource
 from shards.encoders import open_audio_encoder, open_video_encoder
 from shards.encoders.descriptor import describe as describe_pictures
@@ -38,6 +39,9 @@ from shards.inspect import format_info, info
 from shards.media import read_frames
 from shards.schema import Manifest, parse_manifest
 from shards.sources import recordings
+from shards.store import Store
+from shards.target import hold, mark, open_folder, take
+from shards.verify import verify
 
 
 class Killed(BaseException):
@@ -50,8 +54,9 @@ class Counting:
     name, rate, dim, step_seconds = "counting", 8000, 2, 0.25
     refused_samples = 0
 
-    def __init__(self, kill_after: int | None = None, step: float = 0.25) -> None:
-        self.settings: dict[str, Any] = {"id": "counting", "step_seconds": step, "device": "anywhere"}
+    def __init__(self, kill_after: int | None = None, step: float = 0.25, precision: str = "float32") -> None:
+        self.settings: dict[str, Any] = {"id": "counting", "step_seconds": step, "dtype": precision}
+        self.settings |= {"device": "anywhere", "versions": {"counting": "1"}}
         self.clips, self.kill_after = 0, kill_after
 
     def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
@@ -104,15 +109,22 @@ def skipped(folder: Path) -> dict[str, str]:
 
 
 def over_ranks(ranks: int, call: Callable[..., Any]) -> list[Any]:
-    """`call(rank=, world_size=, wait=)` of all ranks at once; what each returned."""
-    barrier, results = threading.Barrier(ranks, timeout=60), [None] * ranks
+    """`call(rank=, world_size=, from_all=)` of all ranks at once; what each returned."""
+    barrier, results = threading.Barrier(ranks, timeout=20), [None] * ranks
+    values: list[Any] = [None] * ranks
 
     def run(rank: int) -> None:
+        def from_all(value: Any) -> list[Any]:
+            values[rank] = value
+            barrier.wait()
+            found = list(values)
+            barrier.wait()
+            return found
+
         try:
-            results[rank] = call(rank=rank, world_size=ranks, wait=barrier.wait)
+            results[rank] = call(rank=rank, world_size=ranks, from_all=from_all)
         except BaseException as error:
             results[rank] = error
-            barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
@@ -257,7 +269,7 @@ def test_clips_that_fail_are_listed_with_their_cause(
     assert sum(split.utterances for split in manifest.splits.values()) == 20
     assert "9 bad samples skipped" in caplog.text
     # What is known before the extraction begins is told then.
-    assert "4 of 29 clips cannot be used; the first, nameless: label 'angry' is unknown" in caplog.text
+    assert "5 of 29 clips cannot be used; the first, gone: table.csv: row 7: " in caplog.text
 
 
 def test_a_stream_that_cannot_be_decoded_is_lacking_and_told(
@@ -363,6 +375,204 @@ def test_a_full_disk_costs_one_shard(
     assert files(tmp_path / "d") == files(tmp_path / "alone")
 
 
+# --- Storage that fails --------------------------------------------------------------------------
+
+
+class Meanwhile(Counting):
+    """An encoder during whose work something happens, once."""
+
+    def __init__(self, after: int, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self.after, self.happens = after, happens
+
+    def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        before, made = self.clips, super().encode(waves)
+        if before <= self.after < self.clips:
+            self.happens()
+        return made
+
+
+def copied(tones: ClipSource, folder: Path) -> ClipSource:
+    """The same clips in a folder of their own."""
+    folder.mkdir()
+    clips = [
+        replace(clip, audio=put_bytes(folder / clip.audio.name, clip.audio.read_bytes()))
+        for clip in tones.clips
+        if isinstance(clip, Clip) and clip.audio
+    ]
+    return replace(tones, clips=clips)
+
+
+def test_recordings_that_go_away_are_no_bad_clips(
+    tmp_path: Path, tones: ClipSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.features.AHEAD_CLIPS", 1)
+    mounted, gone = tmp_path / "mounted", tmp_path / "gone"
+    source = copied(tones, mounted)
+    with pytest.raises(
+        OSError, match=r"\.wav: no such file: the recordings went away; .* same command goes on"
+    ):
+        made(source, tmp_path / "d", audio=Meanwhile(9, lambda: mounted.rename(gone)))
+    assert 2 <= len(list((tmp_path / "d").glob("*.part.json"))) < 7
+    with pytest.raises(ValueError, match="unfinished extraction of other clips"):
+        made(source, tmp_path / "d", audio=Counting())
+    gone.rename(mounted)
+    manifest = made(source, tmp_path / "d", audio=Counting())
+    assert manifest.skipped == 0
+    made(source, tmp_path / "alone", audio=Counting())
+    assert files(tmp_path / "d") == files(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_what_the_system_cannot_read_is_told_from_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError(error, os.strerror(error))
+
+    path = put_bytes(tmp_path / "a.wav", GARBAGE)
+    clip = Clip("a", "all", "low", path, None)
+    broken = decode(clip, {"audio": Counting()})
+    assert not broken.lost
+    assert "not a recording" in str(broken.cause)
+    monkeypatch.setattr("shards.features.open", fails, raising=False)
+    unread = decode(clip, {"audio": Counting()})
+    assert unread.lost
+    assert unread.cause == f"{path}: cannot be read ({os.strerror(error)})"
+
+
+def test_a_read_error_halfway_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg goes on behind it, with what is left: a clip would silently be shorter."""
+    path = write_sound(tmp_path / "a.wav")
+
+    def read_with_faults(path: Path, rate: int, span: Any, faults: Any) -> np.ndarray:
+        faults["audio"] += next(failures, 0)
+        return np.ones(8 if failing else 2000, np.float32)
+
+    for failing in (True, False):
+        failures = iter([1])
+        monkeypatch.setattr("shards.features.read_audio", read_with_faults)
+        with monkeypatch.context() as lost:
+            if failing:
+                lost.setattr("shards.features._read_through", lambda path: os.stat(path / "x"))
+            decoded = decode(Clip("a", "all", "low", path, None), {"audio": Counting()})
+        assert decoded.lost == failing
+    assert len(decoded.media["audio"]) == 2000
+
+
+def test_a_shard_of_which_every_clip_fails_stops(tmp_path: Path, tones: ClipSource) -> None:
+    source = copied(tones, tmp_path / "t")
+    whole = {path: path.read_bytes() for path in (tmp_path / "t").iterdir()}
+    for path in whole:
+        path.write_bytes(bytes(len(whole[path])))
+    with pytest.raises(
+        ValueError, match=r"all 10 clips of train-000000 failed, the first, tone0, since .*0.wav: "
+    ):
+        made(source, tmp_path / "d", audio=Counting(), clips_per_shard=10)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert made(source, tmp_path / "d", audio=Counting(), clips_per_shard=10).skipped == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_shards_with_clips_that_failed_can_be_made_again(
+    tmp_path: Path, tones: ClipSource, again: bool
+) -> None:
+    source = copied(tones, tmp_path / "t")
+    path = tmp_path / "t" / "1.wav"
+    whole = path.read_bytes()
+    path.write_bytes(GARBAGE)
+    with pytest.raises(Killed):
+        made(source, tmp_path / "d", audio=Counting(kill_after=7))
+    path.write_bytes(whole)
+    encoder = Counting()
+    manifest = made(source, tmp_path / "d", audio=encoder, retry_failed=again)
+    assert manifest.skipped == (0 if again else 1)
+    assert encoder.clips == 20 - (3 if again else 6), "of two shards there, one had a clip left out"
+    if again:
+        made(source, tmp_path / "alone", audio=Counting())
+        assert files(tmp_path / "d") == files(tmp_path / "alone")
+
+
+# --- Other ranks and other launches --------------------------------------------------------------
+
+
+def test_an_extraction_that_another_launch_follows_stops(tmp_path: Path, tones: ClipSource) -> None:
+    """The same command, given twice: the second goes on, and what both made is whole."""
+    out = tmp_path / "d"
+
+    def killed_launch() -> None:
+        with pytest.raises(Killed):
+            made(tones, out, audio=Counting(kill_after=4))
+
+    with pytest.raises(OSError, match="d: another extraction has begun here; this one stops"):
+        made(tones, out, audio=Meanwhile(7, killed_launch))
+    with pytest.raises(OSError, match="another packing has begun here; this one stops"):
+        made(tones, out, audio=Meanwhile(0, lambda: made(tones, out, audio=Counting())))
+    made(tones, tmp_path / "alone", audio=Counting())
+    assert files(out) == files(tmp_path / "alone")
+    assert not verify(str(out)).faults
+
+
+def test_a_rank_that_vanished_is_not_waited_for(tmp_path: Path, tones: ClipSource) -> None:
+    def one(rank: int, **others: Any) -> Manifest | None:
+        encoder = Counting(kill_after=4 if rank == 1 else None)
+        return extract(
+            tones,
+            str(tmp_path / "d"),
+            audio=encoder,
+            clips_per_shard=3,
+            progress=False,
+            patience=0.4,
+            rank=rank,
+            **others,
+        )
+
+    first, second, third = over_ranks(3, one)
+    assert (type(second), third) == (Killed, None)
+    assert isinstance(first, OSError)
+    assert "rank 1 has made nothing for 0.00666667 min; train-000004 is missing; stop the job" in str(first)
+    manifest = made(tones, tmp_path / "d", audio=Counting())
+    assert manifest.skipped == 0
+    made(tones, tmp_path / "alone", audio=Counting())
+    assert files(tmp_path / "d") == files(tmp_path / "alone")
+
+
+class Clock:
+    """A clock that is told the time."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_patience_is_with_who_makes_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("shards.beats.time", clock)
+    store = open_folder(str(tmp_path / "d"), None)
+    take(store, b"token", False)
+    target = hold(store, b"token")
+    tick = beating(target, 1, patience=100)
+    watch = Watch(target, {"train-000001": 1, "train-000004": 2}, patience=100)
+    put_bytes(tmp_path / "d" / "train-000004.part.json", b"{}")
+    for _ in range(10):
+        clock.now += 50
+        tick()
+        assert watch.missing() == ["train-000001"]
+    clock.now += 1000  # this rank itself was stopped: the other had no chance to be seen
+    assert watch.missing() == ["train-000001"]
+    clock.now += 50
+    with pytest.raises(OSError, match=r"rank 1 has made nothing for 1\.66667 min; train-000001 is missing"):
+        watch.missing()
+    mark(store, b"other")
+    clock.now += 50
+    with pytest.raises(OSError, match="another packing has begun here"):
+        tick()
+
+
 # --- What is in the folder already ---------------------------------------------------------------
 
 
@@ -375,6 +585,7 @@ def test_an_unfinished_extraction_is_not_thrown_away(tmp_path: Path, tones: Clip
         {"audio": Counting(step=0.5)},
         {"audio": Counting(), "clips_per_shard": 4},
         {"audio": Counting(), "dtype": "float32"},
+        {"audio": Counting(precision="bfloat16")},
         {**built_in()},
     ]
     for options in others:
@@ -390,7 +601,67 @@ def test_an_unfinished_extraction_is_not_thrown_away(tmp_path: Path, tones: Clip
     manifest = made(tones, out, audio=Counting(), clips_per_shard=4, overwrite=True)
     assert len(manifest.splits["train"].shards) == 4
     with pytest.raises(ValueError, match="finished dataset; pack elsewhere, or pass overwrite"):
-        made(tones, out, audio=Counting(), clips_per_shard=4)
+        made(tones, out, audio=Counting(), clips_per_shard=3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_finished_extraction_repeated_is_complete(
+    tmp_path: Path,
+    tones: ClipSource,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ranks: int,
+) -> None:
+    """As a batch system may do, even after a kill between the manifest and the end."""
+    out = tmp_path / "d"
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as kill:
+        kill.setattr("shards.target.tidy", killed)
+        with pytest.raises(Killed):
+            made(tones, out, audio=Counting())
+    assert {".packing", "test-000000.part.json"} <= files_of_shards(out).keys()
+    encoders = [Counting(), Counting()]
+
+    def one(rank: int, **others: Any) -> Manifest | None:
+        encoder = encoders[rank]
+        return extract(tones, str(out), audio=encoder, clips_per_shard=3, progress=False, rank=rank, **others)
+
+    for _ in range(2):
+        manifest, *others = over_ranks(ranks, one)
+        assert others == [None] * (ranks - 1)
+        assert manifest == parse_manifest((out / "manifest.json").read_text(), "m")
+    assert "already complete" in caplog.text
+    assert sum(encoder.clips for encoder in encoders) == 0
+    made(tones, tmp_path / "alone", audio=Counting())
+    assert files(out) == files(tmp_path / "alone"), "no record and no marker is left"
+    again = Counting()
+    made(tones, out, audio=again, overwrite=True)
+    assert again.clips == 20
+
+
+def test_an_interrupted_replacement_is_not_taken_for_complete(
+    tmp_path: Path, tones: ClipSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new marker beside the old manifest: what is there is the old dataset."""
+    out = tmp_path / "d"
+    made(tones, out, audio=Counting())
+
+    def killed(store: Store, token: bytes) -> None:
+        mark(store, token)
+        raise Killed
+
+    with monkeypatch.context() as kill:
+        kill.setattr("shards.target.mark", killed)
+        with pytest.raises(Killed):
+            made(tones, out, audio=Counting(step=0.5), overwrite=True)
+    with pytest.raises(ValueError, match="finished dataset"):
+        made(tones, out, audio=Counting(step=0.5))
+    encoder = Counting(step=0.5)
+    made(tones, out, audio=encoder, overwrite=True)
+    assert encoder.clips == 20
 
 
 def test_all_ranks_refuse_alike(tmp_path: Path, tones: ClipSource) -> None:
@@ -407,11 +678,22 @@ def test_a_rank_that_reads_other_clips_is_refused(tmp_path: Path, tones: ClipSou
         source = replace(tones, clips=tones.clips[rank:])
         return extract(source, str(tmp_path / "d"), audio=Counting(), progress=False, rank=rank, **others)
 
-    first, second = over_ranks(2, one)
-    assert isinstance(first, threading.BrokenBarrierError)
-    assert isinstance(second, ValueError)
-    assert "rank 1 reads other clips" in str(second)
-    assert not (tmp_path / "d" / "manifest.json").exists()
+    results = over_ranks(3, one)
+    assert [type(result) for result in results] == [ValueError] * 3, "none waits for one that stopped"
+    assert all("ranks [1, 2] read other clips" in str(result) for result in results)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_rank_that_sees_another_folder_is_refused(tmp_path: Path, tones: ClipSource) -> None:
+    """Say, a folder on the host's own disk."""
+
+    def one(rank: int, **others: Any) -> Manifest | None:
+        out = str(tmp_path / f"host{rank}" / "d")
+        return extract(tones, out, audio=Counting(), progress=False, rank=rank, **others)
+
+    results = over_ranks(2, one)
+    assert [type(result) for result in results] == [ValueError] * 2
+    assert all("rank 1 sees another folder than rank 0" in str(result) for result in results)
 
 
 def test_wrong_options_are_refused(tmp_path: Path, tones: ClipSource) -> None:
@@ -496,6 +778,8 @@ def test_an_encoder_is_opened_again_as_it_was_recorded(tmp_path: Path, tones: Cl
     manifest = made(tones, tmp_path / "d", audio=encoder)
     settings = manifest.provenance["features"]["audio"]["settings"]
     assert (settings["layer"], settings["step_seconds"]) == (1, 0.2)
+    computed = f"computed in float32, transformers {settings['versions']['transformers']}, torch "
+    assert computed in format_info(info(str(tmp_path / "d")))
     (tmp_path / "a").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="no such folder"):
         reopen("audio", settings)

@@ -1,0 +1,205 @@
+"""The shards that an extraction is to make, and the records of those that it has made.
+
+The clips of each split are dealt, in order, to shards of a fixed number of clips: what is in a shard depends
+neither on the number of ranks nor on what was made before. Beside a finished shard lies a record of it
+(`.part.json`), until the manifest is there; what has a record is not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from shards.checks import Accepted, check_names
+from shards.clips import Clip, ClipSource
+from shards.feature_space import space_of
+from shards.features import LACKING, Encoders
+from shards.part import Part, dump_part, load_part, shard_name
+from shards.schema import BadSample
+from shards.store import NoManifest, Store, asking, read_manifest
+from shards.target import (
+    EXTRACTION,
+    PART,
+    Target,
+    logger,
+    look,
+    mark,
+    names_in,
+    publish,
+    take,
+    tidy,
+    write_json_lines,
+)
+
+RECORD_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Lot:
+    """The clips of one shard to be."""
+
+    name: str
+    clips: list[Clip]
+
+    @property
+    def split(self) -> str:
+        return self.clips[0].split
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a rank leaves beside the shard it made: the part it plays (None if no clip of it could be used),
+    and key and cause of each clip left out."""
+
+    part: Part | None
+    skipped: list[dict[str, str]]
+
+    @property
+    def lacking(self) -> int:
+        """How many of its clips go without a stream that cannot be decoded."""
+        return self.part.tally.kinds.get(LACKING, (0, set()))[0] if self.part else 0
+
+
+def found(source: ClipSource, modalities: Iterable[str]) -> ClipSource:
+    """The clips without those of their files that are not there. One that later is not has gone away.
+
+    Args:
+        source: the clips.
+        modalities: those whose files are wanted.
+
+    Raises:
+        OSError: a file cannot be looked for.
+    """
+    return replace(
+        source, clips=[_found(clip, modalities) if isinstance(clip, Clip) else clip for clip in source.clips]
+    )
+
+
+def _found(clip: Clip, modalities: Iterable[str]) -> Clip | BadSample:
+    named = {name: path for name in modalities if (path := getattr(clip, name)) is not None}
+    missing = {name: f"{path}: no such file" for name, path in named.items() if not path.is_file()}
+    if not missing:
+        return clip
+    if missing.keys() == named.keys():
+        return BadSample(clip.key, "; ".join(dict.fromkeys(missing.values())), clip.source)
+    there = {name: None if name in missing else getattr(clip, name) for name in ("audio", "video")}
+    return replace(clip, audio=there["audio"], video=there["video"], missing=missing)
+
+
+def deal(source: ClipSource, clips_per_shard: int) -> tuple[list[Lot], list[dict[str, str]]]:
+    """The clips of each split, in order, by shard; and key and cause of those that are bad from the start."""
+    splits: dict[str, list[Clip]] = {}
+    met = Accepted(source.classes, np.dtype("float32"))
+    bad = []
+    for clip in source.clips:
+        try:
+            if isinstance(clip, BadSample):
+                raise ValueError(clip.cause)
+            check_names(clip.key, clip.split, clip.label, met)
+        except ValueError as error:
+            at = f"{clip.source}: " if clip.source else ""
+            bad.append({"key": str(clip.key), "cause": f"{at}{str(error).removeprefix(at)}"})
+            continue
+        met.keys.add(clip.key)
+        splits.setdefault(clip.split, []).append(clip)
+    lots = [
+        Lot(shard_name(split, number), clips[first : first + clips_per_shard])
+        for split, clips in splits.items()
+        for number, first in enumerate(range(0, len(clips), clips_per_shard))
+    ]
+    return lots, bad
+
+
+def digest(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> str:
+    """Tells extractions apart: the same one may go on where it was stopped."""
+    what = {
+        "clips": [asdict(clip) for clip in source.clips],
+        "classes": source.classes,
+        # Precision does not change what features mean, but shards of two would not be alike.
+        "features": {
+            name: [space_of(encoder.settings), encoder.settings.get("dtype")]
+            for name, encoder in encoders.items()
+        },
+        "settings": settings,
+    }
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def begin(
+    store: Store, lots: list[Lot], what: str, overwrite: bool, retry_failed: bool
+) -> tuple[bytes, list[int]]:
+    """Make the folder this launch's (main rank).
+
+    Args:
+        what: the extraction's digest.
+
+    Returns:
+        The launch's token, empty if the dataset is complete; and which lots are to be made.
+
+    Raises:
+        ValueError: something else is in the folder.
+        OSError: the store cannot be reached.
+    """
+    if not overwrite and _complete(store, what):
+        tidy(store)
+        logger.warning("%s: already complete; pass overwrite to make it again", store.url)
+        return b"", []
+    token = EXTRACTION + f"{what} {uuid.uuid4().hex}".encode()
+    if not look(store, token, overwrite):
+        take(store, token, overwrite)
+        return token, list(range(len(lots)))
+    mark(store, token)
+    there = names_in(store)
+    made = [lot for lot in lots if lot.name + PART in there]
+    if retry_failed:
+        failed = [
+            lot
+            for lot, record in zip(made, read_records(store, made), strict=True)
+            if record.skipped or record.lacking
+        ]
+        for lot in failed:
+            store.fs.rm(f"{store.root}/{lot.name}{PART}")
+        there -= {lot.name + PART for lot in failed}
+    todo = [which for which, lot in enumerate(lots) if lot.name + PART not in there]
+    logger.warning("%s: going on; %d of %d shards are there", store.url, len(lots) - len(todo), len(lots))
+    return token, todo
+
+
+def _complete(store: Store, what: str) -> bool:
+    try:
+        return read_manifest(store).provenance.get("extraction") == what
+    except NoManifest:
+        return False
+
+
+def put_record(record: Record, lot: Lot, target: Target) -> None:
+    """Publish the record of a finished shard: from then on it is not made again."""
+    path = target.work / (lot.name + PART)
+    part = dump_part(record.part) if record.part else None
+    write_json_lines(path, [{"part": part, "skipped": record.skipped}])
+    publish(target, path)
+
+
+def read_records(store: Store, lots: list[Lot]) -> list[Record]:
+    """What `put_record` put.
+
+    Raises:
+        OSError: one is not there, or the store cannot be reached.
+    """
+
+    def read(lot: Lot) -> Record:
+        name = lot.name + PART
+        text = asking(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), f"{store.url}/{name}")
+        record = json.loads(text)
+        return Record(load_part(record["part"]) if record["part"] else None, record["skipped"])
+
+    with ThreadPoolExecutor(RECORD_THREADS) as threads:
+        return list(threads.map(read, lots))
