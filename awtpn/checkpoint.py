@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from shards.feature_space import check_same_space
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
+FILES = (WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE)  # whose fingerprints it holds
 
 
 @dataclass
@@ -56,6 +57,10 @@ class Position:
     """Wall time that the run took so far, over all its starts, without getting ready."""
     rank_seconds: float = 0.0
     """The same times the ranks that took part."""
+    validated: int = 0
+    """The step of the last validation."""
+    began_from: str = ""
+    """The checkpoint that `run.resume` named when the run began from one."""
 
 
 # --- Save ----------------------------------------------------------------------------------------
@@ -78,7 +83,7 @@ def save(
         The checkpoint's folder. On other ranks it may not yet exist: put a barrier after.
     """
     weights, moments, adam_step = gather_state(model, optimizer, keep=is_main)
-    folder = root / f"step-{position.step:08d}"
+    folder = root / folder_name(position.step)
     if is_main:
         temporary = root / f".{folder.name}.tmp"
         for old in root.glob(".step-*.tmp"):  # what a killed run had half written
@@ -87,7 +92,7 @@ def save(
         save_file(weights, temporary / WEIGHTS_FILE)
         save_file(moments, temporary / OPTIMIZER_FILE)
         (temporary / CARD_FILE).write_text(json.dumps(dict(card), indent=1) + "\n")
-        files = {name: _fingerprint(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE)}
+        files = {name: _fingerprint(temporary / name) for name in FILES}
         state = {
             "format_version": 1,
             "position": asdict(position),
@@ -109,6 +114,10 @@ def save(
             point(root / "best", folder)
         point(root / "latest", folder)
     return folder
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def find_latest(root: Path) -> Path | None:
     link = root / "latest"
     if link.exists():
         return link.resolve()
-    return next((f for f in sorted(root.glob("step-*"), reverse=True) if problem(f) is None), None)
+    return _newest_sound(root)
 
 
 def load_position(folder: Path) -> Position:
@@ -160,8 +169,11 @@ def load_position(folder: Path) -> Position:
     return Position(**json.loads((folder / STATE_FILE).read_text())["position"])
 
 
-def problem(folder: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, naming the file; None if it is whole and as it was saved."""
+def problem(folder: Path, names: Sequence[str] = FILES) -> str | None:
+    """Why a checkpoint cannot be resumed from, naming the file; None if it is whole and as it was saved.
+
+    With `names`, only these files are looked at: evaluating takes no moments.
+    """
     path = folder / STATE_FILE
     try:
         load_position(folder)
@@ -169,6 +181,8 @@ def problem(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{folder} is no whole checkpoint: {path.name} cannot be read ({error})"
     for name, expected in files:
+        if name not in names:
+            continue
         if not (folder / name).is_file():
             return f"{folder} is no whole checkpoint: {name} is missing"
         if _fingerprint(folder / name) != expected:
@@ -178,9 +192,13 @@ def problem(folder: Path) -> str | None:
 
 def offer_another(folder: Path) -> str:
     """The end of an error about a checkpoint: how to go on from the newest sound one beside it."""
-    others = (other for other in sorted(folder.parent.glob("step-*"), reverse=True) if other != folder)
-    sound = next((other for other in others if problem(other) is None), None)
+    sound = _newest_sound(folder.parent, all_but=folder)
     return f"; {sound} is whole: go on from it with --run.resume {sound}" if sound else ""
+
+
+def _newest_sound(root: Path, all_but: Path | None = None) -> Path | None:
+    others = (other for other in sorted(root.glob("step-*"), reverse=True) if other != all_but)
+    return next((other for other in others if problem(other) is None), None)
 
 
 def load_weights(folder: Path, model: AWTPN) -> None:
@@ -211,13 +229,18 @@ def find_model(path: Path) -> Path:
     A path that does not exist but looks like "user/model" is fetched from the Hugging Face Hub.
 
     Raises:
-        ValueError: there is none; says what was looked for.
+        ValueError: there is none; says what was looked for. Or it is of a checkpoint and not as it was saved.
     """
     path = locate(path, (CARD_FILE, WEIGHTS_FILE))
     candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "latest"]
     for folder in candidates:
-        if (folder / CARD_FILE).is_file():
-            return folder.resolve()
+        if not (folder / CARD_FILE).is_file():
+            continue
+        folder = folder.resolve()
+        if (folder / STATE_FILE).exists() and (wrong := problem(folder, (WEIGHTS_FILE, CARD_FILE))):
+            sound = _newest_sound(folder.parent, all_but=folder)
+            raise ValueError(wrong + (f"; {sound} is whole: name that instead" if sound else ""))
+        return folder
     raise ValueError(
         f"{path} is no run, checkpoint or export: none of {', '.join(map(str, candidates))} has {CARD_FILE}"
     )

@@ -18,6 +18,7 @@ from awtpn.board.snapshot import Snapshot
 from awtpn.config import Config
 from awtpn.distributed import World
 from awtpn.files import write_atomically
+from awtpn.metrics import SUMMARY, format_table
 from awtpn.provenance import describe
 from shards import FeatureStream
 
@@ -120,6 +121,17 @@ def log_results(run_dir: Path, results: Mapping[str, Any], snapshots: Mapping[st
     """Add what `results.json` holds, and pictures of it, to TensorBoard; on the main rank alone."""
     with telling_of_full_disks(run_dir), contextlib.closing(Board(run_dir)) as board:
         board.results(results, snapshots)
+
+
+def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> None:
+    """The test split's table (the validation split's where there is none), and where to find the rest."""
+    if role := next((r for r in ("test", "val") if r in results), None):
+        print(f"\n{role}: {results[role]['utterances']} utterances, best checkpoint")
+        print(format_table(results[role], dataset))
+        for modality, value in results[role]["reliability_auroc"].items():
+            print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")
+    short = {r: {k: round(results[r][k], 4) for k in SUMMARY} for r in ("val", "test") if r in results}
+    print(f"\nresults in {run_dir / 'results.json'}: {json.dumps(short)}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from awtpn.board.board import wants_pictures
 from awtpn.board.snapshot import Collector
 from awtpn.board.work import memory, pace, work_of_batch
 from awtpn.checkpoint import Position
-from awtpn.config import DEMO, Config, dump_yaml, parse_command_line
+from awtpn.config import Config, TrainConfig, parse_command_line
 from awtpn.damage import account_for_damaged
 from awtpn.data import (
     balanced_weights,
@@ -41,16 +42,16 @@ from awtpn.data import (
 )
 from awtpn.device import send
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
-from awtpn.engine_state import is_deepspeed, unwrap
+from awtpn.engine_state import innermost, is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.files import write_atomically
 from awtpn.losses import TERMS, total_loss
-from awtpn.metrics import SUMMARY, format_table
 from awtpn.model import AWTPN
-from awtpn.monitor import Monitor, log_results, write_status
-from awtpn.optim import learning_rate, make_optimizer, set_learning_rate
+from awtpn.monitor import Monitor, Status, log_results, print_results, write_status
+from awtpn.optim import learning_rate, make_optimizer, set_learning_rate, tell_norm
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe
+from awtpn.run_folder import begin, by_main, find_start, kept_to_one_job, prepare_run_dir
 from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
 from awtpn.zero import settle_stage_0
@@ -72,6 +73,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     position: Position
+    total_steps: int
     class_weights: NDArray[np.float64] | None
     card: dict[str, Any]
     stop: threading.Event
@@ -86,44 +88,49 @@ class Run:
     """Up to when `position` counts the run's time."""
 
     @property
-    def total_steps(self) -> int:
-        by_epochs = self.config.train.epochs * self.train.steps_per_epoch
-        return min(by_epochs, self.config.train.max_steps or by_epochs)
-
-    @property
     def checkpoints(self) -> Path:
         return self.dir / "checkpoints"
 
 
+class Stopped(Exception):
+    """A signal told some rank to stop; raised on every rank at the same place."""
+
+
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as the command line says; returns what `results.json` holds (empty if stopped early)."""
+    stop = install_stop_flag()
     config, launch = parse_command_line(argv)
     doctor.check_before_meeting()
     accelerator, world, layout = start(config, launch)
     run_dir = prepare_run_dir(config, world)
-    about = describe(world) if world.is_main else {}
-    # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
-    run = setup(config, accelerator, world, layout, run_dir)
-    if world.is_main:
-        write_atomically(run_dir / "config.yaml", dump_yaml(config))
-        write_status(run_dir, "running", **about)
+    with kept_to_one_job(run_dir, world):
+        return train(setup(config, accelerator, world, layout, run_dir, stop))
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Fit and test, while status.json says how it stands."""
+    about = describe(run.world) if run.world.is_main else {}
+
+    def say(status: Status, **details: Any) -> None:
+        if run.world.is_main:
+            write_status(run.dir, status, **about, **details)
+
+    say("running")
     try:
-        if not fit(run):
-            if world.is_main:
-                lost = len(run.position.damaged)
-                write_status(run_dir, "preempted", **about, step=run.position.step, damaged=lost)
-            return {}
+        fit(run)
         results = test(run)
+    except Stopped:
+        say("preempted", step=run.position.step, damaged=len(run.position.damaged))
+        if run.world.is_main:
+            print(f"stopped by a signal after step {run.position.step}; the run can be resumed")
+        return {}
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            if world.is_main:
-                write_status(run_dir, "failed", **about, error=f"{type(error).__name__}: {error}")
+            say("failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
         run.watchdog.close()
-    if world.is_main:
-        lost = len(run.position.damaged)
-        write_status(run_dir, "done", **about, step=run.position.step, damaged=lost, **count_time(run))
+    say("done", step=run.position.step, damaged=len(run.position.damaged), **count_time(run))
     leave()
     return results
 
@@ -131,37 +138,17 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 # --- setup ---------------------------------------------------------------------------------------
 
 
-def prepare_run_dir(config: Config, world: World) -> Path:
-    """Agree on the run folder, and have every rank look around.
-
-    Raises:
-        ValueError: something would spoil the run; says what and the fix, on every rank.
-    """
-    data = config.data
-    name = Path(data.train.partition("#")[0].rstrip("/")).name
-    default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(world.from_main(str(config.run.dir or default)))
-    urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
-    _, findings = doctor.consult(world, run_dir, urls, data.cache_dir, data.storage_options)
-    if errors := [str(finding) for finding in findings if finding.level == "error"]:
-        raise ValueError("this run cannot work:\n" + "\n".join(errors))
-    if world.is_main:
-        for finding in findings:
-            print(finding)
-    return run_dir
-
-
-def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout, run_dir: Path) -> Run:
+def setup(
+    config: Config,
+    accelerator: Accelerator,
+    world: World,
+    layout: Layout,
+    run_dir: Path,
+    stop: threading.Event,
+) -> Run:
     """Open the data, make or restore the model, and hand it to the engine."""
     data = config.data
-    resumed, refusal = world.from_main(find_checkpoint(config, run_dir) if world.is_main else None)
-    if refusal:
-        raise ValueError(refusal)
-    if resumed and (problem := world.from_main(checkpoint.problem(resumed) if world.is_main else None)):
-        raise ValueError(problem + checkpoint.offer_another(resumed))
-    position = checkpoint.load_position(resumed) if resumed else Position()
-    if position.best_step and not (run_dir / "checkpoints" / "best" / checkpoint.STATE_FILE).exists():
-        position.best_f1, position.best_step = -1.0, 0  # resumed from elsewhere: that best is not here
+    resumed, position = by_main(world, lambda: find_start(config, run_dir))
 
     train = open_training_stream(config, world, position)
     val, test = (evaluation_stream(data, role, config.model.modalities, world) for role in ("val", "test"))
@@ -186,7 +173,7 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
     else:
         initialise(model, config, train, world)
     if world.size > 1:
-        prototypes.broadcast_from_main({**dict(model.named_parameters()), **dict(model.named_buffers())})
+        prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
 
     optimizer = make_optimizer(model, config.optim)
     if config.train.compile:
@@ -198,6 +185,8 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
     if resumed:
         checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer)
 
+    # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
+    by_main(world, lambda: begin(config, run_dir, resumed, position))
     return Run(
         config=config,
         accelerator=accelerator,
@@ -216,11 +205,18 @@ def setup(config: Config, accelerator: Accelerator, world: World, layout: Layout
             streams=train.streams,
             data=trained_on,
         ),
+        total_steps=total_steps(config.train, position, train.steps_per_epoch),
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
         card=model.card() | {"dataset": train.name},
-        stop=install_stop_flag(),
+        stop=stop,
         watchdog=watch(config, world, run_dir),
     )
+
+
+def total_steps(options: TrainConfig, position: Position, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run: of its epochs so far, of whatever batch, and of those to come."""
+    by_epochs = position.step - position.epoch_step + (options.epochs - position.epoch) * steps_per_epoch
+    return min(by_epochs, options.max_steps or by_epochs)
 
 
 def watch(config: Config, world: World, run_dir: Path) -> Watchdog:
@@ -232,18 +228,6 @@ def watch(config: Config, world: World, run_dir: Path) -> Watchdog:
             write_status(run_dir, "failed", error=f"{waited}; the ranks' stacks are in stacks/")
 
     return Watchdog(config.train.timeout, run_dir / "stacks" / f"rank-{world.rank}.txt", on_hang)
-
-
-def find_checkpoint(config: Config, run_dir: Path) -> tuple[Path | None, str | None]:
-    """The checkpoint that `run.resume` means (None to start afresh), or why it cannot be meant."""
-    latest = checkpoint.find_latest(run_dir / "checkpoints")
-    if config.run.resume == "auto":
-        return latest, None
-    if config.run.resume == "never":
-        taken = f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
-        return None, taken if latest else None
-    folder = Path(config.run.resume)
-    return folder.resolve(), None if folder.is_dir() else f"run.resume names {folder}, which is no folder"
 
 
 def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World) -> None:
@@ -273,41 +257,44 @@ def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World)
 # --- fit -----------------------------------------------------------------------------------------
 
 
-def fit(run: Run) -> bool:
-    """Train to the end; False if a signal stopped it (a checkpoint is then on disk)."""
+def fit(run: Run) -> None:
+    """Train to the end.
+
+    Raises:
+        Stopped: by a signal; what was done is in a checkpoint.
+    """
     position, options = run.position, run.config.train
+    go_on(run)
     monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
     announce(run, monitor)
     table = prototypes.gather_table(unwrap(run.model)).numpy()
     monitor.describe(position.step, run.config, run.train, run.world, table)
     run.since = time.perf_counter()
     try:
-        while position.epoch < options.epochs and position.step < run.total_steps:
-            whole = train_epoch(run, monitor)
-            flush(run, monitor)
-            ends = position.step >= run.total_steps
-            if not whole and not ends:
+        while position.step < run.total_steps or position.validated < position.step:
+            try:
+                whole = train_epoch(run, monitor)
+                ends = position.step >= run.total_steps
+                validate = ends or (position.epoch + 1) % options.validate_every == 0
+                best = validate and validate_epoch(run, monitor)
+            except Stopped:  # within an epoch, or a validation, with which the run then goes on
+                flush(run, monitor)
                 save(run)
-                monitor.say(f"stopped by a signal after step {position.step}; the run can be resumed")
-                return False
-            epoch = position.epoch
+                raise
             if whole:
-                position.epoch, position.epoch_step = epoch + 1, 0
-            validate = ends or position.epoch % options.validate_every == 0
-            best = validate and validate_epoch(run, monitor, epoch)
+                position.epoch, position.epoch_step = position.epoch + 1, 0
             save(run, best=best)
-            if stop_requested(run) and not ends:
-                monitor.say(f"stopped by a signal after epoch {position.epoch}; the run can be resumed")
-                return False
+            go_on(run)
             run.since = time.perf_counter()
     finally:
         monitor.close()
-    return True
 
 
-def stop_requested(run: Run) -> bool:
-    """Some rank was told to stop; the same answer everywhere."""
-    return bool(run.world.sum(np.array([run.stop.is_set()], dtype=np.int64))[0])
+def go_on(run: Run) -> None:
+    """Between two pieces of work: tell the watchdog, and stop on all ranks where some rank was told to."""
+    run.watchdog.beat()
+    if run.world.sum(np.array([run.stop.is_set()], dtype=np.int64))[0]:
+        raise Stopped
 
 
 def announce(run: Run, monitor: Monitor) -> None:
@@ -325,13 +312,13 @@ def announce(run: Run, monitor: Monitor) -> None:
 
 
 def train_epoch(run: Run, monitor: Monitor) -> bool:
-    """Train on the rest of the epoch at `run.position`; False if it ended early (a signal, max_steps)."""
+    """Train on the rest of the epoch at `run.position`; False if the run ends within it (max_steps)."""
     position, options = run.position, run.config.train
     run.model.train()
     batches = iter(run.train.epoch(position.epoch, position.epoch_step, device=run.world.device))
     for _ in range(position.epoch_step, run.train.steps_per_epoch):
         if position.step >= run.total_steps:
-            return False
+            break
         asked = time.perf_counter()
         batch = next(batches)
         facts = train_step(run, batch, data_wait=time.perf_counter() - asked)
@@ -344,12 +331,13 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
         if check and run.world.size > 1 and position.step % check == 0:
             check_replicas(run, monitor)
         if facts.stop:
-            return False
+            raise Stopped
         ends = position.epoch_step == run.train.steps_per_epoch  # then the epoch's own checkpoint follows
         if options.checkpoint_every and position.step % options.checkpoint_every == 0 and not ends:
             flush(run, monitor)
             save(run)
-    return True
+    flush(run, monitor)
+    return position.epoch_step == run.train.steps_per_epoch
 
 
 def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> StepFacts:
@@ -429,6 +417,8 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
 
     # Infinity clips nothing and still yields the norm.
     grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), config.optim.grad_clip or math.inf)
+    if not deepspeed:  # which has stepped already
+        tell_norm(innermost(run.optimizer), grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if sums is not None:
@@ -521,17 +511,19 @@ def check_replicas(run: Run, monitor: Monitor) -> None:
     monitor.say(f"healed from rank 0 after step {run.position.step}: {what}")
 
 
-def validate_epoch(run: Run, monitor: Monitor, epoch: int) -> bool:
+def validate_epoch(run: Run, monitor: Monitor) -> bool:
     """Validate; True if this is the best model so far (without validation data the latest is)."""
     if run.val is None:
+        run.position.validated = run.position.best_step = run.position.step
         return True
     wanted = monitor.wants_pictures(run.config.train.pictures, last=run.position.step >= run.total_steps)
     collector = Collector(run.model, run.val, run.world, run.world.from_main(wanted))
-    figures = evaluate(run.model, run.val, run.world, run.watchdog.beat, look=collector.add)
+    figures = evaluate(run.model, run.val, run.world, partial(go_on, run), look=collector.add)
+    run.position.validated = run.position.step
     best = figures["w-F1"] > run.position.best_f1
     if best:
         run.position.best_f1, run.position.best_step = figures["w-F1"], run.position.step
-    monitor.log_validation(run.position.step, epoch, figures, best, collector.gather())
+    monitor.log_validation(run.position.step, run.position.epoch, figures, best, collector.gather())
     return best
 
 
@@ -571,33 +563,30 @@ def count_time(run: Run) -> dict[str, float]:
 
 
 def test(run: Run) -> dict[str, Any]:
-    """Evaluate the best checkpoint on validation and test data; write and print the results."""
-    model = AWTPN.from_pretrained(run.checkpoints / "best").to(run.world.device)
+    """Evaluate the best checkpoint on validation and test data; write and print the results.
+
+    Raises:
+        Stopped: by a signal; nothing of the results is written.
+    """
+    # The main rank alone knows for sure what `best` names: other hosts may still see an older link.
+    model = AWTPN.from_card(run.card).to(run.world.device).eval()
+    by_main(run.world, lambda: checkpoint.load_weights(checkpoint.find_model(run.dir), model))
+    if run.world.size > 1:
+        prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
     results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
     snapshots = {}
     wanted = run.world.from_main(wants_pictures(run.config.train.pictures, run.position.seconds, last=True))
     for role, stream in (("val", run.val), ("test", run.test)):
         if stream is None:
             continue
-        run.watchdog.beat()
+        go_on(run)
         file = predictions_file(run.dir, role)
         collector = Collector(model, stream, run.world, wanted)
-        results[role] = evaluate(model, stream, run.world, run.watchdog.beat, file, collector.add)
+        results[role] = evaluate(model, stream, run.world, partial(go_on, run), file, collector.add)
         snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
         write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")
         log_results(run.dir, results, snapshots)
-        print_results(run, results)
+        print_results(run.dir, results, run.card["dataset"])
     return results
-
-
-def print_results(run: Run, results: dict[str, Any]) -> None:
-    """The test split's table (the validation split's where there is none), and where to find the rest."""
-    if role := next((r for r in ("test", "val") if r in results), None):
-        print(f"\n{role}: {results[role]['utterances']} utterances, best checkpoint")
-        print(format_table(results[role], run.card["dataset"]))
-        for modality, value in results[role]["reliability_auroc"].items():
-            print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")
-    short = {r: {k: round(results[r][k], 4) for k in SUMMARY} for r in ("val", "test") if r in results}
-    print(f"\nresults in {run.dir / 'results.json'}: {json.dumps(short)}")

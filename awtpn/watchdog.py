@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 # seeing the first of them gone, takes the others down.
 GRACE_S = 5.0
 EXIT_CODE = 70
+STDERR = 2
 
 
 class Watchdog:
@@ -43,12 +45,23 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
+        try:
+            # What hangs may be the disk: then stacks go to stderr, and the process ends all the same.
+            faulthandler.dump_traceback_later(2 * GRACE_S, exit=True, file=STDERR)
+            try:
+                self._write_stacks()
+            except OSError:
+                faulthandler.dump_traceback(STDERR, all_threads=True)
+            with contextlib.suppress(OSError):
+                self.on_hang()
+            time.sleep(GRACE_S)
+        finally:
+            os._exit(EXIT_CODE)  # the main thread may never return from its collective
+
+    def _write_stacks(self) -> None:
         self.stacks.parent.mkdir(parents=True, exist_ok=True)
         with self.stacks.open("w") as file:
             where = f"{os.uname().nodename}, process {os.getpid()}"
             file.write(f"no progress for {self.timeout:.0f} s on {where}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
-        self.on_hang()
-        time.sleep(GRACE_S)
-        os._exit(EXIT_CODE)  # the main thread may never return from its collective

@@ -42,6 +42,7 @@ def make_run(
         model=model.train(),
         optimizer=optimizer,
         position=Position(),
+        total_steps=300,
         class_weights=np.ones(len(CLASSES)) if config.loss.class_weights == "balanced" else None,
         card={},
         stop=threading.Event(),

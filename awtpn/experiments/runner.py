@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from awtpn.config import dump, parse_command_line
+from awtpn.config import differing_keys, dump, parse_command_line
 from awtpn.files import write_atomically
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
@@ -33,7 +33,7 @@ LOG_FILE = "train.log"
 LOG_TAIL = 2_000  # characters of a failed run's output to show
 POLL_S = 1.0  # between looks at runs that others are training
 # What may differ between two trainings of the same run: where it and its cache lie.
-ELSEWHERE = {"run": ("dir",), "data": ("cache_dir", "cache_limit", "storage_options")}
+ELSEWHERE = ("run.dir", "data.cache_dir", "data.cache_limit", "data.storage_options")
 
 
 @dataclass(frozen=True)
@@ -222,13 +222,7 @@ def check_same_settings(job: Job) -> None:
     if not file.is_file():
         return
     before, now = yaml.safe_load(file.read_text()), dump(parse_command_line(job.arguments)[0])
-    changed = [
-        f"{section}.{key}"
-        for section, settings in now.items()
-        for key, value in settings.items()
-        if before.get(section, {}).get(key) != value and key not in ELSEWHERE.get(section, ())
-    ]
-    if changed:
+    if changed := [key for key in differing_keys(before, now) if key not in ELSEWHERE]:
         raise ValueError(f"{job.run_dir} holds a run with another {', '.join(changed)}: give another --dir")
 
 

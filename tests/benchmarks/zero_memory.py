@@ -130,7 +130,7 @@ def run_rank(folder: Path, argv: list[str]) -> None:
         figures = {"training": training, "saving": resident("VmHWM") - before[0]}
         (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
 
-    build.from_pretrained = model.from_pretrained  # type: ignore[attr-defined]
+    build.from_card = model.from_card  # type: ignore[attr-defined]
     trainer.AWTPN, trainer.save = build, look_and_save  # type: ignore[assignment, misc]
     script = ROOT / "launch" / "train.py"
     sys.argv = [str(script), *argv]

@@ -12,7 +12,7 @@ from support import ALONE, REPO
 
 from awtpn import doctor
 from awtpn.config import Config
-from awtpn.trainer import prepare_run_dir
+from awtpn.run_folder import prepare_run_dir
 
 URL = "s3://corpus/meld"
 

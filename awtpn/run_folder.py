@@ -1,0 +1,183 @@
+"""The folder of a run: agreed on, kept to one job, and brought to where the run begins.
+
+What only the main rank can know (who holds the lock, which checkpoint a link names just now) it says to all:
+`by_main`. Network disks show other hosts a change later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from awtpn import checkpoint, doctor
+from awtpn.checkpoint import Position
+from awtpn.config import DEMO, Config, differing_keys, dump, dump_yaml
+from awtpn.distributed import World
+from awtpn.files import write_atomically
+from awtpn.run_lock import locked
+from shards.store import dataset_name
+
+CONFIG_FILE = "config.yaml"
+T = TypeVar("T")
+
+
+def by_main(world: World, action: Callable[[], T]) -> T:
+    """What `action` gives on the main rank, on every rank; and so the error that it raises.
+
+    Raises:
+        ValueError: that of the action, or its OSError.
+    """
+    answer, refusal = None, None
+    if world.is_main:
+        try:
+            answer = action()
+        except (OSError, ValueError) as error:
+            refusal = str(error)
+    answer, refusal = world.from_main((answer, refusal))
+    if refusal is not None:
+        raise ValueError(refusal)
+    return answer
+
+
+def prepare_run_dir(config: Config, world: World) -> Path:
+    """Agree on the run folder, and have every rank look around.
+
+    Raises:
+        ValueError: something would spoil the run; says what and the fix, on every rank.
+    """
+    data = config.data
+    default = Path("runs") / f"{dataset_name(data.train)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(world.from_main(str(config.run.dir or default)))
+    urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
+    _, findings = doctor.consult(world, run_dir, urls, data.cache_dir, data.storage_options)
+    if errors := [str(finding) for finding in findings if finding.level == "error"]:
+        raise ValueError("this run cannot work:\n" + "\n".join(errors))
+    if world.is_main:
+        for finding in findings:
+            print(finding)
+    return run_dir
+
+
+@contextlib.contextmanager
+def kept_to_one_job(run_dir: Path, world: World) -> Iterator[None]:
+    """While the block runs, no other job trains in the folder.
+
+    Raises:
+        ValueError: one does already; on every rank.
+    """
+    with contextlib.ExitStack() as stack:
+        by_main(world, lambda: stack.enter_context(locked(run_dir)))
+        yield
+
+
+# --- Where a run begins --------------------------------------------------------------------------
+
+
+def find_start(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
+    """The checkpoint that `run.resume` means, None to start afresh, and the position to go on from.
+
+    A scheduler repeats one command for ever. So a run that began from the checkpoint that `run.resume` names,
+    or that was told `never`, goes on from its own latest one when the same command comes again.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is not as it was saved; says what to do.
+    """
+    root, resume = run_dir / "checkpoints", config.run.resume
+    folder = checkpoint.find_latest(root)
+    began_from = ""
+    if resume == "never":
+        if folder and not _same_command(config, run_dir):
+            raise ValueError(
+                f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
+            )
+    elif resume != "auto":
+        named = os.path.abspath(resume)  # not resolved: `best` and `latest` move on
+        if folder and _began_from(folder) == named:
+            print(f"run.resume: this run began from {resume} already, and goes on from {folder}")
+        else:
+            folder, began_from = Path(resume).resolve(), named
+            if not folder.is_dir():
+                raise ValueError(f"run.resume names {resume}, which is no folder")
+    if folder is None:
+        return None, Position()
+    if problem := checkpoint.problem(folder):
+        raise ValueError(problem + checkpoint.offer_another(folder))
+    position = checkpoint.load_position(folder)
+    position.began_from = began_from or position.began_from
+    if best_of(root, folder, position) is None:  # another best is to be found, at the latest at the end
+        position.best_f1, position.best_step, position.validated = -1.0, 0, 0
+    return folder, position
+
+
+def _began_from(folder: Path) -> str:
+    """The checkpoint that `run.resume` named when a run began; "" where that cannot be known."""
+    try:
+        return checkpoint.load_position(folder).began_from
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _same_command(config: Config, run_dir: Path) -> bool:
+    """The folder's run was begun with these very settings and did not come to its end."""
+    try:
+        said = json.loads((run_dir / "status.json").read_text())["status"]
+        before = yaml.safe_load((run_dir / CONFIG_FILE).read_text())
+    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        return False
+    return said != "done" and before == dump(config)
+
+
+def best_of(root: Path, resumed: Path, position: Position) -> Path | None:
+    """The best checkpoint of a run that goes on from `resumed`, if it is in the run's own folder `root`."""
+    best = root / checkpoint.folder_name(position.best_step)
+    return best if position.best_step and _is_own(root, resumed, position) and best.is_dir() else None
+
+
+def _is_own(root: Path, resumed: Path, position: Position) -> bool:
+    """`resumed` is one of the run's own checkpoints, and not a copy or one of another run."""
+    return resumed == root.resolve() / checkpoint.folder_name(position.step)
+
+
+def begin(config: Config, run_dir: Path, resumed: Path | None, position: Position) -> None:
+    """Bring the folder to `position` (main rank only): set aside what lies beyond, write down the settings.
+
+    To be called when nothing can refuse the start any more: it must not spoil another run's records.
+    """
+    root = run_dir / "checkpoints"
+    own = resumed is not None and _is_own(root, resumed, position)
+    last = checkpoint.folder_name(position.step) if own else ""
+    beyond = [folder for folder in sorted(root.glob("step-*")) if folder.name > last]
+    if beyond:
+        aside = root / time.strftime("abandoned-%Y%m%d-%H%M%S")
+        aside.mkdir()
+        for folder in beyond:
+            os.replace(folder, aside / folder.name)
+        print(f"going on from {resumed}: {', '.join(f.name for f in beyond)} of {root} set aside in {aside}")
+    if root.is_dir():
+        best = best_of(root, resumed, position) if resumed else None
+        for name, named in (("best", best), ("latest", resumed if own else None)):
+            if named:
+                checkpoint.point(root / name, named)
+            else:
+                (root / name).unlink(missing_ok=True)
+    record_settings(config, run_dir, position.step)
+
+
+def record_settings(config: Config, run_dir: Path, step: int) -> None:
+    """Write config.yaml; where it held other settings say so, and keep them as config-STEP.yaml."""
+    file, kept = run_dir / CONFIG_FILE, run_dir / f"config-{step}.yaml"
+    if step and file.is_file():
+        old = file.read_text()
+        changed = differing_keys(yaml.safe_load(old), dump(config))
+        if changed := [key for key in changed if key not in ("run.dir", "run.resume")]:
+            if not kept.exists():
+                write_atomically(kept, old)
+            print(f"from step {step} on with another {', '.join(changed)}; the settings before: {kept}")
+    write_atomically(file, dump_yaml(config))
