@@ -1,20 +1,34 @@
-"""Training from the stream: utterances per second with reading, and what share of it waits for data."""
+"""Training from the stream: utterances per second with reading, and what share of it waits for data.
+
+What is timed are epochs of the trainer's own loop in a run of its own: besides the step of `bench.step` the
+ranks' agreement (here of one), fingerprints, negatives, learning rate and seeds, gathering and writing the
+figures. Validation, checkpoints and pictures are left out.
+"""
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import statistics
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
-from itertools import chain
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from accelerate import Accelerator
 
 from awtpn.bench.loader import UTTERANCES, write_corpora
 from awtpn.bench.machine import markdown, synchronise
-from awtpn.bench.step import Setting, make_step
-from shards import FeatureBatch, FeatureStream
+from awtpn.bench.step import Setting
+from awtpn.config import Config
+from awtpn.distributed import World, mixed_precision
+from awtpn.layout import make_layout
+from awtpn.monitor import Monitor
+from awtpn.trainer import Run, setup, train_epoch
 
 # A round takes as many epochs as have these together.
 LEAST_STEPS = 30
@@ -25,18 +39,19 @@ def run(
 ) -> str:
     """Epochs from shards in `scratch` (page-cached), and of batches in memory, in turn; Markdown."""
     write_corpora(scratch, count, ["shards"])
-    stream = FeatureStream(str(scratch / "shards"), global_batch_size=batch)
-    step = make_step("packed", dim, setting)
-    ready = [b.to(setting.device) for b in stream.epoch(0)]
-    train(step, ready, setting.device)  # warms up
+    passes = math.ceil(LEAST_STEPS / math.ceil(count / batch))
     streamed, resident = [], []
-    passes = max(1, math.ceil(LEAST_STEPS / len(ready)))
-    for number in range(1, rounds + 1):
-        epochs = (stream.epoch(number * passes + i, device=setting.device) for i in range(passes))
-        streamed.append(train(step, chain.from_iterable(epochs), setting.device))
-        resident.append(train(step, ready * passes, setting.device))
-        print(f"round {number}: {streamed[-1][0]:,.0f} utterances/s end to end", file=sys.stderr)
-    ratios = [ours[0] / theirs[0] for ours, theirs in zip(streamed, resident, strict=True)]
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        config = make_config(setting, dim, batch, scratch / "shards", epochs=1 + 2 * rounds * passes)
+        ours = make_run(config, setting.device, Path(folder))
+        theirs = from_memory(ours)
+        with closing(ours.watchdog), closing(Monitor(ours.dir, True, 0, ours.total_steps)) as monitor:
+            train(ours, monitor, 1)  # warms up
+            for number in range(1, rounds + 1):
+                streamed.append(train(ours, monitor, passes))
+                resident.append(train(theirs, monitor, passes))
+                print(f"round {number}: {streamed[-1][0]:,.0f} utterances/s end to end", file=sys.stderr)
+    ratios = [own[0] / other[0] for own, other in zip(streamed, resident, strict=True)]
     rows = [
         ["from the stream", f"{median(streamed, 0):,.0f}", f"{median(streamed, 1):.1%}"],
         [
@@ -51,6 +66,8 @@ def run(
             "",
             *markdown(["", "utterances/s", "waiting for data"], rows),
             "",
+            "The trainer's own loop, with all that it does in a step; validation, checkpoints and pictures "
+            "aside. "
             f"Medians of {rounds} interleaved rounds of {passes} epochs of {count:,} utterances; from the "
             f"stream it runs at {statistics.median(ratios):.1%} of the other's speed. Waiting: the host's "
             "time in asking for batches, of all.",
@@ -59,24 +76,47 @@ def run(
     )
 
 
-def train(
-    step: Callable[[dict[str, Any]], None], batches: Iterable[FeatureBatch], device: str
-) -> tuple[float, float]:
-    """Utterances per second of an epoch, and the share of its time spent in asking for batches."""
-    utterances, waited = 0, 0.0
-    start = time.perf_counter()
-    waiting = iter(batches)
-    while True:
-        asked = time.perf_counter()
-        batch = next(waiting, None)
-        waited += time.perf_counter() - asked
-        if batch is None:
-            break
-        step({"packed": batch.features, "label": batch.label})
-        utterances += len(batch)
-    synchronise(device)
+def make_config(setting: Setting, dim: int, batch: int, corpus: Path, epochs: int) -> Config:
+    """The defaults at this size."""
+    config = Config()
+    config.data.train = str(corpus)
+    config.model.shared_dim = dim
+    config.model.distance_scale_audio = config.model.distance_scale_video = 1 / dim
+    if batch % config.loss.negative_group:
+        config.loss.negative_group = batch
+    config.train.epochs, config.train.global_batch_size = epochs, batch
+    config.train.precision = "fp32" if setting.precision == "fp32" else "bf16"
+    return config
+
+
+def make_run(config: Config, device: str, folder: Path) -> Run:
+    """A run of one process in an empty folder, set up as every run is."""
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision(config))
+    world = World(0, 1, 0, accelerator.device, None, "none")
+    layout = make_layout(config.train.global_batch_size, None, world.size)
+    return setup(config, accelerator, world, layout, folder, threading.Event())
+
+
+def from_memory(run: Run) -> Run:
+    """The same run, each of whose epochs is its first one, on the device already."""
+    ready = [batch.to(run.world.device) for batch in run.train.epoch(0)]
+    stream = copy.copy(run.train)
+    stream.epoch = lambda *_, **__: iter(ready)  # type: ignore[method-assign]
+    return replace(run, train=stream, pending=[])
+
+
+def train(run: Run, monitor: Monitor, epochs: int) -> tuple[float, float]:
+    """Utterances per second of so many epochs, and the share of their time spent in asking for batches."""
+    position, before = run.position, run.position.step
+    run.since = start = time.perf_counter()
+    for _ in range(epochs):
+        train_epoch(run, monitor)
+        position.epoch, position.epoch_step = position.epoch + 1, 0
+    synchronise(run.world.device.type)
     seconds = time.perf_counter() - start
-    return utterances / seconds, waited / seconds
+    lines = (run.dir / "metrics.jsonl").read_text().splitlines()[before:]
+    waited = sum(json.loads(line)["data_wait"] for line in lines)
+    return epochs * run.train.num_utterances / seconds, waited / seconds
 
 
 def median(runs: list[tuple[float, float]], column: int) -> float:

@@ -4,7 +4,8 @@
     python -m awtpn.bench.step --device cuda --precision bf16 --dims 256 1024 4096 --batches 64 256 1024
 
 Utterance lengths are log-normal (audio median 120, 20 to 600; video half as many), features float16
-[M, 1024] and [M/2, 512]. Both run whole optimizer steps on the same utterances, in turn; medians and their
+[M, 1024] and [M/2, 512]. Both run the same parts of a step on the same utterances, in turn: forward, losses,
+backward, clipping, AdamW. (What the trainer does around them is in `bench.end_to_end`.) Medians and their
 ratio. Peak memory growth is measured in a process of its own for each, after a first small step.
 """
 
@@ -218,7 +219,9 @@ def run(
             "",
             *markdown(columns, rows),
             "",
-            f"Whole optimizer steps; medians of {rounds} interleaved rounds; FLOPs are those that the "
+            "Forward, losses, backward, clipping, AdamW; batches on the device. What a run does besides "
+            "in a step (agreement of ranks, negatives, fingerprints, figures) is in the end-to-end rows. "
+            f"Medians of {rounds} interleaved rounds; FLOPs are those that the "
             "network needs; MiB: growth of the peak after a first small step, in a process of its own.",
             "",
         ]

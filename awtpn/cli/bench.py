@@ -14,9 +14,9 @@ BENCH_HELP = """Measure this machine and print tables in Markdown.
 
 parts:
   loader      utterances/s of this stream, of a bare loop and of the peers that are installed
-  step        whole optimizer steps: utterances/s, FLOP/s, peak memory
+  step        forward, losses, backward and update: utterances/s, FLOP/s, peak memory
   baseline    the same beside a plain re-implementation of the published, padded and dense step
-  end-to-end  training from the stream, and what share of it waits for data
+  end-to-end  the trainer's loop, fed by the stream, and what share of it waits for data
   attention   the forms of the reliability attention, by length
   roofline    FLOPs and bytes of each part against the device's measured peaks, and a profile
 """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support import metrics
 
 from awtpn.bench import account, attention, end_to_end, loader, step
 from awtpn.bench.published import Published, published_loss
@@ -15,6 +17,7 @@ from awtpn.bench.roofline import PARTS, Peak, step_cost
 from awtpn.cli import main
 from awtpn.losses import LossConfig
 from awtpn.model import AWTPN, ModelConfig
+from awtpn.monitor import Monitor
 from awtpn.predictor import pack_arrays
 
 CPU = step.Setting("cpu", "fp32", 1)
@@ -139,19 +142,28 @@ def test_readers_read_all_and_refuse_another_corpus(scratch: Path) -> None:
         loader.measure("this stream", scratch, 41)
 
 
-def test_end_to_end_trains_on_every_batch(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is timed is a real step on each batch of the stream."""
-    from shards import FeatureStream
+def test_end_to_end_times_the_trainer(
+    scratch: Path, tmp_path: Path, no_accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed are steps of a real run, on every batch of the stream or of its first epoch."""
+    run = end_to_end.make_run(
+        end_to_end.make_config(CPU, 8, 16, scratch / "shards", epochs=4), "cpu", tmp_path
+    )
+    with closing(run.watchdog), closing(Monitor(tmp_path, True, 0, run.total_steps)) as monitor:
+        for of in (run, end_to_end.from_memory(run)):
+            rate, share = end_to_end.train(of, monitor, 2)
+            assert rate > 0
+            assert 0 < share < 1
+    seen = [line["fingerprint"] for line in metrics(tmp_path)]
+    epochs = [seen[i : i + 3] for i in range(0, 12, 3)]
+    assert len(seen) == 12
+    assert epochs[0] != epochs[1], "the stream is shuffled anew"
+    assert epochs[2] == epochs[3] == epochs[0]
 
     monkeypatch.setattr(end_to_end, "LEAST_STEPS", 6)
-    seen: list[int] = []
-    stream = FeatureStream(str(scratch / "shards"), global_batch_size=16)
-    rate, share = end_to_end.train(lambda b: seen.append(len(b["label"])), stream.epoch(0), "cpu")
-    assert seen == [16, 16, 8]
-    assert rate > 0
-    assert 0 < share < 1
     text = end_to_end.run(CPU, 8, 16, scratch, 40, rounds=1)
     assert "Medians of 1 interleaved rounds of 2 epochs of 40 utterances" in text
+    assert [path.name for path in scratch.iterdir()] == ["shards"]
 
 
 def test_attention_forms_by_length(capsys: pytest.CaptureFixture[str]) -> None:

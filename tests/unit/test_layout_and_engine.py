@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from support import REPO
 
 from awtpn.config import Config, Launch
@@ -172,19 +171,6 @@ def test_other_engines_of_accelerate_are_refused(name: str) -> None:
     check_engine({f"ACCELERATE_USE_{name}": "false", "ACCELERATE_USE_DEEPSPEED": "true"})
     with pytest.raises(ValueError, match=rf"--use_{name.lower()}.*configs/accelerate.*zero_stage 3"):
         check_engine({f"ACCELERATE_USE_{name}": "True"})
-
-
-@pytest.fixture
-def no_accelerator() -> Iterator[None]:
-    """Accelerate keeps what it found at its first start; it forgets it before the test and after."""
-
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    forget()
-    yield
-    forget()
 
 
 def test_accelerate_divides_no_loss(no_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
