@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def batch(
         epoch=0,
         step=0,
     )
+
+
+def poison(batch: FeatureBatch) -> FeatureBatch:
+    """The batch with a NaN in its first utterance that has sound."""
+    audio = batch.features["audio"]
+    values = audio.values.clone()
+    values[0] = float("nan")
+    return replace(batch, features=batch.features | {"audio": replace(audio, values=values)})
 
 
 # --- Corpora -------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ nothing of it. A fault that kills does so once, where MARK (a file) does not exi
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 import torch
+from support import poison
 
 from awtpn import checkpoint, trainer
 from awtpn.engine_state import unwrap
@@ -63,13 +63,8 @@ def kill_all() -> None:
 def nan(run: trainer.Run, batch: Any) -> Any:
     if RANK != LAST:
         return None
-    audio = batch.features["audio"]
-    values = audio.values.clone()
-    values[0] = float("nan")
     print(f"poisoned {batch.key[0]}", flush=True)
-    return dataclasses.replace(
-        batch, features=batch.features | {"audio": dataclasses.replace(audio, values=values)}
-    )
+    return poison(batch)
 
 
 def alter(run: trainer.Run, batch: Any) -> None:

@@ -5,7 +5,9 @@ fork, since Accelerate and DeepSpeed keep what they found at their first start f
 has a port of its own:
 
 - {"train": ARGV}: train as `launch/train.py ARGV` would; with "sigterm": {"rank": R, "step": S}, rank R gets
-  SIGTERM while it does step S; with "copy": [FROM, TO], the main rank copies a run folder before.
+  SIGTERM while it does step S, or with "during": NAME, when it comes to that function of the trainer at step
+  S; with "nan": {"rank": R, "step": S}, its batch of step S has one; with "copy": [FROM, TO], the main rank
+  copies a run folder before.
 - {"check": NAME, ...}: call a function of rank_checks.py, which judges for itself.
 """
 
@@ -23,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import rank_checks
+from support import poison
 
 from awtpn import trainer
+from shards import FeatureBatch
 
 # Slow to import, and otherwise imported late: once, before the forks, instead of once for every job.
 for module in (
@@ -74,19 +78,31 @@ def work(job: dict[str, Any], ranks: int, me: int) -> None:
     if "check" in job:
         getattr(rank_checks, job["check"])(job)
     else:
-        train(job["train"], me, job.get("sigterm"))
+        for fault, bring in {"sigterm": send_sigterm, "nan": poison_batch}.items():
+            if job.get(fault, {}).pop("rank", None) == me:
+                bring(**job[fault])
+        trainer.main(job["train"])
 
 
-def train(argv: list[str], me: int, sigterm: dict[str, int] | None) -> None:
+def send_sigterm(step: int, during: str = "train_step") -> None:
+    function = getattr(trainer, during)
+
+    def with_signal(*args: Any, **kwargs: Any) -> Any:
+        run = args[0]
+        if not isinstance(run, trainer.Run) or run.position.step + (during == "train_step") == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    setattr(trainer, during, with_signal)
+
+
+def poison_batch(step: int) -> None:
     whole_step = trainer.train_step
 
-    def step_with_signal(run: trainer.Run, *args: Any, **kwargs: Any) -> Any:
-        if sigterm == {"rank": me, "step": run.position.step + 1}:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return whole_step(run, *args, **kwargs)
+    def poisoned(run: trainer.Run, batch: FeatureBatch, data_wait: float) -> Any:
+        return whole_step(run, poison(batch) if run.position.step + 1 == step else batch, data_wait)
 
-    trainer.train_step = step_with_signal
-    trainer.main(argv)
+    trainer.train_step = poisoned
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ SAME: dict[str, tuple[int, dict[str, Any]]] = {
 }
 # Parameters without a gradient: class means move these.
 UNLEARNT = {name: {"tpn.prototypes"} if "ema" in name else set() for name in SAME}
+# Stopped outside of the steps, and gone on with: the trainer's function in which it was, and at which step.
+ELSEWHERE = {
+    "ddp, making ready": ("initialise", 0),
+    "ddp, validating": ("validate_epoch", 16),
+    "ddp, testing": ("test", 16),
+}
 # Stopped under one engine, without dropout, and resumed under another: from, ranks, settings.
 EXACT = {"model.dropout": 0.0}
 STARTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -83,6 +89,11 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     # What a reader finds between the two.
                     job(name, settings, copy=[str(root / name), str(root / f"{name}, stopped")]),
                 ]
+        for name, (function, step) in ELSEWHERE.items() if ranks == 2 else ():
+            jobs += [
+                job(name, {}, sigterm={"rank": last, "step": step, "during": function}),
+                job(name, {}, copy=[str(root / name), str(root / f"{name}, stopped")]),
+            ]
         for name, (its_ranks, settings) in STARTS.items():
             if its_ranks == ranks:
                 jobs.append(job(name, EXACT | settings, sigterm=stop))
@@ -120,6 +131,18 @@ def test_at_the_same_layout_it_goes_on_to_the_bit(runs: Path, name: str) -> None
     assert (runs / name / "results.json").read_text() == (
         runs / f"{name}, undisturbed" / "results.json"
     ).read_text()
+
+
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_signal_is_heeded_while_making_ready_validating_and_testing(runs: Path, name: str) -> None:
+    stopped, (_, step) = runs / f"{name}, stopped", ELSEWHERE[name]
+    assert (status(stopped)["status"], status(stopped)["step"]) == ("preempted", step)
+    assert not (stopped / "results.json").exists()
+    assert status(runs / name)["status"] == "done"
+    assert_same_run(runs / name, runs / "ddp, undisturbed")
+    ours, theirs = ((runs / run / "results.json").read_text() for run in (name, "ddp, undisturbed"))
+    assert ours == theirs
 
 
 @pytest.mark.timeout(580)
