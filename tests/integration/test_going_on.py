@@ -1,0 +1,158 @@
+"""The same command again and again, going back, going on otherwise: what a run folder then says is true."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import arguments, assert_same_run, metrics, status
+
+from awtpn import checkpoint, trainer
+from awtpn.checkpoint import load_position
+from awtpn.model import WEIGHTS_FILE
+from awtpn.optim import OptimConfig, learning_rate
+from awtpn.predictor import Predictor
+
+SETTINGS: dict[str, Any] = {
+    "model.shared_dim": 16,
+    "loss.negative_group": 4,
+    "optim.lr": 3e-3,
+    "train.epochs": 3,
+    "train.global_batch_size": 16,
+    "train.keep_last": 100,
+    "train.pictures": "never",
+}
+STEPS = 12  # four to an epoch
+Score = Callable[..., None]
+
+
+@pytest.fixture
+def train(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Train in `run_dir`, and get SIGTERM in step `stop`, if it comes to it."""
+    whole_step = trainer.train_step
+
+    def train(run_dir: Path, stop: int = 0, **settings: Any) -> None:
+        def step(run: trainer.Run, *args: Any, **kwargs: Any) -> Any:
+            if run.position.step + 1 == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return whole_step(run, *args, **kwargs)
+
+        monkeypatch.setattr(trainer, "train_step", step)
+        trainer.main(arguments(SETTINGS | {"data.train": corpus, "run.dir": run_dir} | settings))
+
+    return train
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch) -> Score:
+    """Give the next evaluations these figures, whatever the model."""
+    evaluate = trainer.evaluate
+
+    def score(*figures: float) -> None:
+        of_next = iter(figures)
+        monkeypatch.setattr(
+            trainer,
+            "evaluate",
+            lambda *args, **kwargs: evaluate(*args, **kwargs) | {"w-F1": next(of_next)},
+        )
+
+    return score
+
+
+def steps_kept(run_dir: Path) -> list[int]:
+    return [int(folder.name[5:]) for folder in sorted((run_dir / "checkpoints").glob("step-*"))]
+
+
+def link(run_dir: Path, name: str) -> str:
+    return os.readlink(run_dir / "checkpoints" / name)
+
+
+def test_a_repeated_command_gets_further(train: Any, tmp_path: Path) -> None:
+    """Told to begin from a checkpoint, preempted twice, and repeated word for word."""
+    train(tmp_path / "first", **{"train.epochs": 1})
+    begin = {"run.resume": tmp_path / "first" / "checkpoints" / "best"}
+    for stop in (6, 10, 0):
+        train(tmp_path / "second", stop, **begin)
+        if stop:
+            assert (status(tmp_path / "second")["status"], status(tmp_path / "second")["step"]) == (
+                "preempted",
+                stop,
+            )
+    assert status(tmp_path / "second")["status"] == "done"
+    train(tmp_path / "undisturbed", **begin)
+    assert_same_run(tmp_path / "second", tmp_path / "undisturbed")
+    assert [line["step"] for line in metrics(tmp_path / "second")] == list(range(5, STEPS + 1))
+
+
+def test_never_means_another_run(train: Any, tmp_path: Path) -> None:
+    train(tmp_path, 6, **{"run.resume": "never"})
+    with pytest.raises(ValueError, match="holds another run's checkpoints"):
+        train(tmp_path, **{"run.resume": "never", "optim.lr": 1e-3})
+    train(tmp_path, 10, **{"run.resume": "never"})
+    train(tmp_path, **{"run.resume": "never"})
+    assert status(tmp_path)["status"] == "done"
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, STEPS + 1))
+    with pytest.raises(ValueError, match="holds another run's checkpoints"):
+        train(tmp_path, **{"run.resume": "never"})
+
+
+def test_going_back_forgets_what_came_after(
+    train: Any, score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best of the steps given up is not the best of the run, nor are its weights tested."""
+    score(0.1, 0.2, 0.9, 0.0, 0.0)
+    train(tmp_path)
+    assert link(tmp_path, "best") == "step-00000012"
+    score(0.15, 0.05, 0.0, 0.0)
+    old = (tmp_path / "config.yaml").read_text()
+    back = {"run.resume": tmp_path / "checkpoints" / "step-00000004", "train.keep_last": 1, "optim.lr": 1e-3}
+    train(tmp_path, **back)
+    assert link(tmp_path, "best") == "step-00000008"
+    assert json.loads((tmp_path / "results.json").read_text())["best_step"] == 8
+    assert steps_kept(tmp_path) == [8, 12], "the best and the last"
+    aside = next((tmp_path / "checkpoints").glob("abandoned-*"))
+    assert [folder.name for folder in sorted(aside.iterdir())] == ["step-00000008", "step-00000012"]
+    assert checkpoint.problem(aside / "step-00000012") is None
+    said = capsys.readouterr().out
+    assert f"step-00000008, step-00000012 of {tmp_path / 'checkpoints'} set aside in {aside}" in said
+    assert "from step 4 on with another optim.lr, train.keep_last" in said
+    assert (tmp_path / "config-4.yaml").read_text() == old
+
+
+def test_a_best_that_was_another_runs_is_not_kept(train: Any, tmp_path: Path) -> None:
+    train(tmp_path / "first", 6)
+    train(tmp_path / "second", 6, **{"run.seed": 1})
+    begin = (tmp_path / "first" / "checkpoints" / "latest").resolve()
+    train(tmp_path / "second", **{"run.resume": begin})
+    assert steps_kept(tmp_path / "second") == [8, 12]
+    position = load_position(tmp_path / "second" / "checkpoints" / "latest")
+    assert link(tmp_path / "second", "best") == checkpoint.folder_name(position.best_step)
+
+
+def test_another_global_batch_at_an_epochs_end_leaves_all_epochs(train: Any, tmp_path: Path) -> None:
+    train(tmp_path, **{"train.epochs": 1, "train.global_batch_size": 8})  # seven steps
+    for stop in (12, 0):
+        train(tmp_path, stop, **{"optim.warmup_steps": 0})
+    lines = metrics(tmp_path)
+    assert [line["epoch"] for line in lines] == [0] * 7 + [1] * 4 + [2] * 4
+    schedule = OptimConfig(lr=SETTINGS["optim.lr"], warmup_steps=0)
+    assert [line["lr"] for line in lines[7:]] == [learning_rate(schedule, step, 15) for step in range(7, 15)]
+
+
+def test_altered_weights_are_not_tested(train: Any, score: Score, tmp_path: Path) -> None:
+    score(0.1, 0.2, 0.0, 0.0, 0.0)
+    train(tmp_path)
+    assert link(tmp_path, "best") == "step-00000008"
+    weights = (tmp_path / "checkpoints" / "best").resolve() / WEIGHTS_FILE
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    refusal = rf"{weights} is not the file that was saved: .*; \S+step-00000012 is whole: name that instead"
+    for use in (lambda: train(tmp_path), lambda: Predictor.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=refusal):
+            use()
+    assert status(tmp_path)["status"] == "failed"
