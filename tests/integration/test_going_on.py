@@ -50,15 +50,15 @@ def train(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def score(monkeypatch: pytest.MonkeyPatch) -> Score:
-    """Give the next evaluations these figures, whatever the model."""
-    evaluate = trainer.evaluate
+    """Give the next evaluations these w-F1 (or w-F1 and cross-entropy), whatever the model."""
+    evaluate, names = trainer.evaluate, ("w-F1", "cross-entropy")
 
-    def score(*figures: float) -> None:
-        of_next = iter(figures)
+    def score(*figures: float | tuple[float, float]) -> None:
+        of_next = (f if isinstance(f, tuple) else (f,) for f in figures)
         monkeypatch.setattr(
             trainer,
             "evaluate",
-            lambda *args, **kwargs: evaluate(*args, **kwargs) | {"w-F1": next(of_next)},
+            lambda *args, **kwargs: evaluate(*args, **kwargs) | dict(zip(names, next(of_next), strict=False)),
         )
 
     return score
@@ -72,18 +72,17 @@ def link(run_dir: Path, name: str) -> str:
     return os.readlink(run_dir / "checkpoints" / name)
 
 
-def test_a_repeated_command_gets_further(train: Any, tmp_path: Path) -> None:
+def test_a_repeated_command_gets_further(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Told to begin from a checkpoint, preempted twice, and repeated word for word."""
     train(tmp_path / "first", **{"train.epochs": 1})
     begin = {"run.resume": tmp_path / "first" / "checkpoints" / "best"}
-    for stop in (6, 10, 0):
+    for begun, stop in ((4, 6), (6, 10), (10, 0)):
         train(tmp_path / "second", stop, **begin)
-        if stop:
-            assert (status(tmp_path / "second")["status"], status(tmp_path / "second")["step"]) == (
-                "preempted",
-                stop,
-            )
-    assert status(tmp_path / "second")["status"] == "done"
+        assert f"resumed at step {begun}\n" in capsys.readouterr().out
+        assert status(tmp_path / "second")["step"] == (stop or STEPS)
+        assert status(tmp_path / "second")["status"] == ("preempted" if stop else "done")
     train(tmp_path / "undisturbed", **begin)
     assert_same_run(tmp_path / "second", tmp_path / "undisturbed")
     assert [line["step"] for line in metrics(tmp_path / "second")] == list(range(5, STEPS + 1))
@@ -135,13 +134,40 @@ def test_a_best_that_was_another_runs_is_not_kept(train: Any, tmp_path: Path) ->
 
 
 def test_another_global_batch_at_an_epochs_end_leaves_all_epochs(train: Any, tmp_path: Path) -> None:
-    train(tmp_path, **{"train.epochs": 1, "train.global_batch_size": 8})  # seven steps
+    cold = {"optim.warmup_steps": 0}
+    train(tmp_path, **cold, **{"train.epochs": 1, "train.global_batch_size": 8})  # seven steps
     for stop in (12, 0):
-        train(tmp_path, stop, **{"optim.warmup_steps": 0})
+        train(tmp_path, stop, **cold)
     lines = metrics(tmp_path)
     assert [line["epoch"] for line in lines] == [0] * 7 + [1] * 4 + [2] * 4
     schedule = OptimConfig(lr=SETTINGS["optim.lr"], warmup_steps=0)
     assert [line["lr"] for line in lines[7:]] == [learning_rate(schedule, step, 15) for step in range(7, 15)]
+
+
+def test_of_equal_scores_the_surer_is_best(train: Any, score: Score, tmp_path: Path) -> None:
+    score((0.5, 1.5), (0.5, 1.2), (0.5, 1.3), 0.0, 0.0)
+    train(tmp_path)
+    assert link(tmp_path, "best") == "step-00000008"
+    assert load_position((tmp_path / "checkpoints" / "latest").resolve()).best_entropy == 1.2
+
+
+def test_a_run_keeps_the_settings_that_make_its_model(train: Any, tmp_path: Path) -> None:
+    train(tmp_path, **{"train.max_steps": 6})
+    config, results = ((tmp_path / name).read_text() for name in ("config.yaml", "results.json"))
+    for key, value in {
+        "run.seed": 1,
+        "optim.lr": 1e-3,
+        "loss.eta_ce": 0.5,
+        "data.standardize": False,
+    }.items():
+        with pytest.raises(
+            ValueError, match=rf"another {key}: choose another run.dir; or.*--run.resume \S+00006"
+        ):
+            train(tmp_path, **{key: value})
+    train(tmp_path, **{"train.epochs": 1})  # nothing is left to train: it is still that run's record
+    assert [(tmp_path / name).read_text() for name in ("config.yaml", "results.json")] == [config, results]
+    train(tmp_path, **{"train.micro_batch_size": 8})  # layout and length may change
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, STEPS + 1))
 
 
 def test_altered_weights_are_not_tested(train: Any, score: Score, tmp_path: Path) -> None:
