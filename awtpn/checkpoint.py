@@ -43,6 +43,8 @@ class Position:
     epoch_step: int = 0
     """Steps done of this epoch."""
     best_f1: float = -1.0
+    best_entropy: float = 0.0
+    """The best checkpoint's w-F1 and, which decides between equals, cross-entropy on validation data."""
     best_step: int = 0
     seed: int = 0
     global_batch_size: int = 0

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -33,7 +34,7 @@ def evaluate(
     predictions: Path | None = None,
     look: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
 ) -> dict[str, Any]:
-    """Figures of `model` over `stream`; every rank gets them all. See `awtpn.metrics.summarise`.
+    """Figures of `model` over `stream`, all on every rank: `awtpn.metrics.summarise`, and the cross-entropy.
 
     `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
     same on all ranks, is a file to write with a line per utterance: see `awtpn.predictions`. `look` is given
@@ -41,6 +42,7 @@ def evaluate(
     """
     classes = len(stream.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
+    surprise = torch.zeros((), dtype=torch.float64, device=world.device)
     training = model.training
     model.eval()
     with writing_predictions(predictions, stream.classes, world) as record:
@@ -48,11 +50,14 @@ def evaluate(
             # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
             output = model(batch.features)
             confusion += count_confusion(batch.label, output.logits.argmax(-1), classes)
+            surprise += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
             record(batch, output.logits)
             look(batch, output)
             on_batch()
     model.train(training)
-    return summarise(world.sum(confusion.cpu().numpy()), stream.classes)
+    figures = summarise(world.sum(confusion.cpu().numpy()), stream.classes)
+    total = float(world.sum(surprise.cpu().numpy()[None])[0])
+    return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ from awtpn.run_lock import locked
 from shards.store import dataset_name
 
 CONFIG_FILE = "config.yaml"
+# What makes the model that it becomes. Layout, precision, length and places may change on the way.
+SETTLED = ("run.seed", "data.standardize", "model.", "prototypes.", "loss.", "optim.")
 T = TypeVar("T")
 
 
@@ -107,6 +109,11 @@ def find_start(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
                 raise ValueError(f"run.resume names {resume}, which is no folder")
     if folder is None:
         return None, Position()
+    if not began_from and (changed := [key for key in changes(config, run_dir) if key.startswith(SETTLED)]):
+        raise ValueError(
+            f"{run_dir} holds a run with another {', '.join(changed)}: choose another run.dir; or, to go on "
+            f"from here with these, --run.resume {folder}"
+        )
     if problem := checkpoint.problem(folder):
         raise ValueError(problem + checkpoint.offer_another(folder))
     position = checkpoint.load_position(folder)
@@ -145,10 +152,20 @@ def _is_own(root: Path, resumed: Path, position: Position) -> bool:
     return resumed == root.resolve() / checkpoint.folder_name(position.step)
 
 
-def begin(config: Config, run_dir: Path, resumed: Path | None, position: Position) -> None:
+def changes(config: Config, run_dir: Path) -> list[str]:
+    """The keys that the folder's run was last started with otherwise; none where it has no settings yet."""
+    file = run_dir / CONFIG_FILE
+    if not file.is_file():
+        return []
+    changed = differing_keys(yaml.safe_load(file.read_text()), dump(config))
+    return [key for key in changed if key not in ("run.dir", "run.resume")]
+
+
+def begin(config: Config, run_dir: Path, resumed: Path | None, position: Position, done: bool) -> None:
     """Bring the folder to `position` (main rank only): set aside what lies beyond, write down the settings.
 
-    To be called when nothing can refuse the start any more: it must not spoil another run's records.
+    To be called when nothing can refuse the start any more: it must not spoil another run's records. Nor are
+    settings written down of which no step is trained (`done`).
     """
     root = run_dir / "checkpoints"
     own = resumed is not None and _is_own(root, resumed, position)
@@ -167,17 +184,15 @@ def begin(config: Config, run_dir: Path, resumed: Path | None, position: Positio
                 checkpoint.point(root / name, named)
             else:
                 (root / name).unlink(missing_ok=True)
-    record_settings(config, run_dir, position.step)
+    if not done:
+        record_settings(config, run_dir, position.step)
 
 
 def record_settings(config: Config, run_dir: Path, step: int) -> None:
     """Write config.yaml; where it held other settings say so, and keep them as config-STEP.yaml."""
     file, kept = run_dir / CONFIG_FILE, run_dir / f"config-{step}.yaml"
-    if step and file.is_file():
-        old = file.read_text()
-        changed = differing_keys(yaml.safe_load(old), dump(config))
-        if changed := [key for key in changed if key not in ("run.dir", "run.resume")]:
-            if not kept.exists():
-                write_atomically(kept, old)
-            print(f"from step {step} on with another {', '.join(changed)}; the settings before: {kept}")
+    if step and (changed := changes(config, run_dir)):
+        if not kept.exists():
+            write_atomically(kept, file.read_text())
+        print(f"from step {step} on with another {', '.join(changed)}; the settings before: {kept}")
     write_atomically(file, dump_yaml(config))

@@ -186,7 +186,8 @@ def setup(
         checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer)
 
     # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
-    by_main(world, lambda: begin(config, run_dir, resumed, position))
+    total = total_steps(config.train, position, train.steps_per_epoch)
+    by_main(world, lambda: begin(config, run_dir, resumed, position, done=position.step >= total))
     return Run(
         config=config,
         accelerator=accelerator,
@@ -205,7 +206,7 @@ def setup(
             streams=train.streams,
             data=trained_on,
         ),
-        total_steps=total_steps(config.train, position, train.steps_per_epoch),
+        total_steps=total,
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
         card=model.card() | {"dataset": train.name},
         stop=stop,
@@ -309,6 +310,9 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
         f"run folder {run.dir}; watch it with: tensorboard --logdir {run.dir.parent}"
     )
+    if run.val is None and run.test is None:
+        fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
+        monitor.say(f"warning: nothing to validate or test on, so there will be no results: {fix}")
 
 
 def train_epoch(run: Run, monitor: Monitor) -> bool:
@@ -520,9 +524,11 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
     collector = Collector(run.model, run.val, run.world, run.world.from_main(wanted))
     figures = evaluate(run.model, run.val, run.world, partial(go_on, run), look=collector.add)
     run.position.validated = run.position.step
-    best = figures["w-F1"] > run.position.best_f1
+    position, found = run.position, (figures["w-F1"], -figures["cross-entropy"])
+    best = found > (position.best_f1, -position.best_entropy)  # of equals the surer one
     if best:
-        run.position.best_f1, run.position.best_step = figures["w-F1"], run.position.step
+        position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
+        position.best_step = position.step
     monitor.log_validation(run.position.step, run.position.epoch, figures, best, collector.gather())
     return best
 

@@ -125,7 +125,7 @@ class Board:
     def validation(self, step: int, figures: Mapping[str, Any], snapshot: Snapshot) -> None:
         """Figures, weights and prototypes of a validation; pictures where the snapshot has what they show."""
         per_class = {f"val_f1/{name}": of["f1"] for name, of in figures["per_class"].items()}
-        self.scalars(step, {f"val/{name}": figures[name] for name in SUMMARY} | per_class)
+        self.scalars(step, {f"val/{name}": figures[name] for name in (*SUMMARY, "cross-entropy")} | per_class)
         for modality, counts in snapshot.reliability.items():
             self._histogram(f"val/reliability_{modality}", counts, step)
         classes, before = figures["labels"], self.table

@@ -20,7 +20,7 @@ from awtpn.metrics import summarise
 from awtpn.monitor import GROUPS, Monitor, cut_back, log_results, write_atomically, write_status
 from shards import FeatureStream
 
-FIGURES = summarise(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES)
+FIGURES = summarise(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
 
 
 def snapshot(pictures: bool = False) -> Snapshot:
@@ -120,7 +120,8 @@ def test_a_validation_stands_in_its_groups(tmp_path: Path) -> None:
         board.validation(step, FIGURES, snapshot(pictures=step == 6))
     board.close()
     seen = read(tmp_path / "tensorboard")
-    assert seen.Scalars("val/w-F1")[0].value == pytest.approx(FIGURES["w-F1"])
+    for name in ("w-F1", "cross-entropy"):
+        assert seen.Scalars(f"val/{name}")[0].value == pytest.approx(FIGURES[name])
     for name in CLASSES:
         values = [event.value for event in seen.Scalars(f"val_f1/{name}")]
         assert values == pytest.approx([FIGURES["per_class"][name]["f1"]] * 2)
