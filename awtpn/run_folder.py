@@ -59,7 +59,7 @@ def prepare_run_dir(config: Config, world: World) -> Path:
     run_dir = Path(world.from_main(str(config.run.dir or default)))
     urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
     _, findings = doctor.consult(world, run_dir, urls, data.cache_dir, data.storage_options)
-    if errors := [str(finding) for finding in findings if finding.level == "error"]:
+    if errors := [f"{found.what}\n  fix: {found.fix}" for found in findings if found.level == "error"]:
         raise ValueError("this run cannot work:\n" + "\n".join(errors))
     if world.is_main:
         for finding in findings:

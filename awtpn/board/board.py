@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -47,8 +48,8 @@ GROUPS = {
     "grad_norm": "optim/grad_norm",
     "skipped": "optim/skipped",
 }
-# Settings that runs differ in most, the first columns of HParams.
-VARIED = ("run.seed", "model.awm", "optim.lr", "model.shared_dim", "model.dropout", "train.global_batch_size")
+# Settings that runs are told apart by. TensorBoard shows five at first: those that are said to differ.
+VARIED = ("data.train", "model.awm", "model.modalities", "optim.lr", "run.seed")
 # By which runs are compared in HParams.
 COMPARED = ("results/test_w-F1", "results/test_w-ACC", "results/test_UA", "results/val_w-F1", "val/w-F1")
 # What pictures of each group are titled.
@@ -111,8 +112,7 @@ class Board:
         self.writer.add_text("run/config", _code(dump_yaml(config)), step)
         self.writer.add_text("run/data", _code(json.dumps(data, indent=2)), step)
         self.writer.add_text("run/environment", _table(leaves(about)), step)
-        experiment, start, _ = hparams(compared(leaves(dump(config))), dict.fromkeys(COMPARED, 0.0))
-        for summary in (experiment, start):
+        for summary in comparison(leaves(dump(config))):
             self.events.add_summary(summary, 0)
 
     # --- Validations -----------------------------------------------------------------------------
@@ -219,10 +219,16 @@ def prototype_figures(
     return figures
 
 
-def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for HParams: those that runs differ in first; true and false as words, and not as 1 and 0."""
-    ordered = {key: settings[key] for key in (*VARIED, *settings) if key in settings}
-    return {key: str(value).lower() if isinstance(value, bool) else value for key, value in ordered.items()}
+def comparison(settings: Mapping[str, Any]) -> tuple[Summary, Summary]:
+    """What HParams takes: the columns, those in VARIED first, and this run's row; true and false as words."""
+    words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
+    experiment, start, _ = hparams(words, dict.fromkeys(COMPARED, 0.0))
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in VARIED
+    plugin.content = content.SerializeToString()
+    return experiment, start
 
 
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

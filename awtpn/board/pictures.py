@@ -72,7 +72,7 @@ def prototype_map(
     moved = np.zeros(len(table)) if before is None else np.linalg.norm(table - before, axis=1)
     beside.barh(np.arange(len(table)), moved, height=0.7, color=COLOURS["audio"])
     beside.set_ylim(axes.get_ylim())
-    beside.set_xlim(0, max(1.25 * float(moved.max(initial=0)), 1e-6))
+    beside.set_xlim(0, max(1.5 * float(moved.max(initial=0)), 1e-6))
     beside.set_yticks([])
     beside.set_xticks([])
     if len(table) <= MOST_NUMBERS:

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,22 +63,18 @@ return found.filter(e => e.tagName === 'IMG' && e.src.includes('plugin/images'))
             .map(e => e.complete ? [e.naturalWidth, e.naturalHeight] : [0, 0]);
 """
 )
-# Makes room: the settings are put away, the table below each chart, and the groups that are seldom looked at.
+# Makes room: the settings are put away, and the table below each chart.
 TIDY = """
 const all = selector => [...document.querySelectorAll(selector)];
 const box = all('mat-checkbox').find(e => /step selection/.test(e.textContent));
 if (box && box.querySelector('input').checked) box.querySelector('input').click();
 document.querySelector('button[aria-label="Toggle settings side pane"]').click();
-for (const bar of all('button.group-toolbar')) {
-  const open = bar.querySelector('mat-icon').getAttribute('svgicon').includes('less');
-  if (open !== ['loss', 'val'].includes(bar.querySelector('.group-title').title)) bar.click();
-}
 """
-COLOUR_BY_LABEL = (
+COLOUR_BY_CLASS = (
     DEEP
     + """
 const panel = found.find(e => e.tagName === 'VZ-PROJECTOR-DATA-PANEL');
-panel.selectedColorOptionName = 'label';
+panel.selectedColorOptionName = 'shown_as';
 panel.selectedLabelOption = 'label';
 """
 )
@@ -87,12 +84,13 @@ ACTUAL_SIZE = (
 found.find(e => e.tagName === 'PAPER-CHECKBOX' && /actual/.test(e.textContent)).click();
 """
 )
-# For pictures of them: address, what to wait for, what to do then.
+SCALARS = "loss/(total|ce)|val/(w-F1|UA)"
+# For pictures of them: address, what to wait for, what to do then, width and height of the window.
 PAGES = {
-    "timeseries": ("timeseries", ["loss", "prototypes"], TIDY),
-    "images": ("images&tagFilter=val/|prototypes/", ["val/confusion"], ACTUAL_SIZE),
-    "projector": ("projector", ["Total variance described"], COLOUR_BY_LABEL),
-    "hparams": ("hparams", ["model.awm"], ""),
+    "timeseries": (f"timeseries?tagFilter={SCALARS}", ["/total", "/UA"], TIDY, (1250, 1000)),
+    "images": ("images&tagFilter=val/|prototypes/", ["val/confusion"], ACTUAL_SIZE, (1900, 1800)),
+    "projector": ("projector", ["Total variance described"], COLOUR_BY_CLASS, (1500, 900)),
+    "hparams": ("hparams", ["model.awm"], "", (1500, 800)),
 }
 
 
@@ -151,13 +149,14 @@ def chromium() -> Iterator[Any]:
 
 
 def visit(driver: Any, address: str, page: str, words: Sequence[str]) -> str:
-    """Open a page ("images") and wait until it shows all `words`; returns all its text.
+    """Open a page ("images", "timeseries?tagFilter=loss") and wait until it shows all `words`; its text.
 
     Raises:
         AssertionError: it does not.
     """
     driver.get("about:blank")  # another page of the same address would only change its fragment
-    driver.get(f"{address}/?darkMode=false&smoothing=0.8#{page}")
+    name, _, query = page.partition("?")
+    driver.get(f"{address}/?darkMode=false&smoothing=0.8&{quote(query, '=')}#{name}")
     return until(
         lambda: text if all(word in (text := driver.execute_script(TEXT)) for word in words) else "",
         lambda: f"{page} shows not all of {words}:\n{driver.execute_script(TEXT)[-2000:]}",
@@ -197,14 +196,13 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pages", nargs="+", choices=list(PAGES), default=list(PAGES))
-    parser.add_argument("--height", type=int, default=HEIGHT, help="of the window")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "tensorboard.log"
     with tensorboard(options.runs, log) as address, chromium() as driver:
-        driver.set_window_size(WIDTH, options.height)
         for name in options.pages:
-            page, words, script = PAGES[name]
+            page, words, script, size = PAGES[name]
+            driver.set_window_size(*size)
             visit(driver, address, page, words)
             time.sleep(5)  # for animations, and what loads without words
             driver.execute_script(script)

@@ -247,6 +247,7 @@ def test_training_does_not_start_on_data_out_of_reach(tmp_path: Path) -> None:
         prepare_run_dir(config, ALONE)
     assert "rank 0 on " in str(refusal.value)
     assert f"cannot read {tmp_path / 'nowhere'}" in str(refusal.value)
+    assert "error: " not in str(refusal.value), "launch/train.py writes that"
     assert "fix: check the path: every host needs the dataset there" in str(refusal.value)
     assert not (tmp_path / "run" / "status.json").exists()
 
