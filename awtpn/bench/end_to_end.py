@@ -21,8 +21,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from awtpn.bench.loader import UTTERANCES, write_corpora
 from awtpn.bench.machine import markdown, synchronise
+from awtpn.bench.readers import UTTERANCES, write_corpora
 from awtpn.bench.step import Setting
 from awtpn.config import Config
 from awtpn.distributed import World, mixed_precision

@@ -16,194 +16,33 @@ medians are told. Cold figures are taken after the kernel was asked to forget th
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 import shards
 from awtpn.bench.machine import child_environment, describe, installed, markdown, resident
-
-UTTERANCES, BATCH, SHARD_BYTES = 3_000, 32, 64 << 20
-AUDIO, VIDEO = 1024, 512
-PEERS = {"webdataset": "webdataset", "mosaicml": "mosaicml-streaming", "litdata": "litdata"}
-
-
-# --- The corpus, in each format -------------------------------------------------------------------
-
-
-@functools.cache
-def lengths() -> np.ndarray:
-    """Audio steps per utterance, [UTTERANCES]; a smaller corpus has the first of them."""
-    drawn = np.random.default_rng(1).lognormal(np.log(120), 0.57, UTTERANCES)
-    return np.clip(drawn, 20, 600).astype(int)
-
-
-def utterance(i: int) -> dict[str, Any]:
-    """Utterance i: noise, cut from a bank so that making it takes no time."""
-    m = int(lengths()[i])
-    if not BANK:
-        BANK.append(np.random.default_rng(1).standard_normal(4 << 20, np.float32).astype(np.float16))
-    first = i * 997 % (BANK[0].size - 600 * AUDIO)
-    audio = BANK[0][first : first + m * AUDIO].reshape(m, AUDIO)
-    video = BANK[0][first : first + m // 2 * VIDEO].reshape(m // 2, VIDEO)
-    return {"audio": audio, "video": video, "label": i % 4, "key": f"u{i:06d}"}
-
-
-BANK: list[np.ndarray] = []
-
-
-def write_shards(folder: Path, count: int) -> None:
-    samples = (
-        shards.Sample(u["key"], "train", str(u["label"]), {"audio": u["audio"], "video": u["video"]})
-        for u in map(utterance, range(count))
-    )
-    shards.pack(samples, str(folder), classes=list("0123"), shard_bytes=SHARD_BYTES, progress=False)
-
-
-def write_mosaicml(folder: Path, count: int) -> None:
-    streaming = import_streaming()
-    columns = {"audio": "ndarray:float16", "video": "ndarray:float16", "label": "int", "key": "str"}
-    with streaming.MDSWriter(out=str(folder), columns=columns, size_limit=SHARD_BYTES) as writer:
-        for i in range(count):
-            writer.write(utterance(i))
-
-
-def write_litdata(folder: Path, count: int) -> None:
-    import litdata
-
-    litdata.optimize(
-        utterance, list(range(count)), str(folder), chunk_bytes=SHARD_BYTES, num_workers=1, verbose=False
-    )
-
-
-def import_streaming() -> Any:
-    """mosaicml-streaming; it imports torchvision for data sets of images, which may not be there."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in (f"torchvision{n}" for n in ("", ".datasets", ".transforms", ".transforms.functional")):
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__spec__ = ModuleSpec(name, None)
-        sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
-        sys.modules["torchvision.transforms.functional"].to_tensor = None  # type: ignore[attr-defined]
-    import streaming
-
-    return streaming
-
-
-# --- Readers: each opens the corpus and gives, per epoch, the number of utterances of each batch --------
-
-Epoch = Callable[[int], Iterator[int]]
-
-
-def padded(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
-    """What users of the peers make of a batch: padded features, lengths, labels."""
-    audio = [torch.as_tensor(s["audio"]) for s in samples]
-    video = [torch.as_tensor(s["video"]) for s in samples]
-    return (
-        pad_sequence(audio, batch_first=True),
-        pad_sequence(video, batch_first=True),
-        torch.tensor([len(a) for a in audio]),
-        torch.tensor([len(v) for v in video]),
-        torch.tensor([int(s["label"]) for s in samples]),
-    )
-
-
-def read_stream(scratch: Path, prefetch: int) -> Epoch:
-    stream = shards.FeatureStream(str(scratch / "shards"), global_batch_size=BATCH, prefetch=prefetch)
-    return lambda epoch: (len(batch) for batch in stream.epoch(epoch))
-
-
-def read_webdataset(scratch: Path) -> Epoch:
-    import webdataset
-
-    tars = sorted(str(path) for path in (scratch / "shards").glob("*.tar"))
-
-    def collate(rows: list[tuple[Any, ...]]) -> tuple[torch.Tensor, ...]:
-        return padded([{"audio": a, "video": v, "label": j["label"]} for a, v, j in rows])
-
-    def epoch(number: int) -> Iterator[int]:
-        pipeline = (
-            webdataset.WebDataset(tars, shardshuffle=len(tars), seed=number)
-            .shuffle(1_000)
-            .decode()
-            .to_tuple("audio.npy", "video.npy", "json")
-            .batched(BATCH, collation_fn=collate)
-        )
-        return (len(batch[0]) for batch in pipeline)
-
-    return epoch
-
-
-def read_mosaicml(scratch: Path) -> Epoch:
-    streaming = import_streaming()
-    streaming.base.util.clean_stale_shared_memory()
-    folder = str(scratch / "mosaicml")
-    dataset = streaming.StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, collate_fn=padded)
-    return lambda epoch: (len(batch[0]) for batch in loader)
-
-
-def read_litdata(scratch: Path) -> Epoch:
-    import litdata
-
-    # By default it decodes a window of neighbours with each utterance, which makes it several times slower.
-    dataset = litdata.StreamingDataset(str(scratch / "litdata"), shuffle=True, batch_decode=1)
-    loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, collate_fn=padded)
-    return lambda epoch: (len(batch[0]) for batch in loader)
-
-
-def read_bare(scratch: Path) -> Epoch:
-    """One thread, one `preadv` per array, into two warm buffers by turns; no batches come of it."""
-    files, arrays = [], []
-    for path in sorted((scratch / "shards").glob("*.tar")):
-        index = np.load(path.with_suffix(".index.npz"))
-        files.append(os.open(path, os.O_RDONLY))
-        a, v = index["steps.audio"] * 2 * AUDIO, index["steps.video"] * 2 * VIDEO
-        columns = index["offset.audio"], a, index["offset.video"], v
-        arrays += [(files[-1], *row) for row in np.stack(columns, axis=1).tolist()]
-    buffers = [memoryview(bytearray(BATCH * 600 * 2 * (AUDIO + VIDEO))) for _ in range(2)]
-
-    def epoch(number: int) -> Iterator[int]:
-        order = np.random.default_rng(number).permutation(len(arrays)).tolist()
-        for first in range(0, len(order), BATCH):
-            buffer, done = buffers[first // BATCH % 2], 0
-            for i in order[first : first + BATCH]:
-                fd, *places = arrays[i]
-                for offset, size in zip(places[::2], places[1::2], strict=True):
-                    os.preadv(fd, [buffer[done : done + size]], offset)
-                    done += size
-            yield len(order[first : first + BATCH])
-
-    return epoch
-
-
-READERS: dict[str, Callable[[Path], Epoch]] = {
-    "bare preadv loop": read_bare,
-    "this stream": lambda scratch: read_stream(scratch, prefetch=4),
-    "this stream, prefetch=0": lambda scratch: read_stream(scratch, prefetch=0),
-    "litdata": read_litdata,
-    "mosaicml": read_mosaicml,
-    "webdataset": read_webdataset,
-}
-WRITERS = {"shards": write_shards, "mosaicml": write_mosaicml, "litdata": write_litdata}
-
+from awtpn.bench.readers import (
+    AUDIO,
+    BATCH,
+    PEERS,
+    READERS,
+    UTTERANCES,
+    VIDEO,
+    WRITERS,
+    Epoch,
+    lengths,
+    write_corpora,
+)
 
 # --- One measurement, in a process of its own -----------------------------------------------------
 
@@ -303,15 +142,6 @@ def apart(kind: str, reader: str, scratch: Path, count: int) -> dict[str, float]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
     figures: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
     return figures
-
-
-def write_corpora(scratch: Path, count: int, formats: list[str]) -> None:
-    """The corpus in each format, where it is not yet."""
-    for name in formats:
-        if not (scratch / name).exists():
-            shutil.rmtree(scratch / f"{name}.part", ignore_errors=True)
-            WRITERS[name](scratch / f"{name}.part", count)
-            (scratch / f"{name}.part").rename(scratch / name)
 
 
 def run(scratch: Path, rounds: int, count: int = UTTERANCES) -> str:

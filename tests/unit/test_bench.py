@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import metrics
 
-from awtpn.bench import account, attention, end_to_end, loader, step
+from awtpn.bench import account, attention, end_to_end, loader, readers, step
 from awtpn.bench.published import Published, published_loss
 from awtpn.bench.roofline import PARTS, Peak, step_cost
 from awtpn.cli import main
@@ -35,7 +35,7 @@ def _threads() -> Iterator[None]:
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The loader's corpus, its first 40 utterances."""
     folder = tmp_path_factory.mktemp("bench")
-    loader.write_corpora(folder, 40, ["shards"])
+    readers.write_corpora(folder, 40, ["shards"])
     return folder
 
 
