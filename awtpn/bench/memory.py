@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from awtpn.attention import KEPT_SCORES
 from awtpn.bench.roofline import parameter_count
 from shards.stream import PREFETCH_BYTES
 
@@ -39,6 +40,8 @@ class Work:
         steps: per modality the steps of the rank's largest micro-batch.
         batch_bytes: features of the rank's whole share of a step, as stored.
         accumulation: micro-batches per step.
+        scores: per modality the attention scores of that micro-batch, the sum of squared lengths. CPUs keep
+            some of them.
     """
 
     feature_dims: Mapping[str, int]
@@ -51,6 +54,7 @@ class Work:
     adaptive: bool = True
     learnable: bool = True
     dropout: bool = True
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -200,6 +204,7 @@ def activation_bytes(work: Work, half: bool, autocast: bool, on_gpu: bool) -> fl
             merged = steps > work.dim
             copies += size if merged else 2 * size
             kept += size * work.dim**2 if merged else 0
+            kept += 0 if on_gpu else FLOAT * min(KEPT_SCORES, work.scores.get(modality, 0.0))
         kept += h * copies + steps * work.feature_dims[modality] * size
         largest = max(largest, float(h))
     if autocast:

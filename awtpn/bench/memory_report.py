@@ -205,6 +205,11 @@ def work_of(config: Config, layout: Layout, data: Data) -> Work:
         adaptive=model.awm == "adaptive",
         learnable=config.prototypes.update == "gradient",
         dropout=model.dropout > 0,
+        # Of lengths n their mean is E[n], and that of their squares E[n] (E[n] + Var[n] / E[n]).
+        scores={
+            m: of * (data.mean_steps[m] + data.deviation[m] ** 2 / max(data.mean_steps[m], 1.0))
+            for m, of in steps.items()
+        },
     )
 
 
