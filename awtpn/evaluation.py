@@ -14,7 +14,6 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from awtpn.checkpoint import find_model
 from awtpn.config import ROLES, DataConfig, SelectConfig
 from awtpn.data import check_feature_space, open_evaluation, stream_source
 from awtpn.distributed import World, join, leave
@@ -101,7 +100,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     if options.out and world.is_main:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     given = Path(options.checkpoint)
-    model = AWTPN.from_pretrained(find_model(given)).to(world.device)
+    model = AWTPN.from_pretrained(given).to(world.device)
     if options.data:
         source = {"url": options.data, "split": options.split, "select": options.select}
     else:

@@ -517,19 +517,20 @@ def check_replicas(run: Run, monitor: Monitor) -> None:
 
 def validate_epoch(run: Run, monitor: Monitor) -> bool:
     """Validate; True if this is the best model so far (without validation data the latest is)."""
+    position = run.position
     if run.val is None:
-        run.position.validated = run.position.best_step = run.position.step
+        position.validated = position.best_step = position.step
         return True
-    wanted = monitor.wants_pictures(run.config.train.pictures, last=run.position.step >= run.total_steps)
+    wanted = monitor.wants_pictures(run.config.train.pictures, last=position.step >= run.total_steps)
     collector = Collector(run.model, run.val, run.world, run.world.from_main(wanted))
     figures = evaluate(run.model, run.val, run.world, partial(go_on, run), look=collector.add)
-    run.position.validated = run.position.step
-    position, found = run.position, (figures["w-F1"], -figures["cross-entropy"])
+    position.validated = position.step
+    found = figures["w-F1"], -figures["cross-entropy"]
     best = found > (position.best_f1, -position.best_entropy)  # of equals the surer one
     if best:
         position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
         position.best_step = position.step
-    monitor.log_validation(run.position.step, run.position.epoch, figures, best, collector.gather())
+    monitor.log_validation(position.step, position.epoch, figures, best, collector.gather())
     return best
 
 
