@@ -61,6 +61,8 @@ class Position:
     """The same times the ranks that took part."""
     validated: int = 0
     """The step of the last validation."""
+    threads: int = 0
+    """CPU threads of each rank: another number changes the last bits of sums."""
     began_from: str = ""
     """The checkpoint that `run.resume` named when the run began from one."""
 

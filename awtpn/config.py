@@ -114,6 +114,8 @@ class TrainConfig:
     """Checkpoints to keep besides the best."""
     pictures: Literal["auto", "always", "never"] = "auto"
     """Validations drawn into TensorBoard; auto: in 1 % of the time, the last and the results in 10 % each."""
+    threads: int | None = None
+    """CPU threads of each rank. Default: as the run began; else OMP_NUM_THREADS, or the cores it may use."""
     compile: bool = False
     """torch.compile the model, once for all lengths; takes a C++ compiler and about a minute at the start."""
 
@@ -122,7 +124,7 @@ class TrainConfig:
         for name in ("epochs", "global_batch_size", "log_every", "validate_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_steps", "micro_batch_size", "checkpoint_every"):
+        for name in ("max_steps", "micro_batch_size", "checkpoint_every", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
         if self.skip_budget < 0 or self.timeout <= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +16,13 @@ import yaml
 from torch import nn
 
 from awtpn.config import ROLES, DataConfig, SelectConfig
-from awtpn.data import check_feature_space, open_evaluation, stream_source
+from awtpn.cpu_threads import ONE_PIECE, PieceThreads, choose_threads, forward_in_pieces, make_piece_threads
+from awtpn.data import EVALUATION_BATCH, check_feature_space, open_evaluation, stream_source
 from awtpn.distributed import World, join, leave
 from awtpn.files import write_atomically
+from awtpn.losses import LossConfig
 from awtpn.metrics import auroc, count_confusion, format_table, summarise
-from awtpn.model import AWTPN, ModelOutput
+from awtpn.model import AWTPN, ModelConfig, ModelOutput
 from awtpn.predictions import writing_predictions
 from shards import FeatureBatch, FeatureStream
 
@@ -32,12 +35,13 @@ def evaluate(
     on_batch: Callable[[], None] = lambda: None,
     predictions: Path | None = None,
     look: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
+    threads: PieceThreads = ONE_PIECE,
 ) -> dict[str, Any]:
     """Figures of `model` over `stream`, all on every rank: `awtpn.metrics.summarise`, and the cross-entropy.
 
     `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
     same on all ranks, is a file to write with a line per utterance: see `awtpn.predictions`. `look` is given
-    each batch and what the model made of it, on the device.
+    each batch and what the model made of it, on the device. `threads` share each batch on a CPU.
     """
     classes = len(stream.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
@@ -47,7 +51,7 @@ def evaluate(
     with writing_predictions(predictions, stream.classes, world) as record:
         for batch in stream.epoch(0, device=world.device):
             # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
-            output = model(batch.features)
+            output = forward_in_pieces(model, batch, threads)
             confusion += count_confusion(batch.label, output.logits.argmax(-1), classes)
             surprise += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
             record(batch, output.logits)
@@ -108,7 +112,8 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
     stream = open_evaluation(source, model.config.modalities, world)
     check_feature_space(model, stream)
-    figures = evaluate(model, stream, world, predictions=options.predictions)
+    threads = threads_for_evaluation(model.config, world)
+    figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
     if world.is_main:
         print(f"{source['url']}, split {stream.split}: {figures['utterances']} utterances\n")
         print(format_table(figures, stream.name))
@@ -116,6 +121,13 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
             write_atomically(Path(options.out), json.dumps(figures, indent=1) + "\n")
     leave()
     return figures
+
+
+def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:
+    """Those that share a batch as in a run with the default settings: then figures agree to the last bit."""
+    if world.size > 1 or world.device.type != "cpu":
+        return ONE_PIECE
+    return make_piece_threads(choose_threads(None, 0, 1, os.environ), EVALUATION_BATCH, config, LossConfig())
 
 
 def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -274,14 +274,20 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.awm = nn.ModuleDict({m: AWM(dim) for m in config.modalities if config.awm == "adaptive"})
         self.classifier = nn.Linear(dim, len(self.classes))
 
-    def forward(self, features: Mapping[str, Ragged]) -> ModelOutput:
+    def forward(
+        self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
+    ) -> ModelOutput:
         """Logits and streams of B utterances; B may be 0.
 
         Args:
             features: per modality its steps packed one after another, as they were extracted: standardising
                 them is the model's own first layer. An utterance may lack one modality, but not both.
+            dropout: per modality the factors [T, D] to take for dropout; default: drawn here when training.
         """
-        streams = {m: self.stream(m, features[m]) for m in self.config.modalities}
+        streams = {
+            m: self.stream(m, features[m], None if dropout is None else dropout[m])
+            for m in self.config.modalities
+        }
         fused = self.fuse(streams)
         logits = self.classifier(fused.to(self.classifier.weight.dtype))
         return ModelOutput(logits.to(fused.dtype), streams)
@@ -300,11 +306,12 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         """Standardise a modality's features by these [D_modality] from now on; the model keeps them."""
         cast(Standardise, self.standardise[modality]).set_statistics(mean, std)
 
-    def stream(self, modality: str, ragged: Ragged) -> StreamOutput:
+    def stream(self, modality: str, ragged: Ragged, dropout: Tensor | None = None) -> StreamOutput:
         """One modality's way through SES, TPN and AWM (Eq. 6-8, 15-18)."""
         offsets = ragged.offsets.long()
         utterance = utterance_of_step(offsets, len(ragged.values))
-        h = self.dropout(self.ses[modality](self.standardise[modality](ragged.values)))
+        h = self.ses[modality](self.standardise[modality](ragged.values))
+        h = self.dropout(h) if dropout is None else h * dropout
         distances = self.tpn(h, self.config.distance_scale(modality))
         wide = h.to(distances.dtype)
         mean = segment_mean(wide, offsets, utterance)

@@ -59,12 +59,13 @@ class Monitor:
         config: Config,
         train: FeatureStream,
         world: World,
+        threads: int,
         prototypes: NDArray[np.float32],
     ) -> None:
         """Tell TensorBoard what runs, from `step` on: settings, data, environment, prototypes [C*K, D]."""
         if self.is_main:
             with telling_of_full_disks(self.run_dir):
-                self.board.settings(step, config, train, describe(world), prototypes)
+                self.board.settings(step, config, train, describe(world, threads), prototypes)
 
     def log_step(self, line: Mapping[str, Any]) -> None:
         """One optimizer step's line; steps count from 1."""

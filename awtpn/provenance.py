@@ -15,13 +15,13 @@ from awtpn.distributed import World
 from awtpn.doctor import versions
 
 
-def describe(world: World) -> dict[str, Any]:
-    """What status.json tells of who ran, as plain values."""
+def describe(world: World, threads: int) -> dict[str, Any]:
+    """What status.json tells of who ran, as plain values; `threads` are those of each rank's CPU work."""
     return {
         "ranks": world.size,
         "engine": world.engine,
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "host": platform.node(),
         "pid": os.getpid(),
         "versions": versions(),

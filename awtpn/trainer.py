@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,16 @@ from awtpn.board.snapshot import Collector
 from awtpn.board.work import memory, pace, work_of_batch
 from awtpn.checkpoint import Position
 from awtpn.config import Config, TrainConfig, parse_command_line
+from awtpn.cpu_threads import (
+    ONE_PIECE,
+    PieceThreads,
+    add_gradients,
+    choose_threads,
+    draw_dropout,
+    hold_memory,
+    learning,
+    make_piece_threads,
+)
 from awtpn.damage import account_for_damaged
 from awtpn.data import (
     balanced_weights,
@@ -46,7 +57,7 @@ from awtpn.engine_state import innermost, is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.files import write_atomically
 from awtpn.losses import TERMS, total_loss
-from awtpn.model import AWTPN
+from awtpn.model import AWTPN, ModelOutput
 from awtpn.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate, tell_norm
 from awtpn.predictions import predictions_file
@@ -78,6 +89,8 @@ class Run:
     card: dict[str, Any]
     stop: threading.Event
     watchdog: Watchdog
+    threads: PieceThreads = ONE_PIECE
+    """Those that share a micro-batch, where the engine is none and the device a CPU."""
     pending: list[dict[str, Any]] = field(default_factory=list)
     """Steps not yet written; their figures may still be on the device."""
     damaged: dict[str, str] = field(default_factory=dict)
@@ -101,6 +114,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     stop = install_stop_flag()
     config, launch = parse_command_line(argv)
     doctor.check_before_meeting()
+    hold_memory()
     accelerator, world, layout = start(config, launch)
     run_dir = prepare_run_dir(config, world)
     with kept_to_one_job(run_dir, world):
@@ -109,7 +123,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def train(run: Run) -> dict[str, Any]:
     """Fit and test, while status.json says how it stands."""
-    about = describe(run.world) if run.world.is_main else {}
+    about = describe(run.world, run.position.threads) if run.world.is_main else {}
 
     def say(status: Status, **details: Any) -> None:
         if run.world.is_main:
@@ -185,6 +199,7 @@ def setup(
     if resumed:
         checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer)
 
+    threads, pieces = set_threads(config, world, layout, position)
     # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
     total = total_steps(config.train, position, train.steps_per_epoch)
     by_main(world, lambda: begin(config, run_dir, resumed, position, done=position.step >= total))
@@ -205,13 +220,28 @@ def setup(
             global_batch_size=layout.global_batch,
             streams=train.streams,
             data=trained_on,
+            threads=threads,
         ),
         total_steps=total,
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
         card=model.card() | {"dataset": train.name},
         stop=stop,
         watchdog=watch(config, world, run_dir),
+        threads=pieces,
     )
+
+
+def set_threads(config: Config, world: World, layout: Layout, position: Position) -> tuple[int, PieceThreads]:
+    """Threads of each rank's CPU work, and those that share a micro-batch (on CPUs, without an engine)."""
+    asked, recorded = config.train.threads, position.threads
+    if world.device.type != "cpu" or world.engine != "none" or config.train.compile:
+        if asked:
+            torch.set_num_threads(asked)
+        return torch.get_num_threads(), ONE_PIECE
+    threads = choose_threads(asked, recorded, world.size, os.environ)
+    if recorded and threads != recorded:
+        print(f"going on with {threads} threads instead of {recorded}: equal to rounding, not bit for bit")
+    return threads, make_piece_threads(threads, layout.micro_batch, config.model, config.loss)
 
 
 def total_steps(options: TrainConfig, position: Position, steps_per_epoch: int) -> int:
@@ -269,7 +299,7 @@ def fit(run: Run) -> None:
     monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
     announce(run, monitor)
     table = prototypes.gather_table(unwrap(run.model)).numpy()
-    monitor.describe(position.step, run.config, run.train, run.world, table)
+    monitor.describe(position.step, run.config, run.train, run.world, position.threads, table)
     run.since = time.perf_counter()
     try:
         while position.step < run.total_steps or position.validated < position.step:
@@ -398,6 +428,11 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
     table = unwrap(run.model).tpn.prototypes
     sums = torch.zeros(len(table), table.shape[1] + 1, device=world.device) if ema else None
 
+    def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:
+        output = run.model(micro.features, dropout)
+        shares = micro_batch_terms(output, micro, first, facts, config.loss, weights, run.layout.global_batch)
+        return output, shares, total_loss(shares, config.loss) * scale
+
     terms = torch.zeros(len(TERMS), device=world.device)
     broken = []
     micros = batch.split(run.layout.accumulation)
@@ -406,17 +441,20 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
         last = i == len(micros) - 1
         accelerator.sync_gradients = last
         seed_randomness(config.run.seed, run.position.step, i, world.rank)
-        # DeepSpeed is told by sync_gradients alone; its no_sync refuses ZeRO.
-        with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(run.model):
-            output = run.model(micro.features)
-            shares = micro_batch_terms(
-                output, micro, first, facts, config.loss, weights, run.layout.global_batch
-            )
-            accelerator.backward(total_loss(shares, config.loss) * scale)
-        terms += shares.detach().float()
-        broken.append(~output.logits.detach().isfinite().all(-1))
-        if sums is not None:
-            sums += prototypes.class_sums(output, micro.label, table, config.model.prototypes_per_class)
+        pieces = run.threads.cut(micro)
+        if len(pieces) > 1:
+            found = backward_in_pieces(run, pieces, first, forward)
+        else:
+            # DeepSpeed is told by sync_gradients alone; its no_sync refuses ZeRO.
+            with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(run.model):
+                output, shares, loss = forward(micro, first)
+                accelerator.backward(loss)
+            found = [(output, shares)]
+        for piece, (output, shares) in zip(pieces, found, strict=True):
+            terms += shares.detach().float()
+            broken.append(~output.logits.detach().isfinite().all(-1))
+            if sums is not None:
+                sums += prototypes.class_sums(output, piece.label, table, config.model.prototypes_per_class)
         first += len(micro)
 
     # Infinity clips nothing and still yields the norm.
@@ -433,6 +471,37 @@ def forward_backward(run: Run, batch: FeatureBatch, facts: StepFacts) -> tuple[T
         sums = torch.where(finite, sums, 0.0)
         prototypes.move_to_class_means(table, sums, config.prototypes.ema_decay)
     return terms, grad_norm, torch.cat(broken)
+
+
+def backward_in_pieces(
+    run: Run,
+    pieces: list[FeatureBatch],
+    first: int,
+    forward: Callable[..., tuple[ModelOutput, Tensor, Tensor]],
+) -> list[tuple[ModelOutput, Tensor]]:
+    """Forward and backward of a micro-batch whose pieces each have a thread; gradients join the parameters'.
+
+    Args:
+        first: where the micro-batch begins in the rank's batch.
+        forward: of a piece, where it begins and its dropout: the output, the terms and the loss.
+
+    Returns:
+        Each piece's output and terms, in their order.
+    """
+    model = unwrap(run.model)
+    parameters = learning(model)
+
+    def work(piece: FeatureBatch, begin: int, dropout: Any) -> tuple[ModelOutput, Tensor, tuple[Tensor, ...]]:
+        output, shares, loss = forward(piece, begin, dropout)
+        # Not backward(), by which threads would add to one gradient in the order in which they come.
+        return output, shares, torch.autograd.grad(loss, parameters)
+
+    dtype = torch.bfloat16 if run.config.train.precision == "bf16" else torch.float32
+    dropout = draw_dropout(pieces, model.config, dtype)
+    begins = [first + sum(map(len, pieces[:i])) for i in range(len(pieces))]
+    found = run.threads.map(work, pieces, begins, dropout)
+    add_gradients(parameters, [gradients for _, _, gradients in found])
+    return [(output, shares) for output, shares, _ in found]
 
 
 def seed_randomness(seed: int, step: int, micro_step: int, rank: int) -> None:
@@ -523,7 +592,9 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
         return True
     wanted = monitor.wants_pictures(run.config.train.pictures, last=position.step >= run.total_steps)
     collector = Collector(run.model, run.val, run.world, run.world.from_main(wanted))
-    figures = evaluate(run.model, run.val, run.world, partial(go_on, run), look=collector.add)
+    figures = evaluate(
+        run.model, run.val, run.world, partial(go_on, run), look=collector.add, threads=run.threads
+    )
     position.validated = position.step
     found = figures["w-F1"], -figures["cross-entropy"]
     best = found > (position.best_f1, -position.best_entropy)  # of equals the surer one
@@ -589,7 +660,9 @@ def test(run: Run) -> dict[str, Any]:
         go_on(run)
         file = predictions_file(run.dir, role)
         collector = Collector(model, stream, run.world, wanted)
-        results[role] = evaluate(model, stream, run.world, partial(go_on, run), file, collector.add)
+        results[role] = evaluate(
+            model, stream, run.world, partial(go_on, run), file, collector.add, run.threads
+        )
         snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -93,10 +94,7 @@ class FeatureBatch:
         return replace(self, features=features, label=self.label.pin_memory())
 
     def split(self, n: int) -> list[FeatureBatch]:
-        """Cut into n micro-batches of equally many places.
-
-        The features are views. Places remain those of the global batch. A micro-batch whose places are all
-        empty has no utterances.
+        """Cut into n micro-batches of equally many places; see `cut`.
 
         Raises:
             ValueError: n does not divide the places.
@@ -104,8 +102,18 @@ class FeatureBatch:
         if n < 1 or self.num_places % n:
             raise ValueError(f"{self.num_places} places cannot be cut into {n} equal micro-batches")
         share = self.num_places // n
-        edges = torch.arange(n + 1) * share + self.first_place
-        cuts = torch.searchsorted(self.place, edges).tolist()
+        return self.cut([self.first_place + i * share for i in range(n + 1)])
+
+    def cut(self, edges: Sequence[int]) -> list[FeatureBatch]:
+        """Cut at places: part i holds those from `edges[i]` up to `edges[i + 1]`.
+
+        The features are views. Places remain those of the global batch. A part whose places are all empty has
+        no utterances.
+
+        Args:
+            edges: ascending, from `first_place` to `first_place + num_places`.
+        """
+        rows = torch.searchsorted(self.place, torch.tensor(edges)).tolist()
         return [
             replace(
                 self,
@@ -114,10 +122,10 @@ class FeatureBatch:
                 host_label=self.host_label[low:high],
                 key=self.key[low:high],
                 place=self.place[low:high],
-                first_place=self.first_place + i * share,
-                num_places=share,
+                first_place=first,
+                num_places=last - first,
             )
-            for i, (low, high) in enumerate(pairwise(cuts))
+            for (low, high), (first, last) in zip(pairwise(rows), pairwise(edges), strict=True)
         ]
 
     def fingerprint(self) -> int:

@@ -205,7 +205,7 @@ def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, 
     config.data.select.train = {"fold": [0, 1]}
     stream = FeatureStream(corpus)
     monitor = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=5)
-    monitor.describe(0, config, stream, ALONE, np.eye(3, 8, dtype=np.float32))
+    monitor.describe(0, config, stream, ALONE, 1, np.eye(3, 8, dtype=np.float32))
     monitor.close()
     log_results(tmp_path, {"best_step": 4, "test": FIGURES}, {"test": snapshot()})
     seen = read(tmp_path / "tensorboard")
