@@ -9,8 +9,8 @@ Where things are:
   `reference` (the published code's weights)
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
 - training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `damage`, `layout`,
-  `launcher`, `distributed`, `zero`, `device`, `cpu_threads`, `checkpoint`, `engine_state`, `run_folder`, `run_lock`,
-  `watchdog`, `doctor`
+  `launcher`, `distributed`, `zero`, `device`, `cpu_threads`, `checkpoint`, `engine_state`, `run_folder`,
+  `run_lock`, `watchdog`, `doctor`
 - looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`
 - figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)

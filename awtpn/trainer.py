@@ -114,8 +114,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     stop = install_stop_flag()
     config, launch = parse_command_line(argv)
     doctor.check_before_meeting()
-    hold_memory()
     accelerator, world, layout = start(config, launch)
+    if world.device.type == "cpu" and world.engine in ("none", "ddp"):
+        hold_memory()  # ZeRO is there to save memory instead
     run_dir = prepare_run_dir(config, world)
     with kept_to_one_job(run_dir, world):
         return train(setup(config, accelerator, world, layout, run_dir, stop))
