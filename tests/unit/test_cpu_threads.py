@@ -318,3 +318,8 @@ def test_memory_that_is_held_causes_no_page_faults() -> None:
     assert done.returncode == 0, done.stderr
     pages_of_a_step = 4 * 9_000 * 4096 // resource.getpagesize()
     assert int(done.stdout) < pages_of_a_step  # of ten steps; without it each has them all
+
+
+def test_what_the_environment_says_of_memory_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not cpu_threads.hold_memory()
