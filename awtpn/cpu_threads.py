@@ -243,8 +243,10 @@ def hold_memory() -> bool:
     """Have the C library keep the memory that tensors leave, for those of the next step.
 
     By default it maps a large block afresh from the kernel each time and gives it back: every step then pays
-    for clearing each of its pages again. Returns whether it was told so: only glibc can be, and where MALLOC_*
-    variables already say how it shall work, they rule.
+    for clearing each of its pages again. Where MALLOC_* variables say how it shall work, they rule.
+
+    Returns:
+        Whether it was told so; only glibc can be.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
