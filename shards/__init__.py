@@ -2,8 +2,8 @@
 
 It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
 
-- what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar), `clutter`
-  (what operating systems leave beside files)
+- what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
+  `file_names` (clutter, bytes that are no text, Unicode forms)
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
   and `restricted_pickle` for sources that others pickled
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with

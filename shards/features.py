@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shards.clips import Clip
+from shards.file_names import as_text
 from shards.media import ConstantStream, read_audio, read_frames
 from shards.schema import BadSample, Sample
 
@@ -197,7 +198,7 @@ def encode(
 def _sample(decoded: Decoded, found: dict[str, Any]) -> Sample:
     clip = decoded.clip
     features = {name: None if values is None or not len(values) else values for name, values in found.items()}
-    lacking = clip.missing | decoded.lacking
+    lacking = as_text(clip.missing | decoded.lacking)  # they name files
     meta = clip.meta | ({LACKING: lacking} if lacking else {})
     meta |= {CONSTANT: sorted(decoded.constant)} if decoded.constant else {}
     return Sample(clip.key, clip.split, clip.label, features, meta, clip.source)

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
+from shards.file_names import is_text
 from shards.index import Row
 from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
@@ -241,7 +242,7 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
                     "members whose text it is (--label_member cls, or txt where those are no transcripts), "
                     "or add .cls members"
                 )
-            if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+            if isinstance(value, str) and not is_text(value):
                 raise ValueError(f"{at}: label {value!r} is no text; write it again, in UTF-8")
             if second is not None:
                 other, where = beside.setdefault(second, (value, at))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shards.clutter import is_clutter
+from shards.file_names import as_text, is_clutter, is_text
 
 BLOCK = 512
 # Of what a tar may hold beside files, links and folders.
@@ -122,7 +122,7 @@ def headers(path: Path) -> list[Header]:
                         f"{path}: {info.name}: is in the tar twice, and unpacking would keep the last; write "
                         "the tar again with one"
                     )
-                found[plain] = _header(info, found, f"{path}: {_shown(info.name)}")
+                found[plain] = _header(info, found, f"{path}: {as_text(info.name)}")
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); fetch or write it again") from None
@@ -141,21 +141,19 @@ def _header(info: tarfile.TarInfo, found: dict[str, Header], at: str) -> Header:
     Raises:
         ValueError: it has none of its own that could be read as it is.
     """
-    try:
-        info.name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{at}: its name is not in UTF-8; write the tar again with such names") from None
+    if not is_text(info.name):
+        raise ValueError(f"{at}: its name is not in UTF-8; write the tar again with such names")
     if info.islnk():
         target = found.get(posixpath.normpath(info.linkname))
         if target is None:
             raise ValueError(
-                f"{at}: a hard link to {_shown(info.linkname)}, which is not in the tar before it; write the "
-                "tar with tar --hard-dereference"
+                f"{at}: a hard link to {as_text(info.linkname)}, which is not in the tar before it; write "
+                "the tar with tar --hard-dereference"
             )
         return Header(info.name, target.offset, target.size)
     if info.issym():
         raise ValueError(
-            f"{at}: a symbolic link to {_shown(info.linkname)}; write the tar with the files themselves: "
+            f"{at}: a symbolic link to {as_text(info.linkname)}; write the tar with the files themselves: "
             "tar --dereference"
         )
     if info.issparse():
@@ -170,8 +168,3 @@ def _header(info: tarfile.TarInfo, found: dict[str, Header], at: str) -> Header:
 
 def _is_note(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
-
-
-def _shown(name: str) -> str:
-    """A name whose bytes may be no text, for messages."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
