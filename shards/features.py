@@ -93,7 +93,7 @@ def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant:
         try:
             found = read(clip, encoder, faults, keep_constant)
         except ConstantStream as error:
-            constant[name] = str(error)
+            constant[name] = f"{error}; it counts as missing, unless constant streams are kept"
             continue
         except (ValueError, OSError) as error:
             lacking[name] = str(error)

@@ -107,7 +107,7 @@ def survey(path: Path, shown: str, label: str, label_member: str | None = None) 
         path: on local disk; may be compressed by gzip, bzip2 or xz.
         shown: its URL, for messages.
         label: the JSON field that holds the label.
-        label_member: ending of the members whose text is the label instead, such as "txt".
+        label_member: ending, in lower case, of the members whose text is the label instead, such as "txt".
 
     Raises:
         ValueError: it is damaged, holds what is never read, or two labels of one utterance; names the tar and
@@ -262,7 +262,8 @@ def _set_label(
         )
     row.meta = {**scalars, **row.meta}
     if label_member is not None:
-        utterance.label = _position(texts.get(label_member.lower()))
+        utterance.label = _position(texts.get(label_member))
+        ignored.update(f".{name}" for name in texts.keys() - {label_member})
         return
     # `<key>.cls` is the label, whatever other members are called; of others there must be one.
     chosen = ["cls"] if "cls" in texts else sorted(texts)
@@ -272,8 +273,7 @@ def _set_label(
             f"{row.key}: two labels, {' and '.join(f'.{name} {texts[name]!r}' for name in chosen[:2])}; tell "
             f"which with --label_member {chosen[0]}"
         )
-    for name in texts.keys() - ({*chosen} if len(chosen) == 1 else {}):
-        ignored[f".{name}"] += 1
+    ignored.update(f".{name}" for name in texts.keys() - ({*chosen} if len(chosen) == 1 else {}))
     text = _position(texts[chosen[0]]) if len(chosen) == 1 else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)

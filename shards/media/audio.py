@@ -78,9 +78,7 @@ def read_audio(
         faults["audio"] += met.total()
         if line is not None and len(line.samples):
             if not keep_constant and _is_constant(line.samples):
-                raise ConstantStream(
-                    f"{path}: its sound{told_span(span)} never changes (digital silence): missing"
-                )
+                raise ConstantStream(f"{path}: its sound{told_span(span)} never changes: digital silence")
             return resample(line.samples, line.rate, rate)
         raise MediaError(f"{path}: no sound can be decoded{told_span(span)}{told_faults(met)}")
     raise AssertionError("the last attempt returns or raises")

@@ -80,7 +80,7 @@ def read_frames(
     if not times:
         return None
     if number > 1 and not changes and not keep_constant:
-        raise ConstantStream(f"{path}: its picture{told_span(span)} never changes ({number} alike): missing")
+        raise ConstantStream(f"{path}: its picture{told_span(span)} never changes: {number} alike")
     pictures = np.empty((len(times), *blocks[0].shape[1:]), np.uint8)
     for i in range(len(blocks)):
         # Each is let go of at once, so that a long clip is not held twice.
