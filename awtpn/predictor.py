@@ -17,8 +17,8 @@ from awtpn.device import usable
 from awtpn.model import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.clips import Clip
-from shards.feature_space import reopen, reopenable
-from shards.features import LACKING, decode_ahead, encode
+from shards.feature_space import constant_of, reopen, reopenable
+from shards.features import CONSTANT, LACKING, decode_ahead, encode
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,8 @@ class Predictor:
         """As `predict_recordings`, one after another; for a recording that cannot be used the cause."""
         encoders = self.encoders()
         clips = [Clip(str(path), "", "", Path(path), Path(path)) for path in paths]
-        with closing(decode_ahead(clips, encoders, threads)) as decoded:
+        keep_constant, _ = constant_of(self.model.provenance)
+        with closing(decode_ahead(clips, encoders, threads, keep_constant)) as decoded:
             for clip, sample in zip(clips, encode(decoded, encoders, batch), strict=True):
                 assert clip.audio is not None
                 if isinstance(sample, BadSample):
@@ -160,7 +161,8 @@ class Predictor:
                 elif all(values is None for values in sample.features.values()):
                     yield clip.audio, "there is nothing to go by, say no sound and no face"
                 else:
-                    for modality, cause in sample.meta.get(LACKING, {}).items():
+                    constant = dict.fromkeys(sample.meta.get(CONSTANT, ()), "it never changes")
+                    for modality, cause in (sample.meta.get(LACKING, {}) | constant).items():
                         logger.warning("%s: answered without its %s: %s", clip.audio, modality, cause)
                     yield clip.audio, self.predict([sample.features])[0]
 

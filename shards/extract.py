@@ -10,7 +10,8 @@ takes the records away. Started again, an extraction makes what has no record ye
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -21,8 +22,8 @@ from tqdm import tqdm
 from shards.beats import Watch, beating, watching
 from shards.checks import Accepted, accept_or_skip
 from shards.clips import ClipSource
-from shards.feature_space import making
-from shards.features import LACKING, Decoded, Encoders, decode_ahead, encode
+from shards.feature_space import making, making_of_constant
+from shards.features import CONSTANT, LACKING, Decoded, Encoders, decode_ahead, encode
 from shards.lots import Lot, Record, begin, deal, digest, found, put_record, read_records
 from shards.part import OpenShard, Part, add, check_precision, finish, manifest_of, open_shard
 from shards.retry import DISK_FULL
@@ -53,6 +54,7 @@ def extract(
     threads: int = 4,
     dtype: str = "float16",
     on_bad: str = "skip",
+    keep_constant: bool = False,
     provenance: dict[str, Any] | None = None,
     storage_options: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -79,6 +81,8 @@ def extract(
         dtype: features are stored in: "float16" or "float32". A feature that it ruins is warned of.
         on_bad: "skip" leaves a clip that fails out and lists it, with its cause, in `skipped.jsonl`; "refuse"
             stops at it.
+        keep_constant: make features of streams that never change (`shards.media`), too. Otherwise a clip's
+            digital silence, or its picture that stands still, counts as a stream that it lacks.
         provenance: further facts for the manifest, such as the command.
         storage_options: for the fsspec file system of `out`.
         overwrite: replace a finished dataset, or another unfinished extraction, that is there.
@@ -115,6 +119,9 @@ def extract(
             told = "%d of %d clips cannot be used; the first, %s: %s"
             logger.warning(told, len(bad), len(source.clips), bad[0]["key"], bad[0]["cause"])
     settings = {"clips_per_shard": clips_per_shard, "dtype": dtype, "on_bad": on_bad}
+    if not keep_constant:
+        # Named only then: those who keep them go on with what was begun before one could choose.
+        settings["constant"] = "missing"
     what = digest(source, encoders, settings)
     digests = from_all(what)
     if others := [other for other, theirs in enumerate(digests) if theirs != digests[0]]:
@@ -136,12 +143,13 @@ def extract(
         watch = Watch(target, {name: owner for name, owner in owners.items() if owner > 0}, patience)
         tick = watching(watch) if rank == 0 else beating(target, rank, patience)
         own = [lots[which] for which in todo[rank::world_size]]
-        make(own, target, encoders, accepted, batch, threads, on_bad, tick, progress and rank == 0)
+        decoded = decode_ahead((c for lot in own for c in lot.clips), encoders, threads, keep_constant)
+        make(own, decoded, target, encoders, accepted, batch, on_bad, tick, progress and rank == 0)
         if rank > 0:
             return None
         watch.wait(progress)
         facts = {**source.provenance, **(provenance or {}), **making(encoders), "extraction": what}
-        return conclude(lots, bad, target, accepted, facts)
+        return conclude(lots, bad, target, accepted, facts, keep_constant)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise OSError(
@@ -191,11 +199,11 @@ def check_reached(store: Store, token: bytes, rank: int) -> None:
 
 def make(
     lots: list[Lot],
+    decoded: Generator[Decoded, None, None],
     target: Target,
     encoders: Encoders,
     accepted: Accepted,
     batch: int,
-    threads: int,
     on_bad: str,
     tick: Callable[[], None],
     progress: bool,
@@ -203,15 +211,15 @@ def make(
     """Make shards, one after another; decoding goes on across their borders, batches do not.
 
     Args:
+        decoded: the clips of all of them, in order.
         tick: called with each clip and batch.
 
     Raises:
         ValueError: every clip of a shard failed, and they are many.
         OSError: the recordings went away, the store cannot be reached, or another extraction took it over.
     """
-    clips = [clip for lot in lots for clip in lot.clips]
-    decoded = decode_ahead(clips, encoders, threads)
-    with tqdm(total=len(clips), desc="extract", unit="clip", disable=not progress) as bar, closing(decoded):
+    total = sum(len(lot.clips) for lot in lots)
+    with tqdm(total=total, desc="extract", unit="clip", disable=not progress) as bar, closing(decoded):
         for lot in lots:
             samples = encode(readable(islice(decoded, len(lot.clips)), tick), encoders, batch, tick)
             record = make_shard(lot, ticking(samples, bar), target, accepted, on_bad)
@@ -244,6 +252,7 @@ def make_shard(
     """Write a shard and publish it; there is none if all its clips are bad."""
     shard: OpenShard | None = None
     skipped: list[dict[str, str]] = []
+    constant: Counter[str] = Counter()
     try:
         for sample in samples:
             stored = accept_or_skip(sample, accepted, on_bad, skipped)
@@ -251,7 +260,8 @@ def make_shard(
                 assert isinstance(sample, Sample)
                 shard = shard or open_shard(target.work, lot.name, accepted.classes)
                 add(shard, sample, stored, accepted.classes)
-        return Record(finish(shard, target, accepted) if shard else None, skipped)
+                constant.update(sample.meta.get(CONSTANT, ()))
+        return Record(finish(shard, target, accepted) if shard else None, skipped, dict(constant))
     finally:
         if shard is not None:
             shard.tar.close()
@@ -266,6 +276,7 @@ def conclude(
     target: Target,
     accepted: Accepted,
     provenance: dict[str, Any],
+    keep_constant: bool,
 ) -> Manifest:
     """Add up the records and write the manifest.
 
@@ -291,6 +302,8 @@ def conclude(
         # Packing refuses it; but here hours may have gone into it, and one feature is not the dataset.
         logger.warning("%s: %s", target.store.url, error)
         provenance = {**provenance, "warning": str(error)}
+    constant = sum((Counter(record.constant) for record in records), Counter[str]())
+    provenance = {**provenance, **making_of_constant(keep_constant, constant)}
     manifest = manifest_of(parts, accepted, provenance, len(skipped))
     for name in accepted.dims.keys() - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", target.store.url, name)
@@ -301,6 +314,13 @@ def conclude(
             target.store.url,
             lacking,
             LACKING,
+        )
+    for name, count in sorted(constant.items()):
+        logger.warning(
+            "%s: %d clips go without their %s, which never changes; keep_constant keeps it",
+            target.store.url,
+            count,
+            name,
         )
     complete(target, manifest, skipped)
     return manifest

@@ -17,6 +17,7 @@ from typing import Any
 
 # Settings that change how features are computed, and their last digits, but not what they mean.
 INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
+CONSTANT = "constant_streams"
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
 SELF_EVIDENT = ("id", "version")  # of a description
 # What an encoder's settings tell of the sound or the pictures that it takes.
@@ -33,6 +34,25 @@ def making(encoders: Mapping[str, Any]) -> dict[str, Any]:
         "extracted": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def making_of_constant(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]:
+    """For the manifest: what became of streams that never change, and how many clips go without one.
+
+    Args:
+        kept: features were made of them as of others.
+        counts: by modality.
+    """
+    return {CONSTANT: {"taken_as": "present" if kept else "missing", **dict(sorted(counts.items()))}}
+
+
+def constant_of(provenance: Mapping[str, Any]) -> tuple[bool, dict[str, int]]:
+    """What `making_of_constant` recorded. Before it was, such streams were kept."""
+    found = provenance.get(CONSTANT)
+    if not isinstance(found, Mapping):
+        return True, {}
+    counts = {str(name): count for name, count in found.items() if type(count) is int}
+    return found.get("taken_as") != "missing", counts
 
 
 def space_of(settings: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from shards.clips import Clip
-from shards.media import read_audio, read_frames
+from shards.file_names import as_text
+from shards.media import ConstantStream, read_audio, read_frames
 from shards.schema import BadSample, Sample
 
 # Decoded clips that wait for the encoders, beyond those that are being decoded.
@@ -30,6 +31,8 @@ BLOCK = 1 << 20
 
 # Metadata of a clip of which a stream cannot be decoded: why, by modality.
 LACKING = "lacking"
+# Metadata of a clip of which a stream never changes, and is taken as missing: the modalities.
+CONSTANT = "constant_streams"
 
 # By modality, "audio" and "video"; what they are is told in `shards.encoders`.
 Encoders = Mapping[str, Any]
@@ -41,6 +44,7 @@ class Decoded:
 
     Attributes:
         lacking: by modality why a stream that it has, or should have, is not among them.
+        constant: by modality of a stream that never changes, and so is not among them, what to say of it.
         lost: the cause is that a file is gone or cannot be read, and no fault of the clip.
     """
 
@@ -48,6 +52,7 @@ class Decoded:
     media: dict[str, np.ndarray]
     cause: str | None = None
     lacking: dict[str, str] = field(default_factory=dict)
+    constant: dict[str, str] = field(default_factory=dict)
     lost: bool = False
 
     @property
@@ -55,11 +60,18 @@ class Decoded:
         return sum(array.nbytes for array in self.media.values())
 
 
-def decode(clip: Clip, encoders: Encoders) -> Decoded:
-    """Read what the encoders need of a clip; a stream that it lacks, or that is broken, is left out."""
+def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decoded:
+    """Read what the encoders need of a clip; a stream that it lacks, or that is broken, is left out.
+
+    Args:
+        clip: the clip.
+        encoders: by modality.
+        keep_constant: keep a stream that never changes (`shards.media`), too.
+    """
     faults: Counter[str] = Counter()
-    decoded = _decode(clip, encoders, faults)
-    if decoded.cause is None and not decoded.lacking and not faults.total():
+    decoded = _decode(clip, encoders, faults, keep_constant)
+    used = decoded.cause is None or decoded.constant
+    if used and not decoded.lacking and not faults.total():
         return decoded
     # FFmpeg has the same words for damage and for storage that fails; who reads the files knows.
     for path in _files(clip, encoders):
@@ -69,36 +81,46 @@ def decode(clip: Clip, encoders: Encoders) -> Decoded:
             return Decoded(clip, {}, f"{path}: no such file", lost=True)
         except OSError as error:
             return Decoded(clip, {}, f"{path}: cannot be read ({error.strerror})", lost=True)
-    return _decode(clip, encoders, faults)
+    return _decode(clip, encoders, faults, keep_constant)
 
 
-def _decode(clip: Clip, encoders: Encoders, faults: Counter[str]) -> Decoded:
+def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant: bool) -> Decoded:
     media: dict[str, np.ndarray] = {}
     lacking: dict[str, str] = {}
+    constant: dict[str, str] = {}
     for name, encoder in encoders.items():
+        read = _sound if name == "audio" else _pictures
         try:
-            found = _sound(clip, encoder, faults) if name == "audio" else _pictures(clip, encoder, faults)
+            found = read(clip, encoder, faults, keep_constant)
+        except ConstantStream as error:
+            constant[name] = f"{error}; it counts as missing, unless constant streams are kept"
+            continue
         except (ValueError, OSError) as error:
             lacking[name] = str(error)
             continue
         if found is not None:
             media[name] = found
     if media:
-        return Decoded(clip, media, lacking=lacking)
-    if not lacking and not clip.missing:
+        return Decoded(clip, media, lacking=lacking, constant=constant)
+    if not lacking and not constant and not clip.missing:
         files = ", ".join(map(str, _files(clip, ("audio", "video"))))
         return Decoded(clip, {}, f"{files or 'no file'}: no {' and no '.join(encoders)} to make features of")
-    return Decoded(clip, {}, "; ".join(dict.fromkeys((lacking | clip.missing).values())))
+    causes = "; ".join(dict.fromkeys((lacking | clip.missing | constant).values()))
+    return Decoded(clip, {}, causes, lacking, constant)
 
 
-def _sound(clip: Clip, encoder: Any, faults: Counter[str]) -> np.ndarray | None:
-    return None if clip.audio is None else read_audio(clip.audio, encoder.rate, clip.audio_span, faults)
+def _sound(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
+    if clip.audio is None:
+        return None
+    return read_audio(clip.audio, encoder.rate, clip.audio_span, faults, keep_constant)
 
 
-def _pictures(clip: Clip, encoder: Any, faults: Counter[str]) -> np.ndarray | None:
+def _pictures(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
     if clip.video is None:
         return None
-    found = read_frames(clip.video, encoder.fps, clip.video_span, clip.crop, encoder.largest_side, faults)
+    found = read_frames(
+        clip.video, encoder.fps, clip.video_span, clip.crop, encoder.largest_side, faults, keep_constant
+    )
     return None if found is None else found[0]
 
 
@@ -114,7 +136,9 @@ def _read_through(path: Path) -> None:
             pass
 
 
-def decode_ahead(clips: Iterable[Clip], encoders: Encoders, threads: int) -> Generator[Decoded, None, None]:
+def decode_ahead(
+    clips: Iterable[Clip], encoders: Encoders, threads: int, keep_constant: bool = False
+) -> Generator[Decoded, None, None]:
     """`decode` each clip, in order, some ahead of being asked for; how far is bounded in clips and bytes."""
     remaining = iter(clips)
     waiting: deque[Future[Decoded]] = deque()
@@ -128,7 +152,7 @@ def decode_ahead(clips: Iterable[Clip], encoders: Encoders, threads: int) -> Gen
                 clip = next(remaining, None)
                 if clip is None:
                     break
-                waiting.append(pool.submit(decode, clip, encoders))
+                waiting.append(pool.submit(decode, clip, encoders, keep_constant))
             if not waiting:
                 return
             decoded = waiting.popleft().result()
@@ -149,7 +173,8 @@ def encode(
     """Features of decoded clips, in order; of one that fails a `BadSample` with its cause.
 
     A modality whose stream a clip lacks, or in which the encoder finds nothing (no face), is None. Of a
-    stream that cannot be decoded the metadata `LACKING` tells the cause.
+    stream that cannot be decoded the metadata `LACKING` tells the cause, of streams that never change
+    `CONSTANT` the modalities.
 
     Args:
         decoded: read a window at a time.
@@ -173,8 +198,9 @@ def encode(
 def _sample(decoded: Decoded, found: dict[str, Any]) -> Sample:
     clip = decoded.clip
     features = {name: None if values is None or not len(values) else values for name, values in found.items()}
-    lacking = clip.missing | decoded.lacking
+    lacking = as_text(clip.missing | decoded.lacking)  # they name files
     meta = clip.meta | ({LACKING: lacking} if lacking else {})
+    meta |= {CONSTANT: sorted(decoded.constant)} if decoded.constant else {}
     return Sample(clip.key, clip.split, clip.label, features, meta, clip.source)
 
 

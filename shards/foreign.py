@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
+from shards.file_names import is_text
 from shards.index import Row
 from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
@@ -44,7 +45,7 @@ class Indexed:
         manifest: of the dataset.
         decoded: why the shards had to be decoded; None where they are read in place.
         ignored: how many members of what extension were left out.
-        without_arrays: keys of utterances that have a JSON member, but no array: they are left out, too.
+        without_arrays: keys of utterances that have a label or metadata, but no array: left out, too.
     """
 
     url: str
@@ -60,6 +61,7 @@ def index_url(
     *,
     classes: list[str] | None = None,
     label: str = "label",
+    label_member: str | None = None,
     dtype: str | None = None,
     out: str | None = None,
     cache_dir: str | Path | None = None,
@@ -71,7 +73,9 @@ def index_url(
     Args:
         url: any fsspec URL of a folder of tars. Names with words like "train" or "test" tell their split.
         classes: class names; labels that are numbers are positions in it. Default: all labels found, sorted.
-        label: JSON field that holds the label; where there is none, `.cls` and `.txt` members are looked for.
+        label: JSON field that holds the label; where there is none, `.cls` members are looked for.
+        label_member: ending of the members whose text is the label instead, such as "txt": those of text are
+            taken for transcripts otherwise, and left out.
         dtype: "float16" or "float32" for what has to be decoded; default: float16 where all is.
         out: URL of a new folder for decoded shards, whether or not they have to be: say for many nodes to
             read. Default: the cache of this machine, if they have to be.
@@ -81,19 +85,22 @@ def index_url(
 
     Raises:
         ValueError: there are no tars, one is damaged or holds what is never read, an utterance has no label
-            or no steps, is there twice, or its features differ in size from others'; names the tar and the
-            member or key.
+            or two, no steps, is there twice, or its features differ in size from others'; names the tar and
+            the member or key.
         OSError: the store cannot be reached.
     """
     if classes is not None:
         check_classes(classes)
+    if label_member is not None:
+        label_member = label_member.removeprefix(".").lower()
     store = open_store(split_url(url)[0], cache_dir, storage_options)
     indexed_before = _indexed_before(store)
     tars = []
     for name in tqdm(_tar_names(store), desc="index", unit="tar", disable=not progress):
         path, size, sha256 = fetch_new(store, name)
         at = f"{store.url}/{name}"
-        tars.append(ForeignTar(name, at, path, size, sha256, survey(path, at, label)))
+        tars.append(ForeignTar(name, at, path, size, sha256, survey(path, at, label, label_member)))
+    _tell_dotted(tars)
     _make_keys_unique(tars)
     labels = _labels(tars, classes)
     names = classes or _found_classes(labels)
@@ -166,6 +173,22 @@ def _tar_names(store: Store) -> list[str]:
     return names
 
 
+def _tell_dotted(tars: list[ForeignTar]) -> None:
+    """Say so where keys are longer than webdataset takes them to be."""
+    for tar in tars:
+        for utterance in tar.found.utterances:
+            key = utterance.row.key
+            if "." in (base := key.rpartition("/")[2]):
+                logger.warning(
+                    "%s: keys hold dots, such as %s: webdataset itself ends a key at the first dot, and "
+                    "takes all members of %s for one utterance's",
+                    tar.url,
+                    key,
+                    key.removesuffix(base) + base.partition(".")[0],
+                )
+                return
+
+
 def _make_keys_unique(tars: list[ForeignTar]) -> None:
     """Put the name of its tar before every key, if keys are unique within their tars alone.
 
@@ -205,17 +228,30 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
         ValueError: there is none, it is of no use, or a key is there twice.
     """
     labels: dict[str, str | int] = {}
+    # Per text of a .cls member the label that its utterance has from elsewhere, and where that was found.
+    beside: dict[str | int, tuple[str | int, str]] = {}
     for tar in tars:
         for utterance in tar.found.utterances:
-            key, value = utterance.row.key, utterance.label
+            key, value, second = utterance.row.key, utterance.label, utterance.second
             at = f"{tar.url}: {key}"
             if key in labels:
                 raise ValueError(f"{at}: this key is in the dataset twice; rename one")
             if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
                 raise ValueError(
-                    f"{at}: no label ({value!r}); name the JSON field that holds it, or add a .cls or .txt "
-                    "member"
+                    f"{at}: no label ({value!r}); name the JSON field that holds it (--label_field), or the "
+                    "members whose text it is (--label_member cls, or txt where those are no transcripts), "
+                    "or add .cls members"
                 )
+            if isinstance(value, str) and not is_text(value):
+                raise ValueError(f"{at}: label {value!r} is no text; write it again, in UTF-8")
+            if second is not None:
+                other, where = beside.setdefault(second, (value, at))
+                if (type(second) is type(value) and second != value) or other != value:
+                    than = f", and {where} {other!r} beside the same" if other != value else ""
+                    raise ValueError(
+                        f"{at}: two labels, {value!r} and in its .cls member {second!r}{than}; remove one, "
+                        "or tell which with --label_member cls"
+                    )
             if classes is not None and isinstance(value, int):
                 if not 0 <= value < len(classes):
                     raise ValueError(f"{at}: label {value} is no position in the classes {classes}")
@@ -228,9 +264,9 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
 
 def _found_classes(labels: dict[str, str | int]) -> list[str]:
     """Numbers in their order, then names; 1 and "1" are one class."""
-    values = set(labels.values())
-    numbers = [str(value) for value in sorted(value for value in values if isinstance(value, int))]
-    return numbers + sorted({value for value in values if isinstance(value, str)} - {*numbers})
+    names = {str(value) for value in labels.values()}
+    numbers = {name for name in names if re.fullmatch(r"-?[0-9]{1,18}", name)}
+    return sorted(numbers, key=lambda name: (int(name), name)) + sorted(names - numbers)
 
 
 def _check_utterances(tars: list[ForeignTar]) -> None:

@@ -12,7 +12,7 @@ import json
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,10 +56,12 @@ class Lot:
 @dataclass(frozen=True)
 class Record:
     """What a rank leaves beside the shard it made: the part it plays (None if no clip of it could be used),
-    and key and cause of each clip left out."""
+    key and cause of each clip left out, and by modality how many clips go without a stream that never
+    changes."""
 
     part: Part | None
     skipped: list[dict[str, str]]
+    constant: dict[str, int] = field(default_factory=dict)
 
     @property
     def lacking(self) -> int:
@@ -184,7 +186,7 @@ def put_record(record: Record, lot: Lot, target: Target) -> None:
     """Publish the record of a finished shard: from then on it is not made again."""
     path = target.work / (lot.name + PART)
     part = dump_part(record.part) if record.part else None
-    write_json_lines(path, [{"part": part, "skipped": record.skipped}])
+    write_json_lines(path, [{"part": part, "skipped": record.skipped, "constant": record.constant}])
     publish(target, path)
 
 
@@ -199,7 +201,9 @@ def read_records(store: Store, lots: list[Lot]) -> list[Record]:
         name = lot.name + PART
         text = asking(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), f"{store.url}/{name}")
         record = json.loads(text)
-        return Record(load_part(record["part"]) if record["part"] else None, record["skipped"])
+        part = load_part(record["part"]) if record["part"] else None
+        # An early record knows nothing of streams that never change.
+        return Record(part, record["skipped"], record.get("constant", {}))
 
     with ThreadPoolExecutor(RECORD_THREADS) as threads:
         return list(threads.map(read, lots))

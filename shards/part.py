@@ -17,6 +17,7 @@ import numpy as np
 import webdataset
 
 from shards.checks import Accepted, Stored, check_cast
+from shards.file_names import as_text
 from shards.index import index_tar, save_index, scalar_kind
 from shards.schema import Manifest, Modality, Sample, ShardEntry, Split, SplitMoments
 from shards.statistics import Moments, merge, moments_of
@@ -137,7 +138,7 @@ def manifest_of(
             name: _split([part.entry for part in parts], tallies[name], modalities)
             for name, parts in splits.items()
         },
-        provenance=provenance,
+        provenance=as_text(provenance),  # paths and commands may hold bytes that are no text
         skipped=skipped,
     )
 

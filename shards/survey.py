@@ -1,7 +1,8 @@
 """What a tar that others made holds: its utterances, their arrays and labels; and what is refused.
 
 Arrays are members `<key>.<modality>.npy` or in `<key>....npz`, labels the field of a JSON member, else the
-content of a `.cls` or `.txt` member. Pickles are never opened: whoever wrote one could make us run anything.
+content of a `.cls` member, or of one that the caller names: a `.txt` may be a transcript, so it is a label
+only then. Pickles are never opened: whoever wrote one could make us run anything.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ import numpy as np
 
 from shards.checks import MODALITY_NAME
 from shards.index import ArrayAt, Row, add_array, add_json, readable_in_place
-from shards.members import Member, members
+from shards.member_names import ARRAYS, Named, assign
+from shards.members import Member, contents, headers
 
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
-TEXTS = ("cls", "txt")
 # Of a member or array that has no name of its own.
 UNNAMED = "features"
+# Members that are left out are counted by their whole ending, but for those of so many dots or more.
+MOST_DOTS = 2
 
 # First bytes of a compressed file, and how to open it.
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
@@ -59,12 +62,18 @@ class Utterance:
     Attributes:
         row: its arrays that are `.npy` members, and its JSON member.
         packed: by modality its arrays in `.npz` members.
+        scalars: by name those in its `.npz` members.
+        texts: by ending its members that may be labels.
         label: as found: a name or a position; None where there is none.
+        second: what its `.cls` member says where another member is its label; None where there is none.
     """
 
     row: Row
     packed: dict[str, ArrayInNpz] = field(default_factory=dict)
+    scalars: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     label: Any = None
+    second: Any = None
 
     @property
     def arrays(self) -> dict[str, ArrayAt | ArrayInNpz]:
@@ -91,44 +100,48 @@ class Survey:
     without_arrays: list[str]
 
 
-def survey(path: Path, shown: str, label: str) -> Survey:
+def survey(path: Path, shown: str, label: str, label_member: str | None = None) -> Survey:
     """Read a tar from end to end and tell what it holds.
 
     Args:
         path: on local disk; may be compressed by gzip, bzip2 or xz.
         shown: its URL, for messages.
         label: the JSON field that holds the label.
+        label_member: ending, in lower case, of the members whose text is the label instead, such as "txt".
 
     Raises:
-        ValueError: it is damaged, or holds what is never read; names the tar and the member.
+        ValueError: it is damaged, holds what is never read, or two labels of one utterance; names the tar and
+            the member.
     """
     found: dict[str, Utterance] = {}
-    texts: dict[str, dict[str, str]] = {}
     ignored: Counter[str] = Counter()
     slow = [f"{shown} is compressed"] if is_compressed(path) else []
     tar = path
     try:
         with uncompressed(path) as tar:
-            for member in members(tar):
-                utterance = found.setdefault(member.key, Utterance(Row(member.key)))
-                kind = member.extension.rpartition(".")[2]
-                if kind in PICKLES:
-                    raise ValueError(
-                        f"{member.name}: pickled files are never read, since they can run code; write its "
-                        "arrays as .npy members"
-                    )
-                if kind in TEXTS:
-                    texts.setdefault(member.key, {})[kind] = member.content.read().decode().strip()
-                elif not _take(utterance, member, kind, tar):
-                    ignored[f".{member.extension}"] += 1
+            named = {each.header.name: each for each in assign(headers(tar), label_member)}
+            used = []
+            for each in named.values():
+                _refuse_pickles(each)
+                if _means_something(each, label_member):
+                    used.append(each.header)
+                    found.setdefault(each.key, Utterance(Row(each.key)))
+                else:
+                    ignored[_ending(each)] += 1
+            for header, content in contents(tar, used):
+                each = named[header.name]
+                member = Member(
+                    header.name, each.key, each.ending.lower(), header.offset, header.size, content
+                )
+                _take(found[each.key], member, each.kind, tar)
+        for utterance in found.values():
+            _set_label(utterance, label, label_member, ignored)
     except (ValueError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise ValueError(f"{shown}: {str(error).removeprefix(f'{tar}: ')}") from None
-    for key, utterance in found.items():
-        utterance.label = _label(utterance, texts.get(key, {}), label)
     utterances = [utterance for utterance in found.values() if utterance.arrays]
     forms = _forms(utterances, shown)
     slow += [f"{shown}: {u.row.key}: {why}" for u in utterances if (why := _slow(u))][:1]
-    without = [key for key, utterance in found.items() if not utterance.arrays and utterance.row.json[1]]
+    without = [key for key, utterance in found.items() if not utterance.arrays]
     return Survey(utterances, forms, slow[0] if slow else None, ignored, without)
 
 
@@ -164,8 +177,31 @@ def read_array(tar: Path, array: ArrayAt | ArrayInNpz) -> np.ndarray:
     return values.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _take(utterance: Utterance, member: Member, kind: str, tar: Path) -> bool:
-    """Take a member into its utterance; False for one that means nothing here."""
+def _refuse_pickles(named: Named) -> None:
+    if named.kind in PICKLES:
+        raise ValueError(
+            f"{named.header.name}: pickled files are never read, since they can run code; write its arrays "
+            "as .npy members"
+        )
+
+
+def _means_something(named: Named, label_member: str | None) -> bool:
+    """Whether a member is part of an utterance; like webdataset, none is whose name begins with a dot."""
+    ending = named.ending.lower()
+    if named.header.base.startswith("."):
+        return False
+    return ending in ("json", label_member) or named.kind in (*ARRAYS, "cls")
+
+
+def _ending(named: Named) -> str:
+    """Under which a member that is left out is counted."""
+    if named.header.base.startswith("."):
+        return "hidden"
+    return f".{named.ending.lower()}" if named.ending.count(".") < MOST_DOTS else f"*.{named.kind}"
+
+
+def _take(utterance: Utterance, member: Member, kind: str, tar: Path) -> None:
+    """Take a member into its utterance."""
     name = member.extension.rpartition(".")[0]
     if member.extension == "json":
         add_json(utterance.row, member, tar)
@@ -174,8 +210,16 @@ def _take(utterance: Utterance, member: Member, kind: str, tar: Path) -> bool:
     elif kind == "npz":
         _add_npz(utterance, name, member)
     else:
-        return False
-    return True
+        try:
+            text = member.content.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{member.name}: a label that is not in UTF-8 ({error.reason} at byte {error.start}); write "
+                "it in that encoding"
+            ) from None
+        if member.extension in utterance.texts:
+            raise ValueError(f"{member.name}: a second .{member.extension} of {member.key!r}; remove one")
+        utterance.texts[member.extension] = text.strip()
 
 
 def _add_npz(utterance: Utterance, name: str, member: Member) -> None:
@@ -186,7 +230,7 @@ def _add_npz(utterance: Utterance, name: str, member: Member) -> None:
         raise ValueError(f"{member.name}: not a .npz of plain arrays ({error}); write it again") from None
     for inner, values in arrays.items():
         if values.ndim == 0:
-            utterance.row.meta.setdefault(inner, values.item())
+            utterance.scalars.setdefault(inner, values.item())
             continue
         # Arrays saved without a name are called arr_0, arr_1, ...
         modality = _modality(name if inner == "arr_0" and name else inner, member.name)
@@ -202,16 +246,43 @@ def _modality(name: str, member: str) -> str:
     return plain
 
 
-def _label(utterance: Utterance, texts: dict[str, str], field_name: str) -> Any:
-    """A label as found: JSON's field, else the text of `.cls`, else of `.txt`; numbers are positions."""
-    value = utterance.row.meta.get(field_name)
-    if value is None:
-        value = next((texts[kind] for kind in TEXTS if kind in texts), None)
-        if value is not None and re.fullmatch(r"\d+", value):
-            return int(value)
+def _set_label(
+    utterance: Utterance, field_name: str, label_member: str | None, ignored: Counter[str]
+) -> None:
+    """Set the label as found: a named member's text, else JSON's field, else the text of `.cls`.
+
+    Raises:
+        ValueError: there are two; names both.
+    """
+    row, texts, scalars = utterance.row, utterance.texts, utterance.scalars
+    if field_name in row.meta and row.meta[field_name] != scalars.get(field_name, row.meta[field_name]):
+        raise ValueError(
+            f"{row.key}: its JSON member says {field_name} {row.meta[field_name]!r}, its .npz member "
+            f"{scalars[field_name]!r}; remove one"
+        )
+    row.meta = {**scalars, **row.meta}
+    if label_member is not None:
+        utterance.label = _position(texts.get(label_member))
+        ignored.update(f".{name}" for name in texts.keys() - {label_member})
+        return
+    # `<key>.cls` is the label, whatever other members are called; of others there must be one.
+    chosen = ["cls"] if "cls" in texts else sorted(texts)
+    value = row.meta.get(field_name)
+    if value is None and len(chosen) > 1:
+        raise ValueError(
+            f"{row.key}: two labels, {' and '.join(f'.{name} {texts[name]!r}' for name in chosen[:2])}; tell "
+            f"which with --label_member {chosen[0]}"
+        )
+    ignored.update(f".{name}" for name in texts.keys() - ({*chosen} if len(chosen) == 1 else {}))
+    text = _position(texts[chosen[0]]) if len(chosen) == 1 else None
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+        value = int(value)
+    utterance.label, utterance.second = (text, None) if value is None else (value, text)
+
+
+def _position(text: str | None) -> str | int | None:
+    """A label that was read as text: digits are a position."""
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else text
 
 
 def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, str]]]:

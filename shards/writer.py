@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.checks import Accepted, Stored, accept_or_skip, check_cast
+from shards.file_names import as_text, is_text
 from shards.part import OpenShard, Part, Tally, add, finish, manifest_of, open_shard, shard_name, sum_of
 from shards.schema import DTYPES, BadSample, Manifest, Sample
 from shards.target import Target, check_ours, claim, complete, discard, release
@@ -122,6 +123,8 @@ def check_classes(classes: list[str]) -> None:
     """Raise ValueError for what cannot be the classes of a dataset."""
     if not classes or len(set(classes)) != len(classes) or not all(isinstance(c, str) and c for c in classes):
         raise ValueError(f"classes {classes}: must be distinct names, at least one")
+    if bad := [name for name in classes if not is_text(name)]:
+        raise ValueError(f"class {as_text(bad[0])!r}: its name is not in UTF-8; rename it")
 
 
 def _add(packing: _Packing, sample: Sample, stored: Stored, shard_bytes: int) -> None:

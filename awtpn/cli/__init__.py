@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with a line for people, where something cannot be done; or after `--help`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name of a file may hold bytes that are no text, or letters that this terminal has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = make_parser().parse_args(argv)
     try:
         options.command(options)

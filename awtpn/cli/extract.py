@@ -16,6 +16,7 @@ import numpy as np
 from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
 from shards.clips import Clip, ClipSource
 from shards.credentials import hide_in_command
+from shards.feature_space import constant_of
 from shards.schema import Manifest
 from shards.sources import iemocap, meld, recordings
 
@@ -163,6 +164,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="skip",
         help="clips that fail: stop, or leave out and list (default: skip)",
     )
+    how.add_argument(
+        "--keep_constant",
+        action="store_true",
+        help="make features of streams that never change, too: digital silence, pictures that are all alike "
+        "(default: a clip lacks such a stream)",
+    )
     how.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
     how.add_argument(
         "--retry_failed",
@@ -203,6 +210,7 @@ def run_extract(options: argparse.Namespace) -> None:
         threads=options.threads,
         dtype=options.dtype,
         on_bad=options.on_bad,
+        keep_constant=options.keep_constant,
         provenance={"command": hide_in_command(["awtpn", *sys.argv[1:]])},
         storage_options=options.storage_options,
         overwrite=options.overwrite,
@@ -304,6 +312,8 @@ def report(manifest: Manifest, out: str) -> None:
     print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} names them and says why")
+    for name, count in constant_of(manifest.provenance)[1].items():
+        print(f"{count} clips go without their {name}, which never changes; --keep_constant keeps it")
     print(f"extracted; train with: {how_to_train(manifest, out)}")
 
 

@@ -151,6 +151,11 @@ def _add_index(actions: Any) -> None:
         "--label_field", default="label", metavar="NAME", help="JSON field of the label (default: label)"
     )
     parser.add_argument(
+        "--label_member",
+        metavar="ENDING",
+        help="take labels from the text of members <key>.ENDING, say txt (default: the JSON field, else cls)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=["float16", "float32"],
         help="stored precision of what has to be decoded (default: float16 where all is, else float32)",
@@ -166,6 +171,7 @@ def _run_index(options: argparse.Namespace) -> None:
         options.url,
         classes=options.labels,
         label=options.label_field,
+        label_member=options.label_member,
         dtype=options.dtype,
         out=options.out,
         **_store(options),

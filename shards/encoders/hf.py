@@ -6,8 +6,13 @@ Weights are safetensors; a repository that has only pickled ones is read by torc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
+import importlib.util
 import json
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -54,7 +59,7 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     except Exception as error:
         raise ValueError(
             f"{spec}: neither a folder here nor a built-in encoder, and the Hugging Face hub does not give "
-            f"it ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+            f"it ({_in_a_line(error)})"
         ) from None
     return got, {"id": spec, "revision": got.name, "sha256": _sha256(got)}
 
@@ -94,9 +99,9 @@ def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: s
 
     Raises:
         ValueError: weights missing or unfit for the configuration.
+        ImportError: transformers does not import.
     """
     import torch
-    import transformers
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
@@ -104,15 +109,18 @@ def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: s
     if not safe and not _files(folder, PICKLED_WEIGHTS):
         raise ValueError(f"{spec}: {folder / 'model.safetensors'} is missing, and so is pytorch_model.bin")
     try:
-        model, report = getattr(transformers, architecture).from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=safe,
-            weights_only=True,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-            **changes,
-        )
+        with _telling_misfits(architecture):
+            import transformers
+
+            model, report = getattr(transformers, architecture).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=safe,
+                weights_only=True,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                **changes,
+            )
     except UnpicklingError:
         # Torch's own message advises to run it all the same.
         raise ValueError(
@@ -136,11 +144,13 @@ def load_processor(folder: Path, kind: str, spec: str) -> Any:
 
     Raises:
         ValueError: its settings are missing.
+        ImportError: transformers does not import.
     """
-    import transformers
-
     try:
-        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+        with _telling_misfits(kind):
+            import transformers
+
+            return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         path = folder / "preprocessor_config.json"
         if not path.is_file():
@@ -149,6 +159,54 @@ def load_processor(folder: Path, kind: str, spec: str) -> Any:
                 "processor beside it with save_pretrained"
             ) from None
         raise ValueError(f"{spec}: {path} is no {kind} ({error})") from None
+
+
+@contextlib.contextmanager
+def _telling_misfits(name: str) -> Iterator[None]:
+    """Around what imports the class `name` of transformers, which does so on use and calls it missing.
+
+    Raises:
+        ImportError: it does not import; says why.
+    """
+    try:
+        yield
+    except (ImportError, RuntimeError, AttributeError) as error:
+        if misfit := torchvision_misfit():
+            raise ImportError(misfit) from None
+        if not isinstance(error, ImportError):
+            raise
+        cause: BaseException = error
+        while (deeper := cause.__cause__ or cause.__context__) is not None:
+            cause = deeper
+        raise ImportError(
+            f"{name} of transformers does not import ({_in_a_line(cause)}); install it again: "
+            "pip install --upgrade transformers"
+        ) from None
+
+
+def torchvision_misfit() -> str | None:
+    """Why a torchvision that is installed does not import; transformers imports it with many a model."""
+    import torch
+
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # an operator that is not there, an undefined symbol, a circular import, ...
+        try:
+            found = version("torchvision")
+        except PackageNotFoundError:
+            found = "of no version"
+        return (
+            f"torchvision {found} does not fit torch {torch.__version__} ({_in_a_line(error)}); "
+            "nothing here needs it: pip uninstall torchvision, or install both together from one index: "
+            "pip install --force-reinstall torch torchvision"
+        )
+    return None
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def layer_number(layer: int, layers: int, spec: str) -> int:

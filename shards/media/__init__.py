@@ -10,10 +10,23 @@ Times are as exact as the container's timestamps: 1 ms in FLV and Matroska, a sa
 only the order of decoding: where pictures refer to later ones, they come a picture or two late.
 
 Packets that cannot be decoded are passed over and counted. A recording fails only if nothing of it decodes.
+
+Whoever asks for it is told of a stream that never changes: sound that stays within one step of 16-bit sound,
+as video-only recordings with a silent sound track have, or two and more pictures that are all identical, as
+music with a cover has. A single picture is an image, and no such stream.
 """
 
 from shards.media.audio import read_audio, resample
-from shards.media.container import MediaError, MediaInfo, probe
+from shards.media.container import ConstantStream, MediaError, MediaInfo, probe
 from shards.media.video import iterate_frames, read_frames
 
-__all__ = ["MediaError", "MediaInfo", "iterate_frames", "probe", "read_audio", "read_frames", "resample"]
+__all__ = [
+    "ConstantStream",
+    "MediaError",
+    "MediaInfo",
+    "iterate_frames",
+    "probe",
+    "read_audio",
+    "read_frames",
+    "resample",
+]

@@ -13,6 +13,7 @@ import numpy as np
 
 from shards.media.container import (
     Clock,
+    ConstantStream,
     MediaError,
     Span,
     bounds_of,
@@ -30,12 +31,18 @@ AUDIO_PREROLL_S = 0.5
 # Timestamps are rounded (FLV's to 1 ms) and jitter; up to here packets count as adjacent.
 AUDIO_JITTER_S = 0.03
 RESAMPLE_BLOCK = 1 << 16
+# Silence that went through a codec comes out of some (AC-3, AMR) with a noise below one step of 16-bit sound.
+LEAST_CHANGE = 1 / 32768
 # Channels of which FFmpeg lists the planes with an end (AV_NUM_DATA_POINTERS).
 MOST_PLANES = 8
 
 
 def read_audio(
-    path: str | Path, rate: int = 16000, span: Span | None = None, faults: Counter[str] | None = None
+    path: str | Path,
+    rate: int = 16000,
+    span: Span | None = None,
+    faults: Counter[str] | None = None,
+    keep_constant: bool = True,
 ) -> np.ndarray | None:
     """The sound of a recording, as the mean of its channels.
 
@@ -44,11 +51,13 @@ def read_audio(
         rate: samples per second wanted.
         span: (begin, end) in seconds; None is from time 0 to the end. What lies past the end is left off.
         faults: packets that could not be decoded are added to its "audio".
+        keep_constant: return sound that never changes, too.
 
     Returns:
         float32 [samples], in [-1, 1] but for what resampling overshoots; None where it has no audio stream.
 
     Raises:
+        ConstantStream: the sound of the span never changes, and `keep_constant` is off.
         MediaError: no such file, a span that is empty or past the end, or nothing decodes.
     """
     begin, end = bounds_of(path, span)
@@ -68,6 +77,8 @@ def read_audio(
             continue
         faults["audio"] += met.total()
         if line is not None and len(line.samples):
+            if not keep_constant and _is_constant(line.samples):
+                raise ConstantStream(f"{path}: its sound{told_span(span)} never changes: digital silence")
             return resample(line.samples, line.rate, rate)
         raise MediaError(f"{path}: no sound can be decoded{told_span(span)}{told_faults(met)}")
     raise AssertionError("the last attempt returns or raises")
@@ -120,6 +131,11 @@ def _assemble(
         return None
     samples = np.concatenate(chunks)
     return _Line(samples if isinf(end) else samples[: round((end - begin) * native)], native, first)
+
+
+def _is_constant(samples: np.ndarray) -> bool:
+    # Before resampling, which rings at the ends of a constant other than 0.
+    return len(samples) > 1 and float(samples.max()) - float(samples.min()) < LEAST_CHANGE
 
 
 def _append(chunks: list[np.ndarray], samples: np.ndarray, at: int) -> int:

@@ -23,6 +23,10 @@ class MediaError(ValueError):
     """A recording that cannot be used as asked; names the file and the cause."""
 
 
+class ConstantStream(MediaError):
+    """A stream in which nothing ever happens: digital silence, or pictures that are all the same."""
+
+
 @dataclass(frozen=True)
 class MediaInfo:
     """What a recording holds, before decoding.

@@ -12,6 +12,7 @@ import numpy as np
 
 from shards.media.container import (
     Clock,
+    ConstantStream,
     MediaError,
     Span,
     bounds_of,
@@ -40,25 +41,37 @@ def read_frames(
     crop: Crop | None = None,
     largest_side: int | None = None,
     faults: Counter[str] | None = None,
+    keep_constant: bool = True,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """All pictures of `iterate_frames` at once.
+
+    Args:
+        keep_constant: return pictures that are all the same, too. A single one, however long it is shown, is
+            returned in any case.
 
     Returns:
         (uint8 RGB [N, H, W, 3], float64 times [N] in seconds from the span's begin); None where it has no
         video stream.
 
     Raises:
+        ConstantStream: the pictures of the span are all identical, and `keep_constant` is off.
         MediaError: as `iterate_frames`; or more than `LARGEST_CLIP` bytes of pictures.
     """
     times: list[float] = []
     blocks: list[Any] = []
     room = 0
+    first = shown = None
+    number, changes = 0, False
     for time, frame in iterate_frames(path, fps, span, crop, largest_side, faults):
         if (len(times) + 1) * frame.nbytes > LARGEST_CLIP:
             raise MediaError(
                 f"{path}: its pictures take more than {LARGEST_CLIP / 2**30:g} GiB of memory; cut it into "
                 "shorter clips, or take fewer (fps)"
             )
+        if frame is not shown:  # else it is the same frame of the file again
+            first = frame if first is None else first
+            shown, number = frame, number + 1
+            changes = changes or not np.array_equal(frame, first)
         room = room or -(-BLOCK // frame.nbytes)
         if len(times) % room == 0:
             blocks.append(np.empty((room, *frame.shape), np.uint8))
@@ -66,6 +79,8 @@ def read_frames(
         times.append(time)
     if not times:
         return None
+    if number > 1 and not changes and not keep_constant:
+        raise ConstantStream(f"{path}: its picture{told_span(span)} never changes: {number} alike")
     pictures = np.empty((len(times), *blocks[0].shape[1:]), np.uint8)
     for i in range(len(blocks)):
         # Each is let go of at once, so that a long clip is not held twice.

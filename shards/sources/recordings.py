@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.clips import Clip, ClipSource
+from shards.file_names import as_text, composed, existing, is_clutter, is_text
 from shards.schema import BadSample
 from shards.sources.rows import read_rows
 from shards.sources.source import key_of
@@ -78,6 +79,9 @@ def read(
             one key for two files; names the file and the fix.
     """
     path = Path(source)
+    # A label is one class, in whichever Unicode form folders, tables and options spell it.
+    labels = labels and [composed(name) for name in labels]
+    label_map = label_map and {composed(name): composed(to) for name, to in label_map.items()}
     others: Counter[str] = Counter()
     if path.is_dir():
         files, others = _recordings_in(path)
@@ -113,8 +117,10 @@ def read(
 
 def _labelled(clip: Clip | BadSample) -> Clip | BadSample:
     """The clip; a bad one where no label is told: it is a gap in the table, not a class."""
-    if isinstance(clip, BadSample) or clip.label.strip():
+    if isinstance(clip, BadSample):
         return clip
+    if clip.label.strip():
+        return replace(clip, label=composed(clip.label))
     return BadSample(clip.key, "has no label; fill it in, or leave the clip out", clip.source)
 
 
@@ -157,11 +163,9 @@ def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
 
 def _recordings_in(root: Path) -> tuple[list[Path], Counter[str]]:
     """The recordings in a folder, in order; and how many files are none by their suffix, by that."""
-    # What is hidden is nobody's: macOS leaves "._clip.mp4" beside each.
+    # What is hidden is nobody's, nor is what operating systems leave.
     shown = [
-        path
-        for path in sorted(_files_below(root))
-        if not any(part.startswith(".") for part in path.relative_to(root).parts) and path.is_file()
+        path for path in sorted(_files_below(root)) if _is_shown(path.relative_to(root)) and path.is_file()
     ]
     known = SOUND | PICTURE
     files = [path for path in shown if path.suffix.lower() in known]
@@ -170,6 +174,10 @@ def _recordings_in(root: Path) -> tuple[list[Path], Counter[str]]:
     return files, Counter(
         path.suffix.lower() or "no suffix" for path in shown if path.suffix.lower() not in known
     )
+
+
+def _is_shown(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts) and not is_clutter(path.as_posix())
 
 
 def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[Clip | BadSample]:
@@ -183,6 +191,7 @@ def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[C
         key = key_of(path.relative_to(root).with_suffix("").as_posix())
         if expression is None:
             split, label = _of_path(path, root)
+            _check_text(path, root, {"folder": f"{split}/{label}"})
             meta: dict[str, Any] = {}
         else:
             match = matches[path]
@@ -190,9 +199,22 @@ def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[C
                 yield BadSample(key, f"the pattern {pattern!r} does not fit its path", str(path))
                 continue
             meta = {name: value for name, value in match.groupdict().items() if value is not None}
+            _check_text(path, root, {name: value for name, value in meta.items() if name != "key"})
             split, label, key = meta.pop("split", SPLIT), meta.pop("label", ""), key_of(meta.pop("key", key))
         picture = path if path.suffix.lower() in PICTURE else None
         yield Clip(key, split, label, audio=path, video=picture, meta=meta, source=str(path))
+
+
+def _check_text(path: Path, root: Path, told: dict[str, str]) -> None:
+    """Raise ValueError for a name that tells a class or metadata, and is no text."""
+    for what, value in told.items():
+        if not is_text(value):
+            at = path.parent if what == "folder" else path
+            which = "the name of a class folder" if what == "folder" else f"its {what} {as_text(value)}"
+            raise ValueError(
+                f"{as_text(str(at))}: {which} is not in UTF-8; rename it, for instance with: convmv -f "
+                f"latin1 -t utf8 -r --notest {as_text(str(root))}"
+            )
 
 
 def _told(root: Path, others: Counter[str]) -> str:
@@ -252,7 +274,7 @@ def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     key = key_of(key)
     both = row.get("path")
     named = {name: row.get(name, both) or None for name in ("audio", "video")}
-    files = {name: table.parent / str(file) if file else None for name, file in named.items()}
+    files = {name: existing(table.parent / str(file)) if file else None for name, file in named.items()}
     if "video" not in row and both and Path(str(both)).suffix.lower() in SOUND:
         files["video"] = None
     if not any(files.values()):

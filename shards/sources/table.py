@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.file_names import existing
 from shards.schema import BadSample, Sample
 from shards.sources.rows import read_rows
 from shards.sources.source import Source
@@ -58,7 +59,7 @@ def _sample(row: dict[str, Any], number: int, table: Path, modalities: Sequence[
         if not row.get(name):
             features[name] = None
             continue
-        path = table.parent / str(row[name])
+        path = existing(table.parent / str(row[name]))
         try:
             features[name] = np.load(path, allow_pickle=False)
         except FileNotFoundError:

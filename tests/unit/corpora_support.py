@@ -108,15 +108,17 @@ def _encode_sound(container: Any, stream: Any, seconds: float, hertz: float) -> 
 
 
 def write_empty_track(path: Path) -> Path:
-    """A picture, and a track of sound of which nothing was written."""
+    """Pictures, and a track of sound of which nothing was written."""
     import av
 
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=FPS)
         video.width, video.height = SIZE
         container.add_stream("pcm_s16le", rate=RATE, layout="mono")
-        for frame in [av.VideoFrame.from_ndarray(np.zeros((*SIZE[::-1], 3), np.uint8))] * 5 + [None]:
-            container.mux(video.encode(frame))
+        for light in range(5):
+            picture = np.full((*SIZE[::-1], 3), 50 * light, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(video.encode(None))
     return path
 
 

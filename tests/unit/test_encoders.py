@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 import tracemalloc
+import types
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +325,52 @@ def test_unfit_folders_are_refused_by_name(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     with pytest.raises(ValueError, match=r"model type 'bert' is not one .* hubert, wav2vec2, wavlm, whisper"):
         open_audio_encoder(str(folder))
+
+
+def unimportable(name: str) -> Any:
+    """A class of transformers, asked for where torchvision does not import."""
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        raise ModuleNotFoundError(f"Could not import module {name!r}. Are this ... correctly?") from error
+    raise ModuleNotFoundError(f"Could not import module {name!r}") from KeyError("flash_attn\nand more")
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers calls the model missing."""
+    models = {
+        open_audio_encoder: AUDIO["hubert"](tmp_path / "a"),
+        open_video_encoder: VIDEO["clip"](tmp_path / "v"),
+    }
+    transformers = types.ModuleType("transformers")
+    transformers.__getattr__ = unimportable  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "torchvision-0.99.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.99.0.dist-info" / "METADATA").write_text(
+        "Name: torchvision\nVersion: 0.99.0\n"
+    )
+    module = tmp_path / "torchvision.py"
+    module.write_text("raise RuntimeError('operator torchvision::nms does not exist\\nmore')")
+    for opened, folder in models.items():
+        with pytest.raises(ImportError) as told:
+            opened(str(folder))
+        assert str(told.value) == (
+            f"torchvision 0.99.0 does not fit torch {torch.__version__} (RuntimeError: operator "
+            "torchvision::nms does not exist); nothing here needs it: pip uninstall torchvision, or install "
+            "both together from one index: pip install --force-reinstall torch torchvision"
+        )
+    # Where that is not the cause, the cause is told.
+    module.write_text("")
+    importlib.invalidate_caches()
+    with pytest.raises(
+        ImportError, match=r"AutoFeatureExtractor of transformers does not import \(KeyError: 'f"
+    ):
+        open_audio_encoder(str(models[open_audio_encoder]))
+    sys.modules.pop("torchvision")
 
 
 def test_pickled_weights_are_read_but_not_run(tmp_path: Path) -> None:

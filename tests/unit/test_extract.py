@@ -445,7 +445,7 @@ def test_a_read_error_halfway_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
     """FFmpeg goes on behind it, with what is left: a clip would silently be shorter."""
     path = write_sound(tmp_path / "a.wav")
 
-    def read_with_faults(path: Path, rate: int, span: Any, faults: Any) -> np.ndarray:
+    def read_with_faults(path: Path, rate: int, span: Any, faults: Any, keep: bool) -> np.ndarray:
         faults["audio"] += next(failures, 0)
         return np.ones(8 if failing else 2000, np.float32)
 

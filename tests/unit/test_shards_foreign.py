@@ -21,78 +21,29 @@ import numpy as np
 import pytest
 import webdataset
 from fsspec.implementations.local import LocalFileSystem
+from tars_support import (
+    DIMS,
+    LABELS,
+    arrays,
+    assert_streams,
+    index,
+    members_of,
+    npy,
+    plain,
+    relabelled,
+    with_member,
+    write_tar,
+)
 
 from awtpn.cli import main
 from shards import FeatureStream, pack
-from shards.foreign import Indexed, index_url
 from shards.inspect import info, preview
 from shards.verify import verify
-
-DIMS = {"audio": 6, "video": 4}
-LABELS = ["happy", "calm"]
-
-
-def arrays(i: int, dtype: str = "<f2") -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(i)
-    return {name: (rng.integers(-50, 50, (2 + i % 5, dim)) / 4).astype(dtype) for name, dim in DIMS.items()}
-
-
-def npy(values: np.ndarray, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, values, **options)
-    return buffer.getvalue()
-
-
-def members_of(i: int, key: str | None = None, dtype: str = "<f2") -> list[tuple[str, bytes]]:
-    key = key or f"u{i}"
-    record = {"label": LABELS[i % 2], "speaker": f"s{i % 3}"}
-    files = [(f"{key}.{name}.npy", npy(values)) for name, values in arrays(i, dtype).items()]
-    return [*files, (f"{key}.json", json.dumps(record).encode())]
-
-
-def write_tar(path: Path, files: list[tuple[str, bytes]], mode: str = "w") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, content in files:
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            tar.addfile(header, io.BytesIO(content))
-
-
-def plain(folder: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]] = list) -> Path:
-    """Two tars of five utterances each."""
-    for part in range(2):
-        files = [file for i in range(part * 5, part * 5 + 5) for file in members_of(i)]
-        write_tar(folder / f"part-{part}.tar", change(files))
-    return folder
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-def index(folder: Path | str, cache: Path, **options: Any) -> Indexed:
-    return index_url(str(folder), cache_dir=cache, progress=False, **options)
-
-
-def assert_streams(
-    url: Path | str, cache: Path, keys: Callable[[int], str] = lambda i: f"u{i}", n: int = 10
-) -> None:
-    """All utterances come, each with its features and its label's name."""
-    stream = FeatureStream(str(url), global_batch_size=2, cache_dir=cache)
-    wanted = {keys(i): i for i in range(n)}
-    seen = []
-    for batch in stream.epoch(0):
-        for at, key in enumerate(batch.key):
-            seen.append(key)
-            assert stream.classes[int(batch.label[at])] == LABELS[wanted[key] % 2]
-            for name, values in arrays(wanted[key]).items():
-                ragged = batch.features[name]
-                got = ragged.values[ragged.offsets[at] : ragged.offsets[at + 1]].numpy()
-                np.testing.assert_array_equal(got, values)
-    assert sorted(seen) == sorted(wanted)
-    assert {meta["label"] for _, meta in stream.metadata()} <= set(LABELS)
 
 
 def test_tars_written_by_webdataset(tmp_path: Path, cache: Path) -> None:
@@ -254,23 +205,13 @@ def test_dtype_and_labels_may_be_chosen(tmp_path: Path, cache: Path) -> None:
     assert_streams(tmp_path / "d", cache)
 
 
-def relabelled(
-    extension: str, label: Callable[[int], str], files: list[tuple[str, bytes]]
-) -> list[tuple[str, bytes]]:
-    """The label in a text member; no JSON."""
-    found = []
-    for name, content in files:
-        key, _, kind = name.partition(".")
-        found.append(
-            (f"{key}.{extension}", label(int(key[1:])).encode()) if kind == "json" else (name, content)
-        )
-    return found
-
-
-@pytest.mark.parametrize("extension", ["cls", "txt"])
-def test_labels_as_text(tmp_path: Path, cache: Path, extension: str) -> None:
+@pytest.mark.parametrize(
+    ("extension", "label_member"),
+    [("cls", None), ("emotion.cls", None), ("txt", "txt"), ("Mood.txt", ".mood.txt")],
+)
+def test_labels_as_text(tmp_path: Path, cache: Path, extension: str, label_member: str | None) -> None:
     folder = plain(tmp_path / "d", partial(relabelled, extension, lambda i: LABELS[i % 2] + "\n"))
-    assert index(folder, cache).decoded is None
+    assert index(folder, cache, label_member=label_member).decoded is None
     assert_streams(folder, cache)
 
 
@@ -305,10 +246,6 @@ class Trap:
         return os.mkdir, ("/tmp/unpickled-by-shards",)
 
 
-def with_member(name: str, content: bytes, files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    return [*files, (name, content)]
-
-
 def pickled() -> bytes:
     import pickle
 
@@ -341,10 +278,10 @@ def object_npz() -> bytes:
             r"u0: b is float64 of shape \(3,\); features are",
         ),
         (
-            partial(with_member, "u0.audio.npy", npy(np.zeros((2, 6)))),
-            r"u0.audio.npy: a second array of audio",
+            partial(with_member, "u0.AUDIO.npy", npy(np.zeros((2, 6)))),
+            r"u0.AUDIO.npy: a second array of audio",
         ),
-        (partial(with_member, "u0.json", b"{}"), r"u0.json: a second JSON member"),
+        (partial(with_member, "u0.JSON", b"{}"), r"u0.JSON: a second JSON member"),
         (partial(with_member, "u9x.json", b"[1]"), r"u9x.json: not a JSON object"),
         (
             partial(with_member, "x.audio.npy", npy(np.zeros((2, 6), "<f2"))),
@@ -357,7 +294,9 @@ def object_npz() -> bytes:
         (partial(recast, lambda a: a[:0]), r"part-0.tar: u0: no steps in any modality"),
         (partial(recast, lambda a: a[:, : len(a)]), r"audio has \[2, 3, 4, 5, 6\] features per step"),
         (lambda files: files[2::3], r"no arrays; features are members"),
-        (lambda files: [*files[:3], *files[:3]], r"a second array|a second JSON"),
+        (lambda files: [*files[:3], *files[:3]], r"u\d.audio.npy: is in the tar twice"),
+        (partial(with_member, "././u0.json", b"{}"), r"././u0.json: is in the tar twice"),
+        (partial(with_member, "u0.caf\udce9.npy", b""), r"u0.caf\\xe9.npy: its name is not in UTF-8"),
     ],
 )
 def test_refusals_name_tar_and_member(tmp_path: Path, cache: Path, change: Any, message: str) -> None:
