@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
 from shards.index import Row
-from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
+from shards.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
 from shards.survey import read_array, survey, uncompressed
 from shards.writer import check_classes, pack
@@ -100,7 +100,7 @@ def index_url(
     _check_utterances(tars)
     slow = f"to be written to {out}" if out else _slow(tars)
     # This mark tells that the manifest may be made again; a packing's may not.
-    provenance = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
+    provenance = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow, LABEL_FIELD: label}
     shutil.rmtree(store.indexed, ignore_errors=True)
     if slow is None:
         folder, manifest = index_in_place(store, tars, labels, names, provenance)

@@ -17,7 +17,8 @@ import numpy as np
 import webdataset
 
 from shards.checks import Accepted, Stored, check_cast
-from shards.index import index_tar, save_index, scalar_kind
+from shards.index import index_tar, scalar_kind
+from shards.index_file import save_index
 from shards.schema import Manifest, Modality, Sample, ShardEntry, Split, SplitMoments
 from shards.statistics import Moments, merge, moments_of
 from shards.store import hash_file

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.checks import MODALITY_NAME
-from shards.index import ArrayAt, Row, add_array, add_json, readable_in_place
+from shards.index import ALIGNMENT, ArrayAt, Row, add_array, add_json, readable_in_place
 from shards.members import Member, members
+from shards.schema import MODALITY_NAME
 
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
 TEXTS = ("cls", "txt")
@@ -234,5 +234,6 @@ def _slow(utterance: Utterance) -> str | None:
     for name, array in utterance.row.arrays.items():
         if not readable_in_place(array):
             order = " in Fortran order" if array.fortran else ""
-            return f"{name} is {array.dtype.str}{order}"
+            shifted = ", not aligned" if array.offset % ALIGNMENT else ""
+            return f"{name} is {array.dtype.str}{order}{shifted}"
     return None

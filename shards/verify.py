@@ -2,6 +2,10 @@
 
 A shard whose hash is wrong is looked into: its index knows where every array lies and the CRC-32 of its
 bytes, so the utterances that are hit can be told from those that are whole.
+
+Hashes prove that the files belong together, not that they agree. So a shard that packing made is indexed
+again and compared; of tars that others made the index's CRC-32s are compared with the bytes that it names.
+Labels are compared with those of the metadata, and the manifest's class counts with the labels.
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.index import ShardIndex, load_index
+from shards.bounded_json import parse_json
+from shards.index import ShardIndex, index_tar
+from shards.index_file import load_index
 from shards.inspect import human
-from shards.schema import Manifest, Modality, ShardEntry
+from shards.labels import WrongManifest, check_class_counts, check_label, label_field
+from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, Modality, ShardEntry
 from shards.store import Store, asking, hash_file, open_dataset
 
 # Faults shown in the text; all are in the result.
@@ -80,13 +87,15 @@ def verify(
         ThreadPoolExecutor(workers) as threads,
     ):
 
-        def check(entry: ShardEntry) -> list[Fault]:
-            faults = _check_shard(store, entry, manifest)
+        def check(entry: ShardEntry) -> tuple[ShardIndex | None, list[Fault]]:
+            found = _check_shard(store, entry, manifest)
             with lock:
                 bar.update(entry.bytes + entry.index_bytes)
-            return faults
+            return found
 
-        faults = [fault for found in threads.map(check, entries) for fault in found]
+        checked = dict(zip((entry.name for entry in entries), threads.map(check, entries), strict=True))
+    faults = [fault for _, found in checked.values() for fault in found]
+    faults += _check_together({name: index for name, (index, _) in checked.items()}, manifest)
     utterances = sum(entry.utterances for entry in entries)
     return Verified(store.url, 2 * len(entries), size, utterances, faults)
 
@@ -108,26 +117,30 @@ def format_verified(found: Verified) -> str:
     return "\n".join(lines)
 
 
-def _check_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[Fault]:
-    """Faults of a shard and its index."""
+def _check_shard(
+    store: Store, entry: ShardEntry, manifest: Manifest
+) -> tuple[ShardIndex | None, list[Fault]]:
+    """A shard's index, where that is sound, and the faults of both."""
     index, faults = None, []
     with _local(store, entry.index, entry.index_bytes) as path:
         cause = _wrong(path, entry.index_bytes, entry.index_sha256)
         if path is not None and not cause:
             try:
                 with open(path, "rb") as file:
-                    index = load_index(file, entry, manifest.modalities)
+                    index = load_index(file, entry, manifest)
             except ValueError as error:
                 cause = str(error).removeprefix(f"{path}: ")
         if cause:
             faults.append(Fault(entry.index, None, cause))
     with _local(store, entry.name, entry.bytes) as path:
         cause = _wrong(path, entry.bytes, entry.sha256)
-        if path is None or not cause:
-            return faults + ([Fault(entry.name, None, cause)] if cause else [])
+        if path is None:
+            return index, [*faults, Fault(entry.name, None, cause)]
+        if not cause:
+            return index, faults + (_told_otherwise(path, entry.name, index, manifest) if index else [])
         if index is None or not index.crc:
             unknown = f"{cause}; none of its {entry.utterances} utterances can be vouched for"
-            return [*faults, Fault(entry.name, None, unknown)]
+            return index, [*faults, Fault(entry.name, None, unknown)]
         hit = list(_damaged(path, entry.name, index, manifest.modalities))
         keys = len({fault.key for fault in hit})
         tells = (
@@ -135,7 +148,71 @@ def _check_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[Fa
             if hit
             else ("all its utterances are whole, the damage lies between them")
         )
-        return [*faults, Fault(entry.name, None, f"{cause}; {tells}"), *hit]
+        return index, [*faults, Fault(entry.name, None, f"{cause}; {tells}"), *hit]
+
+
+def _told_otherwise(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
+    """What an index tells otherwise than its shard, whose bytes are those that the manifest names."""
+    made = manifest.provenance
+    if INDEXED in made and not made.get(DECODED):
+        return [*_damaged(path, name, index, manifest.modalities), *_mislabeled(path, name, index, manifest)]
+    if mislabeled := _mislabeled(path, name, index, manifest):
+        return mislabeled
+    try:
+        now = index_tar(path, manifest.modalities, manifest.classes)
+    except ValueError as error:
+        return [Fault(name, None, str(error).removeprefix(f"{path}: "))]
+    if now.key.tolist() != index.key.tolist():
+        return [Fault(name, None, "its utterances are not those of its index; pack it again")]
+    pairs = {"label": (index.label, now.label), "json": (index.json_offset, now.json_offset)}
+    pairs["size of json"] = index.json_size, now.json_size
+    for modality in manifest.modalities:
+        pairs[modality] = index.offset[modality], now.offset[modality]
+        pairs[f"steps of {modality}"] = index.steps[modality], now.steps[modality]
+    pairs |= {f"CRC-32 of {part}": (crc, now.crc[part]) for part, crc in index.crc.items()}
+    return [
+        Fault(name, str(index.key[row]), f"{part}: the index points elsewhere than the shard; pack it again")
+        for part, (ours, found) in pairs.items()
+        for row in np.flatnonzero(ours != found).tolist()
+    ]
+
+
+def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
+    """Utterances whose metadata have another label than the index gives them by the manifest's classes."""
+    faults: list[Fault] = []
+    if label_field(manifest) is None:
+        return faults
+    with open(path, "rb") as file:
+        for row in np.flatnonzero(index.json_size).tolist():
+            key = str(index.key[row])
+            file.seek(int(index.json_offset[row]))
+            try:
+                meta = parse_json(file.read(int(index.json_size[row])), "json")
+                check_label(
+                    meta if isinstance(meta, dict) else {}, key, int(index.label[row]), manifest, name
+                )
+            except ValueError as error:
+                faults.append(Fault(name, key, str(error).removeprefix(f"{name}: {key!r}: ")))
+    return faults
+
+
+def _check_together(indexes: dict[str, ShardIndex | None], manifest: Manifest) -> list[Fault]:
+    """What no shard alone can tell: class counts, and keys that are there twice."""
+    faults = []
+    for name, split in manifest.splits.items():
+        of_split = [index for shard in split.shards if (index := indexes[shard.name]) is not None]
+        if len(of_split) == len(split.shards):
+            try:
+                check_class_counts([index.label for index in of_split], split, f"splits.{name}")
+            except WrongManifest as error:
+                faults.append(Fault(MANIFEST, None, str(error)))
+    seen: dict[str, str] = {}
+    for name, index in indexes.items():
+        for key in () if index is None else index.key.tolist():
+            if key in seen:
+                faults.append(Fault(name, key, f"this key is in {seen[key]}, too; pack it again"))
+            seen[key] = name
+    return faults
 
 
 @contextlib.contextmanager
