@@ -59,7 +59,7 @@ def _integer(digits: str) -> int:
 def _check_depth(found: Any, at: str | Path) -> None:
     """Level by level, so that the walk itself cannot run out of stack."""
     level = [found]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST):
         level = [
             inner
             for outer in level

@@ -14,6 +14,7 @@ import numpy as np
 
 from shards.bounded_npz import read_npz
 from shards.index import ALIGNMENT, ShardIndex, form_of
+from shards.labels import WrongManifest
 from shards.members import BLOCK
 from shards.schema import Manifest, Modality, ShardEntry
 from shards.store import hash_of
@@ -51,6 +52,7 @@ def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> S
         manifest: of the dataset.
 
     Raises:
+        WrongManifest: it was made with other classes.
         ValueError: it is damaged, no index, one of another shard or of other features, or one that no packing
             makes: its arrays overlap, reach beyond the shard, or do not fit each other. One line.
     """
@@ -71,7 +73,7 @@ def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> S
         index = _index(arrays, entry, manifest)
         _check_values(index, entry, manifest)
     except ValueError as error:
-        raise ValueError(f"{index_file.name}: {error}; pack it again") from None
+        raise type(error)(f"{index_file.name}: {error}; pack it again") from None
     return index
 
 
@@ -145,9 +147,11 @@ def _check_classes(indexed: list[str], named: list[str]) -> None:
     if indexed == named:
         return
     if len(indexed) != len(named):
-        raise ValueError(f"{len(indexed)} classes, {len(named)} by the manifest: which was changed")
+        raise WrongManifest(f"{len(indexed)} classes, {len(named)} by the manifest: which was changed")
     i = next(i for i, name in enumerate(named) if name != indexed[i])
-    raise ValueError(f"class {i} is {indexed[i]!r:.40}, by the manifest {named[i]!r:.40}: which was changed")
+    raise WrongManifest(
+        f"class {i} is {indexed[i]!r:.40}, by the manifest {named[i]!r:.40}: which was changed"
+    )
 
 
 def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardEntry) -> None:
