@@ -170,7 +170,7 @@ def begin(config: Config, run_dir: Path, resumed: Path | None, position: Positio
     root = run_dir / "checkpoints"
     own = resumed is not None and _is_own(root, resumed, position)
     last = checkpoint.folder_name(position.step) if own else ""
-    beyond = [folder for folder in sorted(root.glob("step-*")) if folder.name > last]
+    beyond = [folder for folder in checkpoint.step_folders(root) if folder.name > last]
     if beyond:
         aside = root / time.strftime("abandoned-%Y%m%d-%H%M%S")
         aside.mkdir()
