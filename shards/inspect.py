@@ -108,7 +108,8 @@ def info(
         if lengths:
             with ThreadPoolExecutor(INDEX_THREADS) as threads:
                 indexes = list(threads.map(lambda entry: _index(store, entry, manifest), split.shards))
-            check_class_counts([index.label for index in indexes], split, f"{store.url}#{name}")
+            counts = [np.bincount(index.label, minlength=len(manifest.classes)) for index in indexes]
+            check_class_counts(counts, split, f"{store.url}#{name}")
             steps = [index.steps for index in indexes]
             found = {m: _lengths(np.concatenate([each[m] for each in steps])) for m in manifest.modalities}
         splits[name] = SplitInfo(

@@ -54,16 +54,13 @@ def check_label(meta: Mapping[str, Any], key: str, label: int, manifest: Manifes
     )
 
 
-def check_class_counts(labels: Iterable[np.ndarray], split: Split, at: str) -> None:
-    """Compare the manifest's class counts of a split with the labels [U] of all its shards' indexes.
+def check_class_counts(counts: Iterable[np.ndarray], split: Split, at: str) -> None:
+    """Compare the manifest's class counts of a split with those [C] of the indexes of all its shards.
 
     Raises:
         WrongManifest: they differ.
     """
-    counted = np.zeros(len(split.class_counts), np.int64)
-    for label in labels:
-        counted += np.bincount(label, minlength=len(counted))
-    if counted.tolist() != split.class_counts:
+    if np.sum([np.zeros(len(split.class_counts), np.int64), *counts], axis=0).tolist() != split.class_counts:
         raise wrong_counts(split, at)
 
 

@@ -87,15 +87,16 @@ def verify(
         ThreadPoolExecutor(workers) as threads,
     ):
 
-        def check(entry: ShardEntry) -> tuple[ShardIndex | None, list[Fault]]:
-            found = _check_shard(store, entry, manifest)
+        def check(entry: ShardEntry) -> tuple[_Told | None, list[Fault]]:
+            index, faults = _check_shard(store, entry, manifest)
             with lock:
                 bar.update(entry.bytes + entry.index_bytes)
-            return found
+            return None if index is None else _told(index, len(manifest.classes)), faults
 
         checked = dict(zip((entry.name for entry in entries), threads.map(check, entries), strict=True))
     faults = [fault for _, found in checked.values() for fault in found]
-    faults += _check_together({name: index for name, (index, _) in checked.items()}, manifest)
+    told = {name: found for name, (found, _) in checked.items() if found is not None}
+    faults += [*_check_counts(told, manifest), *_check_keys(told)]
     utterances = sum(entry.utterances for entry in entries)
     return Verified(store.url, 2 * len(entries), size, utterances, faults)
 
@@ -196,23 +197,48 @@ def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) ->
     return faults
 
 
-def _check_together(indexes: dict[str, ShardIndex | None], manifest: Manifest) -> list[Fault]:
-    """What no shard alone can tell: class counts, and keys that are there twice."""
-    faults = []
+@dataclass(frozen=True)
+class _Told:
+    """What of an index is kept until all are read: class counts [C], hashes [U] of keys, and the keys."""
+
+    counts: np.ndarray
+    hashes: np.ndarray
+    keys: bytes
+
+
+def _told(index: ShardIndex, classes: int) -> _Told:
+    keys = index.key.tolist()
+    hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
+    return _Told(
+        np.bincount(index.label, minlength=classes), hashes, "\0".join(keys).encode(errors="replace")
+    )
+
+
+def _check_counts(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]:
+    """Class counts of a split, where all its indexes are sound."""
     for name, split in manifest.splits.items():
-        of_split = [index for shard in split.shards if (index := indexes[shard.name]) is not None]
-        if len(of_split) == len(split.shards):
+        if all(shard.name in told for shard in split.shards):
             try:
-                check_class_counts([index.label for index in of_split], split, f"splits.{name}")
+                check_class_counts(
+                    (told[shard.name].counts for shard in split.shards), split, f"splits.{name}"
+                )
             except WrongManifest as error:
-                faults.append(Fault(MANIFEST, None, str(error)))
-    seen: dict[str, str] = {}
-    for name, index in indexes.items():
-        for key in () if index is None else index.key.tolist():
-            if key in seen:
-                faults.append(Fault(name, key, f"this key is in {seen[key]}, too; pack it again"))
-            seen[key] = name
-    return faults
+                yield Fault(MANIFEST, None, str(error))
+
+
+def _check_keys(told: dict[str, _Told]) -> Iterator[Fault]:
+    """Keys that are in two shards; an index has each but once."""
+    names = list(told)
+    hashes = np.concatenate([each.hashes for each in told.values()] or [np.zeros(0, np.int64)])
+    sizes = [len(each.hashes) for each in told.values()]
+    shard = np.repeat(np.arange(len(names)), sizes)
+    row = np.arange(len(hashes)) - np.repeat(np.cumsum(sizes) - sizes, sizes) if names else hashes
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    for first, second in zip(order[again].tolist(), order[again + 1].tolist(), strict=True):
+        name, other = names[shard[second]], names[shard[first]]
+        key = told[name].keys.split(b"\0")[row[second]].decode()
+        yield Fault(name, key, f"this key is in {other}, too; pack it again")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from shards_support import CLASSES, corpus, pack
 
 from shards import FeatureStream
 from shards.bounded_json import DEEPEST, parse_json, read_json
-from shards.inspect import info, preview
+from shards.feature_space import reopen
+from shards.inspect import format_info, info, preview
 from shards.verify import verify
 
 Arrays = dict[str, np.ndarray]
@@ -239,6 +240,30 @@ def test_columns_are_those_of_the_indexes(dataset: Path, column: str, kind: str)
     ):
         assert told in refusal(look)
     assert {fault.key for fault in verify(url, progress=False).faults} == {None}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        3,
+        {"audio": 3},
+        {"audio": {"space": "x", "settings": {}}},
+        {"audio": {"space": "x", "settings": {"id": 3}}},
+        {"audio": {"space": ["x"], "settings": {"id": "logmel", "dtype": "float32"}}},
+        {"audio": {"space": "x", "settings": {"id": "logmel", "dtype": "float32", "versions": 3}}},
+        {"audio": {"space": "x", "settings": {"id": "logmel", "dtype": [[]], "layers": {"a": {"b": [1]}}}}},
+    ],
+)
+def test_provenance_may_be_anything(dataset: Path, features: Any) -> None:
+    url = changed(dataset, lambda record: record["provenance"].update(features=features))
+    assert "split train" in format_info(info(url))
+    assert len(first_batch(url)) == 12
+
+
+@pytest.mark.parametrize("rate", [0, -1, 1e12, float("nan"), "10", True])
+def test_a_recorded_rate_that_cannot_be_is_refused(rate: Any) -> None:
+    settings = {"id": "descriptor", "fps": rate, "step_seconds": 0.1}
+    assert "video: fps cannot be " in refusal(lambda: reopen("video", settings))
 
 
 # --- Class names ---------------------------------------------------------------------------------
