@@ -14,6 +14,7 @@ Where things are:
 - looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`
 - figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)
+- files that may come from anywhere: `model_files` (weights, card, checksums), `records` (fields of JSON)
 - using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)
 - cost: `bench/` (speed, FLOPs, memory)
 - the `awtpn` command: `cli/`

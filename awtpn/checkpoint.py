@@ -10,27 +10,40 @@ kills a run, `latest` names a whole checkpoint. All ranks call `save`, since eng
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from awtpn.engine_state import gather_state, loss_scale, set_loss_scale, set_state
-from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
+from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE, check_shapes
+from awtpn.model_files import (
+    CHECKSUMS_FILE,
+    check_checksums,
+    find_altered,
+    parse_files,
+    read_card,
+    read_weights,
+)
+from awtpn.model_files import fingerprint as _fingerprint
+from awtpn.records import from_record
 from awtpn.sharing.hub import locate
+from shards.bounded_json import read_json
 from shards.feature_space import check_same_space
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
 FILES = (WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE)  # whose fingerprints it holds
+STEP = re.compile(r"step-(\d{8,15})")
 
 
 @dataclass
@@ -124,11 +137,6 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -145,10 +153,16 @@ def point(link: Path, folder: Path) -> None:
     os.replace(temporary, link)
 
 
+def step_folders(root: Path) -> list[Path]:
+    """The folders of checkpoints, by their step; what others put beside them is not ours to touch."""
+    found = [folder for folder in root.glob("step-*") if STEP.fullmatch(folder.name) and folder.is_dir()]
+    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
 def prune(root: Path, keep_last: int) -> None:
     """Remove all but the last `keep_last` checkpoints, the best and the latest (main rank only)."""
     kept = {(root / name).resolve() for name in ("best", "latest") if (root / name).exists()}
-    steps = sorted(root.glob("step-*"))
+    steps = step_folders(root)
     for folder in steps[: max(0, len(steps) - keep_last)]:
         if folder.resolve() not in kept:
             shutil.rmtree(folder)
@@ -161,16 +175,32 @@ def find_latest(root: Path) -> Path | None:
     """The folder that `latest` names, or None for a run that never saved.
 
     Where there is no such link (a copy that left links out), it is the newest whole checkpoint.
+
+    Raises:
+        ValueError: it names no checkpoint of this run.
     """
     link = root / "latest"
+    if link.is_symlink():
+        target = Path(os.readlink(link))
+        here = target.parent == Path() or (root / target.parent).resolve() == root.resolve()
+        if not here or not STEP.fullmatch(target.name):
+            raise ValueError(
+                f"{link} names {str(target)!r:.200}, which is no checkpoint of this run: remove this link, "
+                "and the run goes on from its newest whole checkpoint"
+            )
     if link.exists():
         return link.resolve()
     return _newest_sound(root)
 
 
 def load_position(folder: Path) -> Position:
-    """Where the run of a checkpoint stands; see `problem` for checking it."""
-    return Position(**json.loads((folder / STATE_FILE).read_text())["position"])
+    """Where the run of a checkpoint stands; see `problem` for its other files.
+
+    Raises:
+        ValueError: that cannot be where a run stands. One line.
+        OSError: its file cannot be read.
+    """
+    return _parse_position(_read_state(folder), folder)
 
 
 def problem(folder: Path, names: Sequence[str] = FILES) -> str | None:
@@ -180,18 +210,58 @@ def problem(folder: Path, names: Sequence[str] = FILES) -> str | None:
     """
     path = folder / STATE_FILE
     try:
-        load_position(folder)
-        files = json.loads(path.read_text())["files"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{folder} is no whole checkpoint: {path.name} cannot be read ({error})"
-    for name, expected in files:
-        if name not in names:
-            continue
-        if not (folder / name).is_file():
+        state = _read_state(folder)
+        _parse_position(state, folder)
+        _parse_adam(state, folder)
+        files = parse_files(state.get("files"), path.name)
+    except (OSError, ValueError) as error:
+        told = str(error).removeprefix(f"{path}: ")
+        return f"{folder} is no whole checkpoint: {path.name} cannot be read ({told})"
+    for name in names:
+        if name not in files or not (folder / name).is_file():
             return f"{folder} is no whole checkpoint: {name} is missing"
-        if _fingerprint(folder / name) != expected:
-            return f"{folder / name} is not the file that was saved: its size or sha256 differs"
-    return None
+    return find_altered(folder, files, names, "saved")
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state = read_json(folder / STATE_FILE)
+    if not isinstance(state, dict) or state.get("format_version") != 1:
+        raise ValueError(f"{folder / STATE_FILE}: not of a checkpoint of format version 1")
+    return state
+
+
+def _parse_position(state: dict[str, Any], folder: Path) -> Position:
+    at = f"{folder / STATE_FILE}: position"
+    position = from_record(Position, state.get("position"), at, finite=False)
+    for field_ in fields(position):
+        value = getattr(position, field_.name)
+        least = -1 if field_.name == "best_f1" else 0
+        # A cross-entropy may be of any size.
+        if isinstance(value, int | float) and field_.name != "best_entropy" and not least <= value < math.inf:
+            raise ValueError(f"{at}.{field_.name} cannot be {value}")
+    # An epoch has a step at least.
+    for name, least in (
+        ("epoch_step", position.epoch_step + position.epoch),
+        ("best_step", position.best_step),
+        ("validated", position.validated),
+        ("skipped", position.skipped),
+    ):
+        if least > position.step:
+            raise ValueError(
+                f"{at}.{name} cannot be {getattr(position, name)} at step {position.step} of epoch "
+                f"{position.epoch}"
+            )
+    return position
+
+
+def _parse_adam(state: dict[str, Any], folder: Path) -> tuple[float, dict[str, float]]:
+    """Adam's step, and where fp16's search for a loss scale stands."""
+    step, scale = state.get("adam_step"), state.get("loss_scale", {})
+    numbers = [step, *(scale.values() if isinstance(scale, dict) else [None])]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < float("inf"):
+            raise ValueError(f"{folder / STATE_FILE}: adam_step or loss_scale cannot be {number!r:.60}")
+    return float(cast(float, step)), scale
 
 
 def offer_another(folder: Path) -> str:
@@ -201,7 +271,7 @@ def offer_another(folder: Path) -> str:
 
 
 def _newest_sound(root: Path, all_but: Path | None = None) -> Path | None:
-    others = (other for other in sorted(root.glob("step-*"), reverse=True) if other != all_but)
+    others = (other for other in reversed(step_folders(root)) if other != all_but)
     return next((other for other in others if problem(other) is None), None)
 
 
@@ -211,7 +281,7 @@ def load_weights(folder: Path, model: AWTPN) -> None:
     Raises:
         ValueError: they are of a model of another shape.
     """
-    weights, own = load_file(folder / WEIGHTS_FILE), model.state_dict()
+    weights, own = read_weights(folder / WEIGHTS_FILE), model.state_dict()
     other = [name for name in {**own, **weights} if shape_of(own, name) != shape_of(weights, name)]
     if other:
         name = other[0]
@@ -233,9 +303,9 @@ def find_model(path: Path) -> Path:
     A path that does not exist but looks like "user/model" is fetched from the Hugging Face Hub.
 
     Raises:
-        ValueError: there is none; says what was looked for. Or it is of a checkpoint and not as it was saved.
+        ValueError: there is none; says what was looked for. Or it is not as it was saved or exported.
     """
-    path = locate(path, (CARD_FILE, WEIGHTS_FILE))
+    path = locate(path, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,))
     candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "latest"]
     for folder in candidates:
         if not (folder / CARD_FILE).is_file():
@@ -244,6 +314,7 @@ def find_model(path: Path) -> Path:
         if (folder / STATE_FILE).exists() and (wrong := problem(folder, (WEIGHTS_FILE, CARD_FILE))):
             sound = _newest_sound(folder.parent, all_but=folder)
             raise ValueError(wrong + (f"; {sound} is whole: name that instead" if sound else ""))
+        check_checksums(folder, (WEIGHTS_FILE, CARD_FILE))
         return folder
     raise ValueError(
         f"{path} is no run, checkpoint or export: none of {', '.join(map(str, candidates))} has {CARD_FILE}"
@@ -260,7 +331,8 @@ def load_matching(folder: Path, model: AWTPN) -> None:
         ValueError: the two models' shapes differ; names the tensor. Or their features do, even where their
             widths are the same: projections of one feature space mean nothing in another.
     """
-    card = json.loads((folder / CARD_FILE).read_text())
+    card = read_card(folder)
+    check_shapes(card, folder)
     check_same_space(
         card.get("provenance") or {},
         model.provenance,
@@ -268,7 +340,7 @@ def load_matching(folder: Path, model: AWTPN) -> None:
         f"run.init_from: {folder} was trained on other features than this run",
         "extract these with the same encoders, or start afresh without run.init_from",
     )
-    weights = load_file(folder / WEIGHTS_FILE)
+    weights = read_weights(folder / WEIGHTS_FILE)
     own = model.state_dict()
     fresh = ("standardise.",) if card["classes"] == model.classes else ("standardise.", "classifier.", "tpn.")
     taken = {name: tensor for name, tensor in weights.items() if not name.startswith(fresh) and name in own}
@@ -287,7 +359,11 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
     The weights must be in the model already (`load_weights`, before the engine wrapped it).
     """
-    moments, state = load_file(folder / OPTIMIZER_FILE), json.loads((folder / STATE_FILE).read_text())
+    moments, weights = read_weights(folder / OPTIMIZER_FILE), read_weights(folder / WEIGHTS_FILE)
+    for name, tensor in moments.items():
+        if shape_of(moments, name) != shape_of(weights, name.rpartition(".")[0]):
+            raise ValueError(f"{folder / OPTIMIZER_FILE}: {name:.80} has the shape {tuple(tensor.shape)}")
+    adam_step, scale = _parse_adam(_read_state(folder), folder)
     if moments:  # none were saved before the first step
-        set_state(model, optimizer, load_file(folder / WEIGHTS_FILE), moments, state["adam_step"])
-    set_loss_scale(model, optimizer, state.get("loss_scale", {}))
+        set_state(model, optimizer, weights, moments, adam_step)
+    set_loss_scale(model, optimizer, scale)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from awtpn.checkpoint import find_latest
 from awtpn.model import WEIGHTS_FILE
+from awtpn.model_files import read_weights
+from shards.bounded_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def _lines(run: Path) -> dict[int, dict]:
     texts, lines = path.read_text().splitlines(), {}
     for number, text in enumerate(texts, start=1):
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
+            line = parse_json(text, f"{path}, line {number}")
+        except ValueError:
             if number == len(texts):  # a run that was killed, or that writes it just now
                 break
-            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+            raise
         lines[line["step"]] = line
     return lines
 
@@ -94,7 +94,7 @@ def _compare_weights(a: Path, b: Path) -> tuple[tuple[int, int] | None, float, s
     folders = [find_latest(run / "checkpoints") for run in (a, b)]
     if folders[0] is None or folders[1] is None:
         return None, 0.0, ""
-    first, second = (load_file(folder / WEIGHTS_FILE) for folder in folders if folder)
+    first, second = (read_weights(folder / WEIGHTS_FILE) for folder in folders if folder)
     if {name: t.shape for name, t in first.items()} != {name: t.shape for name, t in second.items()}:
         raise ValueError(f"{a} and {b} are models of different shapes")
     gaps = {name: _largest_gap(first[name], second[name]) for name in first}

@@ -74,7 +74,7 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
                     f"{key} is {now}, but the checkpoint stands {position.epoch_step} steps into an epoch "
                     f"begun with {then}: keep it until the epoch ends, or start afresh: --run.resume never"
                 )
-    return FeatureStream(
+    stream = FeatureStream(
         **source,
         global_batch_size=config.train.global_batch_size,
         rank=world.rank,
@@ -85,6 +85,12 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
         streams=config.data.streams or (position.streams if resuming else None),
         modalities=config.model.modalities,
     )
+    if position.epoch_step > stream.steps_per_epoch:
+        raise ValueError(
+            f"the checkpoint stands {position.epoch_step} steps into an epoch, and one of {stream.url} has "
+            f"{stream.steps_per_epoch}: it is of other data, or damaged; start afresh: --run.resume never"
+        )
+    return stream
 
 
 def evaluation_stream(
@@ -145,6 +151,10 @@ def training_data(config: Config, train: FeatureStream) -> str:
 
 
 def balanced_weights(train: FeatureStream) -> NDArray[np.float64]:
-    """Class weights [C]: utterances / (classes * utterances of the class)."""
+    """Class weights [C]: utterances / (classes * utterances of the class).
+
+    Raises:
+        ValueError: the manifest's counts are not those of the shards' indexes.
+    """
     counts = train.class_counts()
     return counts.sum() / (len(counts) * np.maximum(counts, 1).astype(np.float64))

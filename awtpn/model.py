@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from awtpn.attention import reliability_attention
+from awtpn.model_files import CARD_FILE as CARD_FILE
+from awtpn.model_files import CHECKSUMS_FILE, read_card, read_weights, weight_shapes, write_checksums
+from awtpn.model_files import README_FILE as README_FILE
+from awtpn.model_files import WEIGHTS_FILE as WEIGHTS_FILE
+from awtpn.records import from_record
 from awtpn.reference import translate
 from awtpn.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
 from awtpn.sharing.hub import locate
 from awtpn.sharing.modelcard import LIBRARY, render_card
 from shards import Ragged
 
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "config.json"
-README_FILE = "README.md"
 EPSILON = 1e-8  # of the weights' normalisation, as published
 
 
@@ -346,9 +348,12 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> AWTPN:
-        """A model with fresh weights of the shape that `card()` described."""
-        known = {f.name for f in fields(ModelConfig)}
-        config = ModelConfig(**{k: v for k, v in card["model"].items() if k in known})
+        """A model with fresh weights of the shape that `card()` described.
+
+        Raises:
+            ValueError: a setting that no model can have.
+        """
+        config = from_record(ModelConfig, card["model"], "the card's model", others=True)
         model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
         model.provenance = card.get("provenance") or {}
         model.record = {key: value for key, value in card.items() if key not in model.card()}
@@ -367,18 +372,18 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
                 `awtpn.sharing.hub.locate`.
 
         Raises:
-            ValueError: a file is missing or is not of this format, or the hub has no such model.
+            ValueError: a file is missing, is not of this format or not as it was exported, or the hub has no
+                such model.
         """
         from awtpn.checkpoint import find_model  # which knows runs, and imports this file
 
-        folder = find_model(locate(place, (CARD_FILE, WEIGHTS_FILE), **hub))
+        folder = find_model(locate(place, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,), **hub))
         if not (folder / WEIGHTS_FILE).is_file():
             raise ValueError(f"{folder} is no whole model: it has no {WEIGHTS_FILE}")
-        card = json.loads((folder / CARD_FILE).read_text())
-        if card.get("format") != "awtpn" or card.get("format_version") != 1:
-            raise ValueError(f"{folder / CARD_FILE} is not an AWTPN model of format version 1")
+        card = read_card(folder)
+        check_shapes(card, folder)
         model = cls.from_card(card)
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -386,6 +391,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, save_directory / WEIGHTS_FILE)
         (save_directory / CARD_FILE).write_text(json.dumps(self.card(), indent=1) + "\n")
+        write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md that goes with the weights; huggingface_hub's mixin calls it."""
@@ -411,3 +417,28 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         model = cls(ModelConfig(**settings), dims, names).to(ours["tpn.prototypes"].dtype)
         model.load_state_dict(ours, strict=False)  # the published code has no feature statistics
         return model.eval()
+
+
+def check_shapes(card: Mapping[str, Any], folder: Path) -> None:
+    """Compare the network that a card describes with the weights beside it, before either takes memory.
+
+    Args:
+        card: of `read_card`.
+        folder: that holds the weights.
+
+    Raises:
+        ValueError: they differ, or it describes none; names the first tensor that differs.
+    """
+    there = weight_shapes(folder / WEIGHTS_FILE)
+    try:
+        with torch.device("meta"):  # tensors of a shape, without memory
+            model = AWTPN.from_card(card)
+    except (RuntimeError, ValueError) as error:  # of sizes whose product overflows, or of its settings
+        raise ValueError(f"{folder / CARD_FILE}: {' '.join(str(error).split()):.200}") from None
+    described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in {**described, **there}:
+        if described.get(name) != there.get(name):
+            raise ValueError(
+                f"{folder}: {CARD_FILE} describes another network than {WEIGHTS_FILE} holds: {name:.60} is "
+                f"{described.get(name, 'missing')} by the card and {there.get(name, 'missing')} in the file"
+            )

@@ -21,6 +21,7 @@ from awtpn.files import write_atomically
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.provenance import describe
 from shards import FeatureStream
+from shards.bounded_json import parse_json
 
 Status = Literal["running", "preempted", "done", "failed"]
 
@@ -150,8 +151,8 @@ def cut_back(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line, path)["step"] <= step:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError):
             break
     write_atomically(path, "".join(kept))

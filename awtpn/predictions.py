@@ -17,6 +17,7 @@ from torch import Tensor
 
 from awtpn.distributed import World
 from shards import FeatureBatch
+from shards.bounded_json import parse_json
 
 DIGITS = 6  # of a written probability
 
@@ -82,7 +83,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     with path.open() as file:
         for number, line in enumerate(file, 1):
             try:
-                prediction = json.loads(line)
+                prediction = parse_json(line, path)
                 prediction["key"], prediction["label"], prediction["predicted"], prediction["probabilities"]
             except (ValueError, KeyError, TypeError):
                 raise ValueError(

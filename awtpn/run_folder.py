@@ -7,7 +7,6 @@ What only the main rank can know (who holds the lock, which checkpoint a link na
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from awtpn.config import DEMO, Config, differing_keys, dump, dump_yaml
 from awtpn.distributed import World
 from awtpn.files import write_atomically
 from awtpn.run_lock import locked
+from shards.bounded_json import read_json
 from shards.store import dataset_name
 
 CONFIG_FILE = "config.yaml"
@@ -134,7 +134,7 @@ def _began_from(folder: Path) -> str:
 def _same_command(config: Config, run_dir: Path) -> bool:
     """The folder's run was begun with these very settings and did not come to its end."""
     try:
-        said = json.loads((run_dir / "status.json").read_text())["status"]
+        said = read_json(run_dir / "status.json")["status"]
         before = yaml.safe_load((run_dir / CONFIG_FILE).read_text())
     except (OSError, ValueError, KeyError, yaml.YAMLError):
         return False
@@ -170,7 +170,7 @@ def begin(config: Config, run_dir: Path, resumed: Path | None, position: Positio
     root = run_dir / "checkpoints"
     own = resumed is not None and _is_own(root, resumed, position)
     last = checkpoint.folder_name(position.step) if own else ""
-    beyond = [folder for folder in sorted(root.glob("step-*")) if folder.name > last]
+    beyond = [folder for folder in checkpoint.step_folders(root) if folder.name > last]
     if beyond:
         aside = root / time.strftime("abandoned-%Y%m%d-%H%M%S")
         aside.mkdir()

@@ -201,6 +201,7 @@ def setup(
         checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer)
 
     threads, pieces = set_threads(config, world, layout, position)
+    class_weights = balanced_weights(train) if config.loss.class_weights == "balanced" else None
     # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
     total = total_steps(config.train, position, train.steps_per_epoch)
     by_main(world, lambda: begin(config, run_dir, resumed, position, done=position.step >= total))
@@ -224,7 +225,7 @@ def setup(
             threads=threads,
         ),
         total_steps=total,
-        class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
+        class_weights=class_weights,
         card=model.card() | {"dataset": train.name},
         stop=stop,
         watchdog=watch(config, world, run_dir),

@@ -4,6 +4,8 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
   `file_names` (clutter, bytes that are no text, Unicode forms)
+- checked as it is read: `manifest`, `index_file`, `labels` (against the metadata), `bounded_json`,
+  `bounded_npz`
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
   and `restricted_pickle` for sources that others pickled
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with

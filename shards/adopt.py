@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.index import ShardIndex, build_index, save_index
+from shards.index import ShardIndex, build_index
+from shards.index_file import save_index
 from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
 from shards.statistics import Moments, merge, moments_of
 from shards.store import Store, asking, hash_file
@@ -91,7 +92,7 @@ def _index_tar(
     """Write a tar's index into `work`."""
     utterances = tar.found.utterances
     positions = [classes.index(str(labels[utterance.row.key])) for utterance in utterances]
-    index = build_index([utterance.row for utterance in utterances], positions, modalities)
+    index = build_index([utterance.row for utterance in utterances], positions, modalities, classes)
     path = work / f"{tar.name.removesuffix('.tar')}.index.npz"
     save_index(index, path)
     entry = ShardEntry(

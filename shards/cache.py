@@ -29,8 +29,8 @@ UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", sta
 
 LOCK = ".lock"
 # Names that fetched files have: nothing else in the folder is ever removed or counted.
-CACHED = re.compile(r"[0-9a-f]{16}-.+")
-PART = re.compile(r"\.[0-9a-f]{16}-.+\.(\d+)\.part")
+CACHED = re.compile(r"[0-9a-f]{16}-[^/]+")
+PART = re.compile(r"\.[0-9a-f]{16}-[^/]+\.(\d+)\.part")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def open_cached(
         OSError: the disk is full, or the folder cannot be written.
         Whatever `fetch` raises.
     """
+    # Whatever named it: a file that is not in the folder must not be opened, replaced or removed.
+    assert CACHED.fullmatch(name), name
     path = cache.folder / name
     part = cache.folder / f".{name}.{size}.part"
     deadline = time.monotonic() + wait_s
@@ -161,8 +163,9 @@ def _make_room(cache: Cache, part: Path, size: int) -> None:
     files = sorted(found for found in _files(cache.root) if found[1] != part)
     held = sum(each for _, _, each in files)
     for _, path, each in files:
-        if held + size <= cache.limit:
-            return
+        # What does not fit into an empty cache is no reason to empty it.
+        if held + size <= cache.limit or size > cache.limit:
+            break
         if (unused := _open_exclusive(path)) is not None:
             with unused:
                 path.unlink(missing_ok=True)

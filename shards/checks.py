@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import BadSample, Sample
+from shards.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
 from shards.statistics import CAST_TOLERANCE, Moments, moments_of, ruined_dimension
 
-SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-# "json" is what the index calls the metadata.
 FINER = "pack with dtype='float32' (--dtype float32), or scale the feature"
-MODALITY_NAME = re.compile(r"(?!json$)[a-z][a-z0-9_]*")
 
 
 @dataclass

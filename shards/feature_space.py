@@ -22,6 +22,9 @@ PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-py
 SELF_EVIDENT = ("id", "version")  # of a description
 # What an encoder's settings tell of the sound or the pictures that it takes.
 PACE = {"audio": "rate", "video": "fps"}
+# Settings that decide how much a recording is decoded to; beyond any that a recording has.
+RATES = ("rate", "fps", "step_seconds")
+FASTEST = 1_000_000
 
 
 def making(encoders: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,11 +75,18 @@ def recorded(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     features = provenance.get("features")
     if not isinstance(features, dict):
         return {}
-    return {
-        name: entry
-        for name, entry in features.items()
-        if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and "space" in entry
-    }
+    return {name: entry for name, entry in features.items() if _is_record(entry)}
+
+
+def _is_record(entry: Any) -> bool:
+    """Whoever made a manifest or a card may have written anything there."""
+    settings = entry.get("settings") if isinstance(entry, dict) else None
+    return (
+        isinstance(settings, dict)
+        and isinstance(entry.get("space"), str)
+        and isinstance(settings.get("id"), str)
+        and isinstance(settings.get("versions", {}), dict)
+    )
 
 
 def reopenable(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -142,6 +152,9 @@ def reopen(modality: str, settings: Mapping[str, Any], device: str = "cpu", spec
     """
     from shards.encoders import open_audio_encoder, open_video_encoder
 
+    for name in RATES:
+        if name in settings and not _is_rate(settings[name]):
+            raise ValueError(f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded")
     spec = spec or str(settings.get("path") or settings["id"])
     built_in = "model_type" not in settings
     options: dict[str, Any] = {"device": device}
@@ -161,6 +174,12 @@ def reopen(modality: str, settings: Mapping[str, Any], device: str = "cpu", spec
             "give the same model's files, or use the version of this package that made the features"
         )
     return opened
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= FASTEST
+    )
 
 
 def describe(settings: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> str:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
 from shards.file_names import is_text
 from shards.index import Row
-from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
+from shards.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
 from shards.survey import read_array, survey, uncompressed
 from shards.writer import check_classes, pack
@@ -107,7 +107,9 @@ def index_url(
     _check_utterances(tars)
     slow = f"to be written to {out}" if out else _slow(tars)
     # This mark tells that the manifest may be made again; a packing's may not.
-    provenance = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
+    provenance: dict[str, Any] = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
+    if label_member is None:
+        provenance[LABEL_FIELD] = label
     shutil.rmtree(store.indexed, ignore_errors=True)
     if slow is None:
         folder, manifest = index_in_place(store, tars, labels, names, provenance)

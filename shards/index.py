@@ -6,42 +6,38 @@ and it can be made for tars that others wrote. On disk it is an uncompressed `.n
     key [U] str, label [U] int32, json.offset [U] int64, json.size [U] int32,
     offset.<modality> [U] int64 (first byte of the array's data; -1: missing),
     steps.<modality> [U] int32, crc.<modality> [U] uint32 (CRC-32 of the array's data), crc.json [U] uint32,
-    form.<modality> str ("float16 [steps, 40]"), column.<name> [U] (metadata that can be selected by).
+    form.<modality> str ("float16 [steps, 40]"), column.<name> [U] (metadata that can be selected by),
+    classes [C] str (the class names that the labels are positions in).
+
+`index_file` writes and reads it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import threading
-import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from shards.bounded_json import parse_json
 from shards.members import Member, members
-from shards.schema import Modality, ShardEntry
-from shards.store import hash_of
+from shards.schema import Modality
 
 # Transcripts and the like are metadata, but nobody selects by them, and fixed-width arrays would swell.
 LONGEST_COLUMN = 128
-# Python 3.11's parser of literals, which reads the header of every array, fails at times when two threads use
-# it at once: "AST constructor recursion depth mismatch" (CPython issue 106905).
-_parsing = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # A child that was forked amid it would wait for a thread that it does not have.
-    os.register_at_fork(
-        before=_parsing.acquire, after_in_parent=_parsing.release, after_in_child=_parsing.release
-    )
+# Data of an array begins at a multiple of so many bytes, by the format of `.npy` (today of 64).
+ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the U utterances of a shard lie. Arrays as in the module's docstring."""
+    """Where the U utterances of a shard lie; arrays as in the module's docstring.
+
+    An early index has neither `crc`, `form` nor `classes`.
+    """
 
     key: np.ndarray
     label: np.ndarray
@@ -52,6 +48,7 @@ class ShardIndex:
     columns: dict[str, np.ndarray]
     crc: dict[str, np.ndarray] = field(default_factory=dict)
     form: dict[str, np.ndarray] = field(default_factory=dict)
+    classes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -108,10 +105,12 @@ def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -
         if row.meta.get("label") not in position:
             raise ValueError(f"{path}: {row.key!r}: no JSON member with a label among {classes}")
     labels = [position[row.meta["label"]] for row in rows.values()]
-    return build_index(list(rows.values()), labels, modalities)
+    return build_index(list(rows.values()), labels, modalities, classes)
 
 
-def build_index(rows: list[Row], labels: list[int], modalities: dict[str, Modality]) -> ShardIndex:
+def build_index(
+    rows: list[Row], labels: list[int], modalities: dict[str, Modality], classes: list[str]
+) -> ShardIndex:
     """The index of a shard's rows, in their order; `labels` are positions in the classes."""
     offset, steps, crc = {}, {}, {}
     for name in modalities:
@@ -128,7 +127,8 @@ def build_index(rows: list[Row], labels: list[int], modalities: dict[str, Modali
         steps=steps,
         columns=_columns([row.meta for row in rows]),
         crc=crc | {"json": np.array([row.json[2] for row in rows], np.uint32)},
-        form={name: np.array(_form(modality)) for name, modality in modalities.items()},
+        form={name: np.array(form_of(modality)) for name, modality in modalities.items()},
+        classes=np.array(classes, dtype=np.str_),
     )
 
 
@@ -140,9 +140,9 @@ def add_json(row: Row, member: Member, path: Path) -> None:
     """
     content = member.content.read()
     try:
-        meta = json.loads(content)
+        meta = parse_json(content, f"{path}: {member.name}")
     except ValueError as error:
-        raise ValueError(f"{path}: {member.name}: not JSON ({error}); write it again") from None
+        raise ValueError(f"{error}; write it again") from None
     if not isinstance(meta, dict) or row.json[1]:
         cause = "a second JSON member" if row.json[1] else "not a JSON object"
         raise ValueError(f"{path}: {member.name}: {cause} of utterance {row.key!r}; write it again")
@@ -177,7 +177,8 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
 
 def readable_in_place(array: ArrayAt) -> bool:
     """Whether the reader can take the bytes as they are."""
-    return array.dtype.str in ("<f2", "<f4") and len(array.shape) == 2 and not array.fortran
+    aligned = array.offset % ALIGNMENT == 0
+    return aligned and array.dtype.str in ("<f2", "<f4") and len(array.shape) == 2 and not array.fortran
 
 
 def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
@@ -186,11 +187,11 @@ def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
         order = " in Fortran order" if array.fortran else ""
         raise ValueError(
             f"{at}: {array.dtype} array of shape {array.shape}{order}, "
-            f"while the dataset holds {_form(modality)}; pack it again"
+            f"while the dataset holds {form_of(modality)}; pack it again"
         )
 
 
-def _form(modality: Modality) -> str:
+def form_of(modality: Modality) -> str:
     return f"{modality.dtype} [steps, {modality.dim}]"
 
 
@@ -213,79 +214,3 @@ def _columns(metas: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         if None not in kinds and (len(kinds) == 1 or kinds == {"int", "float"}):
             columns[name] = np.array([meta[name] for meta in metas])
     return columns
-
-
-def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-
-
-def save_index(index: ShardIndex, path: Path) -> None:
-    """Write an index; the same index gives the same bytes."""
-    arrays = {
-        "key": index.key,
-        "label": index.label,
-        "json.offset": index.json_offset,
-        "json.size": index.json_size,
-        **{f"offset.{name}": array for name, array in index.offset.items()},
-        **{f"steps.{name}": array for name, array in index.steps.items()},
-        **{f"crc.{name}": array for name, array in index.crc.items()},
-        **{f"form.{name}": array for name, array in index.form.items()},
-        **{f"column.{name}": array for name, array in index.columns.items()},
-    }
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def load_index(index_file: BinaryIO, entry: ShardEntry, modalities: dict[str, Modality]) -> ShardIndex:
-    """Read an index, if it is the one the manifest names and fits what else that says.
-
-    Args:
-        index_file: the `.npz`.
-        entry: of the shard.
-        modalities: those to be read; others in the index are left out.
-
-    Raises:
-        ValueError: it is damaged, no index, or one of another shard or of other features.
-    """
-    # An index is small, and a damaged one would have us read noise: its hash is checked every time.
-    if hash_of(index_file) != entry.index_sha256:
-        raise ValueError(
-            f"{index_file.name}: not the index the manifest names: damaged or replaced; pack it again"
-        )
-    try:
-        with _parsing, np.load(index_file, allow_pickle=False) as file:
-            arrays = dict(file)
-        utterances = len(arrays["key"])
-        # A modality that none of the shard's utterances has may be left out.
-        index = ShardIndex(
-            key=arrays["key"],
-            label=arrays["label"],
-            json_offset=arrays["json.offset"],
-            json_size=arrays["json.size"],
-            offset={m: arrays.get(f"offset.{m}", np.full(utterances, -1)) for m in modalities},
-            steps={m: arrays.get(f"steps.{m}", np.zeros(utterances, np.int32)) for m in modalities},
-            columns=_named(arrays, "column."),
-            # An early index has none of these.
-            crc=_named(arrays, "crc."),
-            form=_named(arrays, "form."),
-        )
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{index_file.name}: not the index of a shard ({error}); pack the dataset again"
-        ) from None
-    if utterances != entry.utterances:
-        raise ValueError(
-            f"{index_file.name}: {utterances} utterances, {entry.utterances} by the manifest; pack it again"
-        )
-    for name, modality in modalities.items():
-        if name in index.form and str(index.form[name]) != _form(modality):
-            raise ValueError(
-                f"{index_file.name}: {name} is {index.form[name]}, by the manifest {_form(modality)}: "
-                "which was changed; pack it again"
-            )
-        size = index.steps[name].astype(np.int64) * (modality.dim * np.dtype(modality.dtype).itemsize)
-        if np.any(index.offset[name] + size > entry.bytes):
-            raise ValueError(
-                f"{index_file.name}: {name} reaches past the end of its shard; pack the dataset again"
-            )
-    return index

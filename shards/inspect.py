@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from shards.bounded_json import parse_json
 from shards.feature_space import describe, recorded
-from shards.index import ShardIndex, load_index
-from shards.schema import Manifest, Modality, ShardEntry, choose_split
+from shards.index import ShardIndex
+from shards.index_file import load_index
+from shards.labels import check_class_counts, check_label
+from shards.reader import INDEX_THREADS
+from shards.schema import Manifest, ShardEntry, choose_split
 from shards.store import Store, open_dataset, open_file, read_range
 
-INDEX_THREADS = 8
 BINS = 12
 BAR = 40
 WIDTH = 110
@@ -104,7 +107,10 @@ def info(
         found: dict[str, Lengths] = {}
         if lengths:
             with ThreadPoolExecutor(INDEX_THREADS) as threads:
-                steps = list(threads.map(lambda entry: _steps(store, entry, manifest), split.shards))
+                indexes = list(threads.map(lambda entry: _index(store, entry, manifest), split.shards))
+            counts = [np.bincount(index.label, minlength=len(manifest.classes)) for index in indexes]
+            check_class_counts(counts, split, f"{store.url}#{name}")
+            steps = [index.steps for index in indexes]
             found = {m: _lengths(np.concatenate([each[m] for each in steps])) for m in manifest.modalities}
         splits[name] = SplitInfo(
             utterances=split.utterances,
@@ -141,7 +147,7 @@ def preview(
     store, manifest, chosen = open_dataset(url, cache_dir, storage_options)
     [name, *_] = _splits(manifest, chosen or split, store.url)
     for entry in manifest.splits[name].shards:
-        index = _index(store, entry, manifest.modalities)
+        index = _index(store, entry, manifest)
         for row in range(len(index.key)):
             if n <= 0:
                 return
@@ -247,13 +253,9 @@ def _splits(manifest: Manifest, split: str | None, url: str) -> list[str]:
     return list(manifest.splits) if split is None else [choose_split(manifest, split, url)]
 
 
-def _index(store: Store, entry: ShardEntry, modalities: dict[str, Modality]) -> ShardIndex:
+def _index(store: Store, entry: ShardEntry, manifest: Manifest) -> ShardIndex:
     with open_file(store, entry.index, entry.index_bytes, entry.index_sha256) as file:
-        return load_index(file, entry, modalities)
-
-
-def _steps(store: Store, entry: ShardEntry, manifest: Manifest) -> dict[str, np.ndarray]:
-    return _index(store, entry, manifest.modalities).steps
+        return load_index(file, entry, manifest)
 
 
 def _lengths(steps: np.ndarray) -> Lengths:
@@ -278,10 +280,11 @@ def _preview(
         data = read_range(store, entry.name, start, stop) if steps else b""
         features[name] = np.frombuffer(data, dtype).reshape(-1, modality.dim)
     start, size = int(index.json_offset[row]), int(index.json_size[row])
-    meta = json.loads(read_range(store, entry.name, start, start + size)) if size else {}
+    at, key, label = f"{store.url}/{entry.name}", str(index.key[row]), int(index.label[row])
+    meta = parse_json(read_range(store, entry.name, start, start + size), f"{at}: {key}") if size else {}
+    check_label(meta, key, label, manifest, at)
     meta.pop("label", None)
-    label = manifest.classes[index.label[row]]
-    return Preview(split, entry.name, str(index.key[row]), label, meta, features)
+    return Preview(split, entry.name, key, manifest.classes[label], meta, features)
 
 
 def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.bounded_json import parse_json
 from shards.checks import Accepted, check_names
 from shards.clips import Clip, ClipSource
 from shards.feature_space import space_of
@@ -200,10 +201,14 @@ def read_records(store: Store, lots: list[Lot]) -> list[Record]:
     def read(lot: Lot) -> Record:
         name = lot.name + PART
         text = asking(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), f"{store.url}/{name}")
-        record = json.loads(text)
-        part = load_part(record["part"]) if record["part"] else None
-        # An early record knows nothing of streams that never change.
-        return Record(part, record["skipped"], record.get("constant", {}))
+        url = f"{store.url}/{name}"
+        record = parse_json(text, url)
+        try:
+            part = load_part(record["part"], url) if record["part"] else None
+            # An early record knows nothing of streams that never change.
+            return Record(part, record["skipped"], record.get("constant", {}))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{url}: not the record of a shard ({error}); remove it") from None
 
     with ThreadPoolExecutor(RECORD_THREADS) as threads:
         return list(threads.map(read, lots))

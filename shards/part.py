@@ -18,8 +18,10 @@ import webdataset
 
 from shards.checks import Accepted, Stored, check_cast
 from shards.file_names import as_text
-from shards.index import index_tar, save_index, scalar_kind
-from shards.schema import Manifest, Modality, Sample, ShardEntry, Split, SplitMoments
+from shards.index import index_tar, scalar_kind
+from shards.index_file import save_index
+from shards.manifest import parse_shard
+from shards.schema import DTYPES, Manifest, Modality, Sample, ShardEntry, Split, SplitMoments
 from shards.statistics import Moments, merge, moments_of
 from shards.store import hash_file
 from shards.target import Target, check_ours, publish
@@ -190,9 +192,16 @@ def dump_part(part: Part) -> dict[str, Any]:
     }
 
 
-def load_part(record: dict[str, Any]) -> Part:
-    """What `dump_part` wrote."""
-    entry = ShardEntry(**record["entry"])
+def load_part(record: dict[str, Any], at: str) -> Part:
+    """What `dump_part` wrote.
+
+    Raises:
+        ValueError: it tells of a shard that cannot be; `at` begins the message.
+        KeyError, TypeError: it is no such record.
+    """
+    # The dtype is not recorded: the smaller one is never too strict.
+    modalities = {name: Modality(len(mean), DTYPES[0]) for name, (_, mean, _) in record["moments"].items()}
+    entry = parse_shard(record["entry"], modalities, at)
     tally = Tally(
         class_counts=np.array(record["class_counts"], np.int64),
         utterances=entry.utterances,

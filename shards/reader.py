@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import weakref
@@ -17,17 +16,23 @@ import numpy as np
 import torch
 
 from shards.batch import Ragged
+from shards.bounded_json import parse_json
 from shards.cache import ROOM_WAIT_S
-from shards.index import ShardIndex, load_index
+from shards.index import ShardIndex
+from shards.index_file import load_index
+from shards.labels import WrongManifest, check_label, wrong_counts
 from shards.pool import BufferPool
 from shards.reads import Reads, differing, read_all, read_into
-from shards.schema import Modality, ShardEntry
+from shards.schema import Manifest, Modality, ShardEntry
 from shards.store import Store, open_file, reopened
+from shards.threads import DaemonThreads
 
 # Open files and indexes kept: well below the usual limit of 1,024 open files of a process.
 OPEN_SHARDS = 256
 # Threads that share the arrays of a batch: reading is copying, and one core does not fill the memory bus.
 READ_THREADS = 2
+# Indexes fetched at a time: they are small, so the wait is for answers, not for bytes.
+INDEX_THREADS = 8
 
 _readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()
 
@@ -83,8 +88,9 @@ class ShardReader:
 
     Args:
         store: the dataset's folder.
-        shards: of the split.
-        modalities: those to be read.
+        manifest: of the dataset.
+        split: name of the split.
+        modalities: those to be read; default all.
         pool: of the buffers that are read into.
         skip_damaged: leave out what is damaged or missing for good, instead of raising; what was found so is
             not looked at again.
@@ -94,20 +100,26 @@ class ShardReader:
     def __init__(
         self,
         store: Store,
-        shards: Sequence[ShardEntry],
-        modalities: dict[str, Modality],
+        manifest: Manifest,
+        split: str,
+        modalities: dict[str, Modality] | None = None,
         pool: BufferPool | None = None,
         skip_damaged: bool = False,
         check_crc: bool = False,
     ) -> None:
         self.store = store
-        self.shards = shards
-        self.modalities = modalities
+        self.manifest = manifest
+        self.split = manifest.splits[split]
+        self.at = f"{store.url}#{split}"
+        self.shards: Sequence[ShardEntry] = self.split.shards
+        self.modalities = manifest.modalities if modalities is None else modalities
         self.pool = pool or BufferPool()
         self.skip_damaged, self.check_crc = skip_damaged, check_crc
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._steps: dict[int, np.ndarray] = {}
         self._damaged: dict[int, dict[int, tuple[str, str]]] = {}
+        self._class_counts = np.zeros(len(manifest.classes), np.int64)
+        self._counted: set[int] = set()
         self._start(forked=False)
         _readers.add(self)
 
@@ -139,7 +151,41 @@ class ShardReader:
         entry = self.shards[shard]
         sizes = entry.index_bytes, entry.index_sha256
         with open_file(self._store(stop), entry.index, *sizes, wait_s) as file:
-            return load_index(file, entry, self.modalities)
+            index = load_index(file, entry, self.manifest)
+        self._count_classes(shard, index)
+        return index
+
+    def _count_classes(self, shard: int, index: ShardIndex) -> None:
+        """Hold the manifest's class counts against the indexes that were read so far.
+
+        Both add up to the same number of utterances, so that counts which are nowhere exceeded when all
+        indexes are read are right.
+        """
+        with self._lock:
+            if shard not in self._counted:
+                self._counted.add(shard)
+                self._class_counts += np.bincount(index.label, minlength=len(self._class_counts))
+            if np.any(self._class_counts > self.split.class_counts):
+                raise wrong_counts(self.split, self.at)
+
+    def check_class_counts(self) -> None:
+        """Read the indexes that were not read yet, so that the manifest's class counts are certain.
+
+        Raises:
+            WrongManifest: they are not those of the indexes.
+            ValueError, OSError: as `index` does.
+        """
+        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
+            for _ in threads.map(
+                self._count_shard, [i for i in range(len(self.shards)) if i not in self._counted]
+            ):
+                pass
+
+    def _count_shard(self, shard: int) -> None:
+        try:
+            self.index(shard)
+        except (ValueError, FileNotFoundError) as error:
+            self._leave_out(shard, error, None)
 
     def open(self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None) -> OpenShard:
         """A shard, ready to read; fetched and verified if need be; not kept where it is no longer wanted.
@@ -158,6 +204,8 @@ class ShardReader:
             raise ValueError(self._damaged[shard][0][1])
         file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
         opened = OpenShard(file, self.index(shard, wait_s, stop), self.modalities)
+        if opened.index.classes is None:
+            self._check_labels(opened)
         with self._lock:
             if stop is not None and stop.is_set():
                 return opened
@@ -165,6 +213,19 @@ class ShardReader:
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         return opened
+
+    def _check_labels(self, opened: OpenShard) -> None:
+        """Of a shard whose index was made before it knew the classes: compare an utterance of each.
+
+        Raises:
+            WrongManifest: its metadata have another label.
+        """
+        for row in np.unique(opened.index.label, return_index=True)[1].tolist():
+            try:
+                meta = self._meta(opened, row)
+            except ValueError:  # damaged metadata tell nothing, nor does training need them
+                continue
+            self._check_label(opened, row, meta)
 
     def keep(self, shards: Iterable[int]) -> None:
         """Close all but these, so that a cache with a limit may remove them; else do nothing."""
@@ -230,7 +291,7 @@ class ShardReader:
         self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
     ) -> None:
         """Remember that rows of a shard, or all, are damaged; raise the cause where that is not skipped."""
-        if not self.skip_damaged:
+        if not self.skip_damaged or isinstance(cause, WrongManifest):
             raise cause
         entry = self.shards[shard]
         try:
@@ -317,25 +378,35 @@ class ShardReader:
         values = buffer.view(dtype).view(int(offsets[-1]), modality.dim)
         return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
 
-    def metadata(
-        self, shard: int, rows: Sequence[int], classes: Sequence[str]
-    ) -> list[tuple[str, dict[str, Any]]]:
+    def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
         """Key, and JSON member with the label's name, of rows of a shard.
 
         Raises:
-            ValueError: the shard is missing or damaged.
+            ValueError: the shard is missing or damaged, or has another label than the index.
             OSError: the store cannot be reached.
         """
         opened = self.open(shard)
         found = []
         for row in rows:
-            member = bytearray(int(opened.index.json_size[row]))
-            read_into(opened.fd, memoryview(member), int(opened.index.json_offset[row]), opened.path)
+            meta = self._meta(opened, row)
+            self._check_label(opened, row, meta)
             # Shards that others made may have none, or another form of the label.
-            meta = json.loads(member) if member else {}
-            label = {"label": classes[opened.index.label[row]]}
+            label = {"label": self.manifest.classes[opened.index.label[row]]}
             found.append((str(opened.index.key[row]), meta | label))
         return found
+
+    def _meta(self, opened: OpenShard, row: int) -> dict[str, Any]:
+        """The JSON member of a row; empty where it has none."""
+        member = bytearray(int(opened.index.json_size[row]))
+        read_into(opened.fd, memoryview(member), int(opened.index.json_offset[row]), opened.path)
+        meta = parse_json(bytes(member), f"{opened.path}: {opened.index.key[row]}") if member else {}
+        if not isinstance(meta, dict):
+            raise ValueError(f"{opened.path}: {opened.index.key[row]}: not a JSON object; pack it again")
+        return meta
+
+    def _check_label(self, opened: OpenShard, row: int, meta: dict[str, Any]) -> None:
+        key, label = str(opened.index.key[row]), int(opened.index.label[row])
+        check_label(meta, key, label, self.manifest, str(opened.path))
 
 
 def _after_fork() -> None:

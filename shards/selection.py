@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from shards.index import ShardIndex
-from shards.reader import ShardReader
+from shards.reader import INDEX_THREADS, ShardReader
 from shards.schema import Manifest
 
-# Indexes fetched at a time: they are small, so the wait is for answers, not for bytes.
-INDEX_THREADS = 8
 # Values shown in an error.
 SHOWN = 20
 

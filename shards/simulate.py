@@ -17,9 +17,8 @@ import numpy as np
 
 from shards.inspect import human
 from shards.plan import WINDOW, Plan, Work, make_plan, places_of_rank, rows_of_step, shards_of_places
-from shards.reader import ShardReader
+from shards.reader import INDEX_THREADS, ShardReader
 from shards.schema import Manifest, choose_split
-from shards.selection import INDEX_THREADS
 from shards.store import Store
 from shards.working_set import working_set
 
@@ -110,7 +109,7 @@ def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
     """
     split = choose_split(manifest, split, store.url)
     shards = manifest.splits[split].shards
-    reader = ShardReader(store, shards, manifest.modalities)
+    reader = ShardReader(store, manifest, split)
 
     def work(shards: list[int]) -> list[np.ndarray]:
         with ThreadPoolExecutor(INDEX_THREADS) as threads:

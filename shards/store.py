@@ -22,9 +22,10 @@ from fsspec.implementations.local import LocalFileSystem
 from shards import sftp
 from shards.cache import ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
 from shards.credentials import hide, scrub, secrets_in
+from shards.manifest import parse_manifest
 from shards.protocols import EXTRAS, SFTP, with_patience
 from shards.retry import DISK_FULL, WrongContent, retrying
-from shards.schema import MANIFEST, Manifest, parse_manifest
+from shards.schema import MANIFEST, SHA256, Manifest
 
 DEFAULT_CACHE = Path.home() / ".cache" / "awtpn-shards"
 
@@ -218,6 +219,7 @@ def open_file(store: Store, name: str, size: int, sha256: str, wait_s: float = R
         return _open_local(store.overlay / name, size)
     if store.cache is None:
         return _open_local(Path(store.root) / name, size)
+    assert SHA256.fullmatch(sha256), sha256
     # The hash in the name keeps the files of a dataset apart from those of an earlier one at the same URL.
     cached = f"{sha256[:16]}-{name}"
     url = f"{store.url}/{name}"

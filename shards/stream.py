@@ -30,9 +30,9 @@ from shards.ahead import read_ahead, to_device_ahead
 from shards.batch import FeatureBatch
 from shards.plan import WINDOW, Plan, make_plan, places_of_rank, rows_of_step, shards_ahead, windows_ahead
 from shards.pool import BufferPool
-from shards.reader import ShardReader
+from shards.reader import INDEX_THREADS, ShardReader
 from shards.schema import Manifest, Modality, choose_split
-from shards.selection import INDEX_THREADS, select_rows
+from shards.selection import select_rows
 from shards.statistics import Sums, add, sums_from_moments, sums_of
 from shards.store import open_dataset
 from shards.threads import DaemonThreads
@@ -134,7 +134,13 @@ class FeatureStream:
         self.prefetch, self.prefetch_bytes = prefetch, prefetch_bytes
         self._shards = self.manifest.splits[self.split].shards
         self._reader = ShardReader(
-            self.store, self._shards, self.modalities, BufferPool(prefetch_bytes), skip_damaged, check_crc
+            self.store,
+            self.manifest,
+            self.split,
+            self.modalities,
+            BufferPool(prefetch_bytes),
+            skip_damaged,
+            check_crc,
         )
         self._rows: list[np.ndarray] | None = None
         self._class_counts = np.asarray(self.manifest.splits[self.split].class_counts, np.int64)
@@ -194,8 +200,18 @@ class FeatureStream:
         )
         return batches if device is None else to_device_ahead(batches, device)
 
-    def class_counts(self) -> np.ndarray:
-        """Selected utterances per class over all ranks, [C] int64."""
+    def class_counts(self, check: bool = True) -> np.ndarray:
+        """Selected utterances per class over all ranks, [C] int64.
+
+        Args:
+            check: read all indexes that were not read yet, and compare; else the manifest is believed.
+
+        Raises:
+            ValueError: the manifest's counts are not those of the indexes, or one is damaged.
+            OSError: the store cannot be reached.
+        """
+        if check:
+            self._reader.check_class_counts()
         return self._class_counts.copy()
 
     def metadata(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -205,7 +221,7 @@ class FeatureStream:
             ValueError, OSError: as `epoch` does.
         """
         for shard in range(len(self._shards)):
-            yield from self._reader.metadata(shard, self._selected(shard).tolist(), self.classes)
+            yield from self._reader.metadata(shard, self._selected(shard).tolist())
             self._reader.keep(())
 
     def statistics(self) -> dict[str, Sums]:

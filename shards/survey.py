@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.checks import MODALITY_NAME
-from shards.index import ArrayAt, Row, add_array, add_json, readable_in_place
+from shards.index import ALIGNMENT, ArrayAt, Row, add_array, add_json, readable_in_place
 from shards.member_names import ARRAYS, Named, assign
 from shards.members import Member, contents, headers
+from shards.schema import MODALITY_NAME
 
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
 # Of a member or array that has no name of its own.
@@ -305,5 +305,6 @@ def _slow(utterance: Utterance) -> str | None:
     for name, array in utterance.row.arrays.items():
         if not readable_in_place(array):
             order = " in Fortran order" if array.fortran else ""
-            return f"{name} is {array.dtype.str}{order}"
+            shifted = ", not aligned" if array.offset % ALIGNMENT else ""
+            return f"{name} is {array.dtype.str}{order}{shifted}"
     return None

@@ -2,6 +2,10 @@
 
 A shard whose hash is wrong is looked into: its index knows where every array lies and the CRC-32 of its
 bytes, so the utterances that are hit can be told from those that are whole.
+
+Hashes prove that the files belong together, not that they agree. So a shard that packing made is indexed
+again and compared; of tars that others made the index's CRC-32s are compared with the bytes that it names.
+Labels are compared with those of the metadata, and the manifest's class counts with the labels.
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.index import ShardIndex, load_index
+from shards.bounded_json import parse_json
+from shards.index import ShardIndex, index_tar
+from shards.index_file import load_index
 from shards.inspect import human
-from shards.schema import Manifest, Modality, ShardEntry
+from shards.labels import WrongManifest, check_class_counts, check_label, label_field
+from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, Modality, ShardEntry
 from shards.store import Store, asking, hash_file, open_dataset
 
 # Faults shown in the text; all are in the result.
@@ -80,13 +87,16 @@ def verify(
         ThreadPoolExecutor(workers) as threads,
     ):
 
-        def check(entry: ShardEntry) -> list[Fault]:
-            faults = _check_shard(store, entry, manifest)
+        def check(entry: ShardEntry) -> tuple[_Told | None, list[Fault]]:
+            index, faults = _check_shard(store, entry, manifest)
             with lock:
                 bar.update(entry.bytes + entry.index_bytes)
-            return faults
+            return None if index is None else _told(index, len(manifest.classes)), faults
 
-        faults = [fault for found in threads.map(check, entries) for fault in found]
+        checked = dict(zip((entry.name for entry in entries), threads.map(check, entries), strict=True))
+    faults = [fault for _, found in checked.values() for fault in found]
+    told = {name: found for name, (found, _) in checked.items() if found is not None}
+    faults += [*_check_counts(told, manifest), *_check_keys(told)]
     utterances = sum(entry.utterances for entry in entries)
     return Verified(store.url, 2 * len(entries), size, utterances, faults)
 
@@ -108,26 +118,30 @@ def format_verified(found: Verified) -> str:
     return "\n".join(lines)
 
 
-def _check_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[Fault]:
-    """Faults of a shard and its index."""
+def _check_shard(
+    store: Store, entry: ShardEntry, manifest: Manifest
+) -> tuple[ShardIndex | None, list[Fault]]:
+    """A shard's index, where that is sound, and the faults of both."""
     index, faults = None, []
     with _local(store, entry.index, entry.index_bytes) as path:
         cause = _wrong(path, entry.index_bytes, entry.index_sha256)
         if path is not None and not cause:
             try:
                 with open(path, "rb") as file:
-                    index = load_index(file, entry, manifest.modalities)
+                    index = load_index(file, entry, manifest)
             except ValueError as error:
                 cause = str(error).removeprefix(f"{path}: ")
         if cause:
             faults.append(Fault(entry.index, None, cause))
     with _local(store, entry.name, entry.bytes) as path:
         cause = _wrong(path, entry.bytes, entry.sha256)
-        if path is None or not cause:
-            return faults + ([Fault(entry.name, None, cause)] if cause else [])
+        if path is None:
+            return index, [*faults, Fault(entry.name, None, cause)]
+        if not cause:
+            return index, faults + (_told_otherwise(path, entry.name, index, manifest) if index else [])
         if index is None or not index.crc:
             unknown = f"{cause}; none of its {entry.utterances} utterances can be vouched for"
-            return [*faults, Fault(entry.name, None, unknown)]
+            return index, [*faults, Fault(entry.name, None, unknown)]
         hit = list(_damaged(path, entry.name, index, manifest.modalities))
         keys = len({fault.key for fault in hit})
         tells = (
@@ -135,7 +149,96 @@ def _check_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[Fa
             if hit
             else ("all its utterances are whole, the damage lies between them")
         )
-        return [*faults, Fault(entry.name, None, f"{cause}; {tells}"), *hit]
+        return index, [*faults, Fault(entry.name, None, f"{cause}; {tells}"), *hit]
+
+
+def _told_otherwise(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
+    """What an index tells otherwise than its shard, whose bytes are those that the manifest names."""
+    made = manifest.provenance
+    if INDEXED in made and not made.get(DECODED):
+        return [*_damaged(path, name, index, manifest.modalities), *_mislabeled(path, name, index, manifest)]
+    if mislabeled := _mislabeled(path, name, index, manifest):
+        return mislabeled
+    try:
+        now = index_tar(path, manifest.modalities, manifest.classes)
+    except ValueError as error:
+        return [Fault(name, None, str(error).removeprefix(f"{path}: "))]
+    if now.key.tolist() != index.key.tolist():
+        return [Fault(name, None, "its utterances are not those of its index; pack it again")]
+    pairs = {"label": (index.label, now.label), "json": (index.json_offset, now.json_offset)}
+    pairs["size of json"] = index.json_size, now.json_size
+    for modality in manifest.modalities:
+        pairs[modality] = index.offset[modality], now.offset[modality]
+        pairs[f"steps of {modality}"] = index.steps[modality], now.steps[modality]
+    pairs |= {f"CRC-32 of {part}": (crc, now.crc[part]) for part, crc in index.crc.items()}
+    return [
+        Fault(name, str(index.key[row]), f"{part}: the index points elsewhere than the shard; pack it again")
+        for part, (ours, found) in pairs.items()
+        for row in np.flatnonzero(ours != found).tolist()
+    ]
+
+
+def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
+    """Utterances whose metadata have another label than the index gives them by the manifest's classes."""
+    faults: list[Fault] = []
+    if label_field(manifest) is None:
+        return faults
+    with open(path, "rb") as file:
+        for row in np.flatnonzero(index.json_size).tolist():
+            key = str(index.key[row])
+            file.seek(int(index.json_offset[row]))
+            try:
+                meta = parse_json(file.read(int(index.json_size[row])), "json")
+                check_label(
+                    meta if isinstance(meta, dict) else {}, key, int(index.label[row]), manifest, name
+                )
+            except ValueError as error:
+                faults.append(Fault(name, key, str(error).removeprefix(f"{name}: {key!r}: ")))
+    return faults
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What of an index is kept until all are read: class counts [C], hashes [U] of keys, and the keys."""
+
+    counts: np.ndarray
+    hashes: np.ndarray
+    keys: bytes
+
+
+def _told(index: ShardIndex, classes: int) -> _Told:
+    keys = index.key.tolist()
+    hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
+    return _Told(
+        np.bincount(index.label, minlength=classes), hashes, "\0".join(keys).encode(errors="replace")
+    )
+
+
+def _check_counts(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]:
+    """Class counts of a split, where all its indexes are sound."""
+    for name, split in manifest.splits.items():
+        if all(shard.name in told for shard in split.shards):
+            try:
+                check_class_counts(
+                    (told[shard.name].counts for shard in split.shards), split, f"splits.{name}"
+                )
+            except WrongManifest as error:
+                yield Fault(MANIFEST, None, str(error))
+
+
+def _check_keys(told: dict[str, _Told]) -> Iterator[Fault]:
+    """Keys that are in two shards; an index has each but once."""
+    names = list(told)
+    hashes = np.concatenate([each.hashes for each in told.values()] or [np.zeros(0, np.int64)])
+    sizes = [len(each.hashes) for each in told.values()]
+    shard = np.repeat(np.arange(len(names)), sizes)
+    row = np.arange(len(hashes)) - np.repeat(np.cumsum(sizes) - sizes, sizes) if names else hashes
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    for first, second in zip(order[again].tolist(), order[again + 1].tolist(), strict=True):
+        name, other = names[shard[second]], names[shard[first]]
+        key = told[name].keys.split(b"\0")[row[second]].decode()
+        yield Fault(name, key, f"this key is in {other}, too; pack it again")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from awtpn.bench.memory import ENGINES, Buckets, Work, largest_steps, moments, p
 from awtpn.config import DEMO, Config, parse_command_line
 from awtpn.layout import Layout, make_layout
 from awtpn.zero import ZERO
+from shards.bounded_json import read_json
 from shards.inspect import Lengths, info
 from shards.sources.demo import ensure_demo
 from shards.store import DEFAULT_CACHE
@@ -163,7 +163,7 @@ def read_buckets(file: Path) -> Buckets:
         ValueError: it cannot be read, or offloads, which is not estimated.
     """
     try:
-        zero = json.loads(file.read_text()).get("zero_optimization", {})
+        zero = read_json(file).get("zero_optimization", {})
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error}") from None
     for key in ("offload_optimizer", "offload_param"):

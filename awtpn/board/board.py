@@ -105,7 +105,8 @@ class Board:
             "url": train.url,
             "split": train.split,
             "utterances": train.num_utterances,
-            "classes": dict(zip(train.classes, train.class_counts().tolist(), strict=True)),
+            # The main rank alone comes here: it must not be the one that reads all indexes, and may fail.
+            "classes": dict(zip(train.classes, train.class_counts(check=False).tolist(), strict=True)),
             "modalities": {m: f"{x.dim} x {x.dtype}" for m, x in train.modalities.items()},
             "provenance": train.manifest.provenance,
         }

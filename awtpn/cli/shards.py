@@ -8,6 +8,7 @@ import json
 import sys
 from typing import Any
 
+from shards.bounded_json import parse_json
 from shards.foreign import index_url
 from shards.inspect import format_info, format_preview, info, preview
 from shards.schema import Manifest
@@ -58,7 +59,7 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def json_object(text: str) -> dict[str, Any]:
     """An option's value that is a JSON object."""
     with contextlib.suppress(ValueError):
-        if isinstance(value := json.loads(text), dict):
+        if isinstance(value := parse_json(text, "the option"), dict):
             return value
     raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write e.g. \'{{"name": "value"}}\'')
 

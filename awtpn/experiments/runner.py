@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from awtpn.config import differing_keys, dump, parse_command_line
 from awtpn.files import write_atomically
+from shards.bounded_json import read_json
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
@@ -196,7 +197,7 @@ def try_lock(path: Path) -> int | None:
 
 def is_done(run_dir: Path) -> bool:
     status = run_dir / "status.json"
-    return status.is_file() and json.loads(status.read_text())["status"] == "done"
+    return status.is_file() and read_json(status)["status"] == "done"
 
 
 def figures(run_dir: Path, role: str = "test") -> dict[str, Any]:
@@ -205,7 +206,7 @@ def figures(run_dir: Path, role: str = "test") -> dict[str, Any]:
     Raises:
         ValueError: the run had none.
     """
-    results = json.loads((run_dir / "results.json").read_text())
+    results = read_json(run_dir / "results.json")
     if role not in results:
         raise ValueError(f"{run_dir} has no figures of {role} utterances: give data.{role} or select them")
     found: dict[str, Any] = results[role]

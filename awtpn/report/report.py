@@ -7,7 +7,6 @@ here is invented: what a run folder does not tell is None, and the pages say so.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +30,7 @@ from awtpn.intervals import (
 from awtpn.metrics import SUMMARY, paper_figures, summarise
 from awtpn.model import CARD_FILE
 from awtpn.predictions import predictions_file, read_predictions
+from shards.bounded_json import parse_json, read_json
 
 # What may differ between repetitions of one experiment: seeds, and which utterances train and test.
 REPETITION_KEYS = ("run.", "data.cache", "data.streams", "data.select.")
@@ -79,7 +79,10 @@ class RunRecord:
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """Of metrics.jsonl."""
-        return [json.loads(line) for line in (self.dir / "metrics.jsonl").read_text().splitlines()]
+        return [
+            parse_json(line, f"{self.dir / 'metrics.jsonl'}, line {number}")
+            for number, line in enumerate((self.dir / "metrics.jsonl").read_text().splitlines(), 1)
+        ]
 
     @property
     def fingerprints(self) -> tuple[str, str]:
@@ -220,7 +223,7 @@ def gather(paths: Sequence[Path]) -> Report:
     runs = [read_run(folder) for path in paths for folder in run_folders(path)]
     summary: dict[str, Any] = {}
     if len(paths) == 1 and (file := paths[0] / "cross_validation.json").is_file():
-        summary = json.loads(file.read_text())
+        summary = read_json(file)
     check_one_experiment(runs, {key for choice in summary.get("chosen", []) for key in choice["point"]})
     return Report(runs, summary)
 
@@ -246,12 +249,12 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ValueError: it is not done, or a file is missing; says which and what to do.
     """
-    status = json.loads(_text(folder, "status.json"))
+    status = parse_json(_text(folder, "status.json"), folder / "status.json")
     if status["status"] != "done":
         raise ValueError(
             f"{folder} is not done but {status['status']!r}: the same command that began it goes on with it"
         )
-    results = json.loads(_text(folder, "results.json"))
+    results = parse_json(_text(folder, "results.json"), folder / "results.json")
     if not {"test", "val"} & results.keys():
         raise ValueError(f"{folder} had neither validation nor test utterances: there is nothing to report")
     card = folder / "checkpoints" / "best" / CARD_FILE
@@ -260,7 +263,7 @@ def read_run(folder: Path) -> RunRecord:
         config=yaml.safe_load(_text(folder, "config.yaml")),
         status=status,
         results=results,
-        model=json.loads(card.read_text()) if card.is_file() else {},
+        model=read_json(card) if card.is_file() else {},
     )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
+from awtpn.model_files import read_card, write_checksums
 from awtpn.sharing.modelcard import render_card
+from shards.bounded_json import read_json
 
 
 def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
@@ -27,20 +29,22 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     folder = find_model(source)
     if out.exists():
         raise ValueError(f"{out} exists already: name a folder that does not")
-    card = json.loads((folder / CARD_FILE).read_text())
+    card = read_card(folder)
     results = source / "results.json"
     if results.is_file():
-        card["results"] = json.loads(results.read_text())
+        card["results"] = read_json(results)
     if licence:
         card["licence"] = licence
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     shutil.copyfile(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+    card.pop("graph", None)  # of an export that is exported again, without its graphs
     if graph:
         from awtpn.sharing.graph import write_graphs
 
         card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
     (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")
     (temporary / README_FILE).write_text(render_card(card, out.name))
+    write_checksums(temporary, (WEIGHTS_FILE, CARD_FILE, *card.get("graph", ())))
     os.replace(temporary, out)

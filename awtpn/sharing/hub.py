@@ -15,6 +15,7 @@ def locate(
     place: str | Path,
     files: Sequence[str],
     *,
+    optional: Sequence[str] = (),
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -27,6 +28,7 @@ def locate(
     Args:
         place: a path or a hub id; where both would do, the path wins.
         files: to fetch of the model, all of one revision.
+        optional: to fetch as well, where the model has them.
         revision: branch, tag or commit; default: the newest.
         token: of the hub; default: that of `hf auth login`.
         cache_dir: where fetched models are kept; default: the hub's own cache.
@@ -45,19 +47,29 @@ def locate(
             "reads USER/MODEL)"
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     folder = None
     try:
-        for name in files:
-            file = hf_hub_download(
-                str(place),
-                name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
+        for name in (*files, *optional):
+            try:
+                file = hf_hub_download(
+                    str(place),
+                    name,
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                )
+            except EntryNotFoundError:
+                if name in optional:
+                    continue
+                raise
             folder = Path(file).parent
             revision = folder.name  # the commit: files of two revisions must not be mixed
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:

@@ -155,6 +155,7 @@ def files(card: Mapping[str, Any]) -> str:
     lines = [
         "- `model.safetensors`: weights, prototypes, and the feature statistics (`standardise.*`)",
         "- `config.json`: shape of the network, class names in label order, provenance, results",
+        "- `checksums.json`: size and SHA-256 of the others, which loading compares",
     ]
     lines += [f"- `{name}`: {what}" for name, what in (card.get("graph") or {}).items()]
     return "\n".join(lines)

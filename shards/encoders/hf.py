@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import json
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+
+from shards.bounded_json import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
@@ -72,13 +73,14 @@ def model_type(folder: Path, known: dict[str, str], spec: str) -> str:
     """
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text()).get("model_type")
+        settings = read_json(path)
     except FileNotFoundError:
         raise ValueError(
             f"{spec}: {path} is missing; a model's folder is what save_pretrained writes"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{spec}: {path} is not JSON ({error})") from None
+        raise ValueError(f"{spec}: {error}") from None
+    found = settings.get("model_type") if isinstance(settings, dict) else None
     if found not in known:
         raise ValueError(
             f"{spec}: model type {found!r} is not one that can encode this: use {', '.join(sorted(known))}"

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -43,6 +42,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.bounded_json import parse_json
 from shards.feature_space import space_of
 from shards.schema import BadSample, Sample
 from shards.sources import csd
@@ -146,7 +146,7 @@ def read_folds(path: Path) -> dict[str, str]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        named = _literals(text) if path.suffix == ".py" else json.loads(text)
+        named = _literals(text) if path.suffix == ".py" else parse_json(text, path)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: neither JSON nor plain lists in Python ({error})") from None
     split_of: dict[str, str] = {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from shards.bounded_json import parse_json
 
 SEPARATORS = ",;\t"
 
@@ -53,10 +54,7 @@ def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number}: not JSON ({error})") from None
+        row = parse_json(line, f"{path}: line {number}")
         if not isinstance(row, dict):
             raise ValueError(f"{path}: line {number}: must be an object")
         rows.append(row)

@@ -36,8 +36,9 @@ from shards.extract import extract
 from shards.feature_space import check_same_space, describe, reopen, space_of
 from shards.features import decode, decode_ahead, encode
 from shards.inspect import format_info, info
+from shards.manifest import parse_manifest
 from shards.media import read_frames
-from shards.schema import Manifest, parse_manifest
+from shards.schema import Manifest
 from shards.sources import recordings
 from shards.store import Store
 from shards.target import hold, mark, open_folder, take

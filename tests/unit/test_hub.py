@@ -21,8 +21,10 @@ from awtpn.checkpoint import find_model
 from awtpn.cli import main
 from awtpn.metrics import summarise
 from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
+from awtpn.model_files import CHECKSUMS_FILE
 from awtpn.sharing.hub import upload
 
+FILES = {CARD_FILE, WEIGHTS_FILE, README_FILE, CHECKSUMS_FILE}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -31,7 +33,12 @@ def test_a_saved_model_loads_with_all_that_its_card_told(tmp_path: Path) -> None
     model.set_statistics("audio", torch.full((DIMS["audio"],), 3.0), torch.full((DIMS["audio"],), 2.0))
     model.record = {"dataset": "meld", "results": {"test": summarise(np.eye(3, dtype=int), CLASSES)}}
     model.save_pretrained(tmp_path / "m")
-    assert {p.name for p in (tmp_path / "m").iterdir()} == {CARD_FILE, WEIGHTS_FILE, README_FILE}
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {
+        CARD_FILE,
+        WEIGHTS_FILE,
+        README_FILE,
+        CHECKSUMS_FILE,
+    }
     again = AWTPN.from_pretrained(tmp_path / "m")
     assert again.card() == model.card()
     assert not again.training
@@ -70,7 +77,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path,
             known = (user, name, resolve) == ("someone", "emotions", "resolve") and path.is_file()
             if not known or revision not in ("main", COMMIT):
                 self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
+                missing = (user, name) == ("someone", "emotions")
+                self.send_header("X-Error-Code", "EntryNotFound" if missing else "RepoNotFound")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
@@ -118,6 +126,18 @@ def test_a_model_of_the_hub_is_loaded_by_its_name(hub: tuple[Path, list[str]], t
     assert asked == [], "what was fetched needs no network"
 
 
+def test_checksums_of_the_hub_are_looked_at_where_there_are_any(
+    hub: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, _ = hub
+    (folder / CARD_FILE).write_text((folder / CARD_FILE).read_text() + " ")
+    with pytest.raises(ValueError, match=r"config\.json is not the file that was exported"):
+        AWTPN.from_pretrained("someone/emotions", cache_dir=tmp_path / "one")
+    (folder / CHECKSUMS_FILE).unlink()
+    assert AWTPN.from_pretrained("someone/emotions", cache_dir=tmp_path / "two").classes == CLASSES
+    AWTPN.from_pretrained("someone/emotions", cache_dir=tmp_path / "two", local_files_only=True)
+
+
 def test_a_folder_wins_over_the_hub(hub: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, asked = hub
     (tmp_path / "someone").mkdir()
@@ -163,7 +183,7 @@ def test_models_are_pushed_with_their_card(tmp_path: Path, monkeypatch: pytest.M
     made, uploaded = Recorded.calls
     assert made["repo_id"] == "someone/emotions"
     assert made["private"]
-    assert uploaded["files"].keys() == {CARD_FILE, WEIGHTS_FILE, README_FILE}
+    assert uploaded["files"].keys() == FILES
     assert json.loads(uploaded["files"][CARD_FILE]) == model.card()
 
     Recorded.calls.clear()
@@ -171,7 +191,7 @@ def test_models_are_pushed_with_their_card(tmp_path: Path, monkeypatch: pytest.M
     main(["push", str(tmp_path / "m"), "someone/emotions"])
     made, uploaded = Recorded.calls
     assert not made["private"]
-    assert uploaded["files"].keys() == {CARD_FILE, WEIGHTS_FILE, README_FILE}
+    assert uploaded["files"].keys() == FILES
     with pytest.raises(SystemExit, match="write USER/MODEL"):
         main(["push", str(tmp_path / "m"), "emotions"])
     (tmp_path / "m" / README_FILE).unlink()

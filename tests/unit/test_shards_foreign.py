@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import errno
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -167,9 +168,22 @@ def recast(
     ]
 
 
+def shifted(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Headers of no multiple of 16 bytes, which the format does not allow."""
+    found = []
+    for name, content in files:
+        if name.endswith(".npy"):
+            length = int.from_bytes(content[8:10], "little")
+            header = content[10 : 9 + length] + b"   \n"
+            content = content[:8] + len(header).to_bytes(2, "little") + header + content[10 + length :]
+        found.append((name, content))
+    return found
+
+
 @pytest.mark.parametrize(
     ("change", "why", "dtype"),
     [
+        (shifted, r"audio is <f2, not aligned", "float16"),
         (in_npz, r"u0: a .npz member", "float16"),
         (by_npz, r"u0: a .npz member", "float16"),
         (partial(recast, np.asfortranarray), r"audio is <f2 in Fortran order", "float16"),
@@ -181,7 +195,7 @@ def recast(
             "float32",
         ),
     ],
-    ids=["npz", "npz-each", "fortran", "big-endian", "float64", "mixed"],
+    ids=["shifted", "npz", "npz-each", "fortran", "big-endian", "float64", "mixed"],
 )
 def test_what_is_decoded(tmp_path: Path, cache: Path, change: Any, why: str, dtype: str) -> None:
     made = index(plain(tmp_path / "d", change), cache)
@@ -483,3 +497,34 @@ def test_a_packed_dataset_over_http(tmp_path: Path, web: str, cache: Path) -> No
     assert_streams(f"{web}/d", cache)
     with pytest.raises(ValueError, match=r"http://127.0.0.1:\d+/nowhere/manifest.json: no such file"):
         FeatureStream(f"{web}/nowhere", cache_dir=cache)
+
+
+def test_labels_are_compared_with_the_field_that_indexing_was_told(tmp_path: Path, cache: Path) -> None:
+    def change(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [
+            (name, content.replace(b'"label"', b'"emotion"').replace(b"speaker", b"label"))
+            for name, content in files
+        ]
+
+    folder = plain(tmp_path / "d", change)
+    index(folder, cache, label="emotion")
+    assert verify(str(folder), progress=False).faults == [], "the field label is another thing"
+    assert len(list(preview(str(folder), 10))) == 10
+    path = folder / "manifest.json"
+    record = json.loads(path.read_text())
+    record["classes"].reverse()
+    for entry in record["splits"]["all"]["shards"]:
+        with np.load(folder / entry["index"]) as found:
+            early = {name: values for name, values in found.items() if name != "classes"}
+        np.savez(folder / entry["index"], **early)
+        content = (folder / entry["index"]).read_bytes()
+        entry["index_bytes"], entry["index_sha256"] = len(content), hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(record))
+    told = "its label is 'happy' in the shard, and 'calm' by the manifest"
+    first, *_ = verify(str(folder), progress=False).faults
+    assert (first.file, first.key) == ("part-0.tar", "u0")
+    assert told in first.cause
+    with pytest.raises(ValueError, match=told):
+        list(preview(str(folder)))
+    with pytest.raises(ValueError, match="by the manifest"):
+        list(FeatureStream(str(folder), cache_dir=cache).epoch(0))

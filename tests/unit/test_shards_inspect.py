@@ -94,7 +94,7 @@ def place_of(dataset: Path, key: str, part: str) -> tuple[Path, int]:
     """Shard, and first byte of an array or JSON member of an utterance."""
     store, manifest, _ = open_dataset(str(dataset))
     entries = manifest.splits["train"].shards
-    reader = ShardReader(store, entries, manifest.modalities)
+    reader = ShardReader(store, manifest, "train")
     for shard, entry in enumerate(entries):
         index = reader.index(shard)
         for row in np.flatnonzero(index.key == key):
@@ -195,7 +195,11 @@ def hashed_again(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"PK\3\4 oops", "not the index of a shard"), (b"", "not the index of a shard"), (None, "utterances, ")],
+    [
+        (b"PK\3\4 oops" + bytes(500), "not the index of a shard"),
+        (bytes(500), "not the index of a shard"),
+        (None, "utterances, "),
+    ],
 )
 def test_an_index_that_is_named_but_none(dataset: Path, content: bytes | None, told: str) -> None:
     name = "train-000001.index.npz"

@@ -22,7 +22,7 @@ from shards_support import CLASSES, DIMS, corpus, pack, utterance
 from awtpn.cli import main
 from shards import BadSample, FeatureStream, Sample, target
 from shards.foreign import index_url
-from shards.schema import parse_manifest
+from shards.manifest import parse_manifest
 
 
 def files(folder: Path) -> dict[str, bytes]:

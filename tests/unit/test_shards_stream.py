@@ -300,7 +300,14 @@ def damaged_manifest(folder: Path, change: dict[str, Any]) -> str:
         ({"modalities": {"audio": {"dim": 0, "dtype": "float16"}}}, r"modalities.audio: .* dim must be"),
         ({"modalities": {"audio": {"dim": 5, "dtype": "int8"}}}, r"modalities.audio: .* dtype one of"),
         ({"modalities": {"audio": {"dim": True, "dtype": "float16"}}}, r"'dim' must be a count, not True"),
-        ({"modalities": {"audio": {"dim": 3, "dtype": "float16"}}}, r"audio: 5 means .* of 3 features"),
+        (
+            {"modalities": {m: {"dim": 3, "dtype": "float16"} for m in ("audio", "video")}},
+            r"audio: 5 means .* of 3 features",
+        ),
+        (
+            {"modalities": {"audio": {"dim": 5, "dtype": "float16"}}},
+            r"steps of 'video', which is no modality",
+        ),
         ({"classes": ["calm", 1, "sad"]}, r"manifest.json: classes\[1\] must be str, not 1"),
         ({"classes": ["calm"]}, r"splits.train: class_counts \[2, 1, 1\] do not add up to 4 .* of 1 classes"),
         ({"columns": {"fold": "date"}}, r"columns must be"),

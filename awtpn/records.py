@@ -1,0 +1,58 @@
+"""Dataclasses out of JSON that others may have written: every field known, of its type, and bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+# Integers that torch and NumPy hold.
+INTEGERS = 2**63
+
+
+def from_record(kind: type[T], record: Any, at: str, *, others: bool = False, finite: bool = True) -> T:
+    """A dataclass of plain fields; those that the record lacks keep their defaults.
+
+    Args:
+        kind: the dataclass; its fields are bool, int, float, str, Literal, lists, dicts or unions of these.
+        record: what JSON gave.
+        at: what it is, for error messages.
+        others: leave fields out that the dataclass does not know, instead of refusing them.
+        finite: refuse floats that are NaN or infinite.
+
+    Raises:
+        ValueError: no mapping, an unknown field, or a value of another type; names it. One line.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{at} is no mapping")
+    hints = get_type_hints(kind)
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = [name for name in record if name not in known]
+    if unknown and not others:
+        raise ValueError(f"{at} has a field {unknown[0]!r:.60}, which this code does not know")
+    values = {name: value for name, value in record.items() if name in known}
+    for name, value in values.items():
+        if not _fits(value, hints[name], finite):
+            raise ValueError(f"{at}.{name} cannot be {value!r:.60}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any, finite: bool) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, each, finite) for each in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, inner[0], finite) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, inner[1], finite) for each in value.values())
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (not finite or abs(value) < math.inf)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < INTEGERS
+    return hint is Any or isinstance(value, hint)

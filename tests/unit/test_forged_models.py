@@ -1,0 +1,243 @@
+"""Models and checkpoints that nobody saved: refused in one line, before memory is taken or a file touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import ALONE, CLASSES, pack_corpus, small_model
+
+from awtpn import checkpoint
+from awtpn.checkpoint import OPTIMIZER_FILE, STATE_FILE, Position
+from awtpn.config import Config
+from awtpn.data import open_training_stream
+from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
+from awtpn.model_files import CHECKSUMS_FILE, fingerprint
+from awtpn.optim import OptimConfig, make_optimizer
+from awtpn.sharing.export import export
+
+Record = dict[str, Any]
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The message of a refusal, which has one line."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is what the caller looks at)
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- Cards and weights ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """An export as early code made it, without checksums."""
+    small_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / CHECKSUMS_FILE).unlink()
+    return tmp_path / "model"
+
+
+CARDS: dict[str, tuple[Callable[[Record], Any], str]] = {
+    # 280 TB of weights, of which any allocation would fail, or take all memory.
+    "wide": (lambda c: c["model"].update(shared_dim=1 << 23), "describes another network than model.safe"),
+    "wider than torch can count": (lambda c: c["model"].update(shared_dim=10**30), "model.shared_dim cannot"),
+    "wide features": (lambda c: c["feature_dims"].update(audio=1 << 24), "describes another network"),
+    "negative features": (lambda c: c["feature_dims"].update(audio=-1), "feature_dims must be"),
+    "many prototypes": (lambda c: c["model"].update(prototypes_per_class=1 << 24), "tpn.prototypes is"),
+    "sizes as text": (lambda c: c["model"].update(shared_dim="8"), "model.shared_dim cannot be '8'"),
+    "more classes": (lambda c: c["classes"].append("bored"), "tpn.prototypes is|classifier"),
+    "classes twice": (lambda c: c.update(classes=["a", "a", "b"]), "classes must be distinct names"),
+    "class of a number": (lambda c: c.update(classes=["a", 1, "b"]), "classes must be a list of names"),
+    "no classes": (lambda c: c.pop("classes"), "classes must be"),
+    "scale NaN": (lambda c: c["model"].update(distance_scale_audio=float("nan")), "distance_scale_audio can"),
+    "weight as text": (lambda c: c["model"].update(alpha_audio="x"), "alpha_audio cannot be 'x'"),
+    "unknown choice": (lambda c: c["model"].update(awm="exec"), "awm cannot be 'exec'"),
+    "modalities as text": (lambda c: c["model"].update(modalities="audio"), "modalities cannot be 'audio'"),
+    "a modality less": (lambda c: c["model"].update(modalities=["audio"]), "missing by the card"),
+    "no model": (lambda c: c.update(model=[]), "model must be a mapping"),
+    "prototypes": (lambda c: c.update(learnable_prototypes="yes"), "must be true or false"),
+    "provenance": (lambda c: c.update(provenance="yes"), "provenance must be a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_forged_cards_are_refused(model: Path, name: str) -> None:
+    change, told = CARDS[name]
+    card = json.loads((model / CARD_FILE).read_text())
+    change(card)
+    (model / CARD_FILE).write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=told):
+        AWTPN.from_pretrained(model)
+    for use in (
+        lambda: AWTPN.from_pretrained(model),
+        lambda: checkpoint.load_matching(model, small_model(dtype=torch.float32)),
+    ):
+        refusal(use)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "", '{"format": "awtpn"}'])
+def test_a_card_that_is_none_is_refused(model: Path, text: str) -> None:
+    (model / CARD_FILE).write_text(text)
+    assert CARD_FILE in refusal(lambda: AWTPN.from_pretrained(model))
+
+
+@pytest.mark.parametrize("content", [b"", b"oops", b"\xff" * 100, (1 << 62).to_bytes(8, "little") + b"{}"])
+def test_weights_that_are_none_are_refused(model: Path, content: bytes) -> None:
+    (model / WEIGHTS_FILE).write_bytes(content)
+    told = refusal(lambda: AWTPN.from_pretrained(model))
+    assert f"{WEIGHTS_FILE}: no safetensors file" in told
+
+
+def test_exports_carry_checksums(model: Path, tmp_path: Path) -> None:
+    assert AWTPN.from_pretrained(model).classes == CLASSES, "early exports have none"
+    export(model, tmp_path / "out")
+    out = tmp_path / "out"
+    files = json.loads((out / CHECKSUMS_FILE).read_text())["files"]
+    assert files == {name: fingerprint(out / name) for name in (WEIGHTS_FILE, CARD_FILE)}
+    assert AWTPN.from_pretrained(out).classes == CLASSES
+    for name in (WEIGHTS_FILE, CARD_FILE):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        told = refusal(lambda: AWTPN.from_pretrained(out))
+        assert f"{name} is not the file that was exported" in told
+        assert f"remove {out / CHECKSUMS_FILE}" in told
+        (out / name).write_bytes(whole)
+    (out / "README.md").write_text("people edit it")
+    AWTPN.from_pretrained(out)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (None, "files are missing"),
+        ({}, "has no checksum"),
+        ({"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}, "is not a plain file name"),
+        ({WEIGHTS_FILE: {"bytes": 1, "sha256": "x"}}, "no size and hash of 64"),
+        ({WEIGHTS_FILE: {"bytes": -1, "sha256": "0" * 64}}, "no size and hash of 64"),
+        ({WEIGHTS_FILE: 3}, "no size and hash of 64"),
+    ],
+)
+def test_checksums_that_are_none_are_refused(model: Path, files: Any, told: str) -> None:
+    (model / CHECKSUMS_FILE).write_text(json.dumps({"format_version": 1, "files": files}))
+    assert told in refusal(lambda: AWTPN.from_pretrained(model))
+
+
+# --- Checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = small_model(dtype=torch.float32)
+    optimizer = make_optimizer(model, OptimConfig())
+    sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    position = Position(step=5, epoch=1, epoch_step=2, best_f1=0.5, best_step=3, streams=1)
+    return checkpoint.save(tmp_path / "checkpoints", model, optimizer, position, model.card(), is_main=True)
+
+
+def changed(folder: Path, change: Callable[[Record], Any]) -> None:
+    path = folder / STATE_FILE
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+
+
+def at(**fields: Any) -> Callable[[Record], None]:
+    return lambda state: state["position"].update(fields)
+
+
+def file_named(name: str, **entry: Any) -> Callable[[Record], None]:
+    return lambda state: state["files"].update({name: entry})
+
+
+STATES: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "negative step": (at(step=-5, epoch=-3), "position.step cannot be -5"),
+    "negative epoch": (at(epoch=-3), "position.epoch cannot be -3"),
+    "beyond the steps done": (at(epoch_step=10**9), "position.epoch_step cannot be 1000000000 at step 5"),
+    "more epochs than steps": (at(epoch=4), "position.epoch_step cannot be 2 at step 5 of epoch 4"),
+    "best to come": (at(best_step=6), "position.best_step cannot be 6 at step 5"),
+    "validated to come": (at(validated=6), "position.validated cannot be 6"),
+    "step of a hundred digits": (at(step=10**100), "position.step cannot be 1000"),
+    "step as text": (at(step="5"), "position.step cannot be '5'"),
+    "step true": (at(step=True), "position.step cannot be True"),
+    "seconds NaN": (at(seconds=float("nan")), "position.seconds cannot be nan"),
+    "negative seconds": (at(seconds=-1.0), "position.seconds cannot be -1.0"),
+    "negative batch": (at(global_batch_size=-8), "global_batch_size cannot be -8"),
+    "damaged no names": (at(damaged=[1]), r"position.damaged cannot be \[1\]"),
+    "unknown field": (at(stride=3), "a field 'stride', which this code does not know"),
+    "no position": (lambda state: state.update(position=3), "position is no mapping"),
+    "another format": (lambda state: state.update(format_version=2), "format version 1"),
+    "files elsewhere": (file_named("../../../etc/passwd", bytes=1, sha256="0" * 64), "not a plain file name"),
+    "files without hash": (file_named(CARD_FILE, bytes=1, sha256="x"), "no size and hash of 64"),
+    "no files": (lambda state: state.update(files={}), f"{WEIGHTS_FILE} is missing"),
+    "Adam before its first step": (lambda state: state.update(adam_step=-1), "adam_step .* cannot be -1"),
+    "Adam's step NaN": (lambda state: state.update(adam_step=float("nan")), "adam_step .* cannot be nan"),
+    "no Adam": (lambda state: state.pop("adam_step"), "adam_step .* cannot be None"),
+    "loss scale": (lambda state: state.update(loss_scale={"scale": "x"}), "loss_scale cannot be 'x'"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_forged_states_are_refused(saved: Path, name: str) -> None:
+    change, told = STATES[name]
+    assert checkpoint.problem(saved) is None
+    changed(saved, change)
+    wrong = str(checkpoint.problem(saved))
+    assert "\n" not in wrong
+    with pytest.raises(ValueError, match=told):
+        raise ValueError(wrong)
+    assert checkpoint.offer_another(saved) == ""
+    assert checkpoint.find_latest(saved.parent) == saved, "it is the one that is named, and refused"
+
+
+def test_a_state_that_is_nested_too_deeply_is_refused(saved: Path) -> None:
+    (saved / STATE_FILE).write_text("[" * 100_000)
+    assert "nested too deeply" in str(checkpoint.problem(saved))
+
+
+def test_moments_of_another_shape_are_refused(saved: Path) -> None:
+    """Torch would broadcast them."""
+    model = small_model(dtype=torch.float32)
+    optimizer = make_optimizer(model, OptimConfig())
+    save_file({"classifier.bias.exp_avg": torch.ones(1)}, saved / OPTIMIZER_FILE)
+    told = refusal(lambda: checkpoint.load_optimizer(saved, model, optimizer))
+    assert "classifier.bias.exp_avg has the shape (1,)" in told
+
+
+@pytest.mark.parametrize("target", ["/etc", "latest", "../..", "step-evil", "step-00000005/.."])
+def test_a_link_that_leads_elsewhere_is_refused(saved: Path, target: str) -> None:
+    link = saved.parent / "latest"
+    link.unlink()
+    link.symlink_to(target)
+    told = refusal(lambda: checkpoint.find_latest(saved.parent))
+    assert f"{link} names {target!r}" in told
+    link.unlink()
+    assert checkpoint.find_latest(saved.parent) == saved, "as the message says"
+
+
+def test_folders_of_others_are_left_alone(saved: Path) -> None:
+    root = saved.parent
+    for name in ("step-evil", "step-1", "step-99999999x"):
+        (root / name).mkdir()
+        (root / name / "thesis.tex").touch()
+    (root / "step-00000001").mkdir()
+    assert [folder.name for folder in checkpoint.step_folders(root)] == ["step-00000001", "step-00000005"]
+    checkpoint.prune(root, keep_last=1)
+    assert not (root / "step-00000001").exists()
+    assert len(list(root.glob("*/thesis.tex"))) == 3
+
+
+def test_a_position_beyond_the_epoch_is_refused_at_the_start(tmp_path: Path) -> None:
+    config = Config()
+    config.data.train = pack_corpus(tmp_path / "d", train=20)
+    config.train.global_batch_size = 8
+    position = Position(step=9, epoch_step=4, global_batch_size=8, streams=1)
+    told = refusal(lambda: open_training_stream(config, ALONE, position))
+    assert "stands 4 steps into an epoch, and one of " in told
+    assert "has 3" in told
