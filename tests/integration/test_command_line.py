@@ -104,7 +104,7 @@ def test_a_run_is_exported_and_predicts(
 ) -> None:
     awtpn("export", trained, tmp_path / "model")
     written = sorted(path.name for path in (tmp_path / "model").iterdir())
-    assert written == ["README.md", "config.json", "model.safetensors"]
+    assert written == ["README.md", "checksums.json", "config.json", "model.safetensors"]
     with pytest.raises(SystemExit, match="exists already"):
         awtpn("export", trained, tmp_path / "model")
     awtpn("predict", tmp_path / "model", corpus, "--out", tmp_path / "answers.jsonl")
