@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import zipfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,6 +23,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_parsing.acquire, after_in_parent=_parsing.release, after_in_child=_parsing.release
     )
+
+
+def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of a `.npy`, from its first bytes; `file` then stands at its data.
+
+    Raises:
+        ValueError: it does not begin as a `.npy` does.
+    """
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with _parsing:
+        shape, fortran, dtype = read(file)
+    return shape, fortran, dtype
 
 
 def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -59,10 +72,7 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
 
 def _array(content: bytes, name: str) -> np.ndarray:
     stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    with _parsing:
-        shape, fortran, dtype = read(stream)
+    shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:
         raise ValueError(f"array {name!r:.60} holds pickled objects, which are never read")
     if dtype.itemsize == 0 or dtype.itemsize * math.prod(shape) != len(content) - stream.tell():
