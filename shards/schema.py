@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from shards.json_text import json_text
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
@@ -134,7 +136,7 @@ def choose_split(manifest: Manifest, split: str, url: str) -> str:
 
 def dump_manifest(manifest: Manifest) -> str:
     """The text of `manifest.json`."""
-    return json.dumps(asdict(manifest), indent=1, allow_nan=False) + "\n"
+    return json_text(asdict(manifest), indent=1) + "\n"
 
 
 def parse_manifest(text: str | bytes, url: str) -> Manifest:

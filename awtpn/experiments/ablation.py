@@ -18,8 +18,8 @@ from awtpn.config import parse_command_line
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.experiments.run_names import folder_name
-from awtpn.experiments.runner import PYTHON, train_all, write_json
-from awtpn.files import write_atomically
+from awtpn.experiments.runner import PYTHON, train_all
+from awtpn.files import write_atomically, write_json
 from awtpn.intervals import standard_error, t_interval
 from awtpn.metrics import SUMMARY
 

@@ -25,7 +25,6 @@ import yaml
 from tqdm import tqdm
 
 from awtpn.config import differing_keys, dump, parse_command_line
-from awtpn.files import write_atomically
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
@@ -254,8 +253,3 @@ def other_settings(job: Job) -> list[str]:
         return []
     before, now = yaml.safe_load(file.read_text()), dump(parse_command_line(job.arguments)[0])
     return [key for key in differing_keys(before, now) if key not in ELSEWHERE]
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=1) + "\n")

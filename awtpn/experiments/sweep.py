@@ -19,7 +19,8 @@ import numpy as np
 from awtpn.config import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
 from awtpn.experiments.run_names import folder_name
-from awtpn.experiments.runner import figures, write_json
+from awtpn.experiments.runner import figures
+from awtpn.files import write_json
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"

@@ -10,6 +10,7 @@ from pathlib import Path
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.sharing.modelcard import render_card
+from shards.json_text import json_text
 
 
 def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
@@ -41,6 +42,6 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         from awtpn.sharing.graph import write_graphs
 
         card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
-    (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")
+    (temporary / CARD_FILE).write_text(json_text(card, indent=1) + "\n")
     (temporary / README_FILE).write_text(render_card(card, out.name))
     os.replace(temporary, out)
