@@ -34,7 +34,6 @@ from awtpn.damage import account_for_damaged
 from awtpn.data import (
     balanced_weights,
     check_feature_space,
-    check_held_out,
     evaluation_stream,
     open_training_stream,
     training_data,
@@ -45,6 +44,7 @@ from awtpn.engine_state import innermost, is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.files import write_json
 from awtpn.finite_outputs import NotFiniteError
+from awtpn.held_out import check_held_out
 from awtpn.left_out import check_any_step_counted, check_finite_start, check_statistics, describe_steps
 from awtpn.losses import TERMS, total_loss
 from awtpn.model import AWTPN
@@ -169,7 +169,9 @@ def setup(
     for other in (val, test):
         if other is not None:
             check_feature_space(model, other)
-            check_held_out(train, other)
+    for warning in by_main(world, lambda: check_held_out(train, val, test)):
+        if world.is_main:
+            print(warning)
     if resumed:
         checkpoint.load_weights(resumed, model)
     else:

@@ -2,7 +2,8 @@
 
 It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
 
-- what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar)
+- what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
+  `json_text`
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
   and `restricted_pickle` for sources that others pickled
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
@@ -11,7 +12,8 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`
-- looking at datasets: `inspect`, `verify`; tars of others: `foreign`, `survey`, `adopt`
+- looking at datasets: `inspect`, `verify`, `common_utterances` (of two streams); tars of others: `foreign`,
+  `survey`, `adopt`
 """
 
 from shards.batch import FeatureBatch, Ragged
