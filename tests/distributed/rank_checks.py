@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,12 +56,13 @@ def an_evaluation_stops_on_all_ranks(job: dict[str, Any]) -> None:
     own = batch(utterances([(3, 2), (1, 4)], dtype=torch.float32), [0, 1])
     own = replace(poison(own) if world.rank == 1 else own, key=[f"{world.rank}-a", f"{world.rank}-b"])
     stream: Any = SimpleNamespace(classes=CLASSES, url="d", split="test", epoch=lambda _, device: iter([own]))
-    file = Path(os.environ.get("TMPDIR", "/tmp")) / f"never-{os.getppid()}.jsonl"
     told = rf"^d, split test: .* 1 of {2 * world.size} utterances .*: 1-a; look"
-    with pytest.raises(NotFiniteError, match=told):
-        evaluate(small_model(dtype=torch.float32), stream, world, predictions=file)
-    assert not file.exists()
-    world.barrier()
+    with TemporaryDirectory() as folder:
+        file = Path(world.from_main(folder)) / "predictions.jsonl"
+        with pytest.raises(NotFiniteError, match=told):
+            evaluate(small_model(dtype=torch.float32), stream, world, predictions=file)
+        assert not file.exists()
+        world.barrier()
 
 
 def drift_is_named_and_healed(job: dict[str, Any]) -> None:
