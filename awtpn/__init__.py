@@ -8,11 +8,12 @@ Where things are:
 - the network: `model` (SES, TPN, AWM), `segments` (sums over utterances), `attention`, `attention_fused`,
   `reference` (the published code's weights)
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
-- training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `damage`, `layout`,
-  `launcher`, `distributed`, `zero`, `device`, `cpu_threads`, `checkpoint`, `engine_state`, `run_folder`,
-  `run_lock`, `watchdog`, `doctor`
+- training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `held_out`, `damage`,
+  `left_out` (steps), `layout`, `launcher`, `distributed`, `zero`, `device`, `cpu_threads`, `checkpoint`,
+  `engine_state`, `run_folder`, `run_lock`, `watchdog`, `doctor`
 - looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`
-- figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)
+- figures: `evaluation`, `finite_outputs`, `metrics`, `intervals`, `predictions`, `compare`, and
+  `report/` (to cite)
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)
 - files that may come from anywhere: `model_files` (weights, card, checksums), `records` (fields of JSON)
 - using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)

@@ -10,7 +10,6 @@ kills a run, `latest` names a whole checkpoint. All ranks call `save`, since eng
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -39,6 +38,7 @@ from awtpn.records import from_record
 from awtpn.sharing.hub import locate
 from shards.bounded_json import read_json
 from shards.feature_space import check_same_space
+from shards.json_text import json_text
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
@@ -65,7 +65,9 @@ class Position:
     data: str = ""
     """Digest of the training utterances: their manifest, split and selection."""
     skipped: int = 0
-    """Steps left out because a loss or gradient was not finite."""
+    """Steps left out because a loss or gradient was not finite; train.skip_budget bounds them."""
+    left_out: int = 0
+    """Steps that changed nothing: `skipped`, and those with which fp16's loss scale found its range."""
     damaged: list[str] = field(default_factory=list)
     """Utterances left out because their shard or array is damaged or missing."""
     seconds: float = 0.0
@@ -108,7 +110,7 @@ def save(
         temporary.mkdir(parents=True)
         save_file(weights, temporary / WEIGHTS_FILE)
         save_file(moments, temporary / OPTIMIZER_FILE)
-        (temporary / CARD_FILE).write_text(json.dumps(dict(card), indent=1) + "\n")
+        (temporary / CARD_FILE).write_text(json_text(dict(card), indent=1) + "\n")
         files = {name: _fingerprint(temporary / name) for name in FILES}
         state = {
             "format_version": 1,
@@ -117,7 +119,7 @@ def save(
             "loss_scale": loss_scale(model, optimizer),
             "files": files,
         }
-        (temporary / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n")
+        (temporary / STATE_FILE).write_text(json_text(state, indent=1) + "\n")
         for path in temporary.iterdir():
             _sync(path)
         old = root / f".{folder.name}.old"

@@ -24,6 +24,7 @@ from awtpn.prototypes import PrototypesConfig
 from awtpn.refusals import OneLineParser, keys_of
 from awtpn.yaml_file import CheckedFile
 from shards.credentials import hide
+from shards.json_text import find_not_finite
 
 ROLES = ("train", "val", "test")
 DEMO = "demo"  # data.train of the run that needs nothing
@@ -145,6 +146,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
+        check_finite(self)
         for section in (self.model, self.prototypes, self.loss, self.optim, self.train):
             section.validate()
         if self.data.damaged_budget < 0:
@@ -158,6 +160,16 @@ class Config:
             raise ValueError(
                 "prototypes.update=ema with loss.lambda_align=0: nothing draws the steps to them"
             )
+
+
+def check_finite(config: Config) -> None:
+    """Refuse settings that are NaN or infinite: they compare with nothing, so no other check would find them.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if (found := find_not_finite(asdict(config))) is not None:
+        raise ValueError(f"{found[0]} must be a finite number, but is {found[1]}")
 
 
 HELP = """Train AWTPN. Without a configuration it makes and learns a demo corpus.

@@ -135,15 +135,6 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
             )
 
 
-def check_held_out(train: FeatureStream, other: FeatureStream) -> None:
-    """Refuse to judge a model on utterances that it trained on."""
-    if shared := train.overlap(other):
-        raise ValueError(
-            f"{shared} utterances of {other.url} are both trained on and evaluated on: change data.select or "
-            "the splits"
-        )
-
-
 def training_data(config: Config, train: FeatureStream) -> str:
     """A digest of which utterances are trained on, wherever their copy lies."""
     what = dump_manifest(train.manifest) + train.split + repr(config.data.select.train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,8 @@ from awtpn.config import ROLES, DataConfig, SelectConfig
 from awtpn.cpu_threads import ONE_PIECE, PieceThreads, choose_threads, forward_in_pieces, make_piece_threads
 from awtpn.data import EVALUATION_BATCH, check_feature_space, open_evaluation, stream_source
 from awtpn.distributed import World, join, leave
-from awtpn.files import write_atomically
+from awtpn.files import write_json
+from awtpn.finite_outputs import FiniteOutputs
 from awtpn.losses import LossConfig
 from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN, ModelConfig, ModelOutput
@@ -42,10 +43,14 @@ def evaluate(
     `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
     same on all ranks, is a file to write with a line per utterance: see `awtpn.predictions`. `look` is given
     each batch and what the model made of it, on the device. `threads` share each batch on a CPU.
+
+    Raises:
+        NotFiniteError: the model's outputs for some utterances are not finite; names them, on every rank.
     """
     classes = len(stream.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
     surprise = torch.zeros((), dtype=torch.float64, device=world.device)
+    finite = FiniteOutputs()
     training = model.training
     model.eval()
     with writing_predictions(predictions, stream.classes, world) as record:
@@ -54,10 +59,12 @@ def evaluate(
             output = forward_in_pieces(model, batch, threads)
             confusion += count_confusion(batch.label, output.logits.argmax(-1), classes)
             surprise += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
+            finite.add(batch.key, output.logits)
             record(batch, output.logits)
             look(batch, output)
             on_batch()
-    model.train(training)
+        model.train(training)
+        finite.check(world.from_all, f"{stream.url}, split {stream.split}")  # before a file of them appears
     figures = summarise(world.sum(confusion.cpu().numpy()), stream.classes)
     total = float(world.sum(surprise.cpu().numpy()[None])[0])
     return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
@@ -68,8 +75,8 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
     """How well the reliability weights find the truly informative steps: AUROC per modality.
 
     Needs metadata that lists them (`informative_audio`, `informative_video`: step numbers), which the demo
-    corpus has; empty for data that does not say. A weight is compared as a multiple of its utterance's
-    uniform weight.
+    corpus has; empty for data that does not say. A modality of which all steps are informative, or none, has
+    no such figure. A weight is compared as a multiple of its utterance's uniform weight.
     """
     listed = [f"informative_{m}" for m in stream.modalities]
     _, first = next(stream.metadata())
@@ -89,13 +96,14 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
                 scores[modality].append(weights.double().numpy() * len(weights))
                 marks[modality].append(mark)
     everyone = world.from_all((scores, marks))
-    return {
+    found = {
         m: auroc(
             np.concatenate([np.concatenate(s[m] or [np.zeros(0)]) for s, _ in everyone]),
             np.concatenate([np.concatenate(t[m] or [np.zeros(0, bool)]) for _, t in everyone]),
         )
         for m in stream.modalities
     }
+    return {m: value for m, value in found.items() if not math.isnan(value)}
 
 
 def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{source['url']}, split {stream.split}: {figures['utterances']} utterances\n")
         print(format_table(figures, stream.name))
         if options.out:
-            write_atomically(Path(options.out), json.dumps(figures, indent=1) + "\n")
+            write_json(Path(options.out), figures)
     leave()
     return figures
 

@@ -6,7 +6,6 @@ tensors: DeepSpeed's ZeRO-3 gathers a block's parameters in hooks that see tenso
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from awtpn.segments import segment_mean, segment_softmax, segment_sum, utterance
 from awtpn.sharing.hub import locate
 from awtpn.sharing.modelcard import LIBRARY, render_card
 from shards import Ragged
+from shards.json_text import json_text
 
 EPSILON = 1e-8  # of the weights' normalisation, as published
 
@@ -390,7 +390,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         """What `save_pretrained` and `push_to_hub` write; the mixin adds the model card."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, save_directory / WEIGHTS_FILE)
-        (save_directory / CARD_FILE).write_text(json.dumps(self.card(), indent=1) + "\n")
+        (save_directory / CARD_FILE).write_text(json_text(self.card(), indent=1) + "\n")
         write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +16,12 @@ from awtpn.board.board import GROUPS, Board, Pictures
 from awtpn.board.snapshot import Snapshot
 from awtpn.config import Config
 from awtpn.distributed import World
-from awtpn.files import write_atomically
+from awtpn.files import write_atomically, write_json
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.provenance import describe
 from shards import FeatureStream
 from shards.bounded_json import parse_json
+from shards.json_text import json_text
 
 Status = Literal["running", "preempted", "done", "failed"]
 
@@ -29,7 +29,7 @@ Status = Literal["running", "preempted", "done", "failed"]
 def write_status(run_dir: Path, status: Status, **details: Any) -> None:
     """status.json: what a batch script reads, since launchers turn every exit code into 1."""
     record = {"status": status, **details, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    write_atomically(run_dir / "status.json", json.dumps(record, indent=1) + "\n")
+    write_json(run_dir / "status.json", record)
 
 
 class Monitor:
@@ -73,7 +73,7 @@ class Monitor:
         if not self.is_main:
             return
         with telling_of_full_disks(self.run_dir):
-            self.lines.write(json.dumps(line) + "\n")
+            self.lines.write(json_text(line) + "\n")
             self.board.scalars(line["step"], {tag: line[name] for name, tag in GROUPS.items()})
         self.bar.update(1)
 
@@ -132,8 +132,10 @@ def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> No
         print(format_table(results[role], dataset))
         for modality, value in results[role]["reliability_auroc"].items():
             print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")
+    if skipped := results.get("skipped"):
+        print(f"\nwarning: {skipped} of {results['step']} steps were left out: they were not finite")
     short = {r: {k: round(results[r][k], 4) for k in SUMMARY} for r in ("val", "test") if r in results}
-    print(f"\nresults in {run_dir / 'results.json'}: {json.dumps(short)}")
+    print(f"\nresults in {run_dir / 'results.json'}: {json_text(short)}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ in memory at a time, whatever the size of the split.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from awtpn.distributed import World
 from shards import FeatureBatch
 from shards.bounded_json import parse_json
+from shards.json_text import json_text
 
 DIGITS = 6  # of a written probability
 
@@ -58,7 +58,10 @@ def writing_predictions(path: Path | None, classes: Sequence[str], world: World)
 
 
 def _rows(batch: FeatureBatch, logits: Tensor) -> list[Row]:
-    columns = (batch.label, logits.argmax(-1), logits.float().softmax(-1))
+    # Logits that are not finite stop the evaluation at its end, when all such utterances are known; until
+    # then they are written as zeros, which no reader ever sees.
+    logits = logits.float().nan_to_num(0.0, 0.0, 0.0)
+    columns = (batch.label, logits.argmax(-1), logits.softmax(-1))
     return list(zip(batch.key, *(column.tolist() for column in columns), strict=True))
 
 
@@ -70,7 +73,7 @@ def _write(file: TextIO, rows: list[Row], classes: Sequence[str]) -> None:
             "predicted": classes[predicted],
             "probabilities": {name: round(p, DIGITS) for name, p in zip(classes, probabilities, strict=True)},
         }
-        file.write(json.dumps(line) + "\n")
+        file.write(json_text(line) + "\n")
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from awtpn.device import usable
+from awtpn.finite_outputs import NotFiniteError, told
 from awtpn.model import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.clips import Clip
@@ -39,6 +40,12 @@ class Prediction:
     label: str
     probabilities: dict[str, float]
     weights: dict[str, NDArray[np.float32]]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether this is an answer at all: probabilities and weights are numbers."""
+        numbers = [np.array(list(self.probabilities.values())), *self.weights.values()]
+        return all(bool(np.isfinite(of).all()) for of in numbers)
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON takes it, to six digits."""
@@ -93,21 +100,32 @@ class Predictor:
         Raises:
             ValueError: features have the wrong shape or are not finite, there is no such modality, or an
                 utterance has no steps at all; names the utterance by its place, and the modality.
+            NotFiniteError: the model's outputs for some utterances are not finite; names their places.
         """
         if isinstance(utterances, Mapping):
             raise ValueError("predict takes a list of utterances; of a single one: predict([utterance])")
         dims = self.model.feature_dims
         arrays = [checked(f"utterance {i}", utterance, dims) for i, utterance in enumerate(utterances)]
-        return self._predict({m: pack_arrays([of[m] for of in arrays], dim) for m, dim in dims.items()})
+        features = {m: pack_arrays([of[m] for of in arrays], dim) for m, dim in dims.items()}
+        answers = self._predict(features)
+        if broken := [f"utterance {i}" for i, answer in enumerate(answers) if not answer.is_finite]:
+            raise NotFiniteError(told(broken, len(broken), len(answers)))
+        return answers
 
     def predict_stream(self, stream: FeatureStream) -> Iterator[tuple[str, Prediction]]:
         """(key, prediction) for every utterance that this rank has of a stream's epoch 0, in its order.
 
         Raises:
             ValueError, OSError: as `shards.FeatureStream.epoch` does.
+            NotFiniteError: the model's outputs for some utterances of the next batch are not finite.
         """
+        seen = 0
         for batch in stream.epoch(0):
-            yield from zip(batch.key, self._predict(batch.features), strict=True)
+            answers, seen = self._predict(batch.features), seen + len(batch)
+            if broken := [k for k, answer in zip(batch.key, answers, strict=True) if not answer.is_finite]:
+                where = f"{stream.url}, split {stream.split}"
+                raise NotFiniteError(f"{where}: {told(broken, len(broken), seen)}")
+            yield from zip(batch.key, answers, strict=True)
 
     def encoders(self, device: str | None = None, **moved: str | None) -> dict[str, Any]:
         """What made the features that the model was trained on, by modality, opened again; kept once open.
@@ -164,7 +182,10 @@ class Predictor:
                     constant = dict.fromkeys(sample.meta.get(CONSTANT, ()), "it never changes")
                     for modality, cause in (sample.meta.get(LACKING, {}) | constant).items():
                         logger.warning("%s: answered without its %s: %s", clip.audio, modality, cause)
-                    yield clip.audio, self.predict([sample.features])[0]
+                    try:
+                        yield clip.audio, self.predict([sample.features])[0]
+                    except NotFiniteError:
+                        yield clip.audio, "the model's outputs for it are NaN or infinite, which is no answer"
 
     @torch.no_grad()
     def _predict(self, features: Mapping[str, Ragged]) -> list[Prediction]:

@@ -6,7 +6,7 @@ a float32 buffer that every rank updates identically from one reduced sum per op
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from awtpn.finite_outputs import FiniteOutputs
 from awtpn.model import AWTPN, ModelOutput
 from shards import FeatureBatch
 
@@ -56,6 +57,7 @@ def initialise_from_data(
     batch_size: int,
     device: torch.device,
     seed: int,
+    from_all: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> None:
     """Set the table to class means (K = 1) or k-means++ centres within each class (K > 1).
 
@@ -67,7 +69,12 @@ def initialise_from_data(
         model: before any engine has wrapped it; every rank holds all of it.
         batches: this rank's share of those global batches, in eval order.
         batch_size: places of a global batch.
+        from_all: `World.from_all`: the value of every rank, on every rank.
+
+    Raises:
+        NotFiniteError: some utterances' vectors are not finite; names them, on every rank.
     """
+    finite = FiniteOutputs()
     modalities = model.config.modalities
     rows = torch.zeros(steps * batch_size, len(modalities), model.config.shared_dim, device=device)
     label_of_row = torch.zeros(steps * batch_size, len(modalities), dtype=torch.int64, device=device)
@@ -80,7 +87,9 @@ def initialise_from_data(
             stream = output.streams[modality]
             rows[place, m] = stream.mean.float()
             label_of_row[place, m] = torch.where(stream.present, batch.label.to(device) + 1, 0)
+        finite.add(batch.key, rows[place].square().sum(-1))  # distances are of squares, which overflow first
     model.train(training)
+    finite.check(from_all, "prototypes.init=data, utterances to train on")
     if dist.is_initialized():
         # Each row is non-zero on one rank, so the sum is exact whatever the number of ranks.
         dist.all_reduce(rows)

@@ -7,6 +7,7 @@ What only the main rank can know (who holds the lock, which checkpoint a link na
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -118,8 +119,11 @@ def find_start(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
         raise ValueError(problem + checkpoint.offer_another(folder))
     position = checkpoint.load_position(folder)
     position.began_from = began_from or position.began_from
-    if best_of(root, folder, position) is None:  # another best is to be found, at the latest at the end
-        position.best_f1, position.best_step, position.validated = -1.0, 0, 0
+    # Another best is to be found, at the latest at the end; so where an older version took figures of outputs
+    # that were not finite for the best.
+    if best_of(root, folder, position) is None or not math.isfinite(position.best_entropy):
+        position.best_f1, position.best_entropy = -1.0, 0.0
+        position.best_step, position.validated = 0, 0
     return folder, position
 
 

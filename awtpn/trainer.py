@@ -8,7 +8,6 @@ and no other wait for the device; figures stay on it until `log_every` steps hav
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import threading
@@ -46,7 +45,6 @@ from awtpn.damage import account_for_damaged
 from awtpn.data import (
     balanced_weights,
     check_feature_space,
-    check_held_out,
     evaluation_stream,
     open_training_stream,
     training_data,
@@ -55,7 +53,10 @@ from awtpn.device import send
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
 from awtpn.engine_state import innermost, is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
-from awtpn.files import write_atomically
+from awtpn.files import write_json
+from awtpn.finite_outputs import NotFiniteError
+from awtpn.held_out import check_held_out
+from awtpn.left_out import check_any_step_counted, check_finite_start, check_statistics, describe_steps
 from awtpn.losses import TERMS, total_loss
 from awtpn.model import AWTPN, ModelOutput
 from awtpn.monitor import Monitor, Status, log_results, print_results, write_status
@@ -133,19 +134,20 @@ def train(run: Run) -> dict[str, Any]:
     say("running")
     try:
         fit(run)
+        check_any_step_counted(run.position)
         results = test(run)
     except Stopped:
-        say("preempted", step=run.position.step, damaged=len(run.position.damaged))
+        say("preempted", **describe_steps(run.position), damaged=len(run.position.damaged))
         if run.world.is_main:
             print(f"stopped by a signal after step {run.position.step}; the run can be resumed")
         return {}
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            say("failed", error=f"{type(error).__name__}: {error}")
+            say("failed", error=f"{type(error).__name__}: {error}", **describe_steps(run.position))
         raise
     finally:
         run.watchdog.close()
-    say("done", step=run.position.step, damaged=len(run.position.damaged), **count_time(run))
+    say("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
     leave()
     return results
 
@@ -182,13 +184,16 @@ def setup(
     for other in (val, test):
         if other is not None:
             check_feature_space(model, other)
-            check_held_out(train, other)
+    for warning in by_main(world, lambda: check_held_out(train, val, test)):
+        if world.is_main:
+            print(warning)
     if resumed:
         checkpoint.load_weights(resumed, model)
     else:
         initialise(model, config, train, world)
     if world.size > 1:
         prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
+    check_finite_start(model, resumed)
 
     optimizer = make_optimizer(model, config.optim)
     if config.train.compile:
@@ -273,6 +278,7 @@ def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World)
             )
             mean = total / np.maximum(count, 1)
             std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+            check_statistics(f"{train.url}, split {train.split}: {name}", mean, std)
             model.set_statistics(name, torch.from_numpy(mean).float(), torch.from_numpy(std).float())
     if config.run.init_from:
         checkpoint.load_matching(checkpoint.find_model(Path(config.run.init_from)), model)
@@ -283,7 +289,13 @@ def initialise(model: AWTPN, config: Config, train: FeatureStream, world: World)
         )
         batches = (batch for batch, _ in zip(train.epoch(0), range(steps), strict=False))
         prototypes.initialise_from_data(
-            model, batches, steps, config.train.global_batch_size, world.device, config.run.seed
+            model,
+            batches,
+            steps,
+            config.train.global_batch_size,
+            world.device,
+            config.run.seed,
+            world.from_all,
         )
 
 
@@ -310,7 +322,8 @@ def fit(run: Run) -> None:
                 ends = position.step >= run.total_steps
                 validate = ends or (position.epoch + 1) % options.validate_every == 0
                 best = validate and validate_epoch(run, monitor)
-            except Stopped:  # within an epoch, or a validation, with which the run then goes on
+            # Within an epoch, or a validation, with which the run then goes on.
+            except (Stopped, NotFiniteError):
                 flush(run, monitor)
                 save(run)
                 raise
@@ -538,6 +551,7 @@ def flush(run: Run, monitor: Monitor) -> None:
             | {"utterances_per_s": rate, "data_wait": row[len(TERMS)]}
         )
         if not finite:
+            run.position.left_out += 1
             account_for_skipped(run, monitor, s, loss)
     if lost:  # on some rank; the same sum on all
         found = run.world.from_all({name: cause for s in steps for name, cause in s["damaged"].items()})
@@ -563,7 +577,7 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     run.position.skipped += 1
     monitor.say(f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}")
     if run.position.skipped > run.config.train.skip_budget:
-        raise FloatingPointError(
+        raise ValueError(
             f"{run.position.skipped} steps were not finite, more than train.skip_budget "
             f"{run.config.train.skip_budget}; the last, step {step['step']}, was broken by: {what}. Check "
             "these utterances' features, or lower optim.lr"
@@ -653,7 +667,8 @@ def test(run: Run) -> dict[str, Any]:
     by_main(run.world, lambda: checkpoint.load_weights(checkpoint.find_model(run.dir), model))
     if run.world.size > 1:
         prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
-    results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
+    best_step = run.position.best_step or run.position.step
+    results: dict[str, Any] = {"best_step": best_step, **describe_steps(run.position)}
     snapshots = {}
     wanted = run.world.from_main(wants_pictures(run.config.train.pictures, run.position.seconds, last=True))
     for role, stream in (("val", run.val), ("test", run.test)):
@@ -668,7 +683,7 @@ def test(run: Run) -> dict[str, Any]:
         snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
-        write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")
+        write_json(run.dir / "results.json", results)
         log_results(run.dir, results, snapshots)
         print_results(run.dir, results, run.card["dataset"])
     return results

@@ -17,6 +17,7 @@ from awtpn.engine_state import float32_masters, innermost
 from awtpn.layout import Layout
 from awtpn.optim import tell_norm
 from shards.bounded_json import read_json
+from shards.json_text import find_not_finite
 
 DEFAULT_ZERO_STAGE = 2
 # Where no DeepSpeed file says otherwise; those in configs/deepspeed say the same. DeepSpeed's own sizes suit
@@ -105,6 +106,8 @@ def _read_deepspeed_file(file: str) -> dict[str, Any]:
         raise ValueError(f"the DeepSpeed configuration {file} is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"the DeepSpeed configuration {file} is not a JSON object")
+    if (found := find_not_finite(settings)) is not None:
+        raise ValueError(f"the DeepSpeed configuration {file}: {found[0]} is {found[1]}; write a number")
     for name, example in {"zero_optimization": "stage", "bf16": "enabled", "fp16": "enabled"}.items():
         if not isinstance(settings.get(name, {}), dict):
             raise ValueError(

@@ -3,7 +3,8 @@
 It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
 
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
-  `file_names` (clutter, bytes that are no text, Unicode forms)
+- what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
+  `json_text`, `file_names` (clutter, bytes that are no text, Unicode forms)
 - checked as it is read: `manifest`, `index_file`, `labels` (against the metadata), `bounded_json`,
   `bounded_npz`
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
@@ -14,8 +15,8 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`
-- looking at datasets: `inspect`, `verify`; tars of others: `foreign`, `survey`, `member_names`
-  (whose a member is), `adopt`
+- looking at datasets: `inspect`, `verify`, `common_utterances` (of two streams); tars of others: `foreign`,
+  `survey`, `member_names` (whose a member is), `adopt`
 """
 
 from shards.batch import FeatureBatch, Ragged

@@ -6,12 +6,13 @@ The manifest is the contract between packing and reading: planning an epoch need
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+from shards.json_text import json_text
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -141,4 +142,4 @@ def choose_split(manifest: Manifest, split: str, url: str) -> str:
 
 def dump_manifest(manifest: Manifest) -> str:
     """The text of `manifest.json`."""
-    return json.dumps(asdict(manifest), indent=1, allow_nan=False) + "\n"
+    return json_text(asdict(manifest), indent=1) + "\n"

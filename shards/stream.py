@@ -17,7 +17,7 @@ What holds for every stream, whatever the store, the number of shards and of can
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,12 @@ import torch
 
 from shards.ahead import read_ahead, to_device_ahead
 from shards.batch import FeatureBatch
+from shards.index import ShardIndex
 from shards.plan import WINDOW, Plan, make_plan, places_of_rank, rows_of_step, shards_ahead, windows_ahead
 from shards.pool import BufferPool
-from shards.reader import INDEX_THREADS, ShardReader
-from shards.schema import Manifest, Modality, choose_split
-from shards.selection import select_rows
+from shards.reader import ShardReader
+from shards.schema import Manifest, Modality, ShardEntry, choose_split
+from shards.selection import INDEX_THREADS, select_rows
 from shards.statistics import Sums, add, sums_from_moments, sums_of
 from shards.store import open_dataset
 from shards.threads import DaemonThreads
@@ -221,7 +222,7 @@ class FeatureStream:
             ValueError, OSError: as `epoch` does.
         """
         for shard in range(len(self._shards)):
-            yield from self._reader.metadata(shard, self._selected(shard).tolist())
+            yield from self._reader.metadata(shard, self.selected(shard).tolist())
             self._reader.keep(())
 
     def statistics(self) -> dict[str, Sums]:
@@ -259,15 +260,39 @@ class FeatureStream:
         return total
 
     def overlap(self, other: FeatureStream) -> int:
-        """Number of utterances that both streams hold: 0 unless they read the same split of one dataset."""
-        if (self.store.url, self.split) != (other.store.url, other.split):
-            return 0
+        """Number of utterances of `other` that are the same rows of the same shards, by the shards' hashes.
+
+        It finds the same split of one dataset under whatever URL, and copies of its shards. Of other shards
+        with the same features see `shards.common_utterances`.
+        """
+        own = {entry.sha256: shard for shard, entry in enumerate(self._shards)}
         return sum(
-            len(np.intersect1d(self._selected(shard), other._selected(shard), assume_unique=True))
-            for shard in range(len(self._shards))
+            len(np.intersect1d(self.selected(own[entry.sha256]), other.selected(shard), assume_unique=True))
+            for shard, entry in enumerate(other._shards)
+            if entry.sha256 in own
         )
 
-    def _selected(self, shard: int) -> np.ndarray:
+    @property
+    def shards(self) -> Sequence[ShardEntry]:
+        """Those of the split, in order."""
+        return self._shards
+
+    @property
+    def skips_damaged(self) -> bool:
+        """Whether what is damaged is left out."""
+        return self._reader.skip_damaged
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard, fetched and verified if need be; the shard itself is not touched.
+
+        Raises:
+            ValueError: it is missing or damaged.
+            OSError: the store cannot be reached.
+        """
+        return self._reader.index(shard)
+
+    def selected(self, shard: int) -> np.ndarray:
+        """The selected rows of a shard, ascending."""
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
 
     def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
@@ -301,7 +326,7 @@ class FeatureStream:
     def _fetch(self, shard: int, stopped: threading.Event) -> None:
         # A failure here is no one's yet: whoever needs the shard tries again and tells.
         opened = self._reader.open(shard, wait_s=0.0, stop=stopped)
-        if len(self._selected(shard)) >= READ_WHOLE * self._shards[shard].utterances:
+        if len(self.selected(shard)) >= READ_WHOLE * self._shards[shard].utterances:
             opened.read_soon()
 
     def _batch(self, plan: Plan, epoch: int, step: int, pin: bool, stopped: threading.Event) -> FeatureBatch:

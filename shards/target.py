@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.credentials import hide
+from shards.json_text import json_text
 from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, dump_manifest
 from shards.store import Store, asking, open_store, read_manifest
 
@@ -232,7 +232,7 @@ def tidy(store: Store) -> None:
 
 def write_json_lines(path: Path, records: list[Any]) -> None:
     """Write a JSON document a line: letters as they are, bytes of a file's name that are none escaped."""
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(json_text(record, ensure_ascii=False) + "\n" for record in records)
     path.write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 

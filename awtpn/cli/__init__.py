@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,9 +17,11 @@ from typing import Any
 from awtpn.cli.bench import add_bench
 from awtpn.cli.extract import add_extract
 from awtpn.cli.pack import add_pack
-from awtpn.cli.shards import add_shards, add_store_options
+from awtpn.cli.shards import add_shards, add_store_options, finite_number
 from awtpn.cli.share import add_export, add_push, add_report
+from awtpn.files import writing
 from shards import FeatureStream
+from shards.json_text import json_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -154,9 +155,9 @@ def run_predict(options: argparse.Namespace) -> None:
         storage_options=options.storage_options,
     )
     check_feature_space(predictor.model, stream)
-    with open(options.out, "w") if options.out else contextlib.nullcontext(sys.stdout) as file:
+    with writing(Path(options.out)) if options.out else contextlib.nullcontext(sys.stdout) as file:
         for key, prediction in predictor.predict_stream(stream):
-            file.write(json.dumps({"key": key, **prediction.as_json()}) + "\n")
+            file.write(json_text({"key": key, **prediction.as_json()}) + "\n")
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -173,14 +174,14 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("b", metavar="RUN_B", type=Path, help="run folder to compare it with")
     parser.add_argument(
         "--loss_tolerance",
-        type=float,
+        type=finite_number,
         default=1e-5,
         metavar="X",
         help="largest relative difference of a loss at any step (default: 1e-5)",
     )
     parser.add_argument(
         "--weight_tolerance",
-        type=float,
+        type=finite_number,
         default=1e-4,
         metavar="X",
         help="largest absolute difference of a weight in the latest checkpoints (default: 1e-4)",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
+from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits, words
 from shards.clips import Clip, ClipSource
 from shards.credentials import hide_in_command
 from shards.feature_space import constant_of
@@ -114,14 +114,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         made.add_argument(
             f"--{modality}_step",
-            type=float,
+            type=finite_number,
             metavar="SECONDS",
             help="length of a step (default: the encoder's own)",
         )
         made.add_argument(
             f"--{modality}_revision", metavar="REVISION", help="branch, tag or commit on the hub"
         )
-    made.add_argument("--fps", type=float, metavar="N", help="pictures per second (default: 10)")
+    made.add_argument("--fps", type=finite_number, metavar="N", help="pictures per second (default: 10)")
     made.add_argument(
         "--faces",
         choices=["none", "opencv"],
@@ -178,7 +178,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--patience",
-        type=float,
+        type=finite_number,
         default=30,
         metavar="MINUTES",
         help="give up a rank that has made nothing for so long (default: 30)",

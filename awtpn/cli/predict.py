@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from awtpn.explain import NAMES, draw, load
 from awtpn.predictor import Prediction, Predictor
+from shards.json_text import json_text
 from shards.sources.recordings import PICTURE, SOUND
 
 
@@ -51,7 +51,7 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
                 print(f"{path}: not predicted: {answer}", file=sys.stderr)
                 failed = True
                 continue
-            file.write(json.dumps({"key": str(path), **answer.as_json(), "step_seconds": steps}) + "\n")
+            file.write(json_text({"key": str(path), **answer.as_json(), "step_seconds": steps}) + "\n")
             file.flush()
             print(in_words(path, answer, steps), file=sys.stderr)
             if options.png:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 from typing import Any
 
 from shards.bounded_json import parse_json
 from shards.foreign import index_url
 from shards.inspect import format_info, format_preview, info, preview
+from shards.json_text import find_not_finite
 from shards.schema import Manifest
 from shards.simulate import format_report, layout_of, simulate, synthetic_layout
 from shards.store import open_dataset
@@ -59,9 +61,17 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def json_object(text: str) -> dict[str, Any]:
     """An option's value that is a JSON object."""
     with contextlib.suppress(ValueError):
-        if isinstance(value := parse_json(text, "the option"), dict):
+        if isinstance(value := parse_json(text, "the option"), dict) and find_not_finite(value) is None:
             return value
     raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write e.g. \'{{"name": "value"}}\'')
+
+
+def finite_number(text: str) -> float:
+    """An option's value that is a number, and neither NaN nor infinite."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
 
 
 def words(text: str) -> list[str]:

@@ -17,8 +17,9 @@ import yaml
 from awtpn.config import parse_command_line
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
-from awtpn.experiments.runner import PYTHON, train_all, write_json
-from awtpn.files import write_atomically
+from awtpn.experiments.run_names import folder_name
+from awtpn.experiments.runner import PYTHON, train_all
+from awtpn.files import write_atomically, write_json
 from awtpn.intervals import standard_error, t_interval
 from awtpn.metrics import SUMMARY
 
@@ -54,7 +55,7 @@ def ablate(
         parse_command_line([*training, *arguments_of(overrides)])
     splits = make_splits(training, by)
     trials = {
-        name: splits.trials([*training, *arguments_of(overrides)], seeds, folder / name.replace(" ", "-"))
+        name: splits.trials([*training, *arguments_of(overrides)], seeds, folder / folder_of(name))
         for name, overrides in {BASE: {}, **variants}.items()
     }
     jobs = [trial.job for some in trials.values() for trial in some]
@@ -86,15 +87,24 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
     variants = yaml.safe_load(path.read_text())
     if not isinstance(variants, dict) or not all(isinstance(v, dict) and v for v in variants.values()):
         raise ValueError(f"{path}: write a line per variant, NAME: {{dotted.key: value}}")
+    taken = {BASE: BASE}
     for name, overrides in variants.items():
-        if name == BASE or "/" in name:
-            raise ValueError(f"{path}: {name!r} cannot be a variant's name; choose another")
+        if not isinstance(name, str) or folder_name(folder_of(name)) != folder_of(name) or name == BASE:
+            raise ValueError(f"{path}: {name!r} cannot be a variant's name, nor its folder's; choose another")
+        # Some file systems take names that differ in their case alone for one.
+        if (other := taken.setdefault(folder_of(name).casefold(), name)) != name:
+            raise ValueError(f"{path}: {name!r} would share a folder with {other!r}; choose another name")
         for key in overrides:
             if key in OWN_KEYS + FOLD_KEYS:
                 raise ValueError(f"{path}: {name} sets {key}, which the table sets itself; leave it out")
     if unknown := [name for name in only if name not in variants]:
         raise ValueError(f"{path} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
     return {name: overrides for name, overrides in variants.items() if not only or name in only}
+
+
+def folder_of(name: str) -> str:
+    """The name of a variant's folder."""
+    return name.replace(" ", "-")
 
 
 def arguments_of(overrides: Mapping[str, Any]) -> list[str]:

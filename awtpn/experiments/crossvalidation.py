@@ -19,8 +19,9 @@ import numpy as np
 from awtpn.config import parse_command_line
 from awtpn.experiments.baseline import logistic_regressions
 from awtpn.experiments.folds import Score, Splits, Trial, check_arguments, fold_means, make_splits
-from awtpn.experiments.runner import PYTHON, figures, train_all, write_json
+from awtpn.experiments.runner import PYTHON, figures, train_all
 from awtpn.experiments.sweep import choose, grid
+from awtpn.files import write_json
 from awtpn.intervals import t_interval
 from awtpn.metrics import SUMMARY
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 
 from awtpn.config import DataConfig, parse_command_line
 from awtpn.data import stream_source
-from awtpn.experiments.runner import Job
+from awtpn.experiments.run_names import as_argument, folder_name
+from awtpn.experiments.runner import Job, place_job
 from shards import FeatureStream
 
 # What an experiment of many runs decides itself, run by run.
@@ -62,28 +63,40 @@ class Splits:
         """The folds, or the one None that stands for the data's own splits."""
         return [*self.folds] or [None]
 
-    def trials(self, training: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Trial]:
-        """Every fold with every seed, each in a folder of its own within `folder`."""
-        return [trial for fold in self.each for trial in self.of_fold(fold, training, seeds, folder)]
+    def trials(
+        self, training: Sequence[str], seeds: Sequence[int], folder: Path, former: Path | None = None
+    ) -> list[Trial]:
+        """Every fold with every seed, each in a folder of its own within `folder`.
+
+        `former` is the folder that an older version used in place of `folder`, if it was another one.
+        """
+        return [trial for fold in self.each for trial in self.of_fold(fold, training, seeds, folder, former)]
 
     def of_fold(
-        self, fold: Fold | None, training: Sequence[str], seeds: Sequence[int], folder: Path
+        self,
+        fold: Fold | None,
+        training: Sequence[str],
+        seeds: Sequence[int],
+        folder: Path,
+        former: Path | None = None,
     ) -> list[Trial]:
         """One fold with every seed."""
-        name = f"{self.by}-{fold.test}-" if fold else ""
+        left_out = f"{self.by}-{fold.test}" if fold else ""
+        name = folder_name(left_out) + "-" if fold else ""
         trials = []
         for seed in seeds:
-            run_dir = folder / f"{name}seed-{seed}".replace("/", "_")
-            arguments = [*training, f"--run.dir={run_dir}", f"--run.seed={seed}"]
+            former_name = f"{left_out}-seed-{seed}".replace("/", "_") if fold else f"seed-{seed}"
+            arguments = [*training, f"--run.seed={seed}"]
             if fold:
                 arguments += [
                     f"--data.train={self.url}",
                     f"--data.test={self.url}",
-                    f"--data.select.train={json.dumps({self.by: fold.train})}",
+                    f"--data.select.train={as_argument({self.by: fold.train})}",
                     # In a list, where a text of digits ("01") stays text on the command line.
-                    f"--data.select.test={json.dumps({self.by: [fold.test]})}",
+                    f"--data.select.test={as_argument({self.by: [fold.test]})}",
                 ]
-            trials.append(Trial(fold, seed, Job(tuple(arguments), run_dir)))
+            job = place_job(arguments, folder / f"{name}seed-{seed}", (former or folder) / former_name)
+            trials.append(Trial(fold, seed, job))
         return trials
 
 
@@ -118,7 +131,7 @@ def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
     """The split that is cross-validated, as URL#split, and the values of a metadata column in it.
 
     Raises:
-        ValueError: the utterances have no such column.
+        ValueError: the utterances have no such column, or values in it are NaN or infinite.
     """
     source = stream_source(data, "train")
     assert source is not None
@@ -126,8 +139,13 @@ def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
     if by not in stream.manifest.columns:
         has = sorted(stream.manifest.columns) or "no columns of metadata"
         raise ValueError(f"{stream.url}: no column {by!r} to fold by; it has {has}")
-    values = sorted({meta[by] for _, meta in stream.metadata()})
-    return f"{source['url'].partition('#')[0]}#{stream.split}", values
+    values = {meta[by] for _, meta in stream.metadata()}
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise ValueError(
+            f"{stream.url}: column {by!r} has values that are NaN or infinite, which no fold can leave out; "
+            "mend them and pack the dataset again"
+        )
+    return f"{source['url'].partition('#')[0]}#{stream.split}", sorted(values)
 
 
 def leave_one_out(values: Sequence[Any]) -> list[Fold]:

@@ -8,7 +8,6 @@ given the same list: each takes what nobody else has, and all of them wait for t
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -25,11 +24,11 @@ import yaml
 from tqdm import tqdm
 
 from awtpn.config import differing_keys, dump, parse_command_line
-from awtpn.files import write_atomically
 from shards.bounded_json import read_json
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
+CONFIG_FILE = "config.yaml"
 LOG_FILE = "train.log"
 LOG_TAIL = 2_000  # characters of a failed run's output to show
 POLL_S = 1.0  # between looks at runs that others are training
@@ -45,6 +44,14 @@ class Job:
     run_dir: Path
 
 
+def place_job(arguments: Sequence[str], run_dir: Path, former: Path) -> Job:
+    """The training of `arguments` in `run_dir`; or in `former`, if an older version placed this run there."""
+    job, before = (Job((*arguments, f"--run.dir={place}"), place) for place in (run_dir, former))
+    if former != run_dir and not run_dir.exists() and (former / CONFIG_FILE).is_file():
+        return job if other_settings(before) else before
+    return job
+
+
 def train_all(
     jobs: Sequence[Job], parallel: int = 1, launcher: Sequence[str] = PYTHON, what: str = "runs"
 ) -> None:
@@ -57,11 +64,12 @@ def train_all(
         what: for the progress bar.
 
     Raises:
-        ValueError: a folder holds a run of other settings.
+        ValueError: a folder holds a run of other settings, or two jobs have the same folder.
         RuntimeError: a run failed; the message ends with its output. The others are stopped, and can go on.
     """
     if parallel < 1:
         raise ValueError(f"at least one run at a time, not {parallel}")
+    check_own_folders(jobs)
     for job in jobs:
         check_same_settings(job)
         # Before the pool: threads that make the same parent at once are a race on some network disks.
@@ -147,6 +155,8 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
                     raise RuntimeError(
                         f"{job.run_dir} ended with status {code}; {log} ends:\n{log.read_text()[-LOG_TAIL:]}"
                     )
+            # Again: since the first look, another process may have trained something else in the folder.
+            check_same_settings(job)
             bar.update(1)
         except BaseException:
             queue.stop()  # at once: the main thread may be waiting for another worker
@@ -213,20 +223,33 @@ def figures(run_dir: Path, role: str = "test") -> dict[str, Any]:
     return found
 
 
+def check_own_folders(jobs: Sequence[Job]) -> None:
+    """Refuse two jobs that would share a folder, where one would take the other's results.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        other = first.setdefault(job.run_dir, job)
+        if other.arguments != job.arguments:
+            raise ValueError(f"two runs of different settings would share the folder {job.run_dir}")
+
+
 def check_same_settings(job: Job) -> None:
     """Refuse to take an older run of other settings for the one that is asked for.
 
     Raises:
         ValueError: the folder's run has other settings; names them.
     """
-    file = job.run_dir / "config.yaml"
-    if not file.is_file():
-        return
-    before, now = yaml.safe_load(file.read_text()), dump(parse_command_line(job.arguments)[0])
-    if changed := [key for key in differing_keys(before, now) if key not in ELSEWHERE]:
+    if changed := other_settings(job):
         raise ValueError(f"{job.run_dir} holds a run with another {', '.join(changed)}: give another --dir")
 
 
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+def other_settings(job: Job) -> list[str]:
+    """The keys that the folder's run has otherwise, its utterances included; none where it has no run yet."""
+    file = job.run_dir / CONFIG_FILE
+    if not file.is_file():
+        return []
+    before, now = yaml.safe_load(file.read_text()), dump(parse_command_line(job.arguments)[0])
+    return [key for key in differing_keys(before, now) if key not in ELSEWHERE]

@@ -18,7 +18,9 @@ import numpy as np
 
 from awtpn.config import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
-from awtpn.experiments.runner import figures, write_json
+from awtpn.experiments.run_names import folder_name
+from awtpn.experiments.runner import figures
+from awtpn.files import write_json
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"
@@ -114,13 +116,16 @@ def inner_trials(
     Raises:
         ValueError: the fold trains on one group only, which leaves none to validate on.
     """
-    place = folder / name_of(point)
+    place, former = folder / name_of(point), folder / former_name_of(point)
     if fold is None:
-        return splits.trials([*training, *arguments_of(point)], seeds, place)
+        return splits.trials([*training, *arguments_of(point)], seeds, place, former)
     if len(fold.train) < 2:
         raise ValueError("a sweep needs at least three folds: one to test, one to validate, one to train on")
     inner = Splits(splits.by, splits.url, leave_one_out(fold.train))
-    return inner.trials([*training, *arguments_of(point)], seeds, place / f"without-{fold.test}")
+    left_out = f"without-{fold.test}"
+    return inner.trials(
+        [*training, *arguments_of(point)], seeds, place / folder_name(left_out), former / left_out
+    )
 
 
 def arguments_of(point: Point) -> list[str]:
@@ -128,8 +133,17 @@ def arguments_of(point: Point) -> list[str]:
 
 
 def name_of(point: Point) -> str:
-    """A folder's name: "optim.lr=1e-3,model.dropout=0.5"."""
-    return re.sub(r"[^\w.=,+\-\[\]]", "_", ",".join(f"{key}={value}" for key, value in point.items()))
+    """A folder's name, different for every point: "optim.lr=1e-3,model.dropout=0.5"."""
+    return folder_name(_as_text(point))
+
+
+def former_name_of(point: Point) -> str:
+    """The folder's name in older versions, which several points could share."""
+    return re.sub(r"[^\w.=,+\-\[\]]", "_", _as_text(point))
+
+
+def _as_text(point: Point) -> str:
+    return ",".join(f"{key}={value}" for key, value in point.items())
 
 
 def format_choice(by: str | None, chosen: Chosen) -> str:

@@ -57,6 +57,9 @@ def curve_svg(
 ) -> str:
     """The mean of curves (steps, values) over steps, and the band from the least to the greatest of them."""
     width, height, left, right, top, bottom = 270, 180, 42, 10, 30, 26
+    curves = [curve for curve in curves if len(curve[0])]
+    if not curves:  # every step was left out
+        return _svg(width, height, f"{title}: no finite values", [_text(left, 16, f"{title}: none finite")])
     steps, values = common_grid(curves)
     mean, low, high = values.mean(0), values.min(0), values.max(0)
     ticks = nice_ticks(float(low.min()), float(high.max()))

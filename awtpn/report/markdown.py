@@ -145,6 +145,7 @@ def cost_rows(report: Report) -> list[tuple[str, str]]:
     rates.sort()
     rows.append(("training speed", f"{rates[len(rates) // 2]:,.0f} utterances/s (median over steps)"))
     rows.append(("steps", ", ".join(sorted({f"{s['step']:,}" for s in statuses}))))
+    rows += [("steps left out", report.steps_left_out)] if report.steps_left_out else []
     return rows
 
 

@@ -85,6 +85,11 @@ class RunRecord:
         ]
 
     @property
+    def steps_left_out(self) -> tuple[int, int]:
+        """Optimizer steps that changed nothing since they were not finite, and all steps of metrics.jsonl."""
+        return sum(bool(line.get("skipped")) for line in self.lines), len(self.lines)
+
+    @property
     def fingerprints(self) -> tuple[str, str]:
         """Of the last step's utterances, and a digest of all steps': equal ones saw the same data."""
         words = [line["fingerprint"] for line in self.lines]
@@ -177,6 +182,13 @@ class Report:
             assert limits is not None
             found[name] = Interval(limits[0], limits[1], how)
         return found
+
+    @cached_property
+    def steps_left_out(self) -> str:
+        """What was not learned from, in words; empty where every step counted."""
+        found = [run.steps_left_out for run in self.runs]
+        left_out, steps = (sum(counts) for counts in zip(*found, strict=True))
+        return f"{left_out:,} of {steps:,} were not finite and changed nothing" if left_out else ""
 
     @cached_property
     def pooled(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.model_files import read_card, write_checksums
 from awtpn.sharing.modelcard import render_card
 from shards.bounded_json import read_json
+from shards.json_text import json_text
 
 
 def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
@@ -44,7 +44,7 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         from awtpn.sharing.graph import write_graphs
 
         card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
-    (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")
+    (temporary / CARD_FILE).write_text(json_text(card, indent=1) + "\n")
     (temporary / README_FILE).write_text(render_card(card, out.name))
     write_checksums(temporary, (WEIGHTS_FILE, CARD_FILE, *card.get("graph", ())))
     os.replace(temporary, out)

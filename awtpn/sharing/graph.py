@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from awtpn.finite_outputs import NotFiniteError
 from awtpn.model import AWTPN, EPSILON, Standardise
 from awtpn.predictor import pack_arrays
 
@@ -178,6 +179,7 @@ def check(model: AWTPN, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], n
     """Compare a graph with the packed model on utterances of several lengths, some lacking a modality.
 
     Raises:
+        NotFiniteError: the model's own outputs are not finite, so there is nothing to compare with.
         RuntimeError: they differ by more than rounding.
     """
     rng = np.random.default_rng(0)
@@ -192,10 +194,16 @@ def check(model: AWTPN, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], n
         }
         packed = {m: pack_arrays(arrays[m], dim) for m, dim in model.feature_dims.items()}
         expected = model(packed)
+        if not expected.logits.isfinite().all():
+            raise NotFiniteError(
+                f"{name}: the model's outputs are NaN or infinite even for usual features, so it cannot be "
+                "compared with the model: take an earlier checkpoint, or train again with a lower optim.lr"
+            )
         found = graph([t for m, dim in model.feature_dims.items() for t in pad(arrays[m], dim)])
         gaps = [(found[0] - expected.logits.softmax(-1)).abs().max()]
         for of_graph, stream in zip(found[1:], expected.streams.values(), strict=True):
             mask = torch.arange(of_graph.shape[1]) < stream.offsets.diff()[:, None]
             gaps += [(of_graph[mask] - stream.weights).abs().max()] if mask.any() else []
-        if not max(gaps) <= TOLERANCE:
-            raise RuntimeError(f"{name} is {max(gaps):.1e} off the model it was made of")
+        largest = float(torch.stack(gaps).max())  # NaN if one of them is
+        if not largest <= TOLERANCE:
+            raise RuntimeError(f"{name} is {largest:.1e} off the model it was made of")

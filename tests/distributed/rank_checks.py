@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from support import ALONE, CLASSES, batch, small_model, utterances
+from support import ALONE, CLASSES, batch, poison, small_model, utterances
 
 from awtpn import trainer
 from awtpn.config import Config, Launch
 from awtpn.distributed import World, start
+from awtpn.evaluation import evaluate
+from awtpn.finite_outputs import NotFiniteError
 from awtpn.losses import LossConfig, total_loss
 from awtpn.model import AWTPN
 from awtpn.optim import OptimConfig, make_optimizer
@@ -43,6 +48,21 @@ def sums_and_objects(job: dict[str, Any]) -> None:
     assert world.from_main({"from": rank}) == {"from": 0}
     assert world.from_all(f"rank {rank}") == [f"rank {r}" for r in range(ranks)]
     world.barrier()
+
+
+def an_evaluation_stops_on_all_ranks(job: dict[str, Any]) -> None:
+    """One rank alone has an utterance whose outputs are not finite; all stop, and no file appears."""
+    world = join()
+    own = batch(utterances([(3, 2), (1, 4)], dtype=torch.float32), [0, 1])
+    own = replace(poison(own) if world.rank == 1 else own, key=[f"{world.rank}-a", f"{world.rank}-b"])
+    stream: Any = SimpleNamespace(classes=CLASSES, url="d", split="test", epoch=lambda _, device: iter([own]))
+    told = rf"^d, split test: .* 1 of {2 * world.size} utterances .*: 1-a; look"
+    with TemporaryDirectory() as folder:
+        file = Path(world.from_main(folder)) / "predictions.jsonl"
+        with pytest.raises(NotFiniteError, match=told):
+            evaluate(small_model(dtype=torch.float32), stream, world, predictions=file)
+        assert not file.exists()
+        world.barrier()
 
 
 def drift_is_named_and_healed(job: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ CHECKS = (
     "negatives_carry_gradient_over_ranks",
     "signals_and_counts_are_shared",
     "other_settings_are_refused",
+    "an_evaluation_stops_on_all_ranks",
 )
 
 

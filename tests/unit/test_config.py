@@ -138,7 +138,7 @@ def test_an_unknown_key_in_a_file_is_refused_by_name(
         (["--loss.margin_contrast", "-0.1"], "loss.margin_contrast must not be negative"),
         (["--loss.lambda_intra", "-1"], "loss.lambda_intra must not be negative"),
         (["--loss.eta_ce", "-1"], "loss.eta_ce must not be negative"),
-        (["--loss.eta_mse", ".nan"], "loss.eta_mse must not be negative, but is nan"),
+        (["--loss.eta_mse", ".nan"], "loss.eta_mse must be a finite number, but is nan"),
         (["--data.streams", "0"], "data.streams must divide train.global_batch_size 32, but is 0"),
         (["--data.streams", "5"], "data.streams must divide train.global_batch_size 32, but is 5"),
         (["--prototypes.update", "ema", "--loss.lambda_align", "0"], "prototypes.update=ema.*lambda_align"),

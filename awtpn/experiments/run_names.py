@@ -1,0 +1,48 @@
+"""Names of run folders: readable, and different for different settings.
+
+Whatever a name is made of (the value of a metadata column, the settings of a sweep), two different texts
+never get the same name: a run folder that is found is one of exactly these settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+# File systems take 255 bytes; a seed, a dot and ".lock" are added to a name.
+LONGEST_NAME = 200
+LONGEST_SLUG = 100
+HASH_DIGITS = 10
+# A text that looks like a name with a hash could be taken for one, so it gets a hash of its own.
+WITH_HASH = re.compile(rf".*~[0-9a-f]{{{HASH_DIGITS}}}", re.DOTALL)
+
+
+def folder_name(text: str) -> str:
+    """A folder's name for `text`; different texts have different names.
+
+    A text that can be a name is one. Else the name is as much of it as a name can hold, and a hash of the
+    exact text: "speaker-A/1" becomes "speaker-A_1~5f0c1b3a9e".
+    """
+    plain = text.isprintable() and not set(text) & {"/", "\\"} and text not in ("", ".", "..")
+    if plain and len(text.encode()) <= LONGEST_NAME and not WITH_HASH.fullmatch(text):
+        return text
+    slug = re.sub(r"[^\w.=,+\-\[\]]", "_", text).encode("utf-8", "replace")[:LONGEST_SLUG]
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_DIGITS]
+    return f"{slug.decode('utf-8', 'ignore')}~{digest}"
+
+
+def as_argument(value: Any) -> str:
+    """A value as JSON that is YAML as well, in ASCII, for a command line that is read as YAML.
+
+    JSON writes a character beyond 16 bits as two (a surrogate pair), which YAML does not join; and YAML folds
+    the line separators that JSON leaves as they are.
+
+    Raises:
+        ValueError: a number is NaN or infinite, or a text is no valid Unicode.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{value!a} is no valid Unicode (a lone surrogate), so it cannot be selected by")
+    return re.sub(r"[^\x20-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
