@@ -127,6 +127,22 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def identity(folder: Path) -> dict[str, Any] | None:
+    """Which weights a checkpoint holds: step and sha256 of the weights; None where nothing records them."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_text())
+        return {"step": state["position"]["step"], "sha256": state["files"][WEIGHTS_FILE]["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def model_folder(run_dir: Path) -> Path | None:
+    """The checkpoint that a run is judged by: its best, or else its latest one; None where it has neither."""
+    root = run_dir / "checkpoints"
+    found = ((root / name).resolve() for name in ("best", "latest") if (root / name / CARD_FILE).is_file())
+    return next(found, None)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -21,6 +21,7 @@ from awtpn.checkpoint import Position
 from awtpn.config import DEMO, Config, differing_keys, dump, dump_yaml
 from awtpn.distributed import World
 from awtpn.files import write_atomically
+from awtpn.results import set_aside
 from awtpn.run_lock import locked
 from shards.store import dataset_name
 
@@ -185,6 +186,8 @@ def begin(config: Config, run_dir: Path, resumed: Path | None, position: Positio
             else:
                 (root / name).unlink(missing_ok=True)
     if not done:
+        if results := set_aside(run_dir):
+            print(f"the run continues from step {position.step}; its results so far: {results}")
         record_settings(config, run_dir, position.step)
 
 

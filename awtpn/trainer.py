@@ -8,7 +8,6 @@ and no other wait for the device; figures stay on it until `log_every` steps hav
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import threading
 import time
@@ -44,13 +43,13 @@ from awtpn.device import send
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
 from awtpn.engine_state import innermost, is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
-from awtpn.files import write_atomically
 from awtpn.losses import TERMS, total_loss
 from awtpn.model import AWTPN
 from awtpn.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate, tell_norm
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe
+from awtpn.results import write_results
 from awtpn.run_folder import begin, by_main, find_start, kept_to_one_job, prepare_run_dir
 from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
@@ -569,6 +568,17 @@ def count_time(run: Run) -> dict[str, float]:
 # --- test ----------------------------------------------------------------------------------------
 
 
+def load_best(run_dir: Path, model: AWTPN) -> dict[str, Any] | None:
+    """Put the best checkpoint's weights into `model`; returns their `checkpoint.identity`.
+
+    Raises:
+        ValueError: there is none, or it is not as it was saved.
+    """
+    folder = checkpoint.find_model(run_dir)
+    checkpoint.load_weights(folder, model)
+    return checkpoint.identity(folder)
+
+
 def test(run: Run) -> dict[str, Any]:
     """Evaluate the best checkpoint on validation and test data; write and print the results.
 
@@ -577,10 +587,13 @@ def test(run: Run) -> dict[str, Any]:
     """
     # The main rank alone knows for sure what `best` names: other hosts may still see an older link.
     model = AWTPN.from_card(run.card).to(run.world.device).eval()
-    by_main(run.world, lambda: checkpoint.load_weights(checkpoint.find_model(run.dir), model))
+    measured = by_main(run.world, lambda: load_best(run.dir, model))
     if run.world.size > 1:
         prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
-    results: dict[str, Any] = {"best_step": run.position.best_step or run.position.step}
+    results: dict[str, Any] = {
+        "best_step": run.position.best_step or run.position.step,
+        "checkpoint": measured,
+    }
     snapshots = {}
     wanted = run.world.from_main(wants_pictures(run.config.train.pictures, run.position.seconds, last=True))
     for role, stream in (("val", run.val), ("test", run.test)):
@@ -593,7 +606,7 @@ def test(run: Run) -> dict[str, Any]:
         snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
-        write_atomically(run.dir / "results.json", json.dumps(results, indent=1) + "\n")
+        write_results(run.dir, results)
         log_results(run.dir, results, snapshots)
         print_results(run.dir, results, run.card["dataset"])
     return results

@@ -24,8 +24,10 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from awtpn.checkpoint import model_folder
 from awtpn.config import differing_keys, dump, parse_command_line
 from awtpn.files import write_atomically
+from awtpn.results import RESULTS_FILE, read_results
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
@@ -203,9 +205,13 @@ def figures(run_dir: Path, role: str = "test") -> dict[str, Any]:
     """A finished run's figures on its "test" or "val" utterances.
 
     Raises:
-        ValueError: the run had none.
+        ValueError: the run had none, or they are not those of its best checkpoint.
     """
-    results = json.loads((run_dir / "results.json").read_text())
+    stored = read_results(run_dir, model_folder(run_dir))
+    if stored.results is None:
+        why = stored.note or f"{run_dir} has no {RESULTS_FILE}"
+        raise ValueError(f"{why}: train it to its end again, with the command that began it")
+    results = stored.results
     if role not in results:
         raise ValueError(f"{run_dir} has no figures of {role} utterances: give data.{role} or select them")
     found: dict[str, Any] = results[role]

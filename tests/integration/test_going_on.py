@@ -14,9 +14,14 @@ from support import arguments, assert_same_run, metrics, status
 
 from awtpn import checkpoint, trainer
 from awtpn.checkpoint import load_position
-from awtpn.model import WEIGHTS_FILE
+from awtpn.cli import main as awtpn
+from awtpn.compare import compare_runs
+from awtpn.experiments.runner import figures
+from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.optim import OptimConfig, learning_rate
 from awtpn.predictor import Predictor
+from awtpn.report.report import gather
+from awtpn.results import RESULTS_FILE
 
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
@@ -176,3 +181,79 @@ def test_altered_weights_are_not_tested(train: Any, score: Score, tmp_path: Path
         with pytest.raises(ValueError, match=refusal):
             use()
     assert status(tmp_path)["status"] == "failed"
+
+
+def exported(run_dir: Path, out: Path) -> dict[str, Any]:
+    """What the card of a run's export says of results; empty where it says nothing."""
+    awtpn(["export", str(run_dir), str(out)])
+    results: dict[str, Any] = json.loads((out / CARD_FILE).read_text()).get("results", {})
+    return results
+
+
+def test_a_run_that_continues_after_its_end_loses_its_results_and_keeps_them_aside(
+    train: Any, score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    score(0.1, 0.0, 0.0, 0.2)  # two of the results
+    train(run_dir, **{"train.epochs": 1})
+    results = json.loads((run_dir / RESULTS_FILE).read_text())
+    assert results["checkpoint"] == checkpoint.identity(run_dir / "checkpoints" / "best")
+    assert exported(run_dir, tmp_path / "first") == results
+    (run_dir / "report.html").write_text("of step 4")
+    train(run_dir, 10)
+    assert (status(run_dir)["status"], link(run_dir, "best")) == ("preempted", "step-00000008")
+    (aside,) = run_dir.glob("earlier-results-*")
+    assert f"the run continues from step 4; its results so far: {aside}" in capsys.readouterr().out
+    assert json.loads((aside / RESULTS_FILE).read_text()) == results
+    moved = {path.name for path in aside.iterdir()}
+    assert moved > {"report.html", "predictions-val.jsonl", "predictions-test.jsonl"}
+    assert [name.endswith(".results") for name in moved].count(True) == 1, "TensorBoard's results"
+    assert not [name for name in moved for place in ("", "tensorboard") if (run_dir / place / name).exists()]
+    assert exported(run_dir, tmp_path / "second") == {}
+    assert (
+        "exported without results: it has not been evaluated"
+        in (tmp_path / "second" / README_FILE).read_text()
+    )
+
+
+def test_results_of_other_weights_are_not_told_as_the_best_ones(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir)
+    results = json.loads((run_dir / RESULTS_FILE).read_text())
+    best = link(run_dir, "best")
+    other = next(f"step-{step:08d}" for step in (4, 8, 12) if step != results["best_step"])
+    checkpoint.point(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / other)
+    # An older run folder records the step alone.
+    older = {key: value for key, value in results.items() if key != "checkpoint"}
+    for number, content in enumerate((results, older)):
+        (run_dir / RESULTS_FILE).write_text(json.dumps(content))
+        capsys.readouterr()
+        assert exported(run_dir, tmp_path / f"other-{number}") == {}
+        of_step = f"was measured on other weights (of step {results['best_step']}), not on {other}"
+        assert f"exported without results: {run_dir / RESULTS_FILE} {of_step}" in capsys.readouterr().out
+        for use in (lambda: gather([run_dir]), lambda: figures(run_dir)):
+            with pytest.raises(ValueError, match=rf"{RESULTS_FILE} was measured on other weights"):
+                use()
+
+    checkpoint.point(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / best)
+    assert exported(run_dir, tmp_path / "older") == older
+    assert "does not record which weights it was measured on" in capsys.readouterr().out
+    assert "not known whether they were measured" in (tmp_path / "older" / README_FILE).read_text()
+    assert gather([run_dir]).runs[0].results == older
+
+    predictions = run_dir / "predictions-test.jsonl"
+    lines = predictions.read_text().splitlines()
+    predictions.write_text("\n".join(lines[1:]) + "\n")
+    assert gather([run_dir]).runs[0].predictions is None
+    assert f"{predictions} is left out: it does not give the figures" in capsys.readouterr().err
+
+
+def test_runs_of_other_lengths_are_compared_where_both_have_a_checkpoint(train: Any, tmp_path: Path) -> None:
+    """As if the second had been continued after its end; the schedule's length is the same."""
+    train(tmp_path / "first")
+    train(tmp_path / "second", 9)
+    comparison = compare_runs(tmp_path / "first", tmp_path / "second")
+    assert comparison.weights_step == (8, 8)
+    assert comparison.largest_weight_gap == 0
