@@ -51,6 +51,8 @@ class Position:
     streams: int = 0
     data: str = ""
     """Digest of the training utterances: their manifest, split and selection."""
+    validation_data: str = ""
+    """Digest of the validation utterances that best_f1 is of; "" where an older version recorded none."""
     skipped: int = 0
     """Steps left out because a loss or gradient was not finite."""
     damaged: list[str] = field(default_factory=list)

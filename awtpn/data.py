@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from typing import Any
 
@@ -22,6 +23,7 @@ from shards.store import DEFAULT_CACHE, open_dataset
 # Utterances per rank and step. The same for every number of ranks, so that the same utterances share a
 # batch and the figures agree to the last digit.
 EVALUATION_BATCH = 32
+NO_VALIDATION = "none"
 
 
 def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
@@ -141,6 +143,15 @@ def check_held_out(train: FeatureStream, other: FeatureStream) -> None:
 def training_data(config: Config, train: FeatureStream) -> str:
     """A digest of which utterances are trained on, wherever their copy lies."""
     what = dump_manifest(train.manifest) + train.split + repr(config.data.select.train)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def validation_data(config: Config, val: FeatureStream | None) -> str:
+    """A digest of which utterances choose the best checkpoint, wherever their copy lies; "none" without."""
+    if val is None:
+        return NO_VALIDATION
+    shards = [(shard.sha256, shard.index_sha256) for shard in val.manifest.splits[val.split].shards]
+    what = json.dumps([shards, val.classes, config.data.select.val], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 

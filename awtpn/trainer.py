@@ -38,6 +38,7 @@ from awtpn.data import (
     evaluation_stream,
     open_training_stream,
     training_data,
+    validation_data,
 )
 from awtpn.device import send
 from awtpn.distributed import Layout, World, install_stop_flag, leave, start
@@ -77,6 +78,8 @@ class Run:
     card: dict[str, Any]
     stop: threading.Event
     watchdog: Watchdog
+    val_changed: bool = False
+    """`position`'s best checkpoint was chosen on other validation data than `val`."""
     pending: list[dict[str, Any]] = field(default_factory=list)
     """Steps not yet written; their figures may still be on the device."""
     damaged: dict[str, str] = field(default_factory=dict)
@@ -158,6 +161,12 @@ def setup(
             "choose another run.dir, or start from its weights with --run.init_from"
         )
 
+    validated_on = world.from_main(validation_data(config, val))
+    # Old checkpoints record none: nothing is known to have changed.
+    val_changed = bool(position.validation_data) and position.validation_data != validated_on
+    if val_changed and val is not None:
+        position.validated = 0  # what was validated last, and possibly the run's end, counts no more
+
     # Every rank builds the same weights from the same seed; rank 0's are broadcast all the same below.
     torch.manual_seed(config.run.seed)
     dims = {name: modality.dim for name, modality in train.modalities.items()}
@@ -204,12 +213,14 @@ def setup(
             global_batch_size=layout.global_batch,
             streams=train.streams,
             data=trained_on,
+            validation_data=validated_on,
         ),
         total_steps=total,
         class_weights=balanced_weights(train) if config.loss.class_weights == "balanced" else None,
         card=model.card() | {"dataset": train.name},
         stop=stop,
         watchdog=watch(config, world, run_dir),
+        val_changed=val_changed,
     )
 
 
@@ -269,6 +280,8 @@ def fit(run: Run) -> None:
     announce(run, monitor)
     table = prototypes.gather_table(unwrap(run.model)).numpy()
     monitor.describe(position.step, run.config, run.train, run.world, table)
+    if run.val_changed:
+        rejudge_best(run, monitor)
     run.since = time.perf_counter()
     try:
         while position.step < run.total_steps or position.validated < position.step:
@@ -533,6 +546,31 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
     return best
 
 
+def rejudge_best(run: Run, monitor: Monitor) -> None:
+    """Give the best checkpoint its figures on the validation data of now; older ones cannot be compared.
+
+    Raises:
+        Stopped: by a signal; no checkpoint has changed, so the next start comes here again.
+    """
+    position = run.position
+    if not position.best_step:
+        return
+    changed = f"other validation data than before step {position.step}"
+    if run.val is None:
+        position.best_f1, position.best_entropy = -1.0, 0.0
+        monitor.say(
+            f"{changed}, namely none: from the next epoch's end on, the latest checkpoint is the best"
+        )
+        return
+    model, _ = best_model(run)
+    figures = evaluate(model, run.val, run.world, partial(go_on, run))
+    position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
+    monitor.say(
+        f"{changed}: best is chosen anew, beginning with the best checkpoint so far, of step "
+        f"{position.best_step}: val w-F1 {figures['w-F1']:.4f}"
+    )
+
+
 def save(run: Run, best: bool = False) -> None:
     """Save a checkpoint on all ranks, and mark it as the best where it is.
 
@@ -568,15 +606,24 @@ def count_time(run: Run) -> dict[str, float]:
 # --- test ----------------------------------------------------------------------------------------
 
 
-def load_best(run_dir: Path, model: AWTPN) -> dict[str, Any] | None:
-    """Put the best checkpoint's weights into `model`; returns their `checkpoint.identity`.
+def best_model(run: Run) -> tuple[AWTPN, dict[str, Any] | None]:
+    """The best checkpoint's model, whole on every rank, and its `checkpoint.identity`; every rank calls.
 
     Raises:
         ValueError: there is none, or it is not as it was saved.
     """
-    folder = checkpoint.find_model(run_dir)
-    checkpoint.load_weights(folder, model)
-    return checkpoint.identity(folder)
+    model = AWTPN.from_card(run.card).to(run.world.device).eval()
+
+    def load() -> dict[str, Any] | None:
+        folder = checkpoint.find_model(run.dir)
+        checkpoint.load_weights(folder, model)
+        return checkpoint.identity(folder)
+
+    # The main rank alone knows for sure what `best` names: other hosts may still see an older link.
+    identity = by_main(run.world, load)
+    if run.world.size > 1:
+        prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
+    return model, identity
 
 
 def test(run: Run) -> dict[str, Any]:
@@ -585,11 +632,7 @@ def test(run: Run) -> dict[str, Any]:
     Raises:
         Stopped: by a signal; nothing of the results is written.
     """
-    # The main rank alone knows for sure what `best` names: other hosts may still see an older link.
-    model = AWTPN.from_card(run.card).to(run.world.device).eval()
-    measured = by_main(run.world, lambda: load_best(run.dir, model))
-    if run.world.size > 1:
-        prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
+    model, measured = best_model(run)
     results: dict[str, Any] = {
         "best_step": run.position.best_step or run.position.step,
         "checkpoint": measured,

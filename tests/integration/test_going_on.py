@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import arguments, assert_same_run, metrics, status
+from support import arguments, assert_same_run, metrics, pack_corpus, status
 
 from awtpn import checkpoint, trainer
 from awtpn.checkpoint import load_position
@@ -257,3 +257,55 @@ def test_runs_of_other_lengths_are_compared_where_both_have_a_checkpoint(train: 
     comparison = compare_runs(tmp_path / "first", tmp_path / "second")
     assert comparison.weights_step == (8, 8)
     assert comparison.largest_weight_gap == 0
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "of an older version"])
+def test_other_validation_data_choose_the_best_anew(
+    train: Any, score: Score, recorded: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An easy validation set must not keep later checkpoints from being the best on the real one."""
+    score(0.9)
+    train(tmp_path, 6)
+    if not recorded:
+        file = tmp_path / "checkpoints" / "latest" / checkpoint.STATE_FILE
+        state = json.loads(file.read_text())
+        del state["position"]["validation_data"]
+        file.write_text(json.dumps(state))
+    if recorded:
+        score(0.3, 0.4, 0.35, 0.0, 0.0)  # the first: the old best's on the new data
+    else:
+        score(0.4, 0.35, 0.0, 0.0)
+    train(tmp_path, **{"data.select.val": "{fold: [0, 1]}"})
+    told = "other validation data than before step 6: best is chosen anew, beginning with the best checkpoint"
+    assert capsys.readouterr().out.count(f"{told} so far, of step 4: val w-F1 0.3000\n") == recorded
+    assert link(tmp_path, "best") == ("step-00000008" if recorded else "step-00000004")
+    score(0.5, 0.0, 0.0)
+    train(tmp_path, **{"data.select.val": "{fold: [0, 1]}", "train.epochs": 4})
+    assert "other validation data" not in capsys.readouterr().out
+
+
+def test_a_finished_run_is_judged_on_other_validation_data(train: Any, score: Score, tmp_path: Path) -> None:
+    score(0.9, 0.1, 0.1, 0.0, 0.0)
+    train(tmp_path)
+    assert link(tmp_path, "best") == "step-00000004"
+    score(0.3, 0.4, 0.0, 0.0)  # the old best's, and the last checkpoint's
+    train(tmp_path, **{"data.select.val": "{fold: [0, 1]}"})
+    assert link(tmp_path, "best") == "step-00000012"
+    results = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert results["checkpoint"] == checkpoint.identity(tmp_path / "checkpoints" / "best")
+
+
+def test_validation_data_may_come_and_go(
+    train: Any, score: Score, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = {"data.train": pack_corpus(tmp_path / "without", val=0)}
+    val = {"data.val": f"{corpus}#val"}
+    run_dir = tmp_path / "run"
+    train(run_dir, 6, **without)
+    score(0.3, 0.4, 0.0)
+    train(run_dir, 10, **without, **val)  # step 8 ends an epoch
+    assert "before step 6: best is chosen anew" in capsys.readouterr().out
+    assert link(run_dir, "best") == "step-00000008"
+    train(run_dir, **without)
+    assert "other validation data than before step 10, namely none" in capsys.readouterr().out
+    assert link(run_dir, "best") == "step-00000012"
