@@ -555,7 +555,7 @@ def rejudge_best(run: Run, monitor: Monitor) -> None:
     position = run.position
     if not position.best_step:
         return
-    changed = f"other validation data than before step {position.step}"
+    changed = f"another set of validation data than before step {position.step}"
     if run.val is None:
         position.best_f1, position.best_entropy = -1.0, 0.0
         monitor.say(

@@ -16,6 +16,7 @@ from awtpn.config import Config, Launch
 from awtpn.engine_state import float32_masters, innermost
 from awtpn.layout import Layout
 from awtpn.optim import tell_norm
+from shards.local_path import local_path
 
 DEFAULT_ZERO_STAGE = 2
 # Where no DeepSpeed file says otherwise; those in configs/deepspeed say the same. DeepSpeed's own sizes suit
@@ -97,7 +98,7 @@ def deepspeed_settings(
 
 def _read_deepspeed_file(file: str) -> dict[str, Any]:
     try:
-        settings = json.loads(Path(file).read_text())
+        settings = json.loads(local_path(file, "--deepspeed").read_text())
     except OSError as error:
         raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error.strerror}") from error
     except json.JSONDecodeError as error:

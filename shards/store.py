@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from shards import sftp
 from shards.cache import ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
 from shards.credentials import hide, scrub, secrets_in
+from shards.local_path import local_path
 from shards.protocols import EXTRAS, SFTP, with_patience
 from shards.retry import DISK_FULL, WrongContent, retrying
 from shards.schema import MANIFEST, Manifest, parse_manifest
@@ -117,7 +118,7 @@ def open_store(
     # Two URLs that differ in anything, the endpoint's options excepted, must not share files; where only the
     # options differ the hash in a cached file's name tells datasets apart.
     place = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:16]
-    caches = Path(cache_dir or DEFAULT_CACHE).expanduser()
+    caches = local_path(cache_dir or DEFAULT_CACHE, "cache_dir")
     indexed = caches / f"{place}.indexed"
     if isinstance(fs, LocalFileSystem):
         return Store(root, fs, root, None, indexed)

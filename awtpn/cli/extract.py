@@ -16,6 +16,7 @@ import numpy as np
 from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
 from shards.clips import Clip, ClipSource
 from shards.credentials import hide_in_command
+from shards.local_path import local_or_url
 from shards.schema import Manifest
 from shards.sources import iemocap, meld, recordings
 
@@ -67,7 +68,9 @@ def add_extract(commands: Any) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="corpus, folder or table of recordings")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=local_or_url, help="corpus, folder or table of recordings"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
     parser.add_argument("--format", choices=list(FORMATS), help="default: guessed from SOURCE")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
-from awtpn.results import read_results
+from awtpn.results import RESULTS_FILE, read_results
 from awtpn.sharing.modelcard import render_card
 
 
@@ -30,10 +30,12 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         raise ValueError(f"{out} exists already: name a folder that does not")
     card = json.loads((folder / CARD_FILE).read_text())
     stored = read_results(source, folder)
-    if stored.note:
-        print(stored.note if stored.results else f"exported without results: {stored.note}")
     if stored.results is not None:
         card["results"] = stored.results
+    if stored.results is None and (source / "checkpoints").is_dir():
+        print(f"exported without results: {stored.note or f'{source} has no {RESULTS_FILE}'}")
+    elif stored.note:
+        print(stored.note)
     if licence:
         card["licence"] = licence
     temporary = out.with_name(f".{out.name}.tmp")
