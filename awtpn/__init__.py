@@ -10,7 +10,7 @@ Where things are:
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
 - training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `damage`, `layout`,
   `launcher`, `distributed`, `zero`, `device`, `checkpoint`, `engine_state`, `run_folder`, `run_lock`,
-  `watchdog`, `doctor`
+  `stopping`, `watchdog`, `doctor`
 - looking on: `monitor`, `board/` (TensorBoard), `provenance`, `results`, `files`
 - figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import socket
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -272,14 +270,3 @@ def check_same_everywhere(world: World, config: Config) -> None:
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise ValueError(f"ranks {others} were started with another configuration than rank 0")
-
-
-# --- Stopping ------------------------------------------------------------------------------------
-
-
-def install_stop_flag() -> threading.Event:
-    """An event that SIGTERM or SIGUSR1 sets; the step's all-reduce carries it to every rank."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: stop.set())
-    return stop

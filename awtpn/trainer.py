@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,7 @@ from awtpn.data import (
     validation_data,
 )
 from awtpn.device import send
-from awtpn.distributed import Layout, World, install_stop_flag, leave, start
+from awtpn.distributed import Layout, World, leave, start
 from awtpn.engine_state import innermost, is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
 from awtpn.losses import TERMS, total_loss
@@ -53,6 +52,7 @@ from awtpn.provenance import describe
 from awtpn.results import write_results
 from awtpn.run_folder import begin, by_main, find_start, kept_to_one_job, prepare_run_dir
 from awtpn.step import StepFacts, agree, micro_batch_terms
+from awtpn.stopping import StopFlag, stop_on_signals
 from awtpn.watchdog import Watchdog
 from awtpn.zero import settle_stage_0
 from shards import FeatureBatch, FeatureStream
@@ -76,7 +76,7 @@ class Run:
     total_steps: int
     class_weights: NDArray[np.float64] | None
     card: dict[str, Any]
-    stop: threading.Event
+    stop: StopFlag
     watchdog: Watchdog
     val_changed: bool = False
     """`position`'s best checkpoint was chosen on other validation data than `val`."""
@@ -100,13 +100,13 @@ class Stopped(Exception):
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as the command line says; returns what `results.json` holds (empty if stopped early)."""
-    stop = install_stop_flag()
-    config, launch = parse_command_line(argv)
-    doctor.check_before_meeting()
-    accelerator, world, layout = start(config, launch)
-    run_dir = prepare_run_dir(config, world)
-    with kept_to_one_job(run_dir, world):
-        return train(setup(config, accelerator, world, layout, run_dir, stop))
+    with stop_on_signals() as stop:
+        config, launch = parse_command_line(argv)
+        doctor.check_before_meeting()
+        accelerator, world, layout = start(config, launch)
+        run_dir = prepare_run_dir(config, world)
+        with kept_to_one_job(run_dir, world):
+            return train(setup(config, accelerator, world, layout, run_dir, stop))
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -127,14 +127,24 @@ def train(run: Run) -> dict[str, Any]:
             print(f"stopped by a signal after step {run.position.step}; the run can be resumed")
         return {}
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            say("failed", error=f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not hide what happened
+            # After a second Ctrl-C a rank may also learn by an error that another one has gone.
+            if run.stop.at_once or isinstance(error, KeyboardInterrupt):
+                say("preempted", step=saved_step(run))
+            else:
+                say("failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
         run.watchdog.close()
     say("done", step=run.position.step, damaged=len(run.position.damaged), **count_time(run))
     leave()
     return results
+
+
+def saved_step(run: Run) -> int:
+    """The step that the run would be resumed at."""
+    latest = checkpoint.find_latest(run.checkpoints)
+    return checkpoint.load_position(latest).step if latest else 0
 
 
 # --- setup ---------------------------------------------------------------------------------------
@@ -146,7 +156,7 @@ def setup(
     world: World,
     layout: Layout,
     run_dir: Path,
-    stop: threading.Event,
+    stop: StopFlag,
 ) -> Run:
     """Open the data, make or restore the model, and hand it to the engine."""
     data = config.data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,15 @@ Score = Callable[..., None]
 
 @pytest.fixture
 def train(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Train in `run_dir`, and get SIGTERM in step `stop`, if it comes to it."""
+    """Train in `run_dir`, and get SIGTERM (or `signals`) in step `stop`, if it comes to it."""
     whole_step = trainer.train_step
 
-    def train(run_dir: Path, stop: int = 0, **settings: Any) -> None:
+    def train(
+        run_dir: Path, stop: int = 0, signals: Sequence[int] = (signal.SIGTERM,), **settings: Any
+    ) -> None:
         def step(run: trainer.Run, *args: Any, **kwargs: Any) -> Any:
-            if run.position.step + 1 == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
+            for number in signals if run.position.step + 1 == stop else ():
+                os.kill(os.getpid(), number)
             return whole_step(run, *args, **kwargs)
 
         monkeypatch.setattr(trainer, "train_step", step)
@@ -312,3 +314,29 @@ def test_validation_data_may_come_and_go(
     train(run_dir, **without)
     assert "another set of validation data than before step 10, namely none" in capsys.readouterr().out
     assert link(run_dir, "best") == "step-00000012"
+
+
+def test_an_interrupt_saves_and_stops(train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    train(tmp_path, 6, [signal.SIGINT])
+    assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("preempted", 6)
+    assert link(tmp_path, "latest") == "step-00000006"
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == handler, "whose program it is gets its handler back"
+
+
+@pytest.mark.parametrize("stop", [2, 6])
+def test_a_second_interrupt_stops_at_once_and_the_run_can_be_resumed(
+    train: Any, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stop, [signal.SIGINT, signal.SIGINT])
+    saved = 4 if stop == 6 else 0
+    assert (status(tmp_path / "stopped")["status"], status(tmp_path / "stopped")["step"]) == (
+        "preempted",
+        saved,
+    )
+    for run_dir in (tmp_path / "stopped", tmp_path / "undisturbed"):
+        train(run_dir)
+    assert_same_run(tmp_path / "stopped", tmp_path / "undisturbed")
