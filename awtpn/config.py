@@ -72,7 +72,7 @@ class DataConfig:
     standardize: bool = True
     """Standardise features with the selected training utterances' mean and deviation."""
     cache_dir: str | None = None
-    """Where remote shards are kept; default: ~/.cache/awtpn-shards."""
+    """Where remote shards are kept; default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards."""
     cache_limit: str | None = None
     """Largest size of the cache, e.g. 200GB; default: no limit."""
     streams: int | None = None

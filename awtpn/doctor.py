@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 from awtpn.distributed import World, join, leave
+from awtpn.launcher import check_environment
 from shards.schema import dump_manifest
 from shards.store import open_dataset
 
@@ -288,6 +289,13 @@ def check_before_meeting() -> None:
     Raises:
         ValueError: names this host and the fix.
     """
+    check_environment()
+    if "WORLD_SIZE" not in os.environ and (tasks := _int_variable("SLURM_STEP_NUM_TASKS")) > 1:
+        raise ValueError(
+            f"srun started {tasks} processes, but none of them knows of the others, and each would train "
+            "alone: let it start one torchrun on each node (see launch/slurm.sbatch), or unset "
+            "SLURM_STEP_NUM_TASKS for runs of their own"
+        )
     host, address = platform.node(), _address()
     if _spans_hosts() and address.startswith("127.") and not os.environ.get("GLOO_SOCKET_IFNAME"):
         finding = _unreachable("error", host, address)
@@ -295,11 +303,18 @@ def check_before_meeting() -> None:
 
 
 def _spans_hosts() -> bool:
-    """The launcher started ranks on other hosts too."""
+    """A launcher started ranks on other hosts too; an allocation of several nodes alone starts nothing."""
+    ranks = _int_variable("WORLD_SIZE")
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # torchrun and accelerate; deepspeed
         if name in os.environ:
-            return int(os.environ[name]) < int(os.environ.get("WORLD_SIZE", "1"))
-    return int(os.environ.get("SLURM_NNODES", "1")) > 1
+            return _int_variable(name) < ranks
+    return ranks > 1 and max(_int_variable("SLURM_STEP_NUM_NODES"), _int_variable("SLURM_NNODES")) > 1
+
+
+def _int_variable(name: str) -> int:
+    """A count in the environment; 1 where there is none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 1
 
 
 def consult(

@@ -44,7 +44,7 @@ def main() -> None:
         "--cache_dir",
         type=path_argument,
         metavar="DIR",
-        help="where remote shards are kept (default: ~/.cache/awtpn-shards)",
+        help="where remote shards are kept (default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards)",
     )
     parser.add_argument(
         "--storage_options",

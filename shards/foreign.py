@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
+from shards.cache import telling_of_unwritable
 from shards.index import Row
 from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
@@ -106,6 +107,9 @@ def index_url(
         folder, manifest = index_in_place(store, tars, labels, names, provenance)
     else:
         folder = out or str(store.indexed)
+        if not out:
+            with telling_of_unwritable(store.indexed):
+                store.indexed.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s; decoding all shards into %s", slow, folder)
         manifest = pack(
             _decoded(tars, labels, names),

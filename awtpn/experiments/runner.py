@@ -159,6 +159,7 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
 def environment(base: Mapping[str, str], slot: int, parallel: int, gpus: Sequence[str]) -> dict[str, str]:
     """`base` for the run in this slot: its share of the cores, and one of the GPUs where several run."""
     env = dict(base)
+    env.pop("SLURM_STEP_NUM_TASKS", None)  # of this process's step: the run is one of its own
     if parallel > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
         if gpus:
