@@ -64,6 +64,8 @@ class Position:
     streams: int = 0
     data: str = ""
     """Digest of the training utterances: their manifest, split and selection."""
+    validation_data: str = ""
+    """Digest of the validation utterances that best_f1 is of; "" where an older version recorded none."""
     skipped: int = 0
     """Steps left out because a loss or gradient was not finite; train.skip_budget bounds them."""
     left_out: int = 0
@@ -137,6 +139,22 @@ def save(
 
 def folder_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def identity(folder: Path) -> dict[str, Any] | None:
+    """Which weights a checkpoint holds: step and sha256 of the weights; None where nothing records them."""
+    try:
+        state = read_json(folder / STATE_FILE)
+        return {"step": state["position"]["step"], "sha256": state["files"][WEIGHTS_FILE]["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def model_folder(run_dir: Path) -> Path | None:
+    """The checkpoint that a run is judged by: its best, or else its latest one; None where it has neither."""
+    root = run_dir / "checkpoints"
+    found = ((root / name).resolve() for name in ("best", "latest") if (root / name / CARD_FILE).is_file())
+    return next(found, None)
 
 
 def _sync(path: Path) -> None:

@@ -37,7 +37,7 @@ class Comparison:
 
 
 def compare_runs(a: Path, b: Path) -> Comparison:
-    """Compare metrics line by line, and the latest checkpoints tensor by tensor.
+    """Compare metrics line by line, and the latest checkpoints that both have tensor by tensor.
 
     Raises:
         ValueError: a folder is no run, a line of its metrics is none, or the runs have no step in common.
@@ -91,7 +91,7 @@ def _relative(x: float | None, y: float | None) -> float:
 
 
 def _compare_weights(a: Path, b: Path) -> tuple[tuple[int, int] | None, float, str]:
-    folders = [find_latest(run / "checkpoints") for run in (a, b)]
+    folders = _checkpoints_to_compare(a / "checkpoints", b / "checkpoints")
     if folders[0] is None or folders[1] is None:
         return None, 0.0, ""
     first, second = (read_weights(folder / WEIGHTS_FILE) for folder in folders if folder)
@@ -101,6 +101,16 @@ def _compare_weights(a: Path, b: Path) -> tuple[tuple[int, int] | None, float, s
     worst = max(gaps, key=lambda name: gaps[name])
     steps = tuple(int(folder.name.removeprefix("step-")) for folder in folders if folder)
     return (steps[0], steps[1]), gaps[worst], worst
+
+
+def _checkpoints_to_compare(a: Path, b: Path) -> list[Path | None]:
+    """The latest checkpoints; where one run went further, the newest ones of a step that both still keep."""
+    latest = [find_latest(root) for root in (a, b)]
+    kept = [{folder.name for folder in root.glob("step-*")} for root in (a, b)]
+    names = {folder.name for folder in latest if folder}
+    if len(names) == 2 and (common := kept[0] & kept[1]):
+        return [root / max(common) for root in (a, b)]
+    return latest
 
 
 def _largest_gap(x: Tensor, y: Tensor) -> float:

@@ -25,6 +25,7 @@ from awtpn.refusals import OneLineParser, keys_of
 from awtpn.yaml_file import CheckedFile
 from shards.credentials import hide
 from shards.json_text import find_not_finite
+from shards.local_path import local_path
 
 ROLES = ("train", "val", "test")
 DEMO = "demo"  # data.train of the run that needs nothing
@@ -72,7 +73,7 @@ class DataConfig:
     standardize: bool = True
     """Standardise features with the selected training utterances' mean and deviation."""
     cache_dir: str | None = None
-    """Where remote shards are kept; default: ~/.cache/awtpn-shards."""
+    """Where remote shards are kept; default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards."""
     cache_limit: str | None = None
     """Largest size of the cache, e.g. 200GB; default: no limit."""
     streams: int | None = None
@@ -233,8 +234,22 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     parsed = parser.parse_args(arguments)
     values = parser.instantiate(parsed)
     config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
+    use_local_paths(config)
     config.validate()
     return config, Launch(values.deepspeed, values.local_rank is not None)
+
+
+def use_local_paths(config: Config) -> None:
+    """Replace the paths that a user wrote (`~/run`, `file:///run`) by paths on this machine.
+
+    Raises:
+        ValueError: one is a URL of another kind; names the key.
+    """
+    for section, keys in ((config.run, ("dir", "resume", "init_from")), (config.data, ("cache_dir",))):
+        prefix = "run" if section is config.run else "data"
+        for key in keys:
+            if value := getattr(section, key):
+                setattr(section, key, str(local_path(value, f"{prefix}.{key}")))
 
 
 def dump(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from typing import Any
 
@@ -14,14 +15,17 @@ from awtpn.config import DEMO, ROLES, Config, DataConfig
 from awtpn.distributed import World
 from awtpn.model import AWTPN
 from shards import FeatureStream
+from shards.cache import telling_of_unwritable
 from shards.feature_space import check_same_space
+from shards.local_path import local_path
 from shards.schema import dump_manifest
 from shards.sources.demo import ensure_demo
-from shards.store import DEFAULT_CACHE, open_dataset
+from shards.store import default_cache, open_dataset
 
 # Utterances per rank and step. The same for every number of ranks, so that the same utterances share a
 # batch and the figures agree to the last digit.
 EVALUATION_BATCH = 32
+NO_VALIDATION = "none"
 
 
 def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
@@ -39,7 +43,7 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
             if role not in splits and not (select and list(splits) == ["all"]):
                 return None
     if url == DEMO:
-        url = ensure_demo(data.cache_dir or DEFAULT_CACHE)
+        url = demo_dataset(data.cache_dir)
     return {
         "url": url,
         "split": role,
@@ -49,6 +53,17 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
         "storage_options": data.storage_options,
         "check_crc": data.check_crc,
     }
+
+
+def demo_dataset(cache_dir: str | None) -> str:
+    """The demo corpus's folder in the cache, made at its first use.
+
+    Raises:
+        CacheUnwritable: the cache cannot be written.
+    """
+    cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
+    with telling_of_unwritable(cache):
+        return ensure_demo(cache)
 
 
 def ranks_of_node(world: World) -> int:
@@ -138,6 +153,15 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
 def training_data(config: Config, train: FeatureStream) -> str:
     """A digest of which utterances are trained on, wherever their copy lies."""
     what = dump_manifest(train.manifest) + train.split + repr(config.data.select.train)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def validation_data(config: Config, val: FeatureStream | None) -> str:
+    """A digest of which utterances choose the best checkpoint, wherever their copy lies; "none" without."""
+    if val is None:
+        return NO_VALIDATION
+    shards = [(shard.sha256, shard.index_sha256) for shard in val.manifest.splits[val.split].shards]
+    what = json.dumps([shards, val.classes, config.data.select.val], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 

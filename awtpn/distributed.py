@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import socket
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +28,7 @@ from accelerate.utils import (
 from numpy.typing import NDArray
 
 from awtpn.config import Config, Launch
-from awtpn.launcher import asked_of_accelerate
+from awtpn.launcher import asked_of_accelerate, check_environment, who_says
 from awtpn.layout import Layout, check_negatives, make_layout
 from awtpn.zero import deepspeed_settings, load_communication_op
 
@@ -95,6 +93,7 @@ def start(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
     # Collectives wait longer than the watchdog, which leaves stacks behind where a time-out would not.
     wait = timedelta(seconds=2 * config.train.timeout + 60)
 
+    check_port(os.environ)
     _rendezvous_again(on_gpu, wait)
     if settings is None:
         accelerator = Accelerator(
@@ -129,6 +128,7 @@ def join(wait: timedelta = timedelta(minutes=30)) -> World:
     """
     launched, on_gpu = launched_ranks(), use_gpu()
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    check_port(os.environ)
     _rendezvous_again(on_gpu, wait)
     accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu, wait))
     return _world(accelerator, launched, "none", wait)
@@ -143,11 +143,12 @@ def leave() -> None:
 
 def launched_ranks() -> int:
     """Ranks that the launcher started, by its environment; checked against what was asked of it."""
+    check_environment()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if asked := asked_of_accelerate():
         # Where nobody says how many processes, there is at least one on each machine.
         processes = asked.processes or max(launched, asked.machines)
-        check_world_size("the launcher's command line", processes, launched)
+        check_world_size(who_says("num_processes"), processes, launched)
     return launched
 
 
@@ -165,6 +166,33 @@ def _handlers(on_gpu: bool, wait: timedelta) -> list[Any]:
         # Buffers are broadcast once, at the start, and then updated alike on every rank.
         DistributedDataParallelKwargs(broadcast_buffers=False),
     ]
+
+
+def check_port(environment: Mapping[str, str]) -> None:
+    """Refuse a port that another program has, where this rank is to open it for the others to meet at.
+
+    torch.distributed would say so in a screenful of C++ frames. Not under torchrun, which has opened it.
+
+    Raises:
+        ValueError: names the port and how each launcher is told another one.
+    """
+    opens = environment.get("RANK") == "0" and int(environment.get("WORLD_SIZE", "1")) > 1
+    by_torchrun = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not opens or by_torchrun or "MASTER_PORT" not in environment or dist.is_initialized():
+        return
+    port = int(environment["MASTER_PORT"])
+    with socket.socket() as probe:
+        # A connection that has just ended does not count, as it does not for torch.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(
+                f"the ranks cannot meet at port {port} of this machine ({reason}): choose another: deepspeed "
+                "--master_port N, accelerate launch --main_process_port N, torchrun --master-port N or "
+                "MASTER_PORT=N"
+            ) from None
 
 
 def _rendezvous_again(on_gpu: bool, wait: timedelta) -> None:
@@ -241,7 +269,8 @@ def check_engine(environment: Mapping[str, str]) -> None:
     for name in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         variable = f"ACCELERATE_USE_{name}"
         if environment.get(variable, "false").lower() == "true":
-            raise ValueError(f"accelerate launch says --use_{name.lower()} ({variable}): {ENGINES}")
+            who = who_says(f"use_{name.lower()}")
+            raise ValueError(f"{who} says --use_{name.lower()} ({variable}): {ENGINES}")
 
 
 def check_world_size(who: str, found: int | None, launched: int) -> None:
@@ -261,8 +290,8 @@ def check_precision(config: Config, on_gpu: bool, deepspeed: bool) -> None:
     flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if flag not in ("no", mixed_precision(config)):
         raise ValueError(
-            f"accelerate launch says mixed precision {flag}, but the run says train.precision="
-            f"{config.train.precision}: leave the flag out, or add --train.precision {flag}"
+            f"{who_says('mixed_precision')} says mixed precision {flag}, but the run says train.precision="
+            f"{config.train.precision}: leave it out there, or add --train.precision {flag}"
         )
 
 
@@ -272,14 +301,3 @@ def check_same_everywhere(world: World, config: Config) -> None:
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise ValueError(f"ranks {others} were started with another configuration than rank 0")
-
-
-# --- Stopping ------------------------------------------------------------------------------------
-
-
-def install_stop_flag() -> threading.Event:
-    """An event that SIGTERM or SIGUSR1 sets; the step's all-reduce carries it to every rank."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: stop.set())
-    return stop

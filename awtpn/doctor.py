@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 from awtpn.distributed import World, join, leave
+from awtpn.launcher import check_environment
 from shards.schema import dump_manifest
 from shards.store import open_dataset
 
@@ -288,17 +289,32 @@ def check_before_meeting() -> None:
     Raises:
         ValueError: names this host and the fix.
     """
+    check_environment()
+    if "WORLD_SIZE" not in os.environ and (tasks := _int_variable("SLURM_STEP_NUM_TASKS")) > 1:
+        raise ValueError(
+            f"srun started {tasks} processes, but none of them knows of the others, and each would train "
+            "alone: let it start one torchrun on each node (see launch/slurm.sbatch), or unset "
+            "SLURM_STEP_NUM_TASKS for runs of their own"
+        )
     host, address = platform.node(), _address()
     if _spans_hosts() and address.startswith("127.") and not os.environ.get("GLOO_SOCKET_IFNAME"):
-        raise ValueError(f"the ranks cannot meet\n{_unreachable('error', host, address)}")
+        finding = _unreachable("error", host, address)
+        raise ValueError(f"the ranks cannot meet: {finding.what}; fix: {finding.fix}")
 
 
 def _spans_hosts() -> bool:
-    """The launcher started ranks on other hosts too."""
+    """A launcher started ranks on other hosts too; an allocation of several nodes alone starts nothing."""
+    ranks = _int_variable("WORLD_SIZE")
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # torchrun and accelerate; deepspeed
         if name in os.environ:
-            return int(os.environ[name]) < int(os.environ.get("WORLD_SIZE", "1"))
-    return int(os.environ.get("SLURM_NNODES", "1")) > 1
+            return _int_variable(name) < ranks
+    return ranks > 1 and max(_int_variable("SLURM_STEP_NUM_NODES"), _int_variable("SLURM_NNODES")) > 1
+
+
+def _int_variable(name: str) -> int:
+    """A count in the environment; 1 where there is none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 1
 
 
 def consult(
@@ -307,16 +323,35 @@ def consult(
     urls: Sequence[str],
     cache_dir: str | None = None,
     storage_options: dict[str, Any] | None = None,
+    *,
+    keep_folder: bool = True,
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """Every rank's facts, and what is wrong with them; all ranks call, and all get the same."""
+    """Every rank's facts, and what is wrong with them; all ranks call, and all get the same.
+
+    A run folder that did not exist stays only with `keep_folder`, and only if nothing is wrong.
+    """
     token = unwritable = None
     if run_dir is not None:
+        made = _missing_folders(run_dir) if world.is_main else []
         token, unwritable = world.from_main(_leave_token(run_dir) if world.is_main else None)
     ranks = world.from_all(facts(world.rank, run_dir, token, unwritable, urls, cache_dir, storage_options))
     if run_dir is not None and world.is_main:
         with contextlib.suppress(OSError):
             (run_dir / TOKEN_FILE).unlink()
-    return ranks, diagnose(ranks)
+    findings = diagnose(ranks)
+    if run_dir is not None and not (keep_folder and all(found.level != "error" for found in findings)):
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    return ranks, findings
+
+
+def _missing_folders(run_dir: Path) -> list[Path]:
+    """The run folder and those above it, as far as they do not exist; the innermost first."""
+    try:
+        return [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    except OSError:
+        return []
 
 
 def _leave_token(run_dir: Path) -> tuple[str, str | None]:
@@ -338,7 +373,7 @@ def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str
     """
     check_before_meeting()
     world = join()
-    ranks, findings = consult(world, run_dir, urls, storage_options=storage_options)
+    ranks, findings = consult(world, run_dir, urls, storage_options=storage_options, keep_folder=False)
     if world.is_main:
         print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
         print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))

@@ -9,8 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+ACCELERATE = "accelerate launch"
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,10 @@ class Asked:
     """Over all machines; None where neither says."""
     machines: int
     machine_rank: int | None
+    file: str | None = field(default=None, compare=False)
+    """The configuration file that it read."""
+    flags: frozenset[str] = field(default=frozenset(), compare=False)
+    """The options that its command line gives itself, e.g. "mixed_precision"."""
 
 
 def asked_of_accelerate() -> Asked | None:
@@ -35,15 +50,48 @@ def asked_of_accelerate() -> Asked | None:
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
-    options = launch_command_parser().parse_args(words[start:])
+    parser, file = launch_command_parser(), None
+    options = parser.parse_args(words[start:])
+    flags = frozenset(name for name, value in vars(options).items() if value != parser.get_default(name))
     processes, machines, rank = options.num_processes, options.num_machines, options.machine_rank
     # The same precedence as Accelerate's: its default file counts, but not beside --cpu.
     if options.config_file or (Path(default_config_file).is_file() and not options.cpu):
+        file = options.config_file or str(default_config_file)
         config = load_config_from_file(options.config_file)
         processes = config.num_processes if processes is None else processes
         machines = config.num_machines if machines is None else machines
         rank = config.machine_rank if rank is None else rank
-    return Asked(processes, machines or 1, rank)
+    return Asked(processes, machines or 1, rank, file, flags)
+
+
+def who_says(option: str) -> str:
+    """Where an option of `accelerate launch` was set, for an error: by its command line or in which file."""
+    asked = asked_of_accelerate()
+    if asked is None:  # its ranks were started by torchrun in between; the file is named if there is one
+        from accelerate.commands.config.config_args import default_config_file
+
+        there = Path(default_config_file).is_file()
+        return f"{ACCELERATE} (or its configuration file {default_config_file})" if there else ACCELERATE
+    if asked.file is None or option in asked.flags:
+        return ACCELERATE
+    return f"Accelerate's configuration file {asked.file}"
+
+
+def check_environment() -> None:
+    """Take variables of launchers that are set but empty as not set, and refuse what is no number.
+
+    Raises:
+        ValueError: names the variable.
+    """
+    for name in RANK_VARIABLES:
+        value = os.environ.get(name)
+        if value is not None and not value.strip():
+            del os.environ[name]
+        elif value is not None and name != "MASTER_ADDR" and not value.isdecimal():
+            raise ValueError(
+                f"the environment variable {name} is {value!r}, and should be a whole number that a launcher "
+                f"has set: unset {name} to train alone"
+            )
 
 
 def _launches(words: Sequence[str], i: int) -> bool:
@@ -65,6 +113,7 @@ def start_missing_ranks(argv: Sequence[str]) -> None:
     Raises:
         ValueError: several machines were asked for, but not all that each of them must know.
     """
+    check_environment()
     if "WORLD_SIZE" in os.environ or os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true":
         return
     asked = asked_of_accelerate()

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from awtpn.board.board import GROUPS, Board, Pictures
+from awtpn.board.board import FOLDER, GROUPS, Board, Pictures
 from awtpn.board.snapshot import Snapshot
 from awtpn.config import Config
 from awtpn.distributed import World
 from awtpn.files import write_atomically, write_json
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.provenance import describe
+from awtpn.results import RESULTS_EVENTS
 from shards import FeatureStream
 from shards.bounded_json import parse_json
 from shards.json_text import json_text
@@ -120,9 +121,15 @@ class Monitor:
 
 
 def log_results(run_dir: Path, results: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
-    """Add what `results.json` holds, and pictures of it, to TensorBoard; on the main rank alone."""
-    with telling_of_full_disks(run_dir), contextlib.closing(Board(run_dir)) as board:
+    """Add what `results.json` holds, and pictures of it, to TensorBoard; on the main rank alone.
+
+    They have an event file of their own, which replaces that of earlier results.
+    """
+    earlier = list((run_dir / FOLDER).glob(f"*{RESULTS_EVENTS}"))
+    with telling_of_full_disks(run_dir), contextlib.closing(Board(run_dir, suffix=RESULTS_EVENTS)) as board:
         board.results(results, snapshots)
+        for file in earlier:
+            file.unlink()
 
 
 def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> None:

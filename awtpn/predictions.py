@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from awtpn.distributed import World
@@ -74,6 +76,17 @@ def _write(file: TextIO, rows: list[Row], classes: Sequence[str]) -> None:
             "probabilities": {name: round(p, DIGITS) for name, p in zip(classes, probabilities, strict=True)},
         }
         file.write(json_text(line) + "\n")
+
+
+def confusion_of(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> NDArray[np.int64]:
+    """The confusion matrix [C, C] (truth, answer) of predictions; all 0 where one has another class."""
+    index = {name: i for i, name in enumerate(classes)}
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    for line in lines:
+        if line["label"] not in index or line["predicted"] not in index:
+            return np.zeros_like(confusion)
+        confusion[index[line["label"]], index[line["predicted"]]] += 1
+    return confusion
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:

@@ -7,12 +7,13 @@ What only the main rank can know (who holds the lock, which checkpoint a link na
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -21,8 +22,10 @@ from awtpn.checkpoint import Position
 from awtpn.config import DEMO, Config, differing_keys, dump, dump_yaml
 from awtpn.distributed import World
 from awtpn.files import write_atomically
+from awtpn.results import set_aside
 from awtpn.run_lock import locked
 from shards.bounded_json import read_json
+from shards.schema import MANIFEST
 from shards.store import dataset_name
 
 CONFIG_FILE = "config.yaml"
@@ -58,14 +61,43 @@ def prepare_run_dir(config: Config, world: World) -> Path:
     data = config.data
     default = Path("runs") / f"{dataset_name(data.train)}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(world.from_main(str(config.run.dir or default)))
+    by_main(world, lambda: check_folder(config, run_dir))
     urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
     _, findings = doctor.consult(world, run_dir, urls, data.cache_dir, data.storage_options)
-    if errors := [f"{found.what}\n  fix: {found.fix}" for found in findings if found.level == "error"]:
-        raise ValueError("this run cannot work:\n" + "\n".join(errors))
+    if errors := [f"{found.what}; fix: {found.fix}" for found in findings if found.level == "error"]:
+        raise ValueError(f"this run cannot work: {errors[0]}" + "".join(f"\n- {e}" for e in errors[1:]))
     if world.is_main:
         for finding in findings:
             print(finding)
     return run_dir
+
+
+def check_folder(config: Config, run_dir: Path) -> None:
+    """Refuse what cannot be or become the folder of this run, before anything is written there.
+
+    Raises:
+        ValueError: says why and what to do.
+    """
+    fix, whole = "choose another run.dir", run_dir.absolute()
+    try:
+        taken = run_dir.exists() and not run_dir.is_dir()
+        there = next(folder for folder in (whole, *whole.parents) if folder.exists())
+        if max(len(os.fsencode(name)) for name in whole.parts) > os.pathconf(there, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except (OSError, ValueError) as error:  # too long a name, a null byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"run.dir {str(run_dir)[:80]!r}: {reason}: {fix}") from None
+    if taken:
+        raise ValueError(f"run.dir {run_dir} is a file: {fix}")
+    if (run_dir / MANIFEST).exists():
+        raise ValueError(
+            f"run.dir {run_dir} holds a packed dataset ({MANIFEST}): {fix}, e.g. a folder beside it"
+        )
+    recorded_settings(run_dir)
+    if config.run.resume not in ("auto", "never") and not run_dir.exists():
+        folder = named_folder(config.run.resume)
+        if problem := checkpoint.problem(folder, names=()):
+            raise ValueError(f"run.resume: {problem}")
 
 
 @contextlib.contextmanager
@@ -105,9 +137,7 @@ def find_start(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
         if folder and _began_from(folder) == named:
             print(f"run.resume: this run began from {resume} already, and goes on from {folder}")
         else:
-            folder, began_from = Path(resume).resolve(), named
-            if not folder.is_dir():
-                raise ValueError(f"run.resume names {resume}, which is no folder")
+            folder, began_from = named_folder(resume), named
     if folder is None:
         return None, Position()
     if not began_from and (changed := [key for key in changes(config, run_dir) if key.startswith(SETTLED)]):
@@ -125,6 +155,13 @@ def find_start(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
         position.best_f1, position.best_entropy = -1.0, 0.0
         position.best_step, position.validated = 0, 0
     return folder, position
+
+
+def named_folder(resume: str) -> Path:
+    """The folder that `run.resume` names, which must exist."""
+    if not Path(resume).is_dir():
+        raise ValueError(f"run.resume names {resume}, which is no folder")
+    return Path(resume).resolve()
 
 
 def _began_from(folder: Path) -> str:
@@ -158,11 +195,30 @@ def _is_own(root: Path, resumed: Path, position: Position) -> bool:
 
 def changes(config: Config, run_dir: Path) -> list[str]:
     """The keys that the folder's run was last started with otherwise; none where it has no settings yet."""
+    if (recorded := recorded_settings(run_dir)) is None:
+        return []
+    changed = differing_keys(recorded, dump(config))
+    return [key for key in changed if key not in ("run.dir", "run.resume")]
+
+
+def recorded_settings(run_dir: Path) -> dict[str, Any] | None:
+    """What config.yaml of a run folder holds; None where there is none.
+
+    Raises:
+        ValueError: the file is not the record of a run; it must not be replaced.
+    """
     file = run_dir / CONFIG_FILE
     if not file.is_file():
-        return []
-    changed = differing_keys(yaml.safe_load(file.read_text()), dump(config))
-    return [key for key in changed if key not in ("run.dir", "run.resume")]
+        return None
+    try:
+        recorded = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        recorded = None
+    if not isinstance(recorded, dict) or not all(isinstance(section, dict) for section in recorded.values()):
+        raise ValueError(
+            f"{file} is not the record of a run's settings: remove it, or choose another run.dir"
+        )
+    return recorded
 
 
 def begin(config: Config, run_dir: Path, resumed: Path | None, position: Position, done: bool) -> None:
@@ -189,6 +245,8 @@ def begin(config: Config, run_dir: Path, resumed: Path | None, position: Positio
             else:
                 (root / name).unlink(missing_ok=True)
     if not done:
+        if results := set_aside(run_dir):
+            print(f"the run continues from step {position.step}; its results so far: {results}")
         record_settings(config, run_dir, position.step)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,12 +47,12 @@ from awtpn.data import (
     evaluation_stream,
     open_training_stream,
     training_data,
+    validation_data,
 )
 from awtpn.device import send
-from awtpn.distributed import Layout, World, install_stop_flag, leave, start
+from awtpn.distributed import Layout, World, leave, start
 from awtpn.engine_state import innermost, is_deepspeed, unwrap
 from awtpn.evaluation import evaluate, reliability_auroc
-from awtpn.files import write_json
 from awtpn.finite_outputs import NotFiniteError
 from awtpn.held_out import check_held_out
 from awtpn.left_out import check_any_step_counted, check_finite_start, check_statistics, describe_steps
@@ -63,8 +62,10 @@ from awtpn.monitor import Monitor, Status, log_results, print_results, write_sta
 from awtpn.optim import learning_rate, make_optimizer, set_learning_rate, tell_norm
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe
+from awtpn.results import write_results
 from awtpn.run_folder import begin, by_main, find_start, kept_to_one_job, prepare_run_dir
 from awtpn.step import StepFacts, agree, micro_batch_terms
+from awtpn.stopping import StopFlag, stop_on_signals
 from awtpn.watchdog import Watchdog
 from awtpn.zero import settle_stage_0
 from shards import FeatureBatch, FeatureStream
@@ -88,10 +89,12 @@ class Run:
     total_steps: int
     class_weights: NDArray[np.float64] | None
     card: dict[str, Any]
-    stop: threading.Event
+    stop: StopFlag
     watchdog: Watchdog
     threads: PieceThreads = ONE_PIECE
     """Those that share a micro-batch, where the engine is none and the device a CPU."""
+    val_changed: bool = False
+    """`position`'s best checkpoint was chosen on other validation data than `val`."""
     pending: list[dict[str, Any]] = field(default_factory=list)
     """Steps not yet written; their figures may still be on the device."""
     damaged: dict[str, str] = field(default_factory=dict)
@@ -112,15 +115,15 @@ class Stopped(Exception):
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as the command line says; returns what `results.json` holds (empty if stopped early)."""
-    stop = install_stop_flag()
-    config, launch = parse_command_line(argv)
-    doctor.check_before_meeting()
-    accelerator, world, layout = start(config, launch)
-    if world.device.type == "cpu" and world.engine in ("none", "ddp"):
-        hold_memory()  # ZeRO is there to save memory instead
-    run_dir = prepare_run_dir(config, world)
-    with kept_to_one_job(run_dir, world):
-        return train(setup(config, accelerator, world, layout, run_dir, stop))
+    with stop_on_signals() as stop:
+        config, launch = parse_command_line(argv)
+        doctor.check_before_meeting()
+        accelerator, world, layout = start(config, launch)
+        if world.device.type == "cpu" and world.engine in ("none", "ddp"):
+            hold_memory()  # ZeRO is there to save memory instead
+        run_dir = prepare_run_dir(config, world)
+        with kept_to_one_job(run_dir, world):
+            return train(setup(config, accelerator, world, layout, run_dir, stop))
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -142,14 +145,24 @@ def train(run: Run) -> dict[str, Any]:
             print(f"stopped by a signal after step {run.position.step}; the run can be resumed")
         return {}
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            say("failed", error=f"{type(error).__name__}: {error}", **describe_steps(run.position))
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not hide what happened
+            # After a second Ctrl-C a rank may also learn by an error that another one has gone.
+            if run.stop.at_once or isinstance(error, KeyboardInterrupt):
+                say("preempted", step=saved_step(run))
+            else:
+                say("failed", error=f"{type(error).__name__}: {error}", **describe_steps(run.position))
         raise
     finally:
         run.watchdog.close()
     say("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
     leave()
     return results
+
+
+def saved_step(run: Run) -> int:
+    """The step that the run would be resumed at."""
+    latest = checkpoint.find_latest(run.checkpoints)
+    return checkpoint.load_position(latest).step if latest else 0
 
 
 # --- setup ---------------------------------------------------------------------------------------
@@ -161,7 +174,7 @@ def setup(
     world: World,
     layout: Layout,
     run_dir: Path,
-    stop: threading.Event,
+    stop: StopFlag,
 ) -> Run:
     """Open the data, make or restore the model, and hand it to the engine."""
     data = config.data
@@ -175,6 +188,12 @@ def setup(
             f"{resumed} was trained on other utterances than data.train and data.select.train name now: "
             "choose another run.dir, or start from its weights with --run.init_from"
         )
+
+    validated_on = world.from_main(validation_data(config, val))
+    # Old checkpoints record none: nothing is known to have changed.
+    val_changed = bool(position.validation_data) and position.validation_data != validated_on
+    if val_changed and val is not None:
+        position.validated = 0  # what was validated last, and possibly the run's end, counts no more
 
     # Every rank builds the same weights from the same seed; rank 0's are broadcast all the same below.
     torch.manual_seed(config.run.seed)
@@ -228,6 +247,7 @@ def setup(
             streams=train.streams,
             data=trained_on,
             threads=threads,
+            validation_data=validated_on,
         ),
         total_steps=total,
         class_weights=class_weights,
@@ -235,6 +255,7 @@ def setup(
         stop=stop,
         watchdog=watch(config, world, run_dir),
         threads=pieces,
+        val_changed=val_changed,
     )
 
 
@@ -314,6 +335,8 @@ def fit(run: Run) -> None:
     announce(run, monitor)
     table = prototypes.gather_table(unwrap(run.model)).numpy()
     monitor.describe(position.step, run.config, run.train, run.world, position.threads, table)
+    if run.val_changed:
+        rejudge_best(run, monitor)
     run.since = time.perf_counter()
     try:
         while position.step < run.total_steps or position.validated < position.step:
@@ -621,6 +644,31 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
     return best
 
 
+def rejudge_best(run: Run, monitor: Monitor) -> None:
+    """Give the best checkpoint its figures on the validation data of now; older ones cannot be compared.
+
+    Raises:
+        Stopped: by a signal; no checkpoint has changed, so the next start comes here again.
+    """
+    position = run.position
+    if not position.best_step:
+        return
+    changed = f"another set of validation data than before step {position.step}"
+    if run.val is None:
+        position.best_f1, position.best_entropy = -1.0, 0.0
+        monitor.say(
+            f"{changed}, namely none: from the next epoch's end on, the latest checkpoint is the best"
+        )
+        return
+    model, _ = best_model(run)
+    figures = evaluate(model, run.val, run.world, partial(go_on, run), threads=run.threads)
+    position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
+    monitor.say(
+        f"{changed}: best is chosen anew, beginning with the best checkpoint so far, of step "
+        f"{position.best_step}: val w-F1 {figures['w-F1']:.4f}"
+    )
+
+
 def save(run: Run, best: bool = False) -> None:
     """Save a checkpoint on all ranks, and mark it as the best where it is.
 
@@ -656,19 +704,38 @@ def count_time(run: Run) -> dict[str, float]:
 # --- test ----------------------------------------------------------------------------------------
 
 
+def best_model(run: Run) -> tuple[AWTPN, dict[str, Any] | None]:
+    """The best checkpoint's model, whole on every rank, and its `checkpoint.identity`; every rank calls.
+
+    Raises:
+        ValueError: there is none, or it is not as it was saved.
+    """
+    model = AWTPN.from_card(run.card).to(run.world.device).eval()
+
+    def load() -> dict[str, Any] | None:
+        folder = checkpoint.find_model(run.dir)
+        checkpoint.load_weights(folder, model)
+        return checkpoint.identity(folder)
+
+    # The main rank alone knows for sure what `best` names: other hosts may still see an older link.
+    identity = by_main(run.world, load)
+    if run.world.size > 1:
+        prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
+    return model, identity
+
+
 def test(run: Run) -> dict[str, Any]:
     """Evaluate the best checkpoint on validation and test data; write and print the results.
 
     Raises:
         Stopped: by a signal; nothing of the results is written.
     """
-    # The main rank alone knows for sure what `best` names: other hosts may still see an older link.
-    model = AWTPN.from_card(run.card).to(run.world.device).eval()
-    by_main(run.world, lambda: checkpoint.load_weights(checkpoint.find_model(run.dir), model))
-    if run.world.size > 1:
-        prototypes.broadcast_from_main(prototypes.replicated_tensors(model))
-    best_step = run.position.best_step or run.position.step
-    results: dict[str, Any] = {"best_step": best_step, **describe_steps(run.position)}
+    model, measured = best_model(run)
+    results: dict[str, Any] = {
+        "best_step": run.position.best_step or run.position.step,
+        "checkpoint": measured,
+        **describe_steps(run.position),
+    }
     snapshots = {}
     wanted = run.world.from_main(wants_pictures(run.config.train.pictures, run.position.seconds, last=True))
     for role, stream in (("val", run.val), ("test", run.test)):
@@ -683,7 +750,7 @@ def test(run: Run) -> dict[str, Any]:
         snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
-        write_json(run.dir / "results.json", results)
+        write_results(run.dir, results)
         log_results(run.dir, results, snapshots)
         print_results(run.dir, results, run.card["dataset"])
     return results

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile
 
 from awtpn.refusals import OneLineParser, nearest
+from shards.local_path import local_path
 
 
 class CheckedFile(ActionConfigFile):
@@ -40,7 +40,7 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
     Raises:
         ValueError: no such file, no YAML, or a key that does not exist or is there twice; names the line.
     """
-    path = Path(file)
+    path = local_path(file, "--config")
     if not path.is_file():
         raise ValueError(
             f"{file}: {'a folder' if path.is_dir() else 'no such file'}; --config takes a YAML file"

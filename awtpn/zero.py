@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import nn
 
 from awtpn.config import Config, Launch
 from awtpn.engine_state import float32_masters, innermost
+from awtpn.launcher import who_says
 from awtpn.layout import Layout
 from awtpn.optim import tell_norm
 from shards.bounded_json import read_json
 from shards.json_text import find_not_finite
+from shards.local_path import local_path
 
 DEFAULT_ZERO_STAGE = 2
 # Where no DeepSpeed file says otherwise; those in configs/deepspeed say the same. DeepSpeed's own sizes suit
@@ -52,7 +55,7 @@ def deepspeed_settings(
         return None
 
     settings: dict[str, Any] = _read_deepspeed_file(file) if file else {"zero_optimization": dict(ZERO)}
-    where = file or "accelerate launch"
+    where = file or who_says("use_deepspeed")
     flags: dict[str, Any] = {}
     if by_accelerate and not file:
         flags = _accelerate_flags(environment)
@@ -99,7 +102,7 @@ def deepspeed_settings(
 
 def _read_deepspeed_file(file: str) -> dict[str, Any]:
     try:
-        settings = read_json(Path(file))
+        settings = read_json(local_path(file, "--deepspeed"))
     except OSError as error:
         raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error.strerror}") from error
     except ValueError as error:
@@ -141,6 +144,9 @@ def load_communication_op() -> None:
 
     DeepSpeed would do so itself, under a lock file of torch's. A process killed meanwhile leaves that file
     behind, and every later run waits for it forever; our lock ends with its process.
+
+    Raises:
+        ValueError: the folder for compiled operators cannot be written; names the variable that moves it.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.comm.torch import build_shm_op
@@ -149,8 +155,18 @@ def load_communication_op() -> None:
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is None:
         return
-    folder = Path(_get_build_directory(builder.name, verbose=False))
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    try:
+        folder = Path(_get_build_directory(builder.name, verbose=False))
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        root = os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions"
+        raise ValueError(
+            f"DeepSpeed's communication op cannot be compiled into {root} ({error.strerror}): set the "
+            "environment variable TORCH_EXTENSIONS_DIR to a folder that can be written"
+        ) from None
+    with lock:
+        lock.release()  # of the two acquisitions; the block holds the other
         (folder / "lock").unlink(missing_ok=True)
         build_shm_op()
 

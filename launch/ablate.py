@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from awtpn.cli.paths import path_argument
 from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants
 from awtpn.experiments.runner import PYTHON
 from launch.cross_validate import add_options, parse, run_script
@@ -26,7 +27,11 @@ def main() -> None:
     )
     add_options(parser, Path("runs/ablations"))
     parser.add_argument(
-        "--variants", type=Path, default=VARIANTS_FILE, metavar="YAML", help="default: configs/ablations.yaml"
+        "--variants",
+        type=path_argument,
+        default=VARIANTS_FILE,
+        metavar="YAML",
+        help="default: configs/ablations.yaml",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the variants")
     options, training = parse(parser)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from awtpn.cli.paths import path_argument
 from awtpn.experiments.crossvalidation import cross_validate
 from awtpn.experiments.runner import PYTHON
 
@@ -69,7 +70,10 @@ def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
         help="run.seed of each repetition (default: 0)",
     )
     parser.add_argument(
-        "--dir", type=Path, default=folder, help=f"folder of the runs and of the table (default: {folder})"
+        "--dir",
+        type=path_argument,
+        default=folder,
+        help=f"folder of the runs and of the table (default: {folder})",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)"

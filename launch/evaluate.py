@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from awtpn.cli.paths import path_argument
 from awtpn.cli.shards import json_object
 from awtpn.evaluation import evaluate_command
 from awtpn.launcher import start_missing_ranks
@@ -22,7 +23,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN_OR_EXPORT", help="run, checkpoint or export folder"
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        metavar="RUN_OR_EXPORT",
+        help="run, checkpoint or export folder",
     )
     parser.add_argument(
         "--data", metavar="URL", help="packed dataset (default: the one that the run was trained on)"
@@ -31,12 +36,15 @@ def main() -> None:
     parser.add_argument(
         "--select", type=json_object, metavar="JSON", help="utterances by metadata, e.g. '{\"fold\": 3}'"
     )
-    parser.add_argument("--out", metavar="FILE", help="write the figures there, as JSON")
+    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write the figures there, as JSON")
     parser.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="write a JSON line per utterance there"
+        "--predictions", type=path_argument, metavar="FILE", help="write a JSON line per utterance there"
     )
     parser.add_argument(
-        "--cache_dir", metavar="DIR", help="where remote shards are kept (default: ~/.cache/awtpn-shards)"
+        "--cache_dir",
+        type=path_argument,
+        metavar="DIR",
+        help="where remote shards are kept (default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards)",
     )
     parser.add_argument(
         "--storage_options",

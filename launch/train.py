@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.launcher import start_missing_ranks
 from awtpn.trainer import main
+from shards.cache import CacheUnwritable
 
 if __name__ == "__main__":
     try:
         start_missing_ranks(sys.argv)
         main(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, CacheUnwritable) as error:
         # Wrong settings or data: the message says what to change, a traceback would bury it.
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -12,7 +12,8 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
   `lots` (shards to make), `beats` (whether ranks live), `faces`, and `feature_space` (how features were made,
   and which mean the same)
-- any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`
+- any store: `store` (URL -> verified local file), `cache`, `retry`, `protocols`, `sftp`, `credentials`,
+  `local_path` (a user's path)
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`
 - looking at datasets: `inspect`, `verify`, `common_utterances` (of two streams); tars of others: `foreign`,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.cache import telling_of_unwritable
 from shards.index import ShardIndex, build_index
 from shards.index_file import save_index
 from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
@@ -170,7 +171,8 @@ def _publish(store: Store, work: Path) -> str:
         return store.url
     except (OSError, NotImplementedError) as error:
         logger.info("%s cannot be written (%s): the index goes to %s", store.url, error, store.indexed)
-    store.indexed.mkdir(parents=True, exist_ok=True)
+    with telling_of_unwritable(store.indexed):
+        store.indexed.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copy(work / name, store.indexed / name)
     return str(store.indexed)

@@ -24,6 +24,8 @@ from typing import IO, BinaryIO
 ROOM_WAIT_S = 60.0
 POLL_S = 0.1
 
+CACHE_VARIABLE = "AWTPN_CACHE_DIR"  # names the cache where no option does
+
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
 
@@ -48,8 +50,33 @@ class Cache:
     limit: int | None = None
 
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+
+
 class CacheFull(OSError):
     """The budget has no room, since all that is there is in use."""
+
+
+class CacheUnwritable(OSError):
+    """The cache cannot be made or written; no ValueError, since nothing of the data is damaged."""
+
+
+@contextlib.contextmanager
+def telling_of_unwritable(folder: Path) -> Iterator[None]:
+    """Say in one line how to choose another cache where `folder`, of a cache, cannot be made or written.
+
+    Raises:
+        CacheUnwritable: it cannot; a full disk stays the OSError that it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise CacheUnwritable(
+            f"the cache folder {folder} cannot be written ({error.strerror}): name another one with "
+            f"data.cache_dir (--cache_dir) or the environment variable {CACHE_VARIABLE}"
+        ) from None
 
 
 def parse_bytes(size: int | str) -> int:
@@ -81,7 +108,8 @@ def open_cached(
 
     Raises:
         CacheFull: all that the budget holds is in use.
-        OSError: the disk is full, or the folder cannot be written.
+        CacheUnwritable: the folder cannot be written.
+        OSError: the disk is full.
         Whatever `fetch` raises.
     """
     # Whatever named it: a file that is not in the folder must not be opened, replaced or removed.
@@ -92,9 +120,10 @@ def open_cached(
     while True:
         if (file := _open_shared(path, size)) is not None:
             return file
-        cache.folder.mkdir(parents=True, exist_ok=True)
         try:
-            claimed = _claim(cache, path, part, size)
+            with telling_of_unwritable(cache.folder):
+                cache.folder.mkdir(parents=True, exist_ok=True)
+                claimed = _claim(cache, path, part, size)
         except CacheFull:
             if time.monotonic() >= deadline:
                 raise
@@ -121,7 +150,7 @@ def _open_shared(path: Path, size: int) -> BinaryIO | None:
     """Open and lock a complete file; None where there is none."""
     try:
         file = open(path, "rb")  # noqa: SIM115 (handed to the caller)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     _lock(file, fcntl.LOCK_SH)
     found = os.fstat(file.fileno())

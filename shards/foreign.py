@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
+from shards.cache import telling_of_unwritable
 from shards.file_names import is_text
 from shards.index import Row
 from shards.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
@@ -115,6 +116,9 @@ def index_url(
         folder, manifest = index_in_place(store, tars, labels, names, provenance)
     else:
         folder = out or str(store.indexed)
+        if not out:
+            with telling_of_unwritable(store.indexed):
+                store.indexed.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s; decoding all shards into %s", slow, folder)
         manifest = pack(
             _decoded(tars, labels, names),

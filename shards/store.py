@@ -20,16 +20,24 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from shards import sftp
-from shards.cache import ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
+from shards.cache import CACHE_VARIABLE, ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
 from shards.credentials import hide, scrub, secrets_in
+from shards.local_path import local_path
 from shards.manifest import parse_manifest
 from shards.protocols import EXTRAS, SFTP, with_patience
 from shards.retry import DISK_FULL, WrongContent, retrying
 from shards.schema import MANIFEST, SHA256, Manifest
 
-DEFAULT_CACHE = Path.home() / ".cache" / "awtpn-shards"
-
 T = TypeVar("T")
+
+
+def default_cache() -> Path:
+    """The cache where no option names one."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return local_path(named, CACHE_VARIABLE)
+    home = os.path.expanduser("~")
+    # A user whom nobody knows a home of is told, once a cache is needed, that it cannot be written.
+    return Path("/nonexistent" if home == "~" else home) / ".cache" / "awtpn-shards"
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,8 @@ def open_store(
 
     Args:
         url: any fsspec URL of a folder.
-        cache_dir: where files of remote datasets are kept; default `~/.cache/awtpn-shards`.
+        cache_dir: where files of remote datasets are kept; default: `AWTPN_CACHE_DIR` of the environment, or
+            `~/.cache/awtpn-shards`.
         storage_options: for the fsspec file system: credentials, endpoint.
         cache_limit: bytes that the cache may hold, over all datasets in it; a number, or like "200GB".
 
@@ -118,7 +127,7 @@ def open_store(
     # Two URLs that differ in anything, the endpoint's options excepted, must not share files; where only the
     # options differ the hash in a cached file's name tells datasets apart.
     place = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:16]
-    caches = Path(cache_dir or DEFAULT_CACHE).expanduser()
+    caches = local_path(cache_dir, "cache_dir") if cache_dir else default_cache()
     indexed = caches / f"{place}.indexed"
     if isinstance(fs, LocalFileSystem):
         return Store(root, fs, root, None, indexed)

@@ -97,7 +97,7 @@ class FeatureStream:
             rank, world_size: which share of each step to read; the ranks must divide the global batch.
             seed: of the order.
             shuffle: False gives the manifest's order.
-            cache_dir: where shards of remote datasets are kept; default `~/.cache/awtpn-shards`.
+            cache_dir: where shards of remote datasets are kept; see `store.open_store`.
             select: {column: value or list of values}: only utterances whose metadata match all of them.
             streams: into which the data is dealt, see `shards.plan`; default by the number of shards.
             storage_options: for the fsspec file system: credentials, endpoint.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from awtpn.checkpoint import Position
 from awtpn.config import Config
 from awtpn.distributed import World
 from awtpn.layout import Layout
+from awtpn.stopping import StopFlag
 from awtpn.trainer import Run
 
 
@@ -45,6 +45,6 @@ def make_run(
         total_steps=300,
         class_weights=np.ones(len(CLASSES)) if config.loss.class_weights == "balanced" else None,
         card={},
-        stop=threading.Event(),
+        stop=StopFlag(),
         watchdog=absent,
     )

@@ -13,7 +13,6 @@ import math
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -28,6 +27,7 @@ from awtpn.config import Config
 from awtpn.distributed import World, mixed_precision
 from awtpn.layout import make_layout
 from awtpn.monitor import Monitor
+from awtpn.stopping import StopFlag
 from awtpn.trainer import Run, setup, train_epoch
 
 # A round takes as many epochs as have these together.
@@ -94,7 +94,7 @@ def make_run(config: Config, device: str, folder: Path) -> Run:
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision(config))
     world = World(0, 1, 0, accelerator.device, None, "none")
     layout = make_layout(config.train.global_batch_size, None, world.size)
-    return setup(config, accelerator, world, layout, folder, threading.Event())
+    return setup(config, accelerator, world, layout, folder, StopFlag())
 
 
 def from_memory(run: Run) -> Run:

@@ -12,12 +12,11 @@ import numpy as np
 
 from awtpn.bench.memory import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
 from awtpn.config import DEMO, Config, parse_command_line
+from awtpn.data import demo_dataset
 from awtpn.layout import Layout, make_layout
 from awtpn.zero import ZERO
 from shards.bounded_json import read_json
 from shards.inspect import Lengths, info
-from shards.sources.demo import ensure_demo
-from shards.store import DEFAULT_CACHE
 
 PARTS = (
     "weights",
@@ -99,7 +98,7 @@ def data_of(config: Config) -> Data:
         OSError: the store cannot be reached.
     """
     data = config.data
-    url = ensure_demo(data.cache_dir or DEFAULT_CACHE) if data.train == DEMO else data.train
+    url = demo_dataset(data.cache_dir) if data.train == DEMO else data.train
     instead = (
         "pack it, or say what it will be like: --steps audio=120 video=60 --features audio=1024 video=512"
     )

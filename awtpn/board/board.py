@@ -68,12 +68,15 @@ class Board:
     Args:
         run_dir: the run folder.
         resumed_step: steps already done; points after it, of an interrupted run, are dropped. None keeps all.
+        suffix: of the event file's name.
     """
 
-    def __init__(self, run_dir: Path, resumed_step: int | None = None) -> None:
+    def __init__(self, run_dir: Path, resumed_step: int | None = None, suffix: str = "") -> None:
         self.folder = run_dir / FOLDER
         purge = None if resumed_step is None else resumed_step + 1
-        self.writer = SummaryWriter(str(self.folder), purge_step=purge, max_queue=1_000, flush_secs=10)
+        self.writer = SummaryWriter(
+            str(self.folder), purge_step=purge, max_queue=1_000, flush_secs=10, filename_suffix=suffix
+        )
         self.events: Any = self.writer.file_writer
         self.started = time.perf_counter()
         self.drawing_s, self.last_drawing_s = 0.0, FIRST_DRAWING_S

@@ -11,17 +11,18 @@ import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from awtpn.cli.bench import add_bench
 from awtpn.cli.extract import add_extract
 from awtpn.cli.pack import add_pack
+from awtpn.cli.paths import path_argument
 from awtpn.cli.shards import add_shards, add_store_options, finite_number
 from awtpn.cli.share import add_export, add_push, add_report
 from awtpn.files import writing
 from shards import FeatureStream
 from shards.json_text import json_text
+from shards.local_path import local_or_url
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,15 +113,22 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
+        type=path_argument,
         help="run, checkpoint or export folder, or USER/MODEL on the Hugging Face Hub",
     )
     parser.add_argument(
         "input",
         metavar="INPUT",
+        type=local_or_url,
         nargs="+",
         help="a packed dataset, any fsspec URL (URL#split names a split); or recordings, sound or video",
     )
-    parser.add_argument("--png", metavar="DIR", help="recordings: draw each answer there, with its weights")
+    parser.add_argument(
+        "--png",
+        metavar="DIR",
+        type=path_argument,
+        help="recordings: draw each answer there, with its weights",
+    )
     for modality in ("audio", "video"):
         parser.add_argument(
             f"--{modality}",
@@ -128,7 +136,9 @@ def add_predict(commands: Any) -> None:
             help=f"recordings: where the {modality} encoder is now, if it moved",
         )
     parser.add_argument("--split", default="test", metavar="NAME", help="of a dataset (default: test)")
-    parser.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="FILE", help="file to write (default: standard output)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
     add_store_options(parser)
     parser.set_defaults(command=run_predict)
@@ -155,7 +165,7 @@ def run_predict(options: argparse.Namespace) -> None:
         storage_options=options.storage_options,
     )
     check_feature_space(predictor.model, stream)
-    with writing(Path(options.out)) if options.out else contextlib.nullcontext(sys.stdout) as file:
+    with writing(options.out) if options.out else contextlib.nullcontext(sys.stdout) as file:
         for key, prediction in predictor.predict_stream(stream):
             file.write(json_text({"key": key, **prediction.as_json()}) + "\n")
 
@@ -170,8 +180,8 @@ def add_compare(commands: Any) -> None:
         description="Tell whether two runs saw the same utterances at every step and learned the same from "
         "them, as runs of one configuration must, whatever their ranks and engine. Exits with 1 if not.",
     )
-    parser.add_argument("a", metavar="RUN_A", type=Path, help="run folder")
-    parser.add_argument("b", metavar="RUN_B", type=Path, help="run folder to compare it with")
+    parser.add_argument("a", metavar="RUN_A", type=path_argument, help="run folder")
+    parser.add_argument("b", metavar="RUN_B", type=path_argument, help="run folder to compare it with")
     parser.add_argument(
         "--loss_tolerance",
         type=finite_number,
@@ -222,7 +232,9 @@ def add_doctor(commands: Any) -> None:
         description=DOCTOR_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run_dir", type=Path, metavar="DIR", help="run folder that the ranks would share")
+    parser.add_argument(
+        "--run_dir", type=path_argument, metavar="DIR", help="run folder that the ranks would share"
+    )
     parser.add_argument(
         "--data", nargs="*", default=[], metavar="URL", help="packed datasets that every rank must read"
     )

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from awtpn.cli.paths import path_argument
+
 PARTS = ("loader", "step", "baseline", "end-to-end", "attention", "roofline")
 BENCH_HELP = """Measure this machine and print tables in Markdown.
 
@@ -47,10 +49,10 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--threads", type=int, help="of torch's own (default: all cores)")
     parser.add_argument(
-        "--scratch", type=Path, help="folder for corpora, 5 GB, kept (default: a temporary one)"
+        "--scratch", type=path_argument, help="folder for corpora, 5 GB, kept (default: a temporary one)"
     )
     parser.add_argument("--quick", action="store_true", help="one round on little data: a try, no figures")
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the tables there")
+    parser.add_argument("--out", type=path_argument, metavar="FILE.md", help="also write the tables there")
     parser.set_defaults(command=run_bench)
 
 

@@ -17,6 +17,7 @@ from awtpn.cli.shards import add_store_options, finite_number, how_to_train, pri
 from shards.clips import Clip, ClipSource
 from shards.credentials import hide_in_command
 from shards.feature_space import constant_of
+from shards.local_path import local_or_url
 from shards.schema import Manifest
 from shards.sources import iemocap, meld, recordings
 
@@ -68,7 +69,9 @@ def add_extract(commands: Any) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="corpus, folder or table of recordings")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=local_or_url, help="corpus, folder or table of recordings"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
     parser.add_argument("--format", choices=list(FORMATS), help="default: guessed from SOURCE")
 

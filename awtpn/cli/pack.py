@@ -14,6 +14,7 @@ from awtpn.cli.extract import run_as_pack
 from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
 from shards import pack
 from shards.credentials import hide_in_command
+from shards.local_path import local_or_url
 from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table
 from shards.sources.source import Source
 
@@ -59,7 +60,7 @@ def add_pack(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="what to read; see the formats")
+    parser.add_argument("source", metavar="SOURCE", type=local_or_url, help="what to read; see the formats")
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL")
     parser.add_argument(
         "--format",

@@ -102,7 +102,9 @@ def _add(actions: Any, name: str, about: str, url: str = "packed dataset, any fs
     parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("url", metavar="URL", help=url)
     parser.add_argument(
-        "--cache_dir", metavar="DIR", help="where remote files are kept (default: ~/.cache/awtpn-shards)"
+        "--cache_dir",
+        metavar="DIR",
+        help="where remote files are kept (default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards)",
     )
     add_store_options(parser)
     return parser

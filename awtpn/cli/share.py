@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from awtpn.cli.paths import path_argument
 
 
 def add_report(commands: Any) -> None:
@@ -15,13 +16,18 @@ def add_report(commands: Any) -> None:
         "launch/cross_validate.py). Several runs are averaged, so they must be repetitions: alike in all but "
         "seed and utterances.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder, or a folder of runs")
     parser.add_argument(
-        "--out", type=Path, metavar="HTML", help="page to write (default: report.html in the first RUN)"
+        "runs", metavar="RUN", nargs="+", type=path_argument, help="run folder, or a folder of runs"
+    )
+    parser.add_argument(
+        "--out",
+        type=path_argument,
+        metavar="HTML",
+        help="page to write (default: report.html in the first RUN)",
     )
     parser.add_argument(
         "--markdown",
-        type=Path,
+        type=path_argument,
         metavar="MD",
         help="also write Markdown there; without --out, in place of HTML",
     )
@@ -44,9 +50,9 @@ def add_export(commands: Any) -> None:
         "model card. `awtpn predict`, AWTPN.from_pretrained and Predictor.from_pretrained take the folder.",
     )
     parser.add_argument(
-        "run", metavar="RUN", type=Path, help="run (its best checkpoint) or checkpoint folder"
+        "run", metavar="RUN", type=path_argument, help="run (its best checkpoint) or checkpoint folder"
     )
-    parser.add_argument("out", metavar="DIR", type=Path, help="folder to write; must not exist")
+    parser.add_argument("out", metavar="DIR", type=path_argument, help="folder to write; must not exist")
     parser.add_argument(
         "--license", metavar="ID", help='of the weights, as the hub names it, e.g. "cc-by-nc-sa-4.0"'
     )
@@ -71,7 +77,7 @@ def add_push(commands: Any) -> None:
         help="an export folder -> the Hugging Face Hub",
         description="Upload a folder that `awtpn export` wrote, with its card. Log in first: hf auth login.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="written by `awtpn export`")
+    parser.add_argument("folder", metavar="DIR", type=path_argument, help="written by `awtpn export`")
     parser.add_argument("hub_id", metavar="USER/MODEL", help="made if there is none")
     parser.add_argument("--private", action="store_true", help="only you, and whom you let in, see it")
     parser.set_defaults(command=run_push)

@@ -23,7 +23,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from awtpn.checkpoint import model_folder
 from awtpn.config import differing_keys, dump, parse_command_line
+from awtpn.results import RESULTS_FILE, read_results
 from shards.bounded_json import read_json
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
@@ -168,6 +170,7 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
 def environment(base: Mapping[str, str], slot: int, parallel: int, gpus: Sequence[str]) -> dict[str, str]:
     """`base` for the run in this slot: its share of the cores, and one of the GPUs where several run."""
     env = dict(base)
+    env.pop("SLURM_STEP_NUM_TASKS", None)  # of this process's step: the run is one of its own
     if parallel > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
         if gpus:
@@ -214,9 +217,13 @@ def figures(run_dir: Path, role: str = "test") -> dict[str, Any]:
     """A finished run's figures on its "test" or "val" utterances.
 
     Raises:
-        ValueError: the run had none.
+        ValueError: the run had none, or they are not those of its best checkpoint.
     """
-    results = read_json(run_dir / "results.json")
+    stored = read_results(run_dir, model_folder(run_dir))
+    if stored.results is None:
+        why = stored.note or f"{run_dir} has no {RESULTS_FILE}"
+        raise ValueError(f"{why}: train it to its end again, with the command that began it")
+    results = stored.results
     if role not in results:
         raise ValueError(f"{run_dir} has no figures of {role} utterances: give data.{role} or select them")
     found: dict[str, Any] = results[role]

@@ -7,6 +7,7 @@ here is invented: what a run folder does not tell is None, and the pages say so.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from awtpn.board.board import leaves
+from awtpn.checkpoint import model_folder
 from awtpn.files import write_atomically
 from awtpn.intervals import (
     Interval,
@@ -29,7 +31,8 @@ from awtpn.intervals import (
 )
 from awtpn.metrics import SUMMARY, paper_figures, summarise
 from awtpn.model import CARD_FILE
-from awtpn.predictions import predictions_file, read_predictions
+from awtpn.predictions import confusion_of, predictions_file, read_predictions
+from awtpn.results import RESULTS_FILE, read_results
 from shards.bounded_json import parse_json, read_json
 
 # What may differ between repetitions of one experiment: seeds, and which utterances train and test.
@@ -73,8 +76,19 @@ class RunRecord:
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]] | None:
+        """What the model answered; None where the run kept no answers, or none that give its figures."""
         file = predictions_file(self.dir, self.role)
-        return read_predictions(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = read_predictions(file)
+        if not np.array_equal(confusion_of(found, self.figures["labels"]), self.confusion):
+            print(
+                f"warning: {file} is left out: it does not give the figures of results.json. Write it again "
+                f"with launch/evaluate.py --checkpoint {self.dir} --split {self.role} --predictions {file}",
+                file=sys.stderr,
+            )
+            return None
+        return found
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -266,7 +280,11 @@ def read_run(folder: Path) -> RunRecord:
         raise ValueError(
             f"{folder} is not done but {status['status']!r}: the same command that began it goes on with it"
         )
-    results = parse_json(_text(folder, "results.json"), folder / "results.json")
+    _text(folder, RESULTS_FILE)
+    stored = read_results(folder, model_folder(folder))
+    if stored.results is None:
+        raise ValueError(f"{stored.note}: the same command that began the run measures it again")
+    results = stored.results
     if not {"test", "val"} & results.keys():
         raise ValueError(f"{folder} had neither validation nor test utterances: there is nothing to report")
     card = folder / "checkpoints" / "best" / CARD_FILE

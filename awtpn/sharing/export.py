@@ -9,8 +9,8 @@ from pathlib import Path
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.model_files import read_card, write_checksums
+from awtpn.results import RESULTS_FILE, read_results
 from awtpn.sharing.modelcard import render_card
-from shards.bounded_json import read_json
 from shards.json_text import json_text
 
 
@@ -30,9 +30,13 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     if out.exists():
         raise ValueError(f"{out} exists already: name a folder that does not")
     card = read_card(folder)
-    results = source / "results.json"
-    if results.is_file():
-        card["results"] = read_json(results)
+    stored = read_results(source, folder)
+    if stored.results is not None:
+        card["results"] = stored.results
+    if stored.results is None and (source / "checkpoints").is_dir():
+        print(f"exported without results: {stored.note or f'{source} has no {RESULTS_FILE}'}")
+    elif stored.note:
+        print(stored.note)
     if licence:
         card["licence"] = licence
     temporary = out.with_name(f".{out.name}.tmp")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.local_path import local_path
+
 # "user/model"; a path with more or fewer parts, or one that exists, is a path.
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -35,9 +37,9 @@ def locate(
         local_files_only: take what was fetched before; no network.
 
     Raises:
-        ValueError: neither a path nor a model that the hub gives; says why.
+        ValueError: neither a path nor a model that the hub gives, or a URL; says why.
     """
-    path = Path(place)
+    path = local_path(place)
     if path.exists():
         return path
     # Where its folder is here, a missing path is a slip of the pen, and the hub would only cost time.

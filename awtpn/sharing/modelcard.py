@@ -130,8 +130,9 @@ def results(card: Mapping[str, Any]) -> str:
         numbers = [f"{100 * of[key]:.2f}" for key in ("precision", "recall", "f1")]
         of_class.append(_row([name, *numbers, f"{of['support']:,}"]))
     dataset = card.get("dataset") or "unnamed data"
+    unknown = "" if card["results"].get("checkpoint") else f" {UNKNOWN_WEIGHTS}"
     return (
-        f"On {figures['utterances']:,} {split} utterances of {dataset}, per cent. "
+        f"On {figures['utterances']:,} {split} utterances of {dataset}, per cent.{unknown} "
         "w-ACC: utterances that are right; w-F1: F1 averaged by class size; UA: mean recall. Intervals: "
         f"{intervals['w-F1'].how}, without strata; they say nothing of other speakers or recordings.\n\n"
         + "\n".join(lines)
@@ -161,6 +162,7 @@ def files(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+UNKNOWN_WEIGHTS = "It is not known whether they were measured on these very weights: nothing recorded that."
 INTENDED_USE = """Research on emotion recognition, and comparison with other methods on the same data. The
 reliability weights show which moments an answer rests on; look at them before trusting it."""
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import arguments, assert_same_run, metrics, status
+from support import arguments, assert_same_run, metrics, pack_corpus, status
 
 from awtpn import checkpoint, trainer
 from awtpn.checkpoint import load_position
-from awtpn.model import WEIGHTS_FILE
+from awtpn.cli import main as awtpn
+from awtpn.compare import compare_runs
+from awtpn.experiments.runner import figures
+from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.optim import OptimConfig, learning_rate
 from awtpn.predictor import Predictor
+from awtpn.report.report import gather
+from awtpn.results import RESULTS_FILE
 
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
@@ -33,13 +38,15 @@ Score = Callable[..., None]
 
 @pytest.fixture
 def train(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Train in `run_dir`, and get SIGTERM in step `stop`, if it comes to it."""
+    """Train in `run_dir`, and get SIGTERM (or `signals`) in step `stop`, if it comes to it."""
     whole_step = trainer.train_step
 
-    def train(run_dir: Path, stop: int = 0, **settings: Any) -> None:
+    def train(
+        run_dir: Path, stop: int = 0, signals: Sequence[int] = (signal.SIGTERM,), **settings: Any
+    ) -> None:
         def step(run: trainer.Run, *args: Any, **kwargs: Any) -> Any:
-            if run.position.step + 1 == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
+            for number in signals if run.position.step + 1 == stop else ():
+                os.kill(os.getpid(), number)
             return whole_step(run, *args, **kwargs)
 
         monkeypatch.setattr(trainer, "train_step", step)
@@ -176,3 +183,160 @@ def test_altered_weights_are_not_tested(train: Any, score: Score, tmp_path: Path
         with pytest.raises(ValueError, match=refusal):
             use()
     assert status(tmp_path)["status"] == "failed"
+
+
+def exported(run_dir: Path, out: Path) -> dict[str, Any]:
+    """What the card of a run's export says of results; empty where it says nothing."""
+    awtpn(["export", str(run_dir), str(out)])
+    results: dict[str, Any] = json.loads((out / CARD_FILE).read_text()).get("results", {})
+    return results
+
+
+def test_a_run_that_continues_after_its_end_loses_its_results_and_keeps_them_aside(
+    train: Any, score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    score(0.1, 0.0, 0.0, 0.2)  # two of the results
+    train(run_dir, **{"train.epochs": 1})
+    results = json.loads((run_dir / RESULTS_FILE).read_text())
+    assert results["checkpoint"] == checkpoint.identity(run_dir / "checkpoints" / "best")
+    assert exported(run_dir, tmp_path / "first") == results
+    (run_dir / "report.html").write_text("of step 4")
+    train(run_dir, 10)
+    assert (status(run_dir)["status"], link(run_dir, "best")) == ("preempted", "step-00000008")
+    (aside,) = run_dir.glob("earlier-results-*")
+    assert f"the run continues from step 4; its results so far: {aside}" in capsys.readouterr().out
+    assert json.loads((aside / RESULTS_FILE).read_text()) == results
+    moved = {path.name for path in aside.iterdir()}
+    assert moved > {"report.html", "predictions-val.jsonl", "predictions-test.jsonl"}
+    assert [name.endswith(".results") for name in moved].count(True) == 1, "TensorBoard's results"
+    assert not [name for name in moved for place in ("", "tensorboard") if (run_dir / place / name).exists()]
+    assert exported(run_dir, tmp_path / "second") == {}
+    assert (
+        "exported without results: it has not been evaluated"
+        in (tmp_path / "second" / README_FILE).read_text()
+    )
+
+
+def test_results_of_other_weights_are_not_told_as_the_best_ones(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir)
+    results = json.loads((run_dir / RESULTS_FILE).read_text())
+    best = link(run_dir, "best")
+    other = next(f"step-{step:08d}" for step in (4, 8, 12) if step != results["best_step"])
+    checkpoint.point(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / other)
+    # An older run folder records the step alone.
+    older = {key: value for key, value in results.items() if key != "checkpoint"}
+    for number, content in enumerate((results, older)):
+        (run_dir / RESULTS_FILE).write_text(json.dumps(content))
+        capsys.readouterr()
+        assert exported(run_dir, tmp_path / f"other-{number}") == {}
+        of_step = f"was measured on other weights (of step {results['best_step']}), not on {other}"
+        assert f"exported without results: {run_dir / RESULTS_FILE} {of_step}" in capsys.readouterr().out
+        for use in (lambda: gather([run_dir]), lambda: figures(run_dir)):
+            with pytest.raises(ValueError, match=rf"{RESULTS_FILE} was measured on other weights"):
+                use()
+
+    checkpoint.point(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / best)
+    assert exported(run_dir, tmp_path / "older") == older
+    assert "does not record which weights it was measured on" in capsys.readouterr().out
+    assert "not known whether they were measured" in (tmp_path / "older" / README_FILE).read_text()
+    assert gather([run_dir]).runs[0].results == older
+
+    predictions = run_dir / "predictions-test.jsonl"
+    lines = predictions.read_text().splitlines()
+    predictions.write_text("\n".join(lines[1:]) + "\n")
+    assert gather([run_dir]).runs[0].predictions is None
+    assert f"{predictions} is left out: it does not give the figures" in capsys.readouterr().err
+
+
+def test_runs_of_other_lengths_are_compared_where_both_have_a_checkpoint(train: Any, tmp_path: Path) -> None:
+    """As if the second had been continued after its end; the schedule's length is the same."""
+    train(tmp_path / "first")
+    train(tmp_path / "second", 9)
+    comparison = compare_runs(tmp_path / "first", tmp_path / "second")
+    assert comparison.weights_step == (8, 8)
+    assert comparison.largest_weight_gap == 0
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "of an older version"])
+def test_other_validation_data_choose_the_best_anew(
+    train: Any, score: Score, recorded: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An easy validation set must not keep later checkpoints from being the best on the real one."""
+    score(0.9)
+    train(tmp_path, 6)
+    if not recorded:
+        file = tmp_path / "checkpoints" / "latest" / checkpoint.STATE_FILE
+        state = json.loads(file.read_text())
+        del state["position"]["validation_data"]
+        file.write_text(json.dumps(state))
+    if recorded:
+        score(0.3, 0.4, 0.35, 0.0, 0.0)  # the first: the old best's on the new data
+    else:
+        score(0.4, 0.35, 0.0, 0.0)
+    train(tmp_path, **{"data.select.val": "{fold: [0, 1]}"})
+    told = "another set of validation data than before step 6: best is chosen anew, beginning with"
+    assert (
+        capsys.readouterr().out.count(f"{told} the best checkpoint so far, of step 4: val w-F1 0.3000\n")
+        == recorded
+    )
+    assert link(tmp_path, "best") == ("step-00000008" if recorded else "step-00000004")
+    score(0.5, 0.0, 0.0)
+    train(tmp_path, **{"data.select.val": "{fold: [0, 1]}", "train.epochs": 4})
+    assert "another set" not in capsys.readouterr().out
+
+
+def test_a_finished_run_is_judged_on_other_validation_data(train: Any, score: Score, tmp_path: Path) -> None:
+    score(0.9, 0.1, 0.1, 0.0, 0.0)
+    train(tmp_path)
+    assert link(tmp_path, "best") == "step-00000004"
+    score(0.3, 0.4, 0.0, 0.0)  # the old best's, and the last checkpoint's
+    train(tmp_path, **{"data.select.val": "{fold: [0, 1]}"})
+    assert link(tmp_path, "best") == "step-00000012"
+    results = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert results["checkpoint"] == checkpoint.identity(tmp_path / "checkpoints" / "best")
+
+
+def test_validation_data_may_come_and_go(
+    train: Any, score: Score, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = {"data.train": pack_corpus(tmp_path / "without", val=0)}
+    val = {"data.val": f"{corpus}#val"}
+    run_dir = tmp_path / "run"
+    train(run_dir, 6, **without)
+    score(0.3, 0.4, 0.0)
+    train(run_dir, 10, **without, **val)  # step 8 ends an epoch
+    assert "before step 6: best is chosen anew" in capsys.readouterr().out
+    assert link(run_dir, "best") == "step-00000008"
+    train(run_dir, **without)
+    assert "another set of validation data than before step 10, namely none" in capsys.readouterr().out
+    assert link(run_dir, "best") == "step-00000012"
+
+
+def test_an_interrupt_saves_and_stops(train: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    train(tmp_path, 6, [signal.SIGINT])
+    assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("preempted", 6)
+    assert link(tmp_path, "latest") == "step-00000006"
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == handler, "whose program it is gets its handler back"
+
+
+@pytest.mark.parametrize("stop", [2, 6])
+def test_a_second_interrupt_stops_at_once_and_the_run_can_be_resumed(
+    train: Any, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stop, [signal.SIGINT, signal.SIGINT])
+    saved = 4 if stop == 6 else 0
+    assert (status(tmp_path / "stopped")["status"], status(tmp_path / "stopped")["step"]) == (
+        "preempted",
+        saved,
+    )
+    for run_dir in (tmp_path / "stopped", tmp_path / "undisturbed"):
+        train(run_dir)
+    assert_same_run(tmp_path / "stopped", tmp_path / "undisturbed")

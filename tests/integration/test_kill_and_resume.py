@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support import arguments, assert_same_run, launched, metrics, run, status
+
+from awtpn import checkpoint
 
 SETTINGS = {
     "model.shared_dim": 16,
@@ -70,6 +73,22 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert [x["step"] for x in metrics(stopped)] == list(range(1, steps + 1))
     assert_same_run(stopped, undisturbed)
     assert (stopped / "results.json").read_text() == (undisturbed / "results.json").read_text()
+
+
+@pytest.mark.timeout(400)
+def test_ctrl_c_at_torchrun_saves_on_all_ranks(corpus: str, tmp_path: Path) -> None:
+    """A terminal sends it to every process, and torchrun sends it to its ranks once more."""
+    with launched(command("torchrun", corpus, tmp_path / "run"), tmp_path / "log") as process:
+        wait_for_line(tmp_path / "run", 3, tmp_path / "log")
+        everyone = psutil.Process(process.pid)
+        for each in (*everyone.children(recursive=True), everyone):
+            each.send_signal(signal.SIGINT)
+        process.wait(120)
+    assert status(tmp_path / "run")["status"] == "preempted"
+    latest = checkpoint.find_latest(tmp_path / "run" / "checkpoints")
+    assert latest is not None
+    assert checkpoint.problem(latest) is None
+    assert checkpoint.load_position(latest).step == status(tmp_path / "run")["step"]
 
 
 def metrics_whole(run_dir: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from support import ALONE, REPO
 
 from awtpn import doctor
 from awtpn.config import Config
+from awtpn.experiments import runner
+from awtpn.launcher import RANK_VARIABLES
 from awtpn.run_folder import prepare_run_dir
 
 URL = "s3://corpus/meld"
@@ -166,6 +169,12 @@ def test_errors_come_first() -> None:
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, True),  # torchrun
         ({"WORLD_SIZE": "2", "LOCAL_SIZE": "1"}, True),  # deepspeed
         ({"WORLD_SIZE": "2", "SLURM_NNODES": "2"}, True),
+        # One process within an allocation of two nodes: as salloc and sbatch leave it, and as srun -n 1 does.
+        ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_NTASKS": "2"}, False),
+        (
+            {"SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+            False,
+        ),
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, False),
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "eth0"}, False),
         ({}, False),
@@ -174,8 +183,7 @@ def test_errors_come_first() -> None:
 def test_ranks_that_could_not_meet_do_not_try(
     launcher: dict[str, str], refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NNODES", "GLOO_SOCKET_IFNAME"):
-        monkeypatch.delenv(name, raising=False)
+    forget_launchers(monkeypatch)
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(doctor.socket, "gethostbyname", lambda name: "127.0.1.1")
@@ -184,6 +192,25 @@ def test_ranks_that_could_not_meet_do_not_try(
         return
     with pytest.raises(ValueError, match=r"knows itself as 127\.0\.1\.1(.|\n)*set GLOO_SOCKET_IFNAME"):
         doctor.check_before_meeting()
+
+
+def forget_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in (*RANK_VARIABLES, "GLOO_SOCKET_IFNAME"):
+            monkeypatch.delenv(name)
+
+
+def test_processes_of_srun_that_know_nothing_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would train alone on all the data, in one run folder."""
+    forget_launchers(monkeypatch)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ValueError, match=r"srun started 2 processes, but .* one torchrun on each node"):
+        doctor.check_before_meeting()
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    doctor.check_before_meeting()
+    own = runner.environment({"SLURM_STEP_NUM_TASKS": "2", "HOME": "/"}, slot=0, parallel=1, gpus=[])
+    assert own == {"HOME": "/"}, "a fold is a run of its own, however the cross-validation was started"
 
 
 # --- The facts -----------------------------------------------------------------------------------

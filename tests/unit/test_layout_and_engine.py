@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,10 +17,17 @@ import torch
 from support import REPO
 
 from awtpn.config import Config, Launch
-from awtpn.distributed import check_engine, check_precision, check_world_size, launched_ranks, start
-from awtpn.launcher import Asked, asked_of_accelerate, torchrun_options
+from awtpn.distributed import (
+    check_engine,
+    check_port,
+    check_precision,
+    check_world_size,
+    launched_ranks,
+    start,
+)
+from awtpn.launcher import RANK_VARIABLES, Asked, asked_of_accelerate, torchrun_options
 from awtpn.layout import Layout, check_negatives, make_layout
-from awtpn.zero import ZERO, deepspeed_settings
+from awtpn.zero import ZERO, deepspeed_settings, load_communication_op
 
 BY_ACCELERATE = {"ACCELERATE_USE_DEEPSPEED": "true"}
 LAYOUT = Layout(global_batch=32, micro_batch=8, accumulation=2)
@@ -133,7 +142,7 @@ def test_machines_that_each_believe_to_be_alone_are_refused(
     """Without a number of processes, on machines with one GPU or none."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     parent(["accelerate", "launch", "--num_machines", "2", "--machine_rank", "0", "launch/train.py"])
-    with pytest.raises(ValueError, match=r"command line says 2 ranks, but .* says 1"):
+    with pytest.raises(ValueError, match=r"accelerate launch says 2 ranks, but .* says 1"):
         launched_ranks()
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert launched_ranks() == 8
@@ -201,6 +210,76 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     config.train.precision = "fp32"
     with pytest.raises(ValueError, match=r"mixed precision bf16.*precision=fp32"):
         check_precision(config, on_gpu=False, deepspeed=False)
+
+
+def test_a_setting_in_a_file_of_accelerate_is_told_as_the_files(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "default_config.yaml"
+    file.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nmixed_precision: fp16\n"
+        "num_machines: 1\nnum_processes: 2\nuse_cpu: false\n"
+    )
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(file))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    config, told = Config(), re.escape(f"Accelerate's configuration file {file} says")
+    parent(["accelerate", "launch", "launch/train.py"])
+    with pytest.raises(ValueError, match=f"^{told} mixed precision fp16, .* leave it out there"):
+        check_precision(config, on_gpu=True, deepspeed=False)
+    with pytest.raises(ValueError, match=f"^{told} 2 ranks"):
+        launched_ranks()
+    with pytest.raises(ValueError, match=f"^{told} --use_fsdp"):
+        check_engine(os.environ)
+    parent(["accelerate", "launch", "--mixed_precision", "fp16", "launch/train.py"])
+    with pytest.raises(ValueError, match=r"^accelerate launch says mixed precision fp16"):
+        check_precision(config, on_gpu=True, deepspeed=False)
+    parent(["torchrun", "launch/train.py"])  # which this package puts in between on a CPU
+    with pytest.raises(ValueError, match=re.escape(f"or its configuration file {file}) says mixed")):
+        check_precision(config, on_gpu=True, deepspeed=False)
+
+
+# --- The environment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_empty_variables_of_launchers_are_not_set(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANK_VARIABLES:
+        monkeypatch.setenv(name, value)
+    assert launched_ranks() == 1
+    assert not {*RANK_VARIABLES} & {*os.environ}, "Accelerate and torch read them too"
+
+
+@pytest.mark.parametrize("name", [name for name in RANK_VARIABLES if name != "MASTER_ADDR"])
+def test_variables_of_launchers_that_are_no_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in RANK_VARIABLES:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(ValueError, match=f"the environment variable {name} is 'two', and should be a whole"):
+        launched_ranks()
+
+
+def test_a_folder_for_compiled_operators_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/dev/null/extensions")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    with pytest.raises(ValueError, match=r"/dev/null/extensions .*environment variable TORCH_EXTENSIONS_DIR"):
+        load_communication_op()
+
+
+def test_a_port_in_use_is_named_before_torch_tries_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        main = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with pytest.raises(ValueError, match=rf"port {port} .*\(Address already in use\).*--master_port N"):
+            check_port(main)
+        for harmless in ({"RANK": "1"}, {"WORLD_SIZE": "1"}, {"TORCHELASTIC_USE_AGENT_STORE": "True"}):
+            check_port(main | harmless)
+    check_port(main)
+    with pytest.raises(ValueError, match="at port 123456 of this machine"):
+        check_port(main | {"MASTER_PORT": "123456"})
 
 
 # --- DeepSpeed -----------------------------------------------------------------------------------

@@ -16,8 +16,12 @@ from typing import IO, BinaryIO
 
 import pytest
 
+from awtpn.config import DataConfig
+from awtpn.data import stream_source
+from shards import FeatureStream
 from shards import cache as cache_module
-from shards.cache import Cache, CacheFull, open_cached, parse_bytes
+from shards.cache import Cache, CacheFull, CacheUnwritable, open_cached, parse_bytes
+from shards.store import default_cache
 
 
 def name(i: int) -> str:
@@ -235,3 +239,40 @@ def test_processes_share_a_tight_budget(tmp_path: Path) -> None:
     Fetches().open(cache_of(tmp_path, 100), 20).close()
     assert held(tmp_path) == {20}
     assert not list(tmp_path.rglob("*.part"))
+
+
+# --- A cache that cannot be written --------------------------------------------------------------
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_what_moves_it(remote: str, tmp_path: Path) -> None:
+    """As with a HOME that does not exist or belongs to another user."""
+    told = "cache folder /dev/null/cache.* cannot be written .*cache_dir.*variable AWTPN_CACHE_DIR"
+    stream = FeatureStream(remote, global_batch_size=4, cache_dir="/dev/null/cache", skip_damaged=True)
+    with pytest.raises(CacheUnwritable, match=told):
+        list(stream.epoch(0))
+    with pytest.raises(CacheUnwritable, match=told):
+        stream_source(DataConfig(cache_dir="/dev/null/cache"), "train")
+
+
+@pytest.mark.parametrize(
+    ("environment", "cache"),
+    [
+        ({"AWTPN_CACHE_DIR": "/scratch/cache"}, "/scratch/cache"),
+        ({"AWTPN_CACHE_DIR": "", "HOME": "/home/me"}, "/home/me/.cache/awtpn-shards"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/awtpn-shards"),
+    ],
+)
+def test_where_the_cache_is(environment: dict[str, str], cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWTPN_CACHE_DIR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_cache() == Path(cache)
+
+
+def test_a_user_without_a_home_needs_no_cache_for_local_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("AWTPN_CACHE_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # nobody knows this user
+    assert default_cache() == Path("/nonexistent/.cache/awtpn-shards")

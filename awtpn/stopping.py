@@ -1,0 +1,67 @@
+"""Signals that ask a run to stop: it saves a checkpoint on all ranks first, and can be resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# A terminal's Ctrl-C reaches every process, and launchers pass it on again: within this time, that is one
+# Ctrl-C and not two.
+FORWARDED_S = 10.0
+NOTICE = b"\ninterrupted: stopping with a checkpoint; Ctrl-C again stops at once, without one\n"
+
+
+class StopFlag:
+    """Whether a signal told this process to stop; the step's all-reduce carries it to every rank.
+
+    No threading.Event: a signal may arrive while the main thread is inside the handler of another one, and
+    an Event's lock would then wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.at_once = False
+        """A second Ctrl-C came, and KeyboardInterrupt was raised."""
+        self._asked_at = 0.0
+
+    def is_set(self) -> bool:
+        return self.asked
+
+    def set(self) -> None:
+        self.asked = True
+
+    def handle(self, number: int, frame: Any = None) -> None:
+        """The handler of `SIGNALS`.
+
+        Raises:
+            KeyboardInterrupt: by a second Ctrl-C.
+        """
+        if number == signal.SIGINT and self.asked:
+            launched = bool(os.environ.get("LOCAL_RANK"))
+            if launched and time.monotonic() - self._asked_at < FORWARDED_S:
+                return
+            self.at_once = True
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one asks nobody
+            raise KeyboardInterrupt
+        if not self.asked:
+            self._asked_at = time.monotonic()
+            if number == signal.SIGINT and os.environ.get("RANK") in (None, "", "0"):
+                os.write(2, NOTICE)  # printing is not allowed within a handler: the stream may be in use
+        self.asked = True
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """While the block runs, SIGTERM, SIGUSR1 and a first Ctrl-C (SIGINT) set the flag and do nothing else."""
+    stop = StopFlag()
+    before = {number: signal.signal(number, stop.handle) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
