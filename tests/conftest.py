@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# First, since it sets how the math library multiplies, which must be before torch is loaded. Child processes
+# inherit it, whatever they import first.
+import awtpn  # noqa: F401
+
+# isort: split
 import pytest
 from support import pack_corpus
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from support import (
     arguments,
     assert_like_runs,
+    assert_same_results,
     assert_same_run,
     metrics,
     run_ranks,
@@ -128,9 +129,7 @@ def test_sigterm_leaves_a_checkpoint_and_says_so(runs: Path, name: str) -> None:
 def test_at_the_same_layout_it_goes_on_to_the_bit(runs: Path, name: str) -> None:
     assert status(runs / name)["status"] == "done"
     assert_same_run(runs / name, runs / f"{name}, undisturbed")
-    assert (runs / name / "results.json").read_text() == (
-        runs / f"{name}, undisturbed" / "results.json"
-    ).read_text()
+    assert_same_results(runs / name / "results.json", runs / f"{name}, undisturbed" / "results.json")
 
 
 @pytest.mark.timeout(580)
@@ -141,8 +140,7 @@ def test_a_signal_is_heeded_while_making_ready_validating_and_testing(runs: Path
     assert not (stopped / "results.json").exists()
     assert status(runs / name)["status"] == "done"
     assert_same_run(runs / name, runs / "ddp, undisturbed")
-    ours, theirs = ((runs / run / "results.json").read_text() for run in (name, "ddp, undisturbed"))
-    assert ours == theirs
+    assert_same_results(runs / name / "results.json", runs / "ddp, undisturbed" / "results.json")
 
 
 @pytest.mark.timeout(580)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import arguments, assert_same_run, launched, metrics, run, status
+from support import arguments, assert_same_results, assert_same_run, launched, metrics, run, status
 
 SETTINGS = {
     "model.shared_dim": 16,
@@ -69,7 +69,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
         assert ("resumed at step" in log) == (run_dir == stopped)
     assert [x["step"] for x in metrics(stopped)] == list(range(1, steps + 1))
     assert_same_run(stopped, undisturbed)
-    assert (stopped / "results.json").read_text() == (undisturbed / "results.json").read_text()
+    assert_same_results(stopped / "results.json", undisturbed / "results.json")
 
 
 def metrics_whole(run_dir: Path) -> list[str]:
