@@ -18,12 +18,17 @@ Where things are:
 - files that may come from anywhere: `model_files` (weights, card, checksums), `records` (fields of JSON)
 - using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)
 - cost: `bench/` (speed, FLOPs, memory)
+- this machine: `matrix_products` (are they the same bits each time?)
 - the `awtpn` command: `cli/`
 
 Arrows point one way: `launch` -> `awtpn` -> `shards`.
 """
 
-from awtpn.model import AWTPN, ModelConfig, ModelOutput
-from awtpn.predictor import Prediction, Predictor
+from awtpn.matrix_products import request_repeatable_products
+
+request_repeatable_products()  # before torch is loaded: the math library looks once
+
+from awtpn.model import AWTPN, ModelConfig, ModelOutput  # noqa: E402
+from awtpn.predictor import Prediction, Predictor  # noqa: E402
 
 __all__ = ["AWTPN", "ModelConfig", "ModelOutput", "Prediction", "Predictor"]

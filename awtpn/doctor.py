@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+from awtpn import matrix_products
 from awtpn.distributed import World, join, leave
 from awtpn.launcher import check_environment
 from shards.schema import dump_manifest
@@ -374,9 +375,11 @@ def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str
     check_before_meeting()
     world = join()
     ranks, findings = consult(world, run_dir, urls, storage_options=storage_options, keep_folder=False)
+    products = world.from_all(matrix_products.largest_difference())
     if world.is_main:
         print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
         print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))
+        print(matrix_products.describe(max(products)))
         print("\n".join(str(f) for f in findings) if findings else "nothing wrong found")
     leave()
     return all(f.level != "error" for f in findings)

@@ -215,7 +215,8 @@ def run_compare(options: argparse.Namespace) -> None:
 
 
 DOCTOR_HELP = """Find what would spoil a run before it begins, and say how to repair it: versions that differ
-between hosts, a run folder that is not shared, data that a rank cannot read, addresses that are of no use.
+between hosts, a run folder that is not shared, data that a rank cannot read, addresses that are of no use. It
+also measures whether matrix products on the CPUs repeat bit for bit.
 
 examples:
   awtpn doctor --data s3://corpus/meld

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import rank_checks
-from support import poison
+from support import LIMIT, poison
 
 from awtpn import trainer
 from shards import FeatureBatch
@@ -41,14 +41,14 @@ for module in (
 ):
     importlib.import_module(module)
 
-HUNG_S = 150.0
+HUNG_S = LIMIT / 2
 
 
 def main(plan: Path, ranks: int, me: int) -> None:
     for job in json.loads(plan.read_text()):
         print(f"=== {job}", flush=True)
         if (child := os.fork()) == 0:
-            # Only compiling DeepSpeed's op takes long. Where the threads stand says more than a time-out.
+            # Where the threads stand says more than a time-out.
             faulthandler.dump_traceback_later(HUNG_S, exit=True)
             try:
                 work(job, ranks, me)

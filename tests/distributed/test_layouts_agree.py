@@ -77,6 +77,9 @@ def name(lesson: str, layout: Layout) -> str:
     return f"{lesson}, {ranks} ranks, accumulation {accumulation}{engine}"
 
 
+pytestmark = pytest.mark.usefixtures("deepspeed_operator")
+
+
 @pytest.fixture(scope="module")
 def damaged(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     """The corpus with a shard cut short, and the names of its utterances."""
@@ -124,7 +127,6 @@ def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.T
     return root
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize(("lesson", "layout"), CASES, ids=[name(*case) for case in CASES])
 def test_a_layout_learns_what_one_process_does(runs: Path, lesson: str, layout: Layout) -> None:
     run, alone = runs / name(lesson, layout), runs / name(lesson, ALONE)
@@ -132,7 +134,6 @@ def test_a_layout_learns_what_one_process_does(runs: Path, lesson: str, layout: 
     assert_like_runs(run, alone)
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
     """What is compared moves: every step is there, the model learns, and each lesson differs."""
@@ -154,7 +155,6 @@ def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
         assert lines[-2]["loss"] != pytest.approx(plain[-2]["loss"], rel=1e-3), "the settings matter"
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_damaged_shard_is_counted_once_and_told_of_once(
     runs: Path, damaged: tuple[str, list[str]], ranks: int
@@ -175,7 +175,6 @@ def test_a_damaged_shard_is_counted_once_and_told_of_once(
     assert any(key in stopped["error"] for key in keys)
 
 
-@pytest.mark.timeout(580)
 def test_what_is_shown_does_not_depend_on_the_layout(runs: Path) -> None:
     alone, partitioned = (runs / name(*case) / "tensorboard" for case in DRAWN)
     ours, theirs = (EventAccumulator(str(folder)).Reload() for folder in (alone, partitioned))

@@ -41,6 +41,8 @@ needs_half = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="DeepSpeed computes no fp16 on this CPU"
 )
 
+pytestmark = pytest.mark.usefixtures("deepspeed_operator")
+
 
 @pytest.fixture(scope="module")
 def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,7 +71,6 @@ def saved_scale(run: Path) -> dict[str, float]:
 
 
 @needs_half
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", STAGES)
 def test_fp16_goes_on_to_the_bit(runs: Path, stage: int) -> None:
     assert status(runs / f"zero{stage}, stopped")["step"] == STOP_AT

@@ -27,6 +27,8 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero3, bf16": {"train.zero_stage": 3} | BF16,
 }
 
+pytestmark = pytest.mark.usefixtures("deepspeed_operator")
+
 
 @pytest.fixture(scope="module")
 def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,7 +47,6 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_step_is_left_out_on_all_ranks(runs: Path, name: str) -> None:
     assert status(runs / name)["status"] == "done"
@@ -53,7 +54,6 @@ def test_the_step_is_left_out_on_all_ranks(runs: Path, name: str) -> None:
     assert all(tensor.isfinite().all() for tensor in weights(runs / name).values())
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_what_follows_is_the_same_under_every_engine(runs: Path, name: str) -> None:
     learnt = [line for line in metrics(runs / name) if not line["skipped"]]

@@ -20,7 +20,6 @@ CHECKS = (
 )
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_agree(ranks: int, tmp_path: Path) -> None:
-    run_ranks([{"check": check} for check in CHECKS], ranks, tmp_path, timeout=190)
+    run_ranks([{"check": check} for check in CHECKS], ranks, tmp_path)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from support import (
     arguments,
     assert_like_runs,
+    assert_same_results,
     assert_same_run,
     metrics,
     run_ranks,
@@ -67,6 +68,8 @@ OTHER: dict[str, tuple[str, int, dict[str, Any]]] = {
     "zero2 to one": ("from zero2", 1, {}),
 }
 
+pytestmark = pytest.mark.usefixtures("deepspeed_operator")
+
 
 @pytest.fixture(scope="module")
 def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -106,7 +109,6 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize("name", SAME)
 def test_sigterm_leaves_a_checkpoint_and_says_so(runs: Path, name: str) -> None:
     stopped = runs / f"{name}, stopped"
@@ -123,17 +125,13 @@ def test_sigterm_leaves_a_checkpoint_and_says_so(runs: Path, name: str) -> None:
     assert json.loads((latest / STATE_FILE).read_text())["adam_step"] == STOP_AT
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize("name", SAME)
 def test_at_the_same_layout_it_goes_on_to_the_bit(runs: Path, name: str) -> None:
     assert status(runs / name)["status"] == "done"
     assert_same_run(runs / name, runs / f"{name}, undisturbed")
-    assert (runs / name / "results.json").read_text() == (
-        runs / f"{name}, undisturbed" / "results.json"
-    ).read_text()
+    assert_same_results(runs / name / "results.json", runs / f"{name}, undisturbed" / "results.json")
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_signal_is_heeded_while_making_ready_validating_and_testing(runs: Path, name: str) -> None:
     stopped, (_, step) = runs / f"{name}, stopped", ELSEWHERE[name]
@@ -141,11 +139,9 @@ def test_a_signal_is_heeded_while_making_ready_validating_and_testing(runs: Path
     assert not (stopped / "results.json").exists()
     assert status(runs / name)["status"] == "done"
     assert_same_run(runs / name, runs / "ddp, undisturbed")
-    ours, theirs = ((runs / run / "results.json").read_text() for run in (name, "ddp, undisturbed"))
-    assert ours == theirs
+    assert_same_results(runs / name / "results.json", runs / "ddp, undisturbed" / "results.json")
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize("name", OTHER)
 def test_on_another_engine_or_number_of_ranks_it_goes_on_to_rounding(runs: Path, name: str) -> None:
     assert status(runs / name)["status"] == "done"

@@ -1,6 +1,7 @@
 """What a bad night brings, brought for real: after it the run goes on to the very weights it would have had.
 
-Two ranks under torchrun, dropout on, a small corpus. "As if nothing had happened" means equal to the bit.
+Two ranks under torchrun, dropout on, a small corpus. "As if nothing had happened" means equal to the bit, where
+matrix products repeat.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import pytest
 from support import REPO, arguments, assert_same_run, metrics, run, status
 
 from awtpn import checkpoint
-
-pytestmark = pytest.mark.timeout(240)
 
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
@@ -44,7 +43,7 @@ def night(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Night:
         script = str(REPO / "tests" / "distributed" / "faulty_train.py")
         whole = SETTINGS | {"data.train": corpus, "run.dir": folder} | settings
         command = [*launcher, script, fault, *arguments(whole)]
-        code, output = run(command, root / f"{name}.log", timeout=120, MARK=str(root / f"{name}.mark"))
+        code, output = run(command, root / f"{name}.log", MARK=str(root / f"{name}.mark"))
         return code, output, folder
 
     return night
@@ -159,7 +158,7 @@ def test_an_altered_prototype_table_is_healed_where_asked(night: Night) -> None:
 
 
 def test_a_rank_that_hangs_ends_the_run_with_all_stacks(night: Night) -> None:
-    code, output, folder = night("hang", "hung", **{"train.timeout": 6})
+    code, output, folder = night("hang", "hung", **{"train.timeout": 15})
     assert code != 0
     stacks = {path.name: path.read_text() for path in (folder / "stacks").iterdir()}
     assert sorted(stacks) == ["rank-0.txt", "rank-1.txt"], output

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support import free_port, launched
+from support import LIMIT, free_port, launched
 
 T = TypeVar("T")
 
@@ -31,7 +31,6 @@ FLAGS = (
     "--disable-component-update --disable-sync --hide-scrollbars --disable-dev-shm-usage"
 )
 WIDTH, HEIGHT = 1900, 1500
-PATIENCE_S = 60.0
 
 # TensorBoard's older pages are web components, whose elements lie in nested shadow roots, or in a frame.
 DEEP = """
@@ -124,7 +123,7 @@ def tensorboard(runs: Path, log: Path) -> Iterator[str]:
 
 def fetch(address: str, path: str) -> Any:
     """What TensorBoard answers: JSON, or bytes where it is none."""
-    with urllib.request.urlopen(f"{address}/{path}", timeout=30) as answer:
+    with urllib.request.urlopen(f"{address}/{path}", timeout=LIMIT) as answer:
         body = answer.read()
         return json.loads(body) if "json" in answer.headers["Content-Type"] else body
 
@@ -174,7 +173,7 @@ def until(found: Callable[[], T], otherwise: Callable[[], str]) -> T:
     Raises:
         AssertionError: it takes too long; with what `otherwise` says.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + LIMIT
     while not (result := found()):
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.2)

@@ -79,7 +79,7 @@ class FaultyProxy:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
-        upstream = http.client.HTTPConnection("127.0.0.1", upstream_port, timeout=30)
+        upstream = http.client.HTTPConnection("127.0.0.1", upstream_port, timeout=600)
         try:
             upstream.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers.items():

@@ -185,7 +185,7 @@ class Sandbox:
             return self._here(line, words[1:], lambda: exec(words[2], {"help": builtins.help}))
         if words[0] == "python":
             return self._here(line, words[1:], lambda: runpy.run_path(words[1], run_name="__main__"))
-        code, output = run(["env", "-C", str(self.root), *words], self.root / "log", timeout=100)
+        code, output = run(["env", "-C", str(self.root), *words], self.root / "log")
         assert code == 0, f"{line}\nended with {code}:\n{output}"
         return output
 

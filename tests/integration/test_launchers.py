@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import arguments, free_port, launched, metrics, run, status
+from support import LIMIT, arguments, free_port, launched, metrics, run, status
 
 TRAIN = "launch/train.py"
 ACCELERATE = ["accelerate", "launch"]
@@ -32,6 +32,8 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}  # machines that are this one find each 
 STEPS = 3
 SETTINGS = {"train.max_steps": STEPS, "train.log_every": 1, "model.dropout": 0.0}
 
+pytestmark = pytest.mark.usefixtures("deepspeed_operator")
+
 
 @pytest.fixture(scope="module")
 def alone(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,7 +47,6 @@ def alone(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.timeout(260)
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_launcher_starts_two_ranks_that_see_the_same_data(
     name: str, alone: Path, demo_cache: Path, tmp_path: Path
@@ -53,7 +54,7 @@ def test_a_launcher_starts_two_ranks_that_see_the_same_data(
     launcher, engine = LAUNCHERS[name]
     launcher = [str(free_port()) if word == "PORT" else word for word in launcher]
     settings = arguments(SETTINGS | {"data.cache_dir": demo_cache, "run.dir": tmp_path / "run"})
-    code, log = run([*launcher, TRAIN, *settings], tmp_path / "log", timeout=240)
+    code, log = run([*launcher, TRAIN, *settings], tmp_path / "log")
     assert code == 0, log
     assert status(tmp_path / "run")["status"] == "done"
     # Not two runs of one rank each, which is what several of these do when left to themselves.
@@ -65,7 +66,6 @@ def test_a_launcher_starts_two_ranks_that_see_the_same_data(
     assert [x["loss"] for x in ours] == pytest.approx([x["loss"] for x in theirs], rel=1e-5)
 
 
-@pytest.mark.timeout(120)
 def test_machines_without_gpus_wait_for_each_other(alone: Path, demo_cache: Path, tmp_path: Path) -> None:
     """Accelerate itself starts a process on each, which would train alone: two runs in one folder."""
     settings = arguments(SETTINGS | {"data.cache_dir": demo_cache, "run.dir": tmp_path / "run"})
@@ -79,7 +79,8 @@ def test_machines_without_gpus_wait_for_each_other(alone: Path, demo_cache: Path
             time.sleep(0.05)
         assert not (tmp_path / "run").exists(), "the first machine waits for the second"
         with launched([*machine, "1", TRAIN, *settings], logs[1], **LOOPBACK) as second:
-            assert (first.wait(90), second.wait(90)) == (0, 0), logs[0].read_text() + logs[1].read_text()
+            codes = first.wait(LIMIT), second.wait(LIMIT)
+    assert codes == (0, 0), logs[0].read_text() + logs[1].read_text()
     assert "2 ranks x micro-batch 16" in logs[0].read_text()
     assert [x["fingerprint"] for x in metrics(tmp_path / "run")] == [x["fingerprint"] for x in metrics(alone)]
 
@@ -89,18 +90,16 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.timeout(120)
 def test_two_processes_that_accelerate_would_not_start_are_refused(demo_cache: Path, tmp_path: Path) -> None:
     """Without --cpu, `accelerate launch --num_processes 2` starts one process on a CPU, silently."""
     settings = arguments(SETTINGS | {"data.cache_dir": demo_cache, "run.dir": tmp_path / "run"})
-    code, log = run([*ACCELERATE, "--num_processes", "2", TRAIN, *settings], tmp_path / "log", timeout=100)
+    code, log = run([*ACCELERATE, "--num_processes", "2", TRAIN, *settings], tmp_path / "log")
     assert code != 0
     assert "says 2 ranks, but the launcher's environment says 1" in log
     assert "--cpu" in log
     assert not (tmp_path / "run").exists(), "refused before anything starts"
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -114,7 +113,7 @@ def test_wrong_settings_are_refused_before_anything_starts(
 ) -> None:
     words = arguments(settings | {"run.dir": tmp_path / "run", "data.cache_dir": tmp_path / "cache"})
     launcher = ["torchrun", "--standalone", "--nproc-per-node", "2"]
-    code, log = run([*launcher, TRAIN, *words], tmp_path / "log", timeout=100)
+    code, log = run([*launcher, TRAIN, *words], tmp_path / "log")
     assert code != 0
     assert message in log
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log"]

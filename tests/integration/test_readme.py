@@ -199,7 +199,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, demo_cache: Path) -> Sandb
     return Sandbox(tmp_path_factory.mktemp("readme"), demo_cache)
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize("command", FOUND, ids=[command[:90] for command in FOUND])
 def test_a_command_is_accounted_for(command: str, request: pytest.FixtureRequest) -> None:
     entry = COMMANDS.get(command)

@@ -21,7 +21,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from deepspeed.launcher.runner import fetch_hostfile
 from deepspeed.runtime.config import DeepSpeedConfig
-from support import REPO, arguments, environment, free_port, launched, metrics, run, status
+from support import LIMIT, REPO, arguments, environment, free_port, launched, metrics, run, status
 from torch.distributed.launcher.api import LaunchConfig
 
 from awtpn.config import Config, Launch
@@ -52,8 +52,6 @@ case "$*" in
 *) exit 1 ;;
 esac
 """
-
-pytestmark = pytest.mark.timeout(240)
 
 
 def training(corpus: str, run_dir: Path) -> dict[str, Any]:
@@ -117,7 +115,7 @@ def test_slurm_stops_requeues_and_resumes(corpus: str, slurm: dict[str, str], tm
         wait_for_checkpoint(run_dir, process, log)
         for task in (stand_ins / "tasks").read_text().split():
             os.kill(int(task), signal.SIGUSR1)
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(LIMIT) == 0, log.read_text()
     assert "2 ranks x micro-batch 8" in log.read_text()
     assert status(run_dir)["status"] == "preempted"
     assert (stand_ins / "requeued").read_text().split() == [slurm["SLURM_JOB_ID"]]
@@ -220,7 +218,7 @@ def test_a_pod_stops_ends_badly_and_resumes(corpus: str, tmp_path: Path) -> None
     with launched(command, log, **by_operator) as process:
         wait_for_checkpoint(run_dir, process, log)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) != 0, log.read_text()
+        assert process.wait(LIMIT) != 0, log.read_text()
     assert status(run_dir)["status"] == "preempted"
 
     code, text = run(command, tmp_path / "second.log", **by_operator)

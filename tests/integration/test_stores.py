@@ -23,14 +23,11 @@ from typing import Any
 
 import psutil
 import pytest
-from support import REPO, pack_corpus
+from support import LIMIT, REPO, pack_corpus
 
 from shards import FeatureStream
 from shards.store import open_dataset
 from shards.verify import verify
-
-pytestmark = pytest.mark.timeout(170)
-START_S = 30.0
 
 SSHD = """\
 Port {port}
@@ -77,7 +74,7 @@ def start(command: list[str], port: int) -> subprocess.Popen[bytes]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     begin = time.monotonic()
-    while time.monotonic() - begin < START_S:
+    while time.monotonic() - begin < LIMIT:
         with socket.socket() as one:
             if one.connect_ex(("127.0.0.1", port)) == 0:
                 return server
@@ -199,7 +196,7 @@ def test_every_utterance_once_and_every_hash_right(place: Place, tmp_path: Path)
     for thread in ranks:
         thread.start()
     for thread in ranks:
-        thread.join(60)
+        thread.join(LIMIT)
     assert len(set(seen[0] + seen[1])) == len(seen[0] + seen[1]) == manifest.splits["train"].utterances
     found = verify(place.url, progress=False, cache_dir=tmp_path, storage_options=place.options)
     assert not found.faults
@@ -218,7 +215,7 @@ def test_training_with_a_cache_that_holds_one_split_at_a_time(gs: Place, tmp_pat
     command += ["--run.dir", str(tmp_path / "run"), "--data.cache_dir", str(tmp_path / "cache")]
     command += ["--data.storage_options", json.dumps(gs.options), "--data.cache_limit", str(limit)]
     command += ["--train.epochs", "2", "--model.shared_dim", "8"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test"]["utterances"] == manifest.splits["test"].utterances

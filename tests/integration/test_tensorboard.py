@@ -42,7 +42,6 @@ def address(runs: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.mark.timeout(200)
 def test_every_page_is_served_our_data(address: str, runs: Path) -> None:
     def fetch(path: str, **query: object) -> object:
         return browser.fetch(address, f"data/{path}?{urlencode({'run': RUN} | query)}")
@@ -86,7 +85,6 @@ def test_every_page_is_served_our_data(address: str, runs: Path) -> None:
     assert right / 400 == results["test"]["w-ACC"]
 
 
-@pytest.mark.timeout(200)
 def test_a_browser_shows_it(address: str, runs: Path, tmp_path: Path) -> None:
     if lacking := browser.missing():
         pytest.skip(lacking)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from support import REPO
+from support import LIMIT, REPO
 
 NAMES = ("host-1", "host-2")
 SSH_PORT = 2222
@@ -179,16 +179,16 @@ def _start(stack: contextlib.ExitStack, command: Sequence[str], log: Path) -> in
     return process.pid
 
 
-def _wait(ready: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+def _wait(ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT
     while not ready():
-        assert time.monotonic() < deadline, f"no sign of {what} after {seconds} s"
+        assert time.monotonic() < deadline, f"no sign of {what} after {LIMIT:.0f} s"
         time.sleep(0.02)
 
 
 def _do(*words: str) -> None:
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=20, env=os.environ | {"PATH": _path()}
+        words, capture_output=True, text=True, timeout=LIMIT, env=os.environ | {"PATH": _path()}
     )
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr.strip()}"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from attention_support import OUTCOMES, TOLERANCES
-from support import environment
+from support import LIMIT, environment
 
 triton = pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds only")
 
@@ -48,7 +48,7 @@ def interpreted() -> dict[str, Any]:
         env=environment(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ALONE, REPO
+from support import ALONE, LIMIT, REPO
 
 from awtpn import doctor
 from awtpn.config import Config
@@ -245,7 +245,7 @@ def test_the_hostfile_of_a_deepspeed_above(tmp_path: Path) -> None:
     deepspeed = tmp_path / "deepspeed"
     deepspeed.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {between!r}])")
     command = [sys.executable, str(deepspeed), "--hostfile", "nowhere/hosts", "train.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=REPO)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=REPO)
     assert done.stdout.strip() == "nowhere/hosts"
 
 

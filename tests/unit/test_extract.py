@@ -26,6 +26,7 @@ from corpora_support import (
     write_video,
 )
 from media_support import record
+from support import LIMIT, same_bits_or_close
 
 from shards import BadSample, pack
 from shards.beats import Watch, beating
@@ -111,7 +112,7 @@ def skipped(folder: Path) -> dict[str, str]:
 
 def over_ranks(ranks: int, call: Callable[..., Any]) -> list[Any]:
     """`call(rank=, world_size=, from_all=)` of all ranks at once; what each returned."""
-    barrier, results = threading.Barrier(ranks, timeout=20), [None] * ranks
+    barrier, results = threading.Barrier(ranks, timeout=LIMIT), [None] * ranks
     values: list[Any] = [None] * ranks
 
     def run(rank: int) -> None:
@@ -524,7 +525,7 @@ def test_a_rank_that_vanished_is_not_waited_for(tmp_path: Path, tones: ClipSourc
             audio=encoder,
             clips_per_shard=3,
             progress=False,
-            patience=0.4,
+            patience=2.0,
             rank=rank,
             **others,
         )
@@ -532,7 +533,7 @@ def test_a_rank_that_vanished_is_not_waited_for(tmp_path: Path, tones: ClipSourc
     first, second, third = over_ranks(3, one)
     assert (type(second), third) == (Killed, None)
     assert isinstance(first, OSError)
-    assert "rank 1 has made nothing for 0.00666667 min; train-000004 is missing; stop the job" in str(first)
+    assert "rank 1 has made nothing for 0.0333333 min; train-000004 is missing; stop the job" in str(first)
     manifest = made(tones, tmp_path / "d", audio=Counting())
     assert manifest.skipped == 0
     made(tones, tmp_path / "alone", audio=Counting())
@@ -787,7 +788,7 @@ def test_an_encoder_is_opened_again_as_it_was_recorded(tmp_path: Path, tones: Cl
     again = reopen("audio", settings, spec=str(tmp_path / "moved"))
     wave = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     assert encoder is not None
-    np.testing.assert_array_equal(again.encode([wave])[0], encoder.encode([wave])[0])
+    assert same_bits_or_close(again.encode([wave])[0], encoder.encode([wave])[0])
     with pytest.raises(
         ValueError, match=r"is not the one that was recorded: .*sha256.* then, .*sha256.* now"
     ):

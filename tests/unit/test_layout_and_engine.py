@@ -85,7 +85,7 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parent]:
     children: list[subprocess.Popen[bytes]] = []
 
     def pretend(words: list[str]) -> None:
-        sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", *words]
+        sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(1e6)", *words]
         child = subprocess.Popen(sleeper, stdout=subprocess.PIPE)
         children.append(child)
         assert child.stdout is not None

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import LIMIT
 from support import environment as environment_of_a_child
 
 from awtpn.experiments import runner
@@ -30,7 +31,7 @@ def stop(*_):
 if what == "wait":
     signal.signal(signal.SIGTERM, stop)
     (run_dir / "waiting").touch()
-    time.sleep(60)
+    time.sleep(1e6)
 if what == "fail":
     while not (run_dir.parent / "b" / "waiting").exists():
         time.sleep(0.01)
@@ -77,7 +78,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None
     assert everything.is_alive(), "it waits for the run that is trained elsewhere"
     (jobs[0].run_dir / "status.json").write_text(json.dumps({"status": "done"}))
     os.close(lock)
-    everything.join(20)
+    everything.join(LIMIT)
     assert not everything.is_alive()
     assert [times_trained(one) for one in jobs] == [0, 1]
 
@@ -95,7 +96,7 @@ def test_two_processes_share_a_list(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment_of_a_child())
         for _ in range(2)
     ]
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert [process.wait(LIMIT) for process in both] == [0, 0]
     assert [times_trained(job(tmp_path, str(i))) for i in range(6)] == [1] * 6
 
 

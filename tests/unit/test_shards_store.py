@@ -12,6 +12,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from shards_support import corpus, global_keys, pack
+from support import LIMIT
 
 from shards import FeatureStream
 from shards.credentials import hide, hide_in_command, secrets_in
@@ -114,7 +115,7 @@ def test_lasting_faults_stop_with_url_and_cause(remote: str, tmp_path: Path, dow
     ):
         list(stream.epoch(0))
     # Downloads ahead of need give up a little later.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT
     while list(tmp_path.rglob("*.part")) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not list(tmp_path.rglob("*.part"))

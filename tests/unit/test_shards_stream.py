@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards_support import CLASSES, DIMS, corpus, global_keys, pack, utterance, utterances
+from support import LIMIT
 
 from shards import FeatureStream
 
@@ -231,7 +232,7 @@ def test_shards_are_read_whole_where_most_of_them_is_wanted(
     stream = FeatureStream(dataset, select=select)
     batches = stream.epoch(0)
     next(batches)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT
     wanted = 0 if select else len(list(Path(dataset).glob("train-*.tar")))
     while len(advised) < wanted and time.monotonic() < deadline:
         time.sleep(0.01)

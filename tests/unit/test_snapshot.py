@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import ALONE, CLASSES, DIMS, small_model
+from support import ALONE, CLASSES, DIMS, LIMIT, small_model
 
 from awtpn.board import snapshot as snapshots
 from awtpn.board.snapshot import BUCKET, BUCKETS, Collector, Snapshot, project, spread
@@ -24,7 +24,7 @@ class Exchange:
 
     def __init__(self) -> None:
         self.given: list[Any] = [None, None]
-        self.barrier = threading.Barrier(2, timeout=60)
+        self.barrier = threading.Barrier(2, timeout=LIMIT)
 
     def swap(self, rank: int, value: Any) -> list[Any]:
         self.given[rank] = value
@@ -63,7 +63,7 @@ def on_two_ranks(action: Callable[[World], Snapshot]) -> list[Snapshot]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT)
     assert all(found)
     return found  # type: ignore[return-value]
 

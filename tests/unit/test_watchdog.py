@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import LIMIT
 
 from awtpn import watchdog
 from awtpn.watchdog import EXIT_CODE, STDERR, Watchdog
@@ -25,9 +26,9 @@ def hang(stacks: Path, on_hang: Callable[[], None], stderr: Path) -> int:
     """Hang in a process of its own; its exit code."""
     if (child := os.fork()) == 0:
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), STDERR)
-        watchdog.GRACE_S = 0.2
+        watchdog.GRACE_S = 1.0
         Watchdog(0.1, stacks, on_hang)
-        time.sleep(20)
+        time.sleep(LIMIT)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
