@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 from awtpn.distributed import World, join, leave
+from shards.credentials import redact_url
 from shards.schema import dump_manifest
 from shards.store import open_dataset
 
@@ -216,13 +217,14 @@ def _run_dirs(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
 def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
     findings = []
     for url in ranks[0]["data"]:
+        shown = redact_url(url)
         for r in ranks:
             answer = r["data"].get(url, "not asked")
             if not answer.startswith("ok"):
                 findings.append(
                     Finding(
                         "error",
-                        f"rank {r['rank']} on {r['host']} cannot read {url}: {answer}",
+                        f"rank {r['rank']} on {r['host']} cannot read {shown}: {answer}",
                         "check the URL, the network and the credentials on that host"
                         if "://" in url
                         else "check the path: every host needs the dataset there",
@@ -234,7 +236,7 @@ def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
             findings.append(
                 Finding(
                     "error",
-                    f"ranks read different datasets at {url} ({listed})",
+                    f"ranks read different datasets at {shown} ({listed})",
                     "give all hosts the same copy",
                 )
             )

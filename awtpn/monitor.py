@@ -21,12 +21,15 @@ from awtpn.files import write_atomically
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.provenance import describe
 from shards import FeatureStream
+from shards.credentials import redact
 
 Status = Literal["running", "preempted", "done", "failed"]
 
 
 def write_status(run_dir: Path, status: Status, **details: Any) -> None:
     """status.json: what a batch script reads, since launchers turn every exit code into 1."""
+    if "error" in details:  # perhaps of a library
+        details["error"] = redact(details["error"])
     record = {"status": status, **details, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_atomically(run_dir / "status.json", json.dumps(record, indent=1) + "\n")
 

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
+from shards.credentials import redact_url
 from shards.index import Row
 from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
@@ -98,7 +99,7 @@ def index_url(
     labels = _labels(tars, classes)
     names = classes or _found_classes(labels)
     _check_utterances(tars)
-    slow = f"to be written to {out}" if out else _slow(tars)
+    slow = f"to be written to {redact_url(out)}" if out else _slow(tars)
     # This mark tells that the manifest may be made again; a packing's may not.
     provenance = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
     shutil.rmtree(store.indexed, ignore_errors=True)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import pack_corpus
 
 from shards import ensure_demo
+from shards.credentials import forget_secrets
+
+
+@pytest.fixture(autouse=True)
+def nothing_secret() -> Iterator[None]:
+    """What one test keeps secret is no secret to the next."""
+    yield
+    forget_secrets()
+    logging.setLogRecordFactory(logging.LogRecord)
 
 
 @pytest.fixture(scope="session")

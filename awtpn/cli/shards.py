@@ -49,7 +49,7 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Where data is and how to get at it, for every command that reads or writes datasets."""
     parser.add_argument(
         "--storage_options",
-        type=json_object,
+        type=storage_options,
         metavar="JSON",
         help='options for fsspec, e.g. \'{"endpoint_url": "https://..."}\'',
     )
@@ -61,6 +61,16 @@ def json_object(text: str) -> dict[str, Any]:
         if isinstance(value := json.loads(text), dict):
             return value
     raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write e.g. \'{{"name": "value"}}\'')
+
+
+def storage_options(text: str) -> dict[str, Any]:
+    """`json_object`, of which no error shows anything."""
+    try:
+        return json_object(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            'what is given is no JSON object; write e.g. \'{"name": "value"}\''
+        ) from None
 
 
 def words(text: str) -> list[str]:

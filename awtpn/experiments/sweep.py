@@ -19,6 +19,7 @@ import numpy as np
 from awtpn.config import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
 from awtpn.experiments.runner import figures, write_json
+from shards.credentials import has_secrets
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"
@@ -45,6 +46,11 @@ def grid(sweep: Sequence[str]) -> list[Point]:
             raise ValueError(f"--sweep {key}: given twice; write all its values after one =")
         if any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS + FOLD_KEYS):
             raise ValueError(f"--sweep {key}: cross-validation sets it itself")
+        if has_secrets(f"--{key}={values}"):
+            raise ValueError(
+                f"--sweep {key}: the values hold credentials, and folders are named by them; give "
+                "credentials for all runs, in --data.storage_options"
+            )
         axes[key] = re.split(r",(?![^\[{]*[\]}])", values)
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
