@@ -61,7 +61,7 @@ URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^\s\"'<>]+")
 OPTION_IN_TEXT = re.compile(
     r"""(--[\w.]*storage_options  # and what follows: =VALUE; an entry's .NAME VALUE; quoted text or a mapping
         (?: (?==) | (?:\.[\w.]+)?["']?[\s=,]+(?=["'{]) | (?:\.[\w.]+)[\s=]+ ) =?)
-        (?!\*) (?: '[^']*'(?:"'"'[^']*')* | "(?:[^"\\]|\\.)*" | \{[^}]*\}* | [^\s'"{]+ )""",
+        (?!['"]?\*{3}) (?: '[^']*'(?:"'"'[^']*')* | "(?:[^"\\]|\\.)*" | \{[^}]*\}* | [^\s'"{]+ )""",
     re.VERBOSE,
 )
 HEADER_IN_TEXT = re.compile(
