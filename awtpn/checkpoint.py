@@ -27,6 +27,7 @@ from awtpn.engine_state import gather_state, loss_scale, set_loss_scale, set_sta
 from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
 from awtpn.sharing.hub import locate
 from shards.feature_space import check_same_space
+from shards.lfs import refuse_pointer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
@@ -239,6 +240,7 @@ def find_model(path: Path) -> Path:
         if not (folder / CARD_FILE).is_file():
             continue
         folder = folder.resolve()
+        refuse_pointer(folder / WEIGHTS_FILE)
         if (folder / STATE_FILE).exists() and (wrong := problem(folder, (WEIGHTS_FILE, CARD_FILE))):
             sound = _newest_sound(folder.parent, all_but=folder)
             raise ValueError(wrong + (f"; {sound} is whole: name that instead" if sound else ""))

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from shards.expansion import load_npz, read_npy_header
 from shards.members import Member, members
 from shards.schema import Modality, ShardEntry
 from shards.store import hash_of
@@ -159,11 +160,7 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
     if name in row.arrays:
         raise ValueError(f"{at}: a second array of {name} of utterance {row.key!r}; remove one")
     try:
-        version = np.lib.format.read_magic(member.content)
-        read = np.lib.format.read_array_header_1_0
-        shape, fortran, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(
-            member.content
-        )
+        shape, fortran, dtype = read_npy_header(member.content)
     except ValueError as error:
         raise ValueError(f"{at}: not a .npy array ({error}); write it again") from None
     if dtype.hasobject:
@@ -253,8 +250,8 @@ def load_index(index_file: BinaryIO, entry: ShardEntry, modalities: dict[str, Mo
             f"{index_file.name}: not the index the manifest names: damaged or replaced; pack it again"
         )
     try:
-        with _parsing, np.load(index_file, allow_pickle=False) as file:
-            arrays = dict(file)
+        with _parsing:
+            arrays = load_npz(index_file, index_file.name)
         utterances = len(arrays["key"])
         # A modality that none of the shard's utterances has may be left out.
         index = ShardIndex(

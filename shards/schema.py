@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from shards.lfs import refuse_pointer_text
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
@@ -147,6 +149,7 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
     Raises:
         ValueError: not JSON, of a newer schema, or a field is missing, of the wrong type or inconsistent.
     """
+    refuse_pointer_text(text, url)
     try:
         record = json.loads(text)
     except ValueError as error:

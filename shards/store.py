@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from shards import sftp
 from shards.cache import ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
 from shards.credentials import redact, redact_url, remember_secrets
+from shards.lfs import refuse_pointer
 from shards.protocols import EXTRAS, SFTP, with_patience
 from shards.retry import DISK_FULL, WrongContent, retrying
 from shards.schema import MANIFEST, Manifest, parse_manifest
@@ -320,5 +321,6 @@ def _open_local(path: Path, size: int) -> BinaryIO:
     found = os.fstat(file.fileno()).st_size
     if found != size:
         file.close()
+        refuse_pointer(path)
         raise ValueError(f"{path}: {found} bytes, {size} by the manifest: damaged or replaced; pack it again")
     return file
