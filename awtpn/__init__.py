@@ -16,7 +16,7 @@ Where things are:
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)
 - using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)
 - cost: `bench/` (speed, FLOPs, memory)
-- the `awtpn` command: `cli/`
+- the `awtpn` command: `cli/`; `command` (how it and the scripts begin and end)
 
 Arrows point one way: `launch` -> `awtpn` -> `shards`.
 """
