@@ -19,7 +19,7 @@ Where things are:
 - using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)
 - cost: `bench/` (speed, FLOPs, memory)
 - this machine: `matrix_products` (are they the same bits each time?)
-- the `awtpn` command: `cli/`
+- the `awtpn` command: `cli/`; `command` (how it and the scripts begin and end)
 
 Arrows point one way: `launch` -> `awtpn` -> `shards`.
 """

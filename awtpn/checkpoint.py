@@ -39,6 +39,7 @@ from awtpn.sharing.hub import locate
 from shards.bounded_json import read_json
 from shards.feature_space import check_same_space
 from shards.json_text import json_text
+from shards.lfs import refuse_pointer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
@@ -331,6 +332,7 @@ def find_model(path: Path) -> Path:
         if not (folder / CARD_FILE).is_file():
             continue
         folder = folder.resolve()
+        refuse_pointer(folder / WEIGHTS_FILE)
         if (folder / STATE_FILE).exists() and (wrong := problem(folder, (WEIGHTS_FILE, CARD_FILE))):
             sound = _newest_sound(folder.parent, all_but=folder)
             raise ValueError(wrong + (f"; {sound} is whole: name that instead" if sound else ""))

@@ -23,7 +23,7 @@ from awtpn.optim import OptimConfig
 from awtpn.prototypes import PrototypesConfig
 from awtpn.refusals import OneLineParser, keys_of
 from awtpn.yaml_file import CheckedFile
-from shards.credentials import hide
+from shards.credentials import redact_url, remember_command, remember_secrets
 from shards.json_text import find_not_finite
 from shards.local_path import local_path
 
@@ -82,7 +82,7 @@ class DataConfig:
     """Training utterances that may be left out as damaged or missing; 0 stops at the first."""
     check_crc: bool = False
     """See flipped bits in local files, by the CRC-32 of each array: takes a core 0.5 ms per MB read."""
-    storage_options: dict[str, Any] = field(default_factory=dict)
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """Options for fsspec (endpoint, region, ...). Never written to the run folder."""
 
 
@@ -144,6 +144,11 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def remember_secrets(self) -> None:
+        """Have `shards.credentials.redact` keep what is secret in the places of the data out of all texts."""
+        for role in ROLES:
+            remember_secrets(getattr(self.data, role) or "", self.data.storage_options)
 
     def validate(self) -> None:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
@@ -225,6 +230,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     Raises:
         ValueError: settings that contradict each other.
     """
+    remember_command(argv)
     parser = make_parser()
     arguments = list(argv)
     if not any(
@@ -235,6 +241,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     values = parser.instantiate(parsed)
     config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
     use_local_paths(config)
+    config.remember_secrets()
     config.validate()
     return config, Launch(values.deepspeed, values.local_rank is not None)
 
@@ -258,8 +265,7 @@ def dump(config: Config) -> dict[str, Any]:
     plain["data"]["storage_options"] = {}
     for role in ROLES:
         if url := plain["data"][role]:
-            address, mark, split = url.partition("#")
-            plain["data"][role] = hide(address) + mark + split
+            plain["data"][role] = redact_url(url)
     return plain
 
 

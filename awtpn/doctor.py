@@ -25,6 +25,7 @@ import torch
 from awtpn import matrix_products
 from awtpn.distributed import World, join, leave
 from awtpn.launcher import check_environment
+from shards.credentials import redact_url
 from shards.schema import dump_manifest
 from shards.store import open_dataset
 
@@ -218,13 +219,14 @@ def _run_dirs(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
 def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
     findings = []
     for url in ranks[0]["data"]:
+        shown = redact_url(url)
         for r in ranks:
             answer = r["data"].get(url, "not asked")
             if not answer.startswith("ok"):
                 findings.append(
                     Finding(
                         "error",
-                        f"rank {r['rank']} on {r['host']} cannot read {url}: {answer}",
+                        f"rank {r['rank']} on {r['host']} cannot read {shown}: {answer}",
                         "check the URL, the network and the credentials on that host"
                         if "://" in url
                         else "check the path: every host needs the dataset there",
@@ -236,7 +238,7 @@ def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
             findings.append(
                 Finding(
                     "error",
-                    f"ranks read different datasets at {url} ({listed})",
+                    f"ranks read different datasets at {shown} ({listed})",
                     "give all hosts the same copy",
                 )
             )

@@ -26,6 +26,7 @@ from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN, ModelConfig, ModelOutput
 from awtpn.predictions import writing_predictions
 from shards import FeatureBatch, FeatureStream
+from shards.credentials import redact_url
 
 
 @torch.no_grad()
@@ -123,7 +124,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     threads = threads_for_evaluation(model.config, world)
     figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
     if world.is_main:
-        print(f"{source['url']}, split {stream.split}: {figures['utterances']} utterances\n")
+        print(f"{redact_url(source['url'])}, split {stream.split}: {figures['utterances']} utterances\n")
         print(format_table(figures, stream.name))
         if options.out:
             write_json(Path(options.out), figures)

@@ -22,6 +22,7 @@ from awtpn.provenance import describe
 from awtpn.results import RESULTS_EVENTS
 from shards import FeatureStream
 from shards.bounded_json import parse_json
+from shards.credentials import redact
 from shards.json_text import json_text
 
 Status = Literal["running", "preempted", "done", "failed"]
@@ -29,6 +30,8 @@ Status = Literal["running", "preempted", "done", "failed"]
 
 def write_status(run_dir: Path, status: Status, **details: Any) -> None:
     """status.json: what a batch script reads, since launchers turn every exit code into 1."""
+    if "error" in details:  # perhaps of a library
+        details["error"] = redact(details["error"])
     record = {"status": status, **details, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(run_dir / "status.json", record)
 

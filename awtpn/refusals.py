@@ -12,6 +12,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from jsonargparse import ArgumentParser
 
+from shards.credentials import redact
+
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 # How jsonargparse names the key and the value of what it could not take.
 WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
@@ -28,7 +30,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 after one line on stderr."""
-        sys.stderr.write(f"error: {explain(message, self.keys, self.places)}\n")
+        sys.stderr.write(f"error: {redact(explain(message, self.keys, self.places))}\n")
         sys.exit(2)
 
 
@@ -45,7 +47,9 @@ def explain(message: str, keys: Mapping[str, Any], places: Mapping[str, str]) ->
     """jsonargparse's message in one line; as it is where it is none of the usual ones."""
     if (found := WRONG_VALUE.match(message)) and found[1] in keys:
         place = f"{places[found[1]]}: " if found[1] in places else ""
-        return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {found[2].strip()}"
+        # Whatever was meant for a file system is kept secret.
+        value = "what is given" if found[1] == "data.storage_options" else found[2].strip()
+        return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {value}"
     if found := UNKNOWN_WORD.match(message):
         word = found[1].partition("=")[0]
         if not word.startswith("--"):

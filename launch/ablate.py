@@ -10,6 +10,7 @@ those of launch/cross_validate.py are, and a folder of its runs may serve as DIR
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,10 +19,12 @@ from awtpn.cli.paths import path_argument
 from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants
 from awtpn.experiments.runner import PYTHON
 from launch.cross_validate import add_options, parse, run_script
+from shards.credentials import redact_command
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Ablate as the command line says."""
+    words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -34,7 +37,7 @@ def main() -> None:
         help="default: configs/ablations.yaml",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the variants")
-    options, training = parse(parser)
+    options, training = parse(parser, words)
     ablate(
         training,
         read_variants(options.variants, options.only),
@@ -43,7 +46,7 @@ def main() -> None:
         options.dir,
         parallel=options.jobs,
         launcher=shlex.split(options.launcher) if options.launcher else PYTHON,
-        command=shlex.join(["python", *sys.argv]),
+        command=redact_command(["python", sys.argv[0], *words]),
     )
 
 

@@ -17,17 +17,21 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.cli.paths import path_argument
+from awtpn.command import run_command
 from awtpn.experiments.crossvalidation import cross_validate
 from awtpn.experiments.runner import PYTHON
+from shards.credentials import redact_command
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Cross-validate as the command line says."""
+    words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -40,7 +44,7 @@ def main() -> None:
         help="values to choose from; several make a grid",
     )
     parser.add_argument("--no-baseline", action="store_true", help="leave out the logistic regression")
-    options, training = parse(parser)
+    options, training = parse(parser, words)
     cross_validate(
         training,
         options.by,
@@ -50,7 +54,7 @@ def main() -> None:
         parallel=options.jobs,
         launcher=shlex.split(options.launcher) if options.launcher else PYTHON,
         baseline=not options.no_baseline,
-        command=shlex.join(["python", *sys.argv]),
+        command=redact_command(["python", sys.argv[0], *words]),
     )
 
 
@@ -83,24 +87,22 @@ def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
     )
 
 
-def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The script's own options, and the others, which are those of launch/train.py."""
     own = parser.format_usage().removeprefix("usage: ").rstrip()
     parser.usage = f"{own}\n{' ' * len(f'usage: {parser.prog} ')}[--config FILE] [--SECTION.KEY VALUE ...]"
-    return parser.parse_known_args()
+    return parser.parse_known_args(words)
 
 
-def run_script(main: object) -> None:
+def run_script(main: Callable[[list[str]], object]) -> None:
     """Run a script's `main`; what a user can set right ends in a line, not in a traceback."""
-    assert callable(main)
     # A batch system's SIGTERM is an interrupt: runs in progress save themselves and can go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main()
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from here")
+    run_command(
+        main,
+        errors=(ValueError, RuntimeError, OSError),
+        interrupted="interrupted; the same command goes on from here",
+    )
 
 
 if __name__ == "__main__":

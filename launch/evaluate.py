@@ -7,18 +7,22 @@ torchrun --nproc-per-node 4 launch/evaluate.py --checkpoint runs/meld --predicti
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.cli.paths import path_argument
-from awtpn.cli.shards import json_object
+from awtpn.cli.shards import add_store_options, json_object
+from awtpn.command import run_command
 from awtpn.evaluation import evaluate_command
 from awtpn.launcher import start_missing_ranks
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
+    words = sys.argv[1:] if words is None else words
+    start_missing_ranks([sys.argv[0], *words])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,19 +50,10 @@ def main() -> None:
         metavar="DIR",
         help="where remote shards are kept (default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards)",
     )
-    parser.add_argument(
-        "--storage_options",
-        type=json_object,
-        metavar="JSON",
-        help='options for fsspec, e.g. \'{"endpoint_url": "https://..."}\'',
-    )
+    add_store_options(parser)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    evaluate_command(parser.parse_args())
+    evaluate_command(parser.parse_args(words))
 
 
 if __name__ == "__main__":
-    try:
-        start_missing_ranks(sys.argv)
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -14,16 +14,23 @@ from pathlib import Path
 # Launchers run this file by its path; the packages beside it need no installation then.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from awtpn.command import run_command
 from awtpn.launcher import start_missing_ranks
 from awtpn.trainer import main
 from shards.cache import CacheUnwritable
 
+
+def train(words: list[str]) -> None:
+    """Train as the command line says."""
+    start_missing_ranks([sys.argv[0], *words])
+    main(words)
+
+
 if __name__ == "__main__":
-    try:
-        start_missing_ranks(sys.argv)
-        main(sys.argv[1:])
-    except (ValueError, CacheUnwritable) as error:
+    run_command(
+        train,
         # Wrong settings or data: the message says what to change, a traceback would bury it.
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command, with the same --run.dir, goes on from the last checkpoint")
+        errors=(ValueError, CacheUnwritable),
+        interrupted="interrupted; the same command, with the same --run.dir, goes on from the last "
+        "checkpoint",
+    )

@@ -8,7 +8,7 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - checked as it is read: `manifest`, `index_file`, `labels` (against the metadata), `bounded_json`,
   `bounded_npz`
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
-  and `restricted_pickle` for sources that others pickled
+  and `restricted_pickle`, `expansion` (how far a file may unpack) and `lfs` (pointers) for files of others
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
   `lots` (shards to make), `beats` (whether ranks live), `faces`, and `feature_space` (how features were made,
   and which mean the same)

@@ -9,33 +9,12 @@ from __future__ import annotations
 import io
 import math
 import os
-import threading
 import zipfile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-# Python 3.11's parser of literals, which reads the header of every array, fails at times when two threads use
-# it at once: "AST constructor recursion depth mismatch" (CPython issue 106905).
-_parsing = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # A child that was forked amid it would wait for a thread that it does not have.
-    os.register_at_fork(
-        before=_parsing.acquire, after_in_parent=_parsing.release, after_in_child=_parsing.release
-    )
-
-
-def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype of a `.npy`, from its first bytes; `file` then stands at its data.
-
-    Raises:
-        ValueError: it does not begin as a `.npy` does.
-    """
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    with _parsing:
-        shape, fortran, dtype = read(file)
-    return shape, fortran, dtype
+from shards.expansion import read_npy_header
 
 
 def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -72,7 +51,7 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
 
 def _array(content: bytes, name: str) -> np.ndarray:
     stream = io.BytesIO(content)
-    shape, fortran, dtype = read_header(stream)
+    shape, fortran, dtype = read_npy_header(stream)
     if dtype.hasobject:
         raise ValueError(f"array {name!r:.60} holds pickled objects, which are never read")
     if dtype.itemsize == 0 or dtype.itemsize * math.prod(shape) != len(content) - stream.tell():

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
 from shards.cache import telling_of_unwritable
+from shards.credentials import redact_url
 from shards.file_names import is_text
 from shards.index import Row
 from shards.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
@@ -106,7 +107,7 @@ def index_url(
     labels = _labels(tars, classes)
     names = classes or _found_classes(labels)
     _check_utterances(tars)
-    slow = f"to be written to {out}" if out else _slow(tars)
+    slow = f"to be written to {redact_url(out)}" if out else _slow(tars)
     # This mark tells that the manifest may be made again; a packing's may not.
     provenance: dict[str, Any] = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
     if label_member is None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shards.bounded_json import parse_json
-from shards.bounded_npz import read_header
+from shards.expansion import read_npy_header
 from shards.members import Member, members
 from shards.schema import Modality
 
@@ -160,7 +160,7 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
     if name in row.arrays:
         raise ValueError(f"{at}: a second array of {name} of utterance {row.key!r}; remove one")
     try:
-        shape, fortran, dtype = read_header(member.content)
+        shape, fortran, dtype = read_npy_header(member.content)
     except ValueError as error:
         raise ValueError(f"{at}: not a .npy array ({error}); write it again") from None
     if dtype.hasobject:

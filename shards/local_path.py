@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from shards.credentials import hide
+from shards.credentials import redact_url
 
 # "s3://bucket/run", "simplecache::s3://...", and "s3:/bucket/run", which a Path makes of the first.
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)(?:::|:/)")
@@ -23,7 +23,7 @@ def local_path(text: str | Path, what: str = "") -> Path:
     Raises:
         ValueError: a URL of another scheme, which this place does not take; or a `~USER` that does not exist.
     """
-    text, shown = str(text), f"{what} {hide(str(text))}".lstrip()
+    text, shown = str(text), f"{what} {redact_url(str(text))}".lstrip()
     if found := URL.match(text):
         scheme, rest = found[1].lower(), text[found.end() :]
         if scheme not in LOCAL_SCHEMES:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards.bounded_json import parse_json
+from shards.lfs import refuse_pointer_text
 from shards.schema import (
     COLUMN_KINDS,
     DTYPES,
@@ -54,6 +55,7 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
     """
     if len(text) > MANIFEST_BYTES:
         raise ValueError(f"{url}: {len(text)} bytes are more than a manifest may have ({MANIFEST_BYTES})")
+    refuse_pointer_text(text, url)
     try:
         record = parse_json(text, url)
     except ValueError as error:

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from shards.lfs import refuse_pointer
+
 # bool, integers, floats, complex numbers, byte strings, text, objects (of the kinds admitted here).
 DTYPE_NAME = re.compile(r"[biufcSUO]\d*")
 BYTE_ORDERS = "<>=|"
@@ -52,6 +54,7 @@ def load(path: str | Path) -> Any:
         ValueError: it names or holds anything else (which is told, and where), or is no pickle.
         OSError: it cannot be read.
     """
+    refuse_pointer(path)
     try:
         with open(path, "rb") as file:
             # latin1: how Python 2's pickles of arrays carry their bytes.

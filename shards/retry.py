@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shards.credentials import scrub
+from shards.credentials import redact
 
 # Pauses of 0.5, 1, 2, ... 16, 16 s: a server that restarts within about 45 s is waited for.
 ATTEMPTS = 8
@@ -54,7 +54,6 @@ class WrongContent(Exception):
 def retrying(
     call: Callable[[], T],
     url: str,
-    secrets: tuple[str, ...] = (),
     stop: threading.Event | None = None,
 ) -> T:
     """Call, and call again with growing pauses.
@@ -62,7 +61,6 @@ def retrying(
     Args:
         call: asks the store for something.
         url: for messages.
-        secrets: strings that no message may show.
         stop: set when what is asked for is no longer wanted; nothing is asked, nor waited for, from then on.
 
     Raises:
@@ -79,7 +77,7 @@ def retrying(
             return call()
         # Whatever it is: aiohttp's and botocore's errors for a server that died are no OSErrors.
         except Exception as error:
-            cause = scrub(error, secrets)
+            cause = redact(error)
             if isinstance(error, PERMANENT):
                 raise type(error)(f"{url}: {cause}") from None
             if _refused(error):

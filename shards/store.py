@@ -21,7 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards import sftp
 from shards.cache import CACHE_VARIABLE, ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
-from shards.credentials import hide, scrub, secrets_in
+from shards.credentials import redact, redact_url, remember_secrets
+from shards.lfs import refuse_pointer
 from shards.local_path import local_path
 from shards.manifest import parse_manifest
 from shards.protocols import EXTRAS, SFTP, with_patience
@@ -51,7 +52,6 @@ class Store:
         cache: for fetched files; None where the files are local and read in place.
         indexed: folder on local disk for what indexing a read-only place adds to it (see `foreign`).
         overlay: `indexed` where the manifest came from there, and files are to be looked for there first.
-        secrets: strings that no message may show.
         stop: set when what is being fetched is no longer wanted.
     """
 
@@ -61,7 +61,6 @@ class Store:
     cache: Cache | None
     indexed: Path
     overlay: Path | None = None
-    secrets: tuple[str, ...] = field(default=(), repr=False)
     stop: threading.Event | None = field(default=None, repr=False)
 
 
@@ -83,7 +82,7 @@ def dataset_name(url: str) -> str:
 
     "https://me:secret@host/iemocap/manifest.json?token=secret#dev" is "iemocap".
     """
-    folder, _, _ = split_url(hide(url.partition("#")[0]))
+    folder, _, _ = split_url(redact_url(url).partition("#")[0])
     return Path(folder).name or "data"
 
 
@@ -107,7 +106,8 @@ def open_store(
             query.
     """
     options = storage_options or {}
-    shown, secrets = hide(url), secrets_in(url, options)
+    remember_secrets(url, options)
+    shown = redact_url(url)
     if "://" in url and "?" in url:
         raise ValueError(
             f"{shown}?...: a URL's query opens one file, a dataset is a folder of many: give the token in "
@@ -117,13 +117,13 @@ def open_store(
     patient = with_patience(url, options)
     try:
         if url.partition("://")[0] in SFTP:  # which connects at once
-            fs, root = retrying(lambda: url_to_fs(url, **patient), shown, secrets)
+            fs, root = retrying(lambda: url_to_fs(url, **patient), shown)
         else:
             fs, root = url_to_fs(url, **patient)
     except (ImportError, ValueError, TypeError) as error:
         extra = EXTRAS.get(url.partition("://")[0]) if isinstance(error, ImportError) else None
         fix = f'; pip install "awtpn-at-scale[{extra}]"' if extra else ""
-        raise ValueError(f"{shown}: cannot open: {scrub(error, secrets)}{fix}") from None
+        raise ValueError(f"{shown}: cannot open: {redact(error)}{fix}") from None
     # Two URLs that differ in anything, the endpoint's options excepted, must not share files; where only the
     # options differ the hash in a cached file's name tells datasets apart.
     place = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:16]
@@ -131,7 +131,7 @@ def open_store(
     indexed = caches / f"{place}.indexed"
     if isinstance(fs, LocalFileSystem):
         return Store(root, fs, root, None, indexed)
-    return Store(shown, fs, root, Cache(caches, caches / place, limit), indexed, secrets=secrets)
+    return Store(shown, fs, root, Cache(caches, caches / place, limit), indexed)
 
 
 def reopened(store: Store) -> Store:
@@ -144,7 +144,7 @@ def reopened(store: Store) -> Store:
         return store
     make: Any = type(store.fs)
     again = partial(make, *store.fs.storage_args, **store.fs.storage_options)
-    return replace(store, fs=retrying(again, store.url, store.secrets))
+    return replace(store, fs=retrying(again, store.url))
 
 
 def open_dataset(
@@ -296,8 +296,8 @@ def asking(store: Store, call: Callable[[], T], url: str) -> T:
     if store.cache is None:
         return call()
     if store.url.partition("://")[0] in SFTP:
-        return retrying(lambda: sftp.ask(store.fs, call), url, store.secrets, store.stop)
-    return retrying(call, url, store.secrets, store.stop)
+        return retrying(lambda: sftp.ask(store.fs, call), url, store.stop)
+    return retrying(call, url, store.stop)
 
 
 def hash_file(path: Path) -> str:
@@ -332,5 +332,6 @@ def _open_local(path: Path, size: int) -> BinaryIO:
     found = os.fstat(file.fileno()).st_size
     if found != size:
         file.close()
+        refuse_pointer(path)
         raise ValueError(f"{path}: {found} bytes, {size} by the manifest: damaged or replaced; pack it again")
     return file

@@ -13,9 +13,7 @@ import gzip
 import io
 import lzma
 import re
-import shutil
 import tempfile
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from shards.expansion import copy_bounded, load_npz
 from shards.index import ALIGNMENT, ArrayAt, Row, add_array, add_json, readable_in_place
+from shards.lfs import refuse_pointer
 from shards.member_names import ARRAYS, Named, assign
 from shards.members import Member, contents, headers
 from shards.schema import MODALITY_NAME
@@ -115,6 +115,7 @@ def survey(path: Path, shown: str, label: str, label_member: str | None = None) 
     """
     found: dict[str, Utterance] = {}
     ignored: Counter[str] = Counter()
+    refuse_pointer(path, shown)
     slow = [f"{shown} is compressed"] if is_compressed(path) else []
     tar = path
     try:
@@ -154,7 +155,7 @@ def uncompressed(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacked-") as folder:
         plain = Path(folder) / path.name
         with unpack(path) as source, open(plain, "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            copy_bounded(source, target, path.stat().st_size, "compressed tar")
         yield plain
 
 
@@ -170,8 +171,8 @@ def read_array(tar: Path, array: ArrayAt | ArrayInNpz) -> np.ndarray:
     with open(tar, "rb") as file:
         file.seek(array.offset)
         if isinstance(array, ArrayInNpz):
-            with np.load(io.BytesIO(file.read(array.size)), allow_pickle=False) as arrays:
-                return arrays[array.inner].astype(array.dtype.newbyteorder("="), copy=False)
+            arrays = load_npz(io.BytesIO(file.read(array.size)), ".npz member", only=array.inner)
+            return arrays[array.inner].astype(array.dtype.newbyteorder("="), copy=False)
         flat = np.fromfile(file, array.dtype, int(np.prod(array.shape)))
     values = flat.reshape(array.shape, order="F" if array.fortran else "C")
     return values.astype(array.dtype.newbyteorder("="), copy=False)
@@ -223,11 +224,7 @@ def _take(utterance: Utterance, member: Member, kind: str, tar: Path) -> None:
 
 
 def _add_npz(utterance: Utterance, name: str, member: Member) -> None:
-    try:
-        with np.load(io.BytesIO(member.content.read()), allow_pickle=False) as file:
-            arrays = dict(file)
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{member.name}: not a .npz of plain arrays ({error}); write it again") from None
+    arrays = load_npz(io.BytesIO(member.content.read()), member.name)
     for inner, values in arrays.items():
         if values.ndim == 0:
             utterance.scalars.setdefault(inner, values.item())

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.credentials import hide
+from shards.credentials import redact_url
 from shards.json_text import json_text
 from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, dump_manifest
 from shards.store import Store, asking, open_store, read_manifest
@@ -88,8 +88,8 @@ def open_folder(out: str, storage_options: dict[str, Any] | None) -> Store:
     """
     if "#" in out:
         raise ValueError(
-            f"{hide(out)}: '#' begins the name of a split, so a dataset there could not be read; pack into a "
-            "folder without it in its name"
+            f"{redact_url(out)}: '#' begins the name of a split, so a dataset there could not be read; "
+            "pack into a folder without it in its name"
         )
     return open_store(out, storage_options=storage_options)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # First, since it sets how the math library multiplies, which must be before torch is loaded. Child processes
@@ -14,6 +16,16 @@ import pytest
 from support import pack_corpus, run
 
 from shards import ensure_demo
+from shards.credentials import forget_secrets
+
+
+@pytest.fixture(autouse=True)
+def nothing_secret() -> Iterator[None]:
+    """What one test keeps secret is no secret to the next."""
+    yield
+    forget_secrets()
+    logging.setLogRecordFactory(logging.LogRecord)
+
 
 # Build DeepSpeed's CPU communication operator, or find it built; print torch's folder of such operators.
 BUILD = """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +18,7 @@ from awtpn.cli.pack import add_pack
 from awtpn.cli.paths import path_argument
 from awtpn.cli.shards import add_shards, add_store_options, finite_number
 from awtpn.cli.share import add_export, add_push, add_report
+from awtpn.command import data_output, run_command
 from awtpn.files import writing
 from shards import FeatureStream
 from shards.json_text import json_text
@@ -31,18 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with a line for people, where something cannot be done; or after `--help`.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name of a file may hold bytes that are no text, or letters that this terminal has not.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    options = make_parser().parse_args(argv)
-    try:
-        options.command(options)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has seen enough: no complaint at exit either
-    except (ValueError, OSError, ImportError) as error:  # ImportError: an optional package is missing
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    run_command(run_words, argv)
+
+
+def run_words(words: Sequence[str]) -> None:
+    """Parse the words and run the command that they name; `options.words` keeps them for the record."""
+    options = make_parser().parse_args(words)
+    options.words = list(words)
+    options.command(options)
 
 
 HELP = "Pack features into shards and look at them; use, report on and share trained models."
@@ -165,7 +161,7 @@ def run_predict(options: argparse.Namespace) -> None:
         storage_options=options.storage_options,
     )
     check_feature_space(predictor.model, stream)
-    with writing(options.out) if options.out else contextlib.nullcontext(sys.stdout) as file:
+    with writing(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
         for key, prediction in predictor.predict_stream(stream):
             file.write(json_text({"key": key, **prediction.as_json()}) + "\n")
 

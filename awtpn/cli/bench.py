@@ -61,6 +61,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
     from awtpn.bench.machine import describe
     from awtpn.bench.step import Setting
+    from shards.credentials import redact_command
 
     device = options.device
     if device == "auto":
@@ -72,7 +73,7 @@ def run_bench(options: argparse.Namespace) -> None:
     threads = options.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     setting = Setting(device, options.precision or DEFAULTS[device]["precision"], threads)
-    command = f"`awtpn {' '.join(sys.argv[1:])}`"
+    command = f"`{redact_command(['awtpn', *options.words])}`"
     texts = ["# Benchmarks of this machine", "", command, "", describe(device, threads), ""]
     with tempfile.TemporaryDirectory(prefix="awtpn-bench-") as temporary:
         scratch = options.scratch or Path(temporary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 
 from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits, words
 from shards.clips import Clip, ClipSource
-from shards.credentials import hide_in_command
+from shards.credentials import redact_command
 from shards.feature_space import constant_of
 from shards.local_path import local_or_url
 from shards.schema import Manifest
@@ -197,7 +196,7 @@ def run_extract(options: argparse.Namespace) -> None:
     from awtpn.launcher import start_missing_ranks
     from shards.extract import extract
 
-    start_missing_ranks(["-m", "awtpn.cli", *sys.argv[1:]])
+    start_missing_ranks(["-m", "awtpn.cli", *options.words])
     world = join()
     audio, video = open_encoders(options, str(usable(options.device or world.device)))
     manifest = extract(
@@ -214,7 +213,7 @@ def run_extract(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         on_bad=options.on_bad,
         keep_constant=options.keep_constant,
-        provenance={"command": hide_in_command(["awtpn", *sys.argv[1:]])},
+        provenance={"command": redact_command(["awtpn", *options.words])},
         storage_options=options.storage_options,
         overwrite=options.overwrite,
         retry_failed=options.retry_failed,

@@ -6,14 +6,13 @@ import argparse
 import contextlib
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from awtpn.cli.extract import run_as_pack
 from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
 from shards import pack
-from shards.credentials import hide_in_command
+from shards.credentials import redact_command
 from shards.local_path import local_or_url
 from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table
 from shards.sources.source import Source
@@ -138,7 +137,7 @@ def run_pack(options: argparse.Namespace) -> None:
         source.samples,
         options.out,
         classes=source.classes,
-        provenance=source.provenance | {"command": hide_in_command(["awtpn", *sys.argv[1:]])},
+        provenance=source.provenance | {"command": redact_command(["awtpn", *options.words])},
         dtype=options.dtype,
         shard_bytes=max(1, int(options.shard_mb * 2**20)),
         on_bad=options.on_bad or "refuse",

@@ -52,7 +52,7 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Where data is and how to get at it, for every command that reads or writes datasets."""
     parser.add_argument(
         "--storage_options",
-        type=json_object,
+        type=storage_options,
         metavar="JSON",
         help='options for fsspec, e.g. \'{"endpoint_url": "https://..."}\'',
     )
@@ -72,6 +72,16 @@ def finite_number(text: str) -> float:
         if math.isfinite(value := float(text)):
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+
+
+def storage_options(text: str) -> dict[str, Any]:
+    """`json_object`, of which no error shows anything."""
+    try:
+        return json_object(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            'what is given is no JSON object; write e.g. \'{"name": "value"}\''
+        ) from None
 
 
 def words(text: str) -> list[str]:

@@ -22,6 +22,7 @@ from awtpn.experiments.runner import PYTHON, train_all
 from awtpn.files import write_atomically, write_json
 from awtpn.intervals import standard_error, t_interval
 from awtpn.metrics import SUMMARY
+from shards.credentials import has_secrets, redact
 
 BASE = "base"
 FIGURE = "w-F1"
@@ -64,7 +65,7 @@ def ablate(
     results = {
         "by": by,
         "seeds": list(seeds),
-        "command": command,
+        "command": redact(command),
         "base": summary(scores[BASE]),
         "variants": {
             name: {"overrides": variants[name], **summary(scores[name]), **paired(scores[name], scores[BASE])}
@@ -97,6 +98,11 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
         for key in overrides:
             if key in OWN_KEYS + FOLD_KEYS:
                 raise ValueError(f"{path}: {name} sets {key}, which the table sets itself; leave it out")
+            if has_secrets(f"--{key}={overrides[key]}"):
+                raise ValueError(
+                    f"{path}: {name}: {key} holds credentials, and variants are recorded; give them for all "
+                    "runs, in --data.storage_options"
+                )
     if unknown := [name for name in only if name not in variants]:
         raise ValueError(f"{path} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
     return {name: overrides for name, overrides in variants.items() if not only or name in only}

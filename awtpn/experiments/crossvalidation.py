@@ -24,6 +24,7 @@ from awtpn.experiments.sweep import choose, grid
 from awtpn.files import write_json
 from awtpn.intervals import t_interval
 from awtpn.metrics import SUMMARY
+from shards.credentials import redact
 
 RESULTS_FILE = "cross_validation.json"
 FIGURES = ("w-F1", "w-ACC")  # of the printed table
@@ -71,7 +72,7 @@ def cross_validate(
     if splits.url:
         data.train = splits.url
     regressions = logistic_regressions(data, by, splits.folds) if by and baseline else []
-    results = {"by": by, "seeds": list(seeds), "command": command, **collect(scores, regressions)}
+    results = {"by": by, "seeds": list(seeds), "command": redact(command), **collect(scores, regressions)}
     if chosen is not None:
         results["chosen"] = [{"fold": fold, **point} for fold, point in chosen]
     write_json(folder / RESULTS_FILE, results)

@@ -15,6 +15,7 @@ from awtpn.data import stream_source
 from awtpn.experiments.run_names import as_argument, folder_name
 from awtpn.experiments.runner import Job, place_job
 from shards import FeatureStream
+from shards.credentials import redact
 
 # What an experiment of many runs decides itself, run by run.
 OWN_KEYS = ("run.dir", "run.seed")
@@ -122,7 +123,9 @@ def check_arguments(training: Sequence[str], seeds: Sequence[int], by: str | Non
     for argument in training:
         key = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--") and any(key == own or key.startswith(f"{own}.") for own in own_keys):
-            raise ValueError(f"{argument}: cross-validation sets {key} itself, for every run; leave it out")
+            raise ValueError(
+                f"{redact(argument)}: cross-validation sets {key} itself, for every run; leave it out"
+            )
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"--seeds {list(seeds)}: a seed is given twice")
 

@@ -8,6 +8,7 @@ given the same list: each takes what nobody else has, and all of them wait for t
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -25,8 +26,10 @@ from tqdm import tqdm
 
 from awtpn.checkpoint import model_folder
 from awtpn.config import differing_keys, dump, parse_command_line
+from awtpn.launcher import hand_over, hands_on_environment
 from awtpn.results import RESULTS_FILE, read_results
 from shards.bounded_json import read_json
+from shards.credentials import redact
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
@@ -36,6 +39,8 @@ LOG_TAIL = 2_000  # characters of a failed run's output to show
 POLL_S = 1.0  # between looks at runs that others are training
 # What may differ between two trainings of the same run: where it and its cache lie.
 ELSEWHERE = ("run.dir", "data.cache_dir", "data.cache_limit", "data.storage_options")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,13 +155,19 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
             bar.set_postfix_str(job.run_dir.name)
             if not is_done(job.run_dir):
                 log = job.run_dir / LOG_FILE
-                code = queue.run([*launcher, str(TRAIN_SCRIPT), *job.arguments], log, env, lock)
+                words, private = hand_over(job.arguments)
+                if private and not hands_on_environment(launcher):
+                    logger.warning(
+                        "deepspeed starts ranks by ssh, which shows credentials of the command line to other "
+                        "users of the hosts; better have the file system find them there"
+                    )
+                    words, private = [*job.arguments], {}
+                code = queue.run([*launcher, str(TRAIN_SCRIPT), *words], log, {**env, **private}, lock)
                 if code is None:
                     return
                 if not is_done(job.run_dir):
-                    raise RuntimeError(
-                        f"{job.run_dir} ended with status {code}; {log} ends:\n{log.read_text()[-LOG_TAIL:]}"
-                    )
+                    tail = redact(log.read_text())[-LOG_TAIL:]
+                    raise RuntimeError(f"{job.run_dir} ended with status {code}; {log} ends:\n{tail}")
             # Again: since the first look, another process may have trained something else in the folder.
             check_same_settings(job)
             bar.update(1)

@@ -21,6 +21,7 @@ from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, le
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import figures
 from awtpn.files import write_json
+from shards.credentials import has_secrets
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"
@@ -47,6 +48,11 @@ def grid(sweep: Sequence[str]) -> list[Point]:
             raise ValueError(f"--sweep {key}: given twice; write all its values after one =")
         if any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS + FOLD_KEYS):
             raise ValueError(f"--sweep {key}: cross-validation sets it itself")
+        if has_secrets(f"--{key}={values}"):
+            raise ValueError(
+                f"--sweep {key}: the values hold credentials, and folders are named by them; give "
+                "credentials for all runs, in --data.storage_options"
+            )
         axes[key] = re.split(r",(?![^\[{]*[\]}])", values)
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 

@@ -34,6 +34,7 @@ from awtpn.model import CARD_FILE
 from awtpn.predictions import confusion_of, predictions_file, read_predictions
 from awtpn.results import RESULTS_FILE, read_results
 from shards.bounded_json import parse_json, read_json
+from shards.credentials import redact
 
 # What may differ between repetitions of one experiment: seeds, and which utterances train and test.
 REPETITION_KEYS = ("run.", "data.cache", "data.streams", "data.select.")
@@ -230,7 +231,7 @@ class Report:
     def command(self) -> str:
         """What reproduces it."""
         if self.summary.get("command"):
-            return str(self.summary["command"])
+            return redact(self.summary["command"])  # of an earlier version, perhaps with credentials
         return "\n".join(
             f"python launch/train.py --config {run.dir / 'config.yaml'} --run.dir {run.dir}-again"
             for run in self.runs

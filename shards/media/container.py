@@ -10,6 +10,8 @@ from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
+from shards.lfs import refuse_pointer
+
 # A clock that jumps further between two frames is broken; joined transport streams and lost bytes do that.
 # Where a header tells how long the recording is, any jump within it is a still picture, or a pause.
 LONGEST_JUMP_S = 60.0
@@ -137,6 +139,7 @@ def open_container(path: str | Path) -> Any:
     except FileNotFoundError:
         raise MediaError(f"{path}: no such file") from None
     except (av.FFmpegError, OSError, ValueError) as error:
+        refuse_pointer(path)
         raise MediaError(f"{path}: not a recording that can be read ({error})") from None
 
 

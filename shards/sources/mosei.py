@@ -267,9 +267,9 @@ def _steps(data: Any, path: Path, whole: Callable[..., Any], utterance: Mapping[
     """An utterance's steps [T, D] of one sequence; none where the sequence lacks its video."""
     meta = utterance["meta"]
     segment = f"{meta['video']}[{utterance['number']}]"
-    if segment in data:
+    if csd.has(data, segment):
         return csd.read_entry(data, segment, path)[0]
-    if meta["video"] not in data:
+    if not csd.has(data, meta["video"]):
         return np.zeros((0, 1))
     features, intervals = whole(data, path=path)
     return _within(features, intervals, meta["begin"], meta["end"])

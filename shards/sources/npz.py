@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.expansion import load_npz
 from shards.schema import Sample
 from shards.sources.source import Source, class_names
 
@@ -30,14 +31,9 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     """
     path = Path(source)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = load_npz(path, str(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (ValueError, OSError, AttributeError, TypeError) as error:
-        # NumPy would have objects loaded "unsafely"; here nothing is unpickled.
-        cause = "pickled objects, or another kind of file" if "pickle" in str(error) else error
-        raise ValueError(f"{path}: not an .npz of plain arrays of numbers and text ({cause})") from None
     for name in ("ids", "label"):
         if name not in arrays:
             raise ValueError(f"{path}: array {name!r} is missing; it has {sorted(arrays)}")

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from shards.expansion import check_expansion
+from shards.lfs import refuse_pointer
 from shards.schema import Sample
 from shards.sources.source import Source, class_names
 
@@ -46,6 +48,7 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    refuse_pointer(path)
     try:
         # Mapped, so that a large file is read utterance by utterance; files of old torch versions cannot be.
         record = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -57,6 +60,8 @@ def _load(path: Path) -> dict[str, Any]:
     names = [name for name in record if name.endswith(SUFFIX)] if isinstance(record, dict) else []
     if not names or "labels" not in record:
         raise ValueError(f"{path}: must be a dict of 'audio_feats', 'video_feats' and 'labels'")
+    for name in (*names, "labels"):
+        _check_tensors(record[name], path.stat().st_size, f"{path}: {name}")
     labels = record["labels"]
     record["labels"] = labels.tolist() if isinstance(labels, torch.Tensor) else list(labels)
     for name in names:
@@ -67,6 +72,23 @@ def _load(path: Path) -> dict[str, Any]:
     if not all(isinstance(label, int) and label >= 0 for label in record["labels"]):
         raise ValueError(f"{path}: labels must be integers from 0 on")
     return record
+
+
+def _check_tensors(values: Any, file_bytes: int, at: str) -> None:
+    """Refuse what NumPy cannot take, and tensors that repeat few values of the file many times.
+
+    Raises:
+        ValueError: names the file and the entry.
+    """
+    for tensor in values if isinstance(values, list | tuple) else [values]:
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = str(tensor.layout).removeprefix("torch.") if tensor.device.type == "cpu" else tensor.device
+            raise ValueError(
+                f"{at}: a tensor of the kind {kind}; features are plain dense tensors: save tensor.to_dense()"
+            )
+        check_expansion(tensor.numel() * tensor.element_size(), file_bytes, at)
 
 
 def _samples(
@@ -81,4 +103,5 @@ def _samples(
 
 def _array(tensor: torch.Tensor) -> Any:
     # NumPy has no bfloat16.
+    tensor = tensor.detach()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shards.bounded_json import parse_json
+from shards.lfs import refuse_pointer_text
 
 SEPARATORS = ",;\t"
 
@@ -39,8 +40,10 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
 
 def _text(path: Path) -> str:
     """The table's text, without the byte order mark that spreadsheets put before the first column's name."""
+    content = path.read_bytes()
+    refuse_pointer_text(content, str(path))
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: not in UTF-8 (byte {error.start}); save it again in that encoding, of which a "

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.expansion import load_npy
 from shards.file_names import existing
 from shards.schema import BadSample, Sample
 from shards.sources.rows import read_rows
@@ -61,13 +62,11 @@ def _sample(row: dict[str, Any], number: int, table: Path, modalities: Sequence[
             continue
         path = existing(table.parent / str(row[name]))
         try:
-            features[name] = np.load(path, allow_pickle=False)
+            features[name] = load_npy(path)
         except FileNotFoundError:
             return BadSample(key, f"{name}: no such file {path}", f"{table}: row {number}")
-        except (ValueError, EOFError, OSError) as error:
-            return BadSample(
-                key, f"{name}: {path} is not a plain .npy array ({error})", f"{table}: row {number}"
-            )
+        except (ValueError, OSError) as error:
+            return BadSample(key, f"{name}: {error}", f"{table}: row {number}")
     meta = {
         name: value
         for name, value in row.items()

@@ -281,7 +281,7 @@ def object_npz() -> bytes:
             partial(with_member, "u0.a.npy", npy(np.array([Trap()], object))),
             r"u0.a.npy: .*pickled|u0.a.npy: holds",
         ),
-        (partial(with_member, "u0.a.npz", object_npz()), r"u0.a.npz: not a .npz of plain arrays"),
+        (partial(with_member, "u0.a.npz", object_npz()), r"u0.a.npz: not an .npz of plain arrays"),
         (partial(with_member, "u0.b.npy", b"oops"), r"u0.b.npy: not a .npy array"),
         (
             partial(with_member, "u0.b.npy", npy(np.zeros((2, 3)))[:-9]),
