@@ -5,7 +5,7 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
   `json_text`, `file_names` (clutter, bytes that are no text, Unicode forms)
-- checked as it is read: `manifest`, `index_file`, `labels` (against the metadata), `bounded_json`,
+- checked as it is read: `manifest`, `index_file`, `class_checks` (labels against the metadata), `bounded_json`,
   `bounded_npz`
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
   and `restricted_pickle`, `expansion` (how far a file may unpack) and `lfs` (pointers) for files of others

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.bounded_npz import read_npz
+from shards.class_checks import WrongManifest
 from shards.index import ALIGNMENT, ShardIndex, form_of
-from shards.labels import WrongManifest
 from shards.members import BLOCK
 from shards.schema import INDEXED, Manifest, Modality, ShardEntry
 from shards.store import hash_of

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from shards.bounded_json import parse_json
+from shards.class_checks import check_class_counts, check_label
 from shards.feature_space import describe, recorded
 from shards.index import ShardIndex
 from shards.index_file import load_index
-from shards.labels import check_class_counts, check_label
 from shards.reader import INDEX_THREADS
 from shards.schema import Manifest, ShardEntry, choose_split
 from shards.store import Store, open_dataset, open_file, read_range

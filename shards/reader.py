@@ -18,9 +18,9 @@ import torch
 from shards.batch import Ragged
 from shards.bounded_json import parse_json
 from shards.cache import ROOM_WAIT_S
+from shards.class_checks import WrongManifest, check_label, wrong_counts
 from shards.index import ShardIndex
 from shards.index_file import load_index
-from shards.labels import WrongManifest, check_label, wrong_counts
 from shards.pool import BufferPool
 from shards.reads import Reads, differing, read_all, read_into
 from shards.schema import Manifest, Modality, ShardEntry

@@ -24,10 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.bounded_json import parse_json
+from shards.class_checks import WrongManifest, check_class_counts, check_label, label_field
 from shards.index import ShardIndex, index_tar
 from shards.index_file import load_index
 from shards.inspect import human
-from shards.labels import WrongManifest, check_class_counts, check_label, label_field
 from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, Modality, ShardEntry
 from shards.store import Store, asking, hash_file, open_dataset
 
