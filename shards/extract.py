@@ -23,7 +23,7 @@ from shards.checks import Accepted, accept_or_skip
 from shards.clips import ClipSource
 from shards.feature_space import making
 from shards.features import LACKING, Decoded, Encoders, decode_ahead, encode
-from shards.lots import Lot, Record, begin, deal, digest, found, put_record, read_records
+from shards.lots import Lot, Record, begin, deal, digest, found, of_generation, put_record, read_records
 from shards.part import OpenShard, Part, add, check_precision, finish, manifest_of, open_shard
 from shards.retry import DISK_FULL
 from shards.schema import BadSample, Manifest, Sample
@@ -81,7 +81,8 @@ def extract(
             stops at it.
         provenance: further facts for the manifest, such as the command.
         storage_options: for the fsspec file system of `out`.
-        overwrite: replace a finished dataset, or another unfinished extraction, that is there.
+        overwrite: replace a finished dataset, which stays whole until the new one is, or another unfinished
+            extraction.
         retry_failed: when it goes on, make shards again of which clips were left out.
         patience: seconds without a sign of life after which the main rank gives another one up.
         progress: show a bar on stderr (main rank).
@@ -123,13 +124,14 @@ def extract(
             "same SOURCE and options"
         )
     store = open_folder(str(out), storage_options)
-    token, todo = together(
-        lambda: begin(store, lots, what, overwrite, retry_failed) if rank == 0 else (b"", []), from_all
+    token, todo, generation = together(
+        lambda: begin(store, lots, what, overwrite, retry_failed) if rank == 0 else (b"", [], 0), from_all
     )[0]
     if not token:
         return read_manifest(store) if rank == 0 else None
     together(lambda: check_reached(store, token, rank), from_all)
-    target = hold(store, token)
+    lots = of_generation(lots, generation)
+    target = hold(store, token, generation)
     try:
         accepted = new_accepted(source, encoders, dtype)
         owners = {lots[which].name: turn % world_size for turn, which in enumerate(todo)}

@@ -64,8 +64,9 @@ class Part:
     tally: Tally
 
 
-def shard_name(split: str, number: int) -> str:
-    return f"{split}-{number:06d}"
+def shard_name(split: str, number: int, generation: int = 0) -> str:
+    """A shard's name; one that replaces a dataset tells its generation (see `replacement`)."""
+    return f"{split}-{number:06d}" + (f"-g{generation}" if generation else "")
 
 
 def open_shard(work: Path, name: str, classes: list[str]) -> OpenShard:

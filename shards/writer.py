@@ -62,7 +62,7 @@ def pack(
         shard_bytes: a shard is closed once it has this many bytes.
         on_bad: "refuse" stops at the first bad sample; "skip" leaves it out and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
-        overwrite: replace a finished dataset that is there.
+        overwrite: replace a finished dataset that is there; it stays whole until the new one is.
         progress: show a bar on stderr.
         total: number of samples, for the bar.
 
@@ -71,7 +71,8 @@ def pack(
 
     Raises:
         ValueError: a bad sample (named), a feature that the dtype would ruin, nothing to pack, or a folder
-            that already holds something or that another packing is filling. Nothing is left behind.
+            that already holds something or that another packing is filling. Nothing is left behind, and a
+            dataset that was to be replaced is as it was.
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     check_options(classes, dtype, on_bad)
@@ -130,7 +131,8 @@ def _add(packing: _Packing, sample: Sample, stored: Stored, shard_bytes: int) ->
     parts = packing.parts.setdefault(split, [])
     if split not in packing.open:
         check_ours(packing.target)
-        packing.open[split] = open_shard(packing.target.work, shard_name(split, len(parts)), classes)
+        name = shard_name(split, len(parts), packing.target.generation)
+        packing.open[split] = open_shard(packing.target.work, name, classes)
     add(packing.open[split], sample, stored, classes)
     if packing.open[split].bytes >= shard_bytes:
         _finish(packing, split)
