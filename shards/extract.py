@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -96,7 +97,7 @@ def extract(
         OSError: the recordings or the store cannot be reached, another extraction has taken the folder over,
             or a rank is gone.
     """
-    check_options(source.classes, dtype, on_bad)
+    source = replace(source, classes=check_options(source.classes, dtype, on_bad))
     encoders = {
         name: encoder for name, encoder in (("audio", audio), ("video", video)) if encoder is not None
     }

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
 from shards.index import Row
+from shards.labels import found_classes, given_classes, label_name
 from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
 from shards.survey import read_array, survey, uncompressed
-from shards.writer import check_classes, pack
+from shards.writer import pack
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
 
@@ -86,7 +87,7 @@ def index_url(
         OSError: the store cannot be reached.
     """
     if classes is not None:
-        check_classes(classes)
+        classes = given_classes(classes)
     store = open_store(split_url(url)[0], cache_dir, storage_options)
     indexed_before = _indexed_before(store)
     tars = []
@@ -96,8 +97,8 @@ def index_url(
         tars.append(ForeignTar(name, at, path, size, sha256, survey(path, at, label)))
     _make_keys_unique(tars)
     labels = _labels(tars, classes)
-    names = classes or _found_classes(labels)
     _check_utterances(tars)
+    names = classes or found_classes(labels.values(), store.url)
     slow = f"to be written to {out}" if out else _slow(tars)
     # This mark tells that the manifest may be made again; a packing's may not.
     provenance = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
@@ -211,10 +212,14 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
             at = f"{tar.url}: {key}"
             if key in labels:
                 raise ValueError(f"{at}: this key is in the dataset twice; rename one")
-            if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            try:
+                value = value if isinstance(value, int) else label_name(value, classes or ())
+            except ValueError:
+                value = None
+            if isinstance(value, bool) or value is None:
                 raise ValueError(
-                    f"{at}: no label ({value!r}); name the JSON field that holds it, or add a .cls or .txt "
-                    "member"
+                    f"{at}: no label ({utterance.label!r}); name the JSON field that holds it, or add a .cls "
+                    "or .txt member"
                 )
             if classes is not None and isinstance(value, int):
                 if not 0 <= value < len(classes):
@@ -224,13 +229,6 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
                 raise ValueError(f"{at}: label {value!r} is unknown; the classes are {classes}")
             labels[key] = value
     return labels
-
-
-def _found_classes(labels: dict[str, str | int]) -> list[str]:
-    """Numbers in their order, then names; 1 and "1" are one class."""
-    values = set(labels.values())
-    numbers = [str(value) for value in sorted(value for value in values if isinstance(value, int))]
-    return numbers + sorted({value for value in values if isinstance(value, str)} - {*numbers})
 
 
 def _check_utterances(tars: list[ForeignTar]) -> None:

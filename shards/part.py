@@ -83,7 +83,7 @@ def add(shard: OpenShard, sample: Sample, stored: Stored, classes: list[str]) ->
     shard.tar.write({"__key__": sample.key, "json": stored.member, **members})
     tally = shard.tally
     tally.utterances += 1
-    tally.class_counts[classes.index(sample.label)] += 1
+    tally.class_counts[classes.index(stored.label)] += 1
     for name, values in stored.arrays.items():
         tally.moments[name] = merge(tally.moments.get(name), moments_of(values))
     for name, cast in stored.casts.items():

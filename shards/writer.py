@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.checks import Accepted, Stored, accept_or_skip, check_cast
+from shards.labels import given_classes
 from shards.part import OpenShard, Part, Tally, add, finish, manifest_of, open_shard, shard_name, sum_of
 from shards.schema import DTYPES, BadSample, Manifest, Sample
 from shards.target import Target, check_ours, claim, complete, discard, release
@@ -75,7 +76,7 @@ def pack(
             dataset that was to be replaced is as it was.
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
-    check_options(classes, dtype, on_bad)
+    classes = check_options(classes, dtype, on_bad)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes {shard_bytes}: must be positive")
     packing = _Packing(claim(str(out), overwrite, storage_options), Accepted(classes, np.dtype(dtype)))
@@ -110,19 +111,17 @@ def pack(
     return manifest
 
 
-def check_options(classes: list[str], dtype: str, on_bad: str) -> None:
-    """Raise ValueError for options that no dataset can be made with."""
+def check_options(classes: list[str], dtype: str, on_bad: str) -> list[str]:
+    """The classes, in the form of labels (see `labels`).
+
+    Raises:
+        ValueError: options that no dataset can be made with.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be one of {DTYPES}")
     if on_bad not in ("refuse", "skip"):
         raise ValueError(f"on_bad {on_bad!r}: must be 'refuse' or 'skip'")
-    check_classes(classes)
-
-
-def check_classes(classes: list[str]) -> None:
-    """Raise ValueError for what cannot be the classes of a dataset."""
-    if not classes or len(set(classes)) != len(classes) or not all(isinstance(c, str) and c for c in classes):
-        raise ValueError(f"classes {classes}: must be distinct names, at least one")
+    return given_classes(classes)
 
 
 def _add(packing: _Packing, sample: Sample, stored: Stored, shard_bytes: int) -> None:
