@@ -64,10 +64,10 @@ def label_name(value: Any, classes: Collection[str] = ()) -> str:
     if name in classes:
         return name
     if not name:
-        raise ValueError("has no label; fill it in, or leave the utterance out")
+        raise ValueError("has no label; fill it in, or leave it out")
     if name in MISSING:
         raise ValueError(
-            f"has no label ({name!r}); fill it in, or leave the utterance out; if it is a class, name all "
+            f"has no label ({name!r}); fill it in, or leave it out; if it is a class, name all "
             "classes (--labels)"
         )
     whole = WHOLE.fullmatch(name)

@@ -146,8 +146,8 @@ def _label_name(record: dict[str, Any], label_set: str, at: str) -> str:
         return scores or "regression_labels"
     if "classification_labels" not in record and scores is not None:
         raise ValueError(
-            f"{at}: no 'classification_labels', but {scores!r}: if they are sentiment scores, cut classes "
-            "from them with --label_set sentiment2, sentiment3 or sentiment7"
+            f"{at}: 'classification_labels' is missing, but {scores!r} is there: if those are sentiment "
+            "scores, cut classes from them with --label_set sentiment2, sentiment3 or sentiment7"
         )
     return "classification_labels"
 
@@ -169,10 +169,10 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
             f"{at}: {label_name} has shape {list(label.shape)}; needed is one number per utterance"
         )
     label = label.reshape(-1)
-    there = label[~np.isnan(label)]
-    if label_set == "classification":
-        if not ((there >= 0) & (there < MOST_CLASSES) & (there == np.floor(there))).all():
-            raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
+    known = label[~np.isnan(label)]
+    whole = (known >= 0) & (known < MOST_CLASSES) & (known == np.floor(known))
+    if label_set == "classification" and not whole.all():
+        raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
     read: dict[str, Any] = {"id": record["id"], "label": label, "features": {}}
     lengths = {"id": utterances, label_name: len(label)}
     for name, modality in modalities.items():
@@ -188,7 +188,9 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
 
 
 def _check_scale(splits: dict[str, dict[str, Any]], label_set: str, path: Path) -> None:
-    largest = max((float(np.abs(record["label"]).max(initial=0)) for record in splits.values()), default=0)
+    largest = max(
+        (float(np.nanmax(np.abs(record["label"]), initial=0)) for record in splits.values()), default=0
+    )
     if label_set == "sentiment7" and 0 < largest <= 1:
         raise ValueError(
             f"{path}: its regression labels lie within -1..1, as CH-SIMS' do; sentiment7 needs -3..3, "

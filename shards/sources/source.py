@@ -82,7 +82,7 @@ def split_of(value: Any, splits: Mapping[str, str]) -> str:
     except ValueError as error:
         raise ValueError(f"its split {error}") from None
     if not name or name in MISSING:
-        raise ValueError("has no split; fill it in, or leave the utterance out")
+        raise ValueError("has no split; fill it in, or leave it out")
     return splits[name]
 
 
