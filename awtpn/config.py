@@ -63,7 +63,7 @@ class DataConfig:
     train: str = DEMO
     """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus."""
     val: str | None = None
-    """Default: the split "val" of data.train, or all of it where data.select.val says which."""
+    """Default: split "val" ("valid", "dev") of data.train, or all of it where data.select.val says which."""
     test: str | None = None
     """Default: the split "test" of data.train, or all of it where data.select.test says which."""
     select: SelectConfig = field(default_factory=SelectConfig)

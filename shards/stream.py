@@ -17,7 +17,7 @@ What holds for every stream, whatever the store, the number of shards and of can
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -249,6 +249,15 @@ class FeatureStream:
         return sum(
             len(np.intersect1d(self._selected(shard), other._selected(shard), assume_unique=True))
             for shard in range(len(self._shards))
+        )
+
+    def unselected(self, readers: Sequence[FeatureStream]) -> int:
+        """Number of utterances of this stream's split that neither it nor one of `readers` selects."""
+        alike = [self, *(s for s in readers if (s.store.url, s.split) == (self.store.url, self.split))]
+        return sum(
+            entry.utterances - len(np.unique(np.concatenate([s._selected(shard) for s in alike])))
+            for shard, entry in enumerate(self._shards)
+            if all(s._rows is not None for s in alike)
         )
 
     def _selected(self, shard: int) -> np.ndarray:

@@ -204,10 +204,11 @@ def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.nda
     first = np.arange(len(x)) * x.shape[1]
     if steps is None:
         steps = np.full(len(x), x.shape[1])
-    if len(steps) != len(x) or steps.min(initial=0) < 0 or steps.max(initial=0) > x.shape[1]:
+    odd = steps[(steps < 0) | (steps > x.shape[1])].tolist()
+    if len(steps) != len(x) or odd:
         raise ValueError(
             f"{path}: {lengths} must be {len(x)} numbers from 0 to {x.shape[1]}, the steps of {name} "
-            f"{list(x.shape)}; it has {len(steps)}, from {steps.min(initial=0)} to {steps.max(initial=0)}"
+            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {odd[0]}' if odd else ''}"
         )
     # [U, T, D] is [U * T, D], of whose steps some are left out.
     return x.reshape(-1, x.shape[-1]), first, first + steps
