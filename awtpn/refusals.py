@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from jsonargparse import ArgumentParser
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+WORDS |= {dict: "a mapping such as {a: 1, b: 2}"}
 # How jsonargparse names the key and the value of what it could not take.
 WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
@@ -45,7 +46,7 @@ def explain(message: str, keys: Mapping[str, Any], places: Mapping[str, str]) ->
     """jsonargparse's message in one line; as it is where it is none of the usual ones."""
     if (found := WRONG_VALUE.match(message)) and found[1] in keys:
         place = f"{places[found[1]]}: " if found[1] in places else ""
-        return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {found[2].strip()}"
+        return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {found[2].strip():.200}"
     if found := UNKNOWN_WORD.match(message):
         word = found[1].partition("=")[0]
         if not word.startswith("--"):
@@ -85,6 +86,4 @@ def alternatives(kind: Any) -> list[str]:
         return [words for one in inner for words in alternatives(one)]
     if origin is list:
         return ["a list such as [a, b]"]
-    if origin is dict:
-        return ["a mapping such as {a: 1, b: 2}"]
     return [WORDS[kind]]

@@ -3,8 +3,9 @@
 It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
 
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar)
-- packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
-  and `restricted_pickle` for sources that others pickled
+- what sources call things: `labels` (from a label to a class), `split_names` ("valid" and "dev" are "val")
+- packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder; `replacement` of a
+  dataset there), with `statistics`, and `restricted_pickle` for sources that others pickled
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
   `lots` (shards to make), `beats` (whether ranks live), `faces`, and `feature_space` (how features were made,
   and which mean the same)

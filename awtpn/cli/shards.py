@@ -57,7 +57,7 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 
 def json_object(text: str) -> dict[str, Any]:
     """An option's value that is a JSON object."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         if isinstance(value := json.loads(text), dict):
             return value
     raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write e.g. \'{{"name": "value"}}\'')
