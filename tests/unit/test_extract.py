@@ -692,6 +692,23 @@ def test_a_replaced_extraction_goes_on_and_the_old_dataset_stays_until_then(
     ]
 
 
+def test_ranks_replace_a_dataset_together(tmp_path: Path, tones: ClipSource) -> None:
+    out = tmp_path / "d"
+    made(tones, out, audio=Counting())
+
+    def one(**others: Any) -> Manifest | None:
+        encoder = Counting(step=0.5)
+        options = {"audio": encoder, "clips_per_shard": 3, "progress": False, "overwrite": True}
+        return extract(tones, str(out), **options, **others)
+
+    manifest, *others = over_ranks(3, one)
+    assert others == [None, None]
+    shards = [entry for split in manifest.splits.values() for entry in split.shards]
+    assert all(entry.name.endswith("-g1.tar") for entry in shards)
+    assert files(out).keys() == {name for entry in shards for name in (entry.name, entry.index)}
+    assert verify(str(out)).faults == []
+
+
 def test_all_ranks_refuse_alike(tmp_path: Path, tones: ClipSource) -> None:
     put_bytes(tmp_path / "d" / "holiday.jpg", b"mine")
     results = over_ranks(3, lambda **rank: extract(tones, str(tmp_path / "d"), audio=Counting(), **rank))

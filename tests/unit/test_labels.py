@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import webdataset
 from shards_support import pack as pack_samples
 from shards_support import utterance
 
 import shards
 from shards import FeatureStream, Sample
 from shards.clips import Clip
+from shards.foreign import index_url
 from shards.labels import found_classes, given_classes, label_name
 from shards.schema import BadSample
 from shards.sources import Source, mmsa, npz, recordings, reference, table
@@ -304,6 +306,32 @@ def test_labels_of_recordings(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"'A' \(1\), 'a' \(1\)"):
         recordings.read(tmp_path / "t.jsonl")
+
+
+def tar(path: Path, labels: list[Any]) -> None:
+    with webdataset.TarWriter(str(path)) as writer:
+        for i, label in enumerate(labels):
+            features = np.full((2, 3), i, np.float16)
+            writer.write({"__key__": f"{path.stem}{i}", "audio.npy": features, "json": {"label": label}})
+
+
+def test_labels_of_tars_of_others(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", [10, 9.0, " 9 "])
+    tar(tmp_path / "dev-0.tar", ["10"])
+    manifest = index_url(str(tmp_path), progress=False).manifest
+    assert manifest.classes == ["9", "10"]
+    assert {name: split.class_counts for name, split in manifest.splits.items()} == {
+        "val": [0, 1],
+        "train": [2, 1],
+    }
+    for labels, message in (
+        (["sad", "Sad "], r"'Sad' \(1\), 'sad' \(1\)"),
+        (["sad", NAN], r"train-01: no label \(nan\); name the JSON field"),
+        (["sad", "None"], r"train-01: no label \('None'\)"),
+    ):
+        tar(tmp_path / "train-0.tar", labels)
+        with pytest.raises(ValueError, match=message):
+            index_url(str(tmp_path), progress=False)
 
 
 # --- Padding, and what is not used ---------------------------------------------------------------
