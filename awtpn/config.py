@@ -8,6 +8,9 @@ settings that contradict each other are refused by name before anything starts.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +31,11 @@ from shards.json_text import find_not_finite
 from shards.local_path import local_path
 
 ROLES = ("train", "val", "test")
+POWER_OF_TEN = re.compile(r"[-+]?[\d_]*\.?[\d_]*[eE][-+]?\d+")
+# A word of the command line that names a key within a mapping.
+WITHIN_MAPPING = re.compile(
+    r"--data\.(?:select\.)?(storage_options|train|val|test)\.([^=]+)(?:=(.*))?", re.DOTALL
+)
 DEMO = "demo"  # data.train of the run that needs nothing
 DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
@@ -50,12 +58,25 @@ class RunConfig:
 class SelectConfig:
     """Utterances to use, by metadata column: {column: value or list of values}."""
 
-    train: dict[str, Any] | None = None
+    # Bare `dict`: of dict[str, Any] jsonargparse would read texts a second time, and make "04" the number 4.
+    train: dict | None = None
     """E.g. {fold: [0, 1, 2]}."""
-    val: dict[str, Any] | None = None
+    val: dict | None = None
     """E.g. {fold: 3}."""
-    test: dict[str, Any] | None = None
-    """E.g. {session: Ses05}."""
+    test: dict | None = None
+    """E.g. {session: Ses05}, or {actor: "04"} where a column of text looks like numbers."""
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for what no utterance's metadata can be."""
+        for role in ROLES:
+            for column, values in (getattr(self, role) or {}).items():
+                if not isinstance(column, str):
+                    raise ValueError(f"data.select.{role}: {column!r} names no column; write it in quotes")
+                for value in values if isinstance(values, list) else [values]:
+                    if not isinstance(value, str | bool | int | float):
+                        raise ValueError(
+                            f"data.select.{role}.{column} takes a value or a list of them, not {value!r:.60}"
+                        )
 
 
 @dataclass
@@ -65,7 +86,7 @@ class DataConfig:
     train: str = DEMO
     """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus."""
     val: str | None = None
-    """Default: the split "val" of data.train, or all of it where data.select.val says which."""
+    """Default: split "val" ("valid", "dev") of data.train, or all of it where data.select.val says which."""
     test: str | None = None
     """Default: the split "test" of data.train, or all of it where data.select.test says which."""
     select: SelectConfig = field(default_factory=SelectConfig)
@@ -82,7 +103,7 @@ class DataConfig:
     """Training utterances that may be left out as damaged or missing; 0 stops at the first."""
     check_crc: bool = False
     """See flipped bits in local files, by the CRC-32 of each array: takes a core 0.5 ms per MB read."""
-    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    storage_options: dict = field(default_factory=dict, repr=False)
     """Options for fsspec (endpoint, region, ...). Never written to the run folder."""
 
 
@@ -153,7 +174,7 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
         check_finite(self)
-        for section in (self.model, self.prototypes, self.loss, self.optim, self.train):
+        for section in (self.model, self.prototypes, self.loss, self.optim, self.train, self.data.select):
             section.validate()
         if self.data.damaged_budget < 0:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
@@ -237,9 +258,13 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
         a == "--config" or a.startswith("--config=") or a.startswith("--data.train") for a in arguments
     ):
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
-    parsed = parser.parse_args(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except RecursionError:
+        parser.error("a value is nested too deeply; write it plainly")
     values = parser.instantiate(parsed)
     config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
+    read_words_of_mappings(arguments, config.data)
     use_local_paths(config)
     config.remember_secrets()
     config.validate()
@@ -259,6 +284,25 @@ def use_local_paths(config: Config) -> None:
                 setattr(section, key, str(local_path(value, f"{prefix}.{key}")))
 
 
+def read_words_of_mappings(arguments: Sequence[str], data: DataConfig) -> None:
+    """Make values of `--data.select.test.fold 3` what they say, a number here: jsonargparse leaves texts."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if found := WITHIN_MAPPING.fullmatch(word):
+            owner = data.storage_options if found[1] == "storage_options" else getattr(data.select, found[1])
+            text = following if found[3] is None else found[3]
+            if owner and owner.get(found[2]) == text:
+                owner[found[2]] = scalar(text)
+
+
+def scalar(text: str) -> Any:
+    """A single value as JSON or YAML has it; text where it is none."""
+    for read, error in ((json.loads, ValueError), (yaml.safe_load, yaml.YAMLError)):
+        with contextlib.suppress(error):
+            value = read(text)
+            return value if isinstance(value, bool | int | float | str | None) else text
+    return text
+
+
 def dump(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, without what may hold credentials."""
     plain = asdict(config)
@@ -271,7 +315,14 @@ def dump(config: Config) -> dict[str, Any]:
 
 def dump_yaml(config: Config) -> str:
     """The same as YAML, which `--config` reads."""
-    return yaml.safe_dump(dump(config), sort_keys=False)
+    return yaml.dump(dump(config), Dumper=Dumper, sort_keys=False)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes texts such as 1e3 in quotes: to PyYAML they are text, to jsonargparse numbers."""
+
+
+Dumper.add_implicit_resolver("tag:yaml.org,2002:float", POWER_OF_TEN, [*"+-.0123456789"])
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from shards.feature_space import check_same_space
 from shards.local_path import local_path
 from shards.schema import dump_manifest
 from shards.sources.demo import ensure_demo
+from shards.split_names import find_split
 from shards.store import default_cache, open_dataset
 
 # Utterances per rank and step. The same for every number of ranks, so that the same utterances share a
@@ -31,8 +33,8 @@ NO_VALIDATION = "none"
 def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
     """FeatureStream's arguments for where a role's utterances come from; None where it has none.
 
-    A role without a URL of its own is found in data.train's dataset: in the split of its name, or by
-    `data.select`.
+    A role without a URL of its own is found in data.train's dataset: in the split of its name (or of one that
+    means the same: "valid" and "dev" are "val"), or by `data.select`.
     """
     assert role in ROLES
     url, select = getattr(data, role), getattr(data.select, role)
@@ -40,7 +42,7 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
         url = data.train.partition("#")[0]
         if url != DEMO:
             splits = open_dataset(url, data.cache_dir, data.storage_options)[1].splits
-            if role not in splits and not (select and list(splits) == ["all"]):
+            if find_split(role, splits) is None and not (select and list(splits) == ["all"]):
                 return None
     if url == DEMO:
         url = demo_dataset(data.cache_dir)
@@ -148,6 +150,32 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
                 f"the model takes {dim} features of {name}, but {stream.url} has "
                 f"{stream.modalities[name].dim}"
             )
+
+
+def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | None]) -> list[str]:
+    """What a run should tell of its data: splits that go by another name, and what no stream reads.
+
+    Args:
+        train: the training utterances.
+        others: those of ROLES[1:], in this order.
+    """
+    streams = {role: s for role, s in zip(ROLES, [train, *others], strict=True) if s is not None}
+    lines = [
+        f"data.{role}: its utterances are the split {stream.split!r} of {stream.url}"
+        for role, stream in streams.items()
+        if stream.split not in (role, "all")
+    ]
+    for url in dict.fromkeys(stream.url for stream in streams.values()):
+        readers = [stream for stream in streams.values() if stream.url == url]
+        used = {stream.split: stream for stream in readers}
+        unused = {n: s.utterances for n, s in readers[0].manifest.splits.items() if n not in used}
+        if unused:
+            told = ", ".join(f"{name!r} ({count} utterances)" for name, count in unused.items())
+            lines.append(f"not used of {url}: split {told}; data.val and data.test take URL#SPLIT")
+        for name, stream in used.items():
+            if count := stream.unselected(readers):
+                lines.append(f"not used of {url}#{name}: {count} utterances that no data.select takes")
+    return lines
 
 
 def training_data(config: Config, train: FeatureStream) -> str:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from shards.credentials import redact
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+WORDS |= {dict: "a mapping such as {a: 1, b: 2}"}
 # How jsonargparse names the key and the value of what it could not take.
 WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
@@ -48,7 +49,7 @@ def explain(message: str, keys: Mapping[str, Any], places: Mapping[str, str]) ->
     if (found := WRONG_VALUE.match(message)) and found[1] in keys:
         place = f"{places[found[1]]}: " if found[1] in places else ""
         # Whatever was meant for a file system is kept secret.
-        value = "what is given" if found[1] == "data.storage_options" else found[2].strip()
+        value = "what is given" if found[1] == "data.storage_options" else f"{found[2].strip():.200}"
         return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {value}"
     if found := UNKNOWN_WORD.match(message):
         word = found[1].partition("=")[0]
@@ -89,6 +90,4 @@ def alternatives(kind: Any) -> list[str]:
         return [words for one in inner for words in alternatives(one)]
     if origin is list:
         return ["a list such as [a, b]"]
-    if origin is dict:
-        return ["a mapping such as {a: 1, b: 2}"]
     return [WORDS[kind]]

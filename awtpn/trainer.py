@@ -46,6 +46,7 @@ from awtpn.data import (
     check_feature_space,
     evaluation_stream,
     open_training_stream,
+    remarks_on_splits,
     training_data,
     validation_data,
 )
@@ -378,6 +379,8 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
         f"run folder {run.dir}; watch it with: tensorboard --logdir {run.dir.parent}"
     )
+    for line in remarks_on_splits(train, (run.val, run.test)):
+        monitor.say(line)
     if run.val is None and run.test is None:
         fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
         monitor.say(f"warning: nothing to validate or test on, so there will be no results: {fix}")

@@ -11,6 +11,8 @@ from jsonargparse import ActionConfigFile
 from awtpn.refusals import OneLineParser, nearest
 from shards.local_path import local_path
 
+TOO_DEEP = "is nested too deeply, or within itself; a configuration has sections with keys in them"
+
 
 class CheckedFile(ActionConfigFile):
     """`--config`: what jsonargparse makes of a file, after `read_settings` has looked at it."""
@@ -52,17 +54,22 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
         raise ValueError(f"{file}, line {line}: no YAML: {in_words(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ValueError(f"{file}: no YAML but binary data; --config takes a text file") from None
+    except RecursionError:
+        raise ValueError(f"{file}: {TOO_DEEP}") from None
     if root is None:  # nothing but comments: all defaults
         return "{}", {}
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{file}, line {line_of(root)}: write SECTION: and below it, indented, KEY: VALUE")
-    lines: dict[str, int] = {}
-    for key, place in keys_within(root, file, ""):
-        if key in lines:
-            raise ValueError(f"{file}, line {place}: {key} is there twice, already in line {lines[key]}")
-        lines[key] = place
-    without_empty(root, file, keys, "")
-    return yaml.serialize(root), lines
+    try:
+        lines: dict[str, int] = {}
+        for key, place in keys_within(root, file, ""):
+            if key in lines:
+                raise ValueError(f"{file}, line {place}: {key} is there twice, already in line {lines[key]}")
+            lines[key] = place
+        without_empty(root, file, keys, "")
+        return yaml.serialize(root), lines
+    except RecursionError:
+        raise ValueError(f"{file}: {TOO_DEEP}") from None
 
 
 def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tuple[str, int]]:

@@ -3,12 +3,13 @@
 It knows utterances, modalities (named streams of steps) and classes, and no model. Where things are:
 
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
-- what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
   `json_text`, `file_names` (clutter, bytes that are no text, Unicode forms)
-- checked as it is read: `manifest`, `index_file`, `class_checks` (labels against the metadata), `bounded_json`,
-  `bounded_npz`
-- packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder), with `statistics`,
-  and `restricted_pickle`, `expansion` (how far a file may unpack) and `lfs` (pointers) for files of others
+- checked as it is read: `manifest`, `index_file`, `class_checks` (labels against the metadata),
+  `bounded_json`, `bounded_npz`
+- what sources call things: `labels` (from a label to a class), `split_names` ("valid" and "dev" are "val")
+- packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder; `replacement` of a
+  dataset there), with `statistics`, and `restricted_pickle`, `expansion` (how far a file may unpack) and
+  `lfs` (pointers) for files of others
 - extraction: `sources/` -> `clips` -> `media` (decoding) -> `encoders/` -> `features` -> `extract`, with
   `lots` (shards to make), `beats` (whether ranks live), `faces`, and `feature_space` (how features were made,
   and which mean the same)

@@ -17,13 +17,13 @@ from shards.cache import telling_of_unwritable
 from shards.index import ShardIndex, build_index
 from shards.index_file import save_index
 from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
+from shards.split_names import WORDS
 from shards.statistics import Moments, merge, moments_of
 from shards.store import Store, asking, hash_file
 from shards.survey import Survey, read_array
 
 # Words in the names of tars that tell their split.
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLITS |= {"dev": "dev", "test": "test", "eval": "test"}
+SPLITS = {word: name for word, name in WORDS.items() if name != "all"} | {"eval": "test"}
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.labels import label_name
 from shards.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
 from shards.statistics import CAST_TOLERANCE, Moments, moments_of, ruined_dimension
 
@@ -39,11 +40,13 @@ class Stored:
     Attributes:
         arrays: per modality [T, D] in the stored dtype; missing modalities are left out.
         casts: per modality that was cast the moments of the values given, and of the error (stored - given).
+        label: name of its class.
         member: its JSON member.
     """
 
     arrays: dict[str, np.ndarray]
     casts: dict[str, tuple[Moments, Moments]]
+    label: str
     member: bytes
 
 
@@ -81,7 +84,7 @@ def accept(sample: Sample | BadSample, accepted: Accepted) -> Stored:
     """
     if isinstance(sample, BadSample):
         raise ValueError(sample.cause)
-    check_names(sample.key, sample.split, sample.label, accepted)
+    label = check_names(sample.key, sample.split, sample.label, accepted)
     for name in sample.features:
         if not MODALITY_NAME.fullmatch(name):
             raise ValueError(
@@ -96,7 +99,7 @@ def accept(sample: Sample | BadSample, accepted: Accepted) -> Stored:
     if not arrays:
         raise ValueError("no steps in any modality; leave the utterance out")
     stored = {name: _cast(values, name, accepted.dtype) for name, values in arrays.items()}
-    member = _json_member(sample)
+    member = _json_member(label, sample.meta)
 
     accepted.keys.add(sample.key)
     for name, values in arrays.items():
@@ -106,7 +109,7 @@ def accept(sample: Sample | BadSample, accepted: Accepted) -> Stored:
         if values.dtype != accepted.dtype:
             exact = values.astype(np.float64)
             casts[name] = moments_of(exact), moments_of(stored[name] - exact)
-    return Stored(stored, casts, member)
+    return Stored(stored, casts, label, member)
 
 
 def check_cast(
@@ -132,8 +135,12 @@ def check_cast(
             )
 
 
-def check_names(key: str, split: str, label: str, accepted: Accepted) -> None:
-    """Raise ValueError for an utterance's name, split or class that cannot be."""
+def check_names(key: str, split: str, label: Any, accepted: Accepted) -> str:
+    """The class that a label names.
+
+    Raises:
+        ValueError: an utterance's name, split or class that cannot be.
+    """
     # webdataset takes all that follows the first dot for the name of a member, and slashes for folders.
     if not isinstance(key, str) or not key or re.search(r"[\s./\\]", key) or not key.isprintable():
         raise ValueError(
@@ -143,8 +150,10 @@ def check_names(key: str, split: str, label: str, accepted: Accepted) -> None:
         raise ValueError("this key was packed before; keys are unique over all splits, rename one")
     if not isinstance(split, str) or not SPLIT_NAME.fullmatch(split):
         raise ValueError(f"split {split!r} must consist of letters, digits, '-' and '_'")
-    if label not in accepted.classes:
-        raise ValueError(f"label {label!r} is unknown; the classes are {accepted.classes}")
+    name = label_name(label, accepted.classes)
+    if name not in accepted.classes:
+        raise ValueError(f"label {name!r} is unknown; the classes are {accepted.classes}")
+    return name
 
 
 def _check_array(values: np.ndarray, name: str, accepted: Accepted) -> np.ndarray:
@@ -177,18 +186,20 @@ def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
     return stored
 
 
-def _json_member(sample: Sample) -> bytes:
-    if "label" in sample.meta:
+def _json_member(label: str, meta: dict[str, Any]) -> bytes:
+    if "label" in meta:
         raise ValueError("metadata must not be named 'label'; rename that column")
     try:
-        record = {"label": sample.label, **sample.meta}
+        record = {"label": label, **meta}
         return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata cannot be written as JSON ({error}); convert or drop it") from None
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and arrays as Python's."""
+    """NumPy's numbers and arrays as Python's, byte strings as text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON")

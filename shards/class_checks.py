@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.labels import label_name
 from shards.schema import DECODED, INDEXED, LABEL_FIELD, Manifest, Split
 
 
@@ -73,8 +74,13 @@ def wrong_counts(split: Split, at: str) -> WrongManifest:
 
 
 def _same(given: Any, label: int, name: str) -> bool:
-    if isinstance(given, str):
-        return given.strip() == name.strip()
-    # Others write numbers: names, or positions in classes that indexing was given.
-    whole = isinstance(given, int | float) and not isinstance(given, bool) and given == int(given)
-    return whole and (str(int(given)) == name or given == label)
+    """Whether a label as a tar has it names the class `name`, or is the number of its position."""
+    if isinstance(given, str) and given.strip() == name.strip():  # as early versions took labels
+        return True
+    try:
+        if label_name(given, [name]) == name:
+            return True
+    except ValueError:
+        return False
+    # Of tars that were indexed with given classes.
+    return isinstance(given, int | float) and not isinstance(given, bool) and given == label

@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from shards.checks import Accepted, accept_or_skip
 from shards.clips import ClipSource
 from shards.feature_space import making, making_of_constant
 from shards.features import CONSTANT, LACKING, Decoded, Encoders, decode_ahead, encode
-from shards.lots import Lot, Record, begin, deal, digest, found, put_record, read_records
+from shards.lots import Lot, Record, begin, deal, digest, found, of_generation, put_record, read_records
 from shards.part import OpenShard, Part, add, check_precision, finish, manifest_of, open_shard
 from shards.retry import DISK_FULL
 from shards.schema import BadSample, Manifest, Sample
@@ -85,7 +86,8 @@ def extract(
             digital silence, or its picture that stands still, counts as a stream that it lacks.
         provenance: further facts for the manifest, such as the command.
         storage_options: for the fsspec file system of `out`.
-        overwrite: replace a finished dataset, or another unfinished extraction, that is there.
+        overwrite: replace a finished dataset, which stays whole until the new one is, or another unfinished
+            extraction.
         retry_failed: when it goes on, make shards again of which clips were left out.
         patience: seconds without a sign of life after which the main rank gives another one up.
         progress: show a bar on stderr (main rank).
@@ -99,7 +101,7 @@ def extract(
         OSError: the recordings or the store cannot be reached, another extraction has taken the folder over,
             or a rank is gone.
     """
-    check_options(source.classes, dtype, on_bad)
+    source = replace(source, classes=check_options(source.classes, dtype, on_bad))
     encoders = {
         name: encoder for name, encoder in (("audio", audio), ("video", video)) if encoder is not None
     }
@@ -130,13 +132,14 @@ def extract(
             "same SOURCE and options"
         )
     store = open_folder(str(out), storage_options)
-    token, todo = together(
-        lambda: begin(store, lots, what, overwrite, retry_failed) if rank == 0 else (b"", []), from_all
+    token, todo, generation = together(
+        lambda: begin(store, lots, what, overwrite, retry_failed) if rank == 0 else (b"", [], 0), from_all
     )[0]
     if not token:
         return read_manifest(store) if rank == 0 else None
     together(lambda: check_reached(store, token, rank), from_all)
-    target = hold(store, token)
+    lots = of_generation(lots, generation)
+    target = hold(store, token, generation)
     try:
         accepted = new_accepted(source, encoders, dtype)
         owners = {lots[which].name: turn % world_size for turn, which in enumerate(todo)}

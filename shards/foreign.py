@@ -27,10 +27,11 @@ from shards.cache import telling_of_unwritable
 from shards.credentials import redact_url
 from shards.file_names import is_text
 from shards.index import Row
+from shards.labels import found_classes, given_classes, label_name
 from shards.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
 from shards.survey import read_array, survey, uncompressed
-from shards.writer import check_classes, pack
+from shards.writer import pack
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
 
@@ -92,7 +93,7 @@ def index_url(
         OSError: the store cannot be reached.
     """
     if classes is not None:
-        check_classes(classes)
+        classes = given_classes(classes)
     if label_member is not None:
         label_member = label_member.removeprefix(".").lower()
     store = open_store(split_url(url)[0], cache_dir, storage_options)
@@ -105,8 +106,8 @@ def index_url(
     _tell_dotted(tars)
     _make_keys_unique(tars)
     labels = _labels(tars, classes)
-    names = classes or _found_classes(labels)
     _check_utterances(tars)
+    names = classes or found_classes(labels.values(), store.url)
     slow = f"to be written to {redact_url(out)}" if out else _slow(tars)
     # This mark tells that the manifest may be made again; a packing's may not.
     provenance: dict[str, Any] = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
@@ -243,11 +244,15 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
             at = f"{tar.url}: {key}"
             if key in labels:
                 raise ValueError(f"{at}: this key is in the dataset twice; rename one")
-            if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            try:
+                value = value if isinstance(value, int) else label_name(value, classes or ())
+            except ValueError:
+                value = None
+            if isinstance(value, bool) or value is None:
                 raise ValueError(
-                    f"{at}: no label ({value!r}); name the JSON field that holds it (--label_field), or the "
-                    "members whose text it is (--label_member cls, or txt where those are no transcripts), "
-                    "or add .cls members"
+                    f"{at}: no label ({utterance.label!r}); name the JSON field that holds it "
+                    "(--label_field), or the members whose text it is (--label_member cls, or txt where "
+                    "those are no transcripts), or add .cls members"
                 )
             if isinstance(value, str) and not is_text(value):
                 raise ValueError(f"{at}: label {value!r} is no text; write it again, in UTF-8")
@@ -267,13 +272,6 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
                 raise ValueError(f"{at}: label {value!r} is unknown; the classes are {classes}")
             labels[key] = value
     return labels
-
-
-def _found_classes(labels: dict[str, str | int]) -> list[str]:
-    """Numbers in their order, then names; 1 and "1" are one class."""
-    names = {str(value) for value in labels.values()}
-    numbers = {name for name in names if re.fullmatch(r"-?[0-9]{1,18}", name)}
-    return sorted(numbers, key=lambda name: (int(name), name)) + sorted(names - numbers)
 
 
 def _check_utterances(tars: list[ForeignTar]) -> None:

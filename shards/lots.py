@@ -36,6 +36,7 @@ from shards.target import (
     publish,
     take,
     tidy,
+    unfinished_replacement,
     write_json_lines,
 )
 
@@ -136,30 +137,40 @@ def digest(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def of_generation(lots: list[Lot], generation: int) -> list[Lot]:
+    """The lots under the names of their shards' generation (see `replacement`)."""
+    suffix = f"-g{generation}" if generation else ""
+    return [replace(lot, name=lot.name + suffix) for lot in lots]
+
+
 def begin(
     store: Store, lots: list[Lot], what: str, overwrite: bool, retry_failed: bool
-) -> tuple[bytes, list[int]]:
+) -> tuple[bytes, list[int], int]:
     """Make the folder this launch's (main rank).
 
     Args:
+        lots: under plain names.
         what: the extraction's digest.
 
     Returns:
-        The launch's token, empty if the dataset is complete; and which lots are to be made.
+        The launch's token, empty if the dataset is complete; which lots are to be made; and the generation of
+        their shards.
 
     Raises:
         ValueError: something else is in the folder.
         OSError: the store cannot be reached.
     """
     if not overwrite and _complete(store, what):
-        tidy(store)
+        if not unfinished_replacement(store):  # which may be at work
+            tidy(store)
         logger.warning("%s: already complete; pass overwrite to make it again", store.url)
-        return b"", []
+        return b"", [], 0
     token = EXTRACTION + f"{what} {uuid.uuid4().hex}".encode()
-    if not look(store, token, overwrite):
-        take(store, token, overwrite)
-        return token, list(range(len(lots)))
+    begun = look(store, token, overwrite)
+    if begun is None:
+        return token, list(range(len(lots))), take(store, token, overwrite)
     mark(store, token)
+    lots = of_generation(lots, begun)
     there = names_in(store)
     made = [lot for lot in lots if lot.name + PART in there]
     if retry_failed:
@@ -173,7 +184,7 @@ def begin(
         there -= {lot.name + PART for lot in failed}
     todo = [which for which, lot in enumerate(lots) if lot.name + PART not in there]
     logger.warning("%s: going on; %d of %d shards are there", store.url, len(lots) - len(todo), len(lots))
-    return token, todo
+    return token, todo, begun
 
 
 def _complete(store: Store, what: str) -> bool:

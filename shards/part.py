@@ -67,8 +67,9 @@ class Part:
     tally: Tally
 
 
-def shard_name(split: str, number: int) -> str:
-    return f"{split}-{number:06d}"
+def shard_name(split: str, number: int, generation: int = 0) -> str:
+    """A shard's name; one that replaces a dataset tells its generation (see `replacement`)."""
+    return f"{split}-{number:06d}" + (f"-g{generation}" if generation else "")
 
 
 def open_shard(work: Path, name: str, classes: list[str]) -> OpenShard:
@@ -85,7 +86,7 @@ def add(shard: OpenShard, sample: Sample, stored: Stored, classes: list[str]) ->
     shard.tar.write({"__key__": sample.key, "json": stored.member, **members})
     tally = shard.tally
     tally.utterances += 1
-    tally.class_counts[classes.index(sample.label)] += 1
+    tally.class_counts[classes.index(stored.label)] += 1
     for name, values in stored.arrays.items():
         tally.moments[name] = merge(tally.moments.get(name), moments_of(values))
     for name, cast in stored.casts.items():

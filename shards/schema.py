@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from shards.json_text import json_text
+from shards.split_names import find_split
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -128,13 +129,15 @@ class Manifest:
 
 
 def choose_split(manifest: Manifest, split: str, url: str) -> str:
-    """A split by its name; a dataset whose only split is "all" gives that one, whatever is asked for.
+    """A split by its name, or by another name for the same ("val" is "valid" or "dev", see `split_names`).
+
+    A dataset whose only split is "all" gives that one, whatever is asked for.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: there is no such split, or several that may be meant.
     """
-    if split in manifest.splits:
-        return split
+    if found := find_split(split, manifest.splits):
+        return found
     if list(manifest.splits) == ["all"]:
         return "all"
     raise ValueError(f"{url}: no split {split!r}; it has {list(manifest.splits)}")

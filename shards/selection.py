@@ -13,6 +13,19 @@ from shards.schema import Manifest
 
 # Values shown in an error.
 SHOWN = 20
+# By the kind of a column the types of its values, and what to tell of others.
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int, float),
+    "float": (int, float),
+}
+HINTS = {
+    "str": 'the column is text: write its values in quotes, as "04"',
+    "bool": "the column is true or false: write one of these, without quotes",
+    "int": "the column holds numbers: write them without quotes",
+    "float": "the column holds numbers: write them without quotes",
+}
 
 
 def select_rows(
@@ -22,7 +35,8 @@ def select_rows(
 
     Args:
         reader: of the split; the indexes of all its shards are read.
-        select: {column: value or list of values}; a row must match all columns.
+        select: {column: value or list of values}; a row must match all columns. Values are of the column's
+            kind: "04" is not 4, nor is true 1.
         manifest: of the dataset.
         at: the split's URL, for error messages.
 
@@ -34,11 +48,18 @@ def select_rows(
         OSError: the store cannot be reached.
     """
     wanted: dict[str, set[Any]] = {}
-    for column, values in select.items():
+    odd: dict[str, list[Any]] = {}
+    for column, given in select.items():
         if column not in manifest.columns:
             has = sorted(manifest.columns) or "no columns of metadata"
             raise ValueError(f"{at}: no column {column!r} to select by; it has {has}")
-        wanted[column] = set(values) if isinstance(values, list | tuple | set) else {values}
+        values = [
+            value.item() if isinstance(value, np.generic) else value
+            for value in (given if isinstance(given, list | tuple | set | np.ndarray) else [given])
+        ]
+        fitting = KINDS[manifest.columns[column]]
+        odd[column] = [value for value in values if type(value) not in fitting]
+        wanted[column] = {value for value in values if type(value) in fitting}
 
     rows: list[np.ndarray] = []
     class_counts = np.zeros(len(manifest.classes), np.int64)
@@ -48,12 +69,13 @@ def select_rows(
             matching = _matching(index, wanted, seen)
             rows.append(matching)
             class_counts += np.bincount(index.label[matching], minlength=len(class_counts))
-    for column, values in wanted.items():
-        if missing := values - seen[column]:
+    for column in wanted:
+        if missing := [*odd[column], *sorted(wanted[column] - seen[column])]:
             there = sorted(seen[column])
             more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
             raise ValueError(
-                f"{at}: no utterance has {column} {sorted(missing, key=repr)}; it has {there[:SHOWN]}{more}"
+                f"{at}: no utterance has {column} {missing}; it has {there[:SHOWN]}{more}"
+                + (f" ({HINTS[manifest.columns[column]]})" if odd[column] else "")
             )
     return rows, class_counts
 

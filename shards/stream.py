@@ -291,6 +291,15 @@ class FeatureStream:
         """
         return self._reader.index(shard)
 
+    def unselected(self, readers: Sequence[FeatureStream]) -> int:
+        """Number of utterances of this stream's split that neither it nor one of `readers` selects."""
+        alike = [self, *(s for s in readers if (s.store.url, s.split) == (self.store.url, self.split))]
+        return sum(
+            entry.utterances - len(np.unique(np.concatenate([s.selected(shard) for s in alike])))
+            for shard, entry in enumerate(self._shards)
+            if all(s._rows is not None for s in alike)
+        )
+
     def selected(self, shard: int) -> np.ndarray:
         """The selected rows of a shard, ascending."""
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]

@@ -1,11 +1,12 @@
 """The folder that a dataset is packed into: what may be there, and the order in which files arrive.
 
-The manifest is the commit point: a folder with one holds a complete dataset. A marker file says that a
-packing began and has not ended; it carries a token, so that a second packing into the same folder cannot go
-unnoticed. An extraction's token begins with a digest of what it makes: the same extraction, started again,
-knows its folder by it and goes on, under a token of its own: the one that it follows, should it still run,
-stops. A packing's tells when it began and where. On this machine's disks it holds a lock on the marker, which
-the kernel drops when it dies; in a store only the marker's age tells whether it may still be at work.
+The manifest is the commit point: a folder with one holds a complete dataset. A dataset that is replaced stays
+whole until the new manifest is there (`replacement`). A marker file says that a packing began and has not
+ended; it carries a token, so that a second packing into the same folder cannot go unnoticed. An extraction's
+token begins with a digest of what it makes: the same extraction, started again, knows its folder by it and
+goes on, under a token of its own: the one that it follows, should it still run, stops. A packing's tells when
+it began and where. On this machine's disks it holds a lock on the marker, which the kernel drops when it
+dies; in a store only the marker's age tells whether it may still be at work.
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ from typing import Any, BinaryIO
 
 from shards.credentials import redact_url
 from shards.json_text import json_text
+from shards.replacement import (
+    REPLACES,
+    Replacement,
+    begin_replacement,
+    is_unfinished,
+    named_files,
+    read_replacement,
+)
 from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, dump_manifest
-from shards.store import Store, asking, open_store, read_manifest
+from shards.store import NoManifest, Store, asking, open_store, read_manifest
 
 MARKER = ".packing"
 SKIPPED = "skipped.jsonl"
@@ -38,27 +47,38 @@ YOUNG_S = 600
 EXTRACTION = b"extraction "  # an extraction's token is this, a digest, a space, and what tells launches apart
 
 # Files and the working folder that packing makes: nothing else is ever removed.
-OURS = re.compile(r".+-\d{6}\.(tar|index\.npz|part\.json)|manifest\.json|skipped\.jsonl|\.packing(-.+)?")
+OURS = re.compile(
+    r".+-\d{6,}(-g\d+)?\.(tar|index\.npz|part\.json)|manifest\.json|skipped\.jsonl|\.packing(-.+)?"
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Target:
-    """An output folder that this packing holds, a local folder to build files in, and the locked marker."""
+    """An output folder that a packing holds.
+
+    Attributes:
+        store: the folder.
+        token: in the marker.
+        work: a local folder to build files in.
+        generation: of the shards; above 0 where they replace a dataset, which stays until they are complete.
+        lock: the locked marker.
+    """
 
     store: Store
     token: bytes
     work: Path
+    generation: int = 0
     lock: BinaryIO | None = None
 
 
 def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> Target:
-    """Make `out` ready: empty but for the marker.
+    """Make `out` ready: empty but for the marker, and the dataset that is to be replaced.
 
     Args:
         out: any fsspec URL of a folder.
-        overwrite: remove a finished dataset, or an unfinished extraction, that is there.
+        overwrite: replace a finished dataset, or remove an unfinished extraction, that is there.
         storage_options: for the fsspec file system.
 
     Raises:
@@ -72,8 +92,8 @@ def claim(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> 
     look(store, token, overwrite)
     lock = _lock(store, fcntl.LOCK_EX)
     try:
-        take(store, token, overwrite)
-        return hold(store, token, lock)
+        generation = take(store, token, overwrite)
+        return hold(store, token, generation, lock)
     except BaseException:
         if lock is not None:
             lock.close()
@@ -94,11 +114,12 @@ def open_folder(out: str, storage_options: dict[str, Any] | None) -> Store:
     return open_store(out, storage_options=storage_options)
 
 
-def look(store: Store, token: bytes, overwrite: bool) -> bool:
+def look(store: Store, token: bytes, overwrite: bool) -> int | None:
     """Look at the folder, without changing it: may a packing with this token begin here?
 
     Returns:
-        True if the extraction of this token began here and has not ended: it can go on.
+        If the extraction of this token began here and has not ended, the generation of its shards: it can go
+        on. None otherwise.
 
     Raises:
         ValueError: a finished dataset, an unfinished extraction or files of others are there, or a packing is
@@ -113,24 +134,31 @@ def look(store: Store, token: bytes, overwrite: bool) -> bool:
             f"{store.url}: holds files that packing did not make ({(foreign or sorted(names))[0]!r}); "
             "pack into a new or empty folder"
         )
-    if finished and not overwrite:
-        raise _finished(store)
+    there = token_in(store) if interrupted else b""
+    same = there.startswith(EXTRACTION) and there.split()[1:2] == token.split()[1:2]
+    replacement = read_replacement(store) if finished else None
     if finished:
-        _check_made_by_packing(store, names)
+        same = same and replacement is not None and is_unfinished(replacement, read_manifest(store))
+        if not overwrite and not same:
+            raise _finished(store)
+        _check_made_by_packing(store, names, replacement)
     if interrupted:
         _check_nobody_packs(store, overwrite)
-    there = token_in(store) if interrupted and not finished else b""
-    same = there.startswith(EXTRACTION) and there.split()[1:2] == token.split()[1:2]
     if there.startswith(EXTRACTION) and not same and not overwrite:
         raise ValueError(
             f"{store.url}: holds an unfinished extraction of other clips or settings; finish that one, "
             "choose another folder, or pass overwrite (--overwrite) to throw it away"
         )
-    return same
+    if not same:
+        return None
+    return replacement.generation if replacement else 0
 
 
-def take(store: Store, token: bytes, overwrite: bool) -> None:
-    """Mark the folder as ours and empty it of what packing made.
+def take(store: Store, token: bytes, overwrite: bool) -> int:
+    """Mark the folder as ours and empty it of what packing made, but for a finished dataset.
+
+    Returns:
+        The generation of the shards to be made: 0 where they replace none.
 
     Raises:
         ValueError: another packing has finished a dataset there since we looked.
@@ -143,13 +171,16 @@ def take(store: Store, token: bytes, overwrite: bool) -> None:
     if MANIFEST in names and not overwrite:
         store.fs.rm(f"{store.root}/{MARKER}")
         raise _finished(store)
-    if names and MANIFEST not in names:
+    kept = _kept(store)
+    left = {name for name in names - kept if OURS.fullmatch(name)}
+    if left:
         logger.warning(
             "%s: an earlier packing was interrupted; removing its files, starting afresh", store.url
         )
-    # The manifest goes first: from then on the folder counts as unfinished.
-    for name in sorted(names, key=lambda name: name != MANIFEST):
+    # The record of what it replaced goes last: it tells whose the others are.
+    for name in sorted(left, key=lambda name: name == REPLACES):
         store.fs.rm(f"{store.root}/{name}", recursive=True)
+    return begin_replacement(store, read_manifest(store)).generation if kept else 0
 
 
 def mark(store: Store, token: bytes) -> None:
@@ -157,11 +188,12 @@ def mark(store: Store, token: bytes) -> None:
     asking(store, lambda: store.fs.pipe_file(f"{store.root}/{MARKER}", token), f"{store.url}/{MARKER}")
 
 
-def hold(store: Store, token: bytes, lock: BinaryIO | None = None) -> Target:
+def hold(store: Store, token: bytes, generation: int = 0, lock: BinaryIO | None = None) -> Target:
     """A folder that is marked as ours, and a new working folder to build files in."""
     # On the same disk a finished file moves in one step.
     beside = store.root if store.cache is None else None
-    return Target(store, token, Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside)), lock)
+    work = Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside))
+    return Target(store, token, work, generation, lock)
 
 
 def release(target: Target) -> None:
@@ -209,25 +241,35 @@ def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) 
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     store = target.store
+    (target.work / MANIFEST).write_text(dump_manifest(manifest))
+    last = [MANIFEST]
     if skipped:
-        path = target.work / SKIPPED
-        write_json_lines(path, skipped)
-        publish(target, path)
+        write_json_lines(target.work / SKIPPED, skipped)
+        # The list of the dataset that is replaced stays as long as its manifest does.
+        last = [MANIFEST, SKIPPED] if target.generation else [SKIPPED, MANIFEST]
         logger.warning("%s: %d bad samples skipped, listed in %s", store.url, len(skipped), SKIPPED)
-    path = target.work / MANIFEST
-    path.write_text(dump_manifest(manifest))
-    publish(target, path)
+    for name in last:
+        publish(target, target.work / name)
     tidy(store)
 
 
 def tidy(store: Store) -> None:
-    """Take away what only the making of a dataset needed, the marker last."""
-    for name in names_in(store):
-        if name.endswith(PART) or name.startswith(f"{MARKER}-"):
-            with contextlib.suppress(FileNotFoundError):
-                store.fs.rm(f"{store.root}/{name}", recursive=True)
-    with contextlib.suppress(FileNotFoundError):
-        store.fs.rm(f"{store.root}/{MARKER}")
+    """With the manifest there, remove what it has replaced and what only packing needed, the marker last."""
+    manifest, replacement = read_manifest(store), read_replacement(store)
+    names = names_in(store)
+    gone = {name for name in names if name.endswith(PART) or name.startswith(f"{MARKER}-")} - {REPLACES}
+    if replacement:
+        gone |= (replacement.old - named_files(manifest)) & names
+    if not manifest.skipped:
+        gone |= {SKIPPED} & names
+    for name in [*sorted(gone), REPLACES, MARKER]:
+        with contextlib.suppress(FileNotFoundError):
+            store.fs.rm(f"{store.root}/{name}", recursive=True)
+
+
+def unfinished_replacement(store: Store) -> bool:
+    """Whether the finished dataset there is being replaced, or the replacing was interrupted."""
+    return is_unfinished(read_replacement(store), read_manifest(store))
 
 
 def write_json_lines(path: Path, records: list[Any]) -> None:
@@ -237,12 +279,24 @@ def write_json_lines(path: Path, records: list[Any]) -> None:
 
 
 def discard(target: Target) -> None:
-    """Leave the folder as if nothing had begun, but for the folder itself; untouched where another began."""
-    if token_in(target.store) != target.token:
+    """Leave the folder as if nothing had begun, but for the folder itself; untouched where another began.
+
+    A finished dataset stays: the one that was to be replaced, or, if its manifest is there, the new one.
+    """
+    store = target.store
+    if token_in(store) != target.token:
         return
-    ours = [name for name in names_in(target.store) if OURS.fullmatch(name)]
-    for name in sorted(ours, key=lambda name: name == MARKER):
-        target.store.fs.rm(f"{target.store.root}/{name}", recursive=True)
+    ours = {name for name in names_in(store) if OURS.fullmatch(name)} - _kept(store)
+    for name in sorted(ours, key=lambda name: (name == MARKER, name == REPLACES)):
+        store.fs.rm(f"{store.root}/{name}", recursive=True)
+
+
+def _kept(store: Store) -> set[str]:
+    """Names of the finished dataset's files; none where there is no finished dataset."""
+    try:
+        return {MANIFEST, SKIPPED, *named_files(read_manifest(store))}
+    except NoManifest:
+        return set()
 
 
 def token_in(store: Store) -> bytes:
@@ -260,7 +314,7 @@ def _finished(store: Store) -> ValueError:
     )
 
 
-def _check_made_by_packing(store: Store, names: set[str]) -> None:
+def _check_made_by_packing(store: Store, names: set[str], replacement: Replacement | None) -> None:
     """Refuse to replace a dataset whose folder holds tars of others, which may well be named as ours are."""
     try:
         manifest = read_manifest(store)
@@ -270,9 +324,8 @@ def _check_made_by_packing(store: Store, names: set[str]) -> None:
         ) from None
     if INDEXED in manifest.provenance and not manifest.provenance.get(DECODED):
         raise ValueError(f"{store.url}: holds tars that others made, indexed in place; pack elsewhere")
-    named = {name for split in manifest.splits.values() for e in split.shards for name in (e.name, e.index)}
-    others = sorted(name for name in names - named if name.endswith((".tar", ".index.npz")))
-    if others:
+    unnamed = {name for name in names - named_files(manifest) if name.endswith((".tar", ".index.npz"))}
+    if others := sorted(name for name in unnamed if not (replacement and replacement.has_left(name))):
         raise ValueError(
             f"{store.url}: holds files that its manifest does not name ({others[0]!r}); move them away, or "
             "pack elsewhere"

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.checks import Accepted, Stored, accept_or_skip, check_cast
-from shards.file_names import as_text, is_text
+from shards.labels import given_classes
 from shards.part import OpenShard, Part, Tally, add, finish, manifest_of, open_shard, shard_name, sum_of
 from shards.schema import DTYPES, BadSample, Manifest, Sample
 from shards.target import Target, check_ours, claim, complete, discard, release
@@ -63,7 +63,7 @@ def pack(
         shard_bytes: a shard is closed once it has this many bytes.
         on_bad: "refuse" stops at the first bad sample; "skip" leaves it out and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
-        overwrite: replace a finished dataset that is there.
+        overwrite: replace a finished dataset that is there; it stays whole until the new one is.
         progress: show a bar on stderr.
         total: number of samples, for the bar.
 
@@ -72,10 +72,11 @@ def pack(
 
     Raises:
         ValueError: a bad sample (named), a feature that the dtype would ruin, nothing to pack, or a folder
-            that already holds something or that another packing is filling. Nothing is left behind.
+            that already holds something or that another packing is filling. Nothing is left behind, and a
+            dataset that was to be replaced is as it was.
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
-    check_options(classes, dtype, on_bad)
+    classes = check_options(classes, dtype, on_bad)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes {shard_bytes}: must be positive")
     packing = _Packing(claim(str(out), overwrite, storage_options), Accepted(classes, np.dtype(dtype)))
@@ -110,21 +111,17 @@ def pack(
     return manifest
 
 
-def check_options(classes: list[str], dtype: str, on_bad: str) -> None:
-    """Raise ValueError for options that no dataset can be made with."""
+def check_options(classes: list[str], dtype: str, on_bad: str) -> list[str]:
+    """The classes, in the form of labels (see `labels`).
+
+    Raises:
+        ValueError: options that no dataset can be made with.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be one of {DTYPES}")
     if on_bad not in ("refuse", "skip"):
         raise ValueError(f"on_bad {on_bad!r}: must be 'refuse' or 'skip'")
-    check_classes(classes)
-
-
-def check_classes(classes: list[str]) -> None:
-    """Raise ValueError for what cannot be the classes of a dataset."""
-    if not classes or len(set(classes)) != len(classes) or not all(isinstance(c, str) and c for c in classes):
-        raise ValueError(f"classes {classes}: must be distinct names, at least one")
-    if bad := [name for name in classes if not is_text(name)]:
-        raise ValueError(f"class {as_text(bad[0])!r}: its name is not in UTF-8; rename it")
+    return given_classes(classes)
 
 
 def _add(packing: _Packing, sample: Sample, stored: Stored, shard_bytes: int) -> None:
@@ -133,7 +130,8 @@ def _add(packing: _Packing, sample: Sample, stored: Stored, shard_bytes: int) ->
     parts = packing.parts.setdefault(split, [])
     if split not in packing.open:
         check_ours(packing.target)
-        packing.open[split] = open_shard(packing.target.work, shard_name(split, len(parts)), classes)
+        name = shard_name(split, len(parts), packing.target.generation)
+        packing.open[split] = open_shard(packing.target.work, name, classes)
     add(packing.open[split], sample, stored, classes)
     if packing.open[split].bytes >= shard_bytes:
         _finish(packing, split)

@@ -17,6 +17,7 @@ from awtpn.layout import Layout, make_layout
 from awtpn.zero import ZERO
 from shards.bounded_json import read_json
 from shards.inspect import Lengths, info
+from shards.split_names import find_split
 
 PARTS = (
     "weights",
@@ -107,7 +108,7 @@ def data_of(config: Config) -> Data:
     except ValueError as error:
         raise ValueError(f"{error}; {instead}") from None
     names = list(found.splits)
-    split = found.splits["train" if "train" in names else names[0]]
+    split = found.splits[find_split("train", names) or names[0]]
     missing = [m for m in config.model.modalities if m not in found.manifest.modalities]
     if missing:
         raise ValueError(f"{found.url} has no {' and no '.join(missing)}; change model.modalities")

@@ -35,8 +35,9 @@ formats:
   reference  a folder with the published {train,val,test}.pt: audio_feats, video_feats, labels
   table      a CSV or JSONL file: key, split, label, audio, video (paths of .npy files, relative to the
              table; an empty one is a missing modality); further columns are kept as metadata
-  npz        one file of packed arrays: X [sum T, D] with X_offsets [U+1], or X [U, T, D], per modality;
-             label, label_names, ids; further arrays of U entries are kept as metadata
+  npz        one file of packed arrays: X [sum T, D] with X_offsets [U+1], or X [U, T, D], per modality,
+             padded with X_lengths [U]; label, label_names, ids, split; further arrays of U entries are kept
+             as metadata
   mosei      the folder of CMU-MOSEI's computational sequences (.csd); --audio, --video and --folds name files
   mmsa       a feature file of MMSA (.pkl): CMU-MOSI, CMU-MOSEI, CH-SIMS; nothing in it is run
   demo       the demo corpus; SOURCE is "-"

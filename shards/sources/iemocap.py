@@ -125,7 +125,12 @@ def read(
             if has_video
             else None,
         },
+        remarks=[f"{source}: turns of other labels are left out: {_counts(left_out)}"] if left_out else [],
     )
+
+
+def _counts(left_out: Counter[str]) -> str:
+    return ", ".join(f"{code} {count}" for code, count in left_out.most_common())
 
 
 def _sessions(root: Path) -> dict[int, Path]:

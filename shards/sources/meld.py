@@ -61,11 +61,17 @@ def read(source: str | Path) -> ClipSource:
     """
     root = Path(source)
     clips: list[Clip | BadSample] = []
+    remarks = []
     for split in SPLITS:
         found = _find(root, split)
         if found is not None:
             table, folder = found
-            clips += [_clip(row, split, folder, at) for at, row in _rows(table)]
+            of_split = [_clip(row, split, folder, at) for at, row in _rows(table)]
+            clips += of_split
+            named = {clip.video.name for clip in of_split if isinstance(clip, Clip) and clip.video}
+            if unused := sorted({path.name for path in folder.glob("*.mp4")} - named):
+                told = f"{len(unused)} clips that {table.name} does not name are not used, {unused[0]} first"
+                remarks.append(f"{folder}: {told}")
     if not clips:
         raise ValueError(f"{root}: no train_sent_emo.csv in it; give the folder MELD.Raw as it unpacks")
     return ClipSource(
@@ -77,6 +83,7 @@ def read(source: str | Path) -> ClipSource:
             "label_map": {name: name for name in EMOTIONS},
             "splits": {name: split for name, (split, _) in SPLITS.items()},
         },
+        remarks=remarks,
     )
 
 

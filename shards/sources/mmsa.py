@@ -9,6 +9,8 @@ https://github.com/thuiar/MMSA; MMSA-FET writes the same form from any corpus:
         "audio_lengths": [U],                       "vision_lengths": [U],     (unaligned files)
         "classification_labels": [U] 0, 1, 2,       "regression_labels": [U] -3..3 (CH-SIMS: -1..1), ...}}
 
+Files of the same form from elsewhere have scores alone, some as "labels" [U, 1, 1]: those are read as
+regression labels, with a label set of sentiments. Of the splits "valid", "dev" and "validation" are "val".
 Padding is cut off: to the lengths where the file has them, else all-zero steps at both ends. `vision` becomes
 the modality "video". Values that are infinite or no numbers become 0, counted in the manifest's provenance.
 The pickle is read by `shards.restricted_pickle`, which runs nothing of it. It is loaded into memory whole.
@@ -35,9 +37,10 @@ import numpy as np
 from shards import restricted_pickle
 from shards.schema import BadSample, Sample
 from shards.sources.sentiment import SETS, class_of
-from shards.sources.source import MOST_CLASSES, Source, class_names, finite, key_of
+from shards.sources.source import MOST_CLASSES, Source, class_names, finite, key_of, logger, say_unused
+from shards.split_names import meaning
 
-SPLITS = {"train": "train", "valid": "val", "test": "test"}
+SPLITS = ("train", "val", "test")
 MODALITIES = {"audio": "audio", "vision": "video"}
 POLARITY = ["negative", "neutral", "positive"]
 LABEL_SETS = ("classification", *SETS)
@@ -71,16 +74,20 @@ def read(
             f"labels name the classes of 'classification'; {label_set!r} has its own, leave them out"
         )
     content = restricted_pickle.load(path)
-    if not isinstance(content, dict) or not set(SPLITS) & set(content):
-        raise ValueError(f"{path}: must be a dict of 'train', 'valid' and 'test'")
+    named = _named_splits(content, path)
     modalities = MODALITIES | ({"text": "text"} if text else {})
     splits = {
         split: _split(content[name], modalities, label_set, f"{path}: {name}")
-        for name, split in SPLITS.items()
-        if name in content
+        for split, name in named.items()
     }
+    used = {"id", "classification_labels", "regression_labels", "labels", *modalities}
+    used |= {f"{name}_lengths" for name in modalities}
+    unused = {key for name in named.values() for key in content[name]} - used
+    say_unused(unused, str(path), "keys of its splits are")
+    if "text" in unused:
+        logger.warning("%s: its text is not used; --text takes it", path)
     if label_set == "classification":
-        highest = max((int(record["label"].max(initial=-1)) for record in splits.values()), default=-1)
+        highest = max((_highest(record["label"]) for record in splits.values()), default=-1)
         names = labels if labels or highest >= len(POLARITY) else POLARITY
         classes = class_names(names, highest + 1, str(path))
     else:
@@ -101,22 +108,71 @@ def read(
     )
 
 
+def _named_splits(content: Any, path: Path) -> dict[str, str]:
+    """By split its name in the file; other keys of the file are logged.
+
+    Raises:
+        ValueError: no splits, or two names that mean the same one.
+    """
+    found: dict[str, str] = {}
+    for name in content if isinstance(content, dict) else ():
+        split = meaning(str(name))
+        if split in found:
+            raise ValueError(
+                f"{path}: {found[split]!r} and {name!r} both mean the split {split!r}; remove one"
+            )
+        if split in SPLITS:
+            found[split] = name
+    if not found:
+        there = f"; it has {sorted(map(str, content))[:8]}" if isinstance(content, dict) else ""
+        raise ValueError(f"{path}: must be a dict of 'train', 'valid' and 'test'{there}")
+    say_unused([name for name in content if name not in found.values()], str(path), "keys are")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _highest(label: np.ndarray) -> int:
+    there = label[~np.isnan(label)]
+    return int(there.max(initial=-1))
+
+
+def _label_name(record: dict[str, Any], label_set: str, at: str) -> str:
+    """Which of a split's arrays holds the labels.
+
+    Raises:
+        ValueError: the one that the label set needs is missing.
+    """
+    scores = next((name for name in ("regression_labels", "labels") if name in record), None)
+    if label_set != "classification":
+        return scores or "regression_labels"
+    if "classification_labels" not in record and scores is not None:
+        raise ValueError(
+            f"{at}: 'classification_labels' is missing, but {scores!r} is there: if those are sentiment "
+            "scores, cut classes from them with --label_set sentiment2, sentiment3 or sentiment7"
+        )
+    return "classification_labels"
+
+
 def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> dict[str, Any]:
     """What is needed of one split: `id` [U], `label` [U], per modality features and lengths ([U] or None)."""
-    label_name = "classification_labels" if label_set == "classification" else "regression_labels"
+    label_name = _label_name(record, label_set, at) if isinstance(record, dict) else "regression_labels"
     for name in ("id", label_name, *modalities):
         if not isinstance(record, dict) or name not in record:
             there = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
             raise ValueError(f"{at}: {name!r} is missing; it has {there}")
     utterances = len(record["id"])
     try:
-        label = np.asarray(record[label_name], dtype=np.float64).reshape(-1)
+        label = np.asarray(record[label_name], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{at}: {label_name} must be numbers ({error})") from None
-    if label_set == "classification":
-        if not ((label >= 0) & (label < MOST_CLASSES) & (label == np.floor(label))).all():
-            raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
-        label = label.astype(np.int64)
+    if label.ndim == 0 or label.size != len(label):
+        raise ValueError(
+            f"{at}: {label_name} has shape {list(label.shape)}; needed is one number per utterance"
+        )
+    label = label.reshape(-1)
+    known = label[~np.isnan(label)]
+    whole = (known >= 0) & (known < MOST_CLASSES) & (known == np.floor(known))
+    if label_set == "classification" and not whole.all():
+        raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
     read: dict[str, Any] = {"id": record["id"], "label": label, "features": {}}
     lengths = {"id": utterances, label_name: len(label)}
     for name, modality in modalities.items():
@@ -132,7 +188,9 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
 
 
 def _check_scale(splits: dict[str, dict[str, Any]], label_set: str, path: Path) -> None:
-    largest = max((float(np.abs(record["label"]).max(initial=0)) for record in splits.values()), default=0)
+    largest = max(
+        (float(np.nanmax(np.abs(record["label"]), initial=0)) for record in splits.values()), default=0
+    )
     if label_set == "sentiment7" and 0 < largest <= 1:
         raise ValueError(
             f"{path}: its regression labels lie within -1..1, as CH-SIMS' do; sentiment7 needs -3..3, "
@@ -158,7 +216,13 @@ def _samples(
                     modality: _steps(values[i], None if lengths is None else lengths[i], modality, repaired)
                     for modality, (values, lengths) in record["features"].items()
                 }
-                named = classes[label] if label_set == "classification" else class_of(float(label), label_set)
+                if np.isnan(label):
+                    raise ValueError("has no label (nan)")
+                named = (
+                    classes[int(label)]
+                    if label_set == "classification"
+                    else class_of(float(label), label_set)
+                )
             except ValueError as error:
                 yield BadSample(key, str(error), at)
                 continue

@@ -47,22 +47,15 @@ from shards.feature_space import space_of
 from shards.schema import BadSample, Sample
 from shards.sources import csd
 from shards.sources.sentiment import SETS, class_of
-from shards.sources.source import Source, finite, key_of
+from shards.sources.source import Source, finite, key_of, logger, say_unused
+from shards.split_names import meaning
 
 LABELS = "All Labels"
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 NONE = "none"
 LABEL_SETS = ("emotion", *SETS)
 MODALITIES = ("audio", "video")
-# What folds are called, here and there.
-FOLD_NAMES = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+FOLDS = ("train", "val", "test")
 SEGMENT = re.compile(r"(?P<video>.+)\[(?P<number>\d+)\]")
 
 
@@ -107,7 +100,13 @@ def read(
         )
     split_of = read_folds(_path(folder, folds))
     labels = _labels_file(root)
+    if root.is_dir():
+        unused = {path.name for path in root.glob("*.csd")} - {labels.name, *(p.name for p in named.values())}
+        say_unused(unused, str(root), "sequences are")
     utterances, left_out = _utterances(labels, split_of, label_set, no_emotion)
+    for cause, count in left_out.items():
+        if count:
+            logger.warning("%s: %d utterances are left out: %s", labels, count, cause)
     repaired: dict[str, int] = {}
     if label_set == "emotion":
         classes = [*EMOTIONS, NONE] if no_emotion == "keep" else list(EMOTIONS)
@@ -147,11 +146,11 @@ def read_folds(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
         named = _literals(text) if path.suffix == ".py" else parse_json(text, path)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the latter two of deep nesting
         raise ValueError(f"{path}: neither JSON nor plain lists in Python ({error})") from None
     split_of: dict[str, str] = {}
     for name, videos in named.items() if isinstance(named, dict) else ():
-        splits = {FOLD_NAMES[word] for word in re.split("[^a-z]+", name.lower()) if word in FOLD_NAMES}
+        splits = {meaning(word) for word in re.split("[^a-z]+", name.lower())} & {*FOLDS}
         if len(splits) != 1 or not isinstance(videos, list):
             raise ValueError(f"{path}: {name!r} must be a list of videos, named after train, val or test")
         split = splits.pop()

@@ -1,22 +1,37 @@
 """Packed arrays in one `.npz`.
 
-Per modality `X` [sum T, D] with `X_offsets` [U + 1], or `X` [U, T, D]; `label` [U] (integers, named by
-`label_names`, or names); `ids` [U]; optionally `split` [U]; every further array over the U utterances is
-metadata.
+Per modality one of
+
+    X [sum T, D] with X_offsets [U + 1], or with X_lengths [U]
+    X [U, T, D], and where it is padded at the end X_lengths [U]: steps that are not padding, 0 to T; one of 0
+                 steps is missing
+
+and `label` [U] (whole numbers, named by `label_names`, or names), `ids` [U], optionally `split` [U]; every
+further array over the U utterances is metadata. A column [U, 1] is taken as [U], bytes as UTF-8 text, and
+these names in any case. An utterance whose label is NaN or empty is a bad one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from shards.expansion import load_npz
-from shards.schema import Sample
-from shards.sources.source import Source, class_names
+from shards.labels import found_classes, given_classes, label_name, text_of
+from shards.schema import BadSample, Sample
+from shards.sources.source import Source, class_names, logger, named_splits, say_unused, split_of
 
 SPLIT = "all"
+NAMES = ("ids", "label", "split", "label_names")
+# By the plain name, what files call it besides.
+ALSO = {"ids": ("id", "keys"), "label": ("labels",), "split": ("splits",)}
+LENGTHS = ("lengths", "length", "lens", "len")
+# Arrays that may tell what is padding, though not of which modality, or not as lengths.
+ANY_LENGTHS = re.compile(r"(.*_)?(lengths?|lens?|seq_?len|(n|num)_(steps|frames))", re.IGNORECASE)
+ANY_MASK = re.compile(r"(.*_)?masks?", re.IGNORECASE)
 
 
 def read(source: str | Path, labels: list[str] | None = None) -> Source:
@@ -34,67 +49,175 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
         arrays = load_npz(path, str(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
+    arrays = _usual_names(_text(arrays, path))
     for name in ("ids", "label"):
         if name not in arrays:
             raise ValueError(f"{path}: array {name!r} is missing; it has {sorted(arrays)}")
-    ids, label = arrays.pop("ids"), arrays.pop("label")
-    given = labels if labels is not None else [str(name) for name in arrays.pop("label_names", [])] or None
-    arrays.pop("label_names", None)
-    utterances = len(ids)
-    splits = arrays.pop("split", np.full(utterances, SPLIT))
-    if label.dtype.kind in "iu":
-        names = class_names(given, int(label.max(initial=-1)) + 1, str(path))
-        if label.min(initial=0) < 0:
-            raise ValueError(f"{path}: label: {label.min()}, while labels count from 0")
-        label_names = [names[i] for i in label.tolist()]
-    else:
-        label_names = [str(name) for name in label]
-        names = given or sorted(set(label_names))
-    offsets = {name: _offsets(arrays, name, path) for name in _modalities(arrays)}
-    # [U, T, D] is [U * T, D] with equal lengths.
-    features = {name: x.reshape(-1, x.shape[-1]) for name in offsets for x in [arrays.pop(name)]}
-    for name in offsets:
-        arrays.pop(f"{name}_offsets", None)
+    named = [str(name) for name in arrays.pop("label_names", np.array([])).reshape(-1)]
+    single = [name for name, array in arrays.items() if array.ndim == 0]
+    say_unused(single, str(path), "arrays of a single value are")
+    arrays = {name: _column(array) for name, array in arrays.items() if array.ndim}
+    ids = _one_each(arrays, "ids", path)
+    label = _one_each(arrays, "label", path)
+    split = _one_each(arrays, "split", path) if "split" in arrays else np.full(len(ids), SPLIT)
+    label_names, classes = _classes(label, labels or named, path)
+    splits = named_splits(split, str(path))
+    features = {name: _steps(arrays, name, path) for name in _modalities(arrays)}
+    meta = {
+        name: array
+        for name, array in arrays.items()
+        if name not in features and not any(name in _extras(arrays, modality) for modality in features)
+    }
     per_utterance = {
-        **{name: len(bounds) - 1 for name, bounds in offsets.items()},
-        **{name: len(array) if array.ndim else 0 for name, array in arrays.items()},
+        **{name: len(first) for name, (_, first, _) in features.items()},
+        **{name: len(array) for name, array in meta.items()},
         "label": len(label),
-        "split": len(splits),
+        "split": len(split),
     }
     for name, length in per_utterance.items():
-        if length != utterances:
-            raise ValueError(f"{path}: {name} has {length} utterances, ids {utterances}")
+        if length != len(ids):
+            raise ValueError(f"{path}: {name} has {length} utterances, ids {len(ids)}")
     if not features:
         raise ValueError(
             f"{path}: no features; needed is X [sum T, D] with X_offsets [U + 1], or X [U, T, D]"
         )
+    _check_padding(arrays, list(features), meta, path)
 
-    def samples() -> Iterator[Sample]:
-        for i in range(utterances):
-            yield Sample(
-                key=str(ids[i]),
-                split=str(splits[i]),
-                label=label_names[i],
-                features={name: x[offsets[name][i] : offsets[name][i + 1]] for name, x in features.items()},
-                meta={name: array[i].tolist() for name, array in arrays.items()},
-                source=str(path),
-            )
+    def samples() -> Iterator[Sample | BadSample]:
+        for i in range(len(ids)):
+            key = text_of(ids[i])
+            try:
+                yield Sample(
+                    key=key,
+                    split=split_of(split[i], splits),
+                    label=label_name(label_names[i], classes),
+                    features={name: x[first[i] : end[i]] for name, (x, first, end) in features.items()},
+                    meta={name: array[i].tolist() for name, array in meta.items()},
+                    source=str(path),
+                )
+            except ValueError as error:
+                yield BadSample(key, str(error), str(path))
 
-    return Source(samples(), names, {"format": "npz", "source": str(source)}, utterances)
+    return Source(samples(), classes, {"format": "npz", "source": str(source)}, len(ids))
+
+
+# --- Names and labels ----------------------------------------------------------------------------
+
+
+def _text(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The arrays, those of byte strings decoded."""
+    decoded = {}
+    for name, array in arrays.items():
+        try:
+            decoded[name] = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {name}: bytes that are not UTF-8 ({error}); save it as text") from None
+    return decoded
+
+
+def _usual_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with those that have a meaning under their plain names."""
+    renamed = dict(arrays)
+    for plain in NAMES:
+        meant = [name for name in arrays if name.lower() in (plain, *ALSO.get(plain, ()))]
+        if plain not in arrays and len(meant) == 1:
+            renamed[plain] = renamed.pop(meant[0])
+    return renamed
+
+
+def _column(array: np.ndarray) -> np.ndarray:
+    """A column [U, 1] as [U]."""
+    return array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _one_each(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    """Take out an array [U]."""
+    array = arrays.pop(name, np.array(0))
+    if array.ndim != 1:
+        raise ValueError(f"{path}: {name} has shape {array.shape}; needed is one value per utterance, [U]")
+    return array
+
+
+def _classes(label: np.ndarray, given: list[str], path: Path) -> tuple[list[str | None], list[str]]:
+    """Label of each utterance (None where it has none), and the classes."""
+    if label.dtype.kind not in "iuf" and not (label.dtype.kind == "b" and given):
+        classes = given_classes(given) if given else found_classes(label, str(path))
+        return label.tolist(), classes
+    there = label if label.dtype.kind != "f" else label[~np.isnan(label)]
+    if len(label) and not len(there):
+        raise ValueError(f"{path}: none of the utterances has a label")
+    if len(odd := there[~np.isfinite(there) | (there != np.floor(there))]):
+        raise ValueError(
+            f"{path}: label: {odd[0]}, while classes are whole numbers or names; cut scores into classes, or "
+            "write labels as text"
+        )
+    if there.min(initial=0) < 0:
+        raise ValueError(f"{path}: label: {there.min():g}, while labels count from 0")
+    classes = class_names(given or None, int(there.max(initial=0)) + bool(len(there)), str(path))
+    return [None if value != value else classes[int(value)] for value in label.tolist()], classes
+
+
+# --- Features ------------------------------------------------------------------------------------
 
 
 def _modalities(arrays: dict[str, np.ndarray]) -> list[str]:
     return [
-        name for name, x in arrays.items() if f"{name}_offsets" in arrays or (x.ndim == 3 and x.shape[2] > 0)
+        name
+        for name, x in arrays.items()
+        if f"{name}_offsets" in arrays
+        or (x.ndim == 3 and x.shape[2] > 0)
+        or (x.ndim == 2 and _lengths_name(arrays, name))
     ]
 
 
-def _offsets(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+def _lengths_name(arrays: dict[str, np.ndarray], modality: str) -> str | None:
+    """Name of the array that tells how many steps a modality has."""
+    known = {f"{modality}_{word}".lower() for word in LENGTHS}
+    return next((name for name in arrays if name.lower() in known), None)
+
+
+def _extras(arrays: dict[str, np.ndarray], modality: str) -> set[str | None]:
+    return {f"{modality}_offsets", _lengths_name(arrays, modality)}
+
+
+def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All steps of a modality [N, D], and the first and the end of each utterance's, [U] each."""
+    x, lengths = arrays[name], _lengths_name(arrays, name)
+    steps = None if lengths is None else _whole(arrays[lengths], lengths, path)
+    if f"{name}_offsets" in arrays:
+        offsets = _offsets(x, arrays[f"{name}_offsets"], name, path)
+        if steps is not None and not np.array_equal(np.diff(offsets), steps):
+            raise ValueError(f"{path}: {lengths} are not those that {name}_offsets tell; leave one out")
+        return x, offsets[:-1], offsets[1:]
+    if x.ndim == 2:
+        assert steps is not None
+        if steps.sum() != len(x) or steps.min(initial=0) < 0:
+            raise ValueError(
+                f"{path}: {lengths} add up to {steps.sum()}, but {name} {list(x.shape)} has {len(x)} steps"
+            )
+        ends = np.cumsum(steps)
+        return x, ends - steps, ends
+    first = np.arange(len(x)) * x.shape[1]
+    if steps is None:
+        steps = np.full(len(x), x.shape[1])
+    odd = steps[(steps < 0) | (steps > x.shape[1])].tolist()
+    if len(steps) != len(x) or odd:
+        raise ValueError(
+            f"{path}: {lengths} must be {len(x)} numbers from 0 to {x.shape[1]}, the steps of {name} "
+            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {odd[0]}' if odd else ''}"
+        )
+    # [U, T, D] is [U * T, D], of whose steps some are left out.
+    return x.reshape(-1, x.shape[-1]), first, first + steps
+
+
+def _whole(array: np.ndarray, name: str, path: Path) -> np.ndarray:
+    if array.ndim != 1 or array.dtype.kind not in "iuf" or not (array == np.floor(array)).all():
+        raise ValueError(f"{path}: {name} is {array.dtype}, shape {array.shape}; needed are integers [U]")
+    return array.astype(np.int64)
+
+
+def _offsets(x: np.ndarray, bounds: np.ndarray, name: str, path: Path) -> np.ndarray:
     """First step of each utterance, [U + 1]."""
-    x = arrays[name]
-    if f"{name}_offsets" not in arrays:
-        return np.arange(len(x) + 1) * x.shape[1]
-    bounds = arrays[f"{name}_offsets"]
     if x.ndim != 2:
         raise ValueError(f"{path}: {name} has shape {x.shape}, but with {name}_offsets it must be [sum T, D]")
     if bounds.ndim != 1 or bounds.dtype.kind not in "iu" or len(bounds) == 0:
@@ -102,3 +225,46 @@ def _offsets(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray
     if bounds[0] != 0 or bounds[-1] != len(x) or (np.diff(bounds.astype(np.int64)) < 0).any():
         raise ValueError(f"{path}: {name}_offsets must rise from 0 to {len(x)}, the steps of {name}")
     return bounds
+
+
+def _check_padding(
+    arrays: dict[str, np.ndarray], modalities: list[str], meta: dict[str, np.ndarray], path: Path
+) -> None:
+    """Refuse what may tell of padding but is not read so; log what may be padding, or a modality.
+
+    Raises:
+        ValueError: an array looks like the lengths or the mask of a modality that has no lengths.
+    """
+    padded = [name for name in modalities if arrays[name].ndim == 3 and not _lengths_name(arrays, name)]
+    for modality in padded:
+        x = arrays[modality]
+        for name, array in meta.items():
+            mask = ANY_MASK.fullmatch(name) and array.shape == x.shape[:2]
+            if mask or (ANY_LENGTHS.fullmatch(name) and _may_be_lengths(array, x.shape[1])):
+                lengths = f"{name}.sum(1), if it is 1 where there is a step," if mask else name
+                raise ValueError(
+                    f"{path}: {name} seems to tell which steps of {modality} {list(x.shape)} are padding; "
+                    f"save {lengths} as {modality}_lengths [U], or, if it is metadata, under another name"
+                )
+        if x.shape[1] > 1 and (zeros := int((x[:, -1] == 0).all(axis=1).sum())):
+            logger.warning(
+                "%s: in %d of %d utterances the last step of %s is all zeros; if they are padded, add "
+                "%s_lengths [U]",
+                *(path, zeros, len(x), modality, modality),
+            )
+    for name, array in meta.items():
+        if array.ndim == 2 and array.dtype.kind == "f":
+            logger.warning(
+                "%s: %s %s is kept as metadata; features of one step are [U, 1, D], of many [U, T, D]",
+                *(path, name, list(array.shape)),
+            )
+
+
+def _may_be_lengths(array: np.ndarray, steps: int) -> bool:
+    return bool(
+        array.ndim == 1
+        and array.dtype.kind in "iu"
+        and array.min(initial=0) >= 0
+        and array.max(initial=0) <= steps
+        and array.min(initial=steps) < steps
+    )

@@ -38,9 +38,11 @@ from typing import Any
 
 from shards.clips import Clip, ClipSource
 from shards.file_names import as_text, composed, existing, is_clutter, is_text
+from shards.labels import found_classes, given_classes, label_name, text_of
 from shards.schema import BadSample
 from shards.sources.rows import read_rows
-from shards.sources.source import key_of
+from shards.sources.source import key_of, split_of
+from shards.split_names import renamed, usual_names
 
 SOUND = {
     *(".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a"),
@@ -90,14 +92,23 @@ def read(
         raise ValueError(f"{path}: pattern reads the names in a folder, which this is not; leave it out")
     else:
         clips = _of_table(path)
-    clips, left_out = _mapped([_labelled(clip) for clip in clips], label_map, path)
+    known = [*(labels or ()), *(label_map or {})]
+    label_map = None if label_map is None else {text_of(name): text_of(to) for name, to in label_map.items()}
+    clips, left_out = _mapped([_labelled(clip, known) for clip in clips], label_map, path)
+    splits = usual_names(sorted({clip.split for clip in clips if isinstance(clip, Clip)}))
+    clips = [replace(c, split=splits[c.split]) if isinstance(c, Clip) else c for c in clips]
     found = {clip.label for clip in clips if isinstance(clip, Clip)}
     if not found:
         first = next((f"; the first: {clip.cause}" for clip in clips if isinstance(clip, BadSample)), "")
         raise ValueError(
             f"{path}: no clips left, {len(clips)} bad ones and {sum(left_out.values())} left out{first}"
         )
-    classes = labels or [*dict.fromkeys(filter(None, (label_map or {}).values()))] or sorted(found)
+    if labels:
+        classes = given_classes(labels)
+    elif label_map:
+        classes = given_classes(dict.fromkeys(filter(None, label_map.values())))
+    else:
+        classes = found_classes((clip.label for clip in clips if isinstance(clip, Clip)), str(path))
     if unknown := sorted(found - set(classes)):
         raise ValueError(f"{path}: label {unknown[0]!r} is none of the classes {classes}; add it to labels")
     _check_keys(clips, path)
@@ -111,17 +122,28 @@ def read(
             "label_map": label_map or {name: name for name in classes},
             "left_out": dict(sorted((left_out + others).items())),
         },
-        remarks=[_told(path, others)] if others else [],
+        remarks=[
+            *([_told(path, others)] if others else []),
+            *filter(None, [renamed(splits, str(path))]),
+            *(f"{path}: {count} clips labelled {name!r} are left out" for name, count in left_out.items()),
+        ],
     )
 
 
-def _labelled(clip: Clip | BadSample) -> Clip | BadSample:
-    """The clip; a bad one where no label is told: it is a gap in the table, not a class."""
+def _labelled(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
+    """The clip with its label and split as text; a bad one where there is none.
+
+    Args:
+        clip: a clip whose label and split are as the source has them.
+        known: labels that are no gaps even if they look like it.
+    """
     if isinstance(clip, BadSample):
         return clip
-    if clip.label.strip():
-        return replace(clip, label=composed(clip.label))
-    return BadSample(clip.key, "has no label; fill it in, or leave the clip out", clip.source)
+    try:
+        name = text_of(clip.split)
+        return replace(clip, label=label_name(clip.label, known), split=split_of(name, {name: name}))
+    except ValueError as error:
+        return BadSample(clip.key, str(error), clip.source)
 
 
 def _mapped(
@@ -270,10 +292,9 @@ def _of_table(path: Path) -> list[Clip | BadSample]:
 
 def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     # What is null in JSON is as empty as an empty cell.
-    key, split, label = ("" if row[name] is None else str(row[name]) for name in REQUIRED)
-    key = key_of(key)
-    both = row.get("path")
-    named = {name: row.get(name, both) or None for name in ("audio", "video")}
+    key = key_of(text_of(row["key"]))
+    both = text_of(row.get("path"))
+    named = {name: text_of(row.get(name, both)) for name in ("audio", "video")}
     files = {name: existing(table.parent / str(file)) if file else None for name, file in named.items()}
     if "video" not in row and both and Path(str(both)).suffix.lower() in SOUND:
         files["video"] = None
@@ -290,8 +311,8 @@ def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     meta = {name: value for name, value in row.items() if name not in own and value is not None}
     return Clip(
         key=key,
-        split=split,
-        label=label,
+        split=row["split"],
+        label=row["label"],
         audio=files["audio"],
         video=files["video"],
         audio_span=span if files["audio"] else None,

@@ -1,6 +1,7 @@
-"""The published code's data: a folder of `train.pt`, `val.pt`, `test.pt`.
+"""The published code's data: a folder of `train.pt`, `val.pt` (or `valid.pt`, `dev.pt`), `test.pt`.
 
-Each is a dict of `<modality>_feats` ([U, T, D] tensors, or lists of [T, D]) and `labels` ([U]).
+Each is a dict of `<modality>_feats` ([U, T, D] tensors, or lists of [T, D]) and `labels` ([U] whole numbers,
+or [U, 1]; an utterance whose label is NaN is a bad one).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 from shards.expansion import check_expansion
+from shards.labels import label_name
 from shards.lfs import refuse_pointer
-from shards.schema import Sample
-from shards.sources.source import Source, class_names
+from shards.schema import BadSample, Sample
+from shards.sources.source import Source, class_names, logger, say_unused
+from shards.split_names import meaning, renamed
 
 SPLITS = ("train", "val", "test")
 SUFFIX = "_feats"
@@ -33,11 +36,10 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
         ValueError: no split there, a file that only unpickling could read, or one of another layout.
     """
     folder = Path(source)
-    paths = {split: folder / f"{split}.pt" for split in SPLITS if (folder / f"{split}.pt").is_file()}
-    if not paths:
-        raise ValueError(f"{folder}: no train.pt, val.pt or test.pt in it; give the folder that holds them")
+    paths = _split_files(folder)
     splits = {split: _load(path) for split, path in paths.items()}
-    highest = max(int(max(record["labels"], default=-1)) for record in splits.values())
+    there = [label for record in splits.values() for label in record["labels"] if label is not None]
+    highest = max(there, default=-1)
     names = class_names(labels, highest + 1, str(folder))
     return Source(
         samples=_samples(splits, paths, names),
@@ -45,6 +47,29 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
         provenance={"format": "reference", "source": str(source)},
         total=sum(len(record["labels"]) for record in splits.values()),
     )
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    """The file of each split; other files are logged.
+
+    Raises:
+        ValueError: no split there, or two files that mean the same one.
+    """
+    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    named: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for path in files:
+        if path.suffix == ".pt" and meaning(path.stem) in named:
+            named[meaning(path.stem)].append(path)
+    for split, found in named.items():
+        if len(found) > 1:
+            raise ValueError(f"{folder}: {found[0].name} and {found[1].name} both mean {split!r}; remove one")
+    paths = {split: found[0] for split, found in named.items() if found}
+    if not paths:
+        raise ValueError(f"{folder}: no train.pt, val.pt or test.pt in it; give the folder that holds them")
+    if told := renamed({path.stem: split for split, path in paths.items()}, str(folder)):
+        logger.warning("%s", told)
+    say_unused([path.name for path in files if path not in paths.values()], str(folder), "files are")
+    return paths
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -62,46 +87,77 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must be a dict of 'audio_feats', 'video_feats' and 'labels'")
     for name in (*names, "labels"):
         _check_tensors(record[name], path.stat().st_size, f"{path}: {name}")
-    labels = record["labels"]
-    record["labels"] = labels.tolist() if isinstance(labels, torch.Tensor) else list(labels)
+    say_unused([name for name in record if name not in (*names, "labels")], str(path), "keys are")
+    record["labels"] = _labels(record["labels"], path)
     for name in names:
         if len(record[name]) != len(record["labels"]):
             raise ValueError(
                 f"{path}: {name} has {len(record[name])} utterances, labels {len(record['labels'])}"
             )
-    if not all(isinstance(label, int) and label >= 0 for label in record["labels"]):
-        raise ValueError(f"{path}: labels must be integers from 0 on")
     return record
 
 
 def _check_tensors(values: Any, file_bytes: int, at: str) -> None:
-    """Refuse what NumPy cannot take, and tensors that repeat few values of the file many times.
+    """Refuse tensors that repeat few values of the file many times.
 
     Raises:
         ValueError: names the file and the entry.
     """
     for tensor in values if isinstance(values, list | tuple) else [values]:
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            kind = str(tensor.layout).removeprefix("torch.") if tensor.device.type == "cpu" else tensor.device
-            raise ValueError(
-                f"{at}: a tensor of the kind {kind}; features are plain dense tensors: save tensor.to_dense()"
-            )
-        check_expansion(tensor.numel() * tensor.element_size(), file_bytes, at)
+        # Others are refused by name where their utterances are read.
+        if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta:
+            check_expansion(tensor.numel() * tensor.element_size(), file_bytes, at)
+
+
+def _labels(labels: Any, path: Path) -> list[int | None]:
+    """Label of each utterance; None where it is NaN.
+
+    Raises:
+        ValueError: of another shape, or not whole numbers from 0 on.
+    """
+    try:
+        found = torch.as_tensor(labels).cpu()
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: labels must be integers from 0 on ({error})") from None
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found.reshape(-1)
+    if found.ndim != 1:
+        raise ValueError(f"{path}: labels have shape {list(found.shape)}; needed is one per utterance, [U]")
+    values = [None if value != value else value for value in found.tolist()]
+    there = [value for value in values if value is not None]
+    if found.dtype.is_complex or not all(value >= 0 and value == value // 1 for value in there):
+        raise ValueError(f"{path}: labels must be integers from 0 on")
+    return [None if value is None else int(value) for value in values]
 
 
 def _samples(
     splits: dict[str, dict[str, Any]], paths: dict[str, Path], classes: list[str]
-) -> Iterator[Sample]:
+) -> Iterator[Sample | BadSample]:
     for split, record in splits.items():
         names = [name for name in record if name.endswith(SUFFIX)]
         for i, label in enumerate(record["labels"]):
-            features = {name.removesuffix(SUFFIX): _array(record[name][i]) for name in names}
-            yield Sample(f"{split}-{i:06d}", split, classes[label], features, source=str(paths[split]))
+            key, at = f"{split}-{i:06d}", str(paths[split])
+            try:
+                named = label_name(None if label is None else classes[label], classes)
+                features = {name.removesuffix(SUFFIX): _array(record[name][i], name) for name in names}
+            except ValueError as error:
+                yield BadSample(key, str(error), at)
+                continue
+            yield Sample(key, split, named, features, source=at)
 
 
-def _array(tensor: torch.Tensor) -> Any:
-    # NumPy has no bfloat16.
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _array(tensor: Any, name: str) -> Any:
+    """One utterance's features as NumPy's array.
+
+    Raises:
+        ValueError: no plain tensor of numbers.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{name} is a {type(tensor).__name__}; save a tensor [T, D] per utterance")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "quantized" if tensor.is_quantized else "empty" if tensor.is_meta else "sparse"
+        raise ValueError(f"{name} is a {kind} tensor; save a dense one ({name}.to_dense())")
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    # NumPy has no bfloat16, nor the types of eight bits.
+    floating = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float32, torch.float64)
+    return (tensor.float() if floating and tensor.dtype != torch.float16 else tensor).numpy()

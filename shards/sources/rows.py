@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from shards.lfs import refuse_pointer_text
 
 SEPARATORS = ",;\t"
 
+logger = logging.getLogger(__name__)
+
 
 def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
     """Read a table.
+
+    Columns that `text` names are found in any case ("Label"), with white space around or not.
 
     A CSV's fields are separated by what its header has most of: commas, semicolons or tabs. Rows without any
     content and columns without a name, which spreadsheets leave, are passed over. A column becomes integers,
@@ -25,7 +30,7 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
 
     Args:
         path: the table.
-        text: CSV columns that stay text in any case.
+        text: columns that have a meaning; those of a CSV stay text whatever is in them.
 
     Raises:
         ValueError: no such table, not one, or not in UTF-8; names the row or the column.
@@ -35,7 +40,14 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path}: a table is a .csv or a .jsonl file")
-    return _csv_rows(path, text) if suffix == ".csv" else _jsonl_rows(path)
+    rows = _csv_rows(path, text) if suffix == ".csv" else _jsonl_rows(path)
+    return [{_column(name, row, text): value for name, value in row.items()} for row in rows]
+
+
+def _column(name: str, names: Collection[str], known: Collection[str]) -> str:
+    """The known column that a name means, unless that is there besides; else the name itself."""
+    plain = name.strip().lower()
+    return plain if plain in known and plain not in names else name
 
 
 def _text(path: Path) -> str:
@@ -84,8 +96,10 @@ def _csv_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
                 f"contains {separator!r} into quotes"
             )
     columns = dict(zip(header, zip(*lines, strict=True), strict=True)) if lines else {}
+    if nameless := sum(not name and any(cells[i] for cells in lines) for i, name in enumerate(header)):
+        logger.warning("%s: %d columns without a name in the header are not used", path, nameless)
     converted = {
-        name: values if name in text else list(map(_number_of(values), values))
+        name: values if name.strip().lower() in text else list(map(_number_of(values), values))
         for name, values in columns.items()
         if name
     }

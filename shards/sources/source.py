@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shards.labels import MISSING, given_classes, text_of
 from shards.schema import BadSample, Sample
+from shards.split_names import renamed, usual_names
+
+logger = logging.getLogger(__name__)
 
 # Labels beyond are not classes: names for billions of them would fill the memory.
 MOST_CLASSES = 1 << 16
+SHOWN = 8  # names of parts that are not used
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,47 @@ def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
         raise ValueError(
             f"{at}: labels go up to {count - 1}, but only {len(labels)} names are given: {labels}"
         )
-    return list(labels)
+    return given_classes(labels)
+
+
+def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
+    """What splits of a source are called in the dataset, by their names in it; new names are logged.
+
+    Values that are no text are left out: `split_of` tells of them, utterance by utterance.
+    """
+    names = set()
+    for value in values:
+        try:
+            names.add(text_of(value))
+        except ValueError:
+            continue
+    splits = usual_names(sorted(names))
+    if told := renamed(splits, at):
+        logger.warning("%s", told)
+    return splits
+
+
+def split_of(value: Any, splits: Mapping[str, str]) -> str:
+    """An utterance's split, of `named_splits`.
+
+    Raises:
+        ValueError: it has none, or not a single value.
+    """
+    try:
+        name = text_of(value)
+    except ValueError as error:
+        raise ValueError(f"its split {error}") from None
+    if not name or name in MISSING:
+        raise ValueError("has no split; fill it in, or leave it out")
+    return splits[name]
+
+
+def say_unused(names: Iterable[Any], at: str, what: str) -> None:
+    """Log which parts of an input are not used: how many, and the first names."""
+    unused = sorted(map(str, names))
+    if unused:
+        more = ", ..." if len(unused) > SHOWN else ""
+        logger.warning("%s: %d %s not used: %s%s", at, len(unused), what, ", ".join(unused[:SHOWN]), more)
 
 
 def key_of(name: str) -> str:

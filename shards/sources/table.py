@@ -1,12 +1,13 @@
 """A table of utterances whose features are `.npy` files: CSV or JSONL.
 
 Columns `key`, `split`, `label`, and per modality the path of an array [T, D] relative to the table (empty:
-the utterance has none). All further columns are metadata.
+the utterance has none). All further columns are metadata. Splits that mean "val" ("valid", "dev") are called
+so; a row without a key, a split or a label is a bad utterance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from shards.expansion import load_npy
 from shards.file_names import existing
+from shards.labels import found_classes, given_classes, label_name, text_of
 from shards.schema import BadSample, Sample
 from shards.sources.rows import read_rows
-from shards.sources.source import Source
+from shards.sources.source import Source, logger, named_splits, split_of
 
 MODALITIES = ("audio", "video")
 REQUIRED = ("key", "split", "label")
@@ -31,11 +33,11 @@ def read(
 
     Args:
         source: a `.csv`, or a `.jsonl` with an object per line.
-        labels: class names in order; default those of the table, sorted.
+        labels: class names in order; default those of the table, sorted (numbers by value).
         modalities: the columns of paths.
 
     Raises:
-        ValueError: no such table, not one, or a column is missing.
+        ValueError: no such table, not one, a column is missing, or labels that differ only in case.
     """
     path = Path(source)
     rows = read_rows(path, text=(*REQUIRED, *MODALITIES))
@@ -44,32 +46,68 @@ def read(
         if missing or not any(name in row for name in modalities):
             needed = f"{', '.join(REQUIRED)} and one of {', '.join(modalities)}"
             raise ValueError(f"{path}: row {number} has columns {list(row)}; needed are {needed}")
-    names = labels or sorted({str(row["label"]) for row in rows})
+    classes = given_classes(labels) if labels else found_classes((row["label"] for row in rows), str(path))
+    splits = named_splits((row["split"] for row in rows), str(path))
+    for name, values in _paths_kept_as_text(rows, modalities).items():
+        logger.warning(
+            "%s: column %r names .npy files (%s), but only %s are features: it is kept as text",
+            path,
+            name,
+            values,
+            " and ".join(modalities),
+        )
     return Source(
-        samples=(_sample(row, number, path, modalities) for number, row in enumerate(rows, start=1)),
-        classes=names,
+        samples=(
+            _sample(row, f"{path}: row {number}", path, modalities, classes, splits)
+            for number, row in enumerate(rows, start=1)
+        ),
+        classes=classes,
         provenance={"format": "table", "source": str(source)},
         total=len(rows),
     )
 
 
-def _sample(row: dict[str, Any], number: int, table: Path, modalities: Sequence[str]) -> Sample | BadSample:
-    key = str(row["key"]) if row["key"] is not None else ""
+def _sample(
+    row: dict[str, Any],
+    at: str,
+    table: Path,
+    modalities: Sequence[str],
+    classes: Sequence[str],
+    splits: Mapping[str, str],
+) -> Sample | BadSample:
+    key = ""
+    try:
+        key = text_of(row["key"])
+        label = label_name(row["label"], classes)
+        split = split_of(row["split"], splits)
+        files = {name: text_of(row.get(name)) for name in modalities}
+    except ValueError as error:
+        return BadSample(key, str(error), at)
     features: dict[str, np.ndarray | None] = {}
     for name in modalities:
-        if not row.get(name):
+        if not files[name]:
             features[name] = None
             continue
-        path = existing(table.parent / str(row[name]))
+        path = existing(table.parent / files[name])
         try:
             features[name] = load_npy(path)
         except FileNotFoundError:
-            return BadSample(key, f"{name}: no such file {path}", f"{table}: row {number}")
+            return BadSample(key, f"{name}: no such file {path}", at)
         except (ValueError, OSError) as error:
-            return BadSample(key, f"{name}: {error}", f"{table}: row {number}")
+            return BadSample(key, f"{name}: {error}", at)
     meta = {
         name: value
         for name, value in row.items()
         if name not in (*REQUIRED, *modalities) and value is not None
     }
-    return Sample(key, str(row["split"]), str(row["label"]), features, meta, f"{table}: row {number}")
+    return Sample(key, split, label, features, meta, at)
+
+
+def _paths_kept_as_text(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, str]:
+    """By column that looks like one of features, but is none: its first path."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in (*REQUIRED, *modalities) and isinstance(value, str) and value.endswith(".npy"):
+                found.setdefault(name, value)
+    return found

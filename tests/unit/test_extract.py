@@ -666,6 +666,51 @@ def test_an_interrupted_replacement_is_not_taken_for_complete(
     assert encoder.clips == 20
 
 
+def test_a_replaced_extraction_goes_on_and_the_old_dataset_stays_until_then(
+    tmp_path: Path, tones: ClipSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "d"
+    made(tones, out, audio=Counting())
+    before = files(out)
+    with pytest.raises(Killed):
+        made(tones, out, audio=Counting(step=0.5, kill_after=7), overwrite=True)
+    assert before.items() <= files_of_shards(out).items()
+    assert verify(str(out)).faults == []
+    with pytest.raises(ValueError, match="finished dataset"):
+        made(tones, out, audio=Counting(step=0.125))
+    assert (
+        made(tones, out, audio=Counting()).provenance["features"]["audio"]["settings"]["step_seconds"] == 0.25
+    )
+    encoder = Counting(step=0.5)
+    manifest = made(tones, out, audio=encoder)  # the same command, with or without overwrite
+    assert "going on; 2 of 7 shards are there" in caplog.text
+    assert encoder.clips == 14
+    assert files(out).keys() == {
+        name for split in manifest.splits.values() for e in split.shards for name in (e.name, e.index)
+    }
+    alone = made(tones, tmp_path / "alone", audio=Counting(step=0.5))
+    assert [e.sha256 for e in manifest.splits["train"].shards] == [
+        e.sha256 for e in alone.splits["train"].shards
+    ]
+
+
+def test_ranks_replace_a_dataset_together(tmp_path: Path, tones: ClipSource) -> None:
+    out = tmp_path / "d"
+    made(tones, out, audio=Counting())
+
+    def one(**others: Any) -> Manifest | None:
+        encoder = Counting(step=0.5)
+        options = {"audio": encoder, "clips_per_shard": 3, "progress": False, "overwrite": True}
+        return extract(tones, str(out), **options, **others)
+
+    manifest, *others = over_ranks(3, one)
+    assert others == [None, None]
+    shards = [entry for split in manifest.splits.values() for entry in split.shards]
+    assert all(entry.name.endswith("-g1.tar") for entry in shards)
+    assert files(out).keys() == {name for entry in shards for name in (entry.name, entry.index)}
+    assert verify(str(out)).faults == []
+
+
 def test_all_ranks_refuse_alike(tmp_path: Path, tones: ClipSource) -> None:
     put_bytes(tmp_path / "d" / "holiday.jpg", b"mine")
     results = over_ranks(3, lambda **rank: extract(tones, str(tmp_path / "d"), audio=Counting(), **rank))

@@ -246,7 +246,7 @@ def test_a_clip_without_a_label_is_listed(tmp_path: Path) -> None:
     rows.append({"key": None, "split": "all", "label": None, "path": "a.wav"})
     source = recordings.read(write_clip_table(tmp_path / "a.jsonl", rows))
     assert source.classes == ["x"]
-    assert bad(source)[""] == "has no label; fill it in, or leave the clip out"
+    assert bad(source)[""] == "has no label; fill it in, or leave it out"
 
 
 def test_folders_that_are_links_are_read(tmp_path: Path) -> None:
