@@ -14,7 +14,8 @@ from shards_support import corpus, pack, utterance
 
 from shards import FeatureStream, target
 from shards.replacement import generation_of, named_files
-from shards.schema import MANIFEST, parse_manifest
+from shards.manifest import parse_manifest
+from shards.schema import MANIFEST
 from shards.verify import verify
 
 
