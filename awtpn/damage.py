@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from awtpn.checkpoint import Position
+from shards.printable import printable
 
 # Names shown of each cause, and causes shown in an error.
 SHOWN = 8
@@ -50,5 +51,5 @@ def _causes(found: Mapping[str, str]) -> list[str]:
 
 
 def _names(found: Mapping[str, str], cause: str) -> str:
-    names = [name for name, of in found.items() if of == cause]
+    names = [printable(name) for name, of in found.items() if of == cause]
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 from awtpn.distributed import World, join, leave
+from shards.printable import printable_lines
 from shards.schema import dump_manifest
 from shards.store import open_dataset
 
@@ -342,6 +343,6 @@ def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str
     if world.is_main:
         print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
         print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))
-        print("\n".join(str(f) for f in findings) if findings else "nothing wrong found")
+        print(printable_lines("\n".join(str(f) for f in findings)) if findings else "nothing wrong found")
     leave()
     return all(f.level != "error" for f in findings)

@@ -22,6 +22,7 @@ from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN, ModelOutput
 from awtpn.predictions import writing_predictions
 from shards import FeatureBatch, FeatureStream
+from shards.printable import printable
 
 
 @torch.no_grad()
@@ -110,7 +111,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     check_feature_space(model, stream)
     figures = evaluate(model, stream, world, predictions=options.predictions)
     if world.is_main:
-        print(f"{source['url']}, split {stream.split}: {figures['utterances']} utterances\n")
+        print(printable(f"{source['url']}, split {stream.split}: {figures['utterances']} utterances") + "\n")
         print(format_table(figures, stream.name))
         if options.out:
             write_atomically(Path(options.out), json.dumps(figures, indent=1) + "\n")

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.printable import join_lines
+
 # What the paper reports (w-ACC, w-F1), as fractions of 1, by the dataset name in the manifest.
 PAPER = {
     "iemocap": {"w-ACC": 0.7721, "w-F1": 0.7825},
@@ -81,7 +83,7 @@ def format_table(figures: dict[str, Any], dataset: str = "") -> str:
             f"{name:<{width}}{100 * row['precision']:10.2f}{100 * row['recall']:8.2f}{100 * row['f1']:8.2f}"
             f"{row['support']:12d}"
         )
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def auroc(score: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> float:

@@ -21,6 +21,7 @@ from awtpn.files import write_atomically
 from awtpn.metrics import SUMMARY, format_table
 from awtpn.provenance import describe
 from shards import FeatureStream
+from shards.printable import printable_lines
 
 Status = Literal["running", "preempted", "done", "failed"]
 
@@ -106,7 +107,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """Print on the main rank without tearing the progress bar."""
         if self.is_main:
-            tqdm.write(text)
+            tqdm.write(printable_lines(text))
 
     def close(self) -> None:
         if self.is_main:

@@ -12,6 +12,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from jsonargparse import ArgumentParser
 
+from shards.printable import printable
+
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 # How jsonargparse names the key and the value of what it could not take.
 WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
@@ -28,7 +30,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 after one line on stderr."""
-        sys.stderr.write(f"error: {explain(message, self.keys, self.places)}\n")
+        sys.stderr.write(f"error: {printable(explain(message, self.keys, self.places))}\n")
         sys.exit(2)
 
 

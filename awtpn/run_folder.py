@@ -22,6 +22,7 @@ from awtpn.config import DEMO, Config, differing_keys, dump, dump_yaml
 from awtpn.distributed import World
 from awtpn.files import write_atomically
 from awtpn.run_lock import locked
+from shards.printable import printable_lines
 from shards.store import dataset_name
 
 CONFIG_FILE = "config.yaml"
@@ -63,7 +64,7 @@ def prepare_run_dir(config: Config, world: World) -> Path:
         raise ValueError("this run cannot work:\n" + "\n".join(errors))
     if world.is_main:
         for finding in findings:
-            print(finding)
+            print(printable_lines(finding))
     return run_dir
 
 

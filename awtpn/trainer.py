@@ -56,6 +56,7 @@ from awtpn.step import StepFacts, agree, micro_batch_terms
 from awtpn.watchdog import Watchdog
 from awtpn.zero import settle_stage_0
 from shards import FeatureBatch, FeatureStream
+from shards.printable import printable
 
 
 @dataclass
@@ -487,7 +488,9 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     if run.config.train.precision == "fp16" and math.isfinite(loss):
         return
     own = [key for key, broken in zip(step["keys"], step["broken"].tolist(), strict=True) if broken]
-    named = [f"{key} (rank {rank})" for rank, keys in enumerate(run.world.from_all(own)) for key in keys]
+    named = [
+        f"{printable(key)} (rank {rank})" for rank, keys in enumerate(run.world.from_all(own)) for key in keys
+    ]
     what = ", ".join(named[:8]) + (" ..." if len(named) > 8 else "") if named else "no utterance alone"
     run.position.skipped += 1
     monitor.say(f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}")

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.experiments.crossvalidation import cross_validate
 from awtpn.experiments.runner import PYTHON
+from shards.printable import printable_lines
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def run_script(main: object) -> None:
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable_lines(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")
 

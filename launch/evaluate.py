@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from awtpn.cli.shards import json_object
 from awtpn.evaluation import evaluate_command
 from awtpn.launcher import start_missing_ranks
+from shards.printable import printable_lines
 
 
 def main() -> None:
@@ -53,4 +54,4 @@ if __name__ == "__main__":
         start_missing_ranks(sys.argv)
         main()
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable_lines(error)}")

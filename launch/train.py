@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.launcher import start_missing_ranks
 from awtpn.trainer import main
+from shards.printable import printable_lines
 
 if __name__ == "__main__":
     try:
@@ -23,6 +24,6 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except ValueError as error:
         # Wrong settings or data: the message says what to change, a traceback would bury it.
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable_lines(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command, with the same --run.dir, goes on from the last checkpoint")

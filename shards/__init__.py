@@ -12,6 +12,7 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`
 - looking at datasets: `inspect`, `verify`; tars of others: `foreign`, `survey`, `adopt`
+- words of data in terminals and logs: `printable`
 """
 
 from shards.batch import FeatureBatch, Ragged

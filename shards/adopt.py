@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from shards.index import ShardIndex, build_index, save_index
+from shards.printable import get_logger, printable
 from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
 from shards.statistics import Moments, merge, moments_of
 from shards.store import Store, asking, hash_file
@@ -23,7 +23,7 @@ from shards.survey import Survey, read_array
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"dev": "dev", "test": "test", "eval": "test"}
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _moments(tar: ForeignTar, modalities: dict[str, Modality]) -> dict[str, Mome
     """
     moments = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
     for utterance in tar.found.utterances:
-        at = f"{tar.url}: {utterance.row.key}"
+        at = f"{tar.url}: {printable(utterance.row.key)}"
         if not any(array.shape[0] for array in utterance.arrays.values()):
             raise ValueError(f"{at}: no steps in any modality; leave the utterance out")
         for name, array in utterance.row.arrays.items():

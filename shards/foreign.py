@@ -9,7 +9,6 @@ the cache. Decoded shards are an ordinary packing, in the cache: `open_dataset` 
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections import Counter
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
 from shards.index import Row
+from shards.printable import get_logger, printable
 from shards.schema import DECODED, INDEXED, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
 from shards.survey import read_array, survey, uncompressed
@@ -31,7 +31,7 @@ from shards.writer import check_classes, pack
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ def _make_keys_unique(tars: list[ForeignTar]) -> None:
             begin_anew = True
             if row.arrays and _contents(row) == _contents(first):
                 raise ValueError(
-                    f"{tar.url}: {row.key}: this utterance is in the dataset twice, in {where.name}, too; "
-                    "remove one"
+                    f"{tar.url}: {printable(row.key)}: this utterance is in the dataset twice, in "
+                    f"{where.name}, too; remove one"
                 )
     if not begin_anew:
         return
@@ -208,7 +208,7 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
     for tar in tars:
         for utterance in tar.found.utterances:
             key, value = utterance.row.key, utterance.label
-            at = f"{tar.url}: {key}"
+            at = f"{tar.url}: {printable(key)}"
             if key in labels:
                 raise ValueError(f"{at}: this key is in the dataset twice; rename one")
             if isinstance(value, bool) or not isinstance(value, str | int) or value == "":

@@ -27,6 +27,7 @@ import numpy as np
 from shards.checks import MODALITY_NAME
 from shards.index import ArrayAt, Row, add_array, add_json, readable_in_place
 from shards.members import Member, members
+from shards.printable import printable
 
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
 TEXTS = ("cls", "txt")
@@ -122,12 +123,12 @@ def survey(path: Path, shown: str, label: str) -> Survey:
                 elif not _take(utterance, member, kind, tar):
                     ignored[f".{member.extension}"] += 1
     except (ValueError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise ValueError(f"{shown}: {str(error).removeprefix(f'{tar}: ')}") from None
+        raise ValueError(f"{shown}: {printable(error).removeprefix(f'{tar}: ')}") from None
     for key, utterance in found.items():
         utterance.label = _label(utterance, texts.get(key, {}), label)
     utterances = [utterance for utterance in found.values() if utterance.arrays]
     forms = _forms(utterances, shown)
-    slow += [f"{shown}: {u.row.key}: {why}" for u in utterances if (why := _slow(u))][:1]
+    slow += [f"{shown}: {printable(u.row.key)}: {why}" for u in utterances if (why := _slow(u))][:1]
     without = [key for key, utterance in found.items() if not utterance.arrays and utterance.row.json[1]]
     return Survey(utterances, forms, slow[0] if slow else None, ignored, without)
 
@@ -221,8 +222,8 @@ def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, 
         for name, array in utterance.arrays.items():
             if len(array.shape) != 2 or not array.shape[1] or array.dtype.kind not in "fiu":
                 raise ValueError(
-                    f"{shown}: {utterance.row.key}: {name} is {array.dtype} of shape {array.shape}; features "
-                    "are real numbers [steps, features per step]"
+                    f"{shown}: {printable(utterance.row.key)}: {name} is {array.dtype} of shape "
+                    f"{array.shape}; features are real numbers [steps, features per step]"
                 )
             forms.setdefault(name, set()).add((array.shape[1], array.dtype.str))
     return forms

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.credentials import hide
+from shards.printable import get_logger
 from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, dump_manifest
 from shards.store import Store, asking, open_store, read_manifest
 
@@ -40,7 +40,7 @@ EXTRACTION = b"extraction "  # an extraction's token is this, a digest, a space,
 # Files and the working folder that packing makes: nothing else is ever removed.
 OURS = re.compile(r".+-\d{6}\.(tar|index\.npz|part\.json)|manifest\.json|skipped\.jsonl|\.packing(-.+)?")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

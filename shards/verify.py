@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from shards.index import ShardIndex, load_index
 from shards.inspect import human
+from shards.printable import join_lines
 from shards.schema import Manifest, Modality, ShardEntry
 from shards.store import Store, asking, hash_file, open_dataset
 
@@ -105,7 +106,7 @@ def format_verified(found: Verified) -> str:
     ]
     if len(found.faults) > SHOWN:
         lines.append(f"  and {len(found.faults) - SHOWN:,} more")
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def _check_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[Fault]:

@@ -20,6 +20,7 @@ from awtpn.cli.pack import add_pack
 from awtpn.cli.shards import add_shards, add_store_options
 from awtpn.cli.share import add_export, add_push, add_report
 from shards import FeatureStream
+from shards.printable import printable_lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough: no complaint at exit either
     except (ValueError, OSError, ImportError) as error:  # ImportError: an optional package is missing
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable_lines(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from awtpn.explain import NAMES, draw, load
 from awtpn.predictor import Prediction, Predictor
+from shards.printable import printable
 from shards.sources.recordings import PICTURE, SOUND
 
 
@@ -48,16 +49,16 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     with open(options.out, "w") if options.out else contextlib.nullcontext(sys.stdout) as file:
         for path, answer in predictor.answer_recordings(options.input):
             if isinstance(answer, str):
-                print(f"{path}: not predicted: {answer}", file=sys.stderr)
+                print(printable(f"{path}: not predicted: {answer}"), file=sys.stderr)
                 failed = True
                 continue
             file.write(json.dumps({"key": str(path), **answer.as_json(), "step_seconds": steps}) + "\n")
             file.flush()
-            print(in_words(path, answer, steps), file=sys.stderr)
+            print(printable(in_words(path, answer, steps)), file=sys.stderr)
             if options.png:
                 picture = Path(options.png) / f"{names[path]}.png"
                 draw(load(path, steps), answer, picture)
-                print(f"  drawn: {picture}", file=sys.stderr)
+                print(printable(f"  drawn: {picture}"), file=sys.stderr)
     if failed:
         sys.exit(1)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from shards.foreign import index_url
 from shards.inspect import format_info, format_preview, info, preview
+from shards.printable import join_lines, printable
 from shards.schema import Manifest
 from shards.simulate import format_report, layout_of, simulate, synthetic_layout
 from shards.store import open_dataset
@@ -70,8 +71,12 @@ def words(text: str) -> list[str]:
 
 def print_splits(manifest: Manifest) -> None:
     """What a dataset that was just written holds."""
-    for name, split in manifest.splits.items():
-        print(f"{name}: {split.utterances} utterances in {len(split.shards)} shards")
+    print(
+        join_lines(
+            f"{name}: {split.utterances} utterances in {len(split.shards)} shards"
+            for name, split in manifest.splits.items()
+        )
+    )
 
 
 def how_to_train(manifest: Manifest, out: str) -> str:
@@ -173,9 +178,9 @@ def _run_index(options: argparse.Namespace) -> None:
     how = f"decoded, since {made.decoded}" if made.decoded else "read in place"
     print(f"indexed: {made.url} ({how}); manifest in {made.folder}")
     for extension, count in made.ignored.items():
-        print(f"left out: {count} members {extension}")
+        print(printable(f"left out: {count} members {extension}"))
     if made.without_arrays:
-        shown = ", ".join(made.without_arrays[:SHOWN])
+        shown = printable(", ".join(made.without_arrays[:SHOWN]))
         more = ", ..." if len(made.without_arrays) > SHOWN else ""
         print(f"left out: {len(made.without_arrays)} utterances without an array: {shown}{more}")
 

@@ -23,6 +23,7 @@ from awtpn.experiments.runner import PYTHON, figures, train_all, write_json
 from awtpn.experiments.sweep import choose, grid
 from awtpn.intervals import t_interval
 from awtpn.metrics import SUMMARY
+from shards.printable import join_lines
 
 RESULTS_FILE = "cross_validation.json"
 FIGURES = ("w-F1", "w-ACC")  # of the printed table
@@ -152,7 +153,7 @@ def format_scores(results: dict[str, Any]) -> str:
             lines.append(f"w-F1, 95 % t-interval over the {what}: {100 * low:.2f} to {100 * high:.2f}")
     if regression:
         lines.append("LR: logistic regression on each utterance's mean and deviation, standardised")
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def _cells(ours: dict[str, float], baseline: dict[str, float] | None) -> str:

@@ -143,9 +143,9 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
                 if code is None:
                     return
                 if not is_done(job.run_dir):
-                    raise RuntimeError(
-                        f"{job.run_dir} ended with status {code}; {log} ends:\n{log.read_text()[-LOG_TAIL:]}"
-                    )
+                    # A progress bar returns to the line's beginning instead of ending it.
+                    end = log.read_text(errors="replace")[-LOG_TAIL:].replace("\r", "\n")
+                    raise RuntimeError(f"{job.run_dir} ended with status {code}; {log} ends:\n{end}")
             bar.update(1)
         except BaseException:
             queue.stop()  # at once: the main thread may be waiting for another worker

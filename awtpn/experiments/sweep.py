@@ -19,6 +19,7 @@ import numpy as np
 from awtpn.config import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
 from awtpn.experiments.runner import figures, write_json
+from shards.printable import join_lines
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"
@@ -138,4 +139,4 @@ def format_choice(by: str | None, chosen: Chosen) -> str:
         point = " ".join(f"{key}={value}" for key, value in choice["point"].items())
         where = f"{by} {test}, chosen on its training groups" if by else "chosen on the split val"
         lines.append(f"{where}: {point} ({DECIDES} there {100 * choice['validation']:.2f})")
-    return "\n".join(lines)
+    return join_lines(lines)
