@@ -11,7 +11,7 @@ Where things are:
 - training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `damage`, `layout`,
   `launcher`, `distributed`, `zero`, `device`, `checkpoint`, `engine_state`, `run_folder`, `run_lock`,
   `watchdog`, `doctor`
-- looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`
+- looking on: `monitor`, `board/` (TensorBoard), `provenance`, `files`, `markdown` (that shows words of data)
 - figures: `evaluation`, `metrics`, `intervals`, `predictions`, `compare`, and `report/` (to cite)
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)
 - using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)

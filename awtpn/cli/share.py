@@ -29,7 +29,7 @@ def add_report(commands: Any) -> None:
 
 
 def run_report(options: argparse.Namespace) -> None:
-    from awtpn.report.report import write_report
+    from awtpn.report.write import write_report
 
     html = options.out or (None if options.markdown else options.runs[0] / "report.html")
     for file in write_report(options.runs, html, options.markdown):

@@ -58,7 +58,7 @@ def cross_validate(
         ValueError: wrong settings, no such column, or `folder` holds runs of other settings.
         RuntimeError: a run failed; the message ends with its output.
     """
-    from awtpn.report.report import write_report
+    from awtpn.report.write import write_report
 
     check_arguments(training, seeds, by)
     splits = make_splits(training, by)

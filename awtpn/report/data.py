@@ -19,7 +19,6 @@ import yaml
 from numpy.typing import NDArray
 
 from awtpn.board.board import leaves
-from awtpn.files import write_atomically
 from awtpn.intervals import (
     Interval,
     bootstrap_replicates,
@@ -319,25 +318,3 @@ def _replicates(runs: Sequence[RunRecord], number: int) -> NDArray[np.float64] |
     label = np.array([index[answers[0][key]["label"]] for key in keys])
     of_models = [np.array([index[a[key]["predicted"]] for key in keys]) for a in answers]
     return bootstrap_replicates(label, of_models, len(index), seed=number)
-
-
-# --- Writing -------------------------------------------------------------------------------------
-
-
-def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None) -> list[Path]:
-    """Gather and write the pages that are asked for; returns the files.
-
-    Raises:
-        ValueError: see `gather`.
-    """
-    from awtpn.report.html import render_html
-    from awtpn.report.markdown import render_markdown
-
-    report = gather(paths)
-    written = []
-    for file, render in ((html, render_html), (markdown, render_markdown)):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, render(report))
-            written.append(file)
-    return written
