@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -195,7 +196,7 @@ def problem(folder: Path, names: Sequence[str] = FILES) -> str | None:
 def offer_another(folder: Path) -> str:
     """The end of an error about a checkpoint: how to go on from the newest sound one beside it."""
     sound = _newest_sound(folder.parent, all_but=folder)
-    return f"; {sound} is whole: go on from it with --run.resume {sound}" if sound else ""
+    return f"; {sound} is whole: go on from it with --run.resume {quote(str(sound))}" if sound else ""
 
 
 def _newest_sound(root: Path, all_but: Path | None = None) -> Path | None:

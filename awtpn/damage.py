@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 
 from awtpn.checkpoint import Position
 from shards.printable import printable
@@ -37,9 +38,8 @@ def account_for_damaged(
         causes = [f"{cause}: {_names(told, cause)}" for cause in _causes(told)]
         more = [f"and {len(causes) - SHOWN} more causes"] if len(causes) > SHOWN else []
         count = f"{len(position.damaged)} training utterances are damaged or missing"
-        fix = (
-            f"list all with `awtpn shards verify {url}`, then copy or pack these shards again, or allow more"
-        )
+        check = f"awtpn shards verify {quote(url)}"
+        fix = f"list all with `{check}`, then copy or pack these shards again, or allow more"
         raise ValueError(
             "\n".join([f"{count}, more than data.damaged_budget {budget}:", *causes[:SHOWN], *more, fix])
         )

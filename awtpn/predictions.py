@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from torch import Tensor
@@ -87,7 +88,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{path}, line {number}: no prediction; write the file again with launch/evaluate.py "
-                    f"--predictions {path}"
+                    f"--predictions {quote(str(path))}"
                 ) from None
             lines.append(prediction)
     return lines

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 import yaml
@@ -113,7 +114,7 @@ def find_start(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
     if not began_from and (changed := [key for key in changes(config, run_dir) if key.startswith(SETTLED)]):
         raise ValueError(
             f"{run_dir} holds a run with another {', '.join(changed)}: choose another run.dir; or, to go on "
-            f"from here with these, --run.resume {folder}"
+            f"from here with these, --run.resume {quote(str(folder))}"
         )
     if problem := checkpoint.problem(folder):
         raise ValueError(problem + checkpoint.offer_another(folder))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -309,7 +310,7 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
         f"{world.size} ranks x micro-batch {layout.micro_batch} x accumulation {layout.accumulation} "
         f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
-        f"run folder {run.dir}; watch it with: tensorboard --logdir {run.dir.parent}"
+        f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )
     if run.val is None and run.test is None:
         fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+from shlex import quote
 from typing import Any
 
 from shards.foreign import index_url
@@ -82,7 +83,7 @@ def print_splits(manifest: Manifest) -> None:
 def how_to_train(manifest: Manifest, out: str) -> str:
     """The command that trains on a dataset that was just written; where it is not split, on folds of it."""
     modalities, columns = list(manifest.modalities), list(manifest.columns)
-    keys = f"--data.train {out}"
+    keys = f"--data.train {quote(out)}"
     if len(modalities) == 1:
         keys += f" --model.modalities '{json.dumps(modalities)}'"
     if list(manifest.splits) != ["all"]:

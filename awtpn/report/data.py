@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,8 @@ class Report:
         if self.summary.get("command"):
             return str(self.summary["command"])
         return "\n".join(
-            f"python launch/train.py --config {run.dir / 'config.yaml'} --run.dir {run.dir}-again"
+            f"python launch/train.py --config {quote(str(run.dir / 'config.yaml'))} "
+            f"--run.dir {quote(f'{run.dir}-again')}"
             for run in self.runs
         )
 

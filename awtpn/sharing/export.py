@@ -7,9 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.sharing.modelcard import render_card
+from awtpn.sharing.public import public_card
 
 
 def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
@@ -31,12 +35,14 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     results = source / "results.json"
     if results.is_file():
         card["results"] = json.loads(results.read_text())
+    card = public_card(card)
+    card.pop("graph", None)  # of an export that is exported again: its graphs are not copied
     if licence:
         card["licence"] = licence
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    shutil.copyfile(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+    copy_weights(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
     if graph:
         from awtpn.sharing.graph import write_graphs
 
@@ -44,3 +50,13 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     (temporary / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n")
     (temporary / README_FILE).write_text(render_card(card, out.name))
     os.replace(temporary, out)
+
+
+def copy_weights(source: Path, out: Path) -> None:
+    """Copy a safetensors file without notes that other programs may have left in it."""
+    with safe_open(source, "pt") as file:
+        notes = file.metadata()
+    if notes:
+        save_file(load_file(source), out)
+    else:
+        shutil.copyfile(source, out)
