@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from shards.printable import printable, printable_lines
 
+# "<", and "&" where an entity may follow: not every dialect of Markdown takes a backslash before them.
+ENTITIES = re.compile(r"<|&(?=[\w#])")
 # What begins markup anywhere in a line; "_" does not within a word.
-MARKS = re.compile(r"[\\`*\[\]<|~$#]|&(?=[\w#])|(?<![^\W_])_|_(?![^\W_])")
+MARKS = re.compile(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])")
 
 
 class Markdown(str):
@@ -23,7 +25,10 @@ class Markdown(str):
 
 def inline(text: object) -> Markdown:
     """Any text as Markdown that shows it as it is, for within a line; `Markdown` is left alone."""
-    return text if isinstance(text, Markdown) else Markdown(MARKS.sub(r"\\\g<0>", printable(text)))
+    if isinstance(text, Markdown):
+        return text
+    marked = MARKS.sub(r"\\\g<0>", printable(text))
+    return Markdown(ENTITIES.sub(lambda found: "&lt;" if found[0] == "<" else "&amp;", marked))
 
 
 def bold(text: object) -> Markdown:

@@ -358,7 +358,7 @@ def test_words_of_data_are_text_in_markdown(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (inline("a_b __c__ <d>"), r"a_b \_\_c\_\_ \<d>"),
+        (inline("a_b __c__ <d>"), r"a_b \_\_c\_\_ &lt;d>"),
         (inline(bold("x|y")), r"**x\|y**"),
         (code("a`b|c"), r"``a`b\|c``"),
         (code("`"), "`` ` ``"),
