@@ -49,7 +49,7 @@ from awtpn.files import write_atomically
 from awtpn.losses import TERMS, total_loss
 from awtpn.model import AWTPN
 from awtpn.monitor import Monitor, Status, log_results, print_results, write_status
-from awtpn.optim import learning_rate, make_optimizer, set_learning_rate, tell_norm
+from awtpn.optim import learning_rate, make_optimizer, schedule_change, set_learning_rate, tell_norm
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe
 from awtpn.run_folder import begin, by_main, find_start, kept_to_one_job, prepare_run_dir
@@ -312,6 +312,8 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
         f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )
+    if told := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
+        monitor.say(told)
     if run.val is None and run.test is None:
         fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
         monitor.say(f"warning: nothing to validate or test on, so there will be no results: {fix}")
