@@ -35,6 +35,7 @@ from awtpn.config import Config, TrainConfig, parse_command_line
 from awtpn.damage import account_for_damaged
 from awtpn.data import (
     balanced_weights,
+    check_classes,
     check_feature_space,
     check_held_out,
     evaluation_stream,
@@ -153,6 +154,7 @@ def setup(
     resumed, position = by_main(world, lambda: find_start(config, run_dir))
 
     train = open_training_stream(config, world, position)
+    check_classes(train)
     val, test = (evaluation_stream(data, role, config.model.modalities, world) for role in ("val", "test"))
     trained_on = training_data(config, train)
     if position.data and position.data != trained_on:

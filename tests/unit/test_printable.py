@@ -68,6 +68,19 @@ def test_tables_and_findings_show_names() -> None:
     assert_harmless(str(refused.value))
 
 
+def test_commands_to_run_next_are_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "my table.csv"
+    np.save(tmp_path / "a.npy", np.ones((3, 2), np.float32))
+    np.save(tmp_path / "b.npy", np.zeros((3, 2), np.float32))
+    table.write_text("key,split,label,audio\na,train,sad,a.npy\nb,train,calm,b.npy\n")
+    main(["pack", str(table), str(tmp_path / "my data"), "--format", "table"])
+    assert f"--data.train '{tmp_path / 'my data'}'" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"`awtpn shards verify 'my data'`"):
+        account_for_damaged({"a": "a.tar"}, {}, Position(), 0, "my data")
+    with pytest.raises(SystemExit, match=r"awtpn export RUN '\S+/my data'$"):
+        main(["push", str(tmp_path / "my data"), "someone/emotions"])
+
+
 def test_commands_show_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = np.ones((3, 2), np.float32)
     samples = [
