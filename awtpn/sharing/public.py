@@ -59,7 +59,7 @@ WITHIN = re.compile(rf"(?<![\w./\\])(?:{PLACE.pattern})[^\s'\",;]*")
 
 def public_card(card: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a model's card that others may see."""
-    shown = {name: card[name] for name in CARD if name in card}
+    shown = {name: value for name, value in card.items() if name in CARD}
     filters: dict[str, Callable[[Any], Any]] = {
         "dataset": last_name,
         "provenance": public_provenance,
