@@ -11,7 +11,8 @@ Where things are:
 - training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `held_out`, `damage`,
   `left_out` (steps), `layout`, `launcher`, `distributed`, `zero`, `device`, `cpu_threads`, `checkpoint`,
   `engine_state`, `run_folder`, `run_lock`, `stopping`, `watchdog`, `doctor`
-- looking on: `monitor`, `board/` (TensorBoard), `provenance`, `results`, `files`
+- looking on: `monitor`, `board/` (TensorBoard), `provenance`, `results`, `files`, `markdown` (words of data
+  in it)
 - figures: `evaluation`, `finite_outputs`, `metrics`, `intervals`, `predictions`, `compare`, and
   `report/` (to cite)
 - many runs: `experiments/` (folds, seeds, sweeps, ablations)

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import torch
@@ -288,7 +289,7 @@ def _parse_adam(state: dict[str, Any], folder: Path) -> tuple[float, dict[str, f
 def offer_another(folder: Path) -> str:
     """The end of an error about a checkpoint: how to go on from the newest sound one beside it."""
     sound = _newest_sound(folder.parent, all_but=folder)
-    return f"; {sound} is whole: go on from it with --run.resume {sound}" if sound else ""
+    return f"; {sound} is whole: go on from it with --run.resume {quote(str(sound))}" if sound else ""
 
 
 def _newest_sound(root: Path, all_but: Path | None = None) -> Path | None:

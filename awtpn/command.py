@@ -11,6 +11,7 @@ from typing import Any
 
 from awtpn.launcher import restore_private_words
 from shards.credentials import redact, remember_command
+from shards.printable import printable_lines
 
 
 def run_command(
@@ -41,7 +42,7 @@ def run_command(
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough: no complaint at exit either
     except errors as error:
-        sys.exit(f"error: {redact(error)}")
+        sys.exit(f"error: {printable_lines(redact(error))}")
     except KeyboardInterrupt:
         sys.exit(interrupted)
 

@@ -12,6 +12,7 @@ from awtpn.checkpoint import find_latest
 from awtpn.model import WEIGHTS_FILE
 from awtpn.model_files import read_weights
 from shards.bounded_json import parse_json
+from shards.printable import printable
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def format_comparison(c: Comparison) -> str:
     data = "the same data at every step" if c.same_data else f"other data from step {c.first_other_data} on"
     weights = "no checkpoints to compare"
     if c.weights_step:
-        weights = f"at most {c.largest_weight_gap:.3g} apart ({c.in_tensor}; steps {c.weights_step})"
+        weights = (
+            f"at most {c.largest_weight_gap:.3g} apart ({printable(c.in_tensor)}; steps {c.weights_step})"
+        )
     return (
         f"{c.steps} steps in common\n"
         f"fingerprints  {data}\n"

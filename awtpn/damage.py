@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 
 from awtpn.checkpoint import Position
+from shards.printable import printable
 
 # Names shown of each cause, and causes shown in an error.
 SHOWN = 8
@@ -36,9 +38,8 @@ def account_for_damaged(
         causes = [f"{cause}: {_names(told, cause)}" for cause in _causes(told)]
         more = [f"and {len(causes) - SHOWN} more causes"] if len(causes) > SHOWN else []
         count = f"{len(position.damaged)} training utterances are damaged or missing"
-        fix = (
-            f"list all with `awtpn shards verify {url}`, then copy or pack these shards again, or allow more"
-        )
+        check = f"awtpn shards verify {quote(url)}"
+        fix = f"list all with `{check}`, then copy or pack these shards again, or allow more"
         raise ValueError(
             "\n".join([f"{count}, more than data.damaged_budget {budget}:", *causes[:SHOWN], *more, fix])
         )
@@ -50,5 +51,5 @@ def _causes(found: Mapping[str, str]) -> list[str]:
 
 
 def _names(found: Mapping[str, str], cause: str) -> str:
-    names = [name for name, of in found.items() if of == cause]
+    names = [printable(name) for name, of in found.items() if of == cause]
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

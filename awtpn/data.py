@@ -152,6 +152,16 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
             )
 
 
+def check_classes(train: FeatureStream) -> None:
+    """Refuse to train on utterances of one class: whatever answers that class is right, 100 % of the time."""
+    if len(occurring := np.flatnonzero(train.class_counts())) < 2:
+        raise ValueError(
+            f"all {train.num_utterances} training utterances of {train.url} are of the class "
+            f"{train.classes[occurring[0]]!r}, and there is nothing to learn: data.train and "
+            "data.select.train must choose utterances of two classes or more"
+        )
+
+
 def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | None]) -> list[str]:
     """What a run should tell of its data: splits that go by another name, and what no stream reads.
 

@@ -26,6 +26,7 @@ from awtpn import matrix_products
 from awtpn.distributed import World, join, leave
 from awtpn.launcher import check_environment
 from shards.credentials import redact_url
+from shards.printable import printable_lines
 from shards.schema import dump_manifest
 from shards.store import open_dataset
 
@@ -382,6 +383,6 @@ def examine(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str
         print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
         print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))
         print(matrix_products.describe(max(products)))
-        print("\n".join(str(f) for f in findings) if findings else "nothing wrong found")
+        print(printable_lines("\n".join(str(f) for f in findings)) if findings else "nothing wrong found")
     leave()
     return all(f.level != "error" for f in findings)

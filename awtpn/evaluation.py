@@ -27,6 +27,7 @@ from awtpn.model import AWTPN, ModelConfig, ModelOutput
 from awtpn.predictions import writing_predictions
 from shards import FeatureBatch, FeatureStream
 from shards.credentials import redact_url
+from shards.printable import printable
 
 
 @torch.no_grad()
@@ -124,7 +125,8 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     threads = threads_for_evaluation(model.config, world)
     figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
     if world.is_main:
-        print(f"{redact_url(source['url'])}, split {stream.split}: {figures['utterances']} utterances\n")
+        what = f"{redact_url(source['url'])}, split {stream.split}: {figures['utterances']} utterances"
+        print(printable(what) + "\n")
         print(format_table(figures, stream.name))
         if options.out:
             write_json(Path(options.out), figures)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from awtpn.predictor import Prediction
 from shards.media import MediaError, probe, read_audio, read_frames
+from shards.printable import printable
 
 INK, QUIET, LINE, PAPER = "#1f2933", "#7b8794", "#d5dbe1", "#ffffff"
 COLOURS = {"audio": "#0072b2", "video": "#d55e00"}  # of Okabe and Ito
@@ -129,7 +130,7 @@ def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
 
 
 def _title(figure: Any, recording: Recording, prediction: Prediction, height: float) -> None:
-    name = recording.name
+    name = printable(recording.name)
     name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 16]}…{name[-15:]}"
     facts = [name, f"{recording.duration:.1f} s"]
     facts += ["no picture"] if recording.pictures is None else []
@@ -137,7 +138,7 @@ def _title(figure: Any, recording: Recording, prediction: Prediction, height: fl
     facts.append(f"{prediction.probabilities[prediction.label]:.0%} sure")
     # Names of files and classes may hold dollars, and are no formulas.
     look: dict[str, Any] = {"va": "center", "parse_math": False}
-    figure.text(LEFT, height, prediction.label, fontsize=21, fontweight="bold", color=INK, **look)
+    figure.text(LEFT, height, printable(prediction.label), fontsize=21, fontweight="bold", color=INK, **look)
     figure.text(RIGHT, height, "   ·   ".join(facts), fontsize=11, color=QUIET, ha="right", **look)
 
 
@@ -275,7 +276,7 @@ def _probabilities(axes: Any, prediction: Prediction) -> None:
     for place, name, value in zip(places, names, values, strict=True):
         weight = "bold" if name == prediction.label else "normal"
         look: dict[str, Any] = {"va": "bottom", "fontsize": 10.5}
-        axes.text(0, place - 0.16, name, color=INK, fontweight=weight, parse_math=False, **look)
+        axes.text(0, place - 0.16, printable(name), color=INK, fontweight=weight, parse_math=False, **look)
         axes.text(1, place - 0.16, f"{value:.1%}", color=QUIET, ha="right", **look)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(names) - 0.3, -0.75)

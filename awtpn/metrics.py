@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.printable import join_lines
+
 # What the paper reports (w-ACC, w-F1), as fractions of 1, by the dataset name in the manifest.
 PAPER = {
     "iemocap": {"w-ACC": 0.7721, "w-F1": 0.7825},
@@ -81,7 +83,19 @@ def format_table(figures: dict[str, Any], dataset: str = "") -> str:
             f"{name:<{width}}{100 * row['precision']:10.2f}{100 * row['recall']:8.2f}{100 * row['f1']:8.2f}"
             f"{row['support']:12d}"
         )
-    return "\n".join(lines)
+    if note := one_class_note(figures):
+        lines += ["", note]
+    return join_lines(lines)
+
+
+def one_class_note(figures: dict[str, Any]) -> str | None:
+    """What figures of one class alone do not tell; None where there are more."""
+    occurring = [name for name, row in figures["per_class"].items() if row["support"]]
+    if len(figures["labels"]) == 1:
+        return "note: the model knows one class only, so every answer is right: these figures tell nothing"
+    if len(occurring) == 1:
+        return f"note: all utterances are of the class {occurring[0]!r}: nothing is told of the others"
+    return None
 
 
 def auroc(score: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> float:

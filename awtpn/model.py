@@ -26,6 +26,7 @@ from awtpn.reference import translate
 from awtpn.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
 from awtpn.sharing.hub import locate
 from awtpn.sharing.modelcard import LIBRARY, render_card
+from awtpn.sharing.public import public_card
 from shards import Ragged
 from shards.json_text import json_text
 
@@ -390,7 +391,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         """What `save_pretrained` and `push_to_hub` write; the mixin adds the model card."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, save_directory / WEIGHTS_FILE)
-        (save_directory / CARD_FILE).write_text(json_text(self.card(), indent=1) + "\n")
+        (save_directory / CARD_FILE).write_text(json_text(public_card(self.card()), indent=1) + "\n")
         write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

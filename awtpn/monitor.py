@@ -24,6 +24,7 @@ from shards import FeatureStream
 from shards.bounded_json import parse_json
 from shards.credentials import redact
 from shards.json_text import json_text
+from shards.printable import printable_lines
 
 Status = Literal["running", "preempted", "done", "failed"]
 
@@ -48,10 +49,12 @@ class Monitor:
 
     def __init__(self, run_dir: Path, is_main: bool, resumed_step: int, total_steps: int) -> None:
         self.is_main, self.run_dir = is_main, run_dir
+        self.last_lr: float | None = None
+        """Learning rate of the step that the run goes on from; None where it is not known."""
         if not is_main:
             return
         path = run_dir / "metrics.jsonl"
-        cut_back(path, resumed_step)
+        self.last_lr = cut_back(path, resumed_step)
         self.lines = path.open("a")
         self.board = Board(run_dir, resumed_step)
         self.bar = tqdm(
@@ -112,7 +115,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """Print on the main rank without tearing the progress bar."""
         if self.is_main:
-            tqdm.write(text)
+            tqdm.write(printable_lines(text))
 
     def close(self) -> None:
         if self.is_main:
@@ -156,15 +159,19 @@ def telling_of_full_disks(run_dir: Path) -> Iterator[None]:
         raise RuntimeError(f"metrics in {run_dir} could not be written: {error}") from None
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a torn last line, from a metrics file."""
+def cut_back(path: Path, step: int) -> float | None:
+    """Drop the lines after `step`, and a torn last line, from a metrics file; returns the step's `lr`."""
     if not path.exists():
-        return
-    kept = []
+        return None
+    kept, lr = [], None
     for line in path.read_text().splitlines():
         try:
-            if parse_json(line, path)["step"] <= step:
+            figures = parse_json(line, path)
+            if figures["step"] <= step:
                 kept.append(line + "\n")
+            if figures["step"] == step:
+                lr = figures.get("lr")
         except (ValueError, KeyError, TypeError):
             break
     write_atomically(path, "".join(kept))
+    return lr

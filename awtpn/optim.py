@@ -9,6 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+# Relative difference of two learning rates that are the same but for rounding.
+NEARLY = 1e-3
+
 
 @dataclass
 class OptimConfig:
@@ -82,6 +85,29 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
         return config.lr * warmup
     progress = min(1.0, max(0.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)))
     return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def schedule_change(config: OptimConfig, last_lr: float | None, step: int, total_steps: int) -> str | None:
+    """What to tell of a run that goes on under another schedule; None where it goes on as it stopped.
+
+    A schedule depends on the length of the run: a rate that had come down to nearly 0 is high again when the
+    run is extended.
+
+    Args:
+        last_lr: learning rate that step `step - 1` (0-based) took; None where it is not known.
+        step: the next one, of `total_steps` now.
+    """
+    if not last_lr or not 0 < step < total_steps:
+        return None
+    same = learning_rate(config, step - 1, total_steps)
+    if abs(same - last_lr) <= NEARLY * max(same, last_lr):
+        return None
+    next_lr = learning_rate(config, step, total_steps)
+    return (
+        f"warning: the learning rate was {last_lr:.3g} at step {step} and is {next_lr:.3g} at step "
+        f"{step + 1}: the {config.schedule} schedule now has {total_steps} steps, with a peak of "
+        f"{config.lr:g}. To continue at a lower rate, stop and set optim.lr"
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 import numpy as np
@@ -104,7 +105,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{path}, line {number}: no prediction; write the file again with launch/evaluate.py "
-                    f"--predictions {path}"
+                    f"--predictions {quote(str(path))}"
                 ) from None
             lines.append(prediction)
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from shards import BadSample, FeatureStream, Ragged
 from shards.clips import Clip
 from shards.feature_space import constant_of, reopen, reopenable
 from shards.features import CONSTANT, LACKING, decode_ahead, encode
+from shards.printable import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Features = Mapping[str, NDArray[Any] | None]
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from jsonargparse import ArgumentParser
 
 from shards.credentials import redact
+from shards.printable import printable
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 WORDS |= {dict: "a mapping such as {a: 1, b: 2}"}
@@ -31,7 +32,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 after one line on stderr."""
-        sys.stderr.write(f"error: {redact(explain(message, self.keys, self.places))}\n")
+        sys.stderr.write(f"error: {printable(redact(explain(message, self.keys, self.places)))}\n")
         sys.exit(2)
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import yaml
@@ -25,6 +26,7 @@ from awtpn.files import write_atomically
 from awtpn.results import set_aside
 from awtpn.run_lock import locked
 from shards.bounded_json import read_json
+from shards.printable import printable_lines
 from shards.schema import MANIFEST
 from shards.store import dataset_name
 
@@ -68,7 +70,7 @@ def prepare_run_dir(config: Config, world: World) -> Path:
         raise ValueError(f"this run cannot work: {errors[0]}" + "".join(f"\n- {e}" for e in errors[1:]))
     if world.is_main:
         for finding in findings:
-            print(finding)
+            print(printable_lines(finding))
     return run_dir
 
 
@@ -143,7 +145,7 @@ def find_start(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
     if not began_from and (changed := [key for key in changes(config, run_dir) if key.startswith(SETTLED)]):
         raise ValueError(
             f"{run_dir} holds a run with another {', '.join(changed)}: choose another run.dir; or, to go on "
-            f"from here with these, --run.resume {folder}"
+            f"from here with these, --run.resume {quote(str(folder))}"
         )
     if problem := checkpoint.problem(folder):
         raise ValueError(problem + checkpoint.offer_another(folder))

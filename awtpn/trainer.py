@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from awtpn.cpu_threads import (
 from awtpn.damage import account_for_damaged
 from awtpn.data import (
     balanced_weights,
+    check_classes,
     check_feature_space,
     evaluation_stream,
     open_training_stream,
@@ -60,7 +62,7 @@ from awtpn.left_out import check_any_step_counted, check_finite_start, check_sta
 from awtpn.losses import TERMS, total_loss
 from awtpn.model import AWTPN, ModelOutput
 from awtpn.monitor import Monitor, Status, log_results, print_results, write_status
-from awtpn.optim import learning_rate, make_optimizer, set_learning_rate, tell_norm
+from awtpn.optim import learning_rate, make_optimizer, schedule_change, set_learning_rate, tell_norm
 from awtpn.predictions import predictions_file
 from awtpn.provenance import describe
 from awtpn.results import write_results
@@ -70,6 +72,7 @@ from awtpn.stopping import StopFlag, stop_on_signals
 from awtpn.watchdog import Watchdog
 from awtpn.zero import settle_stage_0
 from shards import FeatureBatch, FeatureStream
+from shards.printable import printable
 
 
 @dataclass
@@ -182,6 +185,7 @@ def setup(
     resumed, position = by_main(world, lambda: find_start(config, run_dir))
 
     train = open_training_stream(config, world, position)
+    check_classes(train)
     val, test = (evaluation_stream(data, role, config.model.modalities, world) for role in ("val", "test"))
     trained_on = training_data(config, train)
     if position.data and position.data != trained_on:
@@ -377,10 +381,12 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
         f"{world.size} ranks x micro-batch {layout.micro_batch} x accumulation {layout.accumulation} "
         f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
-        f"run folder {run.dir}; watch it with: tensorboard --logdir {run.dir.parent}"
+        f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )
     for line in remarks_on_splits(train, (run.val, run.test)):
         monitor.say(line)
+    if told := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
+        monitor.say(told)
     if run.val is None and run.test is None:
         fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
         monitor.say(f"warning: nothing to validate or test on, so there will be no results: {fix}")
@@ -598,7 +604,9 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     if run.config.train.precision == "fp16" and math.isfinite(loss):
         return
     own = [key for key, broken in zip(step["keys"], step["broken"].tolist(), strict=True) if broken]
-    named = [f"{key} (rank {rank})" for rank, keys in enumerate(run.world.from_all(own)) for key in keys]
+    named = [
+        f"{printable(key)} (rank {rank})" for rank, keys in enumerate(run.world.from_all(own)) for key in keys
+    ]
     what = ", ".join(named[:8]) + (" ..." if len(named) > 8 else "") if named else "no utterance alone"
     run.position.skipped += 1
     monitor.say(f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}")

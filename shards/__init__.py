@@ -19,6 +19,7 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`
 - looking at datasets: `inspect`, `verify`, `common_utterances` (of two streams); tars of others: `foreign`,
   `survey`, `member_names` (whose a member is), `adopt`
+- words of data in terminals and logs: `printable`
 """
 
 from shards.batch import FeatureBatch, Ragged

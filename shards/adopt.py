@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ import numpy as np
 from shards.cache import telling_of_unwritable
 from shards.index import ShardIndex, build_index
 from shards.index_file import save_index
+from shards.printable import get_logger, printable
 from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
 from shards.split_names import WORDS
 from shards.statistics import Moments, merge, moments_of
@@ -25,7 +25,7 @@ from shards.survey import Survey, read_array
 # Words in the names of tars that tell their split.
 SPLITS = {word: name for word, name in WORDS.items() if name != "all"} | {"eval": "test"}
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -117,7 +117,7 @@ def _moments(tar: ForeignTar, modalities: dict[str, Modality]) -> dict[str, Mome
     """
     moments = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
     for utterance in tar.found.utterances:
-        at = f"{tar.url}: {utterance.row.key}"
+        at = f"{tar.url}: {printable(utterance.row.key)}"
         if not any(array.shape[0] for array in utterance.arrays.values()):
             raise ValueError(f"{at}: no steps in any modality; leave the utterance out")
         for name, array in utterance.row.arrays.items():

@@ -155,8 +155,14 @@ def reopen(modality: str, settings: Mapping[str, Any], device: str = "cpu", spec
     for name in RATES:
         if name in settings and not _is_rate(settings[name]):
             raise ValueError(f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded")
-    spec = spec or str(settings.get("path") or settings["id"])
     built_in = "model_type" not in settings
+    if spec is None and not built_in and not settings.get("path") and not settings.get("revision"):
+        # A folder, of which an export tells the name alone; on a hub that name may be anybody's.
+        raise ValueError(
+            f"{modality}: the encoder was the folder {settings['id']!r} of another machine: get its files, "
+            f"and say where they are (awtpn predict --{modality} FOLDER)"
+        )
+    spec = spec or str(settings.get("path") or settings["id"])
     options: dict[str, Any] = {"device": device}
     if not built_in:
         options |= {name: settings[name] for name in ("dtype", "layer", "step_seconds") if name in settings}

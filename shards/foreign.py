@@ -9,7 +9,6 @@ the cache. Decoded shards are an ordinary packing, in the cache: `open_dataset` 
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections import Counter
@@ -28,6 +27,7 @@ from shards.credentials import redact_url
 from shards.file_names import is_text
 from shards.index import Row
 from shards.labels import found_classes, given_classes, label_name
+from shards.printable import get_logger, printable
 from shards.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.store import NoManifest, Store, asking, fetch_new, open_store, read_manifest, split_url
 from shards.survey import read_array, survey, uncompressed
@@ -35,7 +35,7 @@ from shards.writer import pack
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,8 @@ def _make_keys_unique(tars: list[ForeignTar]) -> None:
             begin_anew = True
             if row.arrays and _contents(row) == _contents(first):
                 raise ValueError(
-                    f"{tar.url}: {row.key}: this utterance is in the dataset twice, in {where.name}, too; "
-                    "remove one"
+                    f"{tar.url}: {printable(row.key)}: this utterance is in the dataset twice, in "
+                    f"{where.name}, too; remove one"
                 )
     if not begin_anew:
         return
@@ -241,7 +241,7 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
     for tar in tars:
         for utterance in tar.found.utterances:
             key, value, second = utterance.row.key, utterance.label, utterance.second
-            at = f"{tar.url}: {key}"
+            at = f"{tar.url}: {printable(key)}"
             if key in labels:
                 raise ValueError(f"{at}: this key is in the dataset twice; rename one")
             try:

@@ -18,6 +18,7 @@ from shards.class_checks import check_class_counts, check_label
 from shards.feature_space import describe, recorded
 from shards.index import ShardIndex
 from shards.index_file import load_index
+from shards.printable import join_lines
 from shards.reader import INDEX_THREADS
 from shards.schema import Manifest, ShardEntry, choose_split
 from shards.store import Store, open_dataset, open_file, read_range
@@ -183,7 +184,7 @@ def format_info(found: Info) -> str:
     if manifest.skipped:
         lines += ["", f"{manifest.skipped} bad samples were left out by packing: skipped.jsonl names them"]
     lines += ["", "made:", *_made(manifest.provenance)]
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def _made(provenance: dict[str, Any]) -> list[str]:
@@ -237,7 +238,7 @@ def format_preview(found: Preview) -> str:
             f"{wide.min():.4g} to {wide.max():.4g}, mean {wide.mean():.4g}; first step {first}, ..."
         )
     lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.meta.items()]
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def human(size: float) -> str:

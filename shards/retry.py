@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import random
 import threading
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shards.credentials import redact
+from shards.printable import get_logger
 
 # Pauses of 0.5, 1, 2, ... 16, 16 s: a server that restarts within about 45 s is waited for.
 ATTEMPTS = 8
@@ -44,7 +44,7 @@ LASTING = (*DISK_FULL, errno.EROFS, errno.ENAMETOOLONG)
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class WrongContent(Exception):

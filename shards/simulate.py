@@ -17,6 +17,7 @@ import numpy as np
 
 from shards.inspect import human
 from shards.plan import WINDOW, Plan, Work, make_plan, places_of_rank, rows_of_step, shards_of_places
+from shards.printable import join_lines
 from shards.reader import INDEX_THREADS, ShardReader
 from shards.schema import Manifest, choose_split
 from shards.store import Store
@@ -296,4 +297,4 @@ def format_report(report: Report) -> str:
         ("  same shard", f"{r.same_shard:.3%} of pairs; {r.same_shard_ideal:.3%} after a perfect shuffle"),
         ("sampled", f"the last five: {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}"),
     ]
-    return "\n".join(f"{name:<17} {text}" for name, text in lines)
+    return join_lines(f"{name:<17} {text}" for name, text in lines)

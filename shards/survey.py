@@ -28,6 +28,7 @@ from shards.index import ALIGNMENT, ArrayAt, Row, add_array, add_json, readable_
 from shards.lfs import refuse_pointer
 from shards.member_names import ARRAYS, Named, assign
 from shards.members import Member, contents, headers
+from shards.printable import printable
 from shards.schema import MODALITY_NAME
 
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
@@ -138,10 +139,10 @@ def survey(path: Path, shown: str, label: str, label_member: str | None = None) 
         for utterance in found.values():
             _set_label(utterance, label, label_member, ignored)
     except (ValueError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise ValueError(f"{shown}: {str(error).removeprefix(f'{tar}: ')}") from None
+        raise ValueError(f"{shown}: {printable(error).removeprefix(f'{tar}: ')}") from None
     utterances = [utterance for utterance in found.values() if utterance.arrays]
     forms = _forms(utterances, shown)
-    slow += [f"{shown}: {u.row.key}: {why}" for u in utterances if (why := _slow(u))][:1]
+    slow += [f"{shown}: {printable(u.row.key)}: {why}" for u in utterances if (why := _slow(u))][:1]
     without = [key for key, utterance in found.items() if not utterance.arrays]
     return Survey(utterances, forms, slow[0] if slow else None, ignored, without)
 
@@ -289,8 +290,8 @@ def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, 
         for name, array in utterance.arrays.items():
             if len(array.shape) != 2 or not array.shape[1] or array.dtype.kind not in "fiu":
                 raise ValueError(
-                    f"{shown}: {utterance.row.key}: {name} is {array.dtype} of shape {array.shape}; features "
-                    "are real numbers [steps, features per step]"
+                    f"{shown}: {printable(utterance.row.key)}: {name} is {array.dtype} of shape "
+                    f"{array.shape}; features are real numbers [steps, features per step]"
                 )
             forms.setdefault(name, set()).add((array.shape[1], array.dtype.str))
     return forms

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from typing import Any, BinaryIO
 
 from shards.credentials import redact_url
 from shards.json_text import json_text
+from shards.printable import get_logger
 from shards.replacement import (
     REPLACES,
     Replacement,
@@ -51,7 +51,7 @@ OURS = re.compile(
     r".+-\d{6,}(-g\d+)?\.(tar|index\.npz|part\.json)|manifest\.json|skipped\.jsonl|\.packing(-.+)?"
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from shards.class_checks import WrongManifest, check_class_counts, check_label, 
 from shards.index import ShardIndex, index_tar
 from shards.index_file import load_index
 from shards.inspect import human
+from shards.printable import join_lines
 from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, Modality, ShardEntry
 from shards.store import Store, asking, hash_file, open_dataset
 
@@ -115,7 +116,7 @@ def format_verified(found: Verified) -> str:
     ]
     if len(found.faults) > SHOWN:
         lines.append(f"  and {len(found.faults) - SHOWN:,} more")
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def _check_shard(

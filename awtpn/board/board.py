@@ -25,12 +25,14 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from awtpn import markdown
 from awtpn.board import pictures
 from awtpn.board.projector import write_projector
 from awtpn.board.snapshot import BUCKET, Snapshot
 from awtpn.config import Config, dump, dump_yaml
 from awtpn.metrics import SUMMARY
 from shards import FeatureStream
+from shards.printable import printable, printable_lines
 
 Pictures = Literal["auto", "always", "never"]
 
@@ -115,7 +117,7 @@ class Board:
         }
         self.writer.add_text("run/config", _code(dump_yaml(config)), step)
         self.writer.add_text("run/data", _code(json.dumps(data, indent=2)), step)
-        self.writer.add_text("run/environment", _table(leaves(about)), step)
+        self.writer.add_text("run/environment", markdown.table(["", ""], list(leaves(about).items())), step)
         for summary in comparison(leaves(dump(config))):
             self.events.add_summary(summary, 0)
 
@@ -128,7 +130,7 @@ class Board:
 
     def validation(self, step: int, figures: Mapping[str, Any], snapshot: Snapshot) -> None:
         """Figures, weights and prototypes of a validation; pictures where the snapshot has what they show."""
-        per_class = {f"val_f1/{name}": of["f1"] for name, of in figures["per_class"].items()}
+        per_class = {f"val_f1/{printable(name)}": of["f1"] for name, of in figures["per_class"].items()}
         self.scalars(step, {f"val/{name}": figures[name] for name in (*SUMMARY, "cross-entropy")} | per_class)
         for modality, counts in snapshot.reliability.items():
             self._histogram(f"val/reliability_{modality}", counts, step)
@@ -247,9 +249,5 @@ def leaves(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _code(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines())  # indented, it is shown as it is
-
-
-def _table(rows: Mapping[str, Any]) -> str:
-    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    return "\n".join(lines)
+    # Indented, it is shown as it is. Of a name's line ends none may begin a line that is not.
+    return "".join(f"    {line}\n" for line in printable_lines(text).splitlines())

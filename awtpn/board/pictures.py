@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.board.snapshot import Example
+from shards.printable import printable
 
 Picture = NDArray[np.uint8]
 
@@ -105,8 +106,9 @@ def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title
     names.axis("off")
     for i, example in enumerate(examples):
         right = example.label == example.predicted
-        verdict = f"{'✓' if right else '✗'} {classes[example.predicted]} {100 * example.probability:.0f} %"
-        names.text(0.15, i + 0.3, classes[example.label], fontsize=9, color=DARK, va="center", weight="bold")
+        label, predicted = (_shorten(classes[i]) for i in (example.label, example.predicted))
+        verdict = f"{'✓' if right else '✗'} {predicted} {100 * example.probability:.0f} %"
+        names.text(0.15, i + 0.3, label, fontsize=9, color=DARK, va="center", weight="bold")
         colour = COLOURS["audio"] if right else COLOURS["video"]
         names.text(0.15, i + 0.56, verdict, fontsize=8.5, color=colour, va="center")
         names.text(0.15, i + 0.8, _shorten(example.key), fontsize=7, color=GREY, va="center")
@@ -164,6 +166,10 @@ def _axes(figure: Any, left: float, bottom: float, wide: float, high: float) -> 
 
 
 def _array(figure: Any) -> Picture:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of classes may hold dollars, and are no formulas
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
@@ -194,6 +200,7 @@ def _width(names: Sequence[str]) -> float:
 
 
 def _shorten(name: str, letters: int = 26) -> str:
+    name = printable(name)
     return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters // 2 - 1) :]}"
 
 

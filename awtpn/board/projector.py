@@ -15,6 +15,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from awtpn.board.snapshot import Embeddings
 from awtpn.files import write_atomically
+from shards.printable import printable
 
 FOLDER = "projector"
 CONFIG_FILE = "projector_config.pbtxt"  # the name that the projector looks for
@@ -44,7 +45,7 @@ def write_projector(board: Path, name: str, embeddings: Embeddings, classes: Seq
 
 
 def _line(row: Iterable[str]) -> str:
-    return "\t".join(" ".join(cell.split()) for cell in row) + "\n"
+    return "\t".join(printable(" ".join(cell.split())) for cell in row) + "\n"
 
 
 def _list(board: Path, name: str, shape: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ from awtpn.command import data_output
 from awtpn.explain import NAMES, draw, load
 from awtpn.predictor import Prediction, Predictor
 from shards.json_text import json_text
+from shards.printable import printable
 from shards.sources.recordings import PICTURE, SOUND
 
 
@@ -49,16 +50,16 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     with open(options.out, "w") if options.out else contextlib.nullcontext(data_output()) as file:
         for path, answer in predictor.answer_recordings(options.input):
             if isinstance(answer, str):
-                print(f"{path}: not predicted: {answer}", file=sys.stderr)
+                print(printable(f"{path}: not predicted: {answer}"), file=sys.stderr)
                 failed = True
                 continue
             file.write(json_text({"key": str(path), **answer.as_json(), "step_seconds": steps}) + "\n")
             file.flush()
-            print(in_words(path, answer, steps), file=sys.stderr)
+            print(printable(in_words(path, answer, steps)), file=sys.stderr)
             if options.png:
                 picture = Path(options.png) / f"{names[path]}.png"
                 draw(load(path, steps), answer, picture)
-                print(f"  drawn: {picture}", file=sys.stderr)
+                print(printable(f"  drawn: {picture}"), file=sys.stderr)
     if failed:
         sys.exit(1)
 

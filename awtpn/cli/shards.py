@@ -7,12 +7,14 @@ import contextlib
 import json
 import math
 import sys
+from shlex import quote
 from typing import Any
 
 from shards.bounded_json import parse_json
 from shards.foreign import index_url
 from shards.inspect import format_info, format_preview, info, preview
 from shards.json_text import find_not_finite
+from shards.printable import join_lines, printable
 from shards.schema import Manifest
 from shards.simulate import format_report, layout_of, simulate, synthetic_layout
 from shards.store import open_dataset
@@ -91,14 +93,18 @@ def words(text: str) -> list[str]:
 
 def print_splits(manifest: Manifest) -> None:
     """What a dataset that was just written holds."""
-    for name, split in manifest.splits.items():
-        print(f"{name}: {split.utterances} utterances in {len(split.shards)} shards")
+    print(
+        join_lines(
+            f"{name}: {split.utterances} utterances in {len(split.shards)} shards"
+            for name, split in manifest.splits.items()
+        )
+    )
 
 
 def how_to_train(manifest: Manifest, out: str) -> str:
     """The command that trains on a dataset that was just written; where it is not split, on folds of it."""
     modalities, columns = list(manifest.modalities), list(manifest.columns)
-    keys = f"--data.train {out}"
+    keys = f"--data.train {quote(out)}"
     if len(modalities) == 1:
         keys += f" --model.modalities '{json.dumps(modalities)}'"
     if list(manifest.splits) != ["all"]:
@@ -202,9 +208,9 @@ def _run_index(options: argparse.Namespace) -> None:
     how = f"decoded, since {made.decoded}" if made.decoded else "read in place"
     print(f"indexed: {made.url} ({how}); manifest in {made.folder}")
     for extension, count in made.ignored.items():
-        print(f"left out: {count} members {extension}")
+        print(printable(f"left out: {count} members {extension}"))
     if made.without_arrays:
-        shown = ", ".join(made.without_arrays[:SHOWN])
+        shown = printable(", ".join(made.without_arrays[:SHOWN]))
         more = ", ..." if len(made.without_arrays) > SHOWN else ""
         print(f"left out: {len(made.without_arrays)} utterances without an array: {shown}{more}")
 

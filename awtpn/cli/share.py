@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from shlex import quote
 from typing import Any
 
 from awtpn.cli.paths import path_argument
@@ -35,7 +37,7 @@ def add_report(commands: Any) -> None:
 
 
 def run_report(options: argparse.Namespace) -> None:
-    from awtpn.report.report import write_report
+    from awtpn.report.write import write_report
 
     html = options.out or (None if options.markdown else options.runs[0] / "report.html")
     for file in write_report(options.runs, html, options.markdown):
@@ -68,7 +70,7 @@ def run_export(options: argparse.Namespace) -> None:
     from awtpn.sharing.export import export  # torch is slow to import; packing needs none of this
 
     export(options.run, options.out, licence=options.license, graph=options.graph)
-    print(f"exported to {options.out}; share it with: awtpn push {options.out} USER/MODEL")
+    print(f"exported to {options.out}; share it with: awtpn push {quote(str(options.out))} USER/MODEL")
 
 
 def add_push(commands: Any) -> None:
@@ -86,10 +88,18 @@ def add_push(commands: Any) -> None:
 def run_push(options: argparse.Namespace) -> None:
     from awtpn.model import CARD_FILE, README_FILE
     from awtpn.sharing.hub import upload
+    from awtpn.sharing.public import public_provenance
 
     for name in (CARD_FILE, README_FILE):
         if not (options.folder / name).is_file():
             raise ValueError(
-                f"{options.folder} has no {name}: write it with awtpn export RUN {options.folder}"
+                f"{options.folder} has no {name}: write it with awtpn export RUN {quote(str(options.folder))}"
             )
+    card = json.loads((options.folder / CARD_FILE).read_text())
+    if card.get("provenance") and public_provenance(card["provenance"]) != card["provenance"]:
+        raise ValueError(
+            f"{options.folder / CARD_FILE} tells more of the machine it was made on than others should see, "
+            f"such as paths: write it again with awtpn export {quote(str(options.folder))} NEW_DIR, "
+            "and push that"
+        )
     print(f"in {upload(options.folder, options.hub_id, options.private)}")

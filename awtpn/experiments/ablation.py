@@ -21,6 +21,7 @@ from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
 from awtpn.files import write_atomically, write_json
 from awtpn.intervals import standard_error, t_interval
+from awtpn.markdown import inline
 from awtpn.metrics import SUMMARY
 from shards.credentials import has_secrets, redact
 
@@ -154,7 +155,11 @@ def format_ablations(results: Mapping[str, Any]) -> str:
     """The table as Markdown, w-F1 in per cent."""
     base, by, seeds = results["base"], results["by"], results["seeds"]
     runs = len(base["runs"])
-    unit = f"{len({run['fold'] for run in base['runs']})} values of {by}" if by else f"{len(seeds)} seeds"
+    unit = (
+        f"{len({run['fold'] for run in base['runs']})} values of {inline(by)}"
+        if by
+        else f"{len(seeds)} seeds"
+    )
     lines = [
         f"| variant ({runs} runs: {unit}{f', seeds {_listed(seeds)}' if by else ''}) | w-F1 | difference | "
         "standard error | 95 % interval |",
@@ -167,8 +172,8 @@ def format_ablations(results: Mapping[str, Any]) -> str:
             low, high = row["interval"]
             error, interval = f"{100 * row['standard_error']:.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
         mean, difference = 100 * row["mean"][FIGURE], 100 * row["difference"]
-        lines.append(f"| {name} | {mean:.2f} | {difference:+.2f} | {error} | {interval} |")
-    what = f"the means over seeds of each {by}" if by else "seeds"
+        lines.append(f"| {inline(name)} | {mean:.2f} | {difference:+.2f} | {error} | {interval} |")
+    what = f"the means over seeds of each {inline(by)}" if by else "seeds"
     lines += [
         "",
         f"Differences are paired run by run; standard error and Student's t interval are over {what}. "

@@ -29,7 +29,7 @@ def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> li
     """
     try:
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
+        from sklearn.model_selection import GridSearchCV
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError:
@@ -42,19 +42,28 @@ def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> li
     for fold in tqdm(folds, desc="logistic regression", unit="fold"):
         model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
         x, y = (np.concatenate([pooled[value][i] for value in fold.train]) for i in (0, 1))
-        if len(fold.train) > 1:
-            group = np.repeat(np.arange(len(fold.train)), [len(pooled[value][1]) for value in fold.train])
+        if splits := inner_splits(y, [len(pooled[value][1]) for value in fold.train]):
             grid = {"logisticregression__C": INVERSE_PENALTIES}
-            search = GridSearchCV(model, grid, cv=LeaveOneGroupOut(), scoring="f1_weighted")
-            model = search.fit(x, y, groups=group)
-        else:
-            model.fit(x, y)
+            model = GridSearchCV(model, grid, cv=splits, scoring="f1_weighted")
+        model.fit(x, y)
         test_x, test_y, classes = pooled[fold.test]
         confusion = np.zeros((len(classes), len(classes)), np.int64)
         np.add.at(confusion, (test_y, model.predict(test_x)), 1)
         figures = summarise(confusion, classes)
         scores.append(Score(fold.test, None, {name: figures[name] for name in SUMMARY}))
     return scores
+
+
+def inner_splits(
+    label: NDArray[np.int64], sizes: Sequence[int]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to fit and rows to judge, leaving out each of the groups in turn; `sizes` are theirs, in order.
+
+    Where what is left without a group is of one class, nothing can be fitted, and the split is left out.
+    """
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    splits = [(np.flatnonzero(group != g), np.flatnonzero(group == g)) for g in range(len(sizes))]
+    return [(fit, judge) for fit, judge in splits if len(np.unique(label[fit])) > 1]
 
 
 def pooled_features(

@@ -25,6 +25,7 @@ from awtpn.files import write_json
 from awtpn.intervals import t_interval
 from awtpn.metrics import SUMMARY
 from shards.credentials import redact
+from shards.printable import join_lines
 
 RESULTS_FILE = "cross_validation.json"
 FIGURES = ("w-F1", "w-ACC")  # of the printed table
@@ -59,7 +60,7 @@ def cross_validate(
         ValueError: wrong settings, no such column, or `folder` holds runs of other settings.
         RuntimeError: a run failed; the message ends with its output.
     """
-    from awtpn.report.report import write_report
+    from awtpn.report.write import write_report
 
     check_arguments(training, seeds, by)
     splits = make_splits(training, by)
@@ -154,7 +155,7 @@ def format_scores(results: dict[str, Any]) -> str:
             lines.append(f"w-F1, 95 % t-interval over the {what}: {100 * low:.2f} to {100 * high:.2f}")
     if regression:
         lines.append("LR: logistic regression on each utterance's mean and deviation, standardised")
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def _cells(ours: dict[str, float], baseline: dict[str, float] | None) -> str:

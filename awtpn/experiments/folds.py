@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,8 @@ def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
     """The split that is cross-validated, as URL#split, and the values of a metadata column in it.
 
     Raises:
-        ValueError: the utterances have no such column, or values in it are NaN or infinite.
+        ValueError: the utterances have no such column, values in it are NaN or infinite, or a fold would
+            train on one class alone.
     """
     source = stream_source(data, "train")
     assert source is not None
@@ -142,13 +143,35 @@ def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
     if by not in stream.manifest.columns:
         has = sorted(stream.manifest.columns) or "no columns of metadata"
         raise ValueError(f"{stream.url}: no column {by!r} to fold by; it has {has}")
-    values = {meta[by] for _, meta in stream.metadata()}
-    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+    classes: dict[Any, set[str]] = {}
+    for _, meta in stream.metadata():
+        classes.setdefault(meta[by], set()).add(meta["label"])
+    if any(isinstance(value, float) and not math.isfinite(value) for value in classes):
         raise ValueError(
             f"{stream.url}: column {by!r} has values that are NaN or infinite, which no fold can leave out; "
             "mend them and pack the dataset again"
         )
-    return f"{source['url'].partition('#')[0]}#{stream.split}", sorted(values)
+    check_classes(classes, by)
+    return f"{source['url'].partition('#')[0]}#{stream.split}", sorted(classes)
+
+
+def check_classes(classes: Mapping[Any, set[str]], by: str) -> None:
+    """Refuse a fold whose training utterances are all of one class, before anything is trained.
+
+    Args:
+        classes: those that occur, by the column's values.
+        by: the column.
+
+    Raises:
+        ValueError: names the value that is left out.
+    """
+    for value in classes if len(classes) > 1 else ():
+        others = set[str]().union(*(found for other, found in classes.items() if other != value))
+        if len(others) < 2:
+            raise ValueError(
+                f"without {by} {value!r} all utterances are of the class {next(iter(others))!r}, and there "
+                "is nothing to learn: cross-validate by another column"
+            )
 
 
 def leave_one_out(values: Sequence[Any]) -> list[Fold]:

@@ -166,8 +166,9 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
                 if code is None:
                     return
                 if not is_done(job.run_dir):
-                    tail = redact(log.read_text())[-LOG_TAIL:]
-                    raise RuntimeError(f"{job.run_dir} ended with status {code}; {log} ends:\n{tail}")
+                    # A progress bar returns to the line's beginning instead of ending it.
+                    end = redact(log.read_text(errors="replace"))[-LOG_TAIL:].replace("\r", "\n")
+                    raise RuntimeError(f"{job.run_dir} ended with status {code}; {log} ends:\n{end}")
             # Again: since the first look, another process may have trained something else in the folder.
             check_same_settings(job)
             bar.update(1)

@@ -22,6 +22,7 @@ from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import figures
 from awtpn.files import write_json
 from shards.credentials import has_secrets
+from shards.printable import join_lines
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"
@@ -158,4 +159,4 @@ def format_choice(by: str | None, chosen: Chosen) -> str:
         point = " ".join(f"{key}={value}" for key, value in choice["point"].items())
         where = f"{by} {test}, chosen on its training groups" if by else "chosen on the split val"
         lines.append(f"{where}: {point} ({DECIDES} there {100 * choice['validation']:.2f})")
-    return "\n".join(lines)
+    return join_lines(lines)

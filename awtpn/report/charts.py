@@ -1,45 +1,51 @@
-"""Charts of a report as inline SVG: pure functions from numbers to text.
+"""Charts of a report as inline SVG: pure functions from numbers to `Markup`.
 
 Colours are CSS variables of the page (`--accent`, `--ink`, ...), so that one drawing serves light, dark and
-paper. Names are escaped; nothing is fetched from anywhere.
+paper. Every element is formatted by `Markup.format`, which escapes what is put in; nothing is fetched.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
+
+from shards.printable import printable
 
 MOST_NUMBERS = 16  # classes beyond which a matrix shows shades alone
 POINTS = 120  # of a curve
 LETTER = 6.6  # width of a letter, px
+LONGEST = 32  # letters of a class's name; the rest is in the cells' titles
+
+LINE = Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
 
 
-def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> str:
+def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Markup:
     """Counts [C, C], true classes as rows: shade and number are shares of the row, below it the count."""
     count = len(classes)
     numbers = count <= MOST_NUMBERS
     cell = 52 if numbers else max(8, 640 // count)
-    longest = LETTER * max(map(len, classes))
+    names = [_shorten(name) for name in classes]
+    longest = LETTER * max(map(len, names))
     left, top = longest + 26, 0.72 * longest + 22
     parts = []
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     for i, true in enumerate(classes):
         y = top + i * cell
-        parts.append(_text(left - 8, y + cell / 2 + 4, true, anchor="end"))
-        x = left + i * cell + cell / 2 + 4
-        parts.append(_text(x, top - 8, true, extra=f'transform="rotate(-45 {x:.0f} {top - 8:.0f})"'))
+        parts.append(_text(left - 8, y + cell / 2 + 4, names[i], anchor="end"))
+        parts.append(_text(left + i * cell + cell / 2 + 4, top - 8, names[i], turned=-45))
         for j, predicted in enumerate(classes):
             x, part = left + j * cell, float(share[i, j])
             title = f"{true} taken for {predicted}: {confusion[i, j]} of {confusion[i].sum()}"
-            parts.append(
-                f'<rect x="{x:.0f}" y="{y:.0f}" width="{cell - 2}" height="{cell - 2}" rx="3" '
-                f'class="{"hit" if i == j else "miss"}" fill-opacity="{0.04 + 0.96 * part:.2f}">'
-                f"<title>{escape(title)}</title></rect>"
+            square = Markup(
+                '<rect x="{:.0f}" y="{:.0f}" width="{side}" height="{side}" rx="3" class="{}" '
+                'fill-opacity="{:.2f}"><title>{}</title></rect>'
             )
+            css = "hit" if i == j else "miss"
+            parts.append(square.format(x, y, css, 0.04 + 0.96 * part, printable(title), side=cell - 2))
             if numbers and confusion[i, j]:
                 strong = " strong" if part > 0.5 else ""
                 middle = x + cell / 2 - 1
@@ -54,7 +60,7 @@ def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> str:
 
 def curve_svg(
     curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, percent: bool = False
-) -> str:
+) -> Markup:
     """The mean of curves (steps, values) over steps, and the band from the least to the greatest of them."""
     width, height, left, right, top, bottom = 270, 180, 42, 10, 30, 26
     curves = [curve for curve in curves if len(curve[0])]
@@ -75,18 +81,16 @@ def curve_svg(
     parts = [_text(left, 16, title, css="title")]
     for tick in ticks:
         shown = f"{100 * tick:.0f}" if percent else f"{tick:g}"
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-            + _text(left - 6, y(tick) + 4, shown, "end", css="tick")
-        )
+        parts.append(LINE.format("grid", left, width - right, y(tick), y(tick)))
+        parts.append(_text(left - 6, y(tick) + 4, shown, "end", css="tick"))
     for step in [t for t in nice_ticks(0, end, 4) if t <= end]:
         parts.append(_text(x(step), height - 8, f"{step:g}", "middle", css="tick"))
     if len(curves) > 1:
         outline = [*zip(steps, high, strict=True), *zip(steps[::-1], low[::-1], strict=True)]
         points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in outline)
-        parts.append(f'<polygon class="band" points="{points}"/>')
+        parts.append(Markup('<polygon class="band" points="{}"/>').format(points))
     points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, mean, strict=True))
-    parts.append(f'<polyline class="curve" points="{points}"/>')
+    parts.append(Markup('<polyline class="curve" points="{}"/>').format(points))
     return _svg(width, height, f"{title} over steps", parts)
 
 
@@ -113,7 +117,7 @@ def common_grid(
     return edges, np.stack(rows)
 
 
-def calibration_svg(table: Sequence[dict[str, float]]) -> str:
+def calibration_svg(table: Sequence[dict[str, float]]) -> Markup:
     """Accuracy over confidence; a circle's area is its share of the utterances, the diagonal is honest."""
     size, left, bottom, margin = 264, 52, 40, 20  # a circle at 100 % has room
     side, top = size - left - margin, margin
@@ -124,10 +128,10 @@ def calibration_svg(table: Sequence[dict[str, float]]) -> str:
     def y(value: float) -> float:
         return top + side * (1 - value)
 
-    parts = [f'<line class="diagonal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>']
+    parts = [LINE.format("diagonal", x(0), x(1), y(0), y(1))]
     for tick in (0, 0.25, 0.5, 0.75, 1):
         parts.append(
-            f'<line class="grid" x1="{x(0)}" x2="{x(1)}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            LINE.format("grid", x(0), x(1), y(tick), y(tick))
             + _text(left - 6, y(tick) + 4, f"{100 * tick:.0f}", "end", css="tick")
             + _text(x(tick), y(0) + 16, f"{100 * tick:.0f}", "middle", css="tick")
         )
@@ -137,17 +141,14 @@ def calibration_svg(table: Sequence[dict[str, float]]) -> str:
         title = (
             f"{row['count']:.0f} answers of confidence {row['confidence']:.2f}: {row['accuracy']:.2f} right"
         )
-        parts.append(
-            f'<circle class="dot" cx="{x(row["confidence"]):.1f}" cy="{y(row["accuracy"]):.1f}" '
-            f'r="{radius:.1f}"><title>{title}</title></circle>'
-        )
+        dot = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
+        parts.append(dot.format(x(row["confidence"]), y(row["accuracy"]), radius, title))
     parts.append(_text(x(0.5), y(0) + 32, "confidence, %", "middle", css="tick"))
-    upright = f'transform="rotate(-90 12 {y(0.5):.0f})"'
-    parts.append(_text(12, y(0.5), "right answers, %", "middle", css="tick", extra=upright))
+    parts.append(_text(12, y(0.5), "right answers, %", "middle", css="tick", turned=-90))
     return _svg(size, top + side + bottom, "accuracy over confidence", parts)
 
 
-def interval_svg(mean: float, low: float, high: float) -> str:
+def interval_svg(mean: float, low: float, high: float) -> Markup:
     """A figure and its interval on the line from 0 to 1, beyond which few folds may reach."""
     width, height, y, radius = 200, 16, 8, 4
     label = f"{100 * mean:.1f}, interval {100 * low:.1f} to {100 * high:.1f}"
@@ -160,9 +161,9 @@ def interval_svg(mean: float, low: float, high: float) -> str:
         height,
         label,
         [
-            f'<line class="axis" x1="{x(0)}" x2="{x(1)}" y1="{y}" y2="{y}"/>',
-            f'<line class="range" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}"/>',
-            f'<circle class="mark" cx="{x(mean):.1f}" cy="{y}" r="{radius}"/>',
+            LINE.format("axis", x(0), x(1), y, y),
+            LINE.format("range", x(low), x(high), y, y),
+            Markup('<circle class="mark" cx="{:.1f}" cy="{}" r="{}"/>').format(x(mean), y, radius),
         ],
     )
 
@@ -177,12 +178,20 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "label", extra: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}" {extra}>{escape(text)}</text>'
+def _text(
+    x: float, y: float, text: str, anchor: str = "start", css: str = "label", turned: float | None = None
+) -> Markup:
+    """A text; `turned` by so many degrees about the place where it is."""
+    turn = "" if turned is None else Markup(' transform="rotate({:g} {:.0f} {:.0f})"').format(turned, x, y)
+    element = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}"{}>{}</text>')
+    return element.format(x, y, anchor, css, turn, printable(text))
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
-        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
-    )
+def _shorten(name: str) -> str:
+    shown = printable(name)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+def _svg(width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
+    element = Markup('<svg viewBox="0 0 {w:.0f} {h:.0f}" width="{w:.0f}" role="img" aria-label="{}">{}</svg>')
+    return element.format(label, Markup("").join(parts), w=width, h=height)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import yaml
-
-from awtpn.board.board import leaves
-from awtpn.intervals import Interval
+from awtpn.markdown import Markdown, block, bold, code, inline, table
 from awtpn.metrics import SUMMARY
-from awtpn.report.confidence import calibration, calibration_error
-from awtpn.report.report import Report
-
-MEANINGS = {
-    "w-ACC": "utterances that are right",
-    "w-F1": "F1 averaged by class size",
-    "UA": "mean recall",
-    "macro-F1": "mean F1",
-}
+from awtpn.report.data import Report
+from awtpn.report.text import (
+    MEANINGS,
+    calibration_words,
+    config_text,
+    cost_rows,
+    percent,
+    reading,
+    sentence,
+    span,
+    version_rows,
+)
 
 
 def render_markdown(report: Report) -> str:
     """The whole report but its charts."""
     sections = [
-        f"# AWTPN on {report.dataset}\n\n{sentence(report)}",
+        f"# AWTPN on {inline(report.dataset)}\n\n{inline(sentence(report))}",
         "## Figures\n\n" + headline(report) + "\n\n" + reading(report),
         *([fold_table(report)] if len(report.runs) > 1 else []),
         "## Classes\n\n" + class_table(report),
@@ -37,16 +34,6 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def sentence(report: Report) -> str:
-    """What was measured, in one sentence."""
-    finished = max(str(run.status["time"]) for run in report.runs)[:10]
-    split = "test" if report.role == "test" else "validation (there were no test utterances)"
-    return (
-        f"{report.what[0].upper()}{report.what[1:]}; {report.utterances:,} {split} utterances, "
-        f"{len(report.classes)} classes; finished {finished}."
-    )
-
-
 def headline(report: Report) -> str:
     """The four figures in per cent, their intervals, and others' figures beside them."""
     paper, baseline = report.paper, report.baseline
@@ -54,35 +41,13 @@ def headline(report: Report) -> str:
     head += ["paper"] * bool(paper) + ["logistic regression"] * bool(baseline)
     rows = []
     for name in SUMMARY:
-        row = [f"**{name}** ({MEANINGS[name]})", f"**{percent(report.means[name])}**"]
+        row: list[str] = [Markdown(f"**{name}** ({MEANINGS[name]})"), bold(percent(report.means[name]))]
         row += [span(intervals, name) for intervals in (report.over_utterances, report.over_trainings)]
         for others in (paper, baseline):
             if others:
                 row.append(percent(others[name]) if name in others else "not given")
         rows.append(row)
     return table(head, rows)
-
-
-def reading(report: Report) -> str:
-    """What the intervals are, and what they are not."""
-    said = []
-    if over := report.over_utterances:
-        said.append(
-            f"*Over utterances*: {over['w-F1'].how}, without strata; utterances of one speaker resemble "
-            "each other, so the truth is somewhat wider."
-        )
-    else:
-        said.append("*Over utterances*: not known: the runs kept no predictions of the same utterances.")
-    if over := report.over_trainings:
-        said.append(f"*Over {report.draws}*: {over['w-F1'].how}.")
-        if len(report.folds) > 1 and len(report.seeds) > 1:
-            said.append(
-                f"The {len(report.runs)} runs are no {len(report.runs)} independent draws, since runs of a "
-                "fold share its utterances: seeds are averaged within a fold first."
-            )
-    else:
-        said.append("*Over seeds*: not known from one run; more seeds or folds tell.")
-    return " ".join(said)
 
 
 def fold_table(report: Report) -> str:
@@ -94,7 +59,7 @@ def fold_table(report: Report) -> str:
         by_seed = {run.seed: run.figures["w-F1"] for run in runs}
         mean = sum(by_seed.values()) / len(by_seed)
         cells = [percent(by_seed[s]) if s in by_seed else "not run" for s in seeds]
-        rows.append([fold or "(the split's own)", *cells, f"**{percent(mean)}**"])
+        rows.append([fold or "(the split's own)", *cells, bold(percent(mean))])
     return f"w-F1 of each run:\n\n{table(head, rows)}"
 
 
@@ -111,99 +76,23 @@ def confusion_table(report: Report) -> str:
     rows = []
     for name, counts in zip(report.classes, report.pooled["confusion_matrix"], strict=True):
         total = max(sum(counts), 1)
-        rows.append([f"**{name}**", *(f"{100 * n / total:.0f} ({n})" if n else "" for n in counts)])
+        rows.append([bold(name), *(f"{100 * n / total:.0f} ({n})" if n else "" for n in counts)])
     return table(["", *report.classes], rows)
-
-
-def calibration_words(report: Report) -> str:
-    if report.predictions is None:
-        return "Not known: the runs kept no predictions."
-    error = calibration_error(calibration(report.predictions))
-    return f"Expected calibration error {100 * error:.1f} % (ten bins of the highest probability)."
 
 
 def cost_table(report: Report) -> str:
     return table(["", ""], [list(row) for row in cost_rows(report)])
 
 
-def cost_rows(report: Report) -> list[tuple[str, str]]:
-    """What the runs took, in words; what they did not record is said."""
-    statuses = [run.status for run in report.runs]
-    devices = ", ".join(sorted({str(s.get("device", "a device not recorded")) for s in statuses}))
-    ranks = ", ".join(sorted({f"{s['ranks']} ({s['engine']})" for s in statuses}))
-    rates = [line["utterances_per_s"] for run in report.runs for line in run.lines]
-    rows = [("ranks", f"{ranks}, {devices}")]
-    if all("rank_seconds" in s for s in statuses):
-        wall, spent = (sum(s[key] for s in statuses) for key in ("seconds", "rank_seconds"))
-        on_cpu = devices == "cpu"
-        threads = ", ".join(sorted({str(s["threads"]) for s in statuses}))
-        unit = f"process-hours of {threads} thread{'s' if threads != '1' else ''}" if on_cpu else "GPU-hours"
-        of = f" ({len(statuses)} runs, one after another)" if len(statuses) > 1 else ""
-        rows += [("cost", f"{spent / 3600:.2g} {unit}"), ("wall time", f"{duration(wall)}{of}")]
-    else:
-        rows.append(("cost", "not recorded by these runs"))
-    rates.sort()
-    rows.append(("training speed", f"{rates[len(rates) // 2]:,.0f} utterances/s (median over steps)"))
-    rows.append(("steps", ", ".join(sorted({f"{s['step']:,}" for s in statuses}))))
-    rows += [("steps left out", report.steps_left_out)] if report.steps_left_out else []
-    return rows
-
-
 def reproduction(report: Report) -> str:
-    parts = [f"```\n{report.command}\n```", table(["", ""], [list(row) for row in version_rows(report)])]
+    parts: list[str] = [block(report.command), table(["", ""], [list(row) for row in version_rows(report)])]
     head = ["run", "fingerprint of the last step's utterances", "digest of all steps'"]
-    rows = [[f"`{run.dir.name}`", *(f"`{word}`" for word in run.fingerprints)] for run in report.runs]
+    rows = [[code(word) for word in (run.dir.name, *run.fingerprints)] for run in report.runs]
     parts.append(table(head, rows))
     parts.append(
         "Equal fingerprints: the same utterances in the same places, whatever the number of ranks. The "
         "configuration"
         + (" of the first run" if len(report.runs) > 1 else "")
-        + f":\n\n```yaml\n{config_text(report)}```"
+        + f":\n\n{block(config_text(report), 'yaml')}"
     )
     return "\n\n".join(parts)
-
-
-def version_rows(report: Report) -> list[tuple[str, str]]:
-    """Software and data that the runs had; versions that differ between runs are all named."""
-    names = dict.fromkeys(name for run in report.runs for name in run.status.get("versions", {}))
-    rows = [
-        (name, ", ".join(sorted({str(run.status.get("versions", {}).get(name)) for run in report.runs})))
-        for name in names
-    ] or [("versions", "not recorded by these runs")]
-    commits = sorted({str(run.status["commit"]) for run in report.runs if run.status.get("commit")})
-    rows += [("commit", ", ".join(commits))] if commits else []
-    return rows + [(f"data: {key}", str(value)) for key, value in provenance(report).items()]
-
-
-def provenance(report: Report) -> dict[str, Any]:
-    """How the features were made, as their manifest tells."""
-    found = report.runs[0].model.get("provenance") or {}
-    return leaves({"name": report.dataset, **found})
-
-
-def config_text(report: Report) -> str:
-    return yaml.safe_dump(report.runs[0].config, sort_keys=False)
-
-
-# --- Pieces --------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
-
-
-def span(intervals: dict[str, Interval] | None, name: str) -> str:
-    return f"{percent(intervals[name].low)} to {percent(intervals[name].high)}" if intervals else "not known"
-
-
-def duration(seconds: float) -> str:
-    """3725 -> "1 h 2 min"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -6,11 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from awtpn.checkpoint import find_model
 from awtpn.model import AWTPN, CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.model_files import read_card, write_checksums
 from awtpn.results import RESULTS_FILE, read_results
 from awtpn.sharing.modelcard import render_card
+from awtpn.sharing.public import public_card
 from shards.json_text import json_text
 
 
@@ -37,13 +41,14 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         print(f"exported without results: {stored.note or f'{source} has no {RESULTS_FILE}'}")
     elif stored.note:
         print(stored.note)
+    card = public_card(card)
+    card.pop("graph", None)  # of an export that is exported again: its graphs are not copied
     if licence:
         card["licence"] = licence
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    shutil.copyfile(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-    card.pop("graph", None)  # of an export that is exported again, without its graphs
+    copy_weights(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
     if graph:
         from awtpn.sharing.graph import write_graphs
 
@@ -52,3 +57,13 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     (temporary / README_FILE).write_text(render_card(card, out.name))
     write_checksums(temporary, (WEIGHTS_FILE, CARD_FILE, *card.get("graph", ())))
     os.replace(temporary, out)
+
+
+def copy_weights(source: Path, out: Path) -> None:
+    """Copy a safetensors file without notes that other programs may have left in it."""
+    with safe_open(source, "pt") as file:
+        notes = file.metadata()
+    if notes:
+        save_file(load_file(source), out)
+    else:
+        shutil.copyfile(source, out)

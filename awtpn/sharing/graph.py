@@ -112,9 +112,14 @@ def trace(model: AWTPN) -> torch.export.ExportedProgram:
         examples += pad([np.ones((lengths[modality], dim), np.float32)] * 3, dim)
         shapes += [{0: batch, 1: steps}] * 2
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             PaddedAWTPN(model.cpu()), tuple(examples), dynamic_shapes=(tuple(shapes),), strict=False
         )
+    for part in program.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)  # lines of source files, by their paths on this machine
+    return program
 
 
 def write_graphs(model: AWTPN, folder: Path) -> dict[str, str]:
@@ -152,6 +157,9 @@ def write_onnx(program: torch.export.ExportedProgram, model: AWTPN, path: Path) 
             verbose=False,
         )
     assert converted is not None
+    for graph in (converted.model.graph, *converted.model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()  # where in which source file it came from
     converted.save(path)
     if importlib.util.find_spec("onnxruntime"):
         import onnxruntime

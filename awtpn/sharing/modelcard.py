@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from awtpn.intervals import Interval, bootstrap_confusion
+from awtpn.markdown import block, code, inline, table
 from awtpn.metrics import SUMMARY, paper_figures
+from awtpn.sharing.public import public_card
+from shards.printable import printable
 
 LIBRARY = "awtpn"
 TAGS = ("emotion-recognition", "multimodal", "audio", "video", "prototypes", "safetensors")
@@ -22,12 +24,14 @@ def render_card(card: Mapping[str, Any], name: str = "AWTPN") -> str:
     """README.md of a model: YAML front matter that the hub reads, and text for people.
 
     Args:
-        card: of `AWTPN.card`, with `dataset`, `results`, `licence` and `graph` where they are known.
+        card: of `AWTPN.card`, with `dataset`, `results`, `licence` and `graph` where they are known; what
+            others may not see of it is left out.
         name: of the model.
     """
+    card = public_card(card)
     sections = [
         front_matter(card, name),
-        f"# {name}\n\n{summary(card)}",
+        f"# {inline(name)}\n\n{summary(card)}",
         f"## Use\n\n{usage(card)}",
         f"## Results\n\n{results(card)}",
         f"## Training data\n\n{data(card)}",
@@ -44,7 +48,7 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
 
     role, figures = reported(card)
     made_up = (card.get("provenance") or {}).get("format") == "demo"
-    dataset = str(card.get("dataset") or "unnamed")
+    dataset = printable(card.get("dataset") or "unnamed")
     evaluations = [
         EvalResult(
             task_type="audio-classification",
@@ -65,7 +69,7 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
         license=card.get("licence"),
         datasets=None if made_up else [dataset],  # which the hub would make a link of
         metrics=sorted(set(METRICS.values())),
-        model_name=name,
+        model_name=printable(name),
         eval_results=evaluations or None,
     )
     return f"---\n{front.to_yaml()}\n---"
@@ -83,9 +87,9 @@ def reported(card: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 def summary(card: Mapping[str, Any]) -> str:
     model, dims = card["model"], card["feature_dims"]
-    streams = " and ".join(f"{name} ({dim} features per step)" for name, dim in dims.items())
+    streams = " and ".join(f"{inline(name)} ({dim} features per step)" for name, dim in dims.items())
     weights = "reliability weights by attention" if model["awm"] == "adaptive" else "plain averages over time"
-    classes = ", ".join(card["classes"])
+    classes = ", ".join(map(inline, card["classes"]))
     return (
         "An Adaptive Weighted Temporal Prototype Network for multimodal emotion recognition: features of "
         f"{streams}, one shared space of {model['shared_dim']} dimensions, "
@@ -119,37 +123,36 @@ def results(card: Mapping[str, Any]) -> str:
     paper = paper_figures(str(card.get("dataset") or "")) or {}
     split = "test" if role == "test" else "validation (which also chose the checkpoint, so they flatter it)"
     head = ["", "this model", "95 % interval"] + ["paper"] * bool(paper)
-    lines = [_row(head), _row(["---"] * len(head))]
+    rows = []
     for name in SUMMARY:
         cells = [name, f"{100 * figures[name]:.2f}", _span(intervals[name])]
         if paper:
             cells.append(f"{100 * paper[name]:.2f}" if name in paper else "not given")
-        lines.append(_row(cells))
-    of_class = [_row(["class", "precision", "recall", "F1", "utterances"]), _row(["---"] * 5)]
+        rows.append(cells)
+    of_class = []
     for name, of in figures["per_class"].items():
         numbers = [f"{100 * of[key]:.2f}" for key in ("precision", "recall", "f1")]
-        of_class.append(_row([name, *numbers, f"{of['support']:,}"]))
-    dataset = card.get("dataset") or "unnamed data"
+        of_class.append([name, *numbers, f"{of['support']:,}"])
+    dataset = inline(card.get("dataset") or "unnamed data")
     unknown = "" if card["results"].get("checkpoint") else f" {UNKNOWN_WEIGHTS}"
     return (
         f"On {figures['utterances']:,} {split} utterances of {dataset}, per cent.{unknown} "
         "w-ACC: utterances that are right; w-F1: F1 averaged by class size; UA: mean recall. Intervals: "
         f"{intervals['w-F1'].how}, without strata; they say nothing of other speakers or recordings.\n\n"
-        + "\n".join(lines)
+        + table(head, rows)
         + "\n\n"
-        + "\n".join(of_class)
+        + table(["class", "precision", "recall", "F1", "utterances"], of_class)
     )
 
 
 def data(card: Mapping[str, Any]) -> str:
     """What it was trained on, as far as the shards' manifest said."""
-    trained = f"Trained on {card.get('dataset') or 'data whose name is not recorded'}."
-    known = {key: _without_folders(value) for key, value in (card.get("provenance") or {}).items()}
-    known.pop("command", None)  # its paths are the owner's
+    trained = f"Trained on {inline(card.get('dataset') or 'data whose name is not recorded')}."
+    known = card.get("provenance")
     if not known:
         return f"{trained} How its features were made is not recorded."
-    told = json.dumps(known, indent=1)
-    return f"{trained} How its features were made, as the manifest recorded it:\n\n```json\n{told}\n```"
+    told = block(json.dumps(known, indent=1), "json")
+    return f"{trained} How its features were made, as the manifest recorded it:\n\n{told}"
 
 
 def files(card: Mapping[str, Any]) -> str:
@@ -158,7 +161,7 @@ def files(card: Mapping[str, Any]) -> str:
         "- `config.json`: shape of the network, class names in label order, provenance, results",
         "- `checksums.json`: size and SHA-256 of the others, which loading compares",
     ]
-    lines += [f"- `{name}`: {what}" for name, what in (card.get("graph") or {}).items()]
+    lines += [f"- {code(name)}: {inline(what)}" for name, what in (card.get("graph") or {}).items()]
     return "\n".join(lines)
 
 
@@ -176,17 +179,8 @@ LIMITS = """- It names the emotion that the training data's annotators or actors
   at work and in education is prohibited in the European Union (AI Act, Article 5)."""
 
 
-def _without_folders(value: Any) -> Any:
-    """The name alone of what looks like a path on somebody's machine."""
-    return PurePath(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _span(interval: Interval) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awtpn.config import make_parser
+from awtpn.config import make_parser, parse_command_line
 from awtpn.experiments import baseline, crossvalidation, runner, sweep
 from awtpn.experiments.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
 from awtpn.experiments.runner import Job
+from awtpn.trainer import main as train
 from shards import pack
 from shards.sources import npz
 
@@ -223,3 +224,37 @@ def test_trains_every_fold_and_goes_on_where_it_stopped(
         crossvalidation.cross_validate(training, "fold", [0, 1], folder)
     with pytest.raises(ValueError, match=r"no column 'speaker'.*fold"):
         crossvalidation.cross_validate(training, "speaker", [0], folder)
+
+
+def of_speakers(folder: Path, label: Sequence[int], speaker: Sequence[int]) -> str:
+    """A dataset whose column `speaker` may decide the class."""
+    truth = np.array(label)
+    features = np.random.default_rng(0).normal(size=(len(truth), 3, 4)) + 3 * truth[:, None, None]
+    names = np.array([f"u{i}" for i in range(len(truth))])
+    arrays = {"audio": features, "video": features, "label": truth, "speaker": np.array(speaker)}
+    np.savez(folder / "speakers.npz", ids=names, **arrays)
+    source = npz.read(folder / "speakers.npz")
+    pack(source.samples, str(folder / "speakers"), classes=source.classes, progress=False)
+    return str(folder / "speakers")
+
+
+def test_a_fold_of_one_class_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    training = [f"--data.train={of_speakers(tmp_path, [0] * 8 + [1] * 8, [7] * 8 + [8] * 8)}"]
+    with pytest.raises(ValueError, match=r"without speaker 7 all utterances are of the class 'class_1'"):
+        crossvalidation.cross_validate(training, "speaker", [0], tmp_path / "cv")
+    assert not (tmp_path / "cv").exists()
+    with pytest.raises(ValueError, match=r"all 8 training utterances of \S+ are of the class 'class_0'"):
+        train([*training, "--data.select.train={speaker: 7}", "--run.dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_baseline_chooses_among_groups_that_leave_two_classes(tmp_path: Path) -> None:
+    """Two speakers of one class each and a third of both: some inner fits would have one class."""
+    pytest.importorskip("sklearn")
+    url = of_speakers(tmp_path, [0] * 8 + [1] * 8 + [0, 1] * 4, [7] * 8 + [8] * 8 + [9] * 8)
+    data = parse_command_line([f"--data.train={url}"])[0].data
+    scores = baseline.logistic_regressions(data, "speaker", leave_one_out([7, 8, 9]))
+    assert [score.fold for score in scores] == [7, 8, 9]
+    assert scores[2].figures["w-ACC"] > 0.9, "without an inner split that could be fitted, nothing is chosen"
+    assert baseline.inner_splits(np.array([0, 0, 1, 1]), [2, 2]) == []
+    assert len(baseline.inner_splits(np.array([0, 0, 1, 0]), [2, 2])) == 1

@@ -90,3 +90,14 @@ def test_the_learning_rate_rises_then_falls_to_zero() -> None:
 def test_impossible_settings_are_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"optim.{key}"):
         OptimConfig(**{key: value}).validate()  # type: ignore[arg-type]
+
+
+def test_figures_of_one_class_say_what_they_do_not_tell() -> None:
+    one = format_table(summarise(np.array([[5]]), ["sad"]))
+    assert "note: the model knows one class only" in one
+    confusion = np.zeros((4, 4), np.int64)
+    confusion[1, :2] = 2, 7
+    assert "note: all utterances are of the class 'b': nothing is told" in format_table(
+        summarise(confusion, NAMES)
+    )
+    assert "note" not in format_table(summarise(np.eye(4, dtype=np.int64), NAMES))

@@ -78,5 +78,5 @@ def test_nobodys_folders_are_told() -> None:
     }
     body = render_card(card(provenance=provenance))
     assert "someone" not in body
-    assert '"source": "f.npz"' in body
+    assert "f.npz" not in body
     assert '"encoder": "e"' in body

@@ -10,12 +10,15 @@ import pytest
 import yaml
 from support import ALONE, CLASSES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from awtpn.board import board as boards
 from awtpn.board.board import Board, leaves, prototype_figures
+from awtpn.board.projector import write_projector
 from awtpn.board.snapshot import BUCKETS, Embeddings, Example, Snapshot
 from awtpn.config import Config, DataConfig
+from awtpn.markdown import table
 from awtpn.metrics import summarise
 from awtpn.monitor import GROUPS, Monitor, cut_back, log_results, write_atomically, write_status
 from shards import FeatureStream
@@ -246,3 +249,18 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
     assert record["status"] == "failed"
     assert record["error"] == "why"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "status.json"], "no temporary files"
+
+
+def test_words_of_data_are_text_in_tensorboard(tmp_path: Path) -> None:
+    hostile = "a|b <img src=x> *c*\x1b[2J\n# forged"
+    shown = str(markdown_to_safe_html(table(["", ""], [[hostile, "d"], ["e", hostile]])))
+    assert shown.count("<td") == 4
+    assert "<em>" not in shown
+    assert "<h1>" not in shown
+    assert shown.count("a|b &lt;img src=x&gt; *c*\\x1b[2J\\n# forged") == 2
+    embeddings = Embeddings([hostile], *(np.zeros(1, np.int64),) * 2, *(np.zeros((1, 2), np.float32),) * 2)
+    write_projector(tmp_path, "last", embeddings, ["\x9bsad"])
+    rows = (tmp_path / "projector" / "last.tsv").read_text().splitlines()
+    assert [len(row.split("\t")) for row in rows] == [5, 5, 5]
+    assert r"\x1b[2J" in rows[1]
+    assert r"\x9bsad" in rows[1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,15 @@ from torch import nn
 
 from awtpn.config import Config
 from awtpn.model import AWTPN
-from awtpn.optim import GuardedAdamW, make_optimizer, tell_norm
+from awtpn.optim import (
+    GuardedAdamW,
+    OptimConfig,
+    learning_rate,
+    make_optimizer,
+    schedule_change,
+    tell_norm,
+)
+from awtpn.trainer import main as train
 from awtpn.trainer import train_step
 
 BATCH = batch(utterances([(4, 3), (2, 5)] * 4, dtype=torch.float32), [0, 1, 2, 0, 1, 2, 0, 1])
@@ -67,3 +77,34 @@ def test_a_gradient_scaler_keeps_its_say() -> None:
         assert torch.equal(weight, before) is not moves
         optimizer.zero_grad()
     assert not hasattr(optimizer, "found_inf")
+
+
+def test_another_schedule_is_told_with_both_rates() -> None:
+    config = OptimConfig(lr=1e-3, warmup_steps=0)
+    last = learning_rate(config, 29, 30)
+    assert schedule_change(config, last, 30, 30) is None, "nothing is left to do"
+    assert schedule_change(config, learning_rate(config, 14, 30), 15, 30) is None, "an interrupted run"
+    told = schedule_change(config, last, 30, 60)
+    assert told is not None
+    assert f"was {last:.3g} at step 30 and is 0.0005 at step 31: the cosine schedule now has 60 steps" in told
+    assert schedule_change(OptimConfig(schedule="constant"), 1e-3, 30, 60) is None
+    lower = schedule_change(OptimConfig(schedule="constant", lr=1e-4), 1e-3, 30, 60)
+    assert lower is not None, "another optim.lr is told of, too"
+    assert schedule_change(config, None, 30, 60) is None
+    assert schedule_change(config, last, 0, 60) is None
+
+
+def test_a_run_that_is_extended_says_how_the_rate_jumps(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.train", corpus, "--run.dir", str(tmp_path / "run"), "--model.shared_dim", "8"]
+    words += ["--train.global_batch_size", "16", "--optim.warmup_steps", "0", "--train.pictures", "never"]
+    train([*words, "--train.epochs", "2"])
+    assert "learning rate" not in capsys.readouterr().out
+    train([*words, "--train.epochs", "4"])
+    said = capsys.readouterr().out
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last, following = rates[len(rates) // 2 - 1 :][:2]
+    assert following > 10 * last
+    assert f"the learning rate was {last:.3g} at step 8 and is {following:.3g} at step 9" in said
+    assert said.index("the learning rate was") < said.index("epoch 3")

@@ -113,3 +113,13 @@ def test_the_same_validation_is_drawn_the_same() -> None:
     table = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
     first, second = (prototype_map(table, CLASSES[:4], table + 1, "title") for _ in range(2))
     assert (first == second).all()
+
+
+def test_names_are_text_and_no_formulas() -> None:
+    """What is no formula would end a run in an error, and what is one would be drawn as another name."""
+    names = [r"$\frac{1}$", "$x^2$", "sad\x1b[2J\n\N{RIGHT-TO-LEFT OVERRIDE}"]
+    table = np.eye(3, 4, dtype=np.float32)
+    confusion_matrix(np.eye(3, dtype=np.int64), names, "validation")
+    prototype_map(table, names, None, "prototypes")
+    examples = [Example(r"$\frac$", i, 0, 0.5, {"audio": np.ones(2, np.float32) / 2}) for i in range(3)]
+    weights_over_time(examples, names, "weights")

@@ -13,8 +13,8 @@ import pytest
 from shards_support import corpus, pack, utterance
 
 from shards import FeatureStream, target
-from shards.replacement import generation_of, named_files
 from shards.manifest import parse_manifest
+from shards.replacement import generation_of, named_files
 from shards.schema import MANIFEST
 from shards.verify import verify
 

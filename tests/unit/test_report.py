@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from numpy.typing import NDArray
 
 from awtpn.config import Config, dump
 from awtpn.intervals import bootstrap, t_interval
 from awtpn.losses import TERMS
+from awtpn.markdown import block, bold, code, inline, table
 from awtpn.metrics import summarise
 from awtpn.predictions import read_predictions
 from awtpn.report import charts
 from awtpn.report.confidence import calibration, calibration_error, surest_mistakes
+from awtpn.report.data import gather
 from awtpn.report.html import render_html
-from awtpn.report.markdown import duration, render_markdown
-from awtpn.report.report import gather, write_report
+from awtpn.report.markdown import render_markdown
+from awtpn.report.text import duration
+from awtpn.report.write import write_report
+from shards.printable import printable
 
 CLASSES = ["calm", "<b>happy</b>", "sad & low"]
 
@@ -229,8 +236,10 @@ class Tags(HTMLParser):
         self.open: list[str] = []
         self.suspicious: list[str] = []
         self.text: list[str] = []
+        self.tags: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
         if tag in ("script", "link", "img", "iframe", "object"):
             self.suspicious.append(tag)
         self.suspicious += [name for name, _ in attrs if name in ("src", "href") or name.startswith("on")]
@@ -261,7 +270,7 @@ def test_the_page_stands_alone_and_tells_every_figure(tmp_path: Path) -> None:
     tags.feed(page)
     assert tags.open == []
     assert tags.suspicious == []
-    assert "http" not in page
+    assert "http" not in page.replace("http-equiv", "")
     assert "url(" not in page
     shown = "".join(tags.text)
     assert "<b>happy</b>" in shown, "names are text"
@@ -277,6 +286,88 @@ def test_the_page_stands_alone_and_tells_every_figure(tmp_path: Path) -> None:
         assert "torch" in content
     assert len(report.runs[0].fingerprints[1]) == 16
     assert report.runs[0].fingerprints != report.runs[1].fingerprints
+
+
+# Each closes what it could stand in: an element, an attribute, a table's cell, a code span or block, a link.
+HOSTILE = [
+    "<script>alert(document.domain)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "a|b `c` [d](javascript:alert(1)) </title>\x1b[2J\n```\n# forged\n| x |\N{RIGHT-TO-LEFT OVERRIDE}",
+]
+
+
+def make_hostile_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run in which every word that comes from data, settings or a machine tries to be more than text."""
+    monkeypatch.setattr(sys.modules[__name__], "CLASSES", HOSTILE)
+    run = make_run(folder / HOSTILE[1].replace("/", ""), fold=0, dataset=HOSTILE[2])
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["select"]["test"] = {"fold": HOSTILE[0]}
+    config["data"]["train"] = HOSTILE[2]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "checkpoints/best/config.json").write_text(
+        json.dumps({"dataset": HOSTILE[2], "provenance": {HOSTILE[0]: HOSTILE[2], "encoder": HOSTILE[1]}})
+    )
+    status = json.loads((run / "status.json").read_text())
+    status |= {"device": HOSTILE[1], "engine": HOSTILE[0], "commit": HOSTILE[0]}
+    status["versions"] = {HOSTILE[2]: HOSTILE[0]}
+    (run / "status.json").write_text(json.dumps(status))
+    lines = read_predictions(run / "predictions-test.jsonl")
+    text = "".join(json.dumps(line | {"key": HOSTILE[i % 3] + str(i)}) + "\n" for i, line in enumerate(lines))
+    (run / "predictions-test.jsonl").write_text(text)
+    summary = {"command": f"python {HOSTILE[0]} {HOSTILE[2]}", "logistic_regression": None}
+    (folder / "cross_validation.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_words_of_data_are_text_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harmless, tags = Tags(), Tags()
+    harmless.feed(render_html(gather([make_run(tmp_path / "harmless")])))
+    (tmp_path / "hostile").mkdir()
+    make_hostile_run(tmp_path / "hostile", monkeypatch)
+    page = render_html(gather([tmp_path / "hostile"]))
+    tags.feed(page)
+    assert tags.open == []
+    assert tags.suspicious == []
+    assert tags.tags == harmless.tags
+    assert "\x1b" not in page
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in page
+    shown = "".join(tags.text)
+    for name in HOSTILE:
+        assert shown.count(printable(name)) >= 5
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="(.*?)"', page)
+    assert html.unescape(policy).startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+
+
+def test_words_of_data_are_text_in_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_hostile_run(tmp_path, monkeypatch)
+    text = render_markdown(gather([tmp_path]))
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+    flat = [each for token in tokens for each in (token, *(token.children or ()))]
+    assert {token.type for token in flat} & {"html_inline", "html_block", "link_open", "image"} == set()
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert len(headings) == 7
+    assert not any("forged" in heading for heading in headings[1:])
+    columns = [token for token in flat if token.type == "th_open"]
+    assert len(columns) == 4 + 5 + 4 + 2 + 2 + 3, "no cell is cut by a bar in a name"
+    words = "".join(token.content for token in flat if token.type in ("text", "text_special", "code_inline"))
+    for name in (*map(printable, HOSTILE), run.name):
+        assert name in words
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (inline("a_b __c__ <d>"), r"a_b \_\_c\_\_ &lt;d>"),
+        (inline(bold("x|y")), r"**x\|y**"),
+        (code("a`b|c"), r"``a`b\|c``"),
+        (code("`"), "`` ` ``"),
+        (block("x\n```\ny", "sh"), "````sh\nx\n```\ny\n````"),
+        (table(["a|b", bold("c")], [[1, "\n"]]), "| a\\|b | **c** |\n| --- | --- |\n| 1 | \\\\n |"),
+    ],
+)
+def test_markdown_is_made_of_words_that_stay_words(made: str, expected: str) -> None:
+    assert made == expected
 
 
 def test_a_single_run_says_what_one_run_cannot_tell(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ here is invented: what a run folder does not tell is None, and the pages say so.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,6 @@ from numpy.typing import NDArray
 
 from awtpn.board.board import leaves
 from awtpn.checkpoint import model_folder
-from awtpn.files import write_atomically
 from awtpn.intervals import (
     Interval,
     bootstrap_replicates,
@@ -85,7 +86,8 @@ class RunRecord:
         if not np.array_equal(confusion_of(found, self.figures["labels"]), self.confusion):
             print(
                 f"warning: {file} is left out: it does not give the figures of results.json. Write it again "
-                f"with launch/evaluate.py --checkpoint {self.dir} --split {self.role} --predictions {file}",
+                f"with launch/evaluate.py --checkpoint {shlex.quote(str(self.dir))} --split {self.role} "
+                f"--predictions {shlex.quote(str(file))}",
                 file=sys.stderr,
             )
             return None
@@ -233,7 +235,8 @@ class Report:
         if self.summary.get("command"):
             return redact(self.summary["command"])  # of an earlier version, perhaps with credentials
         return "\n".join(
-            f"python launch/train.py --config {run.dir / 'config.yaml'} --run.dir {run.dir}-again"
+            f"python launch/train.py --config {quote(str(run.dir / 'config.yaml'))} "
+            f"--run.dir {quote(f'{run.dir}-again')}"
             for run in self.runs
         )
 
@@ -353,25 +356,3 @@ def _replicates(runs: Sequence[RunRecord], number: int) -> NDArray[np.float64] |
     label = np.array([index[answers[0][key]["label"]] for key in keys])
     of_models = [np.array([index[a[key]["predicted"]] for key in keys]) for a in answers]
     return bootstrap_replicates(label, of_models, len(index), seed=number)
-
-
-# --- Writing -------------------------------------------------------------------------------------
-
-
-def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None) -> list[Path]:
-    """Gather and write the pages that are asked for; returns the files.
-
-    Raises:
-        ValueError: see `gather`.
-    """
-    from awtpn.report.html import render_html
-    from awtpn.report.markdown import render_markdown
-
-    report = gather(paths)
-    written = []
-    for file, render in ((html, render_html), (markdown, render_markdown)):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, render(report))
-            written.append(file)
-    return written

@@ -1,0 +1,122 @@
+"""What the pages of a report say in words and figures, whatever they are written in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from awtpn.board.board import leaves
+from awtpn.intervals import Interval
+from awtpn.report.confidence import calibration, calibration_error
+from awtpn.report.data import Report
+
+MEANINGS = {
+    "w-ACC": "utterances that are right",
+    "w-F1": "F1 averaged by class size",
+    "UA": "mean recall",
+    "macro-F1": "mean F1",
+}
+
+
+def sentence(report: Report) -> str:
+    """What was measured, in one sentence."""
+    finished = max(str(run.status["time"]) for run in report.runs)[:10]
+    split = "test" if report.role == "test" else "validation (there were no test utterances)"
+    return (
+        f"{report.what[0].upper()}{report.what[1:]}; {report.utterances:,} {split} utterances, "
+        f"{len(report.classes)} classes; finished {finished}."
+    )
+
+
+def reading(report: Report) -> str:
+    """What the intervals are, and what they are not."""
+    said = []
+    if over := report.over_utterances:
+        said.append(
+            f"*Over utterances*: {over['w-F1'].how}, without strata; utterances of one speaker resemble "
+            "each other, so the truth is somewhat wider."
+        )
+    else:
+        said.append("*Over utterances*: not known: the runs kept no predictions of the same utterances.")
+    if over := report.over_trainings:
+        said.append(f"*Over {report.draws}*: {over['w-F1'].how}.")
+        if len(report.folds) > 1 and len(report.seeds) > 1:
+            said.append(
+                f"The {len(report.runs)} runs are no {len(report.runs)} independent draws, since runs of a "
+                "fold share its utterances: seeds are averaged within a fold first."
+            )
+    else:
+        said.append("*Over seeds*: not known from one run; more seeds or folds tell.")
+    return " ".join(said)
+
+
+def calibration_words(report: Report) -> str:
+    if report.predictions is None:
+        return "Not known: the runs kept no predictions."
+    error = calibration_error(calibration(report.predictions))
+    return f"Expected calibration error {100 * error:.1f} % (ten bins of the highest probability)."
+
+
+def cost_rows(report: Report) -> list[tuple[str, str]]:
+    """What the runs took, in words; what they did not record is said."""
+    statuses = [run.status for run in report.runs]
+    devices = ", ".join(sorted({str(s.get("device", "a device not recorded")) for s in statuses}))
+    ranks = ", ".join(sorted({f"{s['ranks']} ({s['engine']})" for s in statuses}))
+    rates = [line["utterances_per_s"] for run in report.runs for line in run.lines]
+    rows = [("ranks", f"{ranks}, {devices}")]
+    if all("rank_seconds" in s for s in statuses):
+        wall, spent = (sum(s[key] for s in statuses) for key in ("seconds", "rank_seconds"))
+        on_cpu = devices == "cpu"
+        threads = ", ".join(sorted({str(s["threads"]) for s in statuses}))
+        unit = f"process-hours of {threads} thread{'s' if threads != '1' else ''}" if on_cpu else "GPU-hours"
+        of = f" ({len(statuses)} runs, one after another)" if len(statuses) > 1 else ""
+        rows += [("cost", f"{spent / 3600:.2g} {unit}"), ("wall time", f"{duration(wall)}{of}")]
+    else:
+        rows.append(("cost", "not recorded by these runs"))
+    rates.sort()
+    rows.append(("training speed", f"{rates[len(rates) // 2]:,.0f} utterances/s (median over steps)"))
+    rows.append(("steps", ", ".join(sorted({f"{s['step']:,}" for s in statuses}))))
+    rows += [("steps left out", report.steps_left_out)] if report.steps_left_out else []
+    return rows
+
+
+def version_rows(report: Report) -> list[tuple[str, str]]:
+    """Software and data that the runs had; versions that differ between runs are all named."""
+    names = dict.fromkeys(name for run in report.runs for name in run.status.get("versions", {}))
+    rows = [
+        (name, ", ".join(sorted({str(run.status.get("versions", {}).get(name)) for run in report.runs})))
+        for name in names
+    ] or [("versions", "not recorded by these runs")]
+    commits = sorted({str(run.status["commit"]) for run in report.runs if run.status.get("commit")})
+    rows += [("commit", ", ".join(commits))] if commits else []
+    return rows + [(f"data: {key}", str(value)) for key, value in provenance(report).items()]
+
+
+def provenance(report: Report) -> dict[str, Any]:
+    """How the features were made, as their manifest tells."""
+    found = report.runs[0].model.get("provenance") or {}
+    return leaves({"name": report.dataset, **found})
+
+
+def config_text(report: Report) -> str:
+    return yaml.safe_dump(report.runs[0].config, sort_keys=False)
+
+
+# --- Figures in words ----------------------------------------------------------------------------
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def span(intervals: dict[str, Interval] | None, name: str) -> str:
+    return f"{percent(intervals[name].low)} to {percent(intervals[name].high)}" if intervals else "not known"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 2 min"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,27 @@
+"""A report's pages, written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from awtpn.files import write_atomically
+from awtpn.report.data import gather
+from awtpn.report.html import render_html
+from awtpn.report.markdown import render_markdown
+
+
+def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None) -> list[Path]:
+    """Gather runs and write the pages that are asked for; returns the files.
+
+    Raises:
+        ValueError: see `awtpn.report.data.gather`.
+    """
+    report = gather(paths)
+    written = []
+    for file, render in ((html, render_html), (markdown, render_markdown)):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, render(report))
+            written.append(file)
+    return written

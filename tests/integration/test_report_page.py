@@ -1,0 +1,44 @@
+"""The report in a browser: charts are drawn, and a page made of hostile names runs nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import browser
+import pytest
+from support import REPO
+
+sys.path.append(str(REPO / "tests" / "unit"))
+
+from test_report import HOSTILE, make_hostile_run
+
+from awtpn.report.write import write_report
+from shards.printable import printable
+
+DRAWN = "return [...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().height)"
+POLICY = "return document.querySelector('meta[http-equiv=Content-Security-Policy]').content"
+
+
+@pytest.mark.timeout(200)
+def test_a_page_of_hostile_names_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lacking := browser.missing():
+        pytest.skip(lacking)
+    make_hostile_run(tmp_path, monkeypatch)
+    [page] = write_report([tmp_path], tmp_path / "report.html", None)
+    forgotten = tmp_path / "forgotten.html"
+    script = "<script>document.title = 'it ran'</script><img src=x onerror=\"document.title = 'it ran'\">"
+    forgotten.write_text(page.read_text().replace("<h1>", f"{script}<h1>", 1))
+    with browser.chromium() as driver:
+        driver.set_window_size(1180, 1400)
+        driver.get(page.as_uri())
+        heights = driver.execute_script(DRAWN)  # of the four figures, the matrix, seven curves, calibration
+        assert len(heights) == 4 + 1 + 7 + 1
+        assert min(heights) >= 10
+        assert "default-src 'none'" in driver.execute_script(POLICY)
+        shown = driver.find_element("tag name", "body").text
+        assert all(printable(name) in shown for name in HOSTILE)
+        assert driver.execute_script("return document.querySelectorAll('script, img').length") == 0
+        driver.get(forgotten.as_uri())
+        assert driver.execute_script("return document.querySelectorAll('script, img').length") == 2
+        assert driver.title.startswith("AWTPN on"), "the page's policy stops even what nobody escaped"
