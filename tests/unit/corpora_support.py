@@ -124,19 +124,23 @@ def write_empty_track(path: Path) -> Path:
 
 @cache
 def clip_bank() -> Path:
-    """A folder of encoded clips, one of each container, made once: tone.wav, both.avi, both.mp4, both.flv."""
+    """A folder for encoded clips of which many copies are needed."""
     bank = Path(mkdtemp(prefix="clips-"))
     atexit.register(shutil.rmtree, bank, ignore_errors=True)
-    write_sound(bank / "tone.wav")
-    for suffix in ("avi", "mp4", "flv"):
-        write_video(bank / f"both.{suffix}")
     return bank
 
 
-def put(name: str, path: Path) -> Path:
-    """A copy of the bank's clip `name` at `path`."""
+@cache
+def clip(name: str, hertz: float) -> Path:
+    """A clip of the bank, encoded once: tone.wav, both.avi, both.mp4 or both.flv, with this pitch."""
+    path = clip_bank() / f"{hertz:g}" / name
+    return write_sound(path, hertz=hertz) if name == "tone.wav" else write_video(path, hertz=hertz)
+
+
+def put(name: str, path: Path, hertz: float = 220.0) -> Path:
+    """A copy of the bank's clip `name` at `path`; splits that are held out need another pitch."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(clip_bank() / name, path)
+    shutil.copyfile(clip(name, hertz), path)
     return path
 
 
@@ -183,7 +187,8 @@ def write_iemocap(root: Path, sessions: Iterable[int] = (1, 2), video: bool = Tr
                 )
             for who, *_ in IEMOCAP_TURNS:
                 if (dialog, who) != ("Ses01F_impro01", "M002"):
-                    put("tone.wav", folder / "sentences" / "wav" / dialog / f"{dialog}_{who}.wav")
+                    sound = folder / "sentences" / "wav" / dialog / f"{dialog}_{who}.wav"
+                    put("tone.wav", sound, hertz=200.0 + 20 * session)
             put_bytes(folder / "sentences" / "wav" / dialog / f"._{dialog}_F000.wav", APPLE_DOUBLE)
             if video and dialog != "Ses01M_script01_1":
                 put("both.avi", folder / "dialog" / "avi" / "DivX" / f"{dialog}.avi")
@@ -230,12 +235,13 @@ def write_meld(root: Path, nested: bool = True, encoding: str = "utf-8") -> Path
     Returns:
         The folder to read.
     """
-    for split, rows in MELD_ROWS.items():
+    for number_of_split, (split, rows) in enumerate(MELD_ROWS.items()):
+        hertz = 220.0 + 20 * number_of_split
         base = root / split if nested else root
         clips = base / MELD_FOLDERS[split]
         for dialogue, number, *_ in rows:
             if (split, dialogue, number) != ("dev", 110, 7):
-                put("both.mp4", clips / f"dia{dialogue}_utt{number}.mp4")
+                put("both.mp4", clips / f"dia{dialogue}_utt{number}.mp4", hertz)
         if split == "train":
             put_bytes(clips / "dia125_utt3.mp4", GARBAGE)
         if split == "test":
@@ -397,12 +403,12 @@ def write_mmsa(path: Path, splits: Mapping[str, Any] | None = None, protocol: in
 
 def write_tree(root: Path, splits: Sequence[str] = ("train", "test")) -> Path:
     """`[split/]<label>/clip.ext` of two labels: an .mp4 and an .avi each, and a sound without a picture."""
-    for split in splits or [""]:
+    for number, split in enumerate(splits or [""]):
         for label in ("calm", "happy"):
-            folder = root / split / label
-            put("both.mp4", folder / "a.mp4")
-            put("both.avi", folder / "b.take 2.avi")
-            put("tone.wav", folder / "c.WAV")
+            folder, hertz = root / split / label, 220.0 + 20 * number
+            put("both.mp4", folder / "a.mp4", hertz)
+            put("both.avi", folder / "b.take 2.avi", hertz)
+            put("tone.wav", folder / "c.WAV", hertz)
             put_bytes(folder / "._a.mp4", APPLE_DOUBLE)
             put_bytes(folder / "notes.txt", b"not a clip")
     return root
