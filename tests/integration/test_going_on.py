@@ -20,7 +20,7 @@ from awtpn.experiments.runner import figures
 from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.optim import OptimConfig, learning_rate
 from awtpn.predictor import Predictor
-from awtpn.report.report import gather
+from awtpn.report.data import gather
 from awtpn.results import RESULTS_FILE
 
 SETTINGS: dict[str, Any] = {

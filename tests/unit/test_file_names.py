@@ -16,9 +16,9 @@ from awtpn.cli import main
 from shards import pack
 from shards.file_names import as_text, existing, is_clutter
 from shards.inspect import info
+from shards.labels import given_classes
 from shards.schema import MANIFEST, Sample
 from shards.sources import recordings, table
-from shards.writer import check_classes
 
 LATIN = os.fsdecode(b"tr\xe4urig")
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "fröhlich") for form in ("NFC", "NFD"))
@@ -62,7 +62,7 @@ def test_a_class_folder_that_is_no_text_is_refused_when_it_is_read(tmp_path: Pat
 
 def test_classes_are_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"class 'tr\\\\xe4urig': its name is not in UTF-8; rename it"):
-        check_classes(["happy", LATIN])
+        given_classes(["happy", LATIN])
     with pytest.raises(ValueError, match="is not in UTF-8"):
         pack([], str(tmp_path / "d"), classes=["\ud83d"], progress=False)
 

@@ -28,7 +28,7 @@ from awtpn.left_out import check_any_step_counted, check_finite_start, check_sta
 from awtpn.optim import OptimConfig, make_optimizer
 from awtpn.predictor import Predictor
 from awtpn.report import charts
-from awtpn.report.report import gather
+from awtpn.report.data import gather
 from awtpn.run_folder import find_start
 from awtpn.sharing.graph import PaddedAWTPN, check
 from shards import FeatureStream, Sample
