@@ -195,7 +195,11 @@ def check_finite(config: Config) -> None:
     Raises:
         ValueError: names the key.
     """
-    if (found := find_not_finite(asdict(config))) is not None:
+    try:
+        found = find_not_finite(asdict(config))
+    except RecursionError:
+        raise ValueError("data.select or data.storage_options is nested without end") from None
+    if found is not None:
         raise ValueError(f"{found[0]} must be a finite number, but is {found[1]}")
 
 

@@ -7,7 +7,6 @@ model may come from anywhere: what its card asks for is compared with the weight
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shards.bounded_json import read_json
+from shards.json_text import json_text
 from shards.schema import PLAIN_NAME, SHA256
 
 WEIGHTS_FILE = "model.safetensors"
@@ -40,7 +40,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """Write `checksums.json` of these files of a folder. The README is not among them: people edit it."""
     files = {name: fingerprint(folder / name) for name in names}
-    (folder / CHECKSUMS_FILE).write_text(json.dumps({"format_version": 1, "files": files}, indent=1) + "\n")
+    (folder / CHECKSUMS_FILE).write_text(json_text({"format_version": 1, "files": files}, indent=1) + "\n")
 
 
 def check_checksums(folder: Path, names: Iterable[str]) -> None:

@@ -9,12 +9,13 @@ packing tells by it what an interrupted one has left behind.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from shards.schema import Manifest
+from shards.bounded_json import parse_json
+from shards.json_text import json_text
+from shards.schema import PLAIN_NAME, Manifest
 from shards.store import Store, asking
 
 REPLACES = ".packing-replaces"
@@ -62,7 +63,7 @@ def begin_replacement(store: Store, manifest: Manifest) -> Replacement:
     """
     old = named_files(manifest)
     made = Replacement(newest_generation(old) + 1, old)
-    text = json.dumps({"generation": made.generation, "old": sorted(old)})
+    text = json_text({"generation": made.generation, "old": sorted(old)})
     path = f"{store.root}/{REPLACES}"
     asking(store, lambda: store.fs.pipe_file(path, text.encode()), f"{store.url}/{REPLACES}")
     return made
@@ -76,11 +77,16 @@ def read_replacement(store: Store) -> Replacement | None:
     """
     path = f"{store.root}/{REPLACES}"
     try:
-        record = json.loads(asking(store, lambda: store.fs.cat_file(path), f"{store.url}/{REPLACES}"))
-        return Replacement(int(record["generation"]), frozenset(map(str, record["old"])))
+        text = asking(store, lambda: store.fs.cat_file(path), f"{store.url}/{REPLACES}")
+        record = parse_json(text, REPLACES)
+        old = frozenset(map(str, record["old"]))
+        # They are removed later: a name that leads out of the folder is none that packing wrote.
+        if not all(PLAIN_NAME.fullmatch(name) for name in old):
+            return None
+        return Replacement(int(record["generation"]), old)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None  # cut short by a kill, before any new shard was there
 
 

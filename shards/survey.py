@@ -253,7 +253,8 @@ def _set_label(
         ValueError: there are two; names both.
     """
     row, texts, scalars = utterance.row, utterance.texts, utterance.scalars
-    if field_name in row.meta and row.meta[field_name] != scalars.get(field_name, row.meta[field_name]):
+    both = field_name in row.meta and field_name in scalars
+    if both and row.meta[field_name] != scalars[field_name]:
         raise ValueError(
             f"{row.key}: its JSON member says {field_name} {row.meta[field_name]!r}, its .npz member "
             f"{scalars[field_name]!r}; remove one"

@@ -119,6 +119,8 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
         found = torch.as_tensor(labels).cpu()
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: labels must be integers from 0 on ({error})") from None
+    if found.layout != torch.strided:
+        raise ValueError(f"{path}: labels are a sparse tensor; save labels.to_dense()")
     if found.ndim == 2 and found.shape[1] == 1:
         found = found.reshape(-1)
     if found.ndim != 1:
@@ -155,7 +157,7 @@ def _array(tensor: Any, name: str) -> Any:
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}; save a tensor [T, D] per utterance")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "quantized" if tensor.is_quantized else "empty" if tensor.is_meta else "sparse"
+        kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else "sparse"
         raise ValueError(f"{name} is a {kind} tensor; save a dense one ({name}.to_dense())")
     tensor = tensor.detach().resolve_conj().resolve_neg()
     # NumPy has no bfloat16, nor the types of eight bits.

@@ -74,7 +74,6 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert_same_results(stopped / "results.json", undisturbed / "results.json")
 
 
-@pytest.mark.timeout(400)
 def test_ctrl_c_at_torchrun_saves_on_all_ranks(corpus: str, tmp_path: Path) -> None:
     """A terminal sends it to every process, and torchrun sends it to its ranks once more."""
     with launched(command("torchrun", corpus, tmp_path / "run"), tmp_path / "log") as process:
@@ -82,7 +81,7 @@ def test_ctrl_c_at_torchrun_saves_on_all_ranks(corpus: str, tmp_path: Path) -> N
         everyone = psutil.Process(process.pid)
         for each in (*everyone.children(recursive=True), everyone):
             each.send_signal(signal.SIGINT)
-        process.wait(120)
+        process.wait(LIMIT)
     assert status(tmp_path / "run")["status"] == "preempted"
     latest = checkpoint.find_latest(tmp_path / "run" / "checkpoints")
     assert latest is not None

@@ -20,7 +20,6 @@ DRAWN = "return [...document.querySelectorAll('svg')].map(e => e.getBoundingClie
 POLICY = "return document.querySelector('meta[http-equiv=Content-Security-Policy]').content"
 
 
-@pytest.mark.timeout(200)
 def test_a_page_of_hostile_names_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if lacking := browser.missing():
         pytest.skip(lacking)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from support import ALONE, DIMS, REPO, batch, environment, small_model, utterances
+from support import ALONE, DIMS, LIMIT, REPO, batch, environment, small_model, utterances
 from torch import Tensor
 
 from awtpn import cpu_threads
@@ -314,7 +314,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
 def test_memory_that_is_held_causes_no_page_faults() -> None:
     command = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(command, env=environment(), cwd=REPO, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment(), cwd=REPO, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     pages_of_a_step = 4 * 9_000 * 4096 // resource.getpagesize()
     assert int(done.stdout) < pages_of_a_step  # of ten steps; without it each has them all

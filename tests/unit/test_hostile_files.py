@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -323,19 +324,31 @@ def reference_of(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"audio_feats": torch.ones(3, 2, 4).to_sparse()},
-            r"train\.pt: audio_feats: .*_coo; .*to_dense",
-        ),
-        ({"audio_feats": [torch.ones(2, 4).to_sparse()] * 3}, r"train\.pt: audio_feats: .*sparse_coo"),
-        ({"labels": torch.tensor([0, 1, 0]).to_sparse()}, r"train\.pt: labels: .*sparse_coo"),
+        ({"labels": torch.tensor([0, 1, 0]).to_sparse()}, r"train\.pt: labels .*labels\.to_dense"),
         ({"video_feats": torch.ones(3, 1, 4).expand(3, 1 << 24, 4)}, rf"video_feats: its .*{VARIABLE}"),
-        ({"video_feats": torch.ones(3, 2, 4, device="meta")}, r"video_feats: a tensor of the kind meta"),
     ],
 )
-def test_tensors_that_are_not_dense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_tensors_that_no_utterance_can_be_taken_from(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         reference.read(reference_of(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"audio_feats": torch.ones(3, 2, 4).to_sparse()}, "audio_feats is a sparse tensor; .*to_dense"),
+        ({"audio_feats": [torch.ones(2, 4).to_sparse()] * 3}, "audio_feats is a sparse tensor"),
+        ({"video_feats": torch.ones(3, 2, 4, device="meta")}, "video_feats is a meta tensor"),
+    ],
+)
+def test_tensors_that_are_not_dense_are_bad_utterances(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    found = list(reference.read(reference_of(tmp_path, **changes)).samples)
+    assert len(found) == 3
+    assert all(isinstance(bad, BadSample) and re.search(message, bad.cause) for bad in found)
 
 
 def test_tensors_with_gradients_are_features_too(tmp_path: Path) -> None:
