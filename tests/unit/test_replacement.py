@@ -14,7 +14,7 @@ from shards_support import corpus, pack, utterance
 
 from shards import FeatureStream, target
 from shards.manifest import parse_manifest
-from shards.replacement import generation_of, named_files
+from shards.replacement import REPLACES, generation_of, named_files
 from shards.schema import MANIFEST
 from shards.verify import verify
 
@@ -105,6 +105,15 @@ def test_what_a_kill_leaves_is_removed_by_the_next_packing(folder: Folder) -> No
         pack(corpus(2), folder.url)
     manifest = pack(corpus(4), folder.url, overwrite=True)
     assert folder.files().keys() == {MANIFEST, *named_files(manifest)}
+
+
+def test_a_forged_record_removes_no_file_of_others(tmp_path: Path) -> None:
+    """Names in it are removed once the new dataset is there."""
+    pack(corpus(), str(tmp_path / "d"))
+    (tmp_path / "thesis.tex").write_text("the only copy")
+    (tmp_path / "d" / REPLACES).write_text(json.dumps({"generation": 0, "old": ["../thesis.tex"]}))
+    pack(corpus(4), str(tmp_path / "d"), overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
