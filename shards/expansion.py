@@ -167,7 +167,10 @@ def read_npy(stream: Any, size: int) -> np.ndarray:
     shape, fortran, dtype = read_npy_header(stream)
     if dtype.hasobject:
         raise ValueError("pickled objects, which are never read")
-    claimed = math.prod(shape) * dtype.itemsize
+    elements = math.prod(shape)
+    if dtype.itemsize == 0 and elements:
+        raise ValueError(f"{dtype} of shape {shape}: values without any bytes")
+    claimed = elements * dtype.itemsize
     if any(length < 0 for length in shape) or claimed > size:
         raise ValueError(
             f"{dtype} of shape {shape} are {claimed} bytes, and it has {size}: cut short or forged"

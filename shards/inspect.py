@@ -283,6 +283,8 @@ def _preview(
     start, size = int(index.json_offset[row]), int(index.json_size[row])
     at, key, label = f"{store.url}/{entry.name}", str(index.key[row]), int(index.label[row])
     meta = parse_json(read_range(store, entry.name, start, start + size), f"{at}: {key}") if size else {}
+    if not isinstance(meta, dict):
+        raise ValueError(f"{at}: {key}: its metadata are no JSON object; pack it again")
     check_label(meta, key, label, manifest, at)
     meta.pop("label", None)
     return Preview(split, entry.name, key, manifest.classes[label], meta, features)

@@ -16,6 +16,7 @@ from shards.lfs import refuse_pointer_text
 from shards.schema import (
     COLUMN_KINDS,
     DTYPES,
+    INDEXED,
     MODALITY_NAME,
     PLAIN_NAME,
     SCHEMA_VERSION,
@@ -78,8 +79,9 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
     _check_classes(classes, url)
     found = _field(record, "splits", dict, url)
     _check_names(found, SPLIT_NAME, f"{url}: splits")
+    provenance = _field(record, "provenance", dict, url)
     splits = {
-        name: _parse_split(entry, modalities, len(classes), f"{url}: splits.{name}")
+        name: _parse_split(entry, modalities, len(classes), f"{url}: splits.{name}", INDEXED in provenance)
         for name, entry in found.items()
     }
     _check_files([shard for split in splits.values() for shard in split.shards], url)
@@ -88,13 +90,13 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
         classes=classes,
         columns=columns,
         splits=splits,
-        provenance=_field(record, "provenance", dict, url),
+        provenance=provenance,
         skipped=_field(record, "skipped", int, url),
         schema_version=version,
     )
 
 
-def parse_shard(record: Any, modalities: dict[str, Modality], at: str) -> ShardEntry:
+def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bool = False) -> ShardEntry:
     """A shard's entry; what it counts must fit into its bytes.
 
     Raises:
@@ -127,7 +129,7 @@ def parse_shard(record: Any, modalities: dict[str, Modality], at: str) -> ShardE
     )
     for what, needed, there in (
         (f"{shard.utterances} utterances", shard.utterances * LEAST_TAR_BYTES, shard.bytes),
-        (f"the features of {shard.steps} steps", features, shard.bytes),
+        (f"the features of {shard.steps} steps", features, shard.bytes * (shard.utterances if links else 1)),
         (f"{shard.utterances} utterances", shard.utterances * LEAST_INDEX_BYTES, shard.index_bytes),
         ("the index", shard.index_bytes, INDEX_BYTES),
     ):
@@ -145,9 +147,11 @@ def _parse_modality(record: Any, at: str) -> Modality:
     return modality
 
 
-def _parse_split(record: Any, modalities: dict[str, Modality], num_classes: int, at: str) -> Split:
+def _parse_split(
+    record: Any, modalities: dict[str, Modality], num_classes: int, at: str, links: bool
+) -> Split:
     shards = [
-        parse_shard(entry, modalities, f"{at}.shards[{i}]")
+        parse_shard(entry, modalities, f"{at}.shards[{i}]", links)
         for i, entry in enumerate(_field(record, "shards", list, at))
     ]
     utterances = _field(record, "utterances", int, at)

@@ -83,7 +83,8 @@ def read_replacement(store: Store) -> Replacement | None:
         # They are removed later: a name that leads out of the folder is none that packing wrote.
         if not all(PLAIN_NAME.fullmatch(name) for name in old):
             return None
-        return Replacement(int(record["generation"]), old)
+        made = Replacement(int(record["generation"]), old)
+        return made if made.generation > newest_generation(old) >= 0 else None
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, OverflowError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ NUMBERS = "biufcSU"  # kinds of single values, which NumPy has types of its own 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 # What a file that is no pickle, or a forged one, makes the machine raise.
 FAULTS = (
+    struct.error,
     pickle.UnpicklingError,
     EOFError,
     AttributeError,
@@ -117,8 +119,11 @@ def _told(place: str) -> str:
     return place.removeprefix(": ") or "the whole"
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names that arrays and containers are pickled with, and no others."""
+class _Unpickler(pickle._Unpickler):
+    """Knows the names that arrays and containers are pickled with, and no others.
+
+    It is the one in Python: C's takes as much memory as the largest number of a memo entry says.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

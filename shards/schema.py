@@ -28,9 +28,9 @@ LABEL_FIELD = "label_field"
 # cache it gets a hash and a size added to it, and file systems allow 255 bytes.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 # "json" is what the index calls the metadata.
-MODALITY_NAME = re.compile(r"(?!json$)[a-z][a-z0-9_]*")
+MODALITY_NAME = re.compile(r"(?!json$)[a-z][a-z0-9_]{0,99}")
 
 
 @dataclass(frozen=True)

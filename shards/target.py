@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 from shards.credentials import redact_url
 from shards.json_text import json_text
+from shards.manifest import parse_manifest
 from shards.printable import get_logger
 from shards.replacement import (
     REPLACES,
@@ -241,7 +242,9 @@ def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) 
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     store = target.store
-    (target.work / MANIFEST).write_text(dump_manifest(manifest))
+    text = dump_manifest(manifest)
+    parse_manifest(text, f"{store.url}/{MANIFEST}")
+    (target.work / MANIFEST).write_text(text)
     last = [MANIFEST]
     if skipped:
         write_json_lines(target.work / SKIPPED, skipped)
@@ -259,7 +262,7 @@ def tidy(store: Store) -> None:
     names = names_in(store)
     gone = {name for name in names if name.endswith(PART) or name.startswith(f"{MARKER}-")} - {REPLACES}
     if replacement:
-        gone |= (replacement.old - named_files(manifest)) & names
+        gone |= {name for name in replacement.old - named_files(manifest) if OURS.fullmatch(name)} & names
     if not manifest.skipped:
         gone |= {SKIPPED} & names
     for name in [*sorted(gone), REPLACES, MARKER]:

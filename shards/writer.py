@@ -101,7 +101,7 @@ def pack(
         manifest = manifest_of(packing.parts, packing.accepted, {**(provenance or {}), **made}, len(skipped))
         complete(packing.target, manifest, skipped)
     except (ValueError, KeyboardInterrupt):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # what happened before is told
             discard(packing.target)
         raise
     finally:

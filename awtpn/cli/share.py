@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from shlex import quote
 from typing import Any
 
@@ -87,6 +86,7 @@ def add_push(commands: Any) -> None:
 
 def run_push(options: argparse.Namespace) -> None:
     from awtpn.model import CARD_FILE, README_FILE
+    from awtpn.model_files import read_card
     from awtpn.sharing.hub import upload
     from awtpn.sharing.public import public_provenance
 
@@ -95,7 +95,7 @@ def run_push(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"{options.folder} has no {name}: write it with awtpn export RUN {quote(str(options.folder))}"
             )
-    card = json.loads((options.folder / CARD_FILE).read_text())
+    card = read_card(options.folder)
     if card.get("provenance") and public_provenance(card["provenance"]) != card["provenance"]:
         raise ValueError(
             f"{options.folder / CARD_FILE} tells more of the machine it was made on than others should see, "

@@ -8,7 +8,6 @@ given the same list: each takes what nobody else has, and all of them wait for t
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from awtpn.launcher import hand_over, hands_on_environment
 from awtpn.results import RESULTS_FILE, read_results
 from shards.bounded_json import read_json
 from shards.credentials import redact
+from shards.printable import get_logger
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
@@ -40,7 +40,7 @@ POLL_S = 1.0  # between looks at runs that others are training
 # What may differ between two trainings of the same run: where it and its cache lie.
 ELSEWHERE = ("run.dir", "data.cache_dir", "data.cache_limit", "data.storage_options")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ virtual datasets. Whoever wrote one could so have private files packed and share
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def _read(dataset: Any, path: Path) -> np.ndarray:
         raise ValueError(f"{dataset.name} holds {dataset.dtype}, and no numbers")
     # What is stored is itself a claim of the file.
     stored = min(int(dataset.id.get_storage_size()), path.stat().st_size)
-    check_expansion(int(dataset.size or 0) * dataset.dtype.itemsize, stored, at)
+    elements = max(int(dataset.size or 0), math.prod(dataset.chunks or ()))
+    check_expansion(elements * dataset.dtype.itemsize, stored, at)
     values: np.ndarray = dataset[()]
     return values
 

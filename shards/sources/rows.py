@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import numpy as np
 
 from shards.bounded_json import parse_json
 from shards.lfs import refuse_pointer_text
+from shards.printable import get_logger
 
 SEPARATORS = ",;\t"
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from shards.labels import MISSING, given_classes, text_of
+from shards.printable import get_logger
 from shards.schema import BadSample, Sample
 from shards.split_names import renamed, usual_names
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Labels beyond are not classes: names for billions of them would fill the memory.
 MOST_CLASSES = 1 << 16
