@@ -10,7 +10,7 @@ Where things are:
 - learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
 - training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `held_out`, `damage`,
   `left_out` (steps), `layout`, `launcher`, `distributed`, `zero`, `device`, `cpu_threads`, `checkpoint`,
-  `engine_state`, `run_folder`, `run_lock`, `stopping`, `watchdog`, `doctor`
+  `engine_state`, `run_folder`, `run_record`, `run_lock`, `stopping`, `watchdog`, `doctor`
 - looking on: `monitor`, `board/` (TensorBoard), `provenance`, `results`, `files`, `markdown` (words of data
   in it)
 - figures: `evaluation`, `finite_outputs`, `metrics`, `intervals`, `predictions`, `compare`, and

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from awtpn.checkpoint import find_latest
+from awtpn.checkpoint import find_latest, step_folders
 from awtpn.model import WEIGHTS_FILE
 from awtpn.model_files import read_weights
 from shards.bounded_json import parse_json
@@ -109,10 +109,10 @@ def _compare_weights(a: Path, b: Path) -> tuple[tuple[int, int] | None, float, s
 def _checkpoints_to_compare(a: Path, b: Path) -> list[Path | None]:
     """The latest checkpoints; where one run went further, the newest ones of a step that both still keep."""
     latest = [find_latest(root) for root in (a, b)]
-    kept = [{folder.name for folder in root.glob("step-*")} for root in (a, b)]
+    kept = [[folder.name for folder in step_folders(root)] for root in (a, b)]
     names = {folder.name for folder in latest if folder}
-    if len(names) == 2 and (common := kept[0] & kept[1]):
-        return [root / max(common) for root in (a, b)]
+    if len(names) == 2 and (common := [name for name in kept[0] if name in kept[1]]):
+        return [root / common[-1] for root in (a, b)]
     return latest
 
 

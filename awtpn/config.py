@@ -300,8 +300,9 @@ def read_words_of_mappings(arguments: Sequence[str], data: DataConfig) -> None:
 
 def scalar(text: str) -> Any:
     """A single value as JSON or YAML has it; text where it is none."""
-    for read, error in ((json.loads, ValueError), (yaml.safe_load, yaml.YAMLError)):
-        with contextlib.suppress(error):
+    for read in (json.loads, yaml.safe_load):
+        # PyYAML raises a plain ValueError for a date that is none.
+        with contextlib.suppress(ValueError, yaml.YAMLError, RecursionError):
             value = read(text)
             return value if isinstance(value, bool | int | float | str | None) else text
     return text

@@ -7,12 +7,11 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import nn
 
 from awtpn.config import ROLES, DataConfig, SelectConfig
@@ -25,6 +24,8 @@ from awtpn.losses import LossConfig
 from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN, ModelConfig, ModelOutput
 from awtpn.predictions import writing_predictions
+from awtpn.records import from_record
+from awtpn.run_record import read_section
 from shards import FeatureBatch, FeatureStream
 from shards.credentials import redact_url
 from shards.printable import printable
@@ -150,8 +151,10 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     file, split = run_dir / "config.yaml", options.split
     if not file.is_file() or split not in ROLES:
         raise ValueError(f"say what to evaluate on with --data: {file} does not tell of a split {split!r}")
-    data = DataConfig(**yaml.safe_load(file.read_text())["data"])
-    data.select = SelectConfig(**cast(dict[str, Any], data.select))
+    recorded = read_section(run_dir, "data")
+    select = from_record(SelectConfig, recorded.pop("select", {}), f"{file}: data.select", others=True)
+    data = from_record(DataConfig, recorded, f"{file}: data", others=True)
+    data.select = select
     # The run folder keeps no credentials.
     data.cache_dir, data.storage_options = options.cache_dir, options.storage_options or {}
     source = stream_source(data, split)

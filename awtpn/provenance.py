@@ -16,12 +16,12 @@ from awtpn.doctor import versions
 
 
 def describe(world: World, threads: int) -> dict[str, Any]:
-    """What status.json tells of who ran, as plain values; `threads` are those of each rank's CPU work."""
+    """What status.json tells of who ran, as plain values; `threads` of each rank, 0 where torch decides."""
     return {
         "ranks": world.size,
         "engine": world.engine,
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
-        "threads": threads,
+        "threads": threads or torch.get_num_threads(),
         "host": platform.node(),
         "pid": os.getpid(),
         "versions": versions(),

@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shlex import quote
-from typing import Any, TypeVar
-
-import yaml
+from typing import TypeVar
 
 from awtpn import checkpoint, doctor
 from awtpn.checkpoint import Position
@@ -25,14 +23,15 @@ from awtpn.distributed import World
 from awtpn.files import write_atomically
 from awtpn.results import set_aside
 from awtpn.run_lock import locked
-from shards.bounded_json import read_json
+from awtpn.run_record import CONFIG_FILE, read_settings, read_status
 from shards.printable import printable_lines
 from shards.schema import MANIFEST
 from shards.store import dataset_name
 
-CONFIG_FILE = "config.yaml"
 # What makes the model that it becomes. Layout, precision, length and places may change on the way.
 SETTLED = ("run.seed", "data.standardize", "model.", "prototypes.", "loss.", "optim.")
+# What a finished run is judged by; of `data.select` the training utterances cannot change.
+JUDGED_BY = ("data.val", "data.test", "data.select")
 T = TypeVar("T")
 
 
@@ -42,13 +41,15 @@ def by_main(world: World, action: Callable[[], T]) -> T:
     Raises:
         ValueError: that of the action, or its OSError.
     """
-    answer, refusal = None, None
+    answer, failure = None, None
     if world.is_main:
         try:
             answer = action()
-        except (OSError, ValueError) as error:
-            refusal = str(error)
-    answer, refusal = world.from_main((answer, refusal))
+        except Exception as error:  # of any kind: the other ranks wait for the answer
+            failure = error
+    answer, refusal = world.from_main((answer, None if failure is None else str(failure)))
+    if failure is not None and not isinstance(failure, OSError | ValueError):
+        raise failure
     if refusal is not None:
         raise ValueError(refusal)
     return answer
@@ -95,7 +96,7 @@ def check_folder(config: Config, run_dir: Path) -> None:
         raise ValueError(
             f"run.dir {run_dir} holds a packed dataset ({MANIFEST}): {fix}, e.g. a folder beside it"
         )
-    recorded_settings(run_dir)
+    read_settings(run_dir)
     if config.run.resume not in ("auto", "never") and not run_dir.exists():
         folder = named_folder(config.run.resume)
         if problem := checkpoint.problem(folder, names=()):
@@ -177,9 +178,8 @@ def _began_from(folder: Path) -> str:
 def _same_command(config: Config, run_dir: Path) -> bool:
     """The folder's run was begun with these very settings and did not come to its end."""
     try:
-        said = read_json(run_dir / "status.json")["status"]
-        before = yaml.safe_load((run_dir / CONFIG_FILE).read_text())
-    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        said, before = read_status(run_dir)["status"], read_settings(run_dir)
+    except (OSError, ValueError):
         return False
     return said != "done" and before == dump(config)
 
@@ -197,37 +197,17 @@ def _is_own(root: Path, resumed: Path, position: Position) -> bool:
 
 def changes(config: Config, run_dir: Path) -> list[str]:
     """The keys that the folder's run was last started with otherwise; none where it has no settings yet."""
-    if (recorded := recorded_settings(run_dir)) is None:
+    if (recorded := read_settings(run_dir)) is None:
         return []
     changed = differing_keys(recorded, dump(config))
     return [key for key in changed if key not in ("run.dir", "run.resume")]
-
-
-def recorded_settings(run_dir: Path) -> dict[str, Any] | None:
-    """What config.yaml of a run folder holds; None where there is none.
-
-    Raises:
-        ValueError: the file is not the record of a run; it must not be replaced.
-    """
-    file = run_dir / CONFIG_FILE
-    if not file.is_file():
-        return None
-    try:
-        recorded = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        recorded = None
-    if not isinstance(recorded, dict) or not all(isinstance(section, dict) for section in recorded.values()):
-        raise ValueError(
-            f"{file} is not the record of a run's settings: remove it, or choose another run.dir"
-        )
-    return recorded
 
 
 def begin(config: Config, run_dir: Path, resumed: Path | None, position: Position, done: bool) -> None:
     """Bring the folder to `position` (main rank only): set aside what lies beyond, write down the settings.
 
     To be called when nothing can refuse the start any more: it must not spoil another run's records. Nor are
-    settings written down of which no step is trained (`done`).
+    settings written down of which no step is trained (`done`), unless they say on what it is judged.
     """
     root = run_dir / "checkpoints"
     own = resumed is not None and _is_own(root, resumed, position)
@@ -246,9 +226,11 @@ def begin(config: Config, run_dir: Path, resumed: Path | None, position: Positio
                 checkpoint.point(root / name, named)
             else:
                 (root / name).unlink(missing_ok=True)
-    if not done:
+    judged_anew = resumed is not None and any(key in JUDGED_BY for key in changes(config, run_dir))
+    if not done or judged_anew:
         if results := set_aside(run_dir):
-            print(f"the run continues from step {position.step}; its results so far: {results}")
+            why = "is judged on other data" if done else f"continues from step {position.step}"
+            print(f"the run {why}; its results so far: {results}")
         record_settings(config, run_dir, position.step)
 
 

@@ -40,6 +40,7 @@ from awtpn.cpu_threads import (
     hold_memory,
     learning,
     make_piece_threads,
+    usable_cores,
 )
 from awtpn.damage import account_for_damaged
 from awtpn.data import (
@@ -230,10 +231,14 @@ def setup(
         checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer)
 
     threads, pieces = set_threads(config, world, layout, position)
-    class_weights = balanced_weights(train) if config.loss.class_weights == "balanced" else None
+    balanced = config.loss.class_weights == "balanced"
+    class_weights = by_main(world, lambda: balanced_weights(train)) if balanced else None
     # Only now: a start that is refused must not spoil the records of the run that the folder may hold.
     total = total_steps(config.train, position, train.steps_per_epoch)
-    by_main(world, lambda: begin(config, run_dir, resumed, position, done=position.step >= total))
+    by_main(
+        world,
+        lambda: begin(config, run_dir, resumed, position, done=position.step >= total and not val_changed),
+    )
     return Run(
         config=config,
         accelerator=accelerator,
@@ -267,14 +272,18 @@ def setup(
 def set_threads(config: Config, world: World, layout: Layout, position: Position) -> tuple[int, PieceThreads]:
     """Threads of each rank's CPU work, and those that share a micro-batch (on CPUs, without an engine)."""
     asked, recorded = config.train.threads, position.threads
-    if world.device.type != "cpu" or world.engine != "none" or config.train.compile:
-        if asked:
-            torch.set_num_threads(asked)
-        return torch.get_num_threads(), ONE_PIECE
-    threads = choose_threads(asked, recorded, world.size, os.environ)
-    if recorded and threads != recorded:
+    if asked:
+        torch.set_num_threads(asked)
+    if world.device.type != "cpu":
+        return 0, ONE_PIECE  # what a GPU adds up does not depend on them
+    if world.engine == "none" and not config.train.compile:
+        threads = choose_threads(asked, min(recorded, usable_cores()), world.size, os.environ)
+        pieces = make_piece_threads(threads, layout.micro_batch, config.model, config.loss)
+    else:
+        threads, pieces = torch.get_num_threads(), ONE_PIECE
+    if recorded and threads != recorded and world.is_main:
         print(f"going on with {threads} threads instead of {recorded}: equal to rounding, not bit for bit")
-    return threads, make_piece_threads(threads, layout.micro_batch, config.model, config.loss)
+    return threads, pieces
 
 
 def total_steps(options: TrainConfig, position: Position, steps_per_epoch: int) -> int:
@@ -337,13 +346,13 @@ def fit(run: Run) -> None:
     position, options = run.position, run.config.train
     go_on(run)
     monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
-    announce(run, monitor)
-    table = prototypes.gather_table(unwrap(run.model)).numpy()
-    monitor.describe(position.step, run.config, run.train, run.world, position.threads, table)
-    if run.val_changed:
-        rejudge_best(run, monitor)
-    run.since = time.perf_counter()
     try:
+        announce(run, monitor)
+        table = prototypes.gather_table(unwrap(run.model)).numpy()
+        monitor.describe(position.step, run.config, run.train, run.world, position.threads, table)
+        if run.val_changed:
+            rejudge_best(run, monitor)
+        run.since = time.perf_counter()
         while position.step < run.total_steps or position.validated < position.step:
             try:
                 whole = train_epoch(run, monitor)

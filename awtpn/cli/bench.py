@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -61,6 +60,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
     from awtpn.bench.machine import describe
     from awtpn.bench.step import Setting
+    from awtpn.cpu_threads import usable_cores
     from shards.credentials import redact_command
 
     device = options.device
@@ -70,7 +70,7 @@ def run_bench(options: argparse.Namespace) -> None:
         raise ValueError(
             "--device cuda: PyTorch sees no GPU here; install its CUDA build, or use --device cpu"
         )
-    threads = options.threads or os.cpu_count() or 1
+    threads = options.threads or usable_cores()
     torch.set_num_threads(threads)
     setting = Setting(device, options.precision or DEFAULTS[device]["precision"], threads)
     command = f"`{redact_command(['awtpn', *options.words])}`"

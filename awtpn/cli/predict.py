@@ -13,6 +13,7 @@ import numpy as np
 
 from awtpn.command import data_output
 from awtpn.explain import NAMES, draw, load
+from awtpn.files import writing
 from awtpn.predictor import Prediction, Predictor
 from shards.json_text import json_text
 from shards.printable import printable
@@ -47,7 +48,7 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     steps = {modality: float(encoder.step_seconds) for modality, encoder in encoders.items()}
     names = picture_names([Path(name) for name in options.input])
     failed = False
-    with open(options.out, "w") if options.out else contextlib.nullcontext(data_output()) as file:
+    with writing(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
         for path, answer in predictor.answer_recordings(options.input):
             if isinstance(answer, str):
                 print(printable(f"{path}: not predicted: {answer}"), file=sys.stderr)

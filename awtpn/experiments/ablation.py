@@ -86,7 +86,11 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
     Raises:
         ValueError: the file is not of this form, or has no variant of that name.
     """
-    variants = yaml.safe_load(path.read_text())
+    try:
+        variants = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = str(error).splitlines()[0] if str(error) else "nested without end"
+        raise ValueError(f"{path} is not YAML: {told}") from None
     if not isinstance(variants, dict) or not all(isinstance(v, dict) and v for v in variants.values()):
         raise ValueError(f"{path}: write a line per variant, NAME: {{dotted.key: value}}")
     taken = {BASE: BASE}

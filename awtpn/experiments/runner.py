@@ -20,20 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from awtpn.checkpoint import model_folder
 from awtpn.config import differing_keys, dump, parse_command_line
+from awtpn.cpu_threads import usable_cores
 from awtpn.launcher import hand_over, hands_on_environment
 from awtpn.results import RESULTS_FILE, read_results
-from shards.bounded_json import read_json
+from awtpn.run_record import CONFIG_FILE, STATUS_FILE, read_settings, read_status
 from shards.credentials import redact
 from shards.printable import get_logger
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
-CONFIG_FILE = "config.yaml"
 LOG_FILE = "train.log"
 LOG_TAIL = 2_000  # characters of a failed run's output to show
 POLL_S = 1.0  # between looks at runs that others are training
@@ -184,7 +183,7 @@ def environment(base: Mapping[str, str], slot: int, parallel: int, gpus: Sequenc
     env = dict(base)
     env.pop("SLURM_STEP_NUM_TASKS", None)  # of this process's step: the run is one of its own
     if parallel > 1:
-        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
+        env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // parallel)))
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return env
@@ -221,8 +220,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def is_done(run_dir: Path) -> bool:
-    status = run_dir / "status.json"
-    return status.is_file() and read_json(status)["status"] == "done"
+    return (run_dir / STATUS_FILE).is_file() and read_status(run_dir)["status"] == "done"
 
 
 def figures(run_dir: Path, role: str = "test") -> dict[str, Any]:
@@ -267,8 +265,7 @@ def check_same_settings(job: Job) -> None:
 
 def other_settings(job: Job) -> list[str]:
     """The keys that the folder's run has otherwise, its utterances included; none where it has no run yet."""
-    file = job.run_dir / CONFIG_FILE
-    if not file.is_file():
+    if (before := read_settings(job.run_dir)) is None:
         return []
-    before, now = yaml.safe_load(file.read_text()), dump(parse_command_line(job.arguments)[0])
+    now = dump(parse_command_line(job.arguments)[0])
     return [key for key in differing_keys(before, now) if key not in ELSEWHERE]

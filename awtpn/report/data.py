@@ -17,7 +17,6 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from awtpn.board.board import leaves
@@ -34,6 +33,7 @@ from awtpn.metrics import SUMMARY, paper_figures, summarise
 from awtpn.model import CARD_FILE
 from awtpn.predictions import confusion_of, predictions_file, read_predictions
 from awtpn.results import RESULTS_FILE, read_results
+from awtpn.run_record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
 from shards.bounded_json import parse_json, read_json
 from shards.credentials import redact
 
@@ -279,7 +279,8 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ValueError: it is not done, or a file is missing; says which and what to do.
     """
-    status = parse_json(_text(folder, "status.json"), folder / "status.json")
+    _text(folder, STATUS_FILE)
+    status = read_status(folder)
     if status["status"] != "done":
         raise ValueError(
             f"{folder} is not done but {status['status']!r}: the same command that began it goes on with it"
@@ -289,12 +290,16 @@ def read_run(folder: Path) -> RunRecord:
     if stored.results is None:
         raise ValueError(f"{stored.note}: the same command that began the run measures it again")
     results = stored.results
+    _text(folder, CONFIG_FILE)
+    recorded = read_settings(folder) or {}
+    for section in ("run", "data"):
+        read_section(folder, section)
     if not {"test", "val"} & results.keys():
         raise ValueError(f"{folder} had neither validation nor test utterances: there is nothing to report")
     card = folder / "checkpoints" / "best" / CARD_FILE
     return RunRecord(
         dir=folder,
-        config=yaml.safe_load(_text(folder, "config.yaml")),
+        config=recorded,
         status=status,
         results=results,
         model=read_json(card) if card.is_file() else {},

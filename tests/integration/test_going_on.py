@@ -22,6 +22,7 @@ from awtpn.optim import OptimConfig, learning_rate
 from awtpn.predictor import Predictor
 from awtpn.report.data import gather
 from awtpn.results import RESULTS_FILE
+from awtpn.run_record import read_settings
 
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
@@ -298,6 +299,23 @@ def test_a_finished_run_is_judged_on_other_validation_data(train: Any, score: Sc
     assert link(tmp_path, "best") == "step-00000012"
     results = json.loads((tmp_path / RESULTS_FILE).read_text())
     assert results["checkpoint"] == checkpoint.identity(tmp_path / "checkpoints" / "best")
+
+
+def test_a_finished_run_that_is_tested_on_other_data_says_so(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its old results stay aside, and config.yaml tells what the new ones are of."""
+    train(tmp_path)
+    before = (tmp_path / RESULTS_FILE).read_text()
+    train(tmp_path)
+    assert not list(tmp_path.glob("earlier-results-*")), "the same command changes nothing"
+    capsys.readouterr()
+    train(tmp_path, **{"data.select.test": "{fold: [0, 1]}"})
+    assert "is judged on other data; its results so far" in capsys.readouterr().out
+    [aside] = tmp_path.glob("earlier-results-*")
+    assert (aside / RESULTS_FILE).read_text() == before
+    assert (read_settings(tmp_path) or {})["data"]["select"]["test"] == {"fold": [0, 1]}
+    assert json.loads((tmp_path / RESULTS_FILE).read_text())["test"] != json.loads(before)["test"]
 
 
 def test_validation_data_may_come_and_go(

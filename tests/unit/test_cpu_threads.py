@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from support import ALONE, DIMS, LIMIT, REPO, batch, environment, small_model, utterances
 from torch import Tensor
 
-from awtpn import cpu_threads
+from awtpn import cpu_threads, trainer
 from awtpn.checkpoint import Position
 from awtpn.config import Config
 from awtpn.cpu_threads import (
@@ -141,6 +141,21 @@ def test_a_resumed_run_keeps_its_threads(
     threads, pieces = set_threads(config, ALONE, layout, Position(threads=2))
     assert (threads, pieces.count) == (3, 3)
     assert "3 threads instead of 2" in capsys.readouterr().out
+
+
+def test_more_threads_than_cores_are_not_taken_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "usable_cores", lambda: 2)
+    config, layout = Config(), make_layout(32, None, 1)
+    assert set_threads(config, ALONE, layout, Position(threads=64))[0] == 2
+    assert "2 threads instead of 64" in capsys.readouterr().out
+    torch.set_num_threads(1)
+    ranks = replace(ALONE, engine="ddp")
+    assert set_threads(config, ranks, layout, Position(threads=2)) == (1, ONE_PIECE)
+    assert "1 threads instead of 2" in capsys.readouterr().out
+    on_gpu = replace(ALONE, device=torch.device("meta"))
+    assert set_threads(config, on_gpu, layout, Position(threads=2)) == (0, ONE_PIECE)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""What a run folder tells of its run is checked by all who read it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from support import ALONE
+
+from awtpn.config import parse_command_line, scalar
+from awtpn.evaluation import trained_on
+from awtpn.experiments.ablation import read_variants
+from awtpn.experiments.runner import Job, is_done, other_settings
+from awtpn.report.data import read_run
+from awtpn.run_folder import by_main, changes
+from awtpn.run_record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
+
+DEEP = "[" * 5_000
+OPTIONS = Namespace(split="test", cache_dir=None, storage_options=None, select=None)
+
+
+@pytest.mark.parametrize("text", [DEEP, "a: b", "a: [", "[1, 2]", "\\x00", "2026-13-45"])
+def test_settings_that_are_none_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text(text)
+    config, _ = parse_command_line(["--data.train=here"])
+    for read in (
+        lambda: changes(config, tmp_path),
+        lambda: trained_on(tmp_path, OPTIONS),
+        lambda: other_settings(Job(("--data.train=here", f"--run.dir={tmp_path}"), tmp_path)),
+    ):
+        with pytest.raises(ValueError, match=CONFIG_FILE) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_that_lack_a_section_are_refused(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text("model: {shared_dim: 8}\n")
+    assert read_settings(tmp_path) == {"model": {"shared_dim": 8}}
+    with pytest.raises(ValueError, match="no settings of data"):
+        read_section(tmp_path, "data")
+    with pytest.raises(ValueError, match="no settings of data"):
+        trained_on(tmp_path, OPTIONS)
+    (tmp_path / CONFIG_FILE).write_text("data: {train: [1]}\n")
+    with pytest.raises(ValueError, match=r"data\.train cannot be"):
+        trained_on(tmp_path, OPTIONS)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", "", DEEP, '{"status": 3}'])
+def test_a_status_that_is_none_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / STATUS_FILE).write_text(text)
+    for read in (read_status, read_run, is_done):
+        with pytest.raises(ValueError, match=STATUS_FILE) as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", DEEP])
+def test_variants_that_are_no_yaml_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "v.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"v\.yaml is not YAML") as caught:
+        read_variants(tmp_path / "v.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["2026-13-45", "[" * 3_000, "a: [b"])
+def test_a_word_that_is_no_value_is_text(text: str) -> None:
+    assert scalar(text) == text
+
+
+def test_an_error_of_any_kind_on_the_main_rank_reaches_all() -> None:
+    def broken() -> None:
+        raise RecursionError("deep")
+
+    with pytest.raises(RecursionError):
+        by_main(ALONE, broken)
