@@ -156,6 +156,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         ["integration/test_object_store.py::test_foreign_tars_are_indexed_in_the_bucket"]
     ),
     # One model, whatever the layout.
+    "awtpn doctor": Run(says="matrix products repeat bit for bit"),
     "awtpn compare RUN_A RUN_B": Run(
         swap={"RUN_A": "runs/meld", "RUN_B": "runs/meld"}, says="equal within tolerance"
     ),
