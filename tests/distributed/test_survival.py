@@ -1,6 +1,7 @@
 """What a bad night brings, brought for real: after it the run goes on to the very weights it would have had.
 
-Two ranks under torchrun, dropout on, a small corpus. "As if nothing had happened" means equal to the bit.
+Two ranks under torchrun, dropout on, a small corpus. "As if nothing had happened" means equal to the bit,
+where matrix products repeat.
 """
 
 from __future__ import annotations
