@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import deque
@@ -77,7 +78,19 @@ def read_ahead(
                 changed.notify()
 
     thread = threading.Thread(target=produce, name="shards-read", daemon=True)
+
+    def end() -> None:
+        # After a fork the lock may be held for ever, by a thread that is not there.
+        if os.getpid() == born:
+            stopped.set()
+            with changed:
+                changed.notify()
+            thread.join(timeout=JOIN_S)
+
     thread.start()
+    # While the interpreter shuts down, Python ends a daemon thread as it returns from a function of torch,
+    # where C++ does not allow that: the process would abort. So this thread ends before.
+    atexit.register(end)
     try:
         while True:
             if os.getpid() != born:
@@ -96,12 +109,8 @@ def read_ahead(
         if failure:
             raise failure[0]
     finally:
-        # After a fork the lock may be held for ever, by a thread that is not there.
-        if os.getpid() == born:
-            stopped.set()
-            with changed:
-                changed.notify()
-            thread.join(timeout=JOIN_S)
+        atexit.unregister(end)
+        end()
 
 
 def to_device_ahead(batches: Iterable[FeatureBatch], device: torch.device | str) -> Iterator[FeatureBatch]:

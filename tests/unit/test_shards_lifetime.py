@@ -146,6 +146,28 @@ def test_a_process_that_ends_waits_for_no_store(dataset: Path, tmp_path: Path) -
     assert done.stdout == "['train-0', 'train-1']\n"
 
 
+BUSY = """
+import torch
+from shards.ahead import read_ahead
+
+def make(stopped):
+    yield "first"
+    table = torch.zeros(8)
+    while not stopped.is_set():
+        table.view(2, 4)
+
+items = read_ahead(make, 2, 10**9, len)
+print(next(items))
+"""
+
+
+def test_a_process_may_end_while_batches_are_made() -> None:
+    """The thread that makes them is almost always within a function of torch."""
+    command = [sys.executable, "-c", BUSY]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stdout) == (0, "first\n"), done.stderr
+
+
 def test_whoever_is_stopped_asks_no_more() -> None:
     stop, asked = threading.Event(), []
 
