@@ -179,9 +179,7 @@ def _tar_names(store: Store) -> list[str]:
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(f"{store.url}/{name}: rename it, to letters, digits, '.', '-' and '_'")
         if not PLAIN_NAME.fullmatch(index_name(name)):
-            raise ValueError(
-                f"{store.url}/{name}: its index would have too long a name; give it a shorter one"
-            )
+            raise ValueError(f"{store.url}/{name}: its index's name would be too long; rename it, shorter")
     return names
 
 
