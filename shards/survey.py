@@ -241,8 +241,8 @@ def _modality(name: str, member: str) -> str:
     plain = re.sub(r"[^a-z0-9_]", "_", name.lower()) or UNNAMED
     if not MODALITY_NAME.fullmatch(plain):
         raise ValueError(
-            f"{member}: {name!r} is no name of a modality: at most 100 letters, the first from a to z, and not "
-            "json"
+            f"{member}: {name!r} is no name of a modality: at most 100 letters, the first from a to z, "
+            "and not json"
         )
     return plain
 

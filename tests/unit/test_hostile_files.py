@@ -344,11 +344,11 @@ def reference_of(folder: Path, **changes: Any) -> Path:
 
 def test_values_without_any_bytes_are_refused(tmp_path: Path) -> None:
     """Else a file of a few bytes makes lists of any length."""
-    forged = npy_of(np.zeros(0, "<U1"), (10**9,)).replace(b"<U1", b"<U0")
+    forged = npy_of(np.zeros(0, "<U1"), (10**7,)).replace(b"<U1", b"<U0")
     audio = npy_of(np.zeros((1, 2, 3), "f4"))
     members = {"ids.npy": forged, "label.npy": forged, "audio.npy": audio}
     (tmp_path / "f.npz").write_bytes(npz_of(members, zipfile.ZIP_STORED))
-    with pytest.raises(ValueError, match=r"f\.npz: .*<U0 of shape \(1000000000,\): values without any bytes"):
+    with pytest.raises(ValueError, match=r"f\.npz: .*<U0 of shape \(10000000,\): values without any bytes"):
         npz.read(tmp_path / "f.npz")
 
 
