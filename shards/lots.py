@@ -223,7 +223,8 @@ def read_records(store: Store, lots: list[Lot]) -> list[Record]:
                 raise TypeError("what was left out is no list")
             return Record(part, skipped, constant)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            cause = str(error).removeprefix(f"{url}: ").removesuffix("; pack it again")
+            # Behind a semicolon stands how to mend a manifest.
+            cause = str(error).removeprefix(f"{url}: ").partition("; ")[0]
             raise ValueError(f"{url}: not the record of a shard ({cause}); remove it") from None
 
     with ThreadPoolExecutor(RECORD_THREADS) as threads:

@@ -109,7 +109,7 @@ def _check_utterances(values: Any, at: str) -> None:
     if isinstance(values, torch.Tensor):
         kind = "nested tensor" if values.is_nested else "single number" if values.ndim == 0 else None
     else:
-        kind = None if isinstance(values, list | tuple) else type(values).__name__
+        kind = None if isinstance(values, list | tuple) else f"value of type {type(values).__name__}"
     if kind:
         raise ValueError(f"{at} is a {kind}; save a tensor, or a list, with one entry per utterance")
 

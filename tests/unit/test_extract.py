@@ -960,6 +960,6 @@ def test_streams_of_a_clip_may_lie_in_files_of_their_own(tmp_path: Path) -> None
 )
 def test_what_is_no_record_of_a_shard_is_refused_by_name(tmp_path: Path, record: Any) -> None:
     put_bytes(tmp_path / "d" / "train-000000.part.json", json.dumps(record).encode())
-    message = r"/train-000000\.part\.json: not the record of a shard \([^\n]+\); remove it$"
+    message = r"/train-000000\.part\.json: not the record of a shard \([^\n;]+\); remove it$"
     with pytest.raises(ValueError, match=message):
         read_records(open_folder(str(tmp_path / "d"), None), [Lot("train-000000", [])])

@@ -355,10 +355,10 @@ def test_values_without_any_bytes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"audio_feats": 5}, r"train\.pt: audio_feats is a int"),
+        ({"audio_feats": 5}, r"train\.pt: audio_feats is a value of type int"),
         ({"audio_feats": torch.tensor(1.0)}, r"train\.pt: audio_feats is a single number"),
-        ({"audio_feats": {"a": 1, "b": 2, "c": 3}}, r"train\.pt: audio_feats is a dict"),
-        ({"labels": 5}, r"train\.pt: labels is a int"),
+        ({"audio_feats": {"a": 1, "b": 2, "c": 3}}, r"train\.pt: audio_feats is a value of type dict"),
+        ({"labels": 5}, r"train\.pt: labels is a value of type int"),
         ({"labels": [[0], [1, 2], [3]]}, r"train\.pt: labels must be integers"),
         (
             {"labels": torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8)},
