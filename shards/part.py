@@ -197,8 +197,8 @@ def load_part(record: dict[str, Any], at: str) -> Part:
     """What `dump_part` wrote.
 
     Raises:
-        ValueError: it tells of a shard that cannot be; `at` begins the message.
-        KeyError, TypeError, AttributeError, ValueError: it is no such record.
+        ValueError: it tells of a shard that cannot be (`at` begins the message), or is no such record.
+        KeyError, TypeError, AttributeError: it is no such record.
     """
     # The dtype is not recorded: the smaller one is never too strict.
     modalities = {name: Modality(len(mean), DTYPES[0]) for name, (_, mean, _) in record["moments"].items()}
