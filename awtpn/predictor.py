@@ -17,8 +17,8 @@ from awtpn.finite_outputs import NotFiniteError, told
 from awtpn.model import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.clips import Clip
-from shards.feature_space import constant_of, reopen, reopenable
-from shards.features import CONSTANT, LACKING, decode_ahead, encode
+from shards.feature_space import CONSTANT, constant_of, reopen, reopenable
+from shards.features import LACKING, decode_ahead, encode
 from shards.printable import get_logger
 
 logger = get_logger(__name__)

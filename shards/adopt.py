@@ -15,6 +15,7 @@ import numpy as np
 from shards.cache import telling_of_unwritable
 from shards.index import ShardIndex, build_index
 from shards.index_file import save_index
+from shards.manifest import parse_manifest
 from shards.printable import get_logger, printable
 from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
 from shards.split_names import WORDS
@@ -51,6 +52,10 @@ def index_in_place(
 
     Returns:
         Where they lie, and the manifest.
+
+    Raises:
+        ValueError: an utterance has no steps or a value that is not finite, or readers would refuse the
+            manifest: nothing is written then.
     """
     modalities = {
         name: Modality(dim, np.dtype(dtype).name) for name, [(dim, dtype)] in forms_of(tars).items()
@@ -68,7 +73,9 @@ def index_in_place(
             splits={name: _split(each, modalities, len(classes)) for name, each in parts.items()},
             provenance=provenance,
         )
-        (work / MANIFEST).write_text(dump_manifest(manifest))
+        text = dump_manifest(manifest)
+        parse_manifest(text, f"{store.url}/{MANIFEST}")
+        (work / MANIFEST).write_text(text)
         return _publish(store, work), manifest
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -94,7 +101,7 @@ def _index_tar(
     utterances = tar.found.utterances
     positions = [classes.index(str(labels[utterance.row.key])) for utterance in utterances]
     index = build_index([utterance.row for utterance in utterances], positions, modalities, classes)
-    path = work / f"{tar.name.removesuffix('.tar')}.index.npz"
+    path = work / index_name(tar.name)
     save_index(index, path)
     entry = ShardEntry(
         name=tar.name,
@@ -176,6 +183,10 @@ def _publish(store: Store, work: Path) -> str:
     for name in names:
         shutil.copy(work / name, store.indexed / name)
     return str(store.indexed)
+
+
+def index_name(tar: str) -> str:
+    return f"{tar.removesuffix('.tar')}.index.npz"
 
 
 def forms_of(tars: list[ForeignTar]) -> dict[str, set[tuple[int, str]]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards.labels import label_name
-from shards.schema import DECODED, INDEXED, LABEL_FIELD, Manifest, Split
+from shards.schema import LABEL_FIELD, Manifest, Split, read_in_place
 
 
 class WrongManifest(ValueError):
@@ -24,10 +24,9 @@ def label_field(manifest: Manifest) -> str | None:
 
     Packing writes it. Tars that others made, and that are read in place, have it where indexing was told.
     """
-    made = manifest.provenance
-    if INDEXED not in made or made.get(DECODED):
+    if not read_in_place(manifest):
         return "label"
-    field = made.get(LABEL_FIELD)
+    field = manifest.provenance.get(LABEL_FIELD)
     return field if isinstance(field, str) else None
 
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from shards.beats import Watch, beating, watching
 from shards.checks import Accepted, accept_or_skip
 from shards.clips import ClipSource
-from shards.feature_space import making, making_of_constant
-from shards.features import CONSTANT, LACKING, Decoded, Encoders, decode_ahead, encode
+from shards.feature_space import CONSTANT, making, making_of_constant
+from shards.features import LACKING, Decoded, Encoders, decode_ahead, encode
 from shards.lots import Lot, Record, begin, deal, digest, found, of_generation, put_record, read_records
 from shards.part import OpenShard, Part, add, check_precision, finish, manifest_of, open_shard
 from shards.retry import DISK_FULL

@@ -17,6 +17,7 @@ from typing import Any
 
 # Settings that change how features are computed, and their last digits, but not what they mean.
 INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
+# In a clip's metadata: its streams that never change, and are taken as missing. In the manifest: how many.
 CONSTANT = "constant_streams"
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
 SELF_EVIDENT = ("id", "version")  # of a description

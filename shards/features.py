@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shards.clips import Clip
+from shards.feature_space import CONSTANT
 from shards.file_names import as_text
 from shards.media import ConstantStream, read_audio, read_frames
 from shards.schema import BadSample, Sample
@@ -31,8 +32,6 @@ BLOCK = 1 << 20
 
 # Metadata of a clip of which a stream cannot be decoded: why, by modality.
 LACKING = "lacking"
-# Metadata of a clip of which a stream never changes, and is taken as missing: the modalities.
-CONSTANT = "constant_streams"
 
 # By modality, "audio" and "video"; what they are is told in `shards.encoders`.
 Encoders = Mapping[str, Any]

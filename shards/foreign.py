@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.adopt import ForeignTar, forms_of, index_in_place, split_of
+from shards.adopt import ForeignTar, forms_of, index_in_place, index_name, split_of
 from shards.cache import telling_of_unwritable
 from shards.credentials import redact_url
 from shards.file_names import is_text
@@ -178,6 +178,8 @@ def _tar_names(store: Store) -> list[str]:
     for name in names:
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(f"{store.url}/{name}: rename it, to letters, digits, '.', '-' and '_'")
+        if not PLAIN_NAME.fullmatch(index_name(name)):
+            raise ValueError(f"{store.url}/{name}: its index's name would be too long; rename it, shorter")
     return names
 
 

@@ -165,6 +165,8 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
         raise ValueError(f"{at}: not a .npy array ({error}); write it again") from None
     if dtype.hasobject:
         raise ValueError(f"{at}: holds pickled objects, which are never read; write an array of numbers")
+    if any(length < 0 for length in shape):
+        raise ValueError(f"{at}: {dtype} of shape {shape}: no array has less than nothing; write it again")
     header = member.content.tell()
     data = member.content.read()
     if len(data) != dtype.itemsize * math.prod(shape):

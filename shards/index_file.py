@@ -56,24 +56,21 @@ def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> S
         ValueError: it is damaged, no index, one of another shard or of other features, or one that no packing
             makes: its arrays overlap, reach beyond the shard, or do not fit each other. One line.
     """
+    again = "`awtpn shards index` makes it again" if INDEXED in manifest.provenance else "pack it again"
     # An index is small, and a damaged one would have us read noise: its hash is checked every time.
     if hash_of(index_file) != entry.index_sha256:
-        raise ValueError(
-            f"{index_file.name}: not the index the manifest names: damaged or replaced; pack it again"
-        )
+        raise ValueError(f"{index_file.name}: not the index the manifest names: damaged or replaced; {again}")
     try:
         arrays = read_npz(index_file)
         if "key" not in arrays:
             raise ValueError("array 'key' is missing")
     except ValueError as error:
-        raise ValueError(
-            f"{index_file.name}: not the index of a shard ({error}); pack the dataset again"
-        ) from None
+        raise ValueError(f"{index_file.name}: not the index of a shard ({error}); {again}") from None
     try:
         index = _index(arrays, entry, manifest)
         _check_values(index, entry, manifest)
     except ValueError as error:
-        raise type(error)(f"{index_file.name}: {error}; pack it again") from None
+        raise type(error)(f"{index_file.name}: {error}; {again}") from None
     return index
 
 

@@ -206,6 +206,7 @@ def read_records(store: Store, lots: list[Lot]) -> list[Record]:
     """What `put_record` put.
 
     Raises:
+        ValueError: one is no such record; names it.
         OSError: one is not there, or the store cannot be reached.
     """
 
@@ -217,9 +218,14 @@ def read_records(store: Store, lots: list[Lot]) -> list[Record]:
         try:
             part = load_part(record["part"], url) if record["part"] else None
             # An early record knows nothing of streams that never change.
-            return Record(part, record["skipped"], record.get("constant", {}))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{url}: not the record of a shard ({error}); remove it") from None
+            skipped, constant = record["skipped"], record.get("constant", {})
+            if not isinstance(skipped, list) or not isinstance(constant, dict):
+                raise TypeError("what was left out is no list")
+            return Record(part, skipped, constant)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            # Behind a semicolon stands how to mend a manifest.
+            cause = str(error).removeprefix(f"{url}: ").partition("; ")[0]
+            raise ValueError(f"{url}: not the record of a shard ({cause}); remove it") from None
 
     with ThreadPoolExecutor(RECORD_THREADS) as threads:
         return list(threads.map(read, lots))

@@ -197,8 +197,8 @@ def load_part(record: dict[str, Any], at: str) -> Part:
     """What `dump_part` wrote.
 
     Raises:
-        ValueError: it tells of a shard that cannot be; `at` begins the message.
-        KeyError, TypeError: it is no such record.
+        ValueError: it tells of a shard that cannot be (`at` begins the message), or is no such record.
+        KeyError, TypeError, AttributeError: it is no such record.
     """
     # The dtype is not recorded: the smaller one is never too strict.
     modalities = {name: Modality(len(mean), DTYPES[0]) for name, (_, mean, _) in record["moments"].items()}
@@ -223,7 +223,10 @@ def _dump_moments(moments: Moments) -> list[Any]:
 
 def _load_moments(record: list[Any]) -> Moments:
     count, mean, deviation = record
-    return Moments(count, np.array(mean, np.float64), np.array(deviation, np.float64))
+    moments = Moments(count, np.array(mean, np.float64), np.array(deviation, np.float64))
+    if not isinstance(count, int) or moments.mean.ndim != 1 or moments.deviation.shape != moments.mean.shape:
+        raise TypeError("moments are a count, means and deviations")
+    return moments
 
 
 # --- The manifest's fields -----------------------------------------------------------------------

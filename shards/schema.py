@@ -128,6 +128,11 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
 
+def read_in_place(manifest: Manifest) -> bool:
+    """Whether the shards are tars that others made, read where they lie."""
+    return INDEXED in manifest.provenance and not manifest.provenance.get(DECODED)
+
+
 def choose_split(manifest: Manifest, split: str, url: str) -> str:
     """A split by its name, or by another name for the same ("val" is "valid" or "dev", see `split_names`).
 

@@ -240,7 +240,10 @@ def _add_npz(utterance: Utterance, name: str, member: Member) -> None:
 def _modality(name: str, member: str) -> str:
     plain = re.sub(r"[^a-z0-9_]", "_", name.lower()) or UNNAMED
     if not MODALITY_NAME.fullmatch(plain):
-        raise ValueError(f"{member}: {name!r} is no name of a modality: begin with a letter, and not json")
+        raise ValueError(
+            f"{member}: {name!r} is no name of a modality: at most 100 letters, the first from a to z, "
+            "and not json"
+        )
     return plain
 
 

@@ -36,7 +36,7 @@ from shards.replacement import (
     named_files,
     read_replacement,
 )
-from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, dump_manifest
+from shards.schema import MANIFEST, Manifest, dump_manifest, read_in_place
 from shards.store import NoManifest, Store, asking, open_store, read_manifest
 
 MARKER = ".packing"
@@ -325,7 +325,7 @@ def _check_made_by_packing(store: Store, names: set[str], replacement: Replaceme
         raise ValueError(
             f"{error}; whose files these are cannot be told: remove them, or pack elsewhere"
         ) from None
-    if INDEXED in manifest.provenance and not manifest.provenance.get(DECODED):
+    if read_in_place(manifest):
         raise ValueError(f"{store.url}: holds tars that others made, indexed in place; pack elsewhere")
     unnamed = {name for name in names - named_files(manifest) if name.endswith((".tar", ".index.npz"))}
     if others := sorted(name for name in unnamed if not (replacement and replacement.has_left(name))):

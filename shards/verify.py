@@ -29,7 +29,7 @@ from shards.index import ShardIndex, index_tar
 from shards.index_file import load_index
 from shards.inspect import human
 from shards.printable import join_lines
-from shards.schema import DECODED, INDEXED, MANIFEST, Manifest, Modality, ShardEntry
+from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, read_in_place
 from shards.store import Store, asking, hash_file, open_dataset
 
 # Faults shown in the text; all are in the result.
@@ -155,8 +155,7 @@ def _check_shard(
 
 def _told_otherwise(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
     """What an index tells otherwise than its shard, whose bytes are those that the manifest names."""
-    made = manifest.provenance
-    if INDEXED in made and not made.get(DECODED):
+    if read_in_place(manifest):
         return [*_damaged(path, name, index, manifest.modalities), *_mislabeled(path, name, index, manifest)]
     if mislabeled := _mislabeled(path, name, index, manifest):
         return mislabeled

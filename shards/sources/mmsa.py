@@ -159,6 +159,10 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
         if not isinstance(record, dict) or name not in record:
             there = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
             raise ValueError(f"{at}: {name!r} is missing; it has {there}")
+    given = {f"{name}_lengths": record.get(f"{name}_lengths") for name in modalities}
+    given = {name: lengths for name, lengths in given.items() if lengths is not None}
+    for name, values in {"id": record["id"], **{name: record[name] for name in modalities}, **given}.items():
+        _check_list(values, f"{at}: {name}")
     utterances = len(record["id"])
     try:
         label = np.asarray(record[label_name], dtype=np.float64)
@@ -173,7 +177,8 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
     whole = (known >= 0) & (known < MOST_CLASSES) & (known == np.floor(known))
     if label_set == "classification" and not whole.all():
         raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
-    read: dict[str, Any] = {"id": record["id"], "label": label, "features": {}}
+    ids = [_name(identity, f"{at}: id[{i}]") for i, identity in enumerate(record["id"])]
+    read: dict[str, Any] = {"id": ids, "label": label, "features": {}}
     lengths = {"id": utterances, label_name: len(label)}
     for name, modality in modalities.items():
         features, steps = record[name], record.get(f"{name}_lengths")
@@ -185,6 +190,13 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
         if length != utterances:
             raise ValueError(f"{at}: {name} has {length} utterances, id {utterances}")
     return read
+
+
+def _check_list(values: Any, at: str) -> None:
+    """Raise ValueError for what has no entry per utterance."""
+    fits = values.ndim > 0 if isinstance(values, np.ndarray) else isinstance(values, list | tuple)
+    if not fits:
+        raise ValueError(f"{at} is {values!r:.60}; needed is an array or list, one entry per utterance")
 
 
 def _check_scale(splits: dict[str, dict[str, Any]], label_set: str, path: Path) -> None:
@@ -207,7 +219,7 @@ def _samples(
 ) -> Iterator[Sample | BadSample]:
     for split, record in splits.items():
         for i in range(len(record["id"])):
-            name = _name(record["id"][i])
+            name = record["id"][i]
             key = key_of(name.replace("$_$", "_"))  # MMSA puts "$_$" before the segment
             label = record["label"][i]
             at = f"{path}: {split}[{i}]"
@@ -232,10 +244,19 @@ def _samples(
             yield Sample(key, split, named, features, meta, at)
 
 
-def _name(identity: Any) -> str:
-    """An utterance's id; some files give it as a list of its parts, some as bytes."""
-    parts = np.asarray(identity).reshape(-1).tolist()
-    return "_".join(part.decode() if isinstance(part, bytes) else str(part) for part in parts)
+def _name(identity: Any, at: str) -> str:
+    """An utterance's id; some files give it as a list of its parts, some as bytes.
+
+    Raises:
+        ValueError: bytes that are not UTF-8, or parts of parts.
+    """
+    try:
+        parts = np.asarray(identity).reshape(-1).tolist()
+        return "_".join(part.decode() if isinstance(part, bytes) else str(part) for part in parts)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{at} is {error.object!r:.60}, which is not UTF-8; save it as text") from None
+    except ValueError:
+        raise ValueError(f"{at} is {identity!r:.60}; needed is a text, or a list of its parts") from None
 
 
 def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) -> np.ndarray | None:
@@ -252,7 +273,10 @@ def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) ->
         return None
     first, last = int(filled[0]), int(filled[-1]) + 1
     if length is not None:
-        steps = int(length)
+        try:
+            steps = int(length)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{modality} has {length!r:.40} as its number of steps") from None
         if last <= steps <= len(values):
             first, last = 0, steps
         elif first >= len(values) - steps >= 0:

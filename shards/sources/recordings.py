@@ -172,6 +172,8 @@ def _mapped(
 def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
     first: dict[str, str | None] = {}
     for clip in clips:
+        if isinstance(clip, BadSample) and not clip.key:
+            continue  # it has none that could be read
         if clip.key in first:
             raise ValueError(
                 f"{path}: {clip.source} and {first[clip.key]} both have the key {clip.key!r}; rename one, or "
@@ -292,9 +294,16 @@ def _of_table(path: Path) -> list[Clip | BadSample]:
 
 def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     # What is null in JSON is as empty as an empty cell.
-    key = key_of(text_of(row["key"]))
-    both = text_of(row.get("path"))
-    named = {name: text_of(row.get(name, both)) for name in ("audio", "video")}
+    key, column = "", "key"
+    try:
+        key = key_of(text_of(row["key"]))
+        column = "path"
+        both = text_of(row.get(column))
+        named = {}
+        for column in ("audio", "video"):
+            named[column] = text_of(row.get(column, both))
+    except ValueError as error:
+        return BadSample(key, f"its {column} {error}", at)
     files = {name: existing(table.parent / str(file)) if file else None for name, file in named.items()}
     if "video" not in row and both and Path(str(both)).suffix.lower() in SOUND:
         files["video"] = None

@@ -82,10 +82,13 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); objects are never "
             "unpickled: save a dict of tensors with torch.save"
         ) from None
+    if isinstance(record, dict) and (others := [name for name in record if not isinstance(name, str)]):
+        raise ValueError(f"{path}: key {others[0]!r:.60} is no text; name every entry")
     names = [name for name in record if name.endswith(SUFFIX)] if isinstance(record, dict) else []
     if not names or "labels" not in record:
         raise ValueError(f"{path}: must be a dict of 'audio_feats', 'video_feats' and 'labels'")
     for name in (*names, "labels"):
+        _check_utterances(record[name], f"{path}: {name}")
         _check_tensors(record[name], path.stat().st_size, f"{path}: {name}")
     say_unused([name for name in record if name not in (*names, "labels")], str(path), "keys are")
     record["labels"] = _labels(record["labels"], path)
@@ -95,6 +98,20 @@ def _load(path: Path) -> dict[str, Any]:
                 f"{path}: {name} has {len(record[name])} utterances, labels {len(record['labels'])}"
             )
     return record
+
+
+def _check_utterances(values: Any, at: str) -> None:
+    """Refuse what is not one entry per utterance.
+
+    Raises:
+        ValueError: names the file and the entry.
+    """
+    if isinstance(values, torch.Tensor):
+        kind = "nested tensor" if values.is_nested else "single number" if values.ndim == 0 else None
+    else:
+        kind = None if isinstance(values, list | tuple) else f"value of type {type(values).__name__}"
+    if kind:
+        raise ValueError(f"{at} is a {kind}; save a tensor, or a list, with one entry per utterance")
 
 
 def _check_tensors(values: Any, file_bytes: int, at: str) -> None:
@@ -117,8 +134,11 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
     """
     try:
         found = torch.as_tensor(labels).cpu()
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: labels must be integers from 0 on ({error})") from None
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: labels must be integers from 0 on ({told})") from None
+    if found.is_quantized:
+        raise ValueError(f"{path}: labels are a quantized tensor; save labels.int_repr()")
     if found.layout != torch.strided:
         raise ValueError(f"{path}: labels are a sparse tensor; save labels.to_dense()")
     if found.ndim == 2 and found.shape[1] == 1:

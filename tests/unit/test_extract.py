@@ -37,6 +37,7 @@ from shards.extract import extract
 from shards.feature_space import check_same_space, describe, reopen, space_of
 from shards.features import decode, decode_ahead, encode
 from shards.inspect import format_info, info
+from shards.lots import Lot, read_records
 from shards.manifest import parse_manifest
 from shards.media import read_frames
 from shards.schema import Manifest
@@ -943,3 +944,22 @@ def test_streams_of_a_clip_may_lie_in_files_of_their_own(tmp_path: Path) -> None
         "audio": 7,
         "video": 4,
     }
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        {},
+        {"part": {"moments": [], "entry": {}}, "skipped": []},
+        {"part": {"moments": {"audio": [1, [2.0]]}, "entry": {}}, "skipped": []},
+        {"part": {"moments": {}, "entry": {}}, "skipped": []},
+        {"part": None, "skipped": 3},
+        {"part": None, "skipped": [], "constant": []},
+    ],
+)
+def test_what_is_no_record_of_a_shard_is_refused_by_name(tmp_path: Path, record: Any) -> None:
+    put_bytes(tmp_path / "d" / "train-000000.part.json", json.dumps(record).encode())
+    message = r"/train-000000\.part\.json: not the record of a shard \([^\n;]+\); remove it$"
+    with pytest.raises(ValueError, match=message):
+        read_records(open_folder(str(tmp_path / "d"), None), [Lot("train-000000", [])])

@@ -7,6 +7,7 @@ import io
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,26 @@ def test_hdf5_may_not_claim_more_than_it_holds(tmp_path: Path, monkeypatch: pyte
             csd.read_entry(data, "zeros", path)
 
 
+def test_a_chunk_may_not_unpack_to_more_than_the_file(tmp_path: Path) -> None:
+    """HDF5 unpacks chunks whole, whatever the shape of the dataset is."""
+    with h5py.File(tmp_path / "a.csd", "w") as file:
+        file["A/data/v/intervals"] = np.zeros((10, 2))
+        features = file.create_dataset(
+            "A/data/v/features",
+            shape=(10, 1),
+            maxshape=(None, 1),
+            chunks=(ZEROS // 4, 1),
+            dtype="f4",
+            compression="gzip",
+        )
+        features.id.write_direct_chunk((0, 0), zlib.compress(bytes(ZEROS), 1))
+    with (
+        csd.opened(tmp_path / "a.csd") as data,
+        pytest.raises(ValueError, match=rf"features: its \d+ bytes unpack to {ZEROS} or more.*{VARIABLE}"),
+    ):
+        csd.read_entry(data, "v", tmp_path / "a.csd")
+
+
 # --- Archives that unpack to far more ------------------------------------------------------------
 
 
@@ -321,9 +342,36 @@ def reference_of(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def test_values_without_any_bytes_are_refused(tmp_path: Path) -> None:
+    """Else a file of a few bytes makes lists of any length."""
+    forged = npy_of(np.zeros(0, "<U1"), (10**7,)).replace(b"<U1", b"<U0")
+    audio = npy_of(np.zeros((1, 2, 3), "f4"))
+    members = {"ids.npy": forged, "label.npy": forged, "audio.npy": audio}
+    (tmp_path / "f.npz").write_bytes(npz_of(members, zipfile.ZIP_STORED))
+    with pytest.raises(ValueError, match=r"f\.npz: .*<U0 of shape \(10000000,\): values without any bytes"):
+        npz.read(tmp_path / "f.npz")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"audio_feats": 5}, r"train\.pt: audio_feats is a value of type int"),
+        ({"audio_feats": torch.tensor(1.0)}, r"train\.pt: audio_feats is a single number"),
+        ({"audio_feats": {"a": 1, "b": 2, "c": 3}}, r"train\.pt: audio_feats is a value of type dict"),
+        ({"labels": 5}, r"train\.pt: labels is a value of type int"),
+        ({"labels": [[0], [1, 2], [3]]}, r"train\.pt: labels must be integers"),
+        (
+            {"labels": torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8)},
+            r"train\.pt: labels are a quantized tensor",
+        ),
+        (
+            {"labels": torch.nested.nested_tensor([torch.ones(2), torch.ones(1), torch.ones(1)])},
+            r"train\.pt: labels is a nested tensor",
+        ),
+        (
+            {"audio_feats": torch.nested.nested_tensor([torch.ones(2, 4)] * 3)},
+            r"train\.pt: audio_feats is a nested tensor",
+        ),
         ({"labels": torch.tensor([0, 1, 0]).to_sparse()}, r"train\.pt: labels .*labels\.to_dense"),
         ({"video_feats": torch.ones(3, 1, 4).expand(3, 1 << 24, 4)}, rf"video_feats: its .*{VARIABLE}"),
     ],
@@ -333,6 +381,12 @@ def test_tensors_that_no_utterance_can_be_taken_from(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         reference.read(reference_of(tmp_path, **changes))
+
+
+def test_entries_without_a_name_are_refused(tmp_path: Path) -> None:
+    torch.save({1: 2, "audio_feats": torch.ones(3, 2, 4), "labels": [0, 1, 0]}, tmp_path / "train.pt")
+    with pytest.raises(ValueError, match=r"train\.pt: key 1 is no text"):
+        reference.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from awtpn.checkpoint import Position
 from awtpn.cli import main
 from awtpn.damage import account_for_damaged
+from awtpn.experiments import runner
 from awtpn.metrics import format_table, summarise
 from shards import Sample, pack
 from shards.printable import get_logger, join_lines, printable, printable_lines
+from shards.sources import rows, source
+from shards.sources.source import say_unused
 from shards.verify import Fault, Verified, format_verified
 
 ESC, OVERRIDE = "\x1b[2J", "\N{RIGHT-TO-LEFT OVERRIDE}"
@@ -48,6 +52,19 @@ def test_a_log_message_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         logger.warning("the first is %s of %d", HOSTILE, 3)
     assert caplog.messages == ["the first is happy\\x1b[2J\\nforged line\\u202e of 3"]
+
+
+def test_what_a_source_does_not_use_is_logged_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        say_unused([HOSTILE], "train.pt", "keys are")
+    [message] = caplog.messages
+    assert_harmless(message, lines=1)
+
+
+@pytest.mark.parametrize("module", [runner, rows, source])
+def test_who_logs_names_of_data_escapes_them(module: Any, caplog: pytest.LogCaptureFixture) -> None:
+    module.logger.warning("%s", HOSTILE)
+    assert_harmless(caplog.text, lines=1)
 
 
 def assert_harmless(text: str, lines: int | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from shards_support import corpus, pack, utterance
 
@@ -114,6 +115,28 @@ def test_a_forged_record_removes_no_file_of_others(tmp_path: Path) -> None:
     (tmp_path / "d" / REPLACES).write_text(json.dumps({"generation": 0, "old": ["../thesis.tex"]}))
     pack(corpus(4), str(tmp_path / "d"), overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("old", [[], ["train-000000.tar"]])
+def test_a_forged_record_claims_no_tars_of_others(folder: Folder, old: list[str]) -> None:
+    """Plain names are those of generation 0, which replaces nothing."""
+    pack(corpus(), folder.url)
+    folder.fs.pipe_file(f"{folder.root}/mine-000000.tar", b"the only copy")
+    folder.fs.pipe_file(f"{folder.root}/{REPLACES}", json.dumps({"generation": 0, "old": old}).encode())
+    with pytest.raises(ValueError, match=r"does not name \('mine-000000\.tar'\)"):
+        pack(corpus(4), folder.url, overwrite=True)
+    assert folder.files()["mine-000000.tar"] == b"the only copy"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"split": "s" * 120}, {"features": {"m" * 101: np.ones((3, 4), np.float32)}}]
+)
+def test_a_name_that_no_reader_takes_leaves_the_old_dataset(folder: Folder, changes: dict[str, Any]) -> None:
+    pack(corpus(), folder.url)
+    before = folder.files()
+    with pytest.raises(ValueError, match=r"sss|mmm"):
+        pack([*corpus(4), utterance(99, **changes)], folder.url, overwrite=True)
+    assert folder.files() == before
 
 
 @pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -330,4 +331,22 @@ def test_what_is_no_pickle_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_references_to_the_outside_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(b"P0\n.")  # a persistent id
     with pytest.raises(ValueError, match="not a pickle of plain arrays"):
+        load(tmp_path / "x.pkl")
+
+
+def test_the_number_of_a_memo_entry_takes_no_memory(tmp_path: Path) -> None:
+    last = 1 << 22
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04Nr" + last.to_bytes(4, "little") + b".")
+    tracemalloc.start()
+    try:
+        assert load(tmp_path / "x.pkl") is None
+        assert tracemalloc.get_traced_memory()[1] < last
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04G12", b"\x80\x04X\xff\xff\xff\x7fab", b"\x80\x04h\x05."])
+def test_a_pickle_that_is_cut_short_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pkl: "):
         load(tmp_path / "x.pkl")

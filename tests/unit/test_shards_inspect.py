@@ -213,6 +213,20 @@ def test_an_index_that_is_named_but_none(dataset: Path, content: bytes | None, t
     assert told in fault.cause
 
 
+def test_metadata_that_are_no_object_are_told_by_preview(dataset: Path) -> None:
+    """The manifest names the shard's bytes as they are."""
+    shard = dataset / "train-000000.tar"
+    content = shard.read_bytes()
+    begin = content.index(b'{"label"')
+    end = content.index(b"\0", begin)
+    shard.write_bytes(content[:begin] + b"[" + b" " * (end - begin - 2) + b"]" + content[end:])
+    manifest = (dataset / "manifest.json").read_text()
+    digests = [hashlib.sha256(each).hexdigest() for each in (content, shard.read_bytes())]
+    (dataset / "manifest.json").write_text(manifest.replace(*digests))
+    with pytest.raises(ValueError, match=r"train-000000\.tar: train-0: its metadata are no JSON object"):
+        next(preview(str(dataset)))
+
+
 def test_no_workers(dataset: Path) -> None:
     with pytest.raises(ValueError, match="workers 0: there must be at least one"):
         verify(str(dataset), workers=0)

@@ -377,6 +377,20 @@ def test_label_sets_of_mmsa(
         (lambda s: s["train"].update(classification_labels=[0, 1, 1e300]), {}, "must be 0, 1, ...; use"),
         (lambda s: s["train"].update(classification_labels=["a", "b", "c"]), {}, "must be numbers"),
         (None, {"labels": ["a", "b"]}, r"labels go up to 2, but only 2 names are given"),
+        (lambda s: s["train"].update(id=5), {}, r"x\.pkl: train: id is 5; needed is an array or list"),
+        (lambda s: s["train"].update(audio=5), {}, r"x\.pkl: train: audio is 5; needed"),
+        (lambda s: s["train"].update(vision=None), {}, r"x\.pkl: train: vision is None; needed"),
+        (lambda s: s["train"].update(audio_lengths=5), {}, r"x\.pkl: train: audio_lengths is 5; needed"),
+        (
+            lambda s: s["train"].update(id=[b"\xff", b"b", b"c"]),
+            {},
+            r"x\.pkl: train: id\[0\] is b'\\xff', which is not UTF-8",
+        ),
+        (
+            lambda s: s["train"].update(id=["a", ["b", ["c", "d"]], "e"]),
+            {},
+            r"x\.pkl: train: id\[1\] is \['b', .*needed is a text",
+        ),
         (None, {"label_set": "five"}, "label_set 'five': must be one of classification, sentiment2"),
         (None, {"label_set": "sentiment2", "labels": ["a", "b"]}, "'sentiment2' has its own, leave them out"),
         (
@@ -406,6 +420,10 @@ def test_what_mmsa_cannot_be_read_with(
         ),
         (lambda s: s["train"]["audio_lengths"].__setitem__(1, 9), "audio has 9 steps by its length"),
         (lambda s: s["train"].update(audio=[np.ones(3)] * 3), "audio is float64, shape"),
+        (
+            lambda s: s["train"].update(audio_lengths=[float("inf")] * 3),
+            "audio has inf as its number of steps",
+        ),
     ],
 )
 def test_utterances_of_mmsa_that_cannot_be_read_are_listed(

@@ -12,6 +12,7 @@ import pytest
 from corpora_support import bad, good, put, write_clip_table, write_tree
 
 from shards.clips import Clip
+from shards.schema import BadSample
 from shards.sources import recordings
 
 CREMA_D = Path(__file__).parents[3] / "shared" / "data" / "crema_d" / "clips"
@@ -227,6 +228,22 @@ def test_where_every_clip_is_bad_the_first_is_told(tmp_path: Path) -> None:
     rows = [{"key": f"u{i}", "split": "all", "label": "x", "path": f"{i}.wav"} for i in range(2)]
     with pytest.raises(ValueError, match=r"no clips left, 2 bad ones .* the first: no such file .*0\.wav"):
         recordings.read(write_clip_table(tmp_path / "a.csv", rows))
+
+
+@pytest.mark.parametrize("value", [["u0"], {"name": "u0"}])
+@pytest.mark.parametrize("column", ["key", "path", "audio", "video"])
+def test_a_cell_that_is_no_single_value_is_a_bad_clip(tmp_path: Path, column: str, value: Any) -> None:
+    put("tone.wav", tmp_path / "a.wav")
+    row = {"split": "all", "label": "x", "path": "a.wav"}
+    rows = [{"key": f"u{i}", **row} for i in range(3)]
+    rows[1:] = [record | {column: value} for record in rows[1:]]
+    clips = recordings.read(write_clip_table(tmp_path / "a.jsonl", rows)).clips
+    assert isinstance(clips[0], Clip)
+    for number, (clip, key) in enumerate(zip(clips[1:], ("u1", "u2"), strict=True), start=2):
+        assert isinstance(clip, BadSample)
+        assert clip.key == ("" if column == "key" else key)
+        assert clip.source == f"{tmp_path / 'a.jsonl'}: row {number}"
+        assert clip.cause == f"its {column} is {value!r}, not a single value"
 
 
 def test_json_lines_end_where_lines_do(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -233,6 +234,25 @@ def test_a_hard_link_is_read_as_its_target(tmp_path: Path, cache: Path, compress
     assert batch.features["video"].values.shape == (2 * len(arrays(0)["video"]), DIMS["video"])
 
 
+def test_many_hard_links_to_one_array_are_read(tmp_path: Path, cache: Path) -> None:
+    """Their steps are more than the bytes of the tar could hold apart."""
+    values = np.ones((2_000, 6), "<f2")
+    (tmp_path / "d").mkdir()
+    with tarfile.open(tmp_path / "d" / "a.tar", "w") as tar:
+        for i in range(5):
+            array, record = npy(values), json.dumps({"label": LABELS[i % 2]}).encode()
+            header = tarfile.TarInfo(f"u{i}.audio.npy")
+            if i:
+                header.type, header.linkname, array = tarfile.LNKTYPE, "u0.audio.npy", b""
+            for member, content in ((header, array), (tarfile.TarInfo(f"u{i}.json"), record)):
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    assert index(tmp_path / "d", cache).decoded is None
+    [batch] = FeatureStream(str(tmp_path / "d"), global_batch_size=5, cache_dir=cache).epoch(0)
+    assert batch.features["audio"].values.shape == (10_000, 6)
+    assert verify(str(tmp_path / "d"), progress=False, cache_dir=cache).faults == []
+
+
 @pytest.mark.parametrize(
     ("kind", "target", "message"),
     [
@@ -265,3 +285,60 @@ def test_a_sparse_file_is_refused_by_name(tmp_path: Path, cache: Path, form: str
         pytest.skip("this tar writes no sparse files")
     with pytest.raises(ValueError, match=r"a.tar: u0.audio.npy: a sparse file; write the tar without"):
         index(tmp_path / "d", cache)
+
+
+# --- What a reader would refuse ------------------------------------------------------------------
+
+
+def test_an_array_of_less_than_nothing_is_refused_by_name(tmp_path: Path, cache: Path) -> None:
+    forged = io.BytesIO()
+    np.lib.format.write_array_header_1_0(forged, {"descr": "<f2", "fortran_order": False, "shape": (-2, -3)})
+    record = ("u0.json", json.dumps({"label": "calm"}).encode())
+    write_tar(tmp_path / "d" / "a.tar", [("u0.audio.npy", forged.getvalue() + bytes(12)), record])
+    with pytest.raises(ValueError, match=r"a\.tar: u0\.audio\.npy: float16 of shape \(-2, -3\)"):
+        index(tmp_path / "d", cache)
+
+
+@pytest.mark.parametrize(
+    ("tar", "modality", "message"),
+    [
+        ("x" * 191 + ".tar", "audio", r"/x+\.tar: its index's name would be too long; rename it, shorter"),
+        ("a.tar", "m" * 101, r"a\.tar: u0\.m+\.npy: 'm+' is no name of a modality: at most 100 letters"),
+    ],
+)
+def test_names_that_no_reader_takes_leave_the_folder_as_it_was(
+    tmp_path: Path, cache: Path, tar: str, modality: str, message: str
+) -> None:
+    files = [(name.replace("audio", modality), content) for name, content in members_of(0)]
+    write_tar(tmp_path / "d" / tar, files)
+    with pytest.raises(ValueError, match=message):
+        index(tmp_path / "d", cache)
+    assert [path.name for path in (tmp_path / "d").iterdir()] == [tar]
+
+
+def test_the_longest_names_are_read(tmp_path: Path, cache: Path) -> None:
+    longest = "m" * 100
+    files = [(name.replace("audio", longest), content) for name, content in members_of(0) + members_of(1)]
+    write_tar(tmp_path / "d" / ("x" * 190 + ".tar"), files)
+    index(tmp_path / "d", cache)
+    [batch] = FeatureStream(str(tmp_path / "d"), global_batch_size=2, cache_dir=cache).epoch(0)
+    assert set(batch.features) == {longest, "video"}
+
+
+def test_a_manifest_that_no_reader_takes_is_not_written(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain(tmp_path / "d")
+    # Nothing is known that gets so far.
+    monkeypatch.setattr("shards.manifest.MOST_UTTERANCES", 9)
+    with pytest.raises(ValueError, match=r"manifest\.json: splits\.all: 10 utterances are more"):
+        index(tmp_path / "d", cache)
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["part-0.tar", "part-1.tar"]
+
+
+def test_a_damaged_index_of_such_tars_is_to_be_made_again(tmp_path: Path, cache: Path) -> None:
+    index(plain(tmp_path / "d"), cache)
+    path = tmp_path / "d" / "part-0.index.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"part-0\.index\.npz: .*`awtpn shards index` makes it again"):
+        next(preview(str(tmp_path / "d"), cache_dir=cache))
