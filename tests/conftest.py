@@ -33,7 +33,7 @@ from pathlib import Path
 from torch.utils.cpp_extension import _get_build_directory
 from awtpn.zero import load_communication_op
 load_communication_op()
-print("OPERATORS", Path(_get_build_directory("any", verbose=False)).parent)
+print("OPERATORS", Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent)
 """
 
 
