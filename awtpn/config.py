@@ -36,6 +36,9 @@ POWER_OF_TEN = re.compile(r"[-+]?[\d_]*\.?[\d_]*[eE][-+]?\d+")
 WITHIN_MAPPING = re.compile(
     r"--data\.(?:select\.)?(storage_options|train|val|test)\.([^=]+)(?:=(.*))?", re.DOTALL
 )
+# Of a rank: more than any machine has cores.
+MOST_THREADS = 4096
+LONGEST_TIMEOUT = 1e8  # three years
 DEMO = "demo"  # data.train of the run that needs nothing
 DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
@@ -150,8 +153,13 @@ class TrainConfig:
         for name in ("max_steps", "micro_batch_size", "checkpoint_every", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        if self.skip_budget < 0 or self.timeout <= 0:
-            raise ValueError("train.skip_budget must not be negative, and train.timeout must be above 0")
+        if (self.threads or 1) > MOST_THREADS:
+            raise ValueError(f"train.threads must be at most {MOST_THREADS}, not {self.threads}")
+        if self.skip_budget < 0 or not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise ValueError(
+                "train.skip_budget must not be negative, and train.timeout must be above 0 and at most "
+                f"{LONGEST_TIMEOUT:.0e} seconds"
+            )
 
 
 @dataclass
@@ -178,8 +186,8 @@ class Config:
             section.validate()
         if self.data.damaged_budget < 0:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
-        if self.run.seed < 0:
-            raise ValueError(f"run.seed must not be negative, but is {self.run.seed}")
+        if not 0 <= self.run.seed < 2**63:
+            raise ValueError(f"run.seed must not be negative and must be below 2^63, but is {self.run.seed}")
         streams, batch = self.data.streams, self.train.global_batch_size
         if streams is not None and (streams < 1 or batch % streams):
             raise ValueError(f"data.streams must divide train.global_batch_size {batch}, but is {streams}")

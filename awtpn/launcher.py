@@ -91,7 +91,11 @@ def check_environment() -> None:
         value = os.environ.get(name)
         if value is not None and not value.strip():
             del os.environ[name]
-        elif value is not None and name != "MASTER_ADDR" and not value.isdecimal():
+        elif (
+            value is not None
+            and name != "MASTER_ADDR"
+            and not (value.isdecimal() and (int(value) > 0 or "SIZE" not in name))
+        ):
             raise ValueError(
                 f"the environment variable {name} is {value!r}, and should be a whole number that a launcher "
                 f"has set: unset {name} to train alone"

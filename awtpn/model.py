@@ -30,6 +30,7 @@ from awtpn.sharing.public import public_card
 from shards import Ragged
 from shards.json_text import json_text
 
+WIDEST = 1 << 16  # maps of this width squared take 17 GB each
 EPSILON = 1e-8  # of the weights' normalisation, as published
 
 
@@ -65,6 +66,8 @@ class ModelConfig:
         for name in ("shared_dim", "prototypes_per_class"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > WIDEST:
+                raise ValueError(f"model.{name} must be at most {WIDEST}, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), not {self.dropout}")
         for name in ("distance_scale_audio", "distance_scale_video"):

@@ -52,7 +52,9 @@ def _fits(value: Any, hint: Any, finite: bool) -> bool:
         return isinstance(value, dict) and all(_fits(each, inner[1], finite) for each in value.values())
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and (not finite or abs(value) < math.inf)
+        # Torch takes no integer beyond in the place of a float either.
+        small = not isinstance(value, int) or abs(value) < INTEGERS
+        return number and small and (not finite or abs(value) < math.inf)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < INTEGERS
     return hint is Any or isinstance(value, hint)

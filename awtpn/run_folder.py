@@ -21,6 +21,7 @@ from awtpn.checkpoint import Position
 from awtpn.config import DEMO, Config, differing_keys, dump, dump_yaml
 from awtpn.distributed import World
 from awtpn.files import write_atomically
+from awtpn.model_files import CARD_FILE, WEIGHTS_FILE
 from awtpn.results import set_aside
 from awtpn.run_lock import locked
 from awtpn.run_record import CONFIG_FILE, read_settings, read_status
@@ -90,11 +91,17 @@ def check_folder(config: Config, run_dir: Path) -> None:
     except (OSError, ValueError) as error:  # too long a name, a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"run.dir {str(run_dir)[:80]!r}: {reason}: {fix}") from None
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise ValueError(f"run.dir {run_dir} is a link to nothing: {fix}")
     if taken:
         raise ValueError(f"run.dir {run_dir} is a file: {fix}")
     if (run_dir / MANIFEST).exists():
         raise ValueError(
             f"run.dir {run_dir} holds a packed dataset ({MANIFEST}): {fix}, e.g. a folder beside it"
+        )
+    if (run_dir / CARD_FILE).exists() and (run_dir / WEIGHTS_FILE).exists():
+        raise ValueError(
+            f"run.dir {run_dir} holds a model ({WEIGHTS_FILE}): {fix}; run.init_from starts from its weights"
         )
     read_settings(run_dir)
     if config.run.resume not in ("auto", "never") and not run_dir.exists():

@@ -733,7 +733,7 @@ def best_model(run: Run) -> tuple[AWTPN, dict[str, Any] | None]:
     model = AWTPN.from_card(run.card).to(run.world.device).eval()
 
     def load() -> dict[str, Any] | None:
-        folder = checkpoint.find_model(run.dir)
+        folder = checkpoint.find_model(checkpoint.model_folder(run.dir) or run.checkpoints)
         checkpoint.load_weights(folder, model)
         return checkpoint.identity(folder)
 

@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from awtpn.refusals import OneLineParser, nearest
+from shards.credentials import remember_secrets
 from shards.local_path import local_path
 
 TOO_DEEP = "is nested too deeply, or within itself; a configuration has sections with keys in them"
@@ -24,6 +25,7 @@ class CheckedFile(ActionConfigFile):
             text, lines = read_settings(file, parser.keys)
         except ValueError as error:
             parser.error(str(error))
+        remember_secrets_of(text)  # before --print_config shows them
         parser.places = {key: f"{file}, line {line}" for key, line in lines.items()}
         super().__call__(parser, namespace, text, option)
         parser.places = {}  # what is wrong from here on is not the file's
@@ -70,6 +72,16 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
         return yaml.serialize(root), lines
     except RecursionError:
         raise ValueError(f"{file}: {TOO_DEEP}") from None
+
+
+def remember_secrets_of(text: str) -> None:
+    """Keep the credentials in a file's `data` section out of all that is shown: see `shards.credentials`."""
+    data = (yaml.safe_load(text) or {}).get("data")
+    if not isinstance(data, dict):
+        return
+    options = data.get("storage_options")
+    for url in ("train", "val", "test"):
+        remember_secrets(str(data.get(url) or ""), options if isinstance(options, dict) else {})
 
 
 def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tuple[str, int]]:

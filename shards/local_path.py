@@ -36,6 +36,8 @@ def local_path(text: str | Path, what: str = "") -> Path:
             if host not in ("", "localhost"):
                 raise ValueError(f"{shown}: a file of the host {host!r}? Write file:///ABSOLUTE/PATH")
         text = f"/{rest}"
+    elif text.lower().startswith("file:"):
+        raise ValueError(f"{shown}: write file:///ABSOLUTE/PATH, or the path alone")
     expanded = os.path.expanduser(text)  # of the text, since a Path makes "~" of "./~"
     if expanded == text and text.startswith("~"):
         user = text.partition("/")[0]

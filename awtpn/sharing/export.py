@@ -31,7 +31,7 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         ValueError: there is no model, or `out` exists.
     """
     folder = find_model(source)
-    if out.exists():
+    if os.path.lexists(out):  # a link to nothing is there, too
         raise ValueError(f"{out} exists already: name a folder that does not")
     card = read_card(folder)
     stored = read_results(source, folder)
@@ -48,15 +48,18 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    copy_weights(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-    if graph:
-        from awtpn.sharing.graph import write_graphs
+    try:
+        copy_weights(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+        if graph:
+            from awtpn.sharing.graph import write_graphs
 
-        card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
-    (temporary / CARD_FILE).write_text(json_text(card, indent=1) + "\n")
-    (temporary / README_FILE).write_text(render_card(card, out.name))
-    write_checksums(temporary, (WEIGHTS_FILE, CARD_FILE, *card.get("graph", ())))
-    os.replace(temporary, out)
+            card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
+        (temporary / CARD_FILE).write_text(json_text(card, indent=1) + "\n")
+        (temporary / README_FILE).write_text(render_card(card, out.name))
+        write_checksums(temporary, (WEIGHTS_FILE, CARD_FILE, *card.get("graph", ())))
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def copy_weights(source: Path, out: Path) -> None:
