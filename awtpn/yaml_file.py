@@ -76,7 +76,10 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
 
 def remember_secrets_of(text: str) -> None:
     """Keep the credentials in a file's `data` section out of all that is shown: see `shards.credentials`."""
-    data = (yaml.safe_load(text) or {}).get("data")
+    try:
+        data = (yaml.safe_load(text) or {}).get("data")
+    except yaml.YAMLError:  # jsonargparse will say what is wrong
+        return
     if not isinstance(data, dict):
         return
     options = data.get("storage_options")

@@ -45,11 +45,11 @@ def model(tmp_path: Path) -> Path:
 
 CARDS: dict[str, tuple[Callable[[Record], Any], str]] = {
     # 280 TB of weights, of which any allocation would fail, or take all memory.
-    "wide": (lambda c: c["model"].update(shared_dim=1 << 23), "describes another network than model.safe"),
+    "wide": (lambda c: c["model"].update(shared_dim=1 << 16), "describes another network than model.safe"),
     "wider than torch can count": (lambda c: c["model"].update(shared_dim=10**30), "model.shared_dim cannot"),
     "wide features": (lambda c: c["feature_dims"].update(audio=1 << 24), "describes another network"),
     "negative features": (lambda c: c["feature_dims"].update(audio=-1), "feature_dims must be"),
-    "many prototypes": (lambda c: c["model"].update(prototypes_per_class=1 << 24), "tpn.prototypes is"),
+    "many prototypes": (lambda c: c["model"].update(prototypes_per_class=1 << 16), "tpn.prototypes is"),
     "sizes as text": (lambda c: c["model"].update(shared_dim="8"), "model.shared_dim cannot be '8'"),
     "more classes": (lambda c: c["classes"].append("bored"), "tpn.prototypes is|classifier"),
     "classes twice": (lambda c: c.update(classes=["a", "a", "b"]), "classes must be distinct names"),
