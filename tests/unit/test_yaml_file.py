@@ -32,6 +32,13 @@ def test_a_key_like_no_other_is_answered_with_its_section() -> None:
     assert nearest("foo", keys_of(Config)) == " (--help lists all keys)"
 
 
+def bomb(level: str, levels: int = 27) -> bytes:
+    """Options that stand for 6 to the power of `levels` values, in few bytes."""
+    lines = ["data:", "  storage_options:", "    a0: &a0 [x]"]
+    lines += [f"    a{n}: &a{n} {level.format(', '.join([f'*a{n - 1}'] * 6))}" for n in range(1, levels + 1)]
+    return "\n".join(lines).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "answer"),
     [
@@ -50,6 +57,9 @@ def test_a_key_like_no_other_is_answered_with_its_section() -> None:
         (b"\x89PNG\r\n", ": no YAML but binary data; --config takes a text file"),
         (b"\0\0", ": no YAML but binary data; --config takes a text file"),
         (b"train:\n  epochs: many\n", ", line 2: train.epochs takes a whole number, not many"),
+        (bomb("[{}]"), ": its aliases stand for more than 100,000 values; write fewer"),
+        (bomb("{{x: [{}]}}"), ": its aliases stand for more than 100,000 values; write fewer"),
+        (b"data: {storage_options: &a {b: *a}}", ": is nested too deeply, or within itself"),
         (None, ": no such file; --config takes a YAML file"),
     ],
 )
@@ -80,3 +90,10 @@ def test_a_wrong_word_after_a_file_is_not_the_files(
     with pytest.raises(SystemExit):
         parse_command_line(["--config", str(tmp_path / "c.yaml"), "--train.epochs", "many"])
     assert capsys.readouterr().err == "error: train.epochs takes a whole number, not many\n"
+
+
+def test_aliases_of_a_usual_number_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(bomb("[{}]", levels=2))
+    options = parse_command_line([f"--config={tmp_path / 'c.yaml'}"])[0].data.storage_options
+    assert options is not None
+    assert options["a2"] == [[["x"]] * 6] * 6
