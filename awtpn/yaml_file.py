@@ -9,13 +9,10 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from awtpn.refusals import OneLineParser, nearest
+from shards.bounded_yaml import TooManyValuesError, check_values
 from shards.local_path import local_path
 
 TOO_DEEP = "is nested too deeply, or within itself; a configuration has sections with keys in them"
-
-
-# Ours has about a hundred keys. Whatever reads on from here writes out in full what aliases stand for.
-MOST_VALUES = 100_000
 
 
 class CheckedFile(ActionConfigFile):
@@ -44,7 +41,7 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
         YAML of one mapping, and by dotted key the line in the file.
 
     Raises:
-        ValueError: no such file, no YAML, more than `MOST_VALUES` values once its aliases are written out, or
+        ValueError: no such file, no YAML, aliases that stand for too many values, or
             a key that does not exist or is there twice; names the line.
     """
     path = local_path(file, "--config")
@@ -66,8 +63,7 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{file}, line {line_of(root)}: write SECTION: and below it, indented, KEY: VALUE")
     try:
-        if count_values(root, {}) > MOST_VALUES:
-            raise ValueError(f"{file}: its aliases stand for more than {MOST_VALUES:,} values; write fewer")
+        check_values(root)
         lines: dict[str, int] = {}
         for key, place in keys_within(root, file, ""):
             if key in lines:
@@ -75,28 +71,10 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
             lines[key] = place
         without_empty(root, file, keys, "")
         return yaml.serialize(root), lines
+    except TooManyValuesError as error:
+        raise ValueError(f"{file}: {error}") from None
     except RecursionError:
         raise ValueError(f"{file}: {TOO_DEEP}") from None
-
-
-def count_values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Keys and values in a node and below it, those of an alias as often as it is there.
-
-    Args:
-        node: to count in, once however many aliases name it.
-        known: counts of nodes, to which this one's are added.
-
-    Raises:
-        RecursionError: nested too deeply, or within itself.
-    """
-    if node not in known:
-        within = []
-        if isinstance(node, yaml.MappingNode):
-            within = [each for pair in node.value for each in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            within = node.value
-        known[node] = 1 + sum(count_values(each, known) for each in within)
-    return known[node]
 
 
 def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tuple[str, int]]:
