@@ -65,7 +65,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         counts = Counter(key for key, _ in pairs)
         twice = next(key for key, count in counts.items() if count > 1)
-        raise _KeyTwiceError(f"the key {twice[:SHOWN_KEY]!r} is there twice in one object; remove one")
+        raise _KeyTwiceError(f"the key {twice[:SHOWN_KEY]!r} is there twice in one object")
     return found
 
 

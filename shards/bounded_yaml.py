@@ -34,9 +34,9 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         check_values(node)
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def check_values(node: yaml.Node) -> None:
