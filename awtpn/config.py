@@ -26,6 +26,7 @@ from awtpn.optim import OptimConfig
 from awtpn.prototypes import PrototypesConfig
 from awtpn.refusals import OneLineParser, keys_of
 from awtpn.yaml_file import CheckedFile
+from shards.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
 from shards.credentials import redact_url, remember_command, remember_secrets
 from shards.json_text import find_not_finite
 from shards.local_path import local_path
@@ -266,6 +267,11 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     remember_command(argv)
     parser = make_parser()
     arguments = list(argv)
+    option = ""
+    for word in arguments:
+        option = word.partition("=")[0] if word.startswith("--") else option
+        if has_too_many_values(word):
+            parser.error(f"{option}: {TOO_MANY}")
     if not any(
         a == "--config" or a.startswith("--config=") or a.startswith("--data.train") for a in arguments
     ):
@@ -281,6 +287,18 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     config.remember_secrets()
     config.validate()
     return config, Launch(values.deepspeed, values.local_rank is not None)
+
+
+def has_too_many_values(word: str) -> bool:
+    """Whether a word of the command line, or what it gives a key, is YAML of too many aliases."""
+    for text in (word, word.partition("=")[2]) if "*" in word else ():
+        try:
+            parse_yaml(text)
+        except TooManyValuesError:
+            return True
+        except (yaml.YAMLError, ValueError, RecursionError):
+            continue  # told when it is read
+    return False
 
 
 def use_local_paths(config: Config) -> None:

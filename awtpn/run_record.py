@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from shards.bounded_json import read_json
+from shards.bounded_yaml import parse_yaml
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
@@ -23,7 +24,7 @@ def read_settings(run_dir: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        recorded = yaml.safe_load(file.read_text())
+        recorded = parse_yaml(file.read_text())
     except (yaml.YAMLError, ValueError, RecursionError):
         recorded = None
     if not isinstance(recorded, dict) or not all(isinstance(section, dict) for section in recorded.values()):

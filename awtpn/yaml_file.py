@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from awtpn.refusals import OneLineParser, nearest
+from shards.bounded_yaml import TooManyValuesError, check_values
 from shards.credentials import remember_secrets
 from shards.local_path import local_path
 
@@ -42,7 +43,8 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
         YAML of one mapping, and by dotted key the line in the file.
 
     Raises:
-        ValueError: no such file, no YAML, or a key that does not exist or is there twice; names the line.
+        ValueError: no such file, no YAML, aliases that stand for too many values, or
+            a key that does not exist or is there twice; names the line.
     """
     path = local_path(file, "--config")
     if not path.is_file():
@@ -63,6 +65,7 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{file}, line {line_of(root)}: write SECTION: and below it, indented, KEY: VALUE")
     try:
+        check_values(root)
         lines: dict[str, int] = {}
         for key, place in keys_within(root, file, ""):
             if key in lines:
@@ -70,6 +73,8 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
             lines[key] = place
         without_empty(root, file, keys, "")
         return yaml.serialize(root), lines
+    except TooManyValuesError as error:
+        raise ValueError(f"{file}: {error}") from None
     except RecursionError:
         raise ValueError(f"{file}: {TOO_DEEP}") from None
 

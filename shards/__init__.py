@@ -5,7 +5,7 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
 - what is on disk: `schema` (sample, shard, manifest), `index` (byte offsets), `members` (of a tar),
   `json_text`, `file_names` (clutter, bytes that are no text, Unicode forms)
 - checked as it is read: `manifest`, `index_file`, `class_checks` (labels against the metadata),
-  `bounded_json`, `bounded_npz`
+  `bounded_json`, `bounded_npz`, `bounded_yaml`
 - what sources call things: `labels` (from a label to a class), `split_names` ("valid" and "dev" are "val")
 - packing: `sources/` -> `checks` -> `writer` -> `part` (a shard) -> `target` (the folder; `replacement` of a
   dataset there), with `statistics`, and `restricted_pickle`, `expansion` (how far a file may unpack) and
@@ -17,8 +17,8 @@ It knows utterances, modalities (named streams of steps) and classes, and no mod
   `local_path` (a user's path)
 - the order: `plan` (a pure function), `balance`, `selection`, `working_set`, `simulate`
 - the stream: `stream` (what awtpn uses), `reader`, `reads`, `pool`, `ahead`, `threads`, `batch`
-- looking at datasets: `inspect`, `verify`, `common_utterances` (of two streams); tars of others: `foreign`,
-  `survey`, `member_names` (whose a member is), `adopt`
+- looking at datasets: `inspect`, `verify`, `moment_checks`, `common_utterances` (of two streams);
+  tars of others: `foreign`, `survey`, `member_names` (whose a member is), `adopt`
 - words of data in terminals and logs: `printable`
 """
 

@@ -20,6 +20,8 @@ from urllib.parse import quote, quote_plus, unquote
 
 import yaml
 
+from shards.bounded_yaml import parse_yaml
+
 BLOT = "***"
 # Shorter secrets are blotted out within URLs and options only: in a text "a" stands everywhere.
 SHORTEST = 4
@@ -223,7 +225,7 @@ def remember_command(words: Sequence[str]) -> None:
 def remember_written(name: str, text: str) -> None:
     """`remember_secrets` of an option's value as it is written on a command line: JSON, YAML or a word."""
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping):

@@ -5,7 +5,8 @@ bytes, so the utterances that are hit can be told from those that are whole.
 
 Hashes prove that the files belong together, not that they agree. So a shard that packing made is indexed
 again and compared; of tars that others made the index's CRC-32s are compared with the bytes that it names.
-Labels are compared with those of the metadata, and the manifest's class counts with the labels.
+Labels are compared with those of the metadata, and the manifest's class counts with the labels. The
+manifest's moments, with which training standardizes, are compared with those of the values in the shards.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from shards.class_checks import WrongManifest, check_class_counts, check_label, 
 from shards.index import ShardIndex, index_tar
 from shards.index_file import load_index
 from shards.inspect import human
+from shards.moment_checks import shard_moments, wrong_moments
 from shards.printable import join_lines
 from shards.schema import MANIFEST, Manifest, Modality, ShardEntry, read_in_place
+from shards.statistics import Moments
 from shards.store import Store, asking, hash_file, open_dataset
 
 # Faults shown in the text; all are in the result.
@@ -89,15 +92,15 @@ def verify(
     ):
 
         def check(entry: ShardEntry) -> tuple[_Told | None, list[Fault]]:
-            index, faults = _check_shard(store, entry, manifest)
+            index, moments, faults = _check_shard(store, entry, manifest)
             with lock:
                 bar.update(entry.bytes + entry.index_bytes)
-            return None if index is None else _told(index, len(manifest.classes)), faults
+            return None if index is None else _told(index, moments, len(manifest.classes)), faults
 
         checked = dict(zip((entry.name for entry in entries), threads.map(check, entries), strict=True))
     faults = [fault for _, found in checked.values() for fault in found]
     told = {name: found for name, (found, _) in checked.items() if found is not None}
-    faults += [*_check_counts(told, manifest), *_check_keys(told)]
+    faults += [*_check_counts(told, manifest), *_check_moments(told, manifest), *_check_keys(told)]
     utterances = sum(entry.utterances for entry in entries)
     return Verified(store.url, 2 * len(entries), size, utterances, faults)
 
@@ -121,8 +124,8 @@ def format_verified(found: Verified) -> str:
 
 def _check_shard(
     store: Store, entry: ShardEntry, manifest: Manifest
-) -> tuple[ShardIndex | None, list[Fault]]:
-    """A shard's index, where that is sound, and the faults of both."""
+) -> tuple[ShardIndex | None, dict[str, Moments] | None, list[Fault]]:
+    """A shard's index, where that is sound, its moments, where both are, and the faults of both."""
     index, faults = None, []
     with _local(store, entry.index, entry.index_bytes) as path:
         cause = _wrong(path, entry.index_bytes, entry.index_sha256)
@@ -137,12 +140,20 @@ def _check_shard(
     with _local(store, entry.name, entry.bytes) as path:
         cause = _wrong(path, entry.bytes, entry.sha256)
         if path is None:
-            return index, [*faults, Fault(entry.name, None, cause)]
+            return index, None, [*faults, Fault(entry.name, None, cause)]
         if not cause:
-            return index, faults + (_told_otherwise(path, entry.name, index, manifest) if index else [])
+            if index is None:
+                return None, None, faults
+            if differing := _told_otherwise(path, entry.name, index, manifest):
+                return index, None, [*faults, *differing]
+            try:
+                return index, shard_moments(path, index, manifest.modalities), faults
+            except ValueError as error:
+                cause = str(error).removeprefix(f"{path}: ")
+                return index, None, [*faults, Fault(entry.name, None, cause)]
         if index is None or not index.crc:
             unknown = f"{cause}; none of its {entry.utterances} utterances can be vouched for"
-            return index, [*faults, Fault(entry.name, None, unknown)]
+            return index, None, [*faults, Fault(entry.name, None, unknown)]
         hit = list(_damaged(path, entry.name, index, manifest.modalities))
         keys = len({fault.key for fault in hit})
         tells = (
@@ -150,7 +161,7 @@ def _check_shard(
             if hit
             else ("all its utterances are whole, the damage lies between them")
         )
-        return index, [*faults, Fault(entry.name, None, f"{cause}; {tells}"), *hit]
+        return index, None, [*faults, Fault(entry.name, None, f"{cause}; {tells}"), *hit]
 
 
 def _told_otherwise(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
@@ -199,19 +210,22 @@ def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) ->
 
 @dataclass(frozen=True)
 class _Told:
-    """What of an index is kept until all are read: class counts [C], hashes [U] of keys, and the keys."""
+    """What of a shard is kept until all are read.
+
+    Class counts [C], hashes [U] of keys and the keys by its index, and its moments, where it is sound.
+    """
 
     counts: np.ndarray
     hashes: np.ndarray
     keys: bytes
+    moments: dict[str, Moments] | None
 
 
-def _told(index: ShardIndex, classes: int) -> _Told:
+def _told(index: ShardIndex, moments: dict[str, Moments] | None, classes: int) -> _Told:
     keys = index.key.tolist()
     hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
-    return _Told(
-        np.bincount(index.label, minlength=classes), hashes, "\0".join(keys).encode(errors="replace")
-    )
+    counts = np.bincount(index.label, minlength=classes)
+    return _Told(counts, hashes, "\0".join(keys).encode(errors="replace"), moments)
 
 
 def _check_counts(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]:
@@ -224,6 +238,19 @@ def _check_counts(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]
                 )
             except WrongManifest as error:
                 yield Fault(MANIFEST, None, str(error))
+
+
+def _check_moments(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]:
+    """Moments of a split, where all its shards are sound."""
+    for name, split in manifest.splits.items():
+        shards = [told[shard.name].moments if shard.name in told else None for shard in split.shards]
+        sound = [moments for moments in shards if moments is not None]
+        if not sound or len(sound) < len(shards):
+            continue
+        for modality, moments in split.moments.items():
+            if wrong := wrong_moments(moments, (shard[modality] for shard in sound)):
+                at = f"splits.{name}.moments.{modality}"
+                yield Fault(MANIFEST, None, f"{at}: {wrong}; pack the dataset again")
 
 
 def _check_keys(told: dict[str, _Told]) -> Iterator[Fault]:

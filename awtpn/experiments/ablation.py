@@ -23,6 +23,7 @@ from awtpn.files import write_atomically, write_json
 from awtpn.intervals import standard_error, t_interval
 from awtpn.markdown import inline
 from awtpn.metrics import SUMMARY
+from shards.bounded_yaml import parse_yaml
 from shards.credentials import has_secrets, redact
 
 BASE = "base"
@@ -87,7 +88,7 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
         ValueError: the file is not of this form, or has no variant of that name.
     """
     try:
-        variants = yaml.safe_load(path.read_text())
+        variants = parse_yaml(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = str(error).splitlines()[0] if str(error) else "nested without end"
         raise ValueError(f"{path} is not YAML: {told}") from None

@@ -68,6 +68,8 @@ def first_batch(url: str, **options: Any) -> Any:
         ("{", "not JSON"),
         (b"\xff\xfe\xfd", "not JSON"),
         ("", "not JSON"),
+        ('{"label": "a", "label": "b"}', "the key 'label' is there twice in one object"),
+        ('[{"x": {"a\\n": 1, "b": {}, "a\\u000a": 1}}]', r"the key 'a\n' is there twice in one object"),
     ],
 )
 def test_json_that_cannot_be_read_is_refused_in_a_line(tmp_path: Path, text: str | bytes, told: str) -> None:
@@ -82,6 +84,7 @@ def test_json_of_usual_depth_is_read() -> None:
     for _ in range(DEEPEST):
         [found] = found
     assert found == "[[[["
+    assert parse_json('{"a": {"a": 1}, "b": [{"a": 2}, {"a": 3}]}', "here")["b"] == [{"a": 2}, {"a": 3}]
     assert parse_json(b'{"id": 123456789012345678901234567890}', "here")["id"] > 2**63
 
 

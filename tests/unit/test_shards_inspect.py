@@ -90,6 +90,34 @@ def test_verify_a_sound_dataset(dataset: Path, remote: str, tmp_path: Path) -> N
     assert not list((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "factor", "shift"),
+    [("mean", 1, 1000.0), ("mean", 1, 0.1), ("std", 1e-3, 0.0), ("std", 1.01, 0.0)],
+)
+def test_moments_that_are_not_those_of_the_values_are_named(
+    dataset: Path, name: str, factor: float, shift: float
+) -> None:
+    """Training standardizes with them, and no hash covers them."""
+    path = dataset / "manifest.json"
+    record = json.loads(path.read_text())
+    moments = record["splits"]["train"]["moments"]["audio"]
+    moments[name][1] = moments[name][1] * factor + shift
+    path.write_text(json.dumps(record))
+    [fault] = verify(str(dataset), progress=False).faults
+    assert (fault.file, fault.key) == ("manifest.json", None)
+    assert fault.cause.startswith(f"splits.train.moments.audio: {name}[1] is ")
+
+
+def test_moments_are_the_same_however_the_values_are_read(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.moment_checks.CHUNK_BYTES", 30)  # three steps of audio, and five of video
+    assert verify(str(dataset), progress=False).faults == []
+    constant = {"audio": np.full((7, 5), 1.1, np.float32), "video": None}
+    pack([utterance(i, features=constant) for i in range(6)], tmp_path / "constant")
+    assert verify(str(tmp_path / "constant"), progress=False).faults == []
+
+
 def place_of(dataset: Path, key: str, part: str) -> tuple[Path, int]:
     """Shard, and first byte of an array or JSON member of an utterance."""
     store, manifest, _ = open_dataset(str(dataset))

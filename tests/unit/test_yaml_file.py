@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from awtpn import run_record
 from awtpn.config import Config, parse_command_line
+from awtpn.experiments.ablation import read_variants
 from awtpn.refusals import keys_of, nearest
 
 
@@ -32,6 +34,13 @@ def test_a_key_like_no_other_is_answered_with_its_section() -> None:
     assert nearest("foo", keys_of(Config)) == " (--help lists all keys)"
 
 
+def bomb(level: str, levels: int = 27) -> bytes:
+    """Options that stand for 6 to the power of `levels` values, in few bytes."""
+    lines = ["data:", "  storage_options:", "    a0: &a0 [x]"]
+    lines += [f"    a{n}: &a{n} {level.format(', '.join([f'*a{n - 1}'] * 6))}" for n in range(1, levels + 1)]
+    return "\n".join(lines).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "answer"),
     [
@@ -50,6 +59,9 @@ def test_a_key_like_no_other_is_answered_with_its_section() -> None:
         (b"\x89PNG\r\n", ": no YAML but binary data; --config takes a text file"),
         (b"\0\0", ": no YAML but binary data; --config takes a text file"),
         (b"train:\n  epochs: many\n", ", line 2: train.epochs takes a whole number, not many"),
+        (bomb("[{}]"), ": its aliases stand for more than 100,000 values; write fewer"),
+        (bomb("{{x: [{}]}}"), ": its aliases stand for more than 100,000 values; write fewer"),
+        (b"data: {storage_options: &a {b: *a}}", ": is nested too deeply, or within itself"),
         (None, ": no such file; --config takes a YAML file"),
     ],
 )
@@ -80,3 +92,30 @@ def test_a_wrong_word_after_a_file_is_not_the_files(
     with pytest.raises(SystemExit):
         parse_command_line(["--config", str(tmp_path / "c.yaml"), "--train.epochs", "many"])
     assert capsys.readouterr().err == "error: train.epochs takes a whole number, not many\n"
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_aliases_on_the_command_line_are_counted(joined: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = ["a0: &a0 [x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 6)}]" for n in range(1, 28)]
+    option, value = "--data.storage_options", f"{{{', '.join(levels)}}}"
+    with pytest.raises(SystemExit):
+        parse_command_line([f"{option}={value}"] if joined else [f"{option}.x", value])
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {option}")
+    assert told.endswith(": its aliases stand for more than 100,000 values; write fewer\n")
+
+
+def test_other_yaml_files_have_bounded_aliases_too(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(bomb("[{}]"))
+    with pytest.raises(ValueError, match="is not the record of a run's settings"):
+        run_record.read_settings(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.yaml is not YAML: its aliases stand for more than"):
+        read_variants(tmp_path / "config.yaml")
+
+
+def test_aliases_of_a_usual_number_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(bomb("[{}]", levels=2))
+    options = parse_command_line([f"--config={tmp_path / 'c.yaml'}"])[0].data.storage_options
+    assert options is not None
+    assert options["a2"] == [[["x"]] * 6] * 6
