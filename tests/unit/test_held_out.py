@@ -113,6 +113,27 @@ def test_a_validation_on_the_test_is_told_once(dataset: Path, tmp_path: Path) ->
     assert check_held_out(train, test, None) == check_held_out(train, None, test) == []
 
 
+def test_the_same_names_in_another_dataset_are_warned_of(dataset: Path, tmp_path: Path) -> None:
+    """Such as those of one corpus packed in another dtype, or with other features."""
+    pack([replace(sample, split="test") for sample in corpus(20, 0)], tmp_path / "wide", dtype="float32")
+    train, wide = opened(dataset), opened(tmp_path / "wide", "test")
+    for val, test in ((wide, None), (None, wide)):
+        (told,) = check_held_out(train, val, test)
+        assert told.startswith(f"warning: all of 20 utterances of {wide.url}, split test have the names of ")
+        assert told.endswith("and 15 more); if they are the same recordings, the figures say nothing")
+    # Of what is selected alone.
+    held_out = opened(dataset, select={"speaker": "s0"})
+    rest = opened(tmp_path / "wide", "test", select={"speaker": ["s1", "s2", "s3"]})
+    assert check_held_out(held_out, rest, None) == []
+    # What is the same by its content is told once.
+    part = [replace(sample, split="test") for sample in corpus(3, 0)]
+    more = [replace(utterance(900 + i), key=corpus()[5 + i].key, split="test") for i in range(2)]
+    pack([*part, *more], tmp_path / "part")
+    content, names = check_held_out(train, None, opened(tmp_path / "part", "test"))
+    assert "warning: 3 of 5 utterances" in content
+    assert "warning: 2 of 5 utterances" in names
+
+
 def test_utterances_without_anything_in_common_are_fine(dataset: Path) -> None:
     assert check_held_out(opened(dataset), None, opened(dataset, "test")) == []
     assert check_held_out(opened(dataset), None, None) == []
