@@ -50,21 +50,48 @@ def check_held_out(train: FeatureStream, val: FeatureStream | None, test: Featur
                 f"all {found.of} utterances of {_named(other)} have the features of utterances that are "
                 f"trained on{_names(found)}: {FIX}"
             )
-        if found.count:
-            warnings.append(
-                f"warning: {_counted(found)} of {_named(other)} have the features of utterances that are "
-                f"trained on{_names(found)}; the figures flatter the model"
-            )
-        # Keys such as "0001" may coincide, so they refuse nothing.
-        if few and (alike := _alike(train, other, known)).count:
-            warnings.append(
-                f"warning: {_counted(alike)} of {_named(other)} have the names of training utterances"
-                f"{_names(alike)}; if they are the same recordings, the figures say nothing"
-            )
+        warnings += _told_of_parts(train, other, found, known, few)
     if val is not None and test is not None and (found := _common(val, test, known)).count:
         warnings.append(
             f"warning: {_counted(found)} of {_named(test)} are validated on, too{_names(found)}; the best "
             "checkpoint is chosen by what it is tested on, so the test flatters the model"
+        )
+    return warnings
+
+
+def told_of_evaluated(train: FeatureStream, other: FeatureStream) -> str | None:
+    """A line where utterances that a model was trained on are evaluated on; None where none are known to be.
+
+    Raises:
+        ValueError: an index is damaged.
+        OSError: a store cannot be reached.
+    """
+    known, _, few = _contents([train, other])
+    found = _common(train, other, known)
+    if found.of in (found.count, train.overlap(other)):
+        return f"note: {_named(other)}: these are the utterances that it was trained on"
+    return " ".join(_told_of_parts(train, other, found, known, few)) or None
+
+
+def _told_of_parts(
+    train: FeatureStream,
+    other: FeatureStream,
+    found: Common,
+    known: dict[int, np.ndarray | None],
+    few: bool,
+) -> list[str]:
+    """Warnings of utterances that are the same (`found`), and of others that have the names of some."""
+    warnings = []
+    if found.count:
+        warnings.append(
+            f"warning: {_counted(found)} of {_named(other)} have the features of utterances that are "
+            f"trained on{_names(found)}; the figures flatter the model"
+        )
+    # Keys such as "0001" may coincide, so they refuse nothing.
+    if few and (alike := _alike(train, other, known)).count:
+        warnings.append(
+            f"warning: {_counted(alike)} of {_named(other)} have the names of training utterances"
+            f"{_names(alike)}; if they are the same recordings, the figures say nothing"
         )
     return warnings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from shards_support import CLASSES, corpus, pack, utterance
 from support import arguments, pack_corpus
 
 from awtpn import trainer
+from awtpn.evaluation import evaluate_command
 from awtpn.held_out import check_held_out
 from shards import FeatureStream, Sample, common_utterances
 from shards.clips import Clip, ClipSource
@@ -208,3 +210,21 @@ def test_a_run_refuses_and_warns(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "run" / "checkpoints").exists()
     trainer.main(arguments(settings | {"data.val": f"{data}#test"}))
     assert capsys.readouterr().out.count("are validated on, too") == 1
+    # Evaluated later, by the run's folder or one in it.
+    run, val = tmp_path / "run", pack_corpus(tmp_path / "other", train=16, val=8, test=6)
+    shutil.copytree(run / "checkpoints/best", tmp_path / "alone")
+    note = ": these are the utterances that it was trained on"
+
+    def told(checkpoint: Path, **options: Any) -> str:
+        given: dict[str, Any] = dict.fromkeys(("data", "out", "predictions", "select"))
+        given |= dict.fromkeys(("cache_dir", "storage_options")) | {"checkpoint": checkpoint, "split": "test"}
+        evaluate_command(argparse.Namespace(**given | options))
+        return capsys.readouterr().out.partition(" utterances\n")[0]
+
+    assert f"note: {data}, split train{note}\n" in told(run, split="train")
+    assert note in told(run / "checkpoints/best", data=f"{tmp_path}/copy#train")
+    assert note not in told(tmp_path / "alone", data=data, split="train")
+    assert told(run).startswith(f"{data}, split test: 6")
+    assert told(run, data=val, split="val").startswith(f"{val}, split val: 8")
+    os.rename(data, tmp_path / "gone")
+    assert told(run, data=f"{tmp_path}/copy", split="train").startswith(f"{tmp_path}/copy, split train: 16")
