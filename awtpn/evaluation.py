@@ -30,6 +30,7 @@ from awtpn.run_record import CONFIG_FILE, read_section
 from shards import FeatureBatch, FeatureStream
 from shards.credentials import redact_url
 from shards.printable import printable
+from shards.split_names import named_once
 
 RUN_ABOVE = 2  # folders from a checkpoint up to its run: RUN/checkpoints/best
 
@@ -114,6 +115,7 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
 
 def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the figures."""
+    options.split = named_once(options.data or "", options.split) or "test"
     world = join()
     if options.out and world.is_main:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
