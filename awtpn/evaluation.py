@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from awtpn.config import ROLES, DataConfig, SelectConfig
 from awtpn.cpu_threads import ONE_PIECE, PieceThreads, choose_threads, forward_in_pieces, make_piece_threads
 from awtpn.data import EVALUATION_BATCH, check_feature_space, open_evaluation, stream_source
 from awtpn.distributed import World, join, leave
-from awtpn.files import write_json
+from awtpn.files import prepare_place, write_json
 from awtpn.finite_outputs import FiniteOutputs
 from awtpn.held_out import told_of_evaluated
 from awtpn.losses import LossConfig
@@ -26,6 +27,7 @@ from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN, ModelConfig, ModelOutput
 from awtpn.predictions import writing_predictions
 from awtpn.records import from_record
+from awtpn.run_folder import by_main
 from awtpn.run_record import CONFIG_FILE, read_section
 from shards import FeatureBatch, FeatureStream
 from shards.credentials import redact_url
@@ -117,8 +119,9 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the figures."""
     options.split = named_once(options.data or "", options.split) or "test"
     world = join()
-    if options.out and world.is_main:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    for file in (options.out, options.predictions):
+        if file:
+            by_main(world, partial(prepare_place, Path(file)))
     given = Path(options.checkpoint)
     model = AWTPN.from_pretrained(given).to(world.device)
     if options.data:
