@@ -23,9 +23,7 @@ def prepare_place(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ValueError(
-            f"{path} cannot be written: {path.parent} cannot be a folder, a file is there"
-        ) from None
+        raise ValueError(f"{path} cannot be written: {path.parent} is or lies in a file") from None
 
 
 @contextlib.contextmanager
