@@ -231,6 +231,8 @@ def problem(folder: Path, names: Sequence[str] = FILES) -> str | None:
     With `names`, only these files are looked at: evaluating takes no moments.
     """
     path = folder / STATE_FILE
+    if not path.exists() and (other := _other_than_checkpoint(folder)):
+        return other
     try:
         state = _read_state(folder)
         _parse_position(state, folder)
@@ -243,6 +245,19 @@ def problem(folder: Path, names: Sequence[str] = FILES) -> str | None:
         if name not in files or not (folder / name).is_file():
             return f"{folder} is no whole checkpoint: {name} is missing"
     return find_altered(folder, files, names, "saved")
+
+
+def _other_than_checkpoint(folder: Path) -> str | None:
+    """What to do with a folder that is an export, or a run, and no checkpoint; None where it is neither."""
+    has = [(folder / name).is_file() for name in FILES]
+    if has == [name != OPTIMIZER_FILE for name in FILES]:
+        return (
+            f"{folder} is an export, which has no optimizer state to go on with: start from its weights with "
+            f"--run.init_from {quote(str(folder))}"
+        )
+    if steps := step_folders(folder / "checkpoints"):
+        return f"{folder} is a run and no checkpoint: name one of its checkpoints, such as {steps[-1]}"
+    return None
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

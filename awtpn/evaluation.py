@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,22 @@ from awtpn.config import ROLES, DataConfig, SelectConfig
 from awtpn.cpu_threads import ONE_PIECE, PieceThreads, choose_threads, forward_in_pieces, make_piece_threads
 from awtpn.data import EVALUATION_BATCH, check_feature_space, open_evaluation, stream_source
 from awtpn.distributed import World, join, leave
-from awtpn.files import write_json
+from awtpn.files import prepare_place, write_json
 from awtpn.finite_outputs import FiniteOutputs
+from awtpn.held_out import told_of_evaluated
 from awtpn.losses import LossConfig
 from awtpn.metrics import auroc, count_confusion, format_table, summarise
 from awtpn.model import AWTPN, ModelConfig, ModelOutput
 from awtpn.predictions import writing_predictions
 from awtpn.records import from_record
-from awtpn.run_record import read_section
+from awtpn.run_folder import by_main
+from awtpn.run_record import CONFIG_FILE, read_section
 from shards import FeatureBatch, FeatureStream
 from shards.credentials import redact_url
 from shards.printable import printable
+from shards.split_names import named_once
+
+RUN_ABOVE = 2  # folders from a checkpoint up to its run: RUN/checkpoints/best
 
 
 @torch.no_grad()
@@ -111,9 +117,11 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
 
 def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the figures."""
+    options.split = named_once(options.data or "", options.split) or "test"
     world = join()
-    if options.out and world.is_main:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    for file in (options.out, options.predictions):
+        if file:
+            by_main(world, partial(prepare_place, Path(file)))
     given = Path(options.checkpoint)
     model = AWTPN.from_pretrained(given).to(world.device)
     if options.data:
@@ -123,6 +131,8 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
     stream = open_evaluation(source, model.config.modalities, world)
     check_feature_space(model, stream)
+    if world.is_main and (told := told_of_training(given, stream, options)):
+        print(printable(told))
     threads = threads_for_evaluation(model.config, world)
     figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
     if world.is_main:
@@ -140,6 +150,30 @@ def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:
     if world.size > 1 or world.device.type != "cpu":
         return ONE_PIECE
     return make_piece_threads(choose_threads(None, 0, 1, os.environ), EVALUATION_BATCH, config, LossConfig())
+
+
+def told_of_training(given: Path, stream: FeatureStream, options: argparse.Namespace) -> str | None:
+    """A line where `stream` has utterances that the model at `given` was trained on; None if none are known.
+
+    Nothing is known of a model outside of a run folder, nor where the training data cannot be opened.
+    """
+    try:
+        places = [given.absolute(), *list(given.resolve().parents)[:RUN_ABOVE]]
+        run_dir = next((folder for folder in places if (folder / CONFIG_FILE).is_file()), None)
+        if run_dir is None:
+            return None
+        of_run = argparse.Namespace(**vars(options) | {"split": "train", "select": None})
+        train = FeatureStream(
+            **trained_on(run_dir, of_run),
+            cache_dir=options.cache_dir,
+            storage_options=options.storage_options,
+            modalities=list(stream.modalities),
+            shuffle=False,
+            skip_damaged=True,
+        )
+        return told_of_evaluated(train, stream)
+    except (ValueError, OSError, ImportError):
+        return None
 
 
 def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run is judged on must not be what it was trained on, nor the test what chose the checkpoint.
 
 Datasets are compared by content: a link, a copy, another split or other keys for the same arrays are found.
+Where the arrays differ, as those of another dtype or of other encoders do, two datasets' keys are compared.
 """
 
 from __future__ import annotations
@@ -8,7 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from shards import FeatureStream
-from shards.common_utterances import Common, common, contents, same_shards, why_not_comparable
+from shards.common_utterances import (
+    Common,
+    common,
+    common_keys,
+    contents,
+    same_dataset,
+    same_shards,
+    why_not_comparable,
+)
 
 FIX = "change data.select or the splits, or give other data.val and data.test"
 
@@ -17,8 +26,8 @@ def check_held_out(train: FeatureStream, val: FeatureStream | None, test: Featur
     """Compare what is trained on, validated on and tested on; one process does it for all ranks.
 
     Returns:
-        Warnings, a line each: parts that are the same, a validation on the test's utterances, or why there
-        was no comparison by content.
+        Warnings, a line each: parts that are the same, names that are, a validation on the test's utterances,
+        or why there was no comparison by content.
 
     Raises:
         ValueError: all utterances of a judged split are trained on, or some of the very split that is
@@ -33,7 +42,7 @@ def check_held_out(train: FeatureStream, val: FeatureStream | None, test: Featur
             )
     if not judged:
         return []
-    known, warnings = _contents([train, *judged])
+    known, warnings, few = _contents([train, *judged])
     for other in judged:
         found = _common(train, other, known)
         if found.count == found.of:
@@ -41,11 +50,7 @@ def check_held_out(train: FeatureStream, val: FeatureStream | None, test: Featur
                 f"all {found.of} utterances of {_named(other)} have the features of utterances that are "
                 f"trained on{_names(found)}: {FIX}"
             )
-        if found.count:
-            warnings.append(
-                f"warning: {_counted(found)} of {_named(other)} have the features of utterances that are "
-                f"trained on{_names(found)}; the figures flatter the model"
-            )
+        warnings += _told_of_parts(train, other, found, known, few)
     if val is not None and test is not None and (found := _common(val, test, known)).count:
         warnings.append(
             f"warning: {_counted(found)} of {_named(test)} are validated on, too{_names(found)}; the best "
@@ -54,18 +59,70 @@ def check_held_out(train: FeatureStream, val: FeatureStream | None, test: Featur
     return warnings
 
 
-def _contents(streams: list[FeatureStream]) -> tuple[dict[int, np.ndarray | None], list[str]]:
-    """`contents` of each stream by its id, None where it is not known; and a warning where it is not."""
+def told_of_evaluated(train: FeatureStream, other: FeatureStream) -> str | None:
+    """A line where utterances that a model was trained on are evaluated on; None where none are known to be.
+
+    Raises:
+        ValueError: an index is damaged.
+        OSError: a store cannot be reached.
+    """
+    known, _, few = _contents([train, other])
+    found = _common(train, other, known)
+    if found.of in (found.count, train.overlap(other)):
+        return f"note: {_named(other)}: these are the utterances that it was trained on"
+    return " ".join(_told_of_parts(train, other, found, known, few)) or None
+
+
+def _told_of_parts(
+    train: FeatureStream,
+    other: FeatureStream,
+    found: Common,
+    known: dict[int, np.ndarray | None],
+    few: bool,
+) -> list[str]:
+    """Warnings of utterances that are the same (`found`), and of others that have the names of some."""
+    warnings = []
+    if found.count:
+        warnings.append(
+            f"warning: {_counted(found)} of {_named(other)} have the features of utterances that are "
+            f"trained on{_names(found)}; the figures flatter the model"
+        )
+    # Keys such as "0001" may coincide, so they refuse nothing.
+    if few and (alike := _alike(train, other, known)).count:
+        warnings.append(
+            f"warning: {_counted(alike)} of {_named(other)} have the names of training utterances"
+            f"{_names(alike)}; if they are the same recordings, the figures say nothing"
+        )
+    return warnings
+
+
+def _contents(streams: list[FeatureStream]) -> tuple[dict[int, np.ndarray | None], list[str], bool]:
+    """`contents` of each stream by its id, None where it is not known; and a warning where it is not.
+
+    Last, whether the streams are small enough to read all their indexes.
+    """
     cause = why_not_comparable(streams)
+    few = cause is None
     known = {id(stream): None if cause else contents(stream) for stream in streams}
     if cause is None and any(found is None for found in known.values()):
         cause = "a dataset of an early version has no checksums; pack it again"
     if cause is None:
-        return known, []
-    return known, [
+        return known, [], few
+    told = (
         "warning: utterances that are trained on under other names or in other shards were not looked for "
         f"among those that are evaluated on: {cause}"
-    ]
+    )
+    return known, [told], few
+
+
+def _alike(train: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]) -> Common:
+    """The utterances of `other`, of another dataset, that have keys of `train` and not its arrays."""
+    if same_dataset(train, other):
+        return Common(0, other.num_utterances, [])
+    of_train, of_other = known[id(train)], known[id(other)]
+    if of_train is None or of_other is None:
+        return common_keys(train, other)
+    return common_keys(train, other, np.isin(of_other, of_train[of_train != 0]))
 
 
 def _common(one: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]) -> Common:

@@ -7,7 +7,6 @@ in memory at a time, whatever the size of the split.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from awtpn.distributed import World
+from awtpn.files import writing
 from shards import FeatureBatch
 from shards.bounded_json import parse_json
 from shards.json_text import json_text
@@ -43,21 +43,15 @@ def writing_predictions(path: Path | None, classes: Sequence[str], world: World)
     if path is None:
         yield lambda batch, logits: None
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") if world.is_main else contextlib.nullcontext() as file:
+    with writing(path) if world.is_main else contextlib.nullcontext() as file:
 
-            def record(batch: FeatureBatch, logits: Tensor) -> None:
-                # Ranks own consecutive places, so their parts in rank order are in plan order.
-                for part in world.from_all(_rows(batch, logits)):
-                    if file is not None:
-                        _write(file, part, classes)
+        def record(batch: FeatureBatch, logits: Tensor) -> None:
+            # Ranks own consecutive places, so their parts in rank order are in plan order.
+            for part in world.from_all(_rows(batch, logits)):
+                if file is not None:
+                    _write(file, part, classes)
 
-            yield record
-        if world.is_main:
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield record
 
 
 def _rows(batch: FeatureBatch, logits: Tensor) -> list[Row]:

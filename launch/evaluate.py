@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", metavar="URL", help="packed dataset (default: the one that the run was trained on)"
     )
-    parser.add_argument("--split", default="test", metavar="NAME", help="split to evaluate (default: test)")
+    parser.add_argument("--split", metavar="NAME", help="split to evaluate (default: test)")
     parser.add_argument(
         "--select", type=json_object, metavar="JSON", help="utterances by metadata, e.g. '{\"fold\": 3}'"
     )

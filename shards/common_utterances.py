@@ -2,7 +2,7 @@
 
 Utterances are the same if all their arrays are: by the CRC-32 and the number of steps of each, which the
 indexes hold, so that no features are read. A copy in another dtype, or features that were made anew, count as
-other ones.
+other ones: only their keys may tell, see `common_keys`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def same_shards(one: FeatureStream, other: FeatureStream) -> bool:
     return _hashes(one) == _hashes(other)
 
 
+def same_dataset(one: FeatureStream, other: FeatureStream) -> bool:
+    """Whether both read splits of one dataset, or copies of it: there a key names one utterance alone."""
+    return one.manifest.splits == other.manifest.splits
+
+
 def why_not_comparable(streams: list[FeatureStream]) -> str | None:
     """Why these streams' utterances are too many to compare; None where they are not."""
     utterances = sum(stream.num_utterances for stream in streams)
@@ -74,6 +79,41 @@ def common(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> Common:
     """The utterances of `other` = contents(stream) that are among `one`, contents of another stream."""
     found = np.flatnonzero(np.isin(other, one[one != 0]))
     return Common(len(found), len(other), list(_names(stream, found[:NAMES])))
+
+
+def common_keys(one: FeatureStream, other: FeatureStream, known: np.ndarray | None = None) -> Common:
+    """The selected utterances of `other` whose keys are among those of `one`.
+
+    Args:
+        one, other: streams of two datasets.
+        known: places in `other`, [U] bool in the manifest's order, that are not looked at.
+
+    Raises:
+        ValueError: an index is missing or damaged.
+        OSError: the store cannot be reached.
+    """
+    names = np.concatenate(_keys(one))
+    of_other = np.concatenate(_keys(other))
+    # No utterance has an empty key: it stands for those of a damaged index.
+    same = np.isin(of_other, names[names != ""])
+    found = np.flatnonzero(same if known is None else same & ~known)
+    return Common(len(found), len(of_other), [str(key) for key in of_other[found[:NAMES]]])
+
+
+def _keys(stream: FeatureStream) -> list[np.ndarray]:
+    """The keys of each shard's selected utterances; empty ones where its index is damaged and left out."""
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        return list(pool.map(lambda shard: _keys_of_shard(stream, shard), range(len(stream.shards))))
+
+
+def _keys_of_shard(stream: FeatureStream, shard: int) -> np.ndarray:
+    rows = stream.selected(shard)
+    try:
+        return stream.index(shard).key[rows]
+    except (ValueError, FileNotFoundError):
+        if not stream.skips_damaged:
+            raise
+        return np.zeros(len(rows), np.str_)
 
 
 def _contents_of_shard(stream: FeatureStream, shard: int) -> np.ndarray | None:

@@ -54,3 +54,17 @@ def find_split(wanted: str, splits: Iterable[str]) -> str | None:
         return wanted
     alike = [name for name in there if meaning(name) == meaning(wanted)]
     return alike[0] if len(alike) == 1 else None
+
+
+def named_once(url: str, option: str | None) -> str | None:
+    """The split that a user names in the URL (`URL#dev`) or with --split; None where neither does.
+
+    Raises:
+        ValueError: they name two splits.
+    """
+    fragment = url.partition("#")[2]
+    if fragment and option and meaning(fragment) != meaning(option):
+        raise ValueError(
+            f"the URL names the split {fragment!r}, and --split {option!r}: leave one of them out"
+        )
+    return option or fragment or None

@@ -23,6 +23,7 @@ from awtpn.files import writing
 from shards import FeatureStream
 from shards.json_text import json_text
 from shards.local_path import local_or_url
+from shards.split_names import named_once
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -131,7 +132,7 @@ def add_predict(commands: Any) -> None:
             metavar="ENCODER",
             help=f"recordings: where the {modality} encoder is now, if it moved",
         )
-    parser.add_argument("--split", default="test", metavar="NAME", help="of a dataset (default: test)")
+    parser.add_argument("--split", metavar="NAME", help="of a dataset (default: test)")
     parser.add_argument(
         "--out", type=path_argument, metavar="FILE", help="file to write (default: standard output)"
     )
@@ -149,13 +150,14 @@ def run_predict(options: argparse.Namespace) -> None:
     for name in ("png", "audio", "video"):
         if getattr(options, name) and not of_recordings:
             raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
+    split = None if of_recordings else named_once(options.input[0], options.split)
     predictor = Predictor.from_pretrained(options.model, options.device)
     if of_recordings:
         run_recordings(predictor, options)
         return
     stream = FeatureStream(
         options.input[0],
-        split=options.split,
+        split=split or "test",
         shuffle=False,
         modalities=list(predictor.model.feature_dims),
         storage_options=options.storage_options,

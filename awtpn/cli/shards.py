@@ -17,6 +17,7 @@ from shards.json_text import find_not_finite
 from shards.printable import join_lines, printable
 from shards.schema import Manifest
 from shards.simulate import format_report, layout_of, simulate, synthetic_layout
+from shards.split_names import named_once
 from shards.store import open_dataset
 from shards.verify import format_verified, verify
 
@@ -143,6 +144,7 @@ def _add_preview(actions: Any) -> None:
 
 
 def _run_preview(options: argparse.Namespace) -> None:
+    named_once(options.url, options.split)
     for shown in preview(options.url, options.n, split=options.split, **_store(options)):
         print(format_preview(shown))
 
@@ -227,7 +229,7 @@ def _add_simulate(actions: Any) -> None:
     parser.add_argument(
         "--global-batch", type=int, required=True, metavar="N", help="utterances per step over all ranks"
     )
-    parser.add_argument("--split", default="train", metavar="NAME", help="split to plan for (default: train)")
+    parser.add_argument("--split", metavar="NAME", help="split to plan for (default: train)")
     parser.add_argument(
         "--streams", type=int, metavar="N", help="canonical streams (default: as training chooses them)"
     )
@@ -239,8 +241,9 @@ def _run_simulate(options: argparse.Namespace) -> None:
     if options.synthetic:
         layout = synthetic_layout(options.url)
     else:
+        named_once(options.url, options.split)
         store, manifest, fragment = open_dataset(options.url, options.cache_dir, options.storage_options)
-        layout = layout_of(store, manifest, fragment or options.split)
+        layout = layout_of(store, manifest, fragment or options.split or "train")
     report = simulate(
         layout, options.nodes, options.gpus_per_node, options.global_batch, streams=options.streams
     )

@@ -21,7 +21,6 @@ def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None
     written = []
     for file, render in ((html, render_html), (markdown, render_markdown)):
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, render(report))
             written.append(file)
     return written

@@ -12,8 +12,10 @@ from support import features, same_bits_or_close, small_model, utterances
 
 from awtpn import checkpoint
 from awtpn.checkpoint import OPTIMIZER_FILE, STATE_FILE, Position
+from awtpn.config import parse_command_line
 from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
 from awtpn.optim import OptimConfig, make_optimizer
+from awtpn.run_folder import check_folder, find_start
 
 POSITION = Position(
     step=3, epoch=1, epoch_step=1, best_f1=0.5, best_step=2, seed=4, global_batch_size=8, streams=2
@@ -115,6 +117,25 @@ def test_a_broken_state_file_is_refused_by_name(
     path = saved[0] / STATE_FILE
     path.unlink() if text is None else path.write_text(text)
     assert re.search(r"no whole checkpoint: checkpoint\.json", str(checkpoint.problem(saved[0])))
+
+
+def test_an_export_and_a_run_are_no_checkpoints(
+    saved: tuple[Path, AWTPN, torch.optim.AdamW], tmp_path: Path
+) -> None:
+    folder, model, _ = saved
+    export, run = tmp_path / "export", tmp_path / "run"
+    model.save_pretrained(export)
+    (run / "checkpoints").mkdir(parents=True)
+    folder.rename(run / "checkpoints" / folder.name)
+    config, _ = parse_command_line(["--data.train=here", f"--run.resume={export}"])
+    told = rf"^run\.resume: {export} is an export, .*: start from its weights with --run\.init_from {export}$"
+    with pytest.raises(ValueError, match=told):
+        check_folder(config, tmp_path / "new")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match=f"--run.init_from {export}"):
+        find_start(config, tmp_path / "there")
+    told = f"{run} is a run and no checkpoint: name one of its checkpoints, such as {run}/checkpoints/step-"
+    assert str(checkpoint.problem(run)).startswith(told)
 
 
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:

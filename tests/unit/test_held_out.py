@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from shards_support import CLASSES, corpus, pack, utterance
 from support import arguments, pack_corpus
 
 from awtpn import trainer
+from awtpn.evaluation import evaluate_command
 from awtpn.held_out import check_held_out
 from shards import FeatureStream, Sample, common_utterances
 from shards.clips import Clip, ClipSource
@@ -113,6 +115,27 @@ def test_a_validation_on_the_test_is_told_once(dataset: Path, tmp_path: Path) ->
     assert check_held_out(train, test, None) == check_held_out(train, None, test) == []
 
 
+def test_the_same_names_in_another_dataset_are_warned_of(dataset: Path, tmp_path: Path) -> None:
+    """Such as those of one corpus packed in another dtype, or with other features."""
+    pack([replace(sample, split="test") for sample in corpus(20, 0)], tmp_path / "wide", dtype="float32")
+    train, wide = opened(dataset), opened(tmp_path / "wide", "test")
+    for val, test in ((wide, None), (None, wide)):
+        (told,) = check_held_out(train, val, test)
+        assert told.startswith(f"warning: all of 20 utterances of {wide.url}, split test have the names of ")
+        assert told.endswith("and 15 more); if they are the same recordings, the figures say nothing")
+    # Of what is selected alone.
+    held_out = opened(dataset, select={"speaker": "s0"})
+    rest = opened(tmp_path / "wide", "test", select={"speaker": ["s1", "s2", "s3"]})
+    assert check_held_out(held_out, rest, None) == []
+    # What is the same by its content is told once.
+    part = [replace(sample, split="test") for sample in corpus(3, 0)]
+    more = [replace(utterance(900 + i), key=corpus()[5 + i].key, split="test") for i in range(2)]
+    pack([*part, *more], tmp_path / "part")
+    content, names = check_held_out(train, None, opened(tmp_path / "part", "test"))
+    assert "warning: 3 of 5 utterances" in content
+    assert "warning: 2 of 5 utterances" in names
+
+
 def test_utterances_without_anything_in_common_are_fine(dataset: Path) -> None:
     assert check_held_out(opened(dataset), None, opened(dataset, "test")) == []
     assert check_held_out(opened(dataset), None, None) == []
@@ -187,3 +210,21 @@ def test_a_run_refuses_and_warns(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "run" / "checkpoints").exists()
     trainer.main(arguments(settings | {"data.val": f"{data}#test"}))
     assert capsys.readouterr().out.count("are validated on, too") == 1
+    # Evaluated later, by the run's folder or one in it.
+    run, val = tmp_path / "run", pack_corpus(tmp_path / "other", train=16, val=8, test=6)
+    shutil.copytree(run / "checkpoints/best", tmp_path / "alone")
+    note = ": these are the utterances that it was trained on"
+
+    def told(checkpoint: Path, **options: Any) -> str:
+        given: dict[str, Any] = dict.fromkeys(("data", "out", "predictions", "select"))
+        given |= dict.fromkeys(("cache_dir", "storage_options")) | {"checkpoint": checkpoint, "split": "test"}
+        evaluate_command(argparse.Namespace(**given | options))
+        return capsys.readouterr().out.partition(" utterances\n")[0]
+
+    assert f"note: {data}, split train{note}\n" in told(run, split="train")
+    assert note in told(run / "checkpoints/best", data=f"{tmp_path}/copy#train")
+    assert note not in told(tmp_path / "alone", data=data, split="train")
+    assert told(run).startswith(f"{data}, split test: 6")
+    assert told(run, data=val, split="val").startswith(f"{val}, split val: 8")
+    os.rename(data, tmp_path / "gone")
+    assert told(run, data=f"{tmp_path}/copy", split="train").startswith(f"{tmp_path}/copy, split train: 16")

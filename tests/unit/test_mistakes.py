@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from awtpn import Predictor, checkpoint
 from awtpn.cli import main
 from awtpn.cli.shards import how_to_train
 from awtpn.device import usable
+from awtpn.evaluation import evaluate_command
 from awtpn.optim import OptimConfig, make_optimizer
 from shards.schema import Manifest, Modality, Split
+from shards.split_names import named_once
 from shards.store import open_store
 
 
@@ -34,6 +37,24 @@ def answer(*words: object) -> str:
 def test_without_a_command_they_are_listed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(words)
     assert {"usage:", "preview" if words else "predict"} <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "my-model", "data/mine#val"],
+        ["shards", "preview", "data/mine#val"],
+        ["shards", "simulate", "data/mine#val", "--nodes=1", "--gpus-per-node=1", "--global-batch=8"],
+    ],
+)
+def test_two_splits(words: list[str]) -> None:
+    told = "the URL names the split 'val', and --split 'train': leave one of them out"
+    assert answer(*words, "--split", "train") == f"error: {told}"
+    with pytest.raises(ValueError, match=told):
+        evaluate_command(argparse.Namespace(data="data/mine#val", split="train"))
+    assert named_once("data/mine#val", "val") == named_once("data/mine", "val") == "val"
+    assert named_once("data/mine#dev", None) == "dev"
+    assert named_once("data/mine", None) is None
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
