@@ -33,6 +33,7 @@ from shards import FeatureBatch, FeatureStream
 from shards.credentials import redact_url
 from shards.printable import printable
 from shards.split_names import named_once
+from shards.store import split_url
 
 RUN_ABOVE = 2  # folders from a checkpoint up to its run: RUN/checkpoints/best
 
@@ -155,7 +156,8 @@ def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:
 def told_of_training(given: Path, stream: FeatureStream, options: argparse.Namespace) -> str | None:
     """A line where `stream` has utterances that the model at `given` was trained on; None if none are known.
 
-    Nothing is known of a model outside of a run folder, nor where the training data cannot be opened.
+    Nothing is known of a model outside of a run folder, nor where the training data cannot be opened. A store
+    other than that of `stream` is not asked: it may be away, and would be asked again and again.
     """
     try:
         places = [given.absolute(), *list(given.resolve().parents)[:RUN_ABOVE]]
@@ -163,8 +165,11 @@ def told_of_training(given: Path, stream: FeatureStream, options: argparse.Names
         if run_dir is None:
             return None
         of_run = argparse.Namespace(**vars(options) | {"split": "train", "select": None})
+        source = trained_on(run_dir, of_run)
+        if "://" in source["url"] and split_url(source["url"])[0] != split_url(stream.url)[0]:
+            return None
         train = FeatureStream(
-            **trained_on(run_dir, of_run),
+            **source,
             cache_dir=options.cache_dir,
             storage_options=options.storage_options,
             modalities=list(stream.modalities),
