@@ -187,7 +187,7 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: the folder is no run, or its data has no such split.
     """
-    file, split = run_dir / "config.yaml", options.split
+    file, split = run_dir / CONFIG_FILE, options.split
     if not file.is_file() or split not in ROLES:
         raise ValueError(f"say what to evaluate on with --data: {file} does not tell of a split {split!r}")
     recorded = read_section(run_dir, "data")
