@@ -3,33 +3,28 @@
 It takes features as `shards` streams them, and holds the model and all that trains and explains it. From
 Python, `Predictor` answers for features or recordings; `AWTPN` is the network, a torch module.
 
-Where things are:
+Packages, from the top; each imports only from those below it:
 
-- the network: `model` (SES, TPN, AWM), `segments` (sums over utterances), `attention`, `attention_fused`,
-  `reference` (the published code's weights)
-- learning: `losses`, `negatives`, `prototypes`, `optim`, `step` (what ranks agree on before each)
-- training: `trainer` (reads top to bottom), `config`, `yaml_file`, `refusals`, `data`, `held_out`, `damage`,
-  `left_out` (steps), `layout`, `launcher`, `distributed`, `zero`, `device`, `cpu_threads`, `checkpoint`,
-  `engine_state`, `run_folder`, `run_record`, `run_lock`, `stopping`, `watchdog`, `doctor`
-- looking on: `monitor`, `board/` (TensorBoard), `provenance`, `results`, `files`, `markdown` (words of data
-  in it)
-- figures: `evaluation`, `finite_outputs`, `metrics`, `intervals`, `predictions`, `compare`, and
-  `report/` (to cite)
-- many runs: `experiments/` (folds, seeds, sweeps, ablations)
-- files that may come from anywhere: `model_files` (weights, card, checksums), `records` (fields of JSON)
-- using a model: `predictor`, `explain`, `sharing/` (export, card, hub, graph)
-- cost: `bench/` (speed, FLOPs, memory)
-- this machine: `matrix_products` (are they the same bits each time?)
-- the `awtpn` command: `cli/`; `command` (how it and the scripts begin and end)
+- `cli/`: the `awtpn` command
+- `bench/`: speed, FLOPs and memory, beside alternatives
+- `experiments/`: many runs: folds, seeds, sweeps, ablations; `training/`: one run
+- `inference/`: predict, plot, export; `report/`: pages to cite; `tracking/`: TensorBoard and metrics.jsonl
+- `run/`: a run's folder, checkpoints, results and data
+- `distributed/`: ranks, engines, CPU threads, watchdog, doctor
+- `config/`: every key of a run, and how commands begin and end
+- `learning/`: losses, negatives, prototypes, optimizer
+- `model/`: the network and its files
+- `metrics/`: figures of predictions
 
 Arrows point one way: `launch` -> `awtpn` -> `shards`.
 """
 
-from awtpn.matrix_products import request_repeatable_products
+from awtpn.model.matrix_products import request_repeatable_products
 
 request_repeatable_products()  # before torch is loaded: the math library looks once
 
-from awtpn.model import AWTPN, ModelConfig, ModelOutput  # noqa: E402
-from awtpn.predictor import Prediction, Predictor  # noqa: E402
+from awtpn.inference.predictor import Prediction, Predictor  # noqa: E402
+from awtpn.model.network import AWTPN, ModelOutput  # noqa: E402
+from awtpn.model.settings import ModelConfig  # noqa: E402
 
 __all__ = ["AWTPN", "ModelConfig", "ModelOutput", "Prediction", "Predictor"]

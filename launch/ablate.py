@@ -19,7 +19,7 @@ from awtpn.cli.paths import path_argument
 from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants
 from awtpn.experiments.runner import PYTHON
 from launch.cross_validate import add_options, parse, run_script
-from shards.credentials import redact_command
+from shards.storage.credentials import redact_command
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -23,10 +23,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.cli.paths import path_argument
-from awtpn.command import run_command
+from awtpn.config.entry_point import run_command
 from awtpn.experiments.crossvalidation import cross_validate
 from awtpn.experiments.runner import PYTHON
-from shards.credentials import redact_command
+from shards.storage.credentials import redact_command
 
 
 def main(words: Sequence[str] | None = None) -> None:

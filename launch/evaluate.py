@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from awtpn.cli.paths import path_argument
 from awtpn.cli.shards import add_store_options, json_object
-from awtpn.command import run_command
-from awtpn.evaluation import evaluate_command
-from awtpn.launcher import start_missing_ranks
+from awtpn.config.entry_point import run_command
+from awtpn.distributed.accelerate_launch import start_missing_ranks
+from awtpn.training.evaluate import evaluate_command
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 # Launchers run this file by its path; the packages beside it need no installation then.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from awtpn.command import run_command
-from awtpn.launcher import start_missing_ranks
-from awtpn.trainer import main
-from shards.cache import CacheUnwritable
+from awtpn.config.entry_point import run_command
+from awtpn.distributed.accelerate_launch import start_missing_ranks
+from awtpn.training.trainer import main
+from shards.storage.cache import CacheUnwritable
 
 
 def train(words: list[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from support import same_bits_or_close
 from torch import Tensor
 
-from awtpn import attention
+from awtpn.model import attention
 
 Form = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 

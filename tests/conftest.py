@@ -16,7 +16,7 @@ import pytest
 from support import pack_corpus, run
 
 from shards import ensure_demo
-from shards.credentials import forget_secrets
+from shards.storage.credentials import forget_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def nothing_secret() -> Iterator[None]:
 BUILD = """
 from pathlib import Path
 from torch.utils.cpp_extension import _get_build_directory
-from awtpn.zero import load_communication_op
+from awtpn.distributed.engines.deepspeed import load_communication_op
 load_communication_op()
 print("OPERATORS", Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent)
 """

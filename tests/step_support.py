@@ -11,12 +11,12 @@ import torch
 from support import CLASSES
 from torch import nn
 
-from awtpn.checkpoint import Position
-from awtpn.config import Config
-from awtpn.distributed import World
-from awtpn.layout import Layout
-from awtpn.stopping import StopFlag
-from awtpn.trainer import Run
+from awtpn.config.schema import Config
+from awtpn.distributed.batch_layout import Layout
+from awtpn.distributed.stopping import StopFlag
+from awtpn.distributed.world import World
+from awtpn.run.position import Position
+from awtpn.training.trainer import Run
 
 
 def make_run(
@@ -28,7 +28,7 @@ def make_run(
     global_batch: int,
     accumulation: int = 1,
 ) -> Run:
-    """A run of one process, ready for `awtpn.trainer.train_step`; what a step does not use is absent."""
+    """A run of one process, ready for `training.trainer.train_step`; what a step does not use is absent."""
     absent: Any = None
     return Run(
         config=config,

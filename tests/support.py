@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import shards
-from awtpn.checkpoint import OPTIMIZER_FILE
-from awtpn.distributed import World
-from awtpn.losses import TERMS
-from awtpn.matrix_products import products_repeat
-from awtpn.model import AWTPN, WEIGHTS_FILE, ModelConfig
+from awtpn.distributed.world import World
+from awtpn.learning.settings import TERMS
+from awtpn.model.files import OPTIMIZER_FILE, WEIGHTS_FILE
+from awtpn.model.matrix_products import products_repeat
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch, Ragged, Sample
 
 REPO = Path(__file__).resolve().parent.parent
@@ -114,7 +115,7 @@ def poison(batch: FeatureBatch) -> FeatureBatch:
 def same_bits_or_close(one: Any, other: Any) -> bool:
     """The same tensor, array, number or JSON: to the bit where this machine's matrix products repeat.
 
-    Elsewhere (see `awtpn.matrix_products`) floats may be 1e-5 apart, relative to a tensor's largest value: a
+    Elsewhere (see `model.matrix_products`) floats may be 1e-5 apart, relative to a tensor's largest value: a
     hundred times more than the rounding of one float32 product, since steps of training add roundings up.
     Integers, strings and what is on a GPU are the same everywhere.
     """

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from awtpn.attention import FORMS, FUSED_DIM, choose_form, has_triton
-from awtpn.bench.account import times
 from awtpn.bench.machine import allocated_peak, markdown, read_peak, start_peak, synchronise
+from awtpn.bench.roofline_account import times
 from awtpn.bench.step import Setting, make_batches
+from awtpn.model.attention import FORMS, FUSED_DIM, choose_form, has_triton
 
 # Utterances of one length, that a batch has in all about as many steps.
 LENGTHS = (20, 120, 600, 5000)

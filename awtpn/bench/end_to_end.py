@@ -23,12 +23,12 @@ from accelerate import Accelerator
 from awtpn.bench.machine import markdown, synchronise
 from awtpn.bench.readers import UTTERANCES, write_corpora
 from awtpn.bench.step import Setting
-from awtpn.config import Config
-from awtpn.distributed import World, mixed_precision
-from awtpn.layout import make_layout
-from awtpn.monitor import Monitor
-from awtpn.stopping import StopFlag
-from awtpn.trainer import Run, setup, train_epoch
+from awtpn.config.schema import Config
+from awtpn.distributed.batch_layout import make_layout
+from awtpn.distributed.stopping import StopFlag
+from awtpn.distributed.world import World, mixed_precision
+from awtpn.tracking.monitor import Monitor
+from awtpn.training.trainer import Run, setup, train_epoch
 
 # A round takes as many epochs as have these together.
 LEAST_STEPS = 30

@@ -27,12 +27,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from awtpn.bench.machine import child_environment, describe, markdown, read_peak, start_peak, synchronise
-from awtpn.bench.published import Published, published_loss
-from awtpn.bench.roofline import step_cost, total
-from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms, total_loss
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.optim import OptimConfig, make_optimizer
-from awtpn.predictor import pack_arrays
+from awtpn.bench.published_step import Published, published_loss
+from awtpn.inference.predictor import pack_arrays
+from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.settings import LossConfig, OptimConfig
+from awtpn.model.flops import step_cost, total
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
 from shards import Ragged
 
 AUDIO, VIDEO, CLASSES, BATCHES = 1024, 512, 7, 6
@@ -91,7 +93,7 @@ def make_model(dim: int, device: str) -> AWTPN:
 def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
     """All six terms in their default forms; each utterance's negative is the one of the place before it."""
     n = len(label)
-    counts = Denominators(n, {"audio": n, "video": n}, n, {"inter": n, "contrast": n}, n)
+    counts = LossNormalizers(n, {"audio": n, "video": n}, n, {"inter": n, "contrast": n}, n)
     row = torch.arange(n, device=label.device).roll(1)
     pool = NegativePool(output.streams["video"].mean, {"inter": row, "contrast": row})
     return total_loss(loss_terms(output, label, pool, counts, losses), losses)

@@ -18,12 +18,12 @@ from awtpn.cli.pack import add_pack
 from awtpn.cli.paths import path_argument
 from awtpn.cli.shards import add_shards, add_store_options, finite_number
 from awtpn.cli.share import add_export, add_push, add_report
-from awtpn.command import data_output, run_command
-from awtpn.files import writing
+from awtpn.config.entry_point import data_output, run_command
+from awtpn.run.atomic_write import writing
 from shards import FeatureStream
-from shards.json_text import json_text
-from shards.local_path import local_or_url
-from shards.split_names import named_once
+from shards.format.split_names import named_once
+from shards.safe_io.json_text import json_text
+from shards.storage.local_path import local_or_url
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -143,8 +143,8 @@ def add_predict(commands: Any) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     from awtpn.cli.predict import are_recordings, run_recordings
-    from awtpn.data import check_feature_space
-    from awtpn.predictor import Predictor
+    from awtpn.inference.predictor import Predictor
+    from awtpn.run.data import check_feature_space
 
     of_recordings = are_recordings(options.input)
     for name in ("png", "audio", "video"):
@@ -198,7 +198,7 @@ def add_compare(commands: Any) -> None:
 
 
 def run_compare(options: argparse.Namespace) -> None:
-    from awtpn.compare import compare_runs, format_comparison
+    from awtpn.run.compare import compare_runs, format_comparison
 
     comparison = compare_runs(options.a, options.b)
     print(format_comparison(comparison))
@@ -250,11 +250,11 @@ def add_doctor(commands: Any) -> None:
 
 def run_doctor(options: argparse.Namespace) -> None:
     if options.memory is not None:
-        from awtpn.bench.memory_report import report
+        from awtpn.bench.memory_table import report
 
         print(report(options.memory))
         return
-    from awtpn.doctor import examine
+    from awtpn.distributed.doctor import doctor_main
 
-    if not examine(options.run_dir, options.data, options.storage_options):
+    if not doctor_main(options.run_dir, options.data, options.storage_options):
         sys.exit(1)

@@ -60,8 +60,8 @@ def run_bench(options: argparse.Namespace) -> None:
 
     from awtpn.bench.machine import describe
     from awtpn.bench.step import Setting
-    from awtpn.cpu_threads import usable_cores
-    from shards.credentials import redact_command
+    from awtpn.distributed.cpu_threads import usable_cores
+    from shards.storage.credentials import redact_command
 
     device = options.device
     if device == "auto":
@@ -88,7 +88,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
 
 def write(file: Path, texts: list[str], device: str) -> None:
-    from awtpn.files import write_atomically
+    from awtpn.run.atomic_write import write_atomically
 
     unmeasured = (
         [] if device == "cuda" else ["GPU rows: unmeasured, needs CUDA; run `awtpn bench --device cuda`.", ""]
@@ -98,7 +98,7 @@ def write(file: Path, texts: list[str], device: str) -> None:
 
 def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path) -> str:
     """One part's Markdown."""
-    from awtpn.bench import account, attention, end_to_end, loader, step
+    from awtpn.bench import attention, end_to_end, loader, roofline_account, step
 
     sizes = DEFAULTS[setting.device]
     dims, batches = options.dim or sizes["dim"], options.batch or sizes["batch"]
@@ -114,7 +114,7 @@ def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path)
         return attention.run(setting, dims, rounds)
     return "\n".join(
         [
-            account.run(setting, dims, batches, rounds),
-            *(account.profile(setting, d, b) for d in dims for b in batches[:1]),
+            roofline_account.run(setting, dims, batches, rounds),
+            *(roofline_account.profile(setting, d, b) for d in dims for b in batches[:1]),
         ]
     )

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits, words
-from shards.clips import Clip, ClipSource
-from shards.credentials import redact_command
-from shards.feature_space import constant_of
-from shards.local_path import local_or_url
-from shards.schema import Manifest
+from shards.format.feature_space import constant_of
+from shards.format.schema import Manifest
 from shards.sources import iemocap, meld, recordings
+from shards.sources.base import Clip, ClipSource
+from shards.storage.credentials import redact_command
+from shards.storage.local_path import local_or_url
 
 FORMATS: dict[str, Callable[..., ClipSource]] = {
     "recordings": recordings.read,
@@ -191,14 +191,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_extract(options: argparse.Namespace) -> None:
     import torch.distributed as dist
 
-    from awtpn.device import usable  # torch is slow to import
-    from awtpn.distributed import join
-    from awtpn.launcher import start_missing_ranks
-    from shards.extract import extract
+    from awtpn.distributed.accelerate_launch import start_missing_ranks
+    from awtpn.distributed.world import init_process_group
+    from awtpn.model.device import resolve_device  # torch is slow to import
+    from shards.extraction.extract import extract
 
     start_missing_ranks(["-m", "awtpn.cli", *options.words])
-    world = join()
-    audio, video = open_encoders(options, str(usable(options.device or world.device)))
+    world = init_process_group()
+    audio, video = open_encoders(options, str(resolve_device(options.device or world.device)))
     manifest = extract(
         read_source(options),
         options.out,
@@ -206,7 +206,7 @@ def run_extract(options: argparse.Namespace) -> None:
         video=video,
         rank=world.rank,
         world_size=world.size,
-        from_all=world.from_all,
+        all_gather_object=world.all_gather_object,
         clips_per_shard=options.clips_per_shard,
         batch=options.batch,
         threads=options.threads,
@@ -286,7 +286,7 @@ def limited(source: ClipSource, most: int) -> ClipSource:
 
 def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
     """The encoders of sound and picture that the options ask for; None for "none"."""
-    from shards.encoders import open_audio_encoder, open_video_encoder
+    from shards.extraction.encoders import open_audio_encoder, open_video_encoder
 
     dtype = PRECISIONS[options.precision]
     audio = open_audio_encoder(

@@ -12,10 +12,10 @@ from typing import Any
 from awtpn.cli.extract import run_as_pack
 from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
 from shards import pack
-from shards.credentials import redact_command
-from shards.local_path import local_or_url
 from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table
-from shards.sources.source import Source
+from shards.sources.base import Source
+from shards.storage.credentials import redact_command
+from shards.storage.local_path import local_or_url
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "reference": reference.read,

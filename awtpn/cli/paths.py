@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shards.local_path import local_path
+from shards.storage.local_path import local_path
 
 
 def path_argument(text: str) -> Path:
-    """For argparse's `type=`: see `shards.local_path`."""
+    """For argparse's `type=`: see `shards.storage.local_path`."""
     try:
         return local_path(text)
     except ValueError as error:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from awtpn.command import data_output
-from awtpn.explain import NAMES, draw, load
-from awtpn.files import writing
-from awtpn.predictor import Prediction, Predictor
-from shards.json_text import json_text
-from shards.printable import printable
+from awtpn.config.entry_point import data_output
+from awtpn.inference.plot import NAMES, draw, load
+from awtpn.inference.predictor import Prediction, Predictor
+from awtpn.run.atomic_write import writing
+from shards.safe_io.json_text import json_text
+from shards.safe_io.printable import printable
 from shards.sources.recordings import PICTURE, SOUND
 
 

@@ -10,16 +10,16 @@ import sys
 from shlex import quote
 from typing import Any
 
-from shards.bounded_json import parse_json
-from shards.foreign import index_url
-from shards.inspect import format_info, format_preview, info, preview
-from shards.json_text import find_not_finite
-from shards.printable import join_lines, printable
-from shards.schema import Manifest
-from shards.simulate import format_report, layout_of, simulate, synthetic_layout
-from shards.split_names import named_once
-from shards.store import open_dataset
-from shards.verify import format_verified, verify
+from shards.format.schema import Manifest
+from shards.format.split_names import named_once
+from shards.safe_io.bounded_json import parse_json
+from shards.safe_io.json_text import find_not_finite
+from shards.safe_io.printable import join_lines, printable
+from shards.storage.store import open_dataset
+from shards.tools.index_tars import index_url
+from shards.tools.info import format_info, format_preview, info, preview
+from shards.tools.simulate import format_report, layout_of, simulate, synthetic_layout
+from shards.tools.verify import format_verified, verify
 
 # Columns of metadata that corpora are cross-validated by.
 FOLD_COLUMNS = ("fold", "session", "speaker", "actor", "subject")

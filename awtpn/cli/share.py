@@ -66,7 +66,7 @@ def add_export(commands: Any) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    from awtpn.sharing.export import export  # torch is slow to import; packing needs none of this
+    from awtpn.inference.export import export  # torch is slow to import; packing needs none of this
 
     export(options.run, options.out, licence=options.license, graph=options.graph)
     print(f"exported to {options.out}; share it with: awtpn push {quote(str(options.out))} USER/MODEL")
@@ -85,10 +85,9 @@ def add_push(commands: Any) -> None:
 
 
 def run_push(options: argparse.Namespace) -> None:
-    from awtpn.model import CARD_FILE, README_FILE
-    from awtpn.model_files import read_card
-    from awtpn.sharing.hub import upload
-    from awtpn.sharing.public import public_provenance
+    from awtpn.model.files import CARD_FILE, README_FILE, read_card
+    from awtpn.model.hub import upload
+    from awtpn.model.privacy import public_provenance
 
     for name in (CARD_FILE, README_FILE):
         if not (options.folder / name).is_file():

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from awtpn.config import parse_command_line
+from awtpn.config.schema import parse_command_line
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
-from awtpn.files import write_atomically, write_json
-from awtpn.intervals import standard_error, t_interval
-from awtpn.markdown import inline
-from awtpn.metrics import SUMMARY
-from shards.bounded_yaml import parse_yaml
-from shards.credentials import has_secrets, redact
+from awtpn.metrics.classification import SUMMARY
+from awtpn.metrics.confidence_intervals import standard_error, t_interval
+from awtpn.run.atomic_write import write_atomically, write_json
+from shards.safe_io.bounded_yaml import parse_yaml
+from shards.safe_io.markdown import inline
+from shards.storage.credentials import has_secrets, redact
 
 BASE = "base"
 FIGURE = "w-F1"

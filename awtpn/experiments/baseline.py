@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from awtpn.config import DataConfig
-from awtpn.data import stream_source
+from awtpn.config.schema import DataConfig
 from awtpn.experiments.folds import Fold, Score
-from awtpn.metrics import SUMMARY, summarise
+from awtpn.metrics.classification import SUMMARY, summarise
+from awtpn.run.data import stream_source
 from shards import FeatureStream
 
 INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C of the logistic regression

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.config import parse_command_line
+from awtpn.config.schema import parse_command_line
 from awtpn.experiments.baseline import logistic_regressions
 from awtpn.experiments.folds import Score, Splits, Trial, check_arguments, fold_means, make_splits
 from awtpn.experiments.runner import PYTHON, figures, train_all
 from awtpn.experiments.sweep import choose, grid
-from awtpn.files import write_json
-from awtpn.intervals import t_interval
-from awtpn.metrics import SUMMARY
-from shards.credentials import redact
-from shards.printable import join_lines
+from awtpn.metrics.classification import SUMMARY
+from awtpn.metrics.confidence_intervals import t_interval
+from awtpn.run.atomic_write import write_json
+from shards.safe_io.printable import join_lines
+from shards.storage.credentials import redact
 
 RESULTS_FILE = "cross_validation.json"
 FIGURES = ("w-F1", "w-ACC")  # of the printed table

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.config import DataConfig, parse_command_line
-from awtpn.data import stream_source
+from awtpn.config.schema import DataConfig, parse_command_line
 from awtpn.experiments.run_names import as_argument, folder_name
 from awtpn.experiments.runner import Job, place_job
+from awtpn.run.data import stream_source
 from shards import FeatureStream
-from shards.credentials import redact
+from shards.storage.credentials import redact
 
 # What an experiment of many runs decides itself, run by run.
 OWN_KEYS = ("run.dir", "run.seed")

@@ -22,14 +22,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from awtpn.checkpoint import model_folder
-from awtpn.config import differing_keys, dump, parse_command_line
-from awtpn.cpu_threads import usable_cores
-from awtpn.launcher import hand_over, hands_on_environment
-from awtpn.results import RESULTS_FILE, read_results
-from awtpn.run_record import CONFIG_FILE, STATUS_FILE, read_settings, read_status
-from shards.credentials import redact
-from shards.printable import get_logger
+from awtpn.config.private_words import hand_over, hands_on_environment
+from awtpn.config.schema import differing_keys, dump, parse_command_line
+from awtpn.distributed.cpu_threads import usable_cores
+from awtpn.model.files import model_folder
+from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_settings, read_status
+from awtpn.run.results import RESULTS_FILE, read_results
+from shards.safe_io.printable import get_logger
+from shards.storage.credentials import redact
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.config import parse_command_line
+from awtpn.config.schema import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import figures
-from awtpn.files import write_json
-from shards.credentials import has_secrets
-from shards.printable import join_lines
+from awtpn.run.atomic_write import write_json
+from shards.safe_io.printable import join_lines
+from shards.storage.credentials import has_secrets
 
 SWEEP_FILE = "sweep.json"
 DECIDES = "w-F1"

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from shards.printable import printable
+from shards.safe_io.printable import printable
 
 MOST_NUMBERS = 16  # classes beyond which a matrix shows shades alone
 POINTS = 120  # of a curve

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awtpn.board.board import leaves
-from awtpn.checkpoint import model_folder
-from awtpn.intervals import (
+from awtpn.config.schema import flatten
+from awtpn.metrics.classification import SUMMARY, paper_figures, summarise
+from awtpn.metrics.confidence_intervals import (
     Interval,
     bootstrap_replicates,
     bootstrap_words,
@@ -29,13 +29,12 @@ from awtpn.intervals import (
     percentiles,
     t_interval,
 )
-from awtpn.metrics import SUMMARY, paper_figures, summarise
-from awtpn.model import CARD_FILE
-from awtpn.predictions import confusion_of, predictions_file, read_predictions
-from awtpn.results import RESULTS_FILE, read_results
-from awtpn.run_record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
-from shards.bounded_json import parse_json, read_json
-from shards.credentials import redact
+from awtpn.model.files import CARD_FILE, model_folder
+from awtpn.run.predictions import confusion_of, predictions_file, read_predictions
+from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
+from awtpn.run.results import RESULTS_FILE, read_results
+from shards.safe_io.bounded_json import parse_json, read_json
+from shards.storage.credentials import redact
 
 # What may differ between repetitions of one experiment: seeds, and which utterances train and test.
 REPETITION_KEYS = ("run.", "data.cache", "data.streams", "data.select.")
@@ -318,9 +317,9 @@ def check_one_experiment(runs: Sequence[RunRecord], swept: set[str]) -> None:
     Raises:
         ValueError: names the settings that differ, or a run that is there twice.
     """
-    first = leaves(runs[0].config)
+    first = flatten(runs[0].config)
     for run in runs[1:]:
-        own = leaves(run.config)
+        own = flatten(run.config)
         keys = [k for k in {**first, **own} if own.get(k) != first.get(k)]
         if differing := [k for k in keys if not k.startswith(REPETITION_KEYS) and k not in swept]:
             raise ValueError(

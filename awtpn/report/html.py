@@ -16,12 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from awtpn.losses import TERMS
-from awtpn.metrics import SUMMARY
+from awtpn.learning.settings import TERMS
+from awtpn.metrics.calibration import calibration, surest_mistakes
+from awtpn.metrics.classification import SUMMARY
 from awtpn.report import charts, text
-from awtpn.report.confidence import calibration, surest_mistakes
 from awtpn.report.data import Report, RunRecord
-from shards.printable import printable, printable_lines
+from shards.safe_io.printable import printable, printable_lines
 
 FOLDER = Path(__file__).parent
 TEMPLATE, STYLE = "report.html", "report.css"

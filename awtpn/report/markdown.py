@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from awtpn.markdown import Markdown, block, bold, code, inline, table
-from awtpn.metrics import SUMMARY
+from awtpn.metrics.classification import SUMMARY
 from awtpn.report.data import Report
 from awtpn.report.text import (
     MEANINGS,
@@ -16,6 +15,7 @@ from awtpn.report.text import (
     span,
     version_rows,
 )
+from shards.safe_io.markdown import Markdown, block, bold, code, inline, table
 
 
 def render_markdown(report: Report) -> str:

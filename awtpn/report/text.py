@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from awtpn.board.board import leaves
-from awtpn.intervals import Interval
-from awtpn.report.confidence import calibration, calibration_error
+from awtpn.config.schema import flatten
+from awtpn.metrics.calibration import calibration, calibration_error
+from awtpn.metrics.confidence_intervals import Interval
 from awtpn.report.data import Report
 
 MEANINGS = {
@@ -96,7 +96,7 @@ def version_rows(report: Report) -> list[tuple[str, str]]:
 def provenance(report: Report) -> dict[str, Any]:
     """How the features were made, as their manifest tells."""
     found = report.runs[0].model.get("provenance") or {}
-    return leaves({"name": report.dataset, **found})
+    return flatten({"name": report.dataset, **found})
 
 
 def config_text(report: Report) -> str:

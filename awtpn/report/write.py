@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from awtpn.files import write_atomically
 from awtpn.report.data import gather
 from awtpn.report.html import render_html
 from awtpn.report.markdown import render_markdown
+from awtpn.run.atomic_write import write_atomically
 
 
 def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None) -> list[Path]:

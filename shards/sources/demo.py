@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from shards.schema import MANIFEST, Sample
-from shards.sources.source import Source
-from shards.writer import pack
+from shards.format.schema import MANIFEST, Sample
+from shards.packing.pack import pack
+from shards.sources.base import Source
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 DIMS = {"audio": 32, "video": 24}

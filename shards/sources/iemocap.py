@@ -40,8 +40,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.clips import Clip, ClipSource
-from shards.schema import BadSample
+from shards.format.schema import BadSample
+from shards.sources.base import Clip, ClipSource
 
 # Class names in label order, and the codes of the corpus that belong to each.
 LABEL_SETS: dict[int, dict[str, tuple[str, ...]]] = {

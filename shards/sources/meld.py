@@ -31,8 +31,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.clips import Clip, ClipSource
-from shards.schema import BadSample
+from shards.format.schema import BadSample
+from shards.sources.base import Clip, ClipSource
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 # Name of the split in the dataset, and its folder in the corpus.

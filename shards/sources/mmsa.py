@@ -13,10 +13,10 @@ Files of the same form from elsewhere have scores alone, some as "labels" [U, 1,
 regression labels, with a label set of sentiments. Of the splits "valid", "dev" and "validation" are "val".
 Padding is cut off: to the lengths where the file has them, else all-zero steps at both ends. `vision` becomes
 the modality "video". Values that are infinite or no numbers become 0, counted in the manifest's provenance.
-The pickle is read by `shards.restricted_pickle`, which runs nothing of it. It is loaded into memory whole.
+The pickle is read by `sources.restricted_pickle`, which runs nothing of it. It is loaded into memory whole.
 
 Label sets: `classification` (default), or cut from the regression labels `sentiment2`, `sentiment3` or
-`sentiment7` (see `shards.sources.sentiment`). The literature reports two and seven classes for MOSI and
+`sentiment7` (see `sources.sentiment_classes`). The literature reports two and seven classes for MOSI and
 MOSEI; CH-SIMS' labels lie within -1..1, where seven classes mean nothing.
 
 From the archive to a trained model:
@@ -34,11 +34,19 @@ from typing import Any
 
 import numpy as np
 
-from shards import restricted_pickle
-from shards.schema import BadSample, Sample
-from shards.sources.sentiment import SETS, class_of
-from shards.sources.source import MOST_CLASSES, Source, class_names, finite, key_of, logger, say_unused
-from shards.split_names import meaning
+from shards.format.schema import BadSample, Sample
+from shards.format.split_names import meaning
+from shards.sources import restricted_pickle
+from shards.sources.base import (
+    MOST_CLASSES,
+    Source,
+    class_names,
+    key_of,
+    logger,
+    replace_nonfinite,
+    say_unused,
+)
+from shards.sources.sentiment_classes import SETS, class_of
 
 SPLITS = ("train", "val", "test")
 MODALITIES = {"audio": "audio", "vision": "video"}
@@ -287,4 +295,4 @@ def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) ->
                 f"{modality} has {steps} steps by its length, but values at steps {first} to {last - 1} of "
                 f"{len(values)}"
             )
-    return finite(values[first:last], repaired, modality)
+    return replace_nonfinite(values[first:last], repaired, modality)

@@ -20,7 +20,7 @@ Label sets:
 
 - `emotion`: the strongest of the six emotions; of equal ones the first in the order above. Utterances with
   none (all six 0) are left out, or with no_emotion="keep" a seventh class "none";
-- `sentiment2`, `sentiment3`, `sentiment7`: see `shards.sources.sentiment`.
+- `sentiment2`, `sentiment3`, `sentiment7`: see `shards.sources.sentiment_classes`.
 
 From the archive to a trained model (with `--dtype float32` where packing finds float16 too coarse):
 
@@ -42,13 +42,13 @@ from typing import Any
 
 import numpy as np
 
-from shards.bounded_json import parse_json
-from shards.feature_space import space_of
-from shards.schema import BadSample, Sample
-from shards.sources import csd
-from shards.sources.sentiment import SETS, class_of
-from shards.sources.source import Source, finite, key_of, logger, say_unused
-from shards.split_names import meaning
+from shards.format.feature_space import space_of
+from shards.format.schema import BadSample, Sample
+from shards.format.split_names import meaning
+from shards.safe_io.bounded_json import parse_json
+from shards.sources import mosei_csd
+from shards.sources.base import Source, key_of, logger, replace_nonfinite, say_unused
+from shards.sources.sentiment_classes import SETS, class_of
 
 LABELS = "All Labels"
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
@@ -182,11 +182,11 @@ def _utterances(
     """Per video what is known of its utterances; and how many were left out, by cause."""
     found: dict[str, list[dict[str, Any]]] = {}
     left_out = {"in no fold": 0, "no emotion": 0}
-    with csd.opened(labels) as data:
+    with mosei_csd.opened(labels) as data:
         for entry in data:
             segment = SEGMENT.fullmatch(entry)
             video = segment["video"] if segment else entry
-            values, intervals = csd.read_entry(data, entry, labels)
+            values, intervals = mosei_csd.read_entry(data, entry, labels)
             if values.shape[1:] != (1 + len(EMOTIONS),):
                 columns = ", ".join(("sentiment", *EMOTIONS))
                 raise ValueError(f"{labels}: {entry}: labels {values.shape}; needed are 7 columns: {columns}")
@@ -236,10 +236,10 @@ def _samples(
     utterances: Mapping[str, list[dict[str, Any]]], named: Mapping[str, Path], repaired: dict[str, int]
 ) -> Iterator[Sample | BadSample]:
     with contextlib.ExitStack() as stack:
-        sequences = {name: stack.enter_context(csd.opened(path)) for name, path in named.items()}
+        sequences = {name: stack.enter_context(mosei_csd.opened(path)) for name, path in named.items()}
         for video, of_video in utterances.items():
             # A recording is read once for all its utterances.
-            whole = cache(partial(csd.read_entry, entry=video))
+            whole = cache(partial(mosei_csd.read_entry, entry=video))
             for utterance in of_video:
                 key = key_of(f"{video}_{utterance['number']}")
                 meta, at = utterance["meta"], utterance["at"]
@@ -256,7 +256,7 @@ def _samples(
                     yield BadSample(key, str(error), at)
                     continue
                 finite_steps = {
-                    name: finite(steps, repaired, name) if len(steps) else None
+                    name: replace_nonfinite(steps, repaired, name) if len(steps) else None
                     for name, steps in features.items()
                 }
                 yield Sample(key, utterance["split"], utterance["label"], finite_steps, meta, at)
@@ -266,9 +266,9 @@ def _steps(data: Any, path: Path, whole: Callable[..., Any], utterance: Mapping[
     """An utterance's steps [T, D] of one sequence; none where the sequence lacks its video."""
     meta = utterance["meta"]
     segment = f"{meta['video']}[{utterance['number']}]"
-    if csd.has(data, segment):
-        return csd.read_entry(data, segment, path)[0]
-    if not csd.has(data, meta["video"]):
+    if mosei_csd.has(data, segment):
+        return mosei_csd.read_entry(data, segment, path)[0]
+    if not mosei_csd.has(data, meta["video"]):
         return np.zeros((0, 1))
     features, intervals = whole(data, path=path)
     return _within(features, intervals, meta["begin"], meta["end"])
@@ -286,7 +286,7 @@ def _within(features: np.ndarray, intervals: np.ndarray, begin: float, end: floa
 
 def _feature_space(path: Path) -> dict[str, Any]:
     """What the manifest tells of a sequence, so that a model trained on it takes no other."""
-    settings = {"id": csd.name_of(path), "corpus": "CMU-MOSEI"}
+    settings = {"id": mosei_csd.name_of(path), "corpus": "CMU-MOSEI"}
     return {"space": space_of(settings), "settings": settings}
 
 
@@ -300,7 +300,7 @@ def _path(folder: Path, file: str) -> Path:
 def _labels_file(root: Path) -> Path:
     files = sorted(root.glob("*.csd")) if root.is_dir() else [root]
     for path in files:
-        if csd.name_of(path) == LABELS:
+        if mosei_csd.name_of(path) == LABELS:
             return path
     raise ValueError(
         f"{root}: no sequence {LABELS!r} in it, only {[path.name for path in files]}; "

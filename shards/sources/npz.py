@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.expansion import load_npz
-from shards.labels import found_classes, given_classes, label_name, text_of
-from shards.schema import BadSample, Sample
-from shards.sources.source import Source, class_names, logger, named_splits, say_unused, split_of
+from shards.format.labels import found_classes, given_classes, label_name, text_of
+from shards.format.schema import BadSample, Sample
+from shards.safe_io.expansion import load_npz
+from shards.sources.base import Source, class_names, logger, named_splits, say_unused, split_of
 
 SPLIT = "all"
 NAMES = ("ids", "label", "split", "label_names")

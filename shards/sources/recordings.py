@@ -36,13 +36,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shards.clips import Clip, ClipSource
-from shards.file_names import as_text, composed, existing, is_clutter, is_text
-from shards.labels import found_classes, given_classes, label_name, text_of
-from shards.schema import BadSample
-from shards.sources.rows import read_rows
-from shards.sources.source import key_of, split_of
-from shards.split_names import renamed, usual_names
+from shards.format.labels import found_classes, given_classes, label_name, text_of
+from shards.format.schema import BadSample
+from shards.format.split_names import renamed, usual_names
+from shards.safe_io.file_names import as_text, composed, existing, is_clutter, is_text
+from shards.sources.base import Clip, ClipSource, key_of, split_of
+from shards.sources.table_rows import read_rows
 
 SOUND = {
     *(".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a"),

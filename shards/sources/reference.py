@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from shards.expansion import check_expansion
-from shards.labels import label_name
-from shards.lfs import refuse_pointer
-from shards.schema import BadSample, Sample
-from shards.sources.source import Source, class_names, logger, say_unused
-from shards.split_names import meaning, renamed
+from shards.format.labels import label_name
+from shards.format.schema import BadSample, Sample
+from shards.format.split_names import meaning, renamed
+from shards.safe_io.expansion import check_expansion
+from shards.safe_io.git_lfs import refuse_pointer
+from shards.sources.base import Source, class_names, logger, say_unused
 
 SPLITS = ("train", "val", "test")
 SUFFIX = "_feats"

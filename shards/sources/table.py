@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.expansion import load_npy
-from shards.file_names import existing
-from shards.labels import found_classes, given_classes, label_name, text_of
-from shards.schema import BadSample, Sample
-from shards.sources.rows import read_rows
-from shards.sources.source import Source, logger, named_splits, split_of
+from shards.format.labels import found_classes, given_classes, label_name, text_of
+from shards.format.schema import BadSample, Sample
+from shards.safe_io.expansion import load_npy
+from shards.safe_io.file_names import existing
+from shards.sources.base import Source, logger, named_splits, split_of
+from shards.sources.table_rows import read_rows
 
 MODALITIES = ("audio", "video")
 REQUIRED = ("key", "split", "label")

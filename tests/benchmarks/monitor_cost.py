@@ -23,25 +23,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from awtpn import monitor, trainer
-from awtpn.board import board, pictures
-from awtpn.board.snapshot import Collector
+from awtpn.tracking import figures, monitor, tensorboard
+from awtpn.tracking.snapshot import SnapshotCollector
+from awtpn.training import trainer
 
 # What is timed: where the name stands that is called, and what it is for. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [
     (monitor.Monitor, "log_step", "scalars of each step"),
     (monitor.Monitor, "log_pace", "throughput, memory"),
     (trainer, "work_of_batch", "FLOPs, bytes and padding of each step"),
-    (Collector, "add", "collecting in validations"),
-    (Collector, "gather", "gathering over ranks"),
-    (board.Board, "settings", "settings, HParams"),
-    (board.Board, "_histogram", "reliability histograms"),
-    (board, "prototype_figures", "prototype figures"),
-    (pictures, "confusion_matrix", "confusion matrices"),
-    (pictures, "prototype_map", "prototype maps"),
-    (pictures, "weights_over_time", "weights over time"),
-    (board.Board, "_picture", "encoding pictures"),
-    (board, "write_projector", "projector"),
+    (SnapshotCollector, "add", "collecting in validations"),
+    (SnapshotCollector, "gather", "gathering over ranks"),
+    (tensorboard.Board, "settings", "settings, HParams"),
+    (tensorboard.Board, "_histogram", "reliability histograms"),
+    (tensorboard, "prototype_figures", "prototype figures"),
+    (figures, "confusion_matrix", "confusion matrices"),
+    (figures, "prototype_map", "prototype maps"),
+    (figures, "weights_over_time", "weights over time"),
+    (tensorboard.Board, "_picture", "encoding pictures"),
+    (tensorboard, "write_projector", "projector"),
 ]
 
 

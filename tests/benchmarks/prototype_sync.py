@@ -3,7 +3,7 @@
     torchrun --standalone --nproc-per-node 2 tests/benchmarks/prototype_sync.py
 
 Measured over two ranks: a training step at the published size, the reduction of facts before it
-(`awtpn.step.agree`), the reduction of class sums (prototypes moved by class means; by gradient they travel
+(`reduce_batch_counts`), the reduction of class sums (prototypes moved by class means; by gradient they travel
 with all other gradients), and the comparison of tables (every `prototypes.check_every` steps). The latency
 and bandwidth of a reduction are fitted to sizes from 8 bytes to 8 MB, and put into the model of a ring
 within reach of a tree: time(n) = 2 ceil(log2 n) latency + 2 (n - 1) / n * bytes / bandwidth.
@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from awtpn.bench.machine import hardware
 from awtpn.bench.step import CLASSES, make_batches, packed_step
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.prototypes import drifted, replicated_tensors
+from awtpn.distributed.replicas import find_divergent_replicas, replicated_tensors
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
 
 DIM, BATCH, CHECK_EVERY = 256, 32, 100
 NODES, GPUS = (8, 64, 512), 8
@@ -74,7 +75,9 @@ def main() -> None:
     parts = {
         "facts of the step (every step)": seconds(lambda: dist.all_reduce(facts), 200),
         "class sums (every step, EMA)": seconds(lambda: dist.all_reduce(sums), 200),
-        f"comparison of tables (1 step in {CHECK_EVERY})": seconds(lambda: drifted(tensors, None), 20)
+        f"comparison of tables (1 step in {CHECK_EVERY})": seconds(
+            lambda: find_divergent_replicas(tensors, None), 20
+        )
         / CHECK_EVERY,
     }
     sizes = [8 << (2 * i) for i in range(11)]

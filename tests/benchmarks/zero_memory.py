@@ -111,7 +111,7 @@ def run_rank(folder: Path, argv: list[str]) -> None:
     """launch/train.py with two looks at this process's memory: before the model is built, and at saving."""
     # PyTorch's compiler comes with the first optimizer: code of some 150 MB, and nothing of the run's own.
     importlib.import_module("torch._dynamo")
-    from awtpn import trainer
+    from awtpn.training import trainer
 
     model, save = trainer.AWTPN, trainer.save
     before: list[int] = []
@@ -145,10 +145,10 @@ def resident(kind: str) -> int:
 
 def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, float, str]:
     """What `awtpn doctor --memory` says: bytes at the peak of training, at saving, and the peak's moment."""
-    from awtpn.bench.memory import moments, peak, saving_bytes
-    from awtpn.bench.memory_report import data_of, work_of
-    from awtpn.config import parse_command_line
-    from awtpn.layout import make_layout
+    from awtpn.bench.memory_estimate import moments, peak, saving_bytes
+    from awtpn.bench.memory_table import data_of, work_of
+    from awtpn.config.schema import parse_command_line
+    from awtpn.distributed.batch_layout import make_layout
 
     config, _ = parse_command_line(["--config", str(CONFIG), *overrides])
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
@@ -197,7 +197,7 @@ def run(options: argparse.Namespace, scratch: Path) -> str:
 
 def computed() -> str:
     """What `awtpn doctor --memory` says of the whole configuration, on features of the usual widths."""
-    from awtpn.bench.memory_report import report
+    from awtpn.bench.memory_table import report
 
     words = ["--ranks", "8", "64", "512", "--device", "cuda", "--train.global_batch_size", "8192"]
     words += ["--steps", "audio=120", "video=60", "--features", "audio=1024", "video=512"]

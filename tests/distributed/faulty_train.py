@@ -19,8 +19,10 @@ import psutil
 import torch
 from support import poison
 
-from awtpn import checkpoint, trainer
-from awtpn.engine_state import unwrap
+from awtpn.distributed.engine_state import unwrap
+from awtpn.model import files
+from awtpn.run import checkpoint
+from awtpn.training import trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 LAST = int(os.environ.get("WORLD_SIZE", "1")) - 1
@@ -83,11 +85,7 @@ def kill_while_saving() -> None:
     original = checkpoint._fingerprint
 
     def fingerprint(path: Path) -> Any:
-        if (
-            path.name == checkpoint.OPTIMIZER_FILE
-            and ".step-" in path.parent.name
-            and "08" in path.parent.name
-        ):
+        if path.name == files.OPTIMIZER_FILE and ".step-" in path.parent.name and "08" in path.parent.name:
             once(kill_all)
         return original(path)
 

@@ -34,7 +34,7 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
 from support import arguments, run_ranks  # noqa: E402
 
-from awtpn.compare import compare_runs  # noqa: E402
+from awtpn.run.compare import compare_runs  # noqa: E402
 
 BATCH = 32
 BASE: dict[str, Any] = {

@@ -15,23 +15,29 @@ import torch
 import torch.distributed as dist
 from support import ALONE, CLASSES, batch, poison, small_model, utterances
 
-from awtpn import trainer
-from awtpn.config import Config, Launch
-from awtpn.distributed import World, start
-from awtpn.evaluation import evaluate
-from awtpn.finite_outputs import NotFiniteError
-from awtpn.losses import LossConfig, total_loss
-from awtpn.model import AWTPN
-from awtpn.optim import OptimConfig, make_optimizer
-from awtpn.prototypes import broadcast_from_main, drifted, heal, replicated_tensors
-from awtpn.step import agree, gather_places, micro_batch_terms
+from awtpn.config.schema import Config, Launch
+from awtpn.distributed.replicas import (
+    broadcast_from_rank0,
+    find_divergent_replicas,
+    replicated_tensors,
+    resync_from_rank0,
+)
+from awtpn.distributed.world import World, init_engine
+from awtpn.learning.losses import total_loss
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.settings import LossConfig, OptimConfig
+from awtpn.model.finite_outputs import NotFiniteError
+from awtpn.model.network import AWTPN
+from awtpn.training import trainer
+from awtpn.training.evaluate import evaluate
+from awtpn.training.global_batch import all_gather_with_grad, micro_batch_losses, reduce_batch_counts
 from shards import FeatureBatch
 
 
 def join() -> World:
     config = Config()
     config.train.global_batch_size, config.loss.negative_group = 24, 4
-    return start(config, Launch())[1]
+    return init_engine(config, Launch())[1]
 
 
 def sums_and_objects(job: dict[str, Any]) -> None:
@@ -45,8 +51,8 @@ def sums_and_objects(job: dict[str, Any]) -> None:
     huge = np.array([2**63 + 5 + rank], np.uint64).view(np.int64)
     expected = sum(2**63 + 5 + r for r in range(ranks)) % 2**64
     assert int(world.sum(huge).view(np.uint64)[0]) == expected
-    assert world.from_main({"from": rank}) == {"from": 0}
-    assert world.from_all(f"rank {rank}") == [f"rank {r}" for r in range(ranks)]
+    assert world.broadcast_object({"from": rank}) == {"from": 0}
+    assert world.all_gather_object(f"rank {rank}") == [f"rank {r}" for r in range(ranks)]
     world.barrier()
 
 
@@ -58,7 +64,7 @@ def an_evaluation_stops_on_all_ranks(job: dict[str, Any]) -> None:
     stream: Any = SimpleNamespace(classes=CLASSES, url="d", split="test", epoch=lambda _, device: iter([own]))
     told = rf"^d, split test: .* 1 of {2 * world.size} utterances .*: 1-a; look"
     with TemporaryDirectory() as folder:
-        file = Path(world.from_main(folder)) / "predictions.jsonl"
+        file = Path(world.broadcast_object(folder)) / "predictions.jsonl"
         with pytest.raises(NotFiniteError, match=told):
             evaluate(small_model(dtype=torch.float32), stream, world, predictions=file)
         assert not file.exists()
@@ -73,7 +79,7 @@ def drift_is_named_and_healed(job: dict[str, Any]) -> None:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     tensors = replicated_tensors(model)
-    assert drifted(tensors, world.cpu_group) == []
+    assert find_divergent_replicas(tensors, world.cpu_group) == []
 
     # With three ranks the majority is right, whoever differs, be it the main rank; with two it is rank 0.
     for culprit in range(world.size):
@@ -84,11 +90,11 @@ def drift_is_named_and_healed(job: dict[str, Any]) -> None:
                 model.standardise["video"].mean[0] += 1
         blamed = culprit if world.size > 2 or culprit > 0 else 1
         names = ["standardise.video.mean", "tpn.prototypes"]
-        assert drifted(tensors, world.cpu_group) == [(blamed, name) for name in names]
+        assert find_divergent_replicas(tensors, world.cpu_group) == [(blamed, name) for name in names]
         if world.rank == culprit:
             for name, t in tensors.items():
                 t.detach().copy_(before[name])
-    assert drifted(tensors, world.cpu_group) == []
+    assert find_divergent_replicas(tensors, world.cpu_group) == []
 
     # Healing takes rank 0's values, the optimizer's too, and of the named tensors only.
     table, other = model.tpn.prototypes, model.classifier.weight
@@ -96,12 +102,14 @@ def drift_is_named_and_healed(job: dict[str, Any]) -> None:
         table += world.rank
         other += world.rank
     optimizer.state[table]["exp_avg"] += world.rank
-    heal(tensors, ["tpn.prototypes"], optimizer)
-    assert [name for _, name in drifted(tensors, world.cpu_group)] == ["classifier.weight"] * (world.size - 1)
-    moments = world.from_all(optimizer.state[table]["exp_avg"].tolist())
+    resync_from_rank0(tensors, ["tpn.prototypes"], optimizer)
+    assert [name for _, name in find_divergent_replicas(tensors, world.cpu_group)] == [
+        "classifier.weight"
+    ] * (world.size - 1)
+    moments = world.all_gather_object(optimizer.state[table]["exp_avg"].tolist())
     assert all(m == moments[0] for m in moments)
-    broadcast_from_main(tensors)
-    assert drifted(tensors, world.cpu_group) == []
+    broadcast_from_rank0(tensors)
+    assert find_divergent_replicas(tensors, world.cpu_group) == []
 
 
 def share(whole: FeatureBatch, world: World) -> FeatureBatch:
@@ -113,7 +121,7 @@ def terms_and_gradients(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The loss terms of a batch dealt over `world`, and its gradients, summed over ranks."""
     mine = share(whole, world) if world.size > 1 else whole
-    facts = agree(
+    facts = reduce_batch_counts(
         mine,
         config,
         world,
@@ -126,7 +134,7 @@ def terms_and_gradients(
         step=2,
         stop=False,
     )
-    shares = micro_batch_terms(model(mine.features), mine, 0, facts, config, None, whole.num_places)
+    shares = micro_batch_losses(model(mine.features), mine, 0, facts, config, None, whole.num_places)
     model.zero_grad()
     total_loss(shares, config).backward()
     terms = shares.detach().clone()
@@ -155,7 +163,7 @@ def negatives_carry_gradient_over_ranks(job: dict[str, Any]) -> None:
 
     mine = share(whole, world)
     means = torch.full((len(mine), 2), float(world.rank + 1), requires_grad=True)
-    everyone = gather_places(means, mine, 24)
+    everyone = all_gather_with_grad(means, mine, 24)
     rows = 24 // world.size
     for place in range(24):
         present = place < len(lengths)
@@ -179,13 +187,15 @@ def signals_and_counts_are_shared(job: dict[str, Any]) -> None:
         "seed": 0,
         "step": 0,
     }
-    alone = agree(whole, LossConfig(), ALONE, **common, stop=False)
+    alone = reduce_batch_counts(whole, LossConfig(), ALONE, **common, stop=False)
     for stopper in range(world.size):
-        facts = agree(share(whole, world), LossConfig(), world, **common, stop=world.rank == stopper)
+        facts = reduce_batch_counts(
+            share(whole, world), LossConfig(), world, **common, stop=world.rank == stopper
+        )
         assert facts.stop
         assert facts.fingerprint == whole.fingerprint()
         assert replace(facts, negatives={}, stop=False) == replace(alone, negatives={})
-    assert not agree(share(whole, world), LossConfig(), world, **common, stop=False).stop
+    assert not reduce_batch_counts(share(whole, world), LossConfig(), world, **common, stop=False).stop
 
 
 def other_settings_are_refused(job: dict[str, Any]) -> None:
@@ -195,7 +205,7 @@ def other_settings_are_refused(job: dict[str, Any]) -> None:
     if os.environ["RANK"] == "1":
         config.optim.lr = 0.5
     with pytest.raises(ValueError, match=r"ranks \[1\] were started with another configuration"):
-        start(config, Launch())
+        init_engine(config, Launch())
 
 
 def damage_beyond_the_budget_stops_all(job: dict[str, Any]) -> None:

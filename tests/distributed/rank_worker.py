@@ -27,7 +27,7 @@ from typing import Any
 import rank_checks
 from support import LIMIT, poison
 
-from awtpn import trainer
+from awtpn.training import trainer
 from shards import FeatureBatch
 
 # Slow to import, and otherwise imported late: once, before the forks, instead of once for every job.

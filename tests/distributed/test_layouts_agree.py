@@ -17,7 +17,7 @@ import pytest
 from support import arguments, assert_like_runs, metrics, run_ranks, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from awtpn.checkpoint import STATE_FILE
+from awtpn.model.files import STATE_FILE
 from shards import FeatureStream
 
 BASE = {

@@ -15,8 +15,8 @@ import pytest
 import torch
 from support import arguments, assert_same_run, metrics, run_ranks, status
 
-from awtpn.checkpoint import STATE_FILE
-from awtpn.engine_state import loss_scale, set_loss_scale
+from awtpn.distributed.engine_state import loss_scale, set_loss_scale
+from awtpn.model.files import STATE_FILE
 
 SETTINGS = {
     "model.shared_dim": 16,

@@ -21,8 +21,8 @@ from support import (
     status,
 )
 
-from awtpn.checkpoint import OPTIMIZER_FILE, STATE_FILE, load_position
-from awtpn.model import WEIGHTS_FILE
+from awtpn.model.files import OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE
+from awtpn.run.position import load_position
 
 BASE = {
     "model.shared_dim": 16,

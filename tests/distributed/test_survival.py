@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from support import REPO, arguments, assert_same_run, metrics, run, status
 
-from awtpn import checkpoint
+from awtpn.model import files
+from awtpn.run import checkpoint
 
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
@@ -64,7 +65,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
     assert code != 0
     latest = checkpoint.find_latest(folder / "checkpoints")
     assert latest is not None
-    assert checkpoint.problem(latest) is None
+    assert files.find_corruption(latest) is None
     code, output, _ = night(fault, fault)
     assert code == 0, output
     assert_same_run(folder, undisturbed)
@@ -115,7 +116,7 @@ def test_a_full_disk_spoils_no_checkpoint_that_was_there(
     assert "No space left" in output
     latest = checkpoint.find_latest(folder / "checkpoints")
     assert latest is not None
-    assert checkpoint.problem(latest) is None
+    assert files.find_corruption(latest) is None
     (folder / "filler").unlink()
     code, output, _ = night("none", "full disk", run_dir=folder)
     assert code == 0, output

@@ -14,15 +14,16 @@ from attention_support import MIXES, OUTCOMES, TOLERANCES, contaminated, make_in
 from step_support import make_run
 from support import CLASSES, DIMS, batch, features, small_model, utterances
 
-from awtpn.attention import FORMS, choose_form, has_triton, reliability_attention
-from awtpn.config import Config
-from awtpn.device import send
-from awtpn.losses import LossConfig
-from awtpn.metrics import count_confusion
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.optim import make_optimizer
-from awtpn.prototypes import PrototypesConfig, class_sums
-from awtpn.trainer import train_step
+from awtpn.config.schema import Config
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.prototypes import class_sums
+from awtpn.learning.settings import LossConfig, PrototypesConfig
+from awtpn.metrics.classification import count_confusion
+from awtpn.model.attention import FORMS, choose_form, has_triton, reliability_attention
+from awtpn.model.device import to_device_async
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
+from awtpn.training.trainer import train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -204,7 +205,7 @@ def test_what_is_sent_arrives_and_nobody_waits(cuda: torch.device, watched: Any)
     watched("error")
     for _ in range(20):
         busy = busy @ busy / 64
-    sent = [send([float(i), 2.0], cuda) for i in range(100)]
+    sent = [to_device_async([float(i), 2.0], cuda) for i in range(100)]
     watched("default")
     assert torch.equal(torch.stack(sent)[:, 0].cpu(), torch.arange(100.0))
 

@@ -32,7 +32,7 @@ from encoders_support import AUDIO, VIDEO
 from awtpn.cli import main as awtpn
 from awtpn.experiments import ablation, crossvalidation
 from awtpn.experiments.runner import Job
-from awtpn.trainer import main as train
+from awtpn.training.trainer import main as train
 
 PROGRAMS = {
     *("awtpn", "python", "python3", "pip", "pytest", ".", "source"),

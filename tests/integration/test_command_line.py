@@ -14,7 +14,7 @@ from support import CLASSES, DIMS
 
 from awtpn import AWTPN, Predictor
 from awtpn.cli import main
-from awtpn.trainer import main as train
+from awtpn.training.trainer import main as train
 from shards import FeatureStream
 
 SHORT = ["--model.shared_dim", "16", "--train.global_batch_size", "16", "--train.max_steps", "4"]

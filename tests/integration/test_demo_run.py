@@ -13,10 +13,10 @@ import yaml
 from support import arguments, run, same_bits_or_close, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from awtpn.config import dump, parse_command_line
-from awtpn.losses import TERMS
-from awtpn.model import AWTPN
-from awtpn.monitor import GROUPS
+from awtpn.config.schema import dump, parse_command_line
+from awtpn.learning.settings import TERMS
+from awtpn.model.network import AWTPN
+from awtpn.tracking.tensorboard import GROUPS
 
 KEYS = {"step", "epoch", "loss", *TERMS, "lr", "grad_norm", "fingerprint", "utterances_per_s", "data_wait"}
 SUMMARY = ("w-ACC", "w-F1", "UA", "macro-F1")

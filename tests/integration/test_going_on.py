@@ -12,17 +12,21 @@ from typing import Any
 import pytest
 from support import arguments, assert_same_run, metrics, pack_corpus, status
 
-from awtpn import checkpoint, trainer
-from awtpn.checkpoint import load_position
 from awtpn.cli import main as awtpn
-from awtpn.compare import compare_runs
 from awtpn.experiments.runner import figures
-from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
-from awtpn.optim import OptimConfig, learning_rate
-from awtpn.predictor import Predictor
+from awtpn.inference.predictor import Predictor
+from awtpn.learning.optimizer import learning_rate
+from awtpn.learning.settings import OptimConfig
+from awtpn.model import files
+from awtpn.model.files import CARD_FILE, WEIGHTS_FILE
+from awtpn.model.network import README_FILE
 from awtpn.report.data import gather
-from awtpn.results import RESULTS_FILE
-from awtpn.run_record import read_settings
+from awtpn.run import checkpoint
+from awtpn.run.compare import compare_runs
+from awtpn.run.position import load_position
+from awtpn.run.record import read_settings
+from awtpn.run.results import RESULTS_FILE
+from awtpn.training import trainer
 
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
@@ -124,7 +128,7 @@ def test_going_back_forgets_what_came_after(
     assert steps_kept(tmp_path) == [8, 12], "the best and the last"
     aside = next((tmp_path / "checkpoints").glob("abandoned-*"))
     assert [folder.name for folder in sorted(aside.iterdir())] == ["step-00000008", "step-00000012"]
-    assert checkpoint.problem(aside / "step-00000012") is None
+    assert files.find_corruption(aside / "step-00000012") is None
     said = capsys.readouterr().out
     assert f"step-00000008, step-00000012 of {tmp_path / 'checkpoints'} set aside in {aside}" in said
     assert "from step 4 on with another optim.lr, train.keep_last" in said
@@ -200,7 +204,7 @@ def test_a_run_that_continues_after_its_end_loses_its_results_and_keeps_them_asi
     score(0.1, 0.0, 0.0, 0.2)  # two of the results
     train(run_dir, **{"train.epochs": 1})
     results = json.loads((run_dir / RESULTS_FILE).read_text())
-    assert results["checkpoint"] == checkpoint.identity(run_dir / "checkpoints" / "best")
+    assert results["checkpoint"] == files.identity(run_dir / "checkpoints" / "best")
     assert exported(run_dir, tmp_path / "first") == results
     (run_dir / "report.html").write_text("of step 4")
     train(run_dir, 10)
@@ -227,7 +231,7 @@ def test_results_of_other_weights_are_not_told_as_the_best_ones(
     results = json.loads((run_dir / RESULTS_FILE).read_text())
     best = link(run_dir, "best")
     other = next(f"step-{step:08d}" for step in (4, 8, 12) if step != results["best_step"])
-    checkpoint.point(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / other)
+    checkpoint.update_symlink(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / other)
     # An older run folder records the step alone.
     older = {key: value for key, value in results.items() if key != "checkpoint"}
     for number, content in enumerate((results, older)):
@@ -240,7 +244,7 @@ def test_results_of_other_weights_are_not_told_as_the_best_ones(
             with pytest.raises(ValueError, match=rf"{RESULTS_FILE} was measured on other weights"):
                 use()
 
-    checkpoint.point(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / best)
+    checkpoint.update_symlink(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / best)
     assert exported(run_dir, tmp_path / "older") == older
     assert "does not record which weights it was measured on" in capsys.readouterr().out
     assert "not known whether they were measured" in (tmp_path / "older" / README_FILE).read_text()
@@ -270,7 +274,7 @@ def test_other_validation_data_choose_the_best_anew(
     score(0.9)
     train(tmp_path, 6)
     if not recorded:
-        file = tmp_path / "checkpoints" / "latest" / checkpoint.STATE_FILE
+        file = tmp_path / "checkpoints" / "latest" / files.STATE_FILE
         state = json.loads(file.read_text())
         del state["position"]["validation_data"]
         file.write_text(json.dumps(state))
@@ -298,7 +302,7 @@ def test_a_finished_run_is_judged_on_other_validation_data(train: Any, score: Sc
     train(tmp_path, **{"data.select.val": "{fold: [0, 1]}"})
     assert link(tmp_path, "best") == "step-00000012"
     results = json.loads((tmp_path / RESULTS_FILE).read_text())
-    assert results["checkpoint"] == checkpoint.identity(tmp_path / "checkpoints" / "best")
+    assert results["checkpoint"] == files.identity(tmp_path / "checkpoints" / "best")
 
 
 def test_a_finished_run_that_is_tested_on_other_data_says_so(

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from support import LIMIT, arguments, assert_same_results, assert_same_run, launched, metrics, run, status
 
-from awtpn import checkpoint
+from awtpn.model import files
+from awtpn.run import checkpoint, position
 
 SETTINGS = {
     "model.shared_dim": 16,
@@ -85,8 +86,8 @@ def test_ctrl_c_at_torchrun_saves_on_all_ranks(corpus: str, tmp_path: Path) -> N
     assert status(tmp_path / "run")["status"] == "preempted"
     latest = checkpoint.find_latest(tmp_path / "run" / "checkpoints")
     assert latest is not None
-    assert checkpoint.problem(latest) is None
-    assert checkpoint.load_position(latest).step == status(tmp_path / "run")["step"]
+    assert files.find_corruption(latest) is None
+    assert position.load_position(latest).step == status(tmp_path / "run")["step"]
 
 
 def metrics_whole(run_dir: Path) -> list[str]:

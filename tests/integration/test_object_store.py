@@ -20,8 +20,8 @@ from faulty_proxy import FaultyProxy
 from support import LIMIT
 
 from shards import FeatureStream, Manifest, Sample, pack
-from shards.foreign import index_url
-from shards.verify import verify
+from shards.tools.index_tars import index_url
+from shards.tools.verify import verify
 
 UTTERANCES, DIM = 96, 4_096
 CLASSES = ["calm", "happy"]
@@ -193,7 +193,7 @@ def test_process_killed_amid_a_download(
 def test_server_that_stays_away(
     dataset: tuple[str, Manifest], swift: laboratory.Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.02)
     read = stream(dataset[0], swift.endpoint, tmp_path)
     swift.kill("proxy")
     try:
@@ -221,7 +221,7 @@ def test_silent_server(
     dataset: tuple[str, Manifest], proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = stream(dataset[0], proxy.endpoint, tmp_path, storage={"config_kwargs": {"read_timeout": 1}})
-    monkeypatch.setattr("shards.retry.PATIENCE_S", 0.0)
+    monkeypatch.setattr("shards.storage.retry.PATIENCE_S", 0.0)
     proxy.hang = True
     with pytest.raises(OSError, match=r"s3://features/voices/train-\S+: 1 attempts failed, .*[Tt]imeout"):
         keys(read)
@@ -263,7 +263,7 @@ def test_object_changed_during_training(
 ) -> None:
     import s3fs
 
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.02)
     read = stream(copy, swift.endpoint, tmp_path)
     store = s3fs.S3FileSystem(**options(swift.endpoint))
     name = f"features/copy/{read.manifest.splits['train'].shards[5].name}"
@@ -307,7 +307,7 @@ def test_missing_bucket(swift: laboratory.Swift, tmp_path: Path) -> None:
 
 def test_missing_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs")
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.02)
     [port] = laboratory.free_ports(1)
     with pytest.raises(OSError, match=r"s3://features/voices/manifest.json: 8 attempts failed, .*Connect"):
         stream("s3://features/voices", f"http://127.0.0.1:{port}", tmp_path)

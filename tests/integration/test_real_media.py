@@ -11,9 +11,9 @@ import pytest
 from support import REPO
 
 from awtpn.cli import main
-from awtpn.trainer import main as train
+from awtpn.training.trainer import main as train
 from shards import FeatureStream
-from shards.media import probe
+from shards.extraction.media import probe
 
 DATA = REPO.parent / "shared" / "data"
 CREMA_D, RAVDESS = DATA / "crema_d" / "clips", DATA / "ravdess"

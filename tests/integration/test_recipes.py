@@ -24,9 +24,9 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from support import LIMIT, REPO, arguments, environment, free_port, launched, metrics, run, status
 from torch.distributed.launcher.api import LaunchConfig
 
-from awtpn.config import Config, Launch
-from awtpn.layout import make_layout
-from awtpn.zero import deepspeed_settings
+from awtpn.config.schema import Config, Launch
+from awtpn.distributed.batch_layout import make_layout
+from awtpn.distributed.engines.deepspeed import deepspeed_settings
 
 SBATCH = REPO / "launch" / "slurm.sbatch"
 POD = REPO / "launch" / "kubernetes.yaml"

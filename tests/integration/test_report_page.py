@@ -14,7 +14,7 @@ sys.path.append(str(REPO / "tests" / "unit"))
 from test_report import HOSTILE, make_hostile_run
 
 from awtpn.report.write import write_report
-from shards.printable import printable
+from shards.safe_io.printable import printable
 
 DRAWN = "return [...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().height)"
 POLICY = "return document.querySelector('meta[http-equiv=Content-Security-Policy]').content"

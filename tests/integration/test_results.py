@@ -14,9 +14,9 @@ from support import CLASSES, run
 
 from awtpn import Predictor
 from awtpn.cli import main
-from awtpn.metrics import summarise
-from awtpn.predictions import read_predictions
-from awtpn.trainer import main as train
+from awtpn.metrics.classification import summarise
+from awtpn.run.predictions import read_predictions
+from awtpn.training.trainer import main as train
 from launch import ablate, cross_validate
 from shards import FeatureStream
 

@@ -26,8 +26,8 @@ import pytest
 from support import LIMIT, REPO, pack_corpus
 
 from shards import FeatureStream
-from shards.store import open_dataset
-from shards.verify import verify
+from shards.storage.store import open_dataset
+from shards.tools.verify import verify
 
 SSHD = """\
 Port {port}
@@ -239,8 +239,8 @@ def test_a_server_that_restarts_is_waited_for(sftp: Place, tmp_path: Path) -> No
 
 
 def test_a_server_that_is_gone_is_named(sftp: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.retry.ATTEMPTS", 2)
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("shards.storage.retry.ATTEMPTS", 2)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.1)
     stream = FeatureStream(sftp.url, cache_dir=tmp_path, storage_options=sftp.options, prefetch=0)
     sftp.kill()
     try:
@@ -253,7 +253,7 @@ def test_a_server_that_is_gone_is_named(sftp: Place, tmp_path: Path, monkeypatch
 def test_a_frozen_connection_is_given_up_for_another(
     sftp: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.sftp.READ_S", 2)
+    monkeypatch.setattr("shards.storage.sftp.READ_S", 2)
     stream = FeatureStream(sftp.url, cache_dir=tmp_path, storage_options=sftp.options, prefetch=0)
     assert sftp.server
     connections = psutil.Process(sftp.server.pid).children(recursive=True)

@@ -17,7 +17,7 @@ import pytest
 from support import LIMIT, REPO, arguments, launched, metrics, run, run_ranks, status
 from two_hosts import NAMES, Host, two_hosts, why_not
 
-from awtpn.compare import compare_runs
+from awtpn.run.compare import compare_runs
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=f"no two hosts: {why_not()}"),

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.clips import Clip, ClipSource
-from shards.schema import BadSample
+from shards.format.schema import BadSample
+from shards.sources.base import Clip, ClipSource
 
 SECONDS = 1.0
 SIZE = (64, 48)  # width, height of every picture

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attention_support import MIXES, contaminated, make_inputs, outcome, worst_errors
 
-from awtpn.attention import FORMS
+from awtpn.model.attention import FORMS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Widths of all tile shapes, and some that fill no tile: (mix, D).

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards import FeatureStream
-from shards.foreign import Indexed, index_url
+from shards.tools.index_tars import Indexed, index_url
 
 DIMS = {"audio": 6, "video": 4}
 LABELS = ["happy", "calm"]

@@ -10,8 +10,8 @@ from allocations import largest_allocation, on_meta, saved_for_backward
 from attention_support import MIXES, OUTCOMES, TOLERANCES, contaminated, make_inputs, outcome, worst_errors
 from support import same_bits_or_close
 
-from awtpn import attention
-from awtpn.attention import FORMS, Bucketed, Recomputed, choose_form, reliability_attention
+from awtpn.model import attention
+from awtpn.model.attention import FORMS, Bucketed, Recomputed, choose_form, reliability_attention
 
 FAST = ("recomputed", "bucketed")
 

@@ -21,17 +21,17 @@ triton = pytest.importorskip("triton", reason="Triton comes with torch's CUDA bu
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from awtpn import attention_fused  # noqa: E402
-from awtpn.attention import FUSED_DIM  # noqa: E402
-from awtpn.attention_fused import constants, make_tiles, options  # noqa: E402
+from awtpn.model import attention_triton  # noqa: E402
+from awtpn.model.attention import FUSED_DIM  # noqa: E402
+from awtpn.model.attention_triton import constants, make_tiles, options  # noqa: E402
 
 HERE = Path(__file__).parent
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # Tables [T, D] have the dtype of q; all other tensors but the tiles are float32.
 KERNELS = {
-    attention_fused.spread_kernel: ("q", "k"),
-    attention_fused.query_gradient_kernel: ("q", "k", "dq"),
-    attention_fused.key_gradient_kernel: ("q", "k", "dk"),
+    attention_triton.spread_kernel: ("q", "k"),
+    attention_triton.query_gradient_kernel: ("q", "k", "dq"),
+    attention_triton.key_gradient_kernel: ("q", "k", "dk"),
 }
 # Shared memory that one program can have, by compute capability: A100 and H100.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}

@@ -11,14 +11,15 @@ import pytest
 import torch
 from support import metrics
 
-from awtpn.bench import account, attention, end_to_end, loader, readers, step
-from awtpn.bench.published import Published, published_loss
-from awtpn.bench.roofline import PARTS, Peak, step_cost
+from awtpn.bench import attention, end_to_end, loader, readers, roofline_account, step
+from awtpn.bench.published_step import Published, published_loss
 from awtpn.cli import main
-from awtpn.losses import LossConfig
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.monitor import Monitor
-from awtpn.predictor import pack_arrays
+from awtpn.inference.predictor import pack_arrays
+from awtpn.learning.settings import LossConfig
+from awtpn.model.flops import PARTS, Peak, step_cost
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
+from awtpn.tracking.monitor import Monitor
 
 CPU = step.Setting("cpu", "fp32", 1)
 
@@ -87,7 +88,7 @@ def test_the_parts_make_up_the_step() -> None:
 
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: note(name))
-    works = account.part_work(model, batch, CPU)
+    works = roofline_account.part_work(model, batch, CPU)
     assert list(works) == list(PARTS)
     for current, work in works.items():
         reached[current] = set()
@@ -104,7 +105,7 @@ def test_the_parts_make_up_the_step() -> None:
 
 def test_the_account_tells_costs_and_floors() -> None:
     slow = Peak(flops_per_s=1e6, bytes_per_s=1e15)  # so slow that every part is bound by computing
-    table = account.account(CPU, 16, 3, {torch.float32: slow}, rounds=1)
+    table = roofline_account.account(CPU, 16, 3, {torch.float32: slow}, rounds=1)
     made = step.make_batches(3, "cpu")[0]
     lengths = {m: made["packed"][m].host_lengths for m in step.DIMS}
     cost = step_cost(lengths, step.DIMS, 16, step.CLASSES)
@@ -181,8 +182,8 @@ def test_attention_forms_by_length(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_writes_what_it_measures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(account.PRODUCT, "cpu", 64)
-    monkeypatch.setitem(account.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(roofline_account.PRODUCT, "cpu", 64)
+    monkeypatch.setitem(roofline_account.COPY_BYTES, "cpu", 1 << 20)
     out = tmp_path / "tables.md"
     sizes = ["--dim", "8", "--batch", "2", "--threads", "1"]
     main(["bench", "--quick", "--device", "cpu", "--parts", "roofline", *sizes, "--out", str(out)])
@@ -205,7 +206,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_a_gpu_all_parts_run() -> None:
     setting = step.Setting("cuda", "bf16", 1)
-    table = account.run(setting, [64], [8], rounds=1)
+    table = roofline_account.run(setting, [64], [8], rounds=1)
     assert "| whole step |" in table
     assert "fused" in attention.run(setting, [64], rounds=1)
     assert "packed" in step.run(setting, [64], [8], rounds=1)

@@ -10,12 +10,15 @@ import pytest
 import torch
 from support import features, same_bits_or_close, small_model, utterances
 
-from awtpn import checkpoint
-from awtpn.checkpoint import OPTIMIZER_FILE, STATE_FILE, Position
-from awtpn.config import parse_command_line
-from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
-from awtpn.optim import OptimConfig, make_optimizer
-from awtpn.run_folder import check_folder, find_start
+from awtpn.config.schema import parse_command_line
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.settings import OptimConfig
+from awtpn.model import files
+from awtpn.model.files import CARD_FILE, OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE
+from awtpn.model.network import AWTPN
+from awtpn.run import checkpoint, position
+from awtpn.run.folder import check_folder, resolve_resume
+from awtpn.run.position import Position
 
 POSITION = Position(
     step=3, epoch=1, epoch_step=1, best_f1=0.5, best_step=2, seed=4, global_batch_size=8, streams=2
@@ -48,7 +51,7 @@ def saved(tmp_path: Path) -> tuple[Path, AWTPN, torch.optim.AdamW]:
 def test_a_restored_run_goes_on_as_if_nothing_had_been(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:
     folder, model, optimizer = saved
     assert checkpoint.find_latest(folder.parent) == folder
-    assert checkpoint.load_position(folder) == POSITION
+    assert position.load_position(folder) == POSITION
     other, other_optimizer = make()
     checkpoint.load_weights(folder, other)
     checkpoint.load_optimizer(folder, other, other_optimizer)
@@ -63,13 +66,13 @@ def test_a_checkpoint_is_a_model(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -
     packed = features(utterances([(3, 2)], dtype=torch.float32))
     assert same_bits_or_close(AWTPN.from_pretrained(folder)(packed).logits, model(packed).logits)
     for path in (folder, folder.parent / "latest"):
-        assert checkpoint.find_model(path) == folder
+        assert files.find_model(path) == folder
     run = folder.parent.parent / "run"
     run.mkdir()
     (run / "checkpoints").symlink_to(folder.parent)
-    assert checkpoint.find_model(run) == folder, "latest, where there is no best"
+    assert files.find_model(run) == folder, "latest, where there is no best"
     with pytest.raises(ValueError, match=r"nowhere is no run, checkpoint or export"):
-        checkpoint.find_model(folder.parent / "nowhere")
+        files.find_model(folder.parent / "nowhere")
 
 
 def test_before_any_step_there_is_no_state_to_restore(tmp_path: Path) -> None:
@@ -89,11 +92,11 @@ def test_an_altered_or_missing_file_is_refused_by_name(
     flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
     for damaged in (flipped, whole[:-1], b""):
         path.write_bytes(damaged)
-        assert f"{name} is not the file that was saved" in str(checkpoint.problem(saved[0]))
+        assert f"{name} is not the file that was saved" in str(checkpoint.find_resume_problem(saved[0]))
     path.write_bytes(whole)
-    assert checkpoint.problem(saved[0]) is None
+    assert checkpoint.find_resume_problem(saved[0]) is None
     path.unlink()
-    assert f"{name} is missing" in str(checkpoint.problem(saved[0]))
+    assert f"{name} is missing" in str(checkpoint.find_resume_problem(saved[0]))
 
 
 def test_the_newest_sound_checkpoint_is_offered_instead(
@@ -105,9 +108,9 @@ def test_the_newest_sound_checkpoint_is_offered_instead(
         checkpoint.save(root, model, optimizer, Position(step=s), model.card(), is_main=True) for s in (4, 5)
     ]
     (newer[0] / WEIGHTS_FILE).unlink()
-    assert str(folder) in checkpoint.offer_another(newer[1])
+    assert str(folder) in checkpoint.suggest_intact(newer[1])
     (folder / STATE_FILE).unlink()
-    assert checkpoint.offer_another(newer[1]) == ""
+    assert checkpoint.suggest_intact(newer[1]) == ""
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"position": {"stride": 3}}', '{"position": '])
@@ -116,7 +119,7 @@ def test_a_broken_state_file_is_refused_by_name(
 ) -> None:
     path = saved[0] / STATE_FILE
     path.unlink() if text is None else path.write_text(text)
-    assert re.search(r"no whole checkpoint: checkpoint\.json", str(checkpoint.problem(saved[0])))
+    assert re.search(r"no whole checkpoint: checkpoint\.json", str(checkpoint.find_resume_problem(saved[0])))
 
 
 def test_an_export_and_a_run_are_no_checkpoints(
@@ -133,9 +136,9 @@ def test_an_export_and_a_run_are_no_checkpoints(
         check_folder(config, tmp_path / "new")
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match=f"--run.init_from {export}"):
-        find_start(config, tmp_path / "there")
+        resolve_resume(config, tmp_path / "there")
     told = f"{run} is a run and no checkpoint: name one of its checkpoints, such as {run}/checkpoints/step-"
-    assert str(checkpoint.problem(run)).startswith(told)
+    assert str(checkpoint.find_resume_problem(run)).startswith(told)
 
 
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:
@@ -159,10 +162,10 @@ def test_a_kill_while_saving_leaves_the_last_whole_checkpoint(
             with pytest.raises(KeyboardInterrupt):
                 checkpoint.save(root, model, optimizer, Position(step=4), model.card(), is_main=True)
         assert checkpoint.find_latest(root) == folder, f"killed in {dies_in}"
-        assert checkpoint.load_position(folder).step == 3
+        assert position.load_position(folder).step == 3
     # What such a kill leaves behind is not in the way of the next attempt.
     checkpoint.save(root, model, optimizer, Position(step=4), model.card(), is_main=True)
-    assert checkpoint.load_position(root / "latest").step == 4
+    assert position.load_position(root / "latest").step == 4
     assert not list(root.glob(".*"))
 
 
@@ -171,7 +174,7 @@ def test_a_link_always_names_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
     old.mkdir()
     new.mkdir()
     link = tmp_path / "latest"
-    checkpoint.point(link, old)
+    checkpoint.update_symlink(link, old)
     assert link.resolve() == old
     real = checkpoint.os.replace
 
@@ -180,7 +183,7 @@ def test_a_link_always_names_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
         real(source, target)
 
     monkeypatch.setattr(checkpoint.os, "replace", replace)
-    checkpoint.point(link, new)
+    checkpoint.update_symlink(link, new)
     assert link.resolve() == new
     assert not link.readlink().is_absolute(), "a run folder can be moved"
 
@@ -188,8 +191,8 @@ def test_a_link_always_names_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
 def test_pruning_keeps_the_best_and_the_last(tmp_path: Path) -> None:
     for step in range(1, 8):
         (tmp_path / f"step-{step:08d}").mkdir()
-    checkpoint.point(tmp_path / "best", tmp_path / "step-00000002")
-    checkpoint.point(tmp_path / "latest", tmp_path / "step-00000004")
+    checkpoint.update_symlink(tmp_path / "best", tmp_path / "step-00000002")
+    checkpoint.update_symlink(tmp_path / "latest", tmp_path / "step-00000004")
     checkpoint.prune(tmp_path, keep_last=2)
     assert [int(f.name[5:]) for f in sorted(tmp_path.glob("step-*"))] == [2, 4, 6, 7]
     checkpoint.prune(tmp_path, keep_last=100)
@@ -200,20 +203,20 @@ def test_other_labels_get_a_new_classifier(saved: tuple[Path, AWTPN, torch.optim
     folder, model, _ = saved
     same = small_model(dtype=torch.float32)
     same.set_statistics("audio", torch.full((6,), 9.0), torch.ones(6))
-    checkpoint.load_matching(folder, same)
+    checkpoint.init_from(folder, same)
     assert torch.equal(same.classifier.weight, model.classifier.weight)
     assert torch.equal(same.tpn.prototypes, model.tpn.prototypes)
     assert (same.standardise["audio"].mean == 9).all(), "statistics are those of the new data"
 
     other = AWTPN(model.config, model.feature_dims, ["calm", "happy", "sad", "bored"])
     fresh = other.classifier.weight.clone()
-    checkpoint.load_matching(folder, other)
+    checkpoint.init_from(folder, other)
     assert torch.equal(other.ses["audio"].weight, model.ses["audio"].weight)
     assert torch.equal(other.classifier.weight, fresh)
 
     wider = small_model(dtype=torch.float32, shared_dim=16)
     with pytest.raises(ValueError, match=r"run\.init_from: \S+ is \(8, \d\).*\(16, "):
-        checkpoint.load_matching(folder, wider)
+        checkpoint.init_from(folder, wider)
 
 
 def test_the_state_file_names_what_it_saved(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:

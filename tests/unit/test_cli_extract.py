@@ -26,11 +26,11 @@ from corpora_support import (
 from awtpn import Predictor
 from awtpn.cli import main
 from awtpn.cli.extract import limited
-from awtpn.evaluation import evaluate_command
-from awtpn.trainer import main as train
+from awtpn.training.evaluate import evaluate_command
+from awtpn.training.trainer import main as train
 from shards import FeatureStream
 from shards.sources import mosei, recordings
-from shards.store import open_dataset
+from shards.storage.store import open_dataset
 
 SHORT = ["--model.shared_dim", "8", "--train.global_batch_size", "8", "--train.epochs", "2"]
 RED_OVER_GREEN = 130  # of the descriptor

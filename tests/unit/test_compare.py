@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from awtpn import cli
-from awtpn.compare import compare_runs, format_comparison
-from awtpn.model import WEIGHTS_FILE
+from awtpn.model.files import WEIGHTS_FILE
+from awtpn.run.compare import compare_runs, format_comparison
 
 LOSSES = [4.0, 3.0, 2.0]
 WEIGHTS = {"classifier.weight": torch.ones(2, 3), "classifier.bias": torch.zeros(2)}

@@ -10,7 +10,7 @@ import torch
 from support import features, small_model, utterances
 from torch import Tensor
 
-from awtpn.model import AWTPN
+from awtpn.model.network import AWTPN
 
 
 def lengths_of_step(step: int) -> list[tuple[int, int]]:

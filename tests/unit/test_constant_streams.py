@@ -13,16 +13,17 @@ import webdataset
 from media_support import chirp, numbered, record
 
 from awtpn.cli import main
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.predictor import Predictor
-from shards.clips import Clip, ClipSource
-from shards.encoders import open_audio_encoder, open_video_encoder
-from shards.extract import extract
-from shards.feature_space import constant_of
-from shards.inspect import format_info, info
-from shards.lots import digest
-from shards.media import ConstantStream, read_audio, read_frames
-from shards.schema import Manifest
+from awtpn.inference.predictor import Predictor
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
+from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.extraction.extract import extract
+from shards.extraction.media import ConstantStream, read_audio, read_frames
+from shards.extraction.shard_jobs import extraction_id
+from shards.format.feature_space import constant_of
+from shards.format.schema import Manifest
+from shards.sources.base import Clip, ClipSource
+from shards.tools.info import format_info, info
 
 RATE = 16000
 SILENCE = np.zeros(RATE, np.float32)
@@ -190,7 +191,7 @@ def test_extractions_that_differ_in_it_are_not_mixed(films: Path, tmp_path: Path
     names = ["both", "mute"]
     before = {"clips_per_shard": 2, "dtype": "float32", "on_bad": "skip"}
     manifest, _ = made(films, tmp_path / "kept", names, keep_constant=True)
-    assert manifest.provenance["extraction"] == digest(source(films, names), encoders(), before)
+    assert manifest.provenance["extraction"] == extraction_id(source(films, names), encoders(), before)
     with pytest.raises(ValueError, match="holds a finished dataset"):
         made(films, tmp_path / "kept", names)
     # A dataset of then says nothing of it, and was made so.

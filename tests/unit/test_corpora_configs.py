@@ -12,10 +12,10 @@ from corpora_support import write_iemocap, write_meld, write_mosei
 
 import shards
 from awtpn.experiments.folds import make_splits
-from awtpn.trainer import main as train
+from awtpn.training.trainer import main as train
 from shards import Sample
-from shards.clips import Clip, ClipSource
 from shards.sources import iemocap, meld, mosei
+from shards.sources.base import Clip, ClipSource
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = ["--train.max_steps", "2", "--model.shared_dim", "8", "--train.global_batch_size", "8"]

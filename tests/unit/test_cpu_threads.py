@@ -20,10 +20,10 @@ from accelerate import Accelerator
 from support import ALONE, DIMS, LIMIT, REPO, batch, environment, small_model, utterances
 from torch import Tensor
 
-from awtpn import cpu_threads, trainer
-from awtpn.checkpoint import Position
-from awtpn.config import Config
-from awtpn.cpu_threads import (
+from awtpn.config.schema import Config
+from awtpn.distributed import cpu_threads
+from awtpn.distributed.batch_layout import make_layout
+from awtpn.distributed.cpu_threads import (
     ONE_PIECE,
     balanced_edges,
     choose_threads,
@@ -32,11 +32,12 @@ from awtpn.cpu_threads import (
     make_piece_threads,
     usable_cores,
 )
-from awtpn.layout import make_layout
-from awtpn.losses import LossConfig
-from awtpn.model import ModelConfig
-from awtpn.monitor import Monitor
-from awtpn.trainer import seed_randomness, set_threads, setup, train_epoch
+from awtpn.learning.settings import LossConfig
+from awtpn.model.settings import ModelConfig
+from awtpn.run.position import Position
+from awtpn.tracking.monitor import Monitor
+from awtpn.training import trainer
+from awtpn.training.trainer import seed_randomness, set_threads, setup, train_epoch
 from shards import FeatureBatch
 
 LENGTHS = [
@@ -314,7 +315,7 @@ def test_threads_change_no_figure(settings: dict[str, Any], corpus: str, tmp_pat
 
 FAULTS = """
 import resource, torch
-from awtpn.cpu_threads import hold_memory
+from awtpn.distributed.cpu_threads import hold_memory
 assert hold_memory()
 def step(rows):
     x = torch.ones(rows, 1024)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awtpn.config import make_parser, parse_command_line
+from awtpn.config.schema import make_parser, parse_command_line
 from awtpn.experiments import baseline, crossvalidation, runner, sweep
 from awtpn.experiments.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
 from awtpn.experiments.runner import Job
-from awtpn.trainer import main as train
+from awtpn.training.trainer import main as train
 from shards import pack
 from shards.sources import npz
 

@@ -15,12 +15,12 @@ import torch
 from step_support import make_run
 from support import ALONE, batch, small_model, utterances
 
-from awtpn.checkpoint import Position
-from awtpn.config import Config, parse_command_line
-from awtpn.damage import account_for_damaged
-from awtpn.data import evaluation_stream, open_training_stream
-from awtpn.optim import make_optimizer
-from awtpn.trainer import train_step
+from awtpn.config.schema import Config, parse_command_line
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.run.data import evaluation_stream, open_training_stream
+from awtpn.run.position import Position
+from awtpn.training.damaged_data import account_for_damaged
+from awtpn.training.trainer import train_step
 from shards import FeatureStream
 
 URL = "s3://bucket/corpus"

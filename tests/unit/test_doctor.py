@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from support import ALONE, LIMIT, REPO
 
-from awtpn import doctor
-from awtpn.config import Config
+from awtpn.config.schema import Config
+from awtpn.distributed import doctor
+from awtpn.distributed.accelerate_launch import RANK_VARIABLES
 from awtpn.experiments import runner
-from awtpn.launcher import RANK_VARIABLES
-from awtpn.run_folder import prepare_run_dir
+from awtpn.run.folder import prepare_run_dir
 
 URL = "s3://corpus/meld"
 
@@ -188,10 +188,10 @@ def test_ranks_that_could_not_meet_do_not_try(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(doctor.socket, "gethostbyname", lambda name: "127.0.1.1")
     if not refused:
-        doctor.check_before_meeting()
+        doctor.check_network()
         return
     with pytest.raises(ValueError, match=r"knows itself as 127\.0\.1\.1(.|\n)*set GLOO_SOCKET_IFNAME"):
-        doctor.check_before_meeting()
+        doctor.check_network()
 
 
 def forget_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,10 +205,10 @@ def test_processes_of_srun_that_know_nothing_of_each_other(monkeypatch: pytest.M
     forget_launchers(monkeypatch)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(ValueError, match=r"srun started 2 processes, but .* one torchrun on each node"):
-        doctor.check_before_meeting()
+        doctor.check_network()
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    doctor.check_before_meeting()
+    doctor.check_network()
     own = runner.environment({"SLURM_STEP_NUM_TASKS": "2", "HOME": "/"}, slot=0, parallel=1, gpus=[])
     assert own == {"HOME": "/"}, "a fold is a run of its own, however the cross-validation was started"
 
@@ -218,7 +218,7 @@ def test_processes_of_srun_that_know_nothing_of_each_other(monkeypatch: pytest.M
 
 def test_facts_of_this_machine_are_healthy(tmp_path: Path, corpus: str) -> None:
     run_dir = tmp_path / "runs" / "new"
-    [facts], findings = doctor.consult(ALONE, run_dir, [corpus])
+    [facts], findings = doctor.check_cluster(ALONE, run_dir, [corpus])
     assert findings == []
     assert facts["run_dir"]["path"] == str(run_dir)
     assert facts["data"][corpus].startswith("ok, manifest ")
@@ -229,7 +229,7 @@ def test_facts_of_this_machine_are_healthy(tmp_path: Path, corpus: str) -> None:
 def test_a_token_of_another_rank_0_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PATIENCE_S", 0.0)
     (tmp_path / doctor.TOKEN_FILE).write_text("of another run")
-    facts = doctor.facts(1, tmp_path, token="ours")
+    facts = doctor.collect_host_info(1, tmp_path, token="ours")
     assert not facts["run_dir"]["shared"]
 
 
@@ -240,7 +240,7 @@ def test_a_missing_package_is_a_version_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_hostfile_of_a_deepspeed_above(tmp_path: Path) -> None:
     """Found over the launcher in between, on a stand-in for the command of that name."""
-    ask = "from awtpn.doctor import missing_hostfile; print(missing_hostfile())"
+    ask = "from awtpn.distributed.doctor import missing_hostfile; print(missing_hostfile())"
     between = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
     deepspeed = tmp_path / "deepspeed"
     deepspeed.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {between!r}])")

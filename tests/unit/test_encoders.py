@@ -17,11 +17,12 @@ import torch
 from encoders_support import AUDIO, VIDEO
 from support import same_bits_or_close
 
-from shards.encoders import open_audio_encoder, open_video_encoder
-from shards.encoders.descriptor import _squeeze, describe
-from shards.encoders.logmel import LogMel
-from shards.encoders.pooling import pool, steps_in
-from shards.feature_space import reopen, space_of
+from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.extraction.encoders.descriptor import _squeeze, describe
+from shards.extraction.encoders.logmel import LogMel
+from shards.extraction.encoders.pooling import pool, steps_in
+from shards.extraction.reopen_encoder import reopen_encoder
+from shards.format.feature_space import space_of
 
 RAVDESS = Path(__file__).parents[2].parent / "shared" / "data" / "ravdess"
 RATE = 16000
@@ -62,7 +63,7 @@ def test_pooling_averages_the_hidden_steps_centred_in_each_step() -> None:
 
 @pytest.mark.skipif(not RAVDESS.is_dir(), reason=f"{RAVDESS} is not there")
 def test_logmel_gives_the_published_features_of_ravdess() -> None:
-    from shards.media import read_audio
+    from shards.extraction.media import read_audio
 
     with np.load(RAVDESS / "ravdess_features.npz", allow_pickle=False) as file:
         ids, offsets, published = [str(key) for key in file["ids"]], file["audio_offsets"], file["audio"]
@@ -414,8 +415,8 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path: Path, monkeypatch: pytest.
     assert (encoder.settings["id"], encoder.settings["revision"]) == ("owner/tiny", commit)
     # A copy in a folder, where the hub is out of reach, makes the same features and is known for it.
     shutil.copytree(repository / "snapshots" / commit, tmp_path / "copy")
-    assert space_of(reopen("audio", encoder.settings, spec=str(tmp_path / "copy")).settings) == space_of(
-        encoder.settings
-    )
+    assert space_of(
+        reopen_encoder("audio", encoder.settings, spec=str(tmp_path / "copy")).settings
+    ) == space_of(encoder.settings)
     with pytest.raises(ValueError, match=r"owner/other: neither a folder here nor a built-in encoder"):
         open_audio_encoder("owner/other")

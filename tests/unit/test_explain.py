@@ -10,9 +10,9 @@ import pytest
 from media_support import chirp, numbered, record, spoil
 
 from awtpn.cli.predict import picture_names
-from awtpn.explain import FRAMES, Recording, draw, load
-from awtpn.predictor import Prediction
-from shards.media import MediaError
+from awtpn.inference.plot import FRAMES, Recording, draw, load
+from awtpn.inference.predictor import Prediction
+from shards.extraction.media import MediaError
 
 STEPS = {"audio": 0.1, "video": 0.1}
 

@@ -18,17 +18,18 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 from support import CLASSES, DIMS, REPO, small_model
 
-from awtpn.checkpoint import find_model
 from awtpn.cli import main
-from awtpn.metrics import summarise
-from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
-from awtpn.sharing.export import copy_weights
-from awtpn.sharing.modelcard import render_card
-from awtpn.sharing.public import last_name, public_card, public_provenance
-from awtpn.trainer import main as train
+from awtpn.inference.export import copy_weights
+from awtpn.metrics.classification import summarise
+from awtpn.model.files import CARD_FILE, WEIGHTS_FILE, find_model
+from awtpn.model.model_card import render_card
+from awtpn.model.network import README_FILE
+from awtpn.model.privacy import last_name, public_card, public_provenance
+from awtpn.training.trainer import main as train
 from shards import Sample, pack
-from shards.encoders import open_audio_encoder, open_video_encoder
-from shards.feature_space import making, reopen, space_of
+from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.extraction.reopen_encoder import reopen_encoder
+from shards.format.feature_space import extraction_provenance, space_of
 
 MARK = "place-of-the-owner"
 SHORT = ["--model.shared_dim", "8", "--train.global_batch_size", "8", "--train.max_steps", "2"]
@@ -57,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(MARK)
     audio = open_audio_encoder(str(AUDIO["wav2vec2"](folder / "w2v")))
     video = open_video_encoder(str(VIDEO["vit"](folder / "vit")))
-    made = making({"audio": audio, "video": video})
+    made = extraction_provenance({"audio": audio, "video": video})
     host = platform.node()
     provenance = {
         "corpus": "recordings",
@@ -100,8 +101,10 @@ def test_every_byte_of_an_export_is_fit_to_be_seen(run: Path, tmp_path: Path) ->
         assert settings["id"] == folder
         assert space_of(settings) == told["features"][name]["space"] == space_of(before)
         with pytest.raises(ValueError, match=rf"{name}: .* '{folder}' of another machine: .*--{name} FOLDER"):
-            reopen(name, settings)
-    assert reopen("audio", told["features"]["audio"]["settings"], spec=str(run.parent / "w2v")).dim == 32
+            reopen_encoder(name, settings)
+    assert (
+        reopen_encoder("audio", told["features"]["audio"]["settings"], spec=str(run.parent / "w2v")).dim == 32
+    )
     assert card["results"]["test"]["labels"] == CLASSES
     assert "HAP" in (out / README_FILE).read_text()
     main(["export", str(out), str(tmp_path / "again")])
@@ -144,7 +147,7 @@ def test_settings_of_built_in_encoders_stay_whole(built_in: str) -> None:
         encoder: Any = open_audio_encoder("logmel")
     else:
         encoder = open_video_encoder("descriptor", faces="opencv" if "faces" in built_in else "none")
-    provenance = making({"audio": encoder})
+    provenance = extraction_provenance({"audio": encoder})
     assert public_provenance(provenance) == json.loads(json.dumps(provenance))
 
 

@@ -29,22 +29,23 @@ from media_support import record
 from support import LIMIT, same_bits_or_close
 
 from shards import BadSample, pack
-from shards.beats import Watch, beating
-from shards.clips import Clip, ClipSource
-from shards.encoders import open_audio_encoder, open_video_encoder
-from shards.encoders.descriptor import describe as describe_pictures
-from shards.extract import extract
-from shards.feature_space import check_same_space, describe, reopen, space_of
-from shards.features import decode, decode_ahead, encode
-from shards.inspect import format_info, info
-from shards.lots import Lot, read_records
-from shards.manifest import parse_manifest
-from shards.media import read_frames
-from shards.schema import Manifest
+from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.extraction.encoders.descriptor import describe as describe_pictures
+from shards.extraction.extract import extract
+from shards.extraction.heartbeat import RankMonitor, heartbeat_writer
+from shards.extraction.media import read_frames
+from shards.extraction.pipeline import decode, decode_ahead, encode
+from shards.extraction.reopen_encoder import reopen_encoder
+from shards.extraction.shard_jobs import ShardJob, read_records
+from shards.format.feature_space import check_same_space, describe, space_of
+from shards.format.manifest import parse_manifest
+from shards.format.schema import Manifest
+from shards.packing.output_folder import clear_and_mark, open_folder, open_workdir, write_marker
 from shards.sources import recordings
-from shards.store import Store
-from shards.target import hold, mark, open_folder, take
-from shards.verify import verify
+from shards.sources.base import Clip, ClipSource
+from shards.storage.store import Store
+from shards.tools.info import format_info, info
+from shards.tools.verify import verify
 
 
 class Killed(BaseException):
@@ -112,12 +113,12 @@ def skipped(folder: Path) -> dict[str, str]:
 
 
 def over_ranks(ranks: int, call: Callable[..., Any]) -> list[Any]:
-    """`call(rank=, world_size=, from_all=)` of all ranks at once; what each returned."""
+    """`call(rank=, world_size=, all_gather_object=)` of all ranks at once; what each returned."""
     barrier, results = threading.Barrier(ranks, timeout=LIMIT), [None] * ranks
     values: list[Any] = [None] * ranks
 
     def run(rank: int) -> None:
-        def from_all(value: Any) -> list[Any]:
+        def all_gather_object(value: Any) -> list[Any]:
             values[rank] = value
             barrier.wait()
             found = list(values)
@@ -125,7 +126,7 @@ def over_ranks(ranks: int, call: Callable[..., Any]) -> list[Any]:
             return found
 
         try:
-            results[rank] = call(rank=rank, world_size=ranks, from_all=from_all)
+            results[rank] = call(rank=rank, world_size=ranks, all_gather_object=all_gather_object)
         except BaseException as error:
             results[rank] = error
 
@@ -368,7 +369,7 @@ def test_a_full_disk_costs_one_shard(
         replaced(path, to)
 
     with monkeypatch.context() as full:
-        full.setattr("shards.target.os.replace", replace_while_there_is_room)
+        full.setattr("shards.packing.output_folder.os.replace", replace_while_there_is_room)
         with pytest.raises(OSError, match=r"d: no room left .*Make room, and the same command goes on"):
             made(tones, tmp_path / "d", audio=Counting())
     encoder = Counting()
@@ -409,7 +410,7 @@ def copied(tones: ClipSource, folder: Path) -> ClipSource:
 def test_recordings_that_go_away_are_no_bad_clips(
     tmp_path: Path, tones: ClipSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.features.AHEAD_CLIPS", 1)
+    monkeypatch.setattr("shards.extraction.pipeline.AHEAD_CLIPS", 1)
     mounted, gone = tmp_path / "mounted", tmp_path / "gone"
     source = copied(tones, mounted)
     with pytest.raises(
@@ -438,7 +439,7 @@ def test_what_the_system_cannot_read_is_told_from_damage(
     broken = decode(clip, {"audio": Counting()})
     assert not broken.lost
     assert "not a recording" in str(broken.cause)
-    monkeypatch.setattr("shards.features.open", fails, raising=False)
+    monkeypatch.setattr("shards.extraction.pipeline.open", fails, raising=False)
     unread = decode(clip, {"audio": Counting()})
     assert unread.lost
     assert unread.cause == f"{path}: cannot be read ({os.strerror(error)})"
@@ -454,10 +455,10 @@ def test_a_read_error_halfway_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
 
     for failing in (True, False):
         failures = iter([1])
-        monkeypatch.setattr("shards.features.read_audio", read_with_faults)
+        monkeypatch.setattr("shards.extraction.pipeline.read_audio", read_with_faults)
         with monkeypatch.context() as lost:
             if failing:
-                lost.setattr("shards.features._read_through", lambda path: os.stat(path / "x"))
+                lost.setattr("shards.extraction.pipeline._read_through", lambda path: os.stat(path / "x"))
             decoded = decode(Clip("a", "all", "low", path, None), {"audio": Counting()})
         assert decoded.lost == failing
     assert len(decoded.media["audio"]) == 2000
@@ -554,12 +555,12 @@ def test_patience_is_with_who_makes_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("shards.beats.time", clock)
+    monkeypatch.setattr("shards.extraction.heartbeat.time", clock)
     store = open_folder(str(tmp_path / "d"), None)
-    take(store, b"token", False)
-    target = hold(store, b"token")
-    tick = beating(target, 1, patience=100)
-    watch = Watch(target, {"train-000001": 1, "train-000004": 2}, patience=100)
+    clear_and_mark(store, b"token", False)
+    target = open_workdir(store, b"token")
+    tick = heartbeat_writer(target, 1, patience=100)
+    watch = RankMonitor(target, {"train-000001": 1, "train-000004": 2}, patience=100)
     put_bytes(tmp_path / "d" / "train-000004.part.json", b"{}")
     for _ in range(10):
         clock.now += 50
@@ -570,7 +571,7 @@ def test_patience_is_with_who_makes_something(
     clock.now += 50
     with pytest.raises(OSError, match=r"rank 1 has made nothing for 1\.66667 min; train-000001 is missing"):
         watch.missing()
-    mark(store, b"other")
+    write_marker(store, b"other")
     clock.now += 50
     with pytest.raises(OSError, match="another packing has begun here"):
         tick()
@@ -622,7 +623,7 @@ def test_a_finished_extraction_repeated_is_complete(
         raise Killed
 
     with monkeypatch.context() as kill:
-        kill.setattr("shards.target.tidy", killed)
+        kill.setattr("shards.packing.output_folder.remove_temporary", killed)
         with pytest.raises(Killed):
             made(tones, out, audio=Counting())
     assert {".packing", "test-000000.part.json"} <= files_of_shards(out).keys()
@@ -653,11 +654,11 @@ def test_an_interrupted_replacement_is_not_taken_for_complete(
     made(tones, out, audio=Counting())
 
     def killed(store: Store, token: bytes) -> None:
-        mark(store, token)
+        write_marker(store, token)
         raise Killed
 
     with monkeypatch.context() as kill:
-        kill.setattr("shards.target.mark", killed)
+        kill.setattr("shards.packing.output_folder.write_marker", killed)
         with pytest.raises(Killed):
             made(tones, out, audio=Counting(step=0.5), overwrite=True)
     with pytest.raises(ValueError, match="finished dataset"):
@@ -830,20 +831,20 @@ def test_an_encoder_is_opened_again_as_it_was_recorded(tmp_path: Path, tones: Cl
     assert computed in format_info(info(str(tmp_path / "d")))
     (tmp_path / "a").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="no such folder"):
-        reopen("audio", settings)
-    again = reopen("audio", settings, spec=str(tmp_path / "moved"))
+        reopen_encoder("audio", settings)
+    again = reopen_encoder("audio", settings, spec=str(tmp_path / "moved"))
     wave = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     assert encoder is not None
     assert same_bits_or_close(again.encode([wave])[0], encoder.encode([wave])[0])
     with pytest.raises(
         ValueError, match=r"is not the one that was recorded: .*sha256.* then, .*sha256.* now"
     ):
-        reopen("audio", settings, spec=str(wav2vec2(tmp_path / "b", 1)))
+        reopen_encoder("audio", settings, spec=str(wav2vec2(tmp_path / "b", 1)))
 
     for faces in ("none", "opencv"):
         video = open_video_encoder("descriptor", fps=4, step_seconds=0.5, faces=faces)
         settings = video.settings
-        assert reopen("video", settings).settings == settings
+        assert reopen_encoder("video", settings).settings == settings
         assert "step_seconds 0.5" in describe(settings)
 
 
@@ -870,8 +871,8 @@ def test_decoding_runs_ahead_within_bounds(
     tones: ClipSource, monkeypatch: pytest.MonkeyPatch, name: str, bound: int, ahead: int
 ) -> None:
     """Seconds of sound at 8 kHz are 16, 24 and so on, up to 48 kB: any three are beyond 70 kB."""
-    monkeypatch.setattr("shards.features.ThreadPoolExecutor", AtOnce)
-    monkeypatch.setattr(f"shards.features.{name}", bound)
+    monkeypatch.setattr("shards.extraction.pipeline.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(f"shards.extraction.pipeline.{name}", bound)
     taken: list[Clip] = []
 
     def clips() -> Iterator[Clip]:
@@ -899,8 +900,8 @@ class WhenAsked(AtOnce):
 
 def test_clips_under_way_count_as_much_as_others(tones: ClipSource, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads could decode dozens of films while the encoder is busy with the first."""
-    monkeypatch.setattr("shards.features.ThreadPoolExecutor", WhenAsked)
-    monkeypatch.setattr("shards.features.AHEAD_BYTES", 150_000)
+    monkeypatch.setattr("shards.extraction.pipeline.ThreadPoolExecutor", WhenAsked)
+    monkeypatch.setattr("shards.extraction.pipeline.AHEAD_BYTES", 150_000)
     taken: list[Clip] = []
 
     def clips() -> Iterator[Clip]:
@@ -962,4 +963,4 @@ def test_what_is_no_record_of_a_shard_is_refused_by_name(tmp_path: Path, record:
     put_bytes(tmp_path / "d" / "train-000000.part.json", json.dumps(record).encode())
     message = r"/train-000000\.part\.json: not the record of a shard \([^\n;]+\); remove it$"
     with pytest.raises(ValueError, match=message):
-        read_records(open_folder(str(tmp_path / "d"), None), [Lot("train-000000", [])])
+        read_records(open_folder(str(tmp_path / "d"), None), [ShardJob("train-000000", [])])

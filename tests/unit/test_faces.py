@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("cv2")
 
-from shards.encoders import open_video_encoder
-from shards.faces import MARGIN, crop_faces, find_faces, track
+from shards.extraction.encoders import open_video_encoder
+from shards.extraction.encoders.faces import MARGIN, crop_faces, find_faces, track
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 CLIPS = [*sorted((DATA / "crema_d" / "clips").glob("*.flv")), *sorted((DATA / "ravdess").glob("*.mp4"))]
@@ -78,7 +78,7 @@ def test_without_opencv_the_way_to_install_it_is_told(monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(not CLIPS, reason=f"no clips in {DATA}")
 def test_faces_of_real_clips_are_found_and_stay_put() -> None:
-    from shards.media import read_frames
+    from shards.extraction.media import read_frames
 
     for path in CLIPS:
         pictures, _ = read_frames(path, 3, (0.3, 1.3), largest_side=480)
@@ -99,7 +99,7 @@ def test_faces_of_real_clips_are_found_and_stay_put() -> None:
 
 
 def test_a_crop_at_the_edge_repeats_it() -> None:
-    from shards.faces import _crop
+    from shards.extraction.encoders.faces import _crop
 
     picture = np.zeros((40, 40, 3), np.uint8)
     picture[:, :20] = 200

@@ -14,11 +14,11 @@ from corpora_support import GARBAGE, bad, good, put, put_bytes
 
 from awtpn.cli import main
 from shards import pack
-from shards.file_names import as_text, existing, is_clutter
-from shards.inspect import info
-from shards.labels import given_classes
-from shards.schema import MANIFEST, Sample
+from shards.format.labels import given_classes
+from shards.format.schema import MANIFEST, Sample
+from shards.safe_io.file_names import as_text, existing, is_clutter
 from shards.sources import recordings, table
+from shards.tools.info import info
 
 LATIN = os.fsdecode(b"tr\xe4urig")
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "fröhlich") for form in ("NFC", "NFD"))

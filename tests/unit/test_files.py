@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from awtpn.evaluation import evaluate_command
-from awtpn.files import write_atomically, write_json, writing
+from awtpn.run.atomic_write import write_atomically, write_json, writing
+from awtpn.training.evaluate import evaluate_command
 
 
 def write_by_lines(path: Path) -> None:

@@ -16,23 +16,31 @@ import torch
 from support import ALONE, CLASSES, DIMS, REPO, arguments, metrics, small_model, status
 
 import shards
-from awtpn import checkpoint, trainer
-from awtpn.checkpoint import Position, load_position
 from awtpn.cli import main
 from awtpn.cli.shards import finite_number, json_object
-from awtpn.config import Config, parse_command_line
-from awtpn.evaluation import evaluate
-from awtpn.files import write_json, writing
-from awtpn.finite_outputs import PENDING, FiniteOutputs, NotFiniteError
-from awtpn.left_out import check_any_step_counted, check_finite_start, check_statistics, describe_steps
-from awtpn.optim import OptimConfig, make_optimizer
-from awtpn.predictor import Predictor
+from awtpn.config.schema import Config, parse_command_line
+from awtpn.inference.export_graph import PaddedAWTPN, check
+from awtpn.inference.predictor import Predictor
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.settings import OptimConfig
+from awtpn.model import files
+from awtpn.model.finite_outputs import PENDING, FiniteOutputs, NotFiniteError
 from awtpn.report import charts
 from awtpn.report.data import gather
-from awtpn.run_folder import find_start
-from awtpn.sharing.graph import PaddedAWTPN, check
+from awtpn.run import checkpoint
+from awtpn.run.atomic_write import write_json, writing
+from awtpn.run.folder import resolve_resume
+from awtpn.run.position import Position, load_position
+from awtpn.training import trainer
+from awtpn.training.evaluate import evaluate
+from awtpn.training.skipped_steps import (
+    check_any_step_counted,
+    check_finite_start,
+    check_statistics,
+    describe_steps,
+)
 from shards import FeatureStream, Sample
-from shards.json_text import json_text
+from shards.safe_io.json_text import json_text
 
 HUGE = 3e38  # finite in float32
 SETTINGS = {
@@ -128,7 +136,7 @@ NO_FILES = {
 def test_files_of_json_have_one_writer() -> None:
     places = [path for folder in ("awtpn", "shards", "launch") for path in (REPO / folder).rglob("*.py")]
     used = {str(p.relative_to(REPO)) for p in places if re.search(r"\bjson\.dumps?\(", p.read_text())}
-    assert used <= NO_FILES, "write files with shards.json_text or awtpn.files.write_json"
+    assert used <= NO_FILES, "write files with shards.safe_io.json_text or awtpn.run.atomic_write.write_json"
 
 
 # --- Settings ------------------------------------------------------------------------------------
@@ -340,8 +348,8 @@ def test_a_best_that_was_chosen_by_what_is_not_finite_is_chosen_anew(tmp_path: P
     folder = checkpoint.save(
         root, model, make_optimizer(model, OptimConfig()), position, model.card(), is_main=True, best=True
     )
-    state = folder / checkpoint.STATE_FILE
+    state = folder / files.STATE_FILE
     state.write_text(state.read_text().replace('"best_entropy": 0.5', f'"best_entropy": {entropy}'))
-    _, found = find_start(Config(), tmp_path)
+    _, found = resolve_resume(Config(), tmp_path)
     expected = position if entropy == "0.5" else Position(step=2)
     assert found == expected

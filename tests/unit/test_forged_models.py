@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import save_file
 from support import ALONE, CLASSES, pack_corpus, small_model
 
-from awtpn import checkpoint
-from awtpn.checkpoint import OPTIMIZER_FILE, STATE_FILE, Position
-from awtpn.config import Config
-from awtpn.data import open_training_stream
-from awtpn.model import AWTPN, CARD_FILE, WEIGHTS_FILE
-from awtpn.model_files import CHECKSUMS_FILE, fingerprint
-from awtpn.optim import OptimConfig, make_optimizer
-from awtpn.sharing.export import export
+from awtpn.config.schema import Config
+from awtpn.inference.export import export
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.settings import OptimConfig
+from awtpn.model import files
+from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE, fingerprint
+from awtpn.model.network import AWTPN
+from awtpn.run import checkpoint
+from awtpn.run.data import open_training_stream
+from awtpn.run.position import Position
 
 Record = dict[str, Any]
 
@@ -76,7 +78,7 @@ def test_forged_cards_are_refused(model: Path, name: str) -> None:
         AWTPN.from_pretrained(model)
     for use in (
         lambda: AWTPN.from_pretrained(model),
-        lambda: checkpoint.load_matching(model, small_model(dtype=torch.float32)),
+        lambda: checkpoint.init_from(model, small_model(dtype=torch.float32)),
     ):
         refusal(use)
 
@@ -186,19 +188,19 @@ STATES: dict[str, tuple[Callable[[Record], Any], str]] = {
 @pytest.mark.parametrize("name", STATES)
 def test_forged_states_are_refused(saved: Path, name: str) -> None:
     change, told = STATES[name]
-    assert checkpoint.problem(saved) is None
+    assert checkpoint.find_resume_problem(saved) is None
     changed(saved, change)
-    wrong = str(checkpoint.problem(saved))
+    wrong = str(checkpoint.find_resume_problem(saved))
     assert "\n" not in wrong
     with pytest.raises(ValueError, match=told):
         raise ValueError(wrong)
-    assert checkpoint.offer_another(saved) == ""
+    assert checkpoint.suggest_intact(saved) == ""
     assert checkpoint.find_latest(saved.parent) == saved, "it is the one that is named, and refused"
 
 
 def test_a_state_that_is_nested_too_deeply_is_refused(saved: Path) -> None:
     (saved / STATE_FILE).write_text("[" * 100_000)
-    assert "nested too deeply" in str(checkpoint.problem(saved))
+    assert "nested too deeply" in str(checkpoint.find_resume_problem(saved))
 
 
 def test_moments_of_another_shape_are_refused(saved: Path) -> None:
@@ -227,7 +229,7 @@ def test_folders_of_others_are_left_alone(saved: Path) -> None:
         (root / name).mkdir()
         (root / name / "thesis.tex").touch()
     (root / "step-00000001").mkdir()
-    assert [folder.name for folder in checkpoint.step_folders(root)] == ["step-00000001", "step-00000005"]
+    assert [folder.name for folder in files.step_folders(root)] == ["step-00000001", "step-00000005"]
     checkpoint.prune(root, keep_last=1)
     assert not (root / "step-00000001").exists()
     assert len(list(root.glob("*/thesis.tex"))) == 3

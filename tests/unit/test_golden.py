@@ -9,9 +9,11 @@ import pytest
 import torch
 from support import REPO, ragged
 
-from awtpn.losses import TERMS, Denominators, LossConfig, NegativePool, loss_terms, total_loss
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.reference import REFERENCE_KEYS
+from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.settings import TERMS, LossConfig
+from awtpn.model.network import AWTPN
+from awtpn.model.published_weights import REFERENCE_KEYS
+from awtpn.model.settings import ModelConfig
 from shards import Ragged
 
 Golden = dict[str, np.ndarray]
@@ -89,7 +91,7 @@ def test_loss_terms_and_gradients(golden: Golden) -> None:
         },
     )
     draws = {name: torch.from_numpy(golden[f"in.negative_{name}"]) for name in ("inter", "contrast")}
-    everyone = Denominators(
+    everyone = LossNormalizers(
         utterances=size,
         present=dict.fromkeys(STREAMS, size),
         both=size,

@@ -11,7 +11,7 @@ import torch
 from support import DIMS, small_model
 
 from awtpn import AWTPN
-from awtpn.sharing.graph import ONNX_FILE, PROGRAM_FILE, PaddedAWTPN, check, pad, write_graphs
+from awtpn.inference.export_graph import ONNX_FILE, PROGRAM_FILE, PaddedAWTPN, check, pad, write_graphs
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,15 @@ from corpora_support import write_sound
 from shards_support import CLASSES, corpus, pack, utterance
 from support import arguments, pack_corpus
 
-from awtpn import trainer
-from awtpn.evaluation import evaluate_command
-from awtpn.held_out import check_held_out
-from shards import FeatureStream, Sample, common_utterances
-from shards.clips import Clip, ClipSource
-from shards.encoders import open_audio_encoder
-from shards.extract import extract
-from shards.index import ShardIndex
+from awtpn.training import trainer
+from awtpn.training.evaluate import evaluate_command
+from awtpn.training.held_out import check_held_out
+from shards import FeatureStream, Sample
+from shards.extraction.encoders import open_audio_encoder
+from shards.extraction.extract import extract
+from shards.format.index import ShardIndex
+from shards.sources.base import Clip, ClipSource
+from shards.streaming import common_utterances
 
 
 @pytest.fixture(scope="module")

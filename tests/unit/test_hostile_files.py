@@ -19,14 +19,14 @@ import torch
 from corpora_support import write_mosei
 from shards_support import corpus, pack
 
-from awtpn.model import CARD_FILE, WEIGHTS_FILE
-from awtpn.predictor import Predictor
+from awtpn.inference.predictor import Predictor
+from awtpn.model.files import CARD_FILE, WEIGHTS_FILE
 from shards import FeatureStream
-from shards.expansion import VARIABLE, load_npy, load_npz, most_bytes
-from shards.foreign import index_url
-from shards.media import read_audio
-from shards.schema import BadSample
-from shards.sources import csd, mmsa, mosei, npz, recordings, reference, table
+from shards.extraction.media import read_audio
+from shards.format.schema import BadSample
+from shards.safe_io.expansion import VARIABLE, load_npy, load_npz, most_bytes
+from shards.sources import mmsa, mosei, mosei_csd, npz, recordings, reference, table
+from shards.tools.index_tars import index_url
 
 ZEROS = 100 << 20
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
@@ -102,8 +102,8 @@ def test_other_files_are_not_packed(tmp_path: Path, refer: Callable[[h5py.File, 
         file["A/data/v/intervals"] = np.zeros((8, 2))
         refer(file, private)
     refused = pytest.raises(ValueError, match=r"a\.csd: .* read; write all data into one file")
-    with refused as caught, csd.opened(path) as data:
-        csd.read_entry(data, "v", path)
+    with refused as caught, mosei_csd.opened(path) as data:
+        mosei_csd.read_entry(data, "v", path)
     assert str(private) in str(caught.value), "what it refers to is named"
 
 
@@ -131,13 +131,13 @@ def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
         file["A/data/w"] = h5py.SoftLink("v")
         file["A/data/loop"] = h5py.SoftLink("loop")
         file["A/data/nowhere"] = h5py.SoftLink("/A/none")
-    with csd.opened(path) as data:
-        assert csd.has(data, "w")
-        assert not csd.has(data, "x")
-        np.testing.assert_array_equal(csd.read_entry(data, "w", path)[0], np.arange(6.0).reshape(3, 2))
+    with mosei_csd.opened(path) as data:
+        assert mosei_csd.has(data, "w")
+        assert not mosei_csd.has(data, "x")
+        np.testing.assert_array_equal(mosei_csd.read_entry(data, "w", path)[0], np.arange(6.0).reshape(3, 2))
         for entry in ("loop", "nowhere", "x"):
             with pytest.raises(ValueError, match=rf"a\.csd: {entry}: no features and intervals"):
-                csd.read_entry(data, entry, path)
+                mosei_csd.read_entry(data, entry, path)
 
 
 def test_hdf5_may_not_claim_more_than_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,17 +155,17 @@ def test_hdf5_may_not_claim_more_than_it_holds(tmp_path: Path, monkeypatch: pyte
         file["A/data/zeros/features"][:] = np.zeros((ZEROS // 8, 1))
         file["A/data/text/intervals"] = np.zeros((1, 2))
         file["A/data/text/features"] = np.array([[b"abc"]])
-    with csd.opened(path) as data:
+    with mosei_csd.opened(path) as data:
         for name in ("huge", "zeros"):
             with pytest.raises(
                 ValueError, match=rf"/A/data/{name}/features: its \d+ bytes unpack to .*{VARIABLE}"
             ):
-                csd.read_entry(data, name, path)
+                mosei_csd.read_entry(data, name, path)
         with pytest.raises(ValueError, match=r"text: no features .* and no numbers"):
-            csd.read_entry(data, "text", path)
+            mosei_csd.read_entry(data, "text", path)
         monkeypatch.setenv(VARIABLE, "2000")
         with pytest.raises(ValueError, match=r"features \(13107200, 1\) float64 with intervals \(1, 2\)"):
-            csd.read_entry(data, "zeros", path)
+            mosei_csd.read_entry(data, "zeros", path)
 
 
 def test_a_chunk_may_not_unpack_to_more_than_the_file(tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_a_chunk_may_not_unpack_to_more_than_the_file(tmp_path: Path) -> None:
         )
         features.id.write_direct_chunk((0, 0), zlib.compress(bytes(ZEROS), 1))
     with (
-        csd.opened(tmp_path / "a.csd") as data,
+        mosei_csd.opened(tmp_path / "a.csd") as data,
         pytest.raises(ValueError, match=rf"features: its \d+ bytes unpack to {ZEROS} or more.*{VARIABLE}"),
     ):
-        csd.read_entry(data, "v", tmp_path / "a.csd")
+        mosei_csd.read_entry(data, "v", tmp_path / "a.csd")
 
 
 # --- Archives that unpack to far more ------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_a_compressed_tar_of_zeros_is_refused(tmp_path: Path, monkeypatch: pytes
     with gzip.open(tmp_path / "d" / "a.tar.gz", "wb", compresslevel=1) as file:
         for _ in range(ZEROS >> 20):
             file.write(bytes(1 << 20))
-    monkeypatch.setattr("shards.expansion.ALWAYS", 8 << 20)
+    monkeypatch.setattr("shards.safe_io.expansion.ALWAYS", 8 << 20)
     with pytest.raises(
         ValueError, match=rf"a\.tar\.gz: compressed tar: its \d+ bytes unpack to .*{VARIABLE}"
     ):
@@ -430,7 +430,7 @@ def test_pointers_are_recognized_wherever_data_is_opened(tmp_path: Path) -> None
     pointer("tars2/a.tar.gz")
     pointer(f"model/{CARD_FILE}").write_text("{}")
     for name, opens in {
-        "a.csd": lambda path: csd.name_of(path),
+        "a.csd": lambda path: mosei_csd.name_of(path),
         "a.npz": lambda path: npz.read(path),
         "a.pkl": lambda path: mmsa.read(path),
         "t.csv": lambda path: table.read(path),

@@ -17,12 +17,11 @@ from huggingface_hub import constants
 from support import CLASSES, DIMS, small_model
 
 from awtpn import AWTPN, Predictor
-from awtpn.checkpoint import find_model
 from awtpn.cli import main
-from awtpn.metrics import summarise
-from awtpn.model import CARD_FILE, README_FILE, WEIGHTS_FILE
-from awtpn.model_files import CHECKSUMS_FILE
-from awtpn.sharing.hub import upload
+from awtpn.metrics.classification import summarise
+from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, WEIGHTS_FILE, find_model
+from awtpn.model.hub import upload
+from awtpn.model.network import README_FILE
 
 FILES = {CARD_FILE, WEIGHTS_FILE, README_FILE, CHECKSUMS_FILE}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

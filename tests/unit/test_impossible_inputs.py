@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from support import small_model
 
-from awtpn.command import run_command
-from awtpn.config import Config, parse_command_line
-from awtpn.launcher import check_environment
-from awtpn.model import AWTPN, CARD_FILE
-from awtpn.run_folder import check_folder
-from awtpn.sharing.export import export
-from shards.local_path import local_path
+from awtpn.config.entry_point import run_command
+from awtpn.config.schema import Config, parse_command_line
+from awtpn.distributed.accelerate_launch import check_environment
+from awtpn.inference.export import export
+from awtpn.model.files import CARD_FILE
+from awtpn.model.network import AWTPN
+from awtpn.run.folder import check_folder
+from shards.storage.local_path import local_path
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from awtpn.intervals import (
+from awtpn.metrics.classification import SUMMARY, summarise
+from awtpn.metrics.confidence_intervals import (
     bootstrap,
     bootstrap_confusion,
     bootstrap_replicates,
@@ -14,7 +15,6 @@ from awtpn.intervals import (
     t_interval,
     t_quantile,
 )
-from awtpn.metrics import SUMMARY, summarise
 
 
 @pytest.mark.parametrize(

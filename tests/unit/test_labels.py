@@ -17,11 +17,11 @@ from shards_support import utterance
 
 import shards
 from shards import FeatureStream, Sample
-from shards.clips import Clip
-from shards.foreign import index_url
-from shards.labels import found_classes, given_classes, label_name
-from shards.schema import BadSample
+from shards.format.labels import found_classes, given_classes, label_name
+from shards.format.schema import BadSample
 from shards.sources import Source, mmsa, npz, recordings, reference, table
+from shards.sources.base import Clip
+from shards.tools.index_tars import index_url
 
 NAN = float("nan")
 

@@ -16,18 +16,18 @@ import pytest
 import torch
 from support import REPO
 
-from awtpn.config import Config, Launch
-from awtpn.distributed import (
+from awtpn.config.schema import Config, Launch
+from awtpn.distributed.accelerate_launch import RANK_VARIABLES, Asked, asked_of_accelerate, torchrun_options
+from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
+from awtpn.distributed.engines.deepspeed import ZERO, deepspeed_settings, load_communication_op
+from awtpn.distributed.world import (
     check_engine,
     check_port,
     check_precision,
     check_world_size,
+    init_engine,
     launched_ranks,
-    start,
 )
-from awtpn.launcher import RANK_VARIABLES, Asked, asked_of_accelerate, torchrun_options
-from awtpn.layout import Layout, check_negatives, make_layout
-from awtpn.zero import ZERO, deepspeed_settings, load_communication_op
 
 BY_ACCELERATE = {"ACCELERATE_USE_DEEPSPEED": "true"}
 LAYOUT = Layout(global_batch=32, micro_batch=8, accumulation=2)
@@ -185,7 +185,7 @@ def test_other_engines_of_accelerate_are_refused(name: str) -> None:
 def test_accelerate_divides_no_loss(no_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where its environment counts micro-batches: a loss is a share of the global batch's."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    accelerator, world, _ = start(Config(), Launch())
+    accelerator, world, _ = init_engine(Config(), Launch())
     assert (world.engine, world.size) == ("none", 1)
     x = torch.ones((), device=world.device, requires_grad=True)
     accelerator.backward(3 * x)

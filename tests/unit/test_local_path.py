@@ -11,14 +11,15 @@ import pytest
 import yaml
 from support import ALONE
 
-from awtpn import Predictor, doctor
+from awtpn import Predictor
 from awtpn.cli import main
-from awtpn.config import Config, parse_command_line
-from awtpn.run_folder import prepare_run_dir
+from awtpn.config.schema import Config, parse_command_line
+from awtpn.distributed import doctor
+from awtpn.run.folder import prepare_run_dir
 from launch import cross_validate
-from shards.local_path import local_or_url, local_path
-from shards.schema import MANIFEST
-from shards.store import open_store
+from shards.format.schema import MANIFEST
+from shards.storage.local_path import local_or_url, local_path
+from shards.storage.store import open_store
 
 NO_URL = "s3://bucket/run: object storage and other URLs are not supported yet"
 
@@ -187,7 +188,7 @@ def test_a_refused_start_and_the_doctor_leave_no_folder(tmp_path: Path) -> None:
     config.run.dir, config.data.train = "new/run", "nowhere"
     with pytest.raises(ValueError, match=r"this run cannot work: rank 0 on .* cannot read nowhere"):
         prepare_run_dir(config, ALONE)
-    doctor.consult(ALONE, Path("new/run"), [], keep_folder=False)
+    doctor.check_cluster(ALONE, Path("new/run"), [], keep_folder=False)
     assert list(Path().iterdir()) == []
     assert prepare(dir="new/run").is_dir()
 

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from support import ALONE, CLASSES, batch, same_bits_or_close, small_model, utterances
 from torch import Tensor
 
-from awtpn.losses import TERMS, Denominators, LossConfig, NegativePool, loss_terms, total_loss
-from awtpn.model import ModelOutput, StreamOutput
-from awtpn.step import StepFacts, agree, micro_batch_terms
+from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.settings import TERMS, LossConfig
+from awtpn.model.network import ModelOutput, StreamOutput
+from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from shards import FeatureBatch
 
 
@@ -50,7 +51,7 @@ def by_hand(config: LossConfig, **changes: Any) -> dict[str, float]:
     }
     each_other = torch.tensor([1, 0])
     pool = NegativePool(video.mean, {"inter": each_other, "contrast": each_other})
-    terms = loss_terms(output, torch.tensor([0, 1]), pool, Denominators(**(whole | changes)), config)
+    terms = loss_terms(output, torch.tensor([0, 1]), pool, LossNormalizers(**(whole | changes)), config)
     return dict(zip(TERMS, terms.tolist(), strict=True))
 
 
@@ -112,11 +113,9 @@ def test_class_weights_are_those_of_torch() -> None:
     weights = torch.tensor([0.6, 1.5, 1.5], dtype=torch.float64)
     silent = stream([[0, 0]] * 9, [], [0] * 9)
     silent.distances = torch.zeros(0, 3, dtype=torch.float64)
-    denominators = Denominators(9, {"audio": 1}, 1, {}, float(weights[label].sum()))
+    normalizers = LossNormalizers(9, {"audio": 1}, 1, {}, float(weights[label].sum()))
     output = ModelOutput(logits, {"audio": silent})
-    terms = dict(
-        zip(TERMS, loss_terms(output, label, None, denominators, LossConfig(), weights), strict=True)
-    )
+    terms = dict(zip(TERMS, loss_terms(output, label, None, normalizers, LossConfig(), weights), strict=True))
     torch.testing.assert_close(terms["ce"], F.cross_entropy(logits, label, weight=weights))
     torch.testing.assert_close(terms["mse"], F.mse_loss(logits.softmax(-1), F.one_hot(label, 3).double()))
     assert terms["intra"] == terms["inter"] == terms["contrast"] == 0, "one modality has no pair to compare"
@@ -129,15 +128,15 @@ def test_gradients_are_finite_where_both_means_are_equal() -> None:
     # Each its own negative: both distances are 0, where a square root has no slope.
     own = torch.tensor([0, 1])
     pool = NegativePool(video.mean, {"inter": own, "contrast": own})
-    ones = Denominators(2, {"audio": 2, "video": 2}, 2, {"inter": 2, "contrast": 2}, 2)
+    ones = LossNormalizers(2, {"audio": 2, "video": 2}, 2, {"inter": 2, "contrast": 2}, 2)
     loss_terms(output, torch.tensor([0, 1]), pool, ones, LossConfig()).sum().backward()
     for of in (audio, video):
         assert of.mean.grad is not None
         assert of.mean.grad.isfinite().all()
 
 
-def settle(whole: FeatureBatch, config: LossConfig, accumulation: int, places: int) -> StepFacts:
-    return agree(
+def settle(whole: FeatureBatch, config: LossConfig, accumulation: int, places: int) -> GlobalBatchInfo:
+    return reduce_batch_counts(
         whole,
         config,
         ALONE,
@@ -155,12 +154,12 @@ def settle(whole: FeatureBatch, config: LossConfig, accumulation: int, places: i
 def outcome(whole: FeatureBatch, config: LossConfig, accumulation: int) -> tuple[Tensor, list[Tensor]]:
     """The six terms and their total's gradients, from `accumulation` micro-batches."""
     model = small_model()
-    facts = settle(whole, config, accumulation, whole.num_places)
+    info = settle(whole, config, accumulation, whole.num_places)
     weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     terms, first = torch.zeros(len(TERMS), dtype=torch.float64), 0
     for micro in whole.split(accumulation):
-        shares = micro_batch_terms(
-            model(micro.features), micro, first, facts, config, weights, whole.num_places
+        shares = micro_batch_losses(
+            model(micro.features), micro, first, info, config, weights, whole.num_places
         )
         total_loss(shares, config).backward()
         terms += shares.detach()
@@ -183,7 +182,7 @@ def test_a_step_is_agreed_on_without_the_device(negatives: str) -> None:
     whole = mixed_batch(12, places=16)
     config = LossConfig(negatives=negatives, negative_group=4)
     on_host, on_device = settle(whole, config, 1, 16), settle(whole.to("meta"), config, 1, 16)
-    assert on_device.denominators == on_host.denominators
+    assert on_device.normalizers == on_host.normalizers
     assert on_device.fingerprint == on_host.fingerprint
     for name, rows in on_host.negatives.items():
         assert np.array_equal(on_device.negatives[name], rows)
@@ -207,14 +206,14 @@ def test_an_utterance_that_lacks_a_modality_or_a_negative_is_masked() -> None:
     of = utterances([(3, 2), (2, 3), (4, 0), (2, 2), (1, 2), (2, 1), (3, 3), (2, 2)])
     # The second group holds one class only: none of it has a negative, all of it has both streams.
     label = [0, 1, 2, 1, 2, 2, 2, 2]
-    facts = settle(batch(of, label), config, 1, 8)
-    assert facts.denominators.both == 7
-    assert facts.denominators.negative == {"inter": 3, "contrast": 3}
-    assert (facts.negatives["inter"][4:] == -1).all()
+    info = settle(batch(of, label), config, 1, 8)
+    assert info.normalizers.both == 7
+    assert info.normalizers.negative == {"inter": 3, "contrast": 3}
+    assert (info.negatives["inter"][4:] == -1).all()
 
     def cross_modal(some: list[dict[str, Tensor]]) -> Tensor:
         whole = batch(some, label)
-        return micro_batch_terms(small_model()(whole.features), whole, 0, facts, config, None, 8)
+        return micro_batch_losses(small_model()(whole.features), whole, 0, info, config, None, 8)
 
     before = cross_modal(of)
     changed = [dict(u) for u in of]
@@ -232,20 +231,20 @@ def test_an_utterance_that_lacks_a_modality_or_a_negative_is_masked() -> None:
 
 def test_facts_of_a_step_count_what_is_there() -> None:
     whole = mixed_batch(21, places=32)
-    facts = settle(whole, LossConfig(negative_group=4), 1, 32)
+    info = settle(whole, LossConfig(negative_group=4), 1, 32)
     audio, video = (whole.features[m].lengths > 0 for m in ("audio", "video"))
-    assert facts.utterances == facts.denominators.utterances == 21
-    assert facts.denominators.present == {"audio": int(audio.sum()), "video": int(video.sum())}
-    assert facts.denominators.both == int((audio & video).sum())
+    assert info.utterances == info.normalizers.utterances == 21
+    assert info.normalizers.present == {"audio": int(audio.sum()), "video": int(video.sum())}
+    assert info.normalizers.both == int((audio & video).sum())
     weights = torch.tensor([0.5, 1.0, 2.0])
-    assert facts.denominators.class_weight == pytest.approx(float(weights[whole.label].sum()))
-    assert facts.fingerprint == whole.fingerprint()
+    assert info.normalizers.class_weight == pytest.approx(float(weights[whole.label].sum()))
+    assert info.fingerprint == whole.fingerprint()
 
 
 def test_an_empty_step_divides_by_nothing() -> None:
-    facts = settle(batch([], [], 8), LossConfig(), 1, 8)
-    assert facts.utterances == 0
-    assert facts.denominators == Denominators(
+    info = settle(batch([], [], 8), LossConfig(), 1, 8)
+    assert info.utterances == 0
+    assert info.normalizers == LossNormalizers(
         1, {"audio": 1, "video": 1}, 1, {"inter": 1, "contrast": 1}, 1.0
     )
 
@@ -254,9 +253,9 @@ def test_global_negatives_come_from_the_whole_batch() -> None:
     config = LossConfig(negatives="global")
     of = utterances([(2, 2)] * 8)
     label = [0, 0, 0, 0, 1, 1, 1, 1]  # groups of four would have none
-    facts = settle(batch(of, label), config, 1, 8)
-    assert facts.denominators.negative["inter"] == 8
-    negative = facts.negatives["inter"]
+    info = settle(batch(of, label), config, 1, 8)
+    assert info.normalizers.negative["inter"] == 8
+    negative = info.negatives["inter"]
     assert all(label[n] != label[i] for i, n in enumerate(negative))
     terms, _ = outcome(batch(of, label), config, 1)
     assert (terms[1:4] > 0).all()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from support import SAME, same_bits_or_close
 
-from awtpn import doctor, matrix_products
-from awtpn.matrix_products import REPEATABLE, VARIABLE, largest_difference, request_repeatable_products
+from awtpn.distributed import doctor
+from awtpn.model import matrix_products
+from awtpn.model.matrix_products import REPEATABLE, VARIABLE, largest_difference, request_repeatable_products
 
 EPYC = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel name\t: AMD EPYC\n"
 XEON = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n"
@@ -70,7 +71,7 @@ def test_the_doctor_says_whether_products_repeat(
     monkeypatch.setattr(matrix_products, "largest_difference", lambda: difference)
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert doctor.examine(None, [], None)
+    assert doctor.doctor_main(None, [], None)
     said = capsys.readouterr().out
     if difference:
         assert "matrix products repeat bit for bit: no (differ by up to 3e-07 relative when memory" in said

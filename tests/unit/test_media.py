@@ -16,7 +16,15 @@ pytest.importorskip("av")
 
 from media_support import HEIGHT, WIDTH, chirp, number_of, numbered, ramp, record, spoil
 
-from shards.media import MediaError, iterate_frames, probe, read_audio, read_frames, resample, video
+from shards.extraction.media import (
+    MediaError,
+    iterate_frames,
+    probe,
+    read_audio,
+    read_frames,
+    resample,
+    video,
+)
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 CLIPS = [*sorted((DATA / "crema_d" / "clips").glob("*.flv")), *sorted((DATA / "ravdess").glob("*.mp4"))]

@@ -11,14 +11,23 @@ from benchmarks import zero_memory
 from support import pack_corpus
 
 from awtpn.bench.machine import allocated_peak
-from awtpn.bench.memory import Buckets, Work, activation_bytes, largest_steps, moments, peak, saving_bytes
-from awtpn.bench.memory_report import read_buckets
+from awtpn.bench.memory_estimate import (
+    Buckets,
+    Work,
+    activation_bytes,
+    largest_steps,
+    moments,
+    peak,
+    saving_bytes,
+)
+from awtpn.bench.memory_table import read_buckets
 from awtpn.bench.step import packed_loss
 from awtpn.cli import main
-from awtpn.losses import LossConfig
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.predictor import pack_arrays
-from shards.stream import PREFETCH_BYTES
+from awtpn.inference.predictor import pack_arrays
+from awtpn.learning.settings import LossConfig
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
+from shards.streaming.stream import PREFETCH_BYTES
 
 # Of a model of 1,000 x 8 + 8 + 2 * 8^2 + 7 * 8 + 7 * 8 + 7 parameters.
 WORK = Work({"audio": 1000}, 8, 7, {"audio": 100}, batch_bytes=200_000, dropout=False)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
-from awtpn.metrics import auroc, count_confusion, format_table, paper_figures, summarise
-from awtpn.optim import OptimConfig, learning_rate
+from awtpn.learning.optimizer import learning_rate
+from awtpn.learning.settings import OptimConfig
+from awtpn.metrics.classification import auroc, count_confusion, format_table, paper_figures, summarise
 
 NAMES = ["a", "b", "c", "d"]
 

@@ -16,15 +16,17 @@ import torch
 from fsspec.registry import _registry
 from support import REPO, small_model
 
-from awtpn import Predictor, checkpoint
+from awtpn import Predictor
 from awtpn.cli import main
 from awtpn.cli.shards import how_to_train
-from awtpn.device import usable
-from awtpn.evaluation import evaluate_command
-from awtpn.optim import OptimConfig, make_optimizer
-from shards.schema import Manifest, Modality, Split
-from shards.split_names import named_once
-from shards.store import open_store
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.settings import OptimConfig
+from awtpn.model.device import resolve_device
+from awtpn.run import checkpoint, position
+from awtpn.training.evaluate import evaluate_command
+from shards.format.schema import Manifest, Modality, Split
+from shards.format.split_names import named_once
+from shards.storage.store import open_store
 
 
 def answer(*words: object) -> str:
@@ -171,8 +173,8 @@ def test_a_device_that_is_not_here(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="device gpu: no such kind of device; write cpu, cuda or cuda:1"):
         Predictor.from_pretrained(tmp_path / "model", "gpu")
     with pytest.raises(ValueError, match=r"device cuda:99: PyTorch sees \d+ GPUs here"):
-        usable("cuda:99")
-    assert usable("cpu") == torch.device("cpu")
+        resolve_device("cuda:99")
+    assert resolve_device("cpu") == torch.device("cpu")
 
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
         tmp_path,
         model,
         make_optimizer(model, OptimConfig()),
-        checkpoint.Position(),
+        position.Position(),
         model.card(),
         is_main=True,
     )

@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import save_file
 from support import CLASSES, DIMS, features, same_bits_or_close, small_model, utterances
 
-from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms, total_loss
-from awtpn.model import AWTPN, CARD_FILE, TPN, WEIGHTS_FILE, ModelConfig, Standardise
+from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.settings import LossConfig
+from awtpn.model.files import CARD_FILE, WEIGHTS_FILE
+from awtpn.model.network import AWTPN, TPN, Standardise
+from awtpn.model.settings import ModelConfig
 
 LENGTHS = [(4, 3), (1, 6), (5, 0), (2, 2), (0, 4)]
 EXACT: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-13}
@@ -122,7 +125,7 @@ def test_an_empty_batch_reaches_every_parameter_with_gradient_zero(awm: str, mod
     output = model(features([]))
     assert output.logits.shape == (0, len(CLASSES))
     none = torch.zeros(0, dtype=torch.int64)
-    ones = Denominators(1, dict.fromkeys(DIMS, 1), 1, {"inter": 1, "contrast": 1}, 1)
+    ones = LossNormalizers(1, dict.fromkeys(DIMS, 1), 1, {"inter": 1, "contrast": 1}, 1)
     pool = (
         NegativePool(output.streams["video"].mean, {"inter": none, "contrast": none})
         if len(modalities) == 2

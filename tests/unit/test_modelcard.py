@@ -8,9 +8,9 @@ import numpy as np
 import yaml
 from support import CLASSES, small_model
 
-from awtpn.intervals import bootstrap_confusion
-from awtpn.metrics import summarise
-from awtpn.sharing.modelcard import render_card
+from awtpn.metrics.classification import summarise
+from awtpn.metrics.confidence_intervals import bootstrap_confusion
+from awtpn.model.model_card import render_card
 
 CONFUSION = np.array([[30, 5, 1], [4, 20, 6], [0, 9, 25]])
 

@@ -13,15 +13,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from awtpn.board import board as boards
-from awtpn.board.board import Board, leaves, prototype_figures
-from awtpn.board.projector import write_projector
-from awtpn.board.snapshot import BUCKETS, Embeddings, Example, Snapshot
-from awtpn.config import Config, DataConfig
-from awtpn.markdown import table
-from awtpn.metrics import summarise
-from awtpn.monitor import GROUPS, Monitor, cut_back, log_results, write_atomically, write_status
+from awtpn.config.schema import Config, DataConfig, flatten
+from awtpn.metrics.classification import summarise
+from awtpn.run.atomic_write import write_atomically
+from awtpn.tracking import tensorboard as boards
+from awtpn.tracking.monitor import Monitor, log_results, truncate_metrics, write_status
+from awtpn.tracking.projector import write_projector
+from awtpn.tracking.snapshot import BUCKETS, Embeddings, Example, Snapshot
+from awtpn.tracking.tensorboard import GROUPS, Board, prototype_figures
 from shards import FeatureStream
+from shards.safe_io.markdown import table
 
 FIGURES = summarise(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
 
@@ -64,15 +65,15 @@ def line(step: int) -> dict[str, float]:
 
 def test_a_torn_line_and_later_steps_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    cut_back(path, 3)
+    truncate_metrics(path, 3)
     assert not path.exists(), "a fresh run has nothing to cut"
     whole = [json.dumps(line(step)) for step in range(1, 7)]
     path.write_text("\n".join(whole) + '\n{"step": 7, "lo')
-    cut_back(path, 100)
+    truncate_metrics(path, 100)
     assert path.read_text().splitlines() == whole
-    cut_back(path, 4)
+    truncate_metrics(path, 4)
     assert path.read_text().splitlines() == whole[:4]
-    cut_back(path, 0)
+    truncate_metrics(path, 0)
     assert path.read_text() == ""
 
 
@@ -237,7 +238,7 @@ def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, 
 
 def test_leaves_are_named_by_their_path() -> None:
     nested = {"a": {"b": 1, "c": {}}, "d": None, "e": ["x"], "f": {"g": {"h": True}}}
-    assert leaves(nested) == {"a.b": 1, "e": '["x"]', "f.g.h": True}
+    assert flatten(nested) == {"a.b": 1, "e": '["x"]', "f.g.h": True}
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awtpn.negatives import NONE, draw_other_class, draw_permutation, make_roster
+from awtpn.learning.negatives import NONE, draw_other_class, draw_permutation, make_slot_table
 
 # Per place: nobody, or a class and whether both streams are there.
 PLACES = st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 3), st.booleans())), min_size=24, max_size=24)
@@ -16,7 +16,7 @@ def roster_of(places: list[tuple[int, bool] | None]) -> np.ndarray:
     place = np.array([i for i, p in enumerate(places) if p is not None], np.int64)
     label = np.array([p[0] for p in places if p is not None], np.int64)
     complete = np.array([p[1] for p in places if p is not None], bool)
-    return make_roster(len(places), place, label, complete)
+    return make_slot_table(len(places), place, label, complete)
 
 
 @settings(max_examples=200, deadline=None)
@@ -73,24 +73,26 @@ def test_draws_are_uniform_over_the_candidates() -> None:
         None,
         (0, True),
     ]
-    roster = roster_of(places)
-    draws = np.array([draw_other_class(roster, 8, seed=11, step=s, draw=0) for s in range(6_000)])
+    slot_table = roster_of(places)
+    draws = np.array([draw_other_class(slot_table, 8, seed=11, step=s, draw=0) for s in range(6_000)])
     # The first has four candidates: three of class 1 and one of class 2.
     values, counts = np.unique(draws[:, 0], return_counts=True)
     assert values.tolist() == [1, 2, 3, 5]
     # Four standard deviations of a binomial count.
     assert (np.abs(counts - 1_500) < 4 * np.sqrt(6_000 * 0.25 * 0.75)).all()
     # Two places' draws are independent of each other, and so are the two losses'.
-    other = np.array([draw_other_class(roster, 8, seed=11, step=s, draw=1) for s in range(6_000)])
+    other = np.array([draw_other_class(slot_table, 8, seed=11, step=s, draw=1) for s in range(6_000)])
     for first, second in ((draws[:, 0], draws[:, 7]), (draws[:, 0], other[:, 0])):
         assert abs((first == second).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 6_000)
 
 
 def test_seed_step_and_draw_each_change_the_negatives() -> None:
-    roster = roster_of([(i % 4, True) for i in range(64)])
-    drawn = [draw_other_class(roster, 64, *names) for names in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    slot_table = roster_of([(i % 4, True) for i in range(64)])
+    drawn = [
+        draw_other_class(slot_table, 64, *names) for names in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
     assert all((drawn[0] != other).any() for other in drawn[1:])
-    assert (drawn[0] == draw_other_class(roster, 64, 0, 0, 0)).all()
+    assert (drawn[0] == draw_other_class(slot_table, 64, 0, 0, 0)).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -24,14 +24,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from awtpn import attention
-from awtpn.config import Config
-from awtpn.losses import LossConfig
-from awtpn.metrics import count_confusion
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.optim import OptimConfig, make_optimizer
-from awtpn.prototypes import PrototypesConfig
-from awtpn.trainer import Run, train_step
+from awtpn.config.schema import Config
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
+from awtpn.metrics.classification import count_confusion
+from awtpn.model import attention
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
+from awtpn.training.trainer import Run, train_step
 
 META = torch.device("meta")
 LENGTHS = [(5, 3), (4, 0), (2, 2), (7, 1), (0, 3), (30, 12), (6, 6), (3, 5)]
@@ -191,7 +191,7 @@ def replace_launches(monkeypatch: pytest.MonkeyPatch, form: str) -> list[str]:
     launched: list[str] = []
     monkeypatch.setattr(attention, "choose_form", lambda *_, **__: form)
     if form == "fused":
-        fused = pytest.importorskip("awtpn.attention_fused")
+        fused = pytest.importorskip("awtpn.model.attention_triton")
         monkeypatch.setattr(fused, "launch", lambda kernel, *_: launched.append(kernel.fn.__name__))
     return launched
 

@@ -12,18 +12,18 @@ from step_support import make_run
 from support import batch, small_model, utterances
 from torch import nn
 
-from awtpn.config import Config
-from awtpn.model import AWTPN
-from awtpn.optim import (
+from awtpn.config.schema import Config
+from awtpn.learning.optimizer import (
     GuardedAdamW,
-    OptimConfig,
     learning_rate,
     make_optimizer,
     schedule_change,
-    tell_norm,
+    set_grad_norm,
 )
-from awtpn.trainer import main as train
-from awtpn.trainer import train_step
+from awtpn.learning.settings import OptimConfig
+from awtpn.model.network import AWTPN
+from awtpn.training.trainer import main as train
+from awtpn.training.trainer import train_step
 
 BATCH = batch(utterances([(4, 3), (2, 5)] * 4, dtype=torch.float32), [0, 1, 2, 0, 1, 2, 0, 1])
 
@@ -72,7 +72,7 @@ def test_a_gradient_scaler_keeps_its_say() -> None:
         scaler.scale(weight.sum()).backward()
         weight.grad = torch.full_like(weight, 2 * gradient)
         scaler.unscale_(optimizer)
-        tell_norm(optimizer, torch.tensor(norm))
+        set_grad_norm(optimizer, torch.tensor(norm))
         scaler.step(optimizer)
         assert torch.equal(weight, before) is not moves
         optimizer.zero_grad()

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awtpn.board.pictures import (
+from awtpn.tracking.figures import (
     COLOURS,
     confusion_matrix,
     distances_between,
     prototype_map,
     weights_over_time,
 )
-from awtpn.board.snapshot import Example
+from awtpn.tracking.snapshot import Example
 
 CLASSES = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised", "bored", "proud"]
 

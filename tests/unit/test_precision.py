@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from awtpn import attention
-from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms, total_loss
-from awtpn.model import AWTPN, ModelOutput
+from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.settings import LossConfig
+from awtpn.model import attention
+from awtpn.model.network import AWTPN, ModelOutput
 
 LENGTHS = [(5, 3), (40, 30), (2, 2), (7, 1)]
 LABEL = torch.tensor([0, 1, 2, 0])
@@ -53,7 +54,7 @@ def forward(way: str, config: LossConfig, **settings: Any) -> tuple[AWTPN, Model
     dtype, autocast = WAYS[way]
     model = small_model(dtype=dtype, shared_dim=16, **settings)
     given, count = features(utterances(LENGTHS, dtype=torch.float16)), len(LENGTHS)
-    denominators = Denominators(
+    normalizers = LossNormalizers(
         count, dict.fromkeys(("audio", "video"), count), count, dict.fromkeys(("inter", "contrast"), count), 1
     )
     with ExitStack() as stack:
@@ -63,7 +64,7 @@ def forward(way: str, config: LossConfig, **settings: Any) -> tuple[AWTPN, Model
         output = model(given)
         row = torch.arange(count).roll(1)
         pool = NegativePool(output.streams["video"].mean, {"inter": row, "contrast": row})
-        terms = loss_terms(output, LABEL, pool, denominators, config, torch.ones(3))
+        terms = loss_terms(output, LABEL, pool, normalizers, config, torch.ones(3))
         total_loss(terms, config)
     return model, output, terms, widths
 

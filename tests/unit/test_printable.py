@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awtpn.checkpoint import Position
 from awtpn.cli import main
-from awtpn.damage import account_for_damaged
 from awtpn.experiments import runner
-from awtpn.metrics import format_table, summarise
+from awtpn.metrics.classification import format_table, summarise
+from awtpn.run.position import Position
+from awtpn.training.damaged_data import account_for_damaged
 from shards import Sample, pack
-from shards.printable import get_logger, join_lines, printable, printable_lines
-from shards.sources import rows, source
-from shards.sources.source import say_unused
-from shards.verify import Fault, Verified, format_verified
+from shards.safe_io.printable import get_logger, join_lines, printable, printable_lines
+from shards.sources import base, table_rows
+from shards.sources.base import say_unused
+from shards.tools.verify import Fault, Verified, format_verified
 
 ESC, OVERRIDE = "\x1b[2J", "\N{RIGHT-TO-LEFT OVERRIDE}"
 HOSTILE = f"happy{ESC}\nforged line{OVERRIDE}"
@@ -61,7 +61,7 @@ def test_what_a_source_does_not_use_is_logged_in_a_line(caplog: pytest.LogCaptur
     assert_harmless(message, lines=1)
 
 
-@pytest.mark.parametrize("module", [runner, rows, source])
+@pytest.mark.parametrize("module", [runner, table_rows, base])
 def test_who_logs_names_of_data_escapes_them(module: Any, caplog: pytest.LogCaptureFixture) -> None:
     module.logger.warning("%s", HOSTILE)
     assert_harmless(caplog.text, lines=1)

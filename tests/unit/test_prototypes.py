@@ -7,14 +7,8 @@ import torch
 from support import CLASSES, batch, features, same_bits_or_close, small_model, utterances
 from torch import Tensor
 
-from awtpn.prototypes import (
-    checksum,
-    class_sums,
-    initialise_from_data,
-    k_means,
-    move_to_class_means,
-    replicated_tensors,
-)
+from awtpn.distributed.replicas import checksum, replicated_tensors
+from awtpn.learning.prototypes import class_sums, initialize_from_data, k_means, move_to_class_means
 
 LENGTHS = [(4, 3), (1, 6), (5, 0), (2, 2), (0, 4), (3, 3)]
 LABEL = [0, 1, 1, 0, 0, 1]  # nobody is of class 2
@@ -91,7 +85,7 @@ def test_initialisation_sets_class_means_and_leaves_absent_classes() -> None:
     model = small_model(dtype=torch.float32, dropout=0.5).train()
     of = utterances(LENGTHS, dtype=torch.float32)
     before = model.tpn.prototypes.detach().clone()
-    initialise_from_data(model, [batch(of, LABEL, 8)], 1, 8, torch.device("cpu"), seed=0)
+    initialize_from_data(model, [batch(of, LABEL, 8)], 1, 8, torch.device("cpu"), seed=0)
     assert model.training, "the mode is given back"
     output = model.eval()(features(of))
     for c in (0, 1):

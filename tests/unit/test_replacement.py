@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from shards_support import corpus, pack, utterance
 
-from shards import FeatureStream, target
-from shards.manifest import parse_manifest
-from shards.replacement import REPLACES, generation_of, named_files
-from shards.schema import MANIFEST
-from shards.verify import verify
+from shards import FeatureStream
+from shards.format.manifest import parse_manifest
+from shards.format.schema import MANIFEST
+from shards.packing import output_folder
+from shards.packing.replacement import REPLACES, generation_of, named_files
+from shards.tools.verify import verify
 
 
 class Killed(BaseException):
@@ -149,7 +150,7 @@ def test_a_stop_after_the_new_manifest_loses_nothing(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(target, "tidy", stopped)
+        patch.setattr(output_folder, "remove_temporary", stopped)
         with pytest.raises(error):
             pack(corpus(16), folder.url, overwrite=True)
     assert folder.utterances() == 23

@@ -16,20 +16,20 @@ import yaml
 from markdown_it import MarkdownIt
 from numpy.typing import NDArray
 
-from awtpn.config import Config, dump
-from awtpn.intervals import bootstrap, t_interval
-from awtpn.losses import TERMS
-from awtpn.markdown import block, bold, code, inline, table
-from awtpn.metrics import summarise
-from awtpn.predictions import read_predictions
+from awtpn.config.schema import Config, dump
+from awtpn.learning.settings import TERMS
+from awtpn.metrics.calibration import calibration, calibration_error, surest_mistakes
+from awtpn.metrics.classification import summarise
+from awtpn.metrics.confidence_intervals import bootstrap, t_interval
 from awtpn.report import charts
-from awtpn.report.confidence import calibration, calibration_error, surest_mistakes
 from awtpn.report.data import gather
 from awtpn.report.html import render_html
 from awtpn.report.markdown import render_markdown
 from awtpn.report.text import duration
 from awtpn.report.write import write_report
-from shards.printable import printable
+from awtpn.run.predictions import read_predictions
+from shards.safe_io.markdown import block, bold, code, inline, table
+from shards.safe_io.printable import printable
 
 CLASSES = ["calm", "<b>happy</b>", "sad & low"]
 

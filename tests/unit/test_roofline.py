@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from awtpn.bench.roofline import PARTS, Cost, Peak, bound_by, floor_s, parameter_count, step_cost, total
-from awtpn.losses import Denominators, LossConfig, NegativePool, loss_terms, total_loss
-from awtpn.model import AWTPN, ModelConfig
-from awtpn.predictor import pack_arrays
+from awtpn.inference.predictor import pack_arrays
+from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.settings import LossConfig
+from awtpn.model.flops import PARTS, Cost, Peak, bound_by, floor_s, parameter_count, step_cost, total
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
 
 DIMS = {"audio": 24, "video": 12}
 
@@ -53,7 +55,7 @@ def test_the_products_are_what_torch_counts() -> None:
         output = model(features)
         row = torch.tensor([1, 2, 0])
         pool = NegativePool(output.streams["video"].mean, {"inter": row, "contrast": row})
-        counts = Denominators(3, {"audio": 3, "video": 3}, 3, {"inter": 3, "contrast": 3}, 3)
+        counts = LossNormalizers(3, {"audio": 3, "video": 3}, 3, {"inter": 3, "contrast": 3}, 3)
         total_loss(loss_terms(output, row, pool, counts, loss), loss).backward()
     cost = step_cost(lengths, wide, dim, classes)
     ours = sum(cost[part].flops for part in ("ses", "distances", "attention", "losses"))

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from awtpn import run_lock
-from awtpn.run_lock import LOCK_FILE, locked
+from awtpn.run import lock
+from awtpn.run.lock import LOCK_FILE, locked
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "BEAT_S", 0.02)
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
 
 
 @contextmanager
@@ -66,13 +66,13 @@ def test_a_job_on_another_host_is_refused_while_it_lives(
     tmp_path: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not locks:
-        monkeypatch.setattr(run_lock, "_try_lock", lambda descriptor: None)
+        monkeypatch.setattr(lock, "_try_lock", lambda descriptor: None)
     with (
         job_elsewhere(tmp_path / LOCK_FILE, beats=True),
         pytest.raises(ValueError, match="is in use: process 42 on far-away trains there"),
     ):
         locked(tmp_path).__enter__()
-    monkeypatch.setattr(run_lock, "STALE_S", 0.2)
+    monkeypatch.setattr(lock, "STALE_S", 0.2)
     with job_elsewhere(tmp_path / LOCK_FILE, beats=False), locked(tmp_path):
         assert (tmp_path / LOCK_FILE).read_text() == f"{os.uname().nodename} {os.getpid()}\n"
 
@@ -80,8 +80,8 @@ def test_a_job_on_another_host_is_refused_while_it_lives(
 def test_a_lock_without_a_sign_of_life_is_not_waited_for_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_lock, "_try_lock", lambda descriptor: False)
-    monkeypatch.setattr(run_lock, "STALE_S", 0.2)
+    monkeypatch.setattr(lock, "_try_lock", lambda descriptor: False)
+    monkeypatch.setattr(lock, "STALE_S", 0.2)
     with (
         job_elsewhere(tmp_path / LOCK_FILE, beats=False),
         pytest.raises(ValueError, match="far-away holds its lock, though without a sign of life") as refusal,

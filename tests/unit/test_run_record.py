@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from support import ALONE
 
-from awtpn.config import parse_command_line, scalar
-from awtpn.evaluation import trained_on
+from awtpn.config.schema import parse_command_line, scalar
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.runner import Job, is_done, other_settings
 from awtpn.report.data import read_run
-from awtpn.run_folder import by_main, changes
-from awtpn.run_record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
+from awtpn.run.folder import changes, run_on_rank0
+from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
+from awtpn.training.evaluate import trained_on
 
 DEEP = "[" * 5_000
 OPTIONS = Namespace(split="test", cache_dir=None, storage_options=None, select=None)
@@ -73,4 +73,4 @@ def test_an_error_of_any_kind_on_the_main_rank_reaches_all() -> None:
         raise RecursionError("deep")
 
     with pytest.raises(RecursionError):
-        by_main(ALONE, broken)
+        run_on_rank0(ALONE, broken)

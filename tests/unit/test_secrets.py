@@ -27,16 +27,16 @@ from corpora_support import write_tree
 from fsspec.implementations.memory import MemoryFileSystem
 from support import pack_corpus
 
-from awtpn import launcher
 from awtpn.cli import main as awtpn
-from awtpn.command import data_output, redact_output, run_command
+from awtpn.config.entry_point import data_output, redact_output, run_command
+from awtpn.config.private_words import hand_over, hands_on_environment, restore_private_words
+from awtpn.distributed import accelerate_launch
 from awtpn.experiments import runner
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.sweep import grid
-from awtpn.launcher import hand_over, hands_on_environment, restore_private_words
 from launch import ablate, cross_validate, evaluate
 from launch import train as train_script
-from shards.credentials import redact, redact_command, remember_command, remember_secrets, secrets_in
+from shards.storage.credentials import redact, redact_command, remember_command, remember_secrets, secrets_in
 
 SECRET = "hunter2+mark/ed=9"
 TOKEN = "tokenMarked2hunter"
@@ -47,7 +47,7 @@ SMALL = ["--model.shared_dim", "8", "--train.epochs", "1", "--train.global_batch
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.001)
 
 
 def forms(secret: str) -> list[bytes]:
@@ -273,7 +273,7 @@ def test_urls_that_cannot_be_read(
     if SECRET in url or quote(SECRET, safe="") in url:
         remember_secrets(storage_options={"secret": TOKEN})
         request.getfixturevalue("talkative")
-    monkeypatch.setattr("shards.retry.ATTEMPTS", 2)
+    monkeypatch.setattr("shards.storage.retry.ATTEMPTS", 2)
     cache = ["--cache_dir", tmp_path / "cache"]
     for command, words in (
         (train_script.train, ["--data.train", url, "--run.dir", tmp_path / "run"]),
@@ -415,10 +415,10 @@ def test_a_launcher_by_ssh_hands_on_no_environment() -> None:
 def test_ranks_that_are_missing_are_started_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(launcher, "asked_of_accelerate", lambda: launcher.Asked(2, 1, None))
+    monkeypatch.setattr(accelerate_launch, "asked_of_accelerate", lambda: accelerate_launch.Asked(2, 1, None))
     found: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *given: found.extend(given))
-    launcher.start_missing_ranks(["train.py", "--data.train", f"http://me:{SECRET}@h/x"])
+    accelerate_launch.start_missing_ranks(["train.py", "--data.train", f"http://me:{SECRET}@h/x"])
     _, argv, environment = found
     assert_nowhere(repr(argv).encode(), "words")
     assert environment[argv[-1]] == f"http://me:{SECRET}@h/x"

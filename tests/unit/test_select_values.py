@@ -9,7 +9,7 @@ import pytest
 import yaml
 from shards_support import pack, utterance
 
-from awtpn.config import Config, SelectConfig, dump_yaml, parse_command_line
+from awtpn.config.schema import Config, SelectConfig, dump_yaml, parse_command_line
 from awtpn.experiments.folds import Fold, Splits
 from shards import FeatureStream
 

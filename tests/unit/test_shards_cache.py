@@ -16,12 +16,12 @@ from typing import IO, BinaryIO
 
 import pytest
 
-from awtpn.config import DataConfig
-from awtpn.data import stream_source
+from awtpn.config.schema import DataConfig
+from awtpn.run.data import stream_source
 from shards import FeatureStream
-from shards import cache as cache_module
-from shards.cache import Cache, CacheFull, CacheUnwritable, open_cached, parse_bytes
-from shards.store import default_cache
+from shards.storage import cache as cache_module
+from shards.storage.cache import Cache, CacheFull, CacheUnwritable, open_cached, parse_bytes
+from shards.storage.store import default_cache
 
 
 def name(i: int) -> str:

@@ -121,7 +121,7 @@ def test_a_shard_that_shrinks_in_the_cache_is_fetched_again(remote: str, tmp_pat
 def test_what_a_store_has_not_is_damaged_but_not_a_store_that_is_away(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.001)
     fs, folder = fsspec.filesystem("memory"), remote.removeprefix("memory:/")
     fs.rm(f"{folder}/{SHARD}.tar")
     replaced = f"{folder}/train-000005.tar"
@@ -148,7 +148,7 @@ def test_what_is_damaged_is_asked_for_once(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time would move a whole shard, several times."""
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.001)
     fs, path = fsspec.filesystem("memory"), f"{remote.removeprefix('memory:/')}/{SHARD}.tar"
     fs.pipe_file(path, bytes(fs.size(path)))
     fetched, whole = [], MemoryFileSystem.get_file

@@ -38,8 +38,8 @@ from tars_support import (
 
 from awtpn.cli import main
 from shards import FeatureStream, pack
-from shards.inspect import info, preview
-from shards.verify import verify
+from shards.tools.info import info, preview
+from shards.tools.verify import verify
 
 
 @pytest.fixture

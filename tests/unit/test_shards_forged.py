@@ -17,11 +17,11 @@ import pytest
 from shards_support import CLASSES, corpus, pack
 
 from shards import FeatureStream
-from shards.bounded_json import DEEPEST, parse_json, read_json
-from shards.bounded_npz import read_npz
-from shards.feature_space import reopen
-from shards.inspect import format_info, info, preview
-from shards.verify import verify
+from shards.extraction.reopen_encoder import reopen_encoder
+from shards.safe_io.bounded_json import DEEPEST, parse_json, read_json
+from shards.safe_io.bounded_npz import read_npz
+from shards.tools.info import format_info, info, preview
+from shards.tools.verify import verify
 
 Arrays = dict[str, np.ndarray]
 Record = dict[str, Any]
@@ -267,7 +267,7 @@ def test_provenance_may_be_anything(dataset: Path, features: Any) -> None:
 @pytest.mark.parametrize("rate", [0, -1, 1e12, float("nan"), "10", True])
 def test_a_recorded_rate_that_cannot_be_is_refused(rate: Any) -> None:
     settings = {"id": "descriptor", "fps": rate, "step_seconds": 0.1}
-    assert "video: fps cannot be " in refusal(lambda: reopen("video", settings))
+    assert "video: fps cannot be " in refusal(lambda: reopen_encoder("video", settings))
 
 
 # --- Class names ---------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from shards_support import CLASSES, DIMS, corpus, pack, utterance
 
-from shards.inspect import format_info, format_preview, human, info, preview
-from shards.reader import ShardReader
-from shards.store import open_dataset
-from shards.verify import Fault, format_verified, verify
+from shards.storage.store import open_dataset
+from shards.streaming.reader import ShardReader
+from shards.tools.info import format_bytes, format_info, format_preview, info, preview
+from shards.tools.verify import Fault, format_verified, verify
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_preview_of_a_remote_dataset_fetches_no_shard(remote: str, tmp_path: Pat
     ("size", "text"), [(0, "0 bytes"), (1_500, "1.5 kB"), (999_900, "1 MB"), (2 * 10**15, "2 PB")]
 )
 def test_human(size: int, text: str) -> None:
-    assert human(size) == text
+    assert format_bytes(size) == text
 
 
 def test_verify_a_sound_dataset(dataset: Path, remote: str, tmp_path: Path) -> None:
@@ -111,7 +111,9 @@ def test_moments_that_are_not_those_of_the_values_are_named(
 def test_moments_are_the_same_however_the_values_are_read(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.moment_checks.CHUNK_BYTES", 30)  # three steps of audio, and five of video
+    monkeypatch.setattr(
+        "shards.tools.statistics_checks.CHUNK_BYTES", 30
+    )  # three steps of audio, and five of video
     assert verify(str(dataset), progress=False).faults == []
     constant = {"audio": np.full((7, 5), 1.1, np.float32), "video": None}
     pack([utterance(i, features=constant) for i in range(6)], tmp_path / "constant")

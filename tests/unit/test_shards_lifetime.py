@@ -19,9 +19,10 @@ from shards_support import corpus, global_keys, pack
 from support import LIMIT, environment
 from torch.utils.data import DataLoader, IterableDataset
 
-from shards import FeatureBatch, FeatureStream, sftp
-from shards.retry import retrying
-from shards.threads import DaemonThreads
+from shards import FeatureBatch, FeatureStream
+from shards.storage import sftp
+from shards.storage.retry import retrying
+from shards.streaming.daemon_threads import DaemonThreads
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_a_process_that_ends_waits_for_no_store(dataset: Path, tmp_path: Path) -
 
 BUSY = """
 import torch
-from shards.ahead import read_ahead
+from shards.streaming.prefetch import read_ahead
 
 def make(stopped):
     yield "first"
@@ -194,7 +195,7 @@ def test_what_arrives_after_closing_is_not_kept(
         whole(fs, path, local, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", slow)
-    monkeypatch.setattr("shards.ahead.JOIN_S", 0.1)
+    monkeypatch.setattr("shards.streaming.prefetch.JOIN_S", 0.1)
     stream = FeatureStream(remote, cache_dir=tmp_path, cache_limit="1GB", global_batch_size=2, shuffle=False)
     batches = stream.epoch(0)
     assert next(batches).key == ["train-0", "train-1"]
@@ -245,7 +246,9 @@ def test_one_host_does_not_wait_for_another(monkeypatch: pytest.MonkeyPatch) -> 
     for fs in (one, other):
         fs.client = fs.ftp = Channel()
     asked = []
-    sftp.ask(one, lambda: in_thread(lambda: sftp.ask(other, lambda: asked.append("other"))))
+    sftp.call_serialized(
+        one, lambda: in_thread(lambda: sftp.call_serialized(other, lambda: asked.append("other")))
+    )
     assert asked == ["other"]
 
 

@@ -20,9 +20,10 @@ import webdataset
 from shards_support import CLASSES, DIMS, corpus, pack, utterance
 
 from awtpn.cli import main
-from shards import BadSample, FeatureStream, Sample, target
-from shards.foreign import index_url
-from shards.manifest import parse_manifest
+from shards import BadSample, FeatureStream, Sample
+from shards.format.manifest import parse_manifest
+from shards.packing import output_folder
+from shards.tools.index_tars import index_url
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -329,14 +330,14 @@ def test_two_packings_in_a_store_never_mix() -> None:
 
 
 def test_a_dataset_finished_while_we_looked_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    url, take = in_memory(), target.take
+    url, take = in_memory(), output_folder.clear_and_mark
 
     def take_late(*arguments: Any) -> None:
-        monkeypatch.setattr(target, "take", take)
+        monkeypatch.setattr(output_folder, "clear_and_mark", take)
         pack(corpus(8), url)
         take(*arguments)
 
-    monkeypatch.setattr(target, "take", take_late)
+    monkeypatch.setattr(output_folder, "clear_and_mark", take_late)
     with pytest.raises(ValueError, match="holds a finished dataset"):
         pack(corpus(2), url)
     assert FeatureStream(url).num_utterances == 8

@@ -12,8 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.balance import arranged
-from shards.plan import Plan, Work, default_streams, make_plan, places_of_rank, rows_of_step, shards_ahead
+from shards.planning.balance import balance_steps
+from shards.planning.plan import (
+    Plan,
+    Work,
+    default_streams,
+    make_plan,
+    places_of_rank,
+    rows_of_step,
+    shards_ahead,
+)
 
 BATCHES = [1, 2, 6, 8, 12, 24]
 
@@ -146,7 +154,7 @@ PINNED = [(0, 0, 0), (1, 1, 0), (2, 1, 3), (3, 3, 1), (4, 2, 0), (5, 2, 2)]
 def test_balancing_loses_no_row_and_leaves_the_rest_of_a_step_in_place(
     work: list[int], share: int, turn: int
 ) -> None:
-    order = arranged(np.array(work, np.int64), share, turn)
+    order = balance_steps(np.array(work, np.int64), share, turn)
     assert sorted(order.tolist()) == list(range(len(work)))
     whole = len(work) // share * share
     assert order[whole:].tolist() == list(range(whole, len(work)))

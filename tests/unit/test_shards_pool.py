@@ -19,9 +19,9 @@ from shards_support import corpus, pack
 from support import LIMIT
 
 from shards import FeatureStream
-from shards.ahead import read_ahead, to_device_ahead
-from shards.pool import PAGE, BufferPool, rounded
-from shards.reads import LARGEST_GAP, Reads, read_all
+from shards.streaming.buffer_pool import PAGE, BufferPool, rounded
+from shards.streaming.prefetch import read_ahead, to_device_ahead
+from shards.streaming.scattered_reads import LARGEST_GAP, Reads, read_scattered
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -172,7 +172,7 @@ def test_read_all_finds_every_array(tmp_path_factory: pytest.TempPathFactory, da
         reads.append(Reads(file, offset, size, memory.data))
         wanted.append((memory, np.concatenate([np.zeros(0), *(content[f][o : o + n] for f, o, n in chosen)])))
     with ThreadPoolExecutor(2) as helpers:
-        read_all(files, reads, helpers, data.draw(st.integers(1, 3)))
+        read_scattered(files, reads, helpers, data.draw(st.integers(1, 3)))
     for fd, _ in files.values():
         os.close(fd)
     for memory, expected in wanted:

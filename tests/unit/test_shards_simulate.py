@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from shards_support import DIMS, corpus, pack, utterance
 
 from shards import FeatureStream
-from shards.plan import make_plan, places_of_rank, rows_of_step, shards_of_places
-from shards.simulate import Layout, _mean_distance, format_report, layout_of, simulate, synthetic_layout
-from shards.store import open_dataset
+from shards.planning.plan import make_plan, places_of_rank, rows_of_step, shards_of_places
+from shards.storage.store import open_dataset
+from shards.tools.simulate import Layout, _mean_distance, format_report, layout_of, simulate, synthetic_layout
 
 
 def layout(folder: Path, split: str = "train") -> Layout:

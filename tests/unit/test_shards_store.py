@@ -15,15 +15,23 @@ from shards_support import corpus, global_keys, pack
 from support import LIMIT
 
 from shards import FeatureStream
-from shards.credentials import redact, redact_command, redact_url, secrets_in
-from shards.protocols import with_patience
-from shards.retry import retrying
-from shards.store import asking, dataset_name, open_dataset, open_file, open_store, read_manifest, split_url
+from shards.storage.credentials import redact, redact_command, redact_url, secrets_in
+from shards.storage.retry import retrying
+from shards.storage.store import (
+    call_store,
+    dataset_name,
+    open_dataset,
+    open_file,
+    open_store,
+    read_manifest,
+    split_url,
+)
+from shards.storage.timeouts import with_patience
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.retry.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("shards.storage.retry.FIRST_PAUSE_S", 0.001)
 
 
 class Downloads:
@@ -285,12 +293,12 @@ def test_local_files_are_asked_for_once(tmp_path: Path) -> None:
         raise OSError(5, "Input/output error", str(tmp_path / "x"))
 
     with pytest.raises(OSError, match=r"Input/output error: '.*/x'"):
-        asking(open_store(str(tmp_path)), call, f"{tmp_path}/x")
+        call_store(open_store(str(tmp_path)), call, f"{tmp_path}/x")
     assert len(asked) == 1
 
 
 def test_hanging_attempts_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.retry.PATIENCE_S", -1.0)
+    monkeypatch.setattr("shards.storage.retry.PATIENCE_S", -1.0)
     with pytest.raises(OSError, match="1 attempts failed, the last by Answer: status 503"):
         retrying(lambda: (_ for _ in ()).throw(Answer(503)), "s3://b/x")
 

@@ -275,7 +275,7 @@ def test_closing_stops_the_thread(dataset: str) -> None:
 
 
 def test_many_shards_few_open_files(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.reader.OPEN_SHARDS", 2)
+    monkeypatch.setattr("shards.streaming.reader.OPEN_SHARDS", 2)
     stream = FeatureStream(dataset)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert sum(len(batch) for batch in stream.epoch(0)) == 40

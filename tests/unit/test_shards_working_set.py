@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from shards_support import corpus, global_keys, pack
 
 from shards import FeatureStream
-from shards.cache import LOCK
-from shards.plan import make_plan, shards_ahead
-from shards.working_set import working_set
+from shards.planning.cache_demand import working_set
+from shards.planning.plan import make_plan, shards_ahead
+from shards.storage.cache import LOCK
 
 
 def wanted(plan, size: np.ndarray, first: int, share: int, epochs: int = 3) -> int:  # type: ignore[no-untyped-def]
@@ -41,7 +41,7 @@ def wanted(plan, size: np.ndarray, first: int, share: int, epochs: int = 3) -> i
 )
 def test_never_too_low(counts: list[int], streams: int, window: int, ranks: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shards.plan.SMALLEST_WINDOW", 4)
+        patch.setattr("shards.planning.plan.SMALLEST_WINDOW", 4)
         plan = make_plan(counts, 6, streams=streams, window=window, seed=seed)
     size = np.random.default_rng(seed).integers(1, 100, len(counts))
     share = 6 // ranks
@@ -81,7 +81,7 @@ def held(cache: Path) -> int:
 def test_a_limit_below_the_working_set_is_refused_with_the_number(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.plan.SMALLEST_WINDOW", 8)
+    monkeypatch.setattr("shards.planning.plan.SMALLEST_WINDOW", 8)
     options = {"window": 32, "rank": 1, "world_size": 2}
     with pytest.raises(
         ValueError, match=r"#train: cache_limit is 1000 bytes, .* set it to (\d+) or"
@@ -97,7 +97,7 @@ def test_a_limit_below_the_working_set_is_refused_with_the_number(
 
 def test_streaming_within_the_limit(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At exactly the number that the refusal names, two epochs pass, and the cache never holds more."""
-    monkeypatch.setattr("shards.plan.SMALLEST_WINDOW", 8)
+    monkeypatch.setattr("shards.planning.plan.SMALLEST_WINDOW", 8)
     with pytest.raises(ValueError, match="set it to") as caught:
         stream(remote, tmp_path, window=32, cache_limit=1)
     limit = int(re.findall(r"set it to (\d+)", str(caught.value))[0])

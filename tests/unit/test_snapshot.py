@@ -11,12 +11,12 @@ import pytest
 import torch
 from support import ALONE, CLASSES, DIMS, LIMIT, small_model
 
-from awtpn.board import snapshot as snapshots
-from awtpn.board.snapshot import BUCKET, BUCKETS, Collector, Snapshot, project, spread
-from awtpn.data import open_evaluation
-from awtpn.distributed import World
-from awtpn.evaluation import evaluate
-from awtpn.model import AWTPN
+from awtpn.distributed.world import World
+from awtpn.model.network import AWTPN
+from awtpn.run.data import open_evaluation
+from awtpn.tracking import snapshot as snapshots
+from awtpn.tracking.snapshot import BUCKET, BUCKETS, Snapshot, SnapshotCollector, evenly_spaced, project
+from awtpn.training.evaluate import evaluate
 
 
 class Exchange:
@@ -37,16 +37,16 @@ class Exchange:
 class Thread(World):
     exchange: Exchange
 
-    def from_all(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         return self.exchange.swap(self.rank, value)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        return np.sum(self.from_all(values), axis=0)
+        return np.sum(self.all_gather_object(values), axis=0)
 
 
 def look(model: AWTPN, corpus: str, world: World, pictures: bool = True) -> Snapshot:
     stream = open_evaluation({"url": corpus, "split": "train"}, model.config.modalities, world)
-    collector = Collector(model, stream, world, pictures)
+    collector = SnapshotCollector(model, stream, world, pictures)
     evaluate(model, stream, world, look=collector.add)
     return collector.gather()
 
@@ -143,9 +143,9 @@ def test_fused_vectors_lie_among_the_steps(corpus: str) -> None:
 
 
 def test_positions_are_spread_over_the_plan() -> None:
-    assert spread(4, 6).tolist() == [0, 1, 2, 3]
-    assert spread(60, 6).tolist() == [5, 15, 25, 35, 45, 55]
-    assert len(set(spread(1_003, 1_000).tolist())) == 1_000
+    assert evenly_spaced(4, 6).tolist() == [0, 1, 2, 3]
+    assert evenly_spaced(60, 6).tolist() == [5, 15, 25, 35, 45, 55]
+    assert len(set(evenly_spaced(1_003, 1_000).tolist())) == 1_000
 
 
 def test_wide_vectors_keep_their_distances() -> None:

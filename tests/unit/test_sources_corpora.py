@@ -21,8 +21,8 @@ from corpora_support import (
     write_meld,
 )
 
-from shards.clips import Clip
 from shards.sources import iemocap, meld
+from shards.sources.base import Clip
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 

@@ -25,9 +25,9 @@ from corpora_support import (
 
 from awtpn.cli import main
 from shards import FeatureStream, Sample
-from shards.schema import BadSample
+from shards.format.schema import BadSample
 from shards.sources import Source, mmsa, mosei
-from shards.sources.sentiment import class_of
+from shards.sources.sentiment_classes import class_of
 
 FILES = {
     "audio": "CMU_MOSEI_COVAREP.csd",

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from corpora_support import bad, good, put, write_clip_table, write_tree
 
-from shards.clips import Clip
-from shards.schema import BadSample
+from shards.format.schema import BadSample
 from shards.sources import recordings
+from shards.sources.base import Clip
 
 CREMA_D = Path(__file__).parents[3] / "shared" / "data" / "crema_d" / "clips"
 RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from shards_support import corpus, pack, utterance
 
-from awtpn.config import DataConfig, SelectConfig
-from awtpn.data import remarks_on_splits, stream_source
+from awtpn.config.schema import DataConfig, SelectConfig
+from awtpn.run.data import remarks_on_splits, stream_source
 from shards import FeatureStream
-from shards.split_names import find_split, usual_names
+from shards.format.split_names import find_split, usual_names
 
 
 def test_splits_get_their_usual_names() -> None:

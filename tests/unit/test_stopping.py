@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from awtpn import stopping
-from awtpn.stopping import StopFlag
+from awtpn.distributed import stopping
+from awtpn.distributed.stopping import StopFlag
 
 
 @pytest.fixture(autouse=True)

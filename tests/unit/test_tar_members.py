@@ -31,8 +31,8 @@ from tars_support import (
 
 from awtpn.cli import main
 from shards import FeatureStream
-from shards.inspect import preview
-from shards.verify import verify
+from shards.tools.info import preview
+from shards.tools.verify import verify
 
 Files = list[tuple[str, bytes]]
 
@@ -330,7 +330,7 @@ def test_a_manifest_that_no_reader_takes_is_not_written(
 ) -> None:
     plain(tmp_path / "d")
     # Nothing is known that gets so far.
-    monkeypatch.setattr("shards.manifest.MOST_UTTERANCES", 9)
+    monkeypatch.setattr("shards.format.manifest.MOST_UTTERANCES", 9)
     with pytest.raises(ValueError, match=r"manifest\.json: splits\.all: 10 utterances are more"):
         index(tmp_path / "d", cache)
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["part-0.tar", "part-1.tar"]

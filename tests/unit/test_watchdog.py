@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support import LIMIT
 
-from awtpn import watchdog
-from awtpn.watchdog import EXIT_CODE, STDERR, Watchdog
+from awtpn.distributed import watchdog
+from awtpn.distributed.watchdog import EXIT_CODE, STDERR, Watchdog
 
 
 def nothing() -> None:

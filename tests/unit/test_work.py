@@ -10,10 +10,11 @@ import torch
 from support import CLASSES, DIMS, batch, utterances
 from torch.utils.flop_counter import FlopCounterMode
 
-from awtpn import model as models
-from awtpn.attention import plain
-from awtpn.board.work import WORK, memory, pace, work_of_batch
-from awtpn.model import AWTPN, ModelConfig
+from awtpn.model import network as models
+from awtpn.model.attention import plain
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
+from awtpn.tracking.throughput import WORK, batch_cost, memory, throughput
 
 
 def attention(h: Any, query: Any, key: Any, r: Any, host_offsets: Any) -> Any:
@@ -36,7 +37,7 @@ def test_flops_are_about_those_of_the_plain_form(
         output = model(made.features)
         distances = sum(stream.distances.sum() for stream in output.streams.values())
         (output.logits.sum() + distances).backward()
-    flops, *_ = work_of_batch(made, model)
+    flops, *_ = batch_cost(made, model)
     # Ours counts elementwise work, too, and the optimizer's: 18 per parameter.
     optimizer = 18 * sum(p.numel() for p in model.parameters())
     assert flops - optimizer == pytest.approx(counter.get_total_flops(), rel=0.05)
@@ -45,16 +46,16 @@ def test_flops_are_about_those_of_the_plain_form(
 def test_steps_and_bytes_are_counted_by_hand() -> None:
     model = AWTPN(ModelConfig(shared_dim=8), DIMS, CLASSES)
     made = batch(utterances([(2, 4), (6, 0), (1, 5)], dtype=torch.float32), [0, 1, 2])
-    of = dict(zip(WORK, work_of_batch(made, model).tolist(), strict=True))
+    of = dict(zip(WORK, batch_cost(made, model).tolist(), strict=True))
     assert of["steps"] == 9 + 9
     assert of["bytes"] == 4 * (9 * 6 + 9 * 5)
     assert of["padded_bytes"] == 4 * (3 * 6 * 6 + 3 * 5 * 5)
     empty = batch([], [], num_places=4)
-    assert work_of_batch(empty, model).tolist()[1:] == [0, 0, 0]
+    assert batch_cost(empty, model).tolist()[1:] == [0, 0, 0]
 
 
 def test_pace() -> None:
-    figures = pace(2.0, 64, 0.5, [4e12, 6_000, 60.0, 80.0])
+    figures = throughput(2.0, 64, 0.5, [4e12, 6_000, 60.0, 80.0])
     assert figures == {
         "system/utterances_per_s": 32,
         "system/segments_and_frames_per_s": 3_000,
@@ -62,7 +63,7 @@ def test_pace() -> None:
         "data/wait_share": 0.25,
         "data/padding_avoided": 0.25,
     }
-    assert pace(0.0, 0, 0.0, [0, 0, 0, 0])["data/padding_avoided"] == 0
+    assert throughput(0.0, 0, 0.0, [0, 0, 0, 0])["data/padding_avoided"] == 0
 
 
 def test_memory_is_that_of_the_process() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from awtpn import run_record
-from awtpn.config import Config, parse_command_line
+from awtpn.config.errors import keys_of, nearest
+from awtpn.config.schema import Config, parse_command_line
 from awtpn.experiments.ablation import read_variants
-from awtpn.refusals import keys_of, nearest
+from awtpn.run import record
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_aliases_on_the_command_line_are_counted(joined: bool, capsys: pytest.Ca
 def test_other_yaml_files_have_bounded_aliases_too(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(bomb("[{}]"))
     with pytest.raises(ValueError, match="is not the record of a run's settings"):
-        run_record.read_settings(tmp_path)
+        record.read_settings(tmp_path)
     with pytest.raises(ValueError, match=r"config\.yaml is not YAML: its aliases stand for more than"):
         read_variants(tmp_path / "config.yaml")
 

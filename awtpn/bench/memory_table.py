@@ -1,0 +1,267 @@
+"""`awtpn doctor --memory CONFIG`: what a configuration will take on each rank, by engine and ZeRO stage."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from awtpn.bench.memory_estimate import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
+from awtpn.config.schema import DEMO, Config, parse_command_line
+from awtpn.distributed.batch_layout import Layout, make_layout
+from awtpn.distributed.engines.deepspeed import ZERO
+from awtpn.run.data import demo_dataset
+from shards.format.split_names import find_split
+from shards.safe_io.bounded_json import read_json
+from shards.tools.info import Lengths, info
+
+PARTS = (
+    "weights",
+    "master weights",
+    "optimizer states",
+    "gradients",
+    "buckets",
+    "gathered weights",
+    "update",
+    "activations",
+    "batches",
+    "libraries",
+)
+FEATURE_BYTES = {"float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the estimate needs to know of a corpus."""
+
+    feature_dims: dict[str, int]
+    feature_bytes: int
+    classes: int
+    mean_steps: dict[str, float]
+    """Steps per utterance, those counted that lack the modality."""
+    deviation: dict[str, float]
+    longest: dict[str, int]
+
+
+def report(words: Sequence[str]) -> str:
+    """The text for `--memory WORDS`: a configuration file, options, and overrides `--section.key VALUE`.
+
+    Raises:
+        ValueError: the data is out of reach and nothing stands for it, or DeepSpeed's file asks for what is
+            not estimated; names the fix. Exits with a message on an unknown key.
+    """
+    parser = make_parser()
+    options, overrides = parser.parse_known_args(list(words))
+    given = ["--deepspeed", options.deepspeed] if options.deepspeed else []
+    config, launch = parse_command_line(["--config", options.config, *given, *overrides])
+    file = launch.deepspeed_file
+    buckets = read_buckets(Path(file)) if file else buckets_of(ZERO)
+    data = data_by_hand(options) if options.steps else data_of(config)
+    on_gpu = options.device == "cuda"
+    lines = []
+    for ranks in options.ranks:
+        lines += ["", *rows(config, data, ranks, buckets, on_gpu)]
+    return "\n".join([*heading(options.config, config, data, on_gpu), *lines])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="awtpn doctor --memory", allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", help="the run's configuration file")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=_device(), help="where it will run")
+    parser.add_argument("--deepspeed", metavar="FILE", help="DeepSpeed configuration, for its bucket sizes")
+    parser.add_argument(
+        "--steps", nargs="+", metavar="NAME=N", help="steps of the average utterance, instead of the data's"
+    )
+    parser.add_argument("--features", nargs="+", metavar="NAME=N", help="with --steps: features per step")
+    parser.add_argument("--classes", type=int, default=7, help="with --steps (default: 7)")
+    return parser
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# --- The data ------------------------------------------------------------------------------------
+
+
+def data_of(config: Config) -> Data:
+    """Lengths and dims of the training split, from the manifest and the indexes.
+
+    Raises:
+        ValueError: there is no such dataset, or it lacks a modality; names it and the options instead.
+        OSError: the store cannot be reached.
+    """
+    data = config.data
+    url = demo_dataset(data.cache_dir) if data.train == DEMO else data.train
+    instead = (
+        "pack it, or say what it will be like: --steps audio=120 video=60 --features audio=1024 video=512"
+    )
+    try:
+        found = info(url, cache_dir=data.cache_dir, storage_options=data.storage_options)
+    except ValueError as error:
+        raise ValueError(f"{error}; {instead}") from None
+    names = list(found.splits)
+    split = found.splits[find_split("train", names) or names[0]]
+    missing = [m for m in config.model.modalities if m not in found.manifest.modalities]
+    if missing:
+        raise ValueError(f"{found.url} has no {' and no '.join(missing)}; change model.modalities")
+    chosen = {m: found.manifest.modalities[m] for m in config.model.modalities}
+    return Data(
+        feature_dims={m: modality.dim for m, modality in chosen.items()},
+        feature_bytes=max(FEATURE_BYTES[modality.dtype] for modality in chosen.values()),
+        classes=len(found.manifest.classes),
+        mean_steps={m: split.steps[m] / split.utterances for m in chosen},
+        deviation={m: deviation(split.lengths[m]) for m in chosen},
+        longest={m: split.lengths[m].most for m in chosen},
+    )
+
+
+def deviation(lengths: Lengths) -> float:
+    """Standard deviation of the lengths, from their histogram; an utterance without the modality has 0."""
+    middles = (np.array(lengths.edges[:-1]) + np.array(lengths.edges[1:]) - 1) / 2
+    counts = np.array([lengths.missing, *lengths.counts], np.float64)
+    values = np.array([0.0, *middles])
+    if counts.sum() == 0:
+        return 0.0
+    mean = np.average(values, weights=counts)
+    return float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
+
+
+def data_by_hand(options: argparse.Namespace) -> Data:
+    """What `--steps`, `--features` and `--classes` say. Lengths spread as much as they are long."""
+    steps, dims = pairs(options.steps, "--steps"), pairs(options.features or [], "--features")
+    if steps.keys() != dims.keys():
+        raise ValueError(
+            f"--steps names {sorted(steps)}, but --features {sorted(dims)}: give both for each modality"
+        )
+    mean = {m: float(n) for m, n in steps.items()}
+    return Data(dims, 2, options.classes, mean, mean, {m: 10 * n for m, n in steps.items()})
+
+
+def pairs(words: Sequence[str], option: str) -> dict[str, int]:
+    """["audio=120"] -> {"audio": 120}."""
+    found = {}
+    for word in words:
+        name, mark, number = word.partition("=")
+        if not mark or not number.isdigit():
+            raise ValueError(f"{option} takes NAME=NUMBER, such as audio=120, not {word!r}")
+        found[name] = int(number)
+    return found
+
+
+def read_buckets(file: Path) -> Buckets:
+    """The buffer sizes of a DeepSpeed configuration.
+
+    Raises:
+        ValueError: it cannot be read, or offloads, which is not estimated.
+    """
+    try:
+        zero = read_json(file).get("zero_optimization", {})
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error}") from None
+    for key in ("offload_optimizer", "offload_param"):
+        if zero.get(key, {}).get("device", "none") != "none":
+            raise ValueError(f"{file} asks for zero_optimization.{key}, which is not estimated: leave it out")
+    return buckets_of(zero)
+
+
+def buckets_of(zero: Mapping[str, Any]) -> Buckets:
+    """The buffer sizes that `zero_optimization` settings ask for; DeepSpeed's own where they do not."""
+    default = Buckets()
+    sizes = {
+        name: default_size if zero.get(key, "auto") == "auto" else int(zero[key])
+        for name, key, default_size in (
+            ("reduce", "reduce_bucket_size", default.reduce),
+            ("prefetch", "stage3_prefetch_bucket_size", default.prefetch),
+            ("live", "stage3_max_live_parameters", default.live),
+        )
+    }
+    return Buckets(**sizes, overlap_comm=zero.get("overlap_comm") is True)
+
+
+def work_of(config: Config, layout: Layout, data: Data) -> Work:
+    """What a rank does in a step of this configuration on this data."""
+    model, micro = config.model, layout.micro_batch
+    steps = {
+        m: largest_steps(data.mean_steps[m], data.deviation[m], data.longest[m], micro, layout.accumulation)
+        for m in model.modalities
+    }
+    per_utterance = sum(data.mean_steps[m] * data.feature_dims[m] for m in model.modalities)
+    return Work(
+        feature_dims={m: data.feature_dims[m] for m in model.modalities},
+        dim=model.shared_dim,
+        classes=data.classes,
+        steps=steps,
+        batch_bytes=per_utterance * data.feature_bytes * micro * layout.accumulation,
+        accumulation=layout.accumulation,
+        prototypes_per_class=model.prototypes_per_class,
+        adaptive=model.awm == "adaptive",
+        learnable=config.prototypes.update == "gradient",
+        dropout=model.dropout > 0,
+        # Of lengths n their mean is E[n], and that of their squares E[n] (E[n] + Var[n] / E[n]).
+        scores={
+            m: of * (data.mean_steps[m] + data.deviation[m] ** 2 / max(data.mean_steps[m], 1.0))
+            for m, of in steps.items()
+        },
+    )
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+
+def heading(name: str, config: Config, data: Data, on_gpu: bool) -> list[str]:
+    train = config.train
+    micro = train.micro_batch_size or "the rank's share"
+    what = (
+        "memory that PyTorch allocates on each GPU (CUDA's own, some 0.5 GB, comes on top)"
+        if on_gpu
+        else "growth of each process on a CPU after its model is begun (libraries, some 0.4 GB, come on top)"
+    )
+    lengths = ", ".join(f"{m} {n:.0f}" for m, n in data.mean_steps.items())
+    return [
+        f"{name}: shared_dim {config.model.shared_dim}, {train.precision}, global batch "
+        f"{train.global_batch_size}, micro-batch {micro}; steps of the average utterance: {lengths}",
+        f"Estimated {what}, at its peak in training, in MB.",
+    ]
+
+
+def rows(config: Config, data: Data, ranks: int, buckets: Buckets, on_gpu: bool) -> list[str]:
+    """Markdown: a row per engine for one number of ranks, or why there can be none."""
+    try:
+        layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
+    except ValueError as error:
+        return [f"{ranks} ranks: {error}"]
+    work = work_of(config, layout, data)
+    engines = [e for e in ENGINES if (e != "ddp" if ranks == 1 else e != "none")]
+    found = {
+        e: moments(work, e, ranks, config.train.precision, on_gpu=on_gpu, buckets=buckets) for e in engines
+    }
+    return [
+        f"{ranks} rank{'s' * (ranks > 1)}: {work.parameters:,} parameters, accumulation "
+        f"{layout.accumulation}, largest micro-batch {', '.join(f'{m} {n:,}' for m, n in work.steps.items())}"
+        f" steps; saving takes {saving_bytes(work, engines[-1]) / 1e6:,.0f} MB more of rank 0's host",
+        "",
+        *table(found),
+    ]
+
+
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """A row per engine: the parts at its worst moment, without those that no engine has."""
+    worst = {engine: peak(of) for engine, of in found.items()}
+    at_peak = {engine: found[engine][moment] for engine, (moment, _) in worst.items()}
+    shown = [part for part in PARTS if any(part in parts for parts in at_peak.values())]
+    lines = [
+        f"| engine | {' | '.join(shown)} | peak | in |",
+        "|---|" + "---:|" * (len(shown) + 1) + "---|",
+    ]
+    for engine, (moment, total) in worst.items():
+        cells = [f"{at_peak[engine].get(part, 0.0) / 1e6:,.0f}" for part in shown]
+        lines.append(f"| {engine} | {' | '.join(cells)} | **{total / 1e6:,.0f}** | {moment} |")
+    return lines

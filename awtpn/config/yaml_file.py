@@ -1,0 +1,134 @@
+"""The YAML file behind `--config`, looked at before it is used: mistakes are told with file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile
+
+from awtpn.config.errors import OneLineParser, nearest
+from shards.safe_io.bounded_yaml import TooManyValuesError, check_values
+from shards.storage.credentials import remember_secrets
+from shards.storage.local_path import local_path
+
+TOO_DEEP = "is nested too deeply, or within itself; a configuration has sections with keys in them"
+
+
+class CheckedFile(ActionConfigFile):
+    """`--config`: what jsonargparse makes of a file, after `read_settings` has looked at it."""
+
+    def __call__(self, parser: Any, namespace: Any, file: Any, option: str | None = None) -> None:
+        """Put the keys of `file` into `namespace`; exits with a line where it has mistakes."""
+        assert isinstance(parser, OneLineParser)
+        try:
+            text, lines = read_settings(file, parser.keys)
+        except ValueError as error:
+            parser.error(str(error))
+        remember_secrets_of(text)  # before --print_config shows them
+        parser.places = {key: f"{file}, line {line}" for key, line in lines.items()}
+        super().__call__(parser, namespace, text, option)
+        parser.places = {}  # what is wrong from here on is not the file's
+
+
+def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
+    """The text of a configuration file, without sections that are empty and so mean the defaults.
+
+    Args:
+        file: its path.
+        keys: the dotted keys that there are.
+
+    Returns:
+        YAML of one mapping, and by dotted key the line in the file.
+
+    Raises:
+        ValueError: no such file, no YAML, aliases that stand for too many values, or
+            a key that does not exist or is there twice; names the line.
+    """
+    path = local_path(file, "--config")
+    if not path.is_file():
+        raise ValueError(
+            f"{file}: {'a folder' if path.is_dir() else 'no such file'}; --config takes a YAML file"
+        )
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{file}, line {line}: no YAML: {in_words(error)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{file}: no YAML but binary data; --config takes a text file") from None
+    except RecursionError:
+        raise ValueError(f"{file}: {TOO_DEEP}") from None
+    if root is None:  # nothing but comments: all defaults
+        return "{}", {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{file}, line {line_of(root)}: write SECTION: and below it, indented, KEY: VALUE")
+    try:
+        check_values(root)
+        lines: dict[str, int] = {}
+        for key, place in keys_within(root, file, ""):
+            if key in lines:
+                raise ValueError(f"{file}, line {place}: {key} is there twice, already in line {lines[key]}")
+            lines[key] = place
+        without_empty(root, file, keys, "")
+        return yaml.serialize(root), lines
+    except TooManyValuesError as error:
+        raise ValueError(f"{file}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{file}: {TOO_DEEP}") from None
+
+
+def remember_secrets_of(text: str) -> None:
+    """Keep the credentials in a file's `data` section out of all that is shown: see `storage.credentials`."""
+    try:
+        data = (yaml.safe_load(text) or {}).get("data")
+    except yaml.YAMLError:  # jsonargparse will say what is wrong
+        return
+    if not isinstance(data, dict):
+        return
+    options = data.get("storage_options")
+    for url in ("train", "val", "test"):
+        remember_secrets(str(data.get(url) or ""), options if isinstance(options, dict) else {})
+
+
+def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Dotted key and line of everything within, however deep."""
+    for name, value in node.value:
+        if not isinstance(name, yaml.ScalarNode):
+            raise ValueError(f"{file}, line {line_of(name)}: a key must be a word")
+        key = prefix + name.value
+        yield key, line_of(name)
+        if isinstance(value, yaml.MappingNode):
+            yield from keys_within(value, file, f"{key}.")
+
+
+def without_empty(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], prefix: str) -> None:
+    """Take empty sections out; refuse keys that do not exist, and values where a section should be."""
+    kept = []
+    for name, value in node.value:
+        key = prefix + name.value
+        if key not in keys:
+            if not any(known.startswith(f"{key}.") for known in keys):
+                sections = {known.rpartition(".")[0]: None for known in keys if "." in known}
+                alike = nearest(key, sections if isinstance(value, yaml.MappingNode) else keys)
+                raise ValueError(f"{file}, line {line_of(name)}: there is no {key}{alike}")
+            if isinstance(value, yaml.ScalarNode) and value.tag == "tag:yaml.org,2002:null":
+                continue
+            if not isinstance(value, yaml.MappingNode):
+                raise ValueError(
+                    f"{file}, line {line_of(name)}: {key} is a section: write its keys below it, indented"
+                )
+            without_empty(value, file, keys, f"{key}.")
+        kept.append((name, value))
+    node.value = kept
+
+
+def line_of(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def in_words(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, as people say it."""
+    problem = str(error.problem or error.context)
+    return "indent with spaces, not with tabs" if "'\\t'" in problem else problem

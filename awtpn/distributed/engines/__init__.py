@@ -1,0 +1,1 @@
+"""What wraps the model: nothing, DDP or `deepspeed`; one module per engine."""

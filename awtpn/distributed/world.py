@@ -1,0 +1,303 @@
+"""What Accelerate, DeepSpeed and their launchers need set right, in one place.
+
+Accelerate is the one engine. How a run was launched decides what it wraps the model in: nothing (one
+process), DDP, or DeepSpeed. The traps handled here were all met: ranks that each believe to be alone,
+settings of a launcher that silently lose against those of the run, a launcher that starts one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+)
+from numpy.typing import NDArray
+
+from awtpn.config.schema import Config, Launch
+from awtpn.distributed.accelerate_launch import asked_of_accelerate, check_environment, who_says
+from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
+from awtpn.distributed.engines.deepspeed import deepspeed_settings, load_communication_op
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among all ranks. One process alone is rank 0 of 1."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    cpu_group: dist.ProcessGroup | None  # for small reductions that should not wait for the GPU
+    engine: str  # none, ddp, zero0 .. zero3
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Sum over ranks of a small host array, of one shape on all of them (int64 wraps modulo 2^64)."""
+        if self.size == 1:
+            return values
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        dist.all_reduce(tensor, group=self.cpu_group)
+        return tensor.numpy()
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value of a small object, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+        return box[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Every rank's value of a small object, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.cpu_group)
+
+
+def init_engine(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
+    """Join the other ranks and make the engine that the launcher and the configuration ask for.
+
+    Raises:
+        ValueError: a layout that does not divide, settings that contradict the launcher's, or ranks that
+            do not see each other.
+    """
+    check_engine(os.environ)
+    launched, on_gpu = launched_ranks(), use_gpu()
+    layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, launched)
+    check_negatives(config, layout)
+    settings = deepspeed_settings(config, launch, layout, os.environ)
+    check_precision(config, on_gpu, deepspeed=settings is not None)
+    # Collectives wait longer than the watchdog, which leaves stacks behind where a time-out would not.
+    wait = timedelta(seconds=2 * config.train.timeout + 60)
+
+    check_port(os.environ)
+    _rendezvous_again(on_gpu, wait)
+    if settings is None:
+        accelerator = Accelerator(
+            cpu=not on_gpu, mixed_precision=mixed_precision(config), kwargs_handlers=_handlers(on_gpu, wait)
+        )
+    else:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+        if launched == 1:
+            _rendezvous_alone()
+        plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
+        if not on_gpu:
+            load_communication_op()
+        # Accelerator(cpu=True) would silently drop DeepSpeed; DS_ACCELERATOR says it instead.
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision(config),
+            deepspeed_plugin=plugin,
+            kwargs_handlers=_handlers(on_gpu, wait),
+        )
+    # Accelerate divides losses by it, and the environment may set it; ours are shares of the whole already.
+    accelerator.gradient_accumulation_steps = 1 if settings is None else layout.accumulation
+    world = _world(accelerator, launched, _engine_name(accelerator, settings), wait)
+    check_same_everywhere(world, config)
+    return accelerator, world, layout
+
+
+def init_process_group(wait: timedelta = timedelta(minutes=30)) -> World:
+    """Join the other ranks without an engine: for evaluation and extraction, whatever launched them.
+
+    Args:
+        wait: how long a rank waits for another before it gives up.
+    """
+    launched, on_gpu = launched_ranks(), use_gpu()
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    check_port(os.environ)
+    _rendezvous_again(on_gpu, wait)
+    accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu, wait))
+    return _world(accelerator, launched, "none", wait)
+
+
+def shutdown() -> None:
+    """Wait for the other ranks and part from them."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def launched_ranks() -> int:
+    """Ranks that the launcher started, by its environment; checked against what was asked of it."""
+    check_environment()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked := asked_of_accelerate():
+        # Where nobody says how many processes, there is at least one on each machine.
+        processes = asked.processes or max(launched, asked.machines)
+        check_world_size(who_says("num_processes"), processes, launched)
+    return launched
+
+
+def use_gpu() -> bool:
+    """There is a GPU, and `accelerate launch --cpu` did not say to leave it alone."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+
+
+def _handlers(on_gpu: bool, wait: timedelta) -> list[Any]:
+    # On a CPU, Accelerate with DeepSpeed reports a world of 1 on every rank unless told the backend; told of
+    # one where no launcher made ranks, it looks for a process group that does not exist.
+    backend = "gloo" if "LOCAL_RANK" in os.environ and not on_gpu else None
+    return [
+        InitProcessGroupKwargs(backend=backend, timeout=wait),
+        # Buffers are broadcast once, at the start, and then updated alike on every rank.
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+    ]
+
+
+def check_port(environment: Mapping[str, str]) -> None:
+    """Refuse a port that another program has, where this rank is to open it for the others to meet at.
+
+    torch.distributed would say so in a screenful of C++ frames. Not under torchrun, which has opened it.
+
+    Raises:
+        ValueError: names the port and how each launcher is told another one.
+    """
+    opens = environment.get("RANK") == "0" and int(environment.get("WORLD_SIZE", "1")) > 1
+    by_torchrun = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not opens or by_torchrun or "MASTER_PORT" not in environment or dist.is_initialized():
+        return
+    port = int(environment["MASTER_PORT"])
+    with socket.socket() as probe:
+        # A connection that has just ended does not count, as it does not for torch.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(
+                f"the ranks cannot meet at port {port} of this machine ({reason}): choose another: deepspeed "
+                "--master_port N, accelerate launch --main_process_port N, torchrun --master-port N or "
+                "MASTER_PORT=N"
+            ) from None
+
+
+def _rendezvous_again(on_gpu: bool, wait: timedelta) -> None:
+    """After a restart by torchrun, meet under names of this attempt.
+
+    All attempts share torchrun's store, in which the addresses of the ranks that died still stand: a rank
+    that reads them before their successors have written theirs would call the dead.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(f"attempt_{attempt}", dist.TCPStore(address, port, ranks, False, wait))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=ranks, timeout=wait
+    )
+
+
+def _rendezvous_alone() -> None:
+    """DeepSpeed wants a process group even for one process that no launcher started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta) -> World:
+    joined = dist.get_world_size() if dist.is_initialized() else 1
+    check_world_size("torch.distributed", joined, launched)
+    check_world_size("Accelerate", accelerator.num_processes, launched)
+    return World(
+        rank=accelerator.process_index,
+        size=launched,
+        local_rank=accelerator.local_process_index,
+        device=accelerator.device,
+        cpu_group=dist.new_group(backend="gloo", timeout=wait) if launched > 1 else None,
+        engine=engine,
+    )
+
+
+def mixed_precision(config: Config) -> str:
+    return "no" if config.train.precision == "fp32" else config.train.precision
+
+
+def _engine_name(accelerator: Accelerator, settings: Mapping[str, Any] | None) -> str:
+    if settings is not None:
+        # Not an assert: Accelerate drops DeepSpeed without a word where it thinks it knows better.
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            raise ValueError(
+                "DeepSpeed was asked for, but Accelerate did not take it up: is deepspeed installed?"
+            )
+        return f"zero{settings['zero_optimization']['stage']}"
+    if accelerator.distributed_type != "NO" and not accelerator.distributed_type.startswith("MULTI_"):
+        raise ValueError(f"Accelerate would train by {accelerator.distributed_type}: {ENGINES}")
+    return "ddp" if accelerator.num_processes > 1 else "none"
+
+
+ENGINES = (
+    "the engines here are none, DDP and DeepSpeed; take one of configs/accelerate, and shard what a GPU "
+    "cannot hold with --train.zero_stage 3"
+)
+
+
+def check_engine(environment: Mapping[str, str]) -> None:
+    """Refuse engines that Accelerate knows and for which the losses are not scaled here."""
+    for name in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        variable = f"ACCELERATE_USE_{name}"
+        if environment.get(variable, "false").lower() == "true":
+            who = who_says(f"use_{name.lower()}")
+            raise ValueError(f"{who} says --use_{name.lower()} ({variable}): {ENGINES}")
+
+
+def check_world_size(who: str, found: int | None, launched: int) -> None:
+    """Raise ValueError if `who` counts other ranks than the launcher started; None: no opinion."""
+    if found is not None and found != launched:
+        raise ValueError(
+            f"{who} says {found} ranks, but the launcher's environment says {launched}: every rank would "
+            "train alone on all the data. On a machine without GPUs add --cpu to `accelerate launch`, or use "
+            "torchrun"
+        )
+
+
+def check_precision(config: Config, on_gpu: bool, deepspeed: bool) -> None:
+    """Refuse fp16 where nobody computes it, and a --mixed_precision that contradicts train.precision."""
+    if config.train.precision == "fp16" and not (on_gpu or deepspeed):
+        raise ValueError("train.precision=fp16 needs a GPU (or DeepSpeed); on a CPU use bf16 or fp32")
+    flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if flag not in ("no", mixed_precision(config)):
+        raise ValueError(
+            f"{who_says('mixed_precision')} says mixed precision {flag}, but the run says train.precision="
+            f"{config.train.precision}: leave it out there, or add --train.precision {flag}"
+        )
+
+
+def check_same_everywhere(world: World, config: Config) -> None:
+    """Raise ValueError on every rank if some rank was started with another configuration."""
+    digests = world.all_gather_object(hashlib.sha256(repr(config).encode()).hexdigest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise ValueError(f"ranks {others} were started with another configuration than rank 0")

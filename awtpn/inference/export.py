@@ -1,0 +1,71 @@
+"""A run's model in a folder of its own, to share: weights, config.json, and a model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model, read_card, write_checksums
+from awtpn.model.model_card import render_card
+from awtpn.model.network import AWTPN
+from awtpn.model.privacy import public_card
+from awtpn.run.results import RESULTS_FILE, read_results
+from shards.safe_io.json_text import json_text
+
+
+def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
+    """Write the model of a run (its best checkpoint), checkpoint or export into a folder of its own.
+
+    Args:
+        source: the run, checkpoint or export folder.
+        out: the folder to write; it appears when it is complete.
+        licence: of the weights, as the hub names it ("cc-by-nc-sa-4.0").
+        graph: also write a graph that runs without this package: see `awtpn.inference.export_graph`.
+
+    Raises:
+        ValueError: there is no model, or `out` exists.
+    """
+    folder = find_model(source)
+    if os.path.lexists(out):  # a link to nothing is there, too
+        raise ValueError(f"{out} exists already: name a folder that does not")
+    card = read_card(folder)
+    stored = read_results(source, folder)
+    if stored.results is not None:
+        card["results"] = stored.results
+    if stored.results is None and (source / "checkpoints").is_dir():
+        print(f"exported without results: {stored.note or f'{source} has no {RESULTS_FILE}'}")
+    elif stored.note:
+        print(stored.note)
+    card = public_card(card)
+    card.pop("graph", None)  # of an export that is exported again: its graphs are not copied
+    if licence:
+        card["licence"] = licence
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        copy_weights(folder / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+        if graph:
+            from awtpn.inference.export_graph import write_graphs
+
+            card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
+        (temporary / CARD_FILE).write_text(json_text(card, indent=1) + "\n")
+        (temporary / README_FILE).write_text(render_card(card, out.name))
+        write_checksums(temporary, (WEIGHTS_FILE, CARD_FILE, *card.get("graph", ())))
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_weights(source: Path, out: Path) -> None:
+    """Copy a safetensors file without notes that other programs may have left in it."""
+    with safe_open(source, "pt") as file:
+        notes = file.metadata()
+    if notes:
+        save_file(load_file(source), out)
+    else:
+        shutil.copyfile(source, out)

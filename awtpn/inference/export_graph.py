@@ -1,0 +1,217 @@
+"""The trained network as a graph that runs without this package: torch.export, and ONNX where wanted.
+
+Training packs utterances of all lengths one after another and loops over their lengths, which no graph can.
+The graph takes them padded, with a mask per modality, and computes the same: what is masked enters no sum,
+softmax or mean.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from awtpn.inference.predictor import pack_arrays
+from awtpn.model.finite_outputs import NotFiniteError
+from awtpn.model.network import AWTPN, EPSILON, Standardise
+
+PROGRAM_FILE = "model.pt2"
+ONNX_FILE = "model.onnx"
+# Of each utterance, before the modalities' are shifted against each other: 0 is a missing one.
+CHECKED_LENGTHS = ((1, 1), (40, 3), (0, 7), (12, 1, 0, 60, 5))
+# Of probabilities and weights. Distances grow with D, and a softmax over large ones turns their last digits
+# into more; a mask that leaks is off by far more than this.
+TOLERANCE = 1e-3
+
+
+class PaddedAWTPN(nn.Module):
+    """AWTPN for B utterances padded to M steps per modality, in eval mode.
+
+    Inputs, per modality in the order of `model.feature_dims`: features `[B, M, D_modality]` float32, then the
+    mask `[B, M]` bool, True where there is a step. Whatever stands where it is False counts for nothing; an
+    utterance without any True lacks the modality. M may differ between modalities.
+
+    Outputs: probabilities `[B, C]`, then per modality the reliability weights `[B, M]`, 0 where masked.
+    """
+
+    def __init__(self, model: AWTPN) -> None:
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        pooled, present, weights = [], [], []
+        for place, modality in enumerate(self.model.feature_dims):
+            x, mask = inputs[2 * place], inputs[2 * place + 1]
+            vector, of_steps = self.stream(modality, x, mask)
+            pooled.append(vector)
+            present.append(mask.any(1))
+            weights.append(of_steps)
+        alone = torch.stack(present).sum(0) == 1  # [B]
+        shares = [
+            torch.where(alone, 1.0, self.model.config.fusion_weight(modality))[:, None] * vector
+            for modality, vector in zip(self.model.feature_dims, pooled, strict=True)
+        ]
+        logits = self.model.classifier(torch.stack(shares).sum(0))
+        return logits.softmax(-1), *weights
+
+    def stream(self, modality: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """One modality: features [B, M, D_modality] and mask [B, M] -> pooled [B, D] and weights [B, M]."""
+        model = self.model
+        # A masked NaN must not come back as NaN.
+        x = torch.where(mask[..., None], x, 0.0)
+        h = model.ses[modality](model.standardise[modality](x))
+        if model.config.awm == "adaptive":
+            distances = model.tpn(h.flatten(0, 1), model.config.distance_scale(modality))
+            nearest = distances.amin(-1).unflatten(0, mask.shape)
+            reliability = masked_softmax(-nearest, mask)
+            awm = model.awm[modality]
+            q, k = h @ awm.query.T, h @ awm.key.T
+            attention = masked_softmax((q @ k.mT) * q.shape[-1] ** -0.5, mask[:, None, :])
+            spread = torch.where(mask, (attention @ reliability[..., None])[..., 0], 0.0)
+            weights = spread / (spread.sum(1, keepdim=True) + EPSILON)
+        else:
+            weights = mask.float() / mask.sum(1, keepdim=True).clamp(min=1)
+        return (weights[..., None] * h).sum(1), weights
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last dimension among what is not masked; zeros where all is."""
+    lowest = torch.finfo(scores.dtype).min  # not -inf: a row of it alone would be NaN
+    return torch.where(mask, torch.softmax(torch.where(mask, scores, lowest), -1), 0.0)
+
+
+def pad(arrays: Sequence[NDArray[Any] | None], dim: int) -> tuple[Tensor, Tensor]:
+    """One modality's [T, dim] arrays as features [B, M, dim] and mask [B, M]; None is a missing one."""
+    lengths = [0 if a is None else len(a) for a in arrays]
+    values = torch.zeros(len(arrays), max(1, *lengths), dim)
+    mask = torch.zeros(values.shape[:2], dtype=torch.bool)
+    for i, array in enumerate(arrays):
+        if array is not None and len(array):
+            values[i, : len(array)] = torch.from_numpy(np.asarray(array, np.float32))
+            mask[i, : len(array)] = True
+    return values, mask
+
+
+def trace(model: AWTPN) -> torch.export.ExportedProgram:
+    """The network as a torch.export program for any number of utterances and any numbers of steps."""
+    # Examples of unlike sizes, so that nothing is taken for equal by chance.
+    lengths = {modality: 5 + place for place, modality in enumerate(model.feature_dims)}
+    examples: list[Tensor] = []
+    shapes: list[dict[int, Any]] = []
+    batch = torch.export.Dim("utterances", min=1)
+    for modality, dim in model.feature_dims.items():
+        steps = torch.export.Dim(f"{modality}_steps", min=1)
+        examples += pad([np.ones((lengths[modality], dim), np.float32)] * 3, dim)
+        shapes += [{0: batch, 1: steps}] * 2
+    with torch.no_grad():
+        program = torch.export.export(
+            PaddedAWTPN(model.cpu()), tuple(examples), dynamic_shapes=(tuple(shapes),), strict=False
+        )
+    for part in program.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)  # lines of source files, by their paths on this machine
+    return program
+
+
+def write_graphs(model: AWTPN, folder: Path) -> dict[str, str]:
+    """Write model.pt2, and model.onnx where onnxscript is installed; returns what each file is.
+
+    Raises:
+        RuntimeError: a graph does not compute what the model does.
+    """
+    program = trace(model)
+    takes, gives = ", ".join(input_names(model)), ", ".join(output_names(model))
+    about = (
+        f"takes {takes} ([utterances, steps, features] float32 and masks [utterances, steps]); gives {gives}"
+    )
+    torch.export.save(program, folder / PROGRAM_FILE)
+    loaded = torch.export.load(folder / PROGRAM_FILE).module()
+    check(model, lambda inputs: loaded(*inputs), PROGRAM_FILE)
+    written = {PROGRAM_FILE: f"torch.export program, `torch.export.load(file).module()`; {about}"}
+    if importlib.util.find_spec("onnxscript"):
+        write_onnx(program, model, folder / ONNX_FILE)
+        written[ONNX_FILE] = f"ONNX; {about}"
+    return written
+
+
+def write_onnx(program: torch.export.ExportedProgram, model: AWTPN, path: Path) -> None:
+    """The program as one ONNX file, compared with the model where onnxruntime is installed."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision, which it looks for, is not missed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        # Not optimised: the rewriter takes the 1e-8 that keeps an absent modality finite for nothing.
+        converted = torch.onnx.export(
+            program,
+            input_names=input_names(model),
+            output_names=output_names(model),
+            optimize=False,
+            verbose=False,
+        )
+    assert converted is not None
+    for graph in (converted.model.graph, *converted.model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()  # where in which source file it came from
+    converted.save(path)
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = input_names(model)
+
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+            return [torch.from_numpy(output) for output in session.run(None, given)]
+
+        check(model, run, path.name)
+
+
+def input_names(model: AWTPN) -> list[str]:
+    return [name for modality in model.feature_dims for name in (modality, f"{modality}_mask")]
+
+
+def output_names(model: AWTPN) -> list[str]:
+    return ["probabilities", *(f"{modality}_weights" for modality in model.feature_dims)]
+
+
+@torch.no_grad()
+def check(model: AWTPN, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], name: str) -> None:
+    """Compare a graph with the packed model on utterances of several lengths, some lacking a modality.
+
+    Raises:
+        NotFiniteError: the model's own outputs are not finite, so there is nothing to compare with.
+        RuntimeError: they differ by more than rounding.
+    """
+    rng = np.random.default_rng(0)
+    for lengths in CHECKED_LENGTHS:
+        arrays = {
+            modality: [
+                standard * rng.standard_normal((length, dim)).astype(np.float32)
+                for length in np.roll(lengths, place)
+            ]
+            for place, (modality, dim) in enumerate(model.feature_dims.items())
+            for standard in [cast(Standardise, model.standardise[modality]).std.numpy()]
+        }
+        packed = {m: pack_arrays(arrays[m], dim) for m, dim in model.feature_dims.items()}
+        expected = model(packed)
+        if not expected.logits.isfinite().all():
+            raise NotFiniteError(
+                f"{name}: the model's outputs are NaN or infinite even for usual features, so it cannot be "
+                "compared with the model: take an earlier checkpoint, or train again with a lower optim.lr"
+            )
+        found = graph([t for m, dim in model.feature_dims.items() for t in pad(arrays[m], dim)])
+        gaps = [(found[0] - expected.logits.softmax(-1)).abs().max()]
+        for of_graph, stream in zip(found[1:], expected.streams.values(), strict=True):
+            mask = torch.arange(of_graph.shape[1]) < stream.offsets.diff()[:, None]
+            gaps += [(of_graph[mask] - stream.weights).abs().max()] if mask.any() else []
+        largest = float(torch.stack(gaps).max())  # NaN if one of them is
+        if not largest <= TOLERANCE:
+            raise RuntimeError(f"{name} is {largest:.1e} off the model it was made of")

@@ -1,0 +1,92 @@
+"""AdamW and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from awtpn.learning.settings import OptimConfig
+
+# Relative difference of two learning rates that are the same but for rounding.
+NEARLY = 1e-3
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """Fused AdamW that changes nothing in a step whose gradients, or whose gradient's norm, are not finite.
+
+    The decision stays on the device. Reduced gradients are the same on every rank, so all of them skip
+    together. (DeepSpeed's ZeRO optimizers decide for themselves before they come here.)
+    """
+
+    gradient_norm: Tensor | None = None
+    """Of the next step, before clipping, which makes 0 of finite gradients whose norm overflows."""
+
+    def step(self, closure: Any = None) -> Any:
+        norm, self.gradient_norm = self.gradient_norm, None
+        scaled = hasattr(self, "found_inf")  # by a GradScaler, which has looked at the gradients already
+        if not scaled:
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, math.inf)])
+            self.found_inf = (~largest.isfinite().all()).float()
+        if norm is not None:
+            self.found_inf = torch.maximum(self.found_inf, (~norm.isfinite()).float())
+        try:
+            return super().step(closure)
+        finally:
+            if not scaled:  # the scaler deletes its own
+                del self.found_inf
+
+
+def set_grad_norm(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Before a step of `optimizer`, what the gradients' norm was before they were clipped by it."""
+    if isinstance(optimizer, GuardedAdamW):
+        optimizer.gradient_norm = norm
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that learn."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return GuardedAdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
+    """The learning rate of optimizer step `step` (0-based) of `total_steps`.
+
+    A function, not a scheduler object: there is no state to save, and no way to step it once per rank.
+    """
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.schedule == "constant":
+        return config.lr * warmup
+    progress = min(1.0, max(0.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)))
+    return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def schedule_change(config: OptimConfig, last_lr: float | None, step: int, total_steps: int) -> str | None:
+    """What to tell of a run that goes on under another schedule; None where it goes on as it stopped.
+
+    A schedule depends on the length of the run: a rate that had come down to nearly 0 is high again when the
+    run is extended.
+
+    Args:
+        last_lr: learning rate that step `step - 1` (0-based) took; None where it is not known.
+        step: the next one, of `total_steps` now.
+    """
+    if not last_lr or not 0 < step < total_steps:
+        return None
+    same = learning_rate(config, step - 1, total_steps)
+    if abs(same - last_lr) <= NEARLY * max(same, last_lr):
+        return None
+    next_lr = learning_rate(config, step, total_steps)
+    return (
+        f"warning: the learning rate was {last_lr:.3g} at step {step} and is {next_lr:.3g} at step "
+        f"{step + 1}: the {config.schedule} schedule now has {total_steps} steps, with a peak of "
+        f"{config.lr:g}. To continue at a lower rate, stop and set optim.lr"
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,42 @@
+"""Which device, and small things on their way to it without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def resolve_device(name: torch.device | str) -> torch.device:
+    """The device of a name such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name}: no such kind of device; write cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu, or install its "
+            "CUDA build where there is a GPU"
+        )
+    return device
+
+
+def to_device_async(
+    values: NDArray[Any] | Sequence[float], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """An array as a tensor on `device`; its dtype is the array's own unless another is asked for.
+
+    From pageable memory a copy to a GPU would wait until the device has done all that was asked of it before.
+    From page-locked memory it joins the queue, and PyTorch keeps the memory until it is done.
+    """
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,187 @@
+"""The model card that goes with shared weights: what it is, what it is for, how good, and its limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from awtpn.metrics.classification import SUMMARY, paper_figures
+from awtpn.metrics.confidence_intervals import Interval, bootstrap_confusion
+from awtpn.model.privacy import public_card
+from shards.safe_io.markdown import block, code, inline, table
+from shards.safe_io.printable import printable
+
+LIBRARY = "awtpn"
+TAGS = ("emotion-recognition", "multimodal", "audio", "video", "prototypes", "safetensors")
+# Our figures' names on the hub, whose metrics are lists of known words.
+METRICS = {"w-ACC": "accuracy", "w-F1": "f1", "UA": "recall", "macro-F1": "f1"}
+
+
+def render_card(card: Mapping[str, Any], name: str = "AWTPN") -> str:
+    """README.md of a model: YAML front matter that the hub reads, and text for people.
+
+    Args:
+        card: of `AWTPN.card`, with `dataset`, `results`, `licence` and `graph` where they are known; what
+            others may not see of it is left out.
+        name: of the model.
+    """
+    card = public_card(card)
+    sections = [
+        front_matter(card, name),
+        f"# {inline(name)}\n\n{summary(card)}",
+        f"## Use\n\n{usage(card)}",
+        f"## Results\n\n{results(card)}",
+        f"## Training data\n\n{data(card)}",
+        f"## Intended use\n\n{INTENDED_USE}",
+        f"## Limits\n\n{LIMITS}",
+        f"## Files\n\n{files(card)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def front_matter(card: Mapping[str, Any], name: str) -> str:
+    """The YAML block between ---, made by huggingface_hub."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    role, figures = reported(card)
+    made_up = (card.get("provenance") or {}).get("format") == "demo"
+    dataset = printable(card.get("dataset") or "unnamed")
+    evaluations = [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="multimodal emotion recognition",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=role,
+            metric_type=METRICS[figure],
+            metric_name=figure,
+            metric_value=round(figures[figure], 4),
+        )
+        for figure in SUMMARY
+        if figures
+    ]
+    front = ModelCardData(
+        library_name=LIBRARY,
+        tags=list(TAGS),
+        license=card.get("licence"),
+        datasets=None if made_up else [dataset],  # which the hub would make a link of
+        metrics=sorted(set(METRICS.values())),
+        model_name=printable(name),
+        eval_results=evaluations or None,
+    )
+    return f"---\n{front.to_yaml()}\n---"
+
+
+def reported(card: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The split that is reported ("test" before "val"), and its figures; none where nothing is known."""
+    known = card.get("results") or {}
+    role = next((r for r in ("test", "val") if r in known), None)
+    return role, known[role] if role else {}
+
+
+# --- Sections ------------------------------------------------------------------------------------
+
+
+def summary(card: Mapping[str, Any]) -> str:
+    model, dims = card["model"], card["feature_dims"]
+    streams = " and ".join(f"{inline(name)} ({dim} features per step)" for name, dim in dims.items())
+    weights = "reliability weights by attention" if model["awm"] == "adaptive" else "plain averages over time"
+    classes = ", ".join(map(inline, card["classes"]))
+    return (
+        "An Adaptive Weighted Temporal Prototype Network for multimodal emotion recognition: features of "
+        f"{streams}, one shared space of {model['shared_dim']} dimensions, "
+        f"{_count(model['prototypes_per_class'], 'prototype')} per emotion, {weights}.\n\n"
+        f"It tells apart {len(card['classes'])} emotions: {classes}."
+    )
+
+
+def usage(card: Mapping[str, Any]) -> str:
+    arrays = ", ".join(f'"{name}": {name}' for name in card["feature_dims"])
+    shapes = "\n".join(
+        f"# {name}: [steps, {dim}] float, any number of steps; None where it is missing"
+        for name, dim in card["feature_dims"].items()
+    )
+    return (
+        "```python\nfrom awtpn import Predictor\n\n"
+        'predictor = Predictor.from_pretrained("USER/MODEL")  # or the folder that holds this file\n'
+        f"{shapes}\n"
+        f"answer = predictor.predict([{{{arrays}}}])[0]\n"
+        "answer.label, answer.probabilities, answer.weights\n```\n\n"
+        "Features are what the model was trained on, not standardised: the model keeps the training "
+        "utterances' statistics and does that itself."
+    )
+
+
+def results(card: Mapping[str, Any]) -> str:
+    role, figures = reported(card)
+    if not role:
+        return "This model was exported without results: it has not been evaluated."
+    intervals = bootstrap_confusion(np.array(figures["confusion_matrix"], np.int64))
+    paper = paper_figures(str(card.get("dataset") or "")) or {}
+    split = "test" if role == "test" else "validation (which also chose the checkpoint, so they flatter it)"
+    head = ["", "this model", "95 % interval"] + ["paper"] * bool(paper)
+    rows = []
+    for name in SUMMARY:
+        cells = [name, f"{100 * figures[name]:.2f}", _span(intervals[name])]
+        if paper:
+            cells.append(f"{100 * paper[name]:.2f}" if name in paper else "not given")
+        rows.append(cells)
+    of_class = []
+    for name, of in figures["per_class"].items():
+        numbers = [f"{100 * of[key]:.2f}" for key in ("precision", "recall", "f1")]
+        of_class.append([name, *numbers, f"{of['support']:,}"])
+    dataset = inline(card.get("dataset") or "unnamed data")
+    unknown = "" if card["results"].get("checkpoint") else f" {UNKNOWN_WEIGHTS}"
+    return (
+        f"On {figures['utterances']:,} {split} utterances of {dataset}, per cent.{unknown} "
+        "w-ACC: utterances that are right; w-F1: F1 averaged by class size; UA: mean recall. Intervals: "
+        f"{intervals['w-F1'].how}, without strata; they say nothing of other speakers or recordings.\n\n"
+        + table(head, rows)
+        + "\n\n"
+        + table(["class", "precision", "recall", "F1", "utterances"], of_class)
+    )
+
+
+def data(card: Mapping[str, Any]) -> str:
+    """What it was trained on, as far as the shards' manifest said."""
+    trained = f"Trained on {inline(card.get('dataset') or 'data whose name is not recorded')}."
+    known = card.get("provenance")
+    if not known:
+        return f"{trained} How its features were made is not recorded."
+    told = block(json.dumps(known, indent=1), "json")
+    return f"{trained} How its features were made, as the manifest recorded it:\n\n{told}"
+
+
+def files(card: Mapping[str, Any]) -> str:
+    lines = [
+        "- `model.safetensors`: weights, prototypes, and the feature statistics (`standardise.*`)",
+        "- `config.json`: shape of the network, class names in label order, provenance, results",
+        "- `checksums.json`: size and SHA-256 of the others, which loading compares",
+    ]
+    lines += [f"- {code(name)}: {inline(what)}" for name, what in (card.get("graph") or {}).items()]
+    return "\n".join(lines)
+
+
+UNKNOWN_WEIGHTS = "It is not known whether they were measured on these very weights: nothing recorded that."
+INTENDED_USE = """Research on emotion recognition, and comparison with other methods on the same data. The
+reliability weights show which moments an answer rests on; look at them before trusting it."""
+
+LIMITS = """- It names the emotion that the training data's annotators or actors would have named. It does not
+  know what anybody feels, and expression differs between people, cultures and situations.
+- Acted or scripted speech, a few speakers, one language or one kind of recording: figures measured there do
+  not carry over to others. Measure on your own data first, and per group of speakers.
+- Probabilities are those of the known classes; anything else is forced into one of them.
+- Features of another encoder, or of other settings of it, give answers that look as sure and mean nothing.
+- Not for decisions about people: hiring, policing, schooling, medical or credit decisions. Inferring emotions
+  at work and in education is prohibited in the European Union (AI Act, Article 5)."""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _span(interval: Interval) -> str:
+    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"

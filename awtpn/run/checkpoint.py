@@ -1,0 +1,244 @@
+"""Checkpoints in one layout-free form: saved under any engine, resumed under any other.
+
+A checkpoint folder holds the full float32 weights (`model.safetensors`, with `config.json` beside it, so it
+is a model that `AWTPN.from_pretrained` loads), Adam's moments under the same names (`optimizer.safetensors`)
+and the run's position (`checkpoint.json`, with the size and sha256 of the others). No pickles.
+
+It is written to a temporary folder, synced, renamed, and only then does the symlink `latest` move: whatever
+kills a run, `latest` names a whole checkpoint. All ranks call `save`, since engines gather by collectives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from awtpn.distributed.engine_state import gather_state, loss_scale, set_loss_scale, set_state
+from awtpn.model.files import (
+    CARD_FILE,
+    FILES,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    STEP,
+    WEIGHTS_FILE,
+    find_corruption,
+    newest_intact,
+    read_card,
+    read_state,
+    read_weights,
+    step_folders,
+)
+from awtpn.model.files import fingerprint as _fingerprint
+from awtpn.model.network import AWTPN, check_shapes
+from awtpn.run.position import Position, parse_adam, parse_position
+from shards.format.feature_space import check_same_space
+from shards.safe_io.json_text import json_text
+
+# --- Save ----------------------------------------------------------------------------------------
+
+
+def save(
+    root: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    card: Mapping[str, Any],
+    is_main: bool,
+    best: bool = False,
+) -> Path:
+    """Write `root/step-...` and point `root/latest` at it, and `root/best` where it is the best so far.
+
+    Every rank calls; the main rank writes.
+
+    Returns:
+        The checkpoint's folder. On other ranks it may not yet exist: put a barrier after.
+    """
+    weights, moments, adam_step = gather_state(model, optimizer, keep=is_main)
+    folder = root / folder_name(position.step)
+    if is_main:
+        temporary = root / f".{folder.name}.tmp"
+        for old in root.glob(".step-*.tmp"):  # what a killed run had half written
+            shutil.rmtree(old)
+        temporary.mkdir(parents=True)
+        save_file(weights, temporary / WEIGHTS_FILE)
+        save_file(moments, temporary / OPTIMIZER_FILE)
+        (temporary / CARD_FILE).write_text(json_text(dict(card), indent=1) + "\n")
+        files = {name: _fingerprint(temporary / name) for name in FILES}
+        state = {
+            "format_version": 1,
+            "position": asdict(position),
+            "adam_step": adam_step,
+            "loss_scale": loss_scale(model, optimizer),
+            "files": files,
+        }
+        (temporary / STATE_FILE).write_text(json_text(state, indent=1) + "\n")
+        for path in temporary.iterdir():
+            _sync(path)
+        old = root / f".{folder.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():  # a step saved twice, by a run stopped and resumed at an epoch's last step
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(root)
+        if best:
+            update_symlink(root / "best", folder)
+        update_symlink(root / "latest", folder)
+    return folder
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def update_symlink(link: Path, folder: Path) -> None:
+    """Make `link` a relative symlink to its sibling `folder`, replacing an older one atomically."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    os.replace(temporary, link)
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Remove all but the last `keep_last` checkpoints, the best and the latest (main rank only)."""
+    kept = {(root / name).resolve() for name in ("best", "latest") if (root / name).exists()}
+    steps = step_folders(root)
+    for folder in steps[: max(0, len(steps) - keep_last)]:
+        if folder.resolve() not in kept:
+            shutil.rmtree(folder)
+
+
+# --- Load ----------------------------------------------------------------------------------------
+
+
+def find_latest(root: Path) -> Path | None:
+    """The folder that `latest` names, or None for a run that never saved.
+
+    Where there is no such link (a copy that left links out), it is the newest whole checkpoint.
+
+    Raises:
+        ValueError: it names no checkpoint of this run.
+    """
+    link = root / "latest"
+    if link.is_symlink():
+        target = Path(os.readlink(link))
+        here = target.parent == Path() or (root / target.parent).resolve() == root.resolve()
+        if not here or not STEP.fullmatch(target.name):
+            raise ValueError(
+                f"{link} names {str(target)!r:.200}, which is no checkpoint of this run: remove this link, "
+                "and the run goes on from its newest whole checkpoint"
+            )
+    if link.exists():
+        return link.resolve()
+    return newest_intact(root, find_problem=find_resume_problem)
+
+
+def find_resume_problem(folder: Path, names: Sequence[str] = FILES) -> str | None:
+    """Why a run cannot resume from a checkpoint, naming the file; None if it can.
+
+    Args:
+        names: the files whose checksums are compared.
+    """
+    if problem := find_corruption(folder, names):
+        return problem
+    try:
+        state = read_state(folder)
+        parse_position(state, folder)
+        parse_adam(state, folder)
+    except (OSError, ValueError) as error:
+        told = str(error).removeprefix(f"{folder / STATE_FILE}: ")
+        return f"{folder} is no whole checkpoint: {STATE_FILE} cannot be read ({told})"
+    return None
+
+
+def suggest_intact(folder: Path) -> str:
+    """The end of an error about a checkpoint: how to go on from the newest sound one beside it."""
+    sound = newest_intact(folder.parent, folder, find_resume_problem)
+    return f"; {sound} is whole: go on from it with --run.resume {quote(str(sound))}" if sound else ""
+
+
+def load_weights(folder: Path, model: AWTPN) -> None:
+    """Put a checkpoint's weights and buffers into a model that no engine has wrapped yet.
+
+    Raises:
+        ValueError: they are of a model of another shape.
+    """
+    weights, own = read_weights(folder / WEIGHTS_FILE), model.state_dict()
+    other = [name for name in {**own, **weights} if shape_of(own, name) != shape_of(weights, name)]
+    if other:
+        name = other[0]
+        raise ValueError(
+            f"{folder} is of another model: {name} is {shape_of(weights, name)} there, and "
+            f"{shape_of(own, name)} by the settings of model.* now: choose another run.dir, set them as in "
+            "the run's config.yaml, or start from its weights with --run.init_from"
+        )
+    model.load_state_dict(weights)
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
+
+
+def init_from(folder: Path, model: AWTPN) -> None:
+    """Start `model` from another model's weights; where the labels differ, its classes start afresh.
+
+    Classes are what the classifier and the prototype table know; all else is taken over, the feature
+    statistics of the new training data excepted.
+
+    Raises:
+        ValueError: the two models' shapes differ; names the tensor. Or their features do, even where their
+            widths are the same: projections of one feature space mean nothing in another.
+    """
+    card = read_card(folder)
+    check_shapes(card, folder)
+    check_same_space(
+        card.get("provenance") or {},
+        model.provenance,
+        model.feature_dims,
+        f"run.init_from: {folder} was trained on other features than this run",
+        "extract these with the same encoders, or start afresh without run.init_from",
+    )
+    weights = read_weights(folder / WEIGHTS_FILE)
+    own = model.state_dict()
+    fresh = ("standardise.",) if card["classes"] == model.classes else ("standardise.", "classifier.", "tpn.")
+    taken = {name: tensor for name, tensor in weights.items() if not name.startswith(fresh) and name in own}
+    for name, tensor in taken.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but "
+                f"{tuple(own[name].shape)} in this run: give both the "
+                "same model.shared_dim, model.prototypes_per_class and features"
+            )
+    model.load_state_dict(taken, strict=False)
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore Adam's moments and step, masters and fp16's loss scale in the wrapped model; every rank calls.
+
+    The weights must be in the model already (`load_weights`, before the engine wrapped it).
+    """
+    moments, weights = read_weights(folder / OPTIMIZER_FILE), read_weights(folder / WEIGHTS_FILE)
+    for name, tensor in moments.items():
+        if shape_of(moments, name) != shape_of(weights, name.rpartition(".")[0]):
+            raise ValueError(f"{folder / OPTIMIZER_FILE}: {name:.80} has the shape {tuple(tensor.shape)}")
+    adam_step, scale = parse_adam(read_state(folder), folder)
+    if moments:  # none were saved before the first step
+        set_state(model, optimizer, weights, moments, adam_step)
+    set_loss_scale(model, optimizer, scale)

@@ -1,0 +1,213 @@
+"""Which utterances a run trains on, validates on and is tested on; and what must hold between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awtpn.config.schema import DEMO, ROLES, Config, DataConfig
+from awtpn.distributed.world import World
+from awtpn.model.network import AWTPN
+from awtpn.run.position import Position
+from shards import FeatureStream
+from shards.format.feature_space import check_same_space
+from shards.format.schema import dump_manifest
+from shards.format.split_names import find_split
+from shards.sources.demo import ensure_demo
+from shards.storage.cache import telling_of_unwritable
+from shards.storage.local_path import local_path
+from shards.storage.store import default_cache, open_dataset
+
+# Utterances per rank and step. The same for every number of ranks, so that the same utterances share a
+# batch and the figures agree to the last digit.
+EVALUATION_BATCH = 32
+NO_VALIDATION = "none"
+
+
+def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
+    """FeatureStream's arguments for where a role's utterances come from; None where it has none.
+
+    A role without a URL of its own is found in data.train's dataset: in the split of its name (or of one that
+    means the same: "valid" and "dev" are "val"), or by `data.select`.
+    """
+    assert role in ROLES
+    url, select = getattr(data, role), getattr(data.select, role)
+    if url is None:
+        url = data.train.partition("#")[0]
+        if url != DEMO:
+            splits = open_dataset(url, data.cache_dir, data.storage_options)[1].splits
+            if find_split(role, splits) is None and not (select and list(splits) == ["all"]):
+                return None
+    if url == DEMO:
+        url = demo_dataset(data.cache_dir)
+    return {
+        "url": url,
+        "split": role,
+        "select": select,
+        "cache_dir": data.cache_dir,
+        "cache_limit": data.cache_limit,
+        "storage_options": data.storage_options,
+        "check_crc": data.check_crc,
+    }
+
+
+def demo_dataset(cache_dir: str | None) -> str:
+    """The demo corpus's folder in the cache, made at its first use.
+
+    Raises:
+        CacheUnwritable: the cache cannot be written.
+    """
+    cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
+    with telling_of_unwritable(cache):
+        return ensure_demo(cache)
+
+
+def ranks_of_node(world: World) -> int:
+    """Ranks that share this node's cache; every rank calls. 1 where nodes are too uneven to tell whose."""
+    hosts = world.all_gather_object(platform.node())
+    ranks = hosts.count(platform.node())
+    return 1 if world.size % ranks else ranks
+
+
+def open_training_stream(config: Config, world: World, position: Position) -> FeatureStream:
+    """The training utterances, dealt as the checkpoint (if any) had them dealt."""
+    source = stream_source(config.data, "train")
+    assert source is not None
+    resuming = position.step > 0
+    if position.epoch_step > 0:
+        for key, now, then in (
+            ("train.global_batch_size", config.train.global_batch_size, position.global_batch_size),
+            ("data.streams", config.data.streams or position.streams, position.streams),
+            ("run.seed", config.run.seed, position.seed),
+        ):
+            if now != then:
+                raise ValueError(
+                    f"{key} is {now}, but the checkpoint stands {position.epoch_step} steps into an epoch "
+                    f"begun with {then}: keep it until the epoch ends, or start afresh: --run.resume never"
+                )
+    stream = FeatureStream(
+        **source,
+        global_batch_size=config.train.global_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        local_world_size=ranks_of_node(world),
+        skip_damaged=config.data.damaged_budget > 0,
+        seed=config.run.seed,
+        streams=config.data.streams or (position.streams if resuming else None),
+        modalities=config.model.modalities,
+    )
+    if position.epoch_step > stream.steps_per_epoch:
+        raise ValueError(
+            f"the checkpoint stands {position.epoch_step} steps into an epoch, and one of {stream.url} has "
+            f"{stream.steps_per_epoch}: it is of other data, or damaged; start afresh: --run.resume never"
+        )
+    return stream
+
+
+def evaluation_stream(
+    data: DataConfig, role: str, modalities: list[str], world: World
+) -> FeatureStream | None:
+    """The split that `data` names for a role ("val", "test"), unshuffled; None where there is none."""
+    source = stream_source(data, role)
+    return None if source is None else open_evaluation(source, modalities, world)
+
+
+def open_evaluation(source: dict[str, Any], modalities: list[str], world: World) -> FeatureStream:
+    """An unshuffled stream of a `stream_source`, all of it: no figure is told of what is left of a split."""
+    return FeatureStream(
+        **source,
+        global_batch_size=EVALUATION_BATCH * world.size,
+        rank=world.rank,
+        world_size=world.size,
+        local_world_size=ranks_of_node(world),
+        shuffle=False,
+        modalities=modalities,
+    )
+
+
+def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
+    """Refuse data whose labels, features or feature widths are not the model's."""
+    if model.classes != stream.classes:
+        raise ValueError(
+            f"the model knows the classes {model.classes}, but {stream.url} has {stream.classes}"
+        )
+    check_same_space(
+        model.provenance,
+        stream.manifest.provenance,
+        model.feature_dims,
+        f"the model knows other features than those of {stream.url}",
+        "extract the recordings with the model's encoders, or train a model on these features",
+    )
+    for name, dim in model.feature_dims.items():
+        if stream.modalities[name].dim != dim:
+            raise ValueError(
+                f"the model takes {dim} features of {name}, but {stream.url} has "
+                f"{stream.modalities[name].dim}"
+            )
+
+
+def check_classes(train: FeatureStream) -> None:
+    """Refuse to train on utterances of one class: whatever answers that class is right, 100 % of the time."""
+    if len(occurring := np.flatnonzero(train.class_counts(check=False))) < 2:
+        raise ValueError(
+            f"all {train.num_utterances} training utterances of {train.url} are of the class "
+            f"{train.classes[occurring[0]]!r}, and there is nothing to learn: data.train and "
+            "data.select.train must choose utterances of two classes or more"
+        )
+
+
+def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | None]) -> list[str]:
+    """What a run should tell of its data: splits that go by another name, and what no stream reads.
+
+    Args:
+        train: the training utterances.
+        others: those of ROLES[1:], in this order.
+    """
+    streams = {role: s for role, s in zip(ROLES, [train, *others], strict=True) if s is not None}
+    lines = [
+        f"data.{role}: its utterances are the split {stream.split!r} of {stream.url}"
+        for role, stream in streams.items()
+        if stream.split not in (role, "all")
+    ]
+    for url in dict.fromkeys(stream.url for stream in streams.values()):
+        readers = [stream for stream in streams.values() if stream.url == url]
+        used = {stream.split: stream for stream in readers}
+        unused = {n: s.utterances for n, s in readers[0].manifest.splits.items() if n not in used}
+        if unused:
+            told = ", ".join(f"{name!r} ({count} utterances)" for name, count in unused.items())
+            lines.append(f"not used of {url}: split {told}; data.val and data.test take URL#SPLIT")
+        for name, stream in used.items():
+            if count := stream.unselected(readers):
+                lines.append(f"not used of {url}#{name}: {count} utterances that no data.select takes")
+    return lines
+
+
+def training_data(config: Config, train: FeatureStream) -> str:
+    """A digest of which utterances are trained on, wherever their copy lies."""
+    what = dump_manifest(train.manifest) + train.split + repr(config.data.select.train)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def validation_data(config: Config, val: FeatureStream | None) -> str:
+    """A digest of which utterances choose the best checkpoint, wherever their copy lies; "none" without."""
+    if val is None:
+        return NO_VALIDATION
+    shards = [(shard.sha256, shard.index_sha256) for shard in val.manifest.splits[val.split].shards]
+    what = json.dumps([shards, val.classes, config.data.select.val], sort_keys=True, default=str)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def balanced_weights(train: FeatureStream) -> NDArray[np.float64]:
+    """Class weights [C]: utterances / (classes * utterances of the class).
+
+    Raises:
+        ValueError: the manifest's counts are not those of the shards' indexes.
+    """
+    counts = train.class_counts()
+    return counts.sum() / (len(counts) * np.maximum(counts, 1).astype(np.float64))

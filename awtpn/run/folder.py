@@ -1,0 +1,254 @@
+"""The folder of a run: agreed on, kept to one job, and brought to where the run begins.
+
+What only the main rank can know (who holds the lock, which checkpoint a link names just now) it says to all:
+`by_main`. Network disks show other hosts a change later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shlex import quote
+from typing import TypeVar
+
+from awtpn.config.schema import DEMO, Config, differing_keys, dump, dump_yaml
+from awtpn.distributed import doctor
+from awtpn.distributed.world import World
+from awtpn.model.files import CARD_FILE, WEIGHTS_FILE, step_folders
+from awtpn.run import checkpoint
+from awtpn.run.atomic_write import write_atomically
+from awtpn.run.lock import locked
+from awtpn.run.position import Position, load_position
+from awtpn.run.record import CONFIG_FILE, read_settings, read_status
+from awtpn.run.results import set_aside
+from shards.format.schema import MANIFEST
+from shards.safe_io.printable import printable_lines
+from shards.storage.store import dataset_name
+
+# What makes the model that it becomes. Layout, precision, length and places may change on the way.
+SETTLED = ("run.seed", "data.standardize", "model.", "prototypes.", "loss.", "optim.")
+# What a finished run is judged by; of `data.select` the training utterances cannot change.
+JUDGED_BY = ("data.val", "data.test", "data.select")
+T = TypeVar("T")
+
+
+def run_on_rank0(world: World, action: Callable[[], T]) -> T:
+    """What `action` gives on the main rank, on every rank; and so the error that it raises.
+
+    Raises:
+        ValueError: that of the action, or its OSError.
+    """
+    answer, failure = None, None
+    if world.is_main:
+        try:
+            answer = action()
+        except Exception as error:  # of any kind: the other ranks wait for the answer
+            failure = error
+    answer, refusal = world.broadcast_object((answer, None if failure is None else str(failure)))
+    if failure is not None and not isinstance(failure, OSError | ValueError):
+        raise failure
+    if refusal is not None:
+        raise ValueError(refusal)
+    return answer
+
+
+def prepare_run_dir(config: Config, world: World) -> Path:
+    """Agree on the run folder, and have every rank look around.
+
+    Raises:
+        ValueError: something would spoil the run; says what and the fix, on every rank.
+    """
+    data = config.data
+    default = Path("runs") / f"{dataset_name(data.train)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(world.broadcast_object(str(config.run.dir or default)))
+    run_on_rank0(world, lambda: check_folder(config, run_dir))
+    urls = [url for url in (data.train, data.val, data.test) if url not in (None, DEMO)]
+    _, findings = doctor.check_cluster(world, run_dir, urls, data.cache_dir, data.storage_options)
+    if errors := [f"{found.what}; fix: {found.fix}" for found in findings if found.level == "error"]:
+        raise ValueError(f"this run cannot work: {errors[0]}" + "".join(f"\n- {e}" for e in errors[1:]))
+    if world.is_main:
+        for finding in findings:
+            print(printable_lines(finding))
+    return run_dir
+
+
+def check_folder(config: Config, run_dir: Path) -> None:
+    """Refuse what cannot be or become the folder of this run, before anything is written there.
+
+    Raises:
+        ValueError: says why and what to do.
+    """
+    fix, whole = "choose another run.dir", run_dir.absolute()
+    try:
+        taken = run_dir.exists() and not run_dir.is_dir()
+        there = next(folder for folder in (whole, *whole.parents) if folder.exists())
+        if max(len(os.fsencode(name)) for name in whole.parts) > os.pathconf(there, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except (OSError, ValueError) as error:  # too long a name, a null byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"run.dir {str(run_dir)[:80]!r}: {reason}: {fix}") from None
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise ValueError(f"run.dir {run_dir} is a link to nothing: {fix}")
+    if taken:
+        raise ValueError(f"run.dir {run_dir} is a file: {fix}")
+    if (run_dir / MANIFEST).exists():
+        raise ValueError(
+            f"run.dir {run_dir} holds a packed dataset ({MANIFEST}): {fix}, e.g. a folder beside it"
+        )
+    if (run_dir / CARD_FILE).exists() and (run_dir / WEIGHTS_FILE).exists():
+        raise ValueError(
+            f"run.dir {run_dir} holds a model ({WEIGHTS_FILE}): {fix}; run.init_from starts from its weights"
+        )
+    read_settings(run_dir)
+    if config.run.resume not in ("auto", "never") and not run_dir.exists():
+        folder = named_folder(config.run.resume)
+        if problem := checkpoint.find_resume_problem(folder, names=()):
+            raise ValueError(f"run.resume: {problem}")
+
+
+@contextlib.contextmanager
+def exclusive_run(run_dir: Path, world: World) -> Iterator[None]:
+    """While the block runs, no other job trains in the folder.
+
+    Raises:
+        ValueError: one does already; on every rank.
+    """
+    with contextlib.ExitStack() as stack:
+        run_on_rank0(world, lambda: stack.enter_context(locked(run_dir)))
+        yield
+
+
+# --- Where a run begins --------------------------------------------------------------------------
+
+
+def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
+    """The checkpoint that `run.resume` means, None to start afresh, and the position to go on from.
+
+    A scheduler repeats one command for ever. So a run that began from the checkpoint that `run.resume` names,
+    or that was told `never`, goes on from its own latest one when the same command comes again.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is not as it was saved; says what to do.
+    """
+    root, resume = run_dir / "checkpoints", config.run.resume
+    folder = checkpoint.find_latest(root)
+    began_from = ""
+    if resume == "never":
+        if folder and not _same_command(config, run_dir):
+            raise ValueError(
+                f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
+            )
+    elif resume != "auto":
+        named = os.path.abspath(resume)  # not resolved: `best` and `latest` move on
+        if folder and _began_from(folder) == named:
+            print(f"run.resume: this run began from {resume} already, and goes on from {folder}")
+        else:
+            folder, began_from = named_folder(resume), named
+    if folder is None:
+        return None, Position()
+    if not began_from and (changed := [key for key in changes(config, run_dir) if key.startswith(SETTLED)]):
+        raise ValueError(
+            f"{run_dir} holds a run with another {', '.join(changed)}: choose another run.dir; or, to go on "
+            f"from here with these, --run.resume {quote(str(folder))}"
+        )
+    if problem := checkpoint.find_resume_problem(folder):
+        raise ValueError(problem + checkpoint.suggest_intact(folder))
+    position = load_position(folder)
+    position.began_from = began_from or position.began_from
+    # Another best is to be found, at the latest at the end; so where an older version took figures of outputs
+    # that were not finite for the best.
+    if best_of(root, folder, position) is None or not math.isfinite(position.best_entropy):
+        position.best_f1, position.best_entropy = -1.0, 0.0
+        position.best_step, position.validated = 0, 0
+    return folder, position
+
+
+def named_folder(resume: str) -> Path:
+    """The folder that `run.resume` names, which must exist."""
+    if not Path(resume).is_dir():
+        raise ValueError(f"run.resume names {resume}, which is no folder")
+    return Path(resume).resolve()
+
+
+def _began_from(folder: Path) -> str:
+    """The checkpoint that `run.resume` named when a run began; "" where that cannot be known."""
+    try:
+        return load_position(folder).began_from
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _same_command(config: Config, run_dir: Path) -> bool:
+    """The folder's run was begun with these very settings and did not come to its end."""
+    try:
+        said, before = read_status(run_dir)["status"], read_settings(run_dir)
+    except (OSError, ValueError):
+        return False
+    return said != "done" and before == dump(config)
+
+
+def best_of(root: Path, resumed: Path, position: Position) -> Path | None:
+    """The best checkpoint of a run that goes on from `resumed`, if it is in the run's own folder `root`."""
+    best = root / checkpoint.folder_name(position.best_step)
+    return best if position.best_step and _is_own(root, resumed, position) and best.is_dir() else None
+
+
+def _is_own(root: Path, resumed: Path, position: Position) -> bool:
+    """`resumed` is one of the run's own checkpoints, and not a copy or one of another run."""
+    return resumed == root.resolve() / checkpoint.folder_name(position.step)
+
+
+def changes(config: Config, run_dir: Path) -> list[str]:
+    """The keys that the folder's run was last started with otherwise; none where it has no settings yet."""
+    if (recorded := read_settings(run_dir)) is None:
+        return []
+    changed = differing_keys(recorded, dump(config))
+    return [key for key in changed if key not in ("run.dir", "run.resume")]
+
+
+def rewind_run_folder(
+    config: Config, run_dir: Path, resumed: Path | None, position: Position, done: bool
+) -> None:
+    """Bring the folder to `position` (main rank only): set aside what lies beyond, write down the settings.
+
+    To be called when nothing can refuse the start any more: it must not spoil another run's records. Nor are
+    settings written down of which no step is trained (`done`), unless they say on what it is judged.
+    """
+    root = run_dir / "checkpoints"
+    own = resumed is not None and _is_own(root, resumed, position)
+    last = checkpoint.folder_name(position.step) if own else ""
+    beyond = [folder for folder in step_folders(root) if folder.name > last]
+    if beyond:
+        aside = root / time.strftime("abandoned-%Y%m%d-%H%M%S")
+        aside.mkdir()
+        for folder in beyond:
+            os.replace(folder, aside / folder.name)
+        print(f"going on from {resumed}: {', '.join(f.name for f in beyond)} of {root} set aside in {aside}")
+    if root.is_dir():
+        best = best_of(root, resumed, position) if resumed else None
+        for name, named in (("best", best), ("latest", resumed if own else None)):
+            if named:
+                checkpoint.update_symlink(root / name, named)
+            else:
+                (root / name).unlink(missing_ok=True)
+    judged_anew = resumed is not None and any(key in JUDGED_BY for key in changes(config, run_dir))
+    if not done or judged_anew:
+        if results := set_aside(run_dir):
+            why = "is judged on other data" if done else f"continues from step {position.step}"
+            print(f"the run {why}; its results so far: {results}")
+        record_settings(config, run_dir, position.step)
+
+
+def record_settings(config: Config, run_dir: Path, step: int) -> None:
+    """Write config.yaml; where it held other settings say so, and keep them as config-STEP.yaml."""
+    file, kept = run_dir / CONFIG_FILE, run_dir / f"config-{step}.yaml"
+    if step and (changed := changes(config, run_dir)):
+        if not kept.exists():
+            write_atomically(kept, file.read_text())
+        print(f"from step {step} on with another {', '.join(changed)}; the settings before: {kept}")
+    write_atomically(file, dump_yaml(config))

@@ -1,0 +1,211 @@
+"""Figures of a model on a split, over all ranks, each utterance counted once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from awtpn.config.schema import ROLES, DataConfig, SelectConfig
+from awtpn.distributed.cpu_threads import (
+    ONE_PIECE,
+    PieceThreads,
+    choose_threads,
+    forward_in_pieces,
+    make_piece_threads,
+)
+from awtpn.distributed.world import World, init_process_group, shutdown
+from awtpn.learning.settings import LossConfig
+from awtpn.metrics.classification import auroc, count_confusion, format_table, summarise
+from awtpn.model.finite_outputs import FiniteOutputs
+from awtpn.model.network import AWTPN, ModelOutput
+from awtpn.model.settings import ModelConfig
+from awtpn.run.atomic_write import prepare_place, write_json
+from awtpn.run.data import EVALUATION_BATCH, check_feature_space, open_evaluation, stream_source
+from awtpn.run.folder import run_on_rank0
+from awtpn.run.predictions import writing_predictions
+from awtpn.run.record import CONFIG_FILE, read_section
+from awtpn.training.held_out import told_of_evaluated
+from shards import FeatureBatch, FeatureStream
+from shards.format.split_names import named_once
+from shards.safe_io.json_fields import from_record
+from shards.safe_io.printable import printable
+from shards.storage.credentials import redact_url
+from shards.storage.store import split_url
+
+RUN_ABOVE = 2  # folders from a checkpoint up to its run: RUN/checkpoints/best
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    stream: FeatureStream,
+    world: World,
+    on_batch: Callable[[], None] = lambda: None,
+    predictions: Path | None = None,
+    look: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
+    threads: PieceThreads = ONE_PIECE,
+) -> dict[str, Any]:
+    """Figures of `model` over `stream`, all on every rank: `classification.summarise`, and the cross-entropy.
+
+    `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
+    same on all ranks, is a file to write with a line per utterance: see `run.predictions`. `look` is given
+    each batch and what the model made of it, on the device. `threads` share each batch on a CPU.
+
+    Raises:
+        NotFiniteError: the model's outputs for some utterances are not finite; names them, on every rank.
+    """
+    classes = len(stream.classes)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
+    surprise = torch.zeros((), dtype=torch.float64, device=world.device)
+    finite = FiniteOutputs()
+    training = model.training
+    model.eval()
+    with writing_predictions(predictions, stream.classes, world) as record:
+        for batch in stream.epoch(0, device=world.device):
+            # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
+            output = forward_in_pieces(model, batch, threads)
+            confusion += count_confusion(batch.label, output.logits.argmax(-1), classes)
+            surprise += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
+            finite.add(batch.key, output.logits)
+            record(batch, output.logits)
+            look(batch, output)
+            on_batch()
+        model.train(training)
+        finite.check(
+            world.all_gather_object, f"{stream.url}, split {stream.split}"
+        )  # before a file of them appears
+    figures = summarise(world.sum(confusion.cpu().numpy()), stream.classes)
+    total = float(world.sum(surprise.cpu().numpy()[None])[0])
+    return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
+
+
+@torch.no_grad()
+def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> dict[str, float]:
+    """How well the reliability weights find the truly informative steps: AUROC per modality.
+
+    Needs metadata that lists them (`informative_audio`, `informative_video`: step numbers), which the demo
+    corpus has; empty for data that does not say. A modality of which all steps are informative, or none, has
+    no such figure. A weight is compared as a multiple of its utterance's uniform weight.
+    """
+    listed = [f"informative_{m}" for m in stream.modalities]
+    _, first = next(stream.metadata())
+    if not all(name in first for name in listed):
+        return {}
+    truth = dict(stream.metadata())
+    scores: dict[str, list[Any]] = {m: [] for m in stream.modalities}
+    marks: dict[str, list[Any]] = {m: [] for m in stream.modalities}
+    model.eval()
+    for batch in stream.epoch(0, device=world.device):
+        output = model(batch.features)
+        for modality, of_stream in output.streams.items():
+            lengths = batch.features[modality].host_lengths
+            for key, weights in zip(batch.key, of_stream.weights.cpu().split(lengths), strict=True):
+                mark = np.zeros(len(weights), dtype=bool)
+                mark[truth[key][f"informative_{modality}"]] = True
+                scores[modality].append(weights.double().numpy() * len(weights))
+                marks[modality].append(mark)
+    everyone = world.all_gather_object((scores, marks))
+    found = {
+        m: auroc(
+            np.concatenate([np.concatenate(s[m] or [np.zeros(0)]) for s, _ in everyone]),
+            np.concatenate([np.concatenate(t[m] or [np.zeros(0, bool)]) for _, t in everyone]),
+        )
+        for m in stream.modalities
+    }
+    return {m: value for m, value in found.items() if not math.isnan(value)}
+
+
+def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
+    """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the figures."""
+    options.split = named_once(options.data or "", options.split) or "test"
+    world = init_process_group()
+    for file in (options.out, options.predictions):
+        if file:
+            run_on_rank0(world, partial(prepare_place, Path(file)))
+    given = Path(options.checkpoint)
+    model = AWTPN.from_pretrained(given).to(world.device)
+    if options.data:
+        source = {"url": options.data, "split": options.split, "select": options.select}
+    else:
+        source = trained_on(given, options)
+    source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
+    stream = open_evaluation(source, model.config.modalities, world)
+    check_feature_space(model, stream)
+    if world.is_main and (told := told_of_training(given, stream, options)):
+        print(printable(told))
+    threads = threads_for_evaluation(model.config, world)
+    figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
+    if world.is_main:
+        what = f"{redact_url(source['url'])}, split {stream.split}: {figures['utterances']} utterances"
+        print(printable(what) + "\n")
+        print(format_table(figures, stream.name))
+        if options.out:
+            write_json(Path(options.out), figures)
+    shutdown()
+    return figures
+
+
+def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:
+    """Those that share a batch as in a run with the default settings: then figures agree to the last bit."""
+    if world.size > 1 or world.device.type != "cpu":
+        return ONE_PIECE
+    return make_piece_threads(choose_threads(None, 0, 1, os.environ), EVALUATION_BATCH, config, LossConfig())
+
+
+def told_of_training(given: Path, stream: FeatureStream, options: argparse.Namespace) -> str | None:
+    """A line where `stream` has utterances that the model at `given` was trained on; None if none are known.
+
+    Nothing is known of a model outside of a run folder, nor where the training data cannot be opened. A store
+    other than that of `stream` is not asked: it may be away, and would be asked again and again.
+    """
+    try:
+        places = [given.absolute(), *list(given.resolve().parents)[:RUN_ABOVE]]
+        run_dir = next((folder for folder in places if (folder / CONFIG_FILE).is_file()), None)
+        if run_dir is None:
+            return None
+        of_run = argparse.Namespace(**vars(options) | {"split": "train", "select": None})
+        source = trained_on(run_dir, of_run)
+        if "://" in source["url"] and split_url(source["url"])[0] != split_url(stream.url)[0]:
+            return None
+        train = FeatureStream(
+            **source,
+            cache_dir=options.cache_dir,
+            storage_options=options.storage_options,
+            modalities=list(stream.modalities),
+            shuffle=False,
+            skip_damaged=True,
+        )
+        return told_of_evaluated(train, stream)
+    except (ValueError, OSError, ImportError):
+        return None
+
+
+def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The split of the data that a run was trained on, from its config.yaml.
+
+    Raises:
+        ValueError: the folder is no run, or its data has no such split.
+    """
+    file, split = run_dir / CONFIG_FILE, options.split
+    if not file.is_file() or split not in ROLES:
+        raise ValueError(f"say what to evaluate on with --data: {file} does not tell of a split {split!r}")
+    recorded = read_section(run_dir, "data")
+    select = from_record(SelectConfig, recorded.pop("select", {}), f"{file}: data.select", others=True)
+    data = from_record(DataConfig, recorded, f"{file}: data", others=True)
+    data.select = select
+    # The run folder keeps no credentials.
+    data.cache_dir, data.storage_options = options.cache_dir, options.storage_options or {}
+    source = stream_source(data, split)
+    if source is None:
+        raise ValueError(f"the data of {run_dir} has no split {split!r}: name it with --data")
+    return {"url": source["url"], "split": split, "select": options.select or source["select"]}

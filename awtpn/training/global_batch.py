@@ -1,0 +1,187 @@
+"""What all ranks must agree on before a step's first forward, and a micro-batch's loss from it.
+
+One small sum over ranks per step carries everything: the counts that the losses' normalizers need, the
+wish to stop, the fingerprint of the data, and (for global negatives) which label stands where. Whatever
+could differ between ranks is in it, so no rank decides alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from awtpn.distributed.world import World
+from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms
+from awtpn.learning.negatives import DRAWS, NONE, draw_other_class, draw_permutation, make_slot_table
+from awtpn.learning.settings import LossConfig
+from awtpn.model.device import to_device_async
+from awtpn.model.network import ModelOutput
+from shards import FeatureBatch
+
+
+@dataclass(frozen=True)
+class GlobalBatchInfo:
+    """What every rank knows alike of the global batch, and this rank's negatives."""
+
+    normalizers: LossNormalizers
+    negatives: dict[str, NDArray[np.int64]]  # draw -> place of each of this rank's utterances' negative
+    utterances: int
+    fingerprint: int
+    stop: bool
+
+
+def reduce_batch_counts(
+    batch: FeatureBatch,
+    config: LossConfig,
+    world: World,
+    *,
+    classes: int,
+    class_weights: NDArray[np.float64] | None,
+    modalities: list[str],
+    global_batch: int,
+    accumulation: int,
+    seed: int,
+    step: int,
+    stop: bool,
+) -> GlobalBatchInfo:
+    """Draw this step's negatives and reduce its counts; every rank calls, with a batch on the host."""
+    label, place = batch.host_label.numpy(), batch.place.numpy()
+    present = {m: batch.features[m].host_offsets.diff().numpy() > 0 for m in modalities}
+    both = np.logical_and.reduce(list(present.values()))
+    cross_modal = len(modalities) == 2
+
+    negatives: dict[str, NDArray[np.int64]] = {}
+    slot_table = np.zeros(global_batch, dtype=np.int64)
+    if cross_modal:
+        slot_table = make_slot_table(global_batch, place, label, both)
+        if config.negatives == "reference":
+            negatives = {
+                name: _permuted(batch, both, accumulation, seed, step, d) for d, name in enumerate(DRAWS)
+            }
+        elif config.negatives == "group":
+            # Groups never cross ranks, so this rank's own part of the slot_table is all they need.
+            negatives = {
+                name: draw_other_class(slot_table, config.negative_group, seed, step, d)[place]
+                for d, name in enumerate(DRAWS)
+            }
+
+    parts: dict[str, NDArray[np.int64]] = {
+        "stop": np.array([stop], dtype=np.int64),
+        "fingerprint": np.array([batch.fingerprint()], dtype=np.uint64).view(np.int64),
+        "class": np.bincount(label, minlength=classes),
+        "present": np.array([present[m].sum() for m in modalities], dtype=np.int64),
+        "both": np.array([both.sum()], dtype=np.int64),
+        "negative": np.array([(both & (n != NONE)).sum() for n in negatives.values()], dtype=np.int64),
+        # Fixed shape for the run: the configuration decides, never the data.
+        "slot_table": slot_table if cross_modal and config.negatives == "global" else slot_table[:0],
+    }
+    total = dict(zip(parts, _split(world.sum(np.concatenate(list(parts.values()))), parts), strict=True))
+
+    valid = dict(zip(DRAWS, total["negative"], strict=False))
+    if cross_modal and config.negatives == "global":
+        # Every rank now holds the whole slot_table and draws for all places alike.
+        for d, name in enumerate(DRAWS):
+            everywhere = draw_other_class(total["slot_table"], global_batch, seed, step, d)
+            complete = (total["slot_table"] > 0) & ((total["slot_table"] - 1) % 2 == 1)
+            valid[name] = (complete & (everywhere != NONE)).sum()
+            negatives[name] = everywhere[place]
+    utterances = int(total["class"].sum())
+    weight = total["class"] @ class_weights if class_weights is not None else float(utterances)
+    normalizers = LossNormalizers(
+        utterances=max(1, utterances),
+        present={m: max(1, int(n)) for m, n in zip(modalities, total["present"], strict=True)},
+        both=max(1, int(total["both"][0])),
+        negative={name: max(1, int(n)) for name, n in valid.items()},
+        class_weight=float(weight) or 1.0,
+    )
+    return GlobalBatchInfo(
+        normalizers,
+        negatives,
+        utterances,
+        int(total["fingerprint"].view(np.uint64)[0]),
+        bool(total["stop"][0]),
+    )
+
+
+def _split(vector: NDArray[np.int64], parts: Mapping[str, NDArray[Any]]) -> list[NDArray[np.int64]]:
+    return np.split(vector, np.cumsum([len(p) for p in parts.values()])[:-1])
+
+
+def _permuted(
+    batch: FeatureBatch, complete: NDArray[np.bool_], accumulation: int, seed: int, step: int, draw: int
+) -> NDArray[np.int64]:
+    """The reference's permutations, one per micro-batch."""
+    place = batch.place.numpy()
+    micro_batch = (place - batch.first_place) * accumulation // batch.num_places
+    negative = np.full(len(place), NONE, dtype=np.int64)
+    for m in range(accumulation):
+        own = micro_batch == m
+        negative[own] = draw_permutation(place[own], complete[own], seed, step, draw)
+    return negative
+
+
+def micro_batch_losses(
+    output: ModelOutput,
+    micro: FeatureBatch,
+    first: int,
+    info: GlobalBatchInfo,
+    config: LossConfig,
+    class_weights: Tensor | None,
+    global_batch: int,
+) -> Tensor:
+    """The six terms' shares [6] of one micro-batch, whose utterances begin at `first` of the rank's batch."""
+    pool = None
+    if info.negatives:
+        place = micro.place.numpy()
+        own = slice(first, first + len(place))
+        negative = {name: n[own] for name, n in info.negatives.items()}
+        means = output.streams["video"].mean
+        if config.negatives == "global":
+            pool = NegativePool(
+                all_gather_with_grad(means, micro, global_batch),
+                {name: to_device_async(n, means.device) for name, n in negative.items()},
+            )
+        else:
+            row_of_place = np.full(global_batch + 1, NONE, dtype=np.int64)  # the last serves NONE itself
+            row_of_place[place] = np.arange(len(place))
+            pool = NegativePool(
+                means,
+                {name: to_device_async(row_of_place[n], means.device) for name, n in negative.items()},
+            )
+    return loss_terms(output, micro.label, pool, info.normalizers, config, class_weights)
+
+
+def all_gather_with_grad(means: Tensor, batch: FeatureBatch, global_batch: int) -> Tensor:
+    """The global batch's vectors [global_batch, D] by place, with gradient to the ranks they came from.
+
+    Empty places are zero. A collective: every rank calls it, however many utterances it has.
+    """
+    own = means.new_zeros(batch.num_places, means.shape[1])
+    own = own.index_copy(0, to_device_async((batch.place - batch.first_place).numpy(), means.device), means)
+    if batch.num_places == global_batch:
+        return own
+    return _GatherOverRanks.apply(own)
+
+
+class _GatherOverRanks(torch.autograd.Function):
+    """Concatenate every rank's rows; the gradient of a row is the sum of what all ranks did with it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        ctx.rows = len(own)
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, own.contiguous())
+        return torch.cat(everyone)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank() * ctx.rows :][: ctx.rows]

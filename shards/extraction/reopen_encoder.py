@@ -1,0 +1,64 @@
+"""Open the encoder that made recorded features, to make more features of the same space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.format.feature_space import describe, space_of
+
+# Settings that decide how much a recording is decoded to; beyond any that a recording has.
+RATES = ("rate", "fps", "step_seconds")
+FASTEST = 1_000_000
+
+
+def reopen_encoder(
+    modality: str, settings: Mapping[str, Any], device: str = "cpu", spec: str | None = None
+) -> Any:
+    """The encoder of these settings, to make more features of the same space.
+
+    Args:
+        modality: "audio" or "video".
+        settings: of `reopenable` features; the encoder computes in the precision that it did then.
+        device: where a model runs.
+        spec: where the model is now, if it was moved.
+
+    Raises:
+        ValueError: the encoder cannot be found, or is no longer the same.
+    """
+    for name in RATES:
+        if name in settings and not _is_rate(settings[name]):
+            raise ValueError(f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded")
+    built_in = "model_type" not in settings
+    if spec is None and not built_in and not settings.get("path") and not settings.get("revision"):
+        # A folder, of which an export tells the name alone; on a hub that name may be anybody's.
+        raise ValueError(
+            f"{modality}: the encoder was the folder {settings['id']!r} of another machine: get its files, "
+            f"and say where they are (awtpn predict --{modality} FOLDER)"
+        )
+    spec = spec or str(settings.get("path") or settings["id"])
+    options: dict[str, Any] = {"device": device}
+    if not built_in:
+        options |= {name: settings[name] for name in ("dtype", "layer", "step_seconds") if name in settings}
+        options["revision"] = None if Path(spec).expanduser().is_dir() else settings.get("revision")
+    if modality == "video":
+        options |= {"fps": settings["fps"], "step_seconds": settings["step_seconds"]}
+        options["faces"] = "none" if settings.get("faces", "none") == "none" else "opencv"
+    opened = (open_audio_encoder if modality == "audio" else open_video_encoder)(spec, **options)
+    assert opened is not None
+    now = opened.settings
+    if space_of(now) != space_of(settings):
+        raise ValueError(
+            f"{modality}: the encoder {spec} is not the one that was recorded: "
+            f"{describe(settings, now)} then, {describe(now, settings)} now; "
+            "give the same model's files, or use the version of this package that made the features"
+        )
+    return opened
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= FASTEST
+    )

@@ -1,0 +1,198 @@
+"""An index on disk: written, and read back only if every array in it can be what it says.
+
+An index decides which bytes of a shard are taken for which features, and under which label. Its hash in the
+manifest proves that it is the one which the manifest names, and no more. So an index that no packing makes is
+refused here, by a few operations on whole arrays, before it has us read other bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from shards.format.class_checks import WrongManifest
+from shards.format.hashing import hash_of
+from shards.format.index import ALIGNMENT, ShardIndex, form_of
+from shards.format.schema import INDEXED, Manifest, Modality, ShardEntry
+from shards.format.tar_members import BLOCK
+from shards.safe_io.bounded_npz import read_npz
+
+# Kinds of NumPy's that values of a manifest's column have: integers may mix with floats.
+KINDS = {"bool": "b", "int": "i", "float": "fi", "str": "U"}
+KIND_NAMES = {"U": "text", "b": "bool", "i": "whole numbers", "fi": "numbers"}
+
+
+def save_index(index: ShardIndex, path: Path) -> None:
+    """Write an index; the same index gives the same bytes."""
+    arrays = {
+        "key": index.key,
+        "label": index.label,
+        "json.offset": index.json_offset,
+        "json.size": index.json_size,
+        **{f"offset.{name}": array for name, array in index.offset.items()},
+        **{f"steps.{name}": array for name, array in index.steps.items()},
+        **{f"crc.{name}": array for name, array in index.crc.items()},
+        **{f"form.{name}": array for name, array in index.form.items()},
+        **{f"column.{name}": array for name, array in index.columns.items()},
+    }
+    if index.classes is not None:
+        arrays["classes"] = index.classes
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> ShardIndex:
+    """Read an index, if it is the one the manifest names and fits what else that says.
+
+    Args:
+        index_file: the `.npz`.
+        entry: of the shard.
+        manifest: of the dataset.
+
+    Raises:
+        WrongManifest: it was made with other classes.
+        ValueError: it is damaged, no index, one of another shard or of other features, or one that no packing
+            makes: its arrays overlap, reach beyond the shard, or do not fit each other. One line.
+    """
+    again = "`awtpn shards index` makes it again" if INDEXED in manifest.provenance else "pack it again"
+    # An index is small, and a damaged one would have us read noise: its hash is checked every time.
+    if hash_of(index_file) != entry.index_sha256:
+        raise ValueError(f"{index_file.name}: not the index the manifest names: damaged or replaced; {again}")
+    try:
+        arrays = read_npz(index_file)
+        if "key" not in arrays:
+            raise ValueError("array 'key' is missing")
+    except ValueError as error:
+        raise ValueError(f"{index_file.name}: not the index of a shard ({error}); {again}") from None
+    try:
+        index = _index(arrays, entry, manifest)
+        _check_values(index, entry, manifest)
+    except ValueError as error:
+        raise type(error)(f"{index_file.name}: {error}; {again}") from None
+    return index
+
+
+def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest) -> ShardIndex:
+    """The arrays by name, if all are there, of the right kind and of one length."""
+    utterances = arrays["key"].size
+    if utterances != entry.utterances:
+        raise ValueError(f"{utterances} utterances, {entry.utterances} by the manifest")
+
+    def take(name: str, kind: Any) -> np.ndarray:
+        if name not in arrays:
+            raise ValueError(f"array {name!r:.60} is missing")
+        array = arrays[name]
+        fits = array.dtype.kind in kind if isinstance(kind, str) else array.dtype == np.dtype(kind)
+        if not fits or array.shape != (utterances,):
+            raise ValueError(
+                f"array {name!r:.60} is {array.dtype!s:.40} {array.shape!s:.40}, where {utterances} of "
+                f"{KIND_NAMES.get(kind, kind) if isinstance(kind, str) else np.dtype(kind).name} belong"
+            )
+        return array
+
+    offset, steps = {}, {}
+    for name in manifest.modalities:
+        # A modality that none of the shard's utterances has may be left out.
+        there = f"offset.{name}" in arrays or f"steps.{name}" in arrays
+        offset[name] = take(f"offset.{name}", np.int64) if there else np.full(utterances, -1)
+        steps[name] = take(f"steps.{name}", np.int32) if there else np.zeros(utterances, np.int32)
+    classes = arrays.get("classes")
+    if classes is not None and (classes.dtype.kind != "U" or classes.ndim != 1):
+        raise ValueError("array 'classes' does not hold the names of classes")
+    form = {name: arrays[f"form.{name}"] for name in manifest.modalities if f"form.{name}" in arrays}
+    if not all(found.dtype.kind == "U" and found.ndim == 0 for found in form.values()):
+        raise ValueError("an array 'form' is not the name of one")
+    return ShardIndex(
+        key=take("key", "U"),
+        label=take("label", np.int32),
+        json_offset=take("json.offset", np.int64),
+        json_size=take("json.size", np.int32),
+        offset=offset,
+        steps=steps,
+        columns={name: take(f"column.{name}", KINDS[kind]) for name, kind in manifest.columns.items()},
+        # An early index has none of these.
+        crc={n: take(f"crc.{n}", np.uint32) for n in (*offset, "json") if f"crc.{n}" in arrays},
+        form=form,
+        classes=classes,
+    )
+
+
+def _check_values(index: ShardIndex, entry: ShardEntry, manifest: Manifest) -> None:
+    """Raise ValueError where the manifest contradicts the index, or the tar cannot hold what that tells."""
+    if index.classes is not None:
+        # NumPy's text loses zeros at its end.
+        _check_classes(index.classes.tolist(), [name.rstrip("\0") for name in manifest.classes])
+    if len(index.label) and not 0 <= index.label.min() <= index.label.max() < len(manifest.classes):
+        raise ValueError(
+            f"a label is {index.label.min()} or {index.label.max()}, and there are {len(manifest.classes)} "
+            "classes"
+        )
+    if len(set(index.key.tolist())) != len(index.key):
+        raise ValueError("a key is there twice")
+    for name, modality in manifest.modalities.items():
+        if name in index.form and str(index.form[name]) != form_of(modality):
+            told = f"{index.form[name]!s:.60}, by the manifest {form_of(modality)}"
+            raise ValueError(f"{name} is {told}: which was changed")
+        _check_steps(name, index.offset[name], index.steps[name], entry)
+    _check_extents(index, entry, manifest.modalities, links=INDEXED in manifest.provenance)
+
+
+def _check_classes(indexed: list[str], named: list[str]) -> None:
+    """Positions in another list of classes would be other labels."""
+    if indexed == named:
+        return
+    if len(indexed) != len(named):
+        raise WrongManifest(f"{len(indexed)} classes, {len(named)} by the manifest: which was changed")
+    i = next(i for i, name in enumerate(named) if name != indexed[i])
+    raise WrongManifest(
+        f"class {i} is {indexed[i]!r:.40}, by the manifest {named[i]!r:.40}: which was changed"
+    )
+
+
+def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardEntry) -> None:
+    if len(steps) and steps.min() < 0:
+        raise ValueError(f"an utterance has {steps.min()} steps of {name}")
+    there = offset != -1
+    if np.any(steps[~there]):
+        raise ValueError(f"an utterance that lacks {name} has steps of it")
+    if np.any(offset[there] % ALIGNMENT):
+        raise ValueError(f"{name} does not lie where the data of a .npy member begins")
+    total = int(steps.sum(dtype=np.int64))
+    if total != entry.steps.get(name, 0):
+        raise ValueError(f"{total} steps of {name}, {entry.steps.get(name, 0)} by the manifest")
+
+
+def _check_extents(
+    index: ShardIndex, entry: ShardEntry, modalities: dict[str, Modality], links: bool
+) -> None:
+    """Everything lies in a member of its own: within the shard, at least a header apart from all else.
+
+    With `links`, as tars of others may have them, several may be one and the same member.
+    """
+    offsets, sizes = [index.json_offset], [index.json_size.astype(np.int64)]
+    for name, modality in modalities.items():
+        offsets.append(index.offset[name])
+        row_bytes = modality.dim * np.dtype(modality.dtype).itemsize
+        sizes.append(index.steps[name].astype(np.int64) * row_bytes)
+    # An utterance's members follow each other in a tar, so that this is nearly sorted.
+    start, size = np.stack(offsets, axis=1).ravel(), np.stack(sizes, axis=1).ravel()
+    if np.any(size < 0):
+        raise ValueError("a JSON member has a negative size")
+    if np.any(index.json_offset[index.json_size > 0] % BLOCK):
+        raise ValueError("a JSON member does not begin where a member of a tar does")
+    start, size = start[size > 0], size[size > 0]
+    if np.any(start < BLOCK):
+        raise ValueError("an array or JSON member begins before the first member of its shard")
+    if np.any((start > entry.bytes) | (size > entry.bytes) | (start + size > entry.bytes)):
+        names = ", ".join(("json", *modalities))
+        raise ValueError(f"one of {names} reaches past the end of its shard")
+    order = np.argsort(start, kind="stable")
+    start, size = start[order], size[order]
+    if links:
+        start, size = np.unique(np.stack([start, size], axis=1), axis=0).T
+    ends = -(-(start + size) // BLOCK) * BLOCK + BLOCK
+    if np.any(start[1:] < ends[:-1]):
+        first = int(start[1:][start[1:] < ends[:-1]][0])
+        raise ValueError(f"what begins at byte {first} of its shard overlaps what lies before it")

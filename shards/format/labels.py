@@ -1,0 +1,133 @@
+"""From what a source gives as a label to the name of a class, the same way for every source.
+
+Class names are text in Unicode's composed form (NFC) without white space around. Byte strings are UTF-8, and
+numbers that are whole have no decimals: 1, 1.0 and "1.0" are the class "1". What says that there is no label
+(null, NaN, an empty text, or one of these printed) is no class.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+
+from shards.safe_io.file_names import as_text, is_text
+
+# How programs print that there is no value. In lower case "none" and "null" may well be classes.
+MISSING = {"nan", "NaN", "NAN", "None", "NULL", "<NA>", "NaT", "N/A"}
+WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+SHOWN = 4
+
+
+def text_of(value: Any) -> str:
+    """A single value as text; "" where it is none (null or NaN).
+
+    Raises:
+        ValueError: bytes that are not UTF-8, or not a single value.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        if value.size != 1:
+            raise ValueError(f"is an array of shape {value.shape}, not a single value")
+        value = value.reshape(-1)[0].item() if value.dtype.kind != "M" else str(value)
+    if isinstance(value, bytes | bytearray):
+        try:
+            value = bytes(value).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"is {bytes(value)!r}, which is not UTF-8; save it as text") from None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, list | tuple | dict | set):
+        raise ValueError(f"is {value!r:.60}, not a single value")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return unicodedata.normalize("NFC", str(value)).strip()
+
+
+def label_name(value: Any, classes: Collection[str] = ()) -> str:
+    """The class that a label names.
+
+    Args:
+        value: text, bytes, or a number.
+        classes: names that are known to be classes, even if they look like none ("None").
+
+    Raises:
+        ValueError: there is no label, or it is no single value.
+    """
+    try:
+        name = text_of(value)
+    except ValueError as error:
+        raise ValueError(f"its label {error}") from None
+    if name in classes:
+        return name
+    if not name:
+        raise ValueError("has no label; fill it in, or leave it out")
+    if name in MISSING:
+        raise ValueError(
+            f"has no label ({name!r}); fill it in, or leave it out; if it is a class, name all "
+            "classes (--labels)"
+        )
+    whole = WHOLE.fullmatch(name)
+    return whole[1] if whole else name
+
+
+def found_classes(labels: Iterable[Any], at: str) -> list[str]:
+    """The classes that labels name: numbers by their value, then names in alphabetical order.
+
+    Labels that name none are passed over: their utterances are refused one by one.
+
+    Raises:
+        ValueError: there is no label at all, or some differ in nothing but case, white space or Unicode form.
+    """
+    counts: Counter[str] = Counter()
+    for label in labels:
+        try:
+            counts[label_name(label)] += 1
+        except ValueError:
+            continue
+    if not counts:
+        raise ValueError(f"{at}: none of the utterances has a label")
+    alike: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        alike.setdefault(_folded(name), []).append(name)
+    if twice := [names for names in alike.values() if len(names) > 1]:
+        told = "; ".join(", ".join(f"{name!r} ({counts[name]})" for name in names) for names in twice[:SHOWN])
+        more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
+        raise ValueError(
+            f"{at}: labels differ only in case, white space or Unicode form: {told}{more}; write them alike, "
+            "or, if they are classes of their own, name all classes (--labels)"
+        )
+    return sorted(counts, key=_order)
+
+
+def given_classes(names: Iterable[Any]) -> list[str]:
+    """Class names that a user or a file gives in label order, brought into the form of labels.
+
+    Raises:
+        ValueError: there is none, one is empty, or one is there twice.
+    """
+    given = list(names)
+    try:
+        classes = [text_of(name) for name in given]
+    except ValueError as error:
+        raise ValueError(f"classes {given}: a name {error}") from None
+    classes = [whole[1] if (whole := WHOLE.fullmatch(name)) else name for name in classes]
+    if not classes or len(set(classes)) != len(classes) or not all(classes):
+        raise ValueError(f"classes {given}: must be distinct names, at least one")
+    if bad := [name for name in classes if not is_text(name)]:
+        raise ValueError(f"class {as_text(bad[0])!r}: its name is not in UTF-8; rename it")
+    return classes
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _order(name: str) -> tuple[bool, float, str]:
+    number = NUMBER.fullmatch(name)
+    return not number, float(name) if number else 0.0, name

@@ -1,0 +1,289 @@
+"""The text of `manifest.json` -> a `Manifest` whose every name, size and count can be relied on.
+
+A manifest may come from anywhere. Its names become paths, its counts become arrays, and planning uses it
+alone, before any shard is opened. So all of it is checked here, counts against the bytes that the files have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from shards.format.schema import (
+    COLUMN_KINDS,
+    DTYPES,
+    INDEXED,
+    MODALITY_NAME,
+    PLAIN_NAME,
+    SCHEMA_VERSION,
+    SHA256,
+    SPLIT_NAME,
+    Manifest,
+    Modality,
+    ShardEntry,
+    Split,
+    SplitMoments,
+)
+from shards.safe_io.bounded_json import parse_json
+from shards.safe_io.git_lfs import refuse_pointer_text
+
+# Counts and sizes are below this, alone and added up: floats and every JSON reader hold them exactly.
+COUNT_LIMIT = 2**53
+# Planning holds a few numbers for every thousand utterances of a split.
+MOST_UTTERANCES = 2**34
+# Of the manifest: a million shards have less.
+MANIFEST_BYTES = 1 << 30
+# An index is read whole.
+INDEX_BYTES = 1 << 32
+# Of an utterance's arrays at least one is in the tar, behind a header.
+LEAST_TAR_BYTES = 512
+# An index has a letter of the key, the label, and offset and size of the metadata of each.
+LEAST_INDEX_BYTES = 20
+
+
+def parse_manifest(text: str | bytes, url: str) -> Manifest:
+    """Read and check the text of a `manifest.json`.
+
+    Args:
+        text: content of the file.
+        url: where it came from, for error messages.
+
+    Raises:
+        ValueError: not JSON, of a newer schema, or a field is missing, of the wrong type, impossible or
+            inconsistent. One line.
+    """
+    if len(text) > MANIFEST_BYTES:
+        raise ValueError(f"{url}: {len(text)} bytes are more than a manifest may have ({MANIFEST_BYTES})")
+    refuse_pointer_text(text, url)
+    try:
+        record = parse_json(text, url)
+    except ValueError as error:
+        raise ValueError(f"{error}; point to a dataset folder that was packed") from None
+    version = _field(record, "schema_version", int, url)
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{url}: schema version {version}, while this code reads up to {SCHEMA_VERSION}; upgrade it"
+        )
+    if version < 1:
+        raise ValueError(f"{url}: schema version {version}: there is none; pack it again")
+    found = _field(record, "modalities", dict, url)
+    _check_names(found, MODALITY_NAME, f"{url}: modalities")
+    modalities = {name: _parse_modality(entry, f"{url}: modalities.{name}") for name, entry in found.items()}
+    classes, columns = _list(record, "classes", str, url), _dict(record, "columns", str, url)
+    if not modalities or not classes or not set(columns.values()) <= set(COLUMN_KINDS):
+        raise ValueError(
+            f"{url}: there must be a modality and a class, and columns must be {COLUMN_KINDS}; pack it again"
+        )
+    _check_classes(classes, url)
+    found = _field(record, "splits", dict, url)
+    _check_names(found, SPLIT_NAME, f"{url}: splits")
+    provenance = _field(record, "provenance", dict, url)
+    splits = {
+        name: _parse_split(entry, modalities, len(classes), f"{url}: splits.{name}", INDEXED in provenance)
+        for name, entry in found.items()
+    }
+    _check_files([shard for split in splits.values() for shard in split.shards], url)
+    return Manifest(
+        modalities=modalities,
+        classes=classes,
+        columns=columns,
+        splits=splits,
+        provenance=provenance,
+        skipped=_field(record, "skipped", int, url),
+        schema_version=version,
+    )
+
+
+def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bool = False) -> ShardEntry:
+    """A shard's entry; what it counts must fit into its bytes.
+
+    Raises:
+        ValueError: a field is missing, of the wrong type or impossible.
+    """
+    shard = ShardEntry(
+        name=_field(record, "name", str, at),
+        utterances=_field(record, "utterances", int, at),
+        bytes=_field(record, "bytes", int, at),
+        sha256=_field(record, "sha256", str, at),
+        index=_field(record, "index", str, at),
+        index_bytes=_field(record, "index_bytes", int, at),
+        index_sha256=_field(record, "index_sha256", str, at),
+        steps=_dict(record, "steps", int, at),
+    )
+    for name in (shard.name, shard.index):
+        if not PLAIN_NAME.fullmatch(name):
+            raise ValueError(
+                f"{at}: {_shown(name)} is not a plain file name; shards lie beside their manifest"
+            )
+    for name, digest in (("sha256", shard.sha256), ("index_sha256", shard.index_sha256)):
+        if not SHA256.fullmatch(digest):
+            raise ValueError(
+                f"{at}: {name} {_shown(digest)} is no hash of 64 hexadecimal digits; pack it again"
+            )
+    _check_steps(shard.steps, modalities, at)
+    features = sum(
+        count * modalities[name].dim * np.dtype(modalities[name].dtype).itemsize
+        for name, count in shard.steps.items()
+    )
+    for what, needed, there in (
+        (f"{shard.utterances} utterances", shard.utterances * LEAST_TAR_BYTES, shard.bytes),
+        (f"the features of {shard.steps} steps", features, shard.bytes * (shard.utterances if links else 1)),
+        (f"{shard.utterances} utterances", shard.utterances * LEAST_INDEX_BYTES, shard.index_bytes),
+        ("the index", shard.index_bytes, INDEX_BYTES),
+    ):
+        if needed > there:
+            raise ValueError(f"{at}: {what} do not fit into {there} bytes; pack it again")
+    return shard
+
+
+def _parse_modality(record: Any, at: str) -> Modality:
+    modality = Modality(_field(record, "dim", int, at), _field(record, "dtype", str, at))
+    if modality.dim < 1 or modality.dtype not in DTYPES:
+        raise ValueError(
+            f"{at}: {modality!s:.100}: dim must be positive, dtype one of {DTYPES}; pack it again"
+        )
+    return modality
+
+
+def _parse_split(
+    record: Any, modalities: dict[str, Modality], num_classes: int, at: str, links: bool
+) -> Split:
+    shards = [
+        parse_shard(entry, modalities, f"{at}.shards[{i}]", links)
+        for i, entry in enumerate(_field(record, "shards", list, at))
+    ]
+    utterances = _field(record, "utterances", int, at)
+    if utterances != sum(shard.utterances for shard in shards):
+        raise ValueError(f"{at}: {utterances} utterances, but its shards hold another number; pack it again")
+    if utterances > MOST_UTTERANCES:
+        raise ValueError(f"{at}: {utterances} utterances are more than a split can have ({MOST_UTTERANCES})")
+    class_counts = _list(record, "class_counts", int, at)
+    if len(class_counts) != num_classes or sum(class_counts) != utterances:
+        raise ValueError(
+            f"{at}: class_counts {class_counts!s:.100} do not add up to {utterances} utterances of "
+            f"{num_classes} classes; pack it again"
+        )
+    steps = _dict(record, "steps", int, at)
+    _check_steps(steps, modalities, at)
+    found = _field(record, "moments", dict, at)
+    moments = {
+        name: _parse_moments(_field(found, name, dict, f"{at}.moments"), m, f"{at}.moments.{name}")
+        for name, m in modalities.items()
+    }
+    for name in modalities:
+        counts = {
+            "steps": steps.get(name, 0),
+            "moments": moments[name].count,
+            "shards": sum(shard.steps.get(name, 0) for shard in shards),
+        }
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"{at}: {name} has other numbers of steps by its parts: {counts}; pack it again")
+    return Split(utterances, steps, class_counts, moments, shards)
+
+
+def _parse_moments(record: Any, modality: Modality, at: str) -> SplitMoments:
+    moments = SplitMoments(
+        _field(record, "count", int, at),
+        _list(record, "mean", float, at),
+        _list(record, "std", float, at),
+    )
+    if not len(moments.mean) == len(moments.std) == modality.dim:
+        raise ValueError(
+            f"{at}: {len(moments.mean)} means and {len(moments.std)} deviations of {modality.dim} features "
+            "per step; pack it again"
+        )
+    # Neither can exceed the largest value that the dtype holds, but by a rounding error.
+    largest = float(np.finfo(modality.dtype).max) * 1.0001
+    for name, values, least in (("mean", moments.mean, -largest), ("std", moments.std, 0.0)):
+        for i, value in enumerate(values):
+            if not least <= value <= largest:  # which holds for NaN, too
+                raise ValueError(
+                    f"{at}: {name}[{i}] is {value!s:.40}, which {modality.dtype} values cannot have; "
+                    "pack it again"
+                )
+    return moments
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+def _check_names(found: Iterable[str], pattern: Any, at: str) -> None:
+    for name in found:
+        if not pattern.fullmatch(name) or len(name) > 100:
+            raise ValueError(f"{at}: {_shown(name)} cannot be a name there; pack it again")
+
+
+def _check_classes(classes: list[str], at: str) -> None:
+    seen: set[str] = set()
+    for i, name in enumerate(classes):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{at}: classes[{i}] {_shown(name)} is no text; pack it again") from None
+        if not name or name in seen:
+            told = f"{_shown(name)} is there twice" if name else "is empty"
+            raise ValueError(f"{at}: classes[{i}] {told}; classes are distinct names, pack it again")
+        seen.add(name)
+
+
+def _check_steps(steps: dict[str, int], modalities: dict[str, Modality], at: str) -> None:
+    for name in steps:
+        if name not in modalities:
+            raise ValueError(f"{at}: steps of {_shown(name)}, which is no modality; pack it again")
+
+
+def _check_files(shards: list[ShardEntry], at: str) -> None:
+    """Every file has one place: an utterance that is read twice would be trained on and tested on."""
+    seen: set[str] = set()
+    for shard in shards:
+        for name in (shard.name, shard.index):
+            if name in seen:
+                raise ValueError(f"{at}: {name} is named twice; every shard is in one split, pack it again")
+            seen.add(name)
+    size = sum(shard.bytes for shard in shards)
+    if size >= COUNT_LIMIT:
+        raise ValueError(f"{at}: its shards have {size} bytes, more than can be; pack it again")
+
+
+# --- Fields --------------------------------------------------------------------------------------
+
+
+def _field(record: Any, name: str, kind: type, at: str) -> Any:
+    if not isinstance(record, dict) or name not in record:
+        raise ValueError(f"{at}: field {name!r} is missing; this is not a complete manifest, pack it again")
+    _check_kind(record[name], kind, f"{at}: field {name!r}")
+    return record[name]
+
+
+def _list(record: Any, name: str, kind: type, at: str) -> Any:
+    """A field that is a list of `kind`."""
+    found = _field(record, name, list, at)
+    for i, value in enumerate(found):
+        _check_kind(value, kind, f"{at}: {name}[{i}]")
+    return found
+
+
+def _dict(record: Any, name: str, kind: type, at: str) -> Any:
+    """A field that is a dict with values of `kind`."""
+    found = _field(record, name, dict, at)
+    for key, value in found.items():
+        _check_kind(value, kind, f"{at}: {name}.{key if key.isidentifier() else _shown(key)}")
+    return found
+
+
+def _check_kind(value: Any, kind: type, at: str) -> None:
+    """Raise ValueError unless it is of a kind. Integers of a manifest are counts."""
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not fits or (kind is int and not 0 <= value < COUNT_LIMIT):
+        found = type(value).__name__ if kind in (dict, list) else _shown(value)
+        wanted = f"a count below {COUNT_LIMIT}" if fits and value > 0 else "a count"
+        raise ValueError(
+            f"{at} must be {wanted if kind is int else kind.__name__}, not {found}; pack it again"
+        )
+
+
+def _shown(value: Any) -> str:
+    """A value of whoever made the manifest, in an error message: short, and without control characters."""
+    return f"{value!r:.60}"

@@ -1,0 +1,205 @@
+"""What may be packed: every refusal of a single utterance, with its cause and its fix."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards.format.labels import label_name
+from shards.format.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
+from shards.format.statistics import CAST_TOLERANCE, Moments, moments_of, ruined_dimension
+
+FINER = "pack with dtype='float32' (--dtype float32), or scale the feature"
+
+
+@dataclass
+class PackingState:
+    """What the utterances accepted so far have fixed for those to come.
+
+    Attributes:
+        classes: names that a label may have.
+        dtype: that features are stored in.
+        keys: seen so far.
+        dims: per modality the features per step, and the key of the utterance that fixed them.
+    """
+
+    classes: list[str]
+    dtype: np.dtype
+    keys: set[str] = field(default_factory=set)
+    dims: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """An accepted utterance as it is stored.
+
+    Attributes:
+        arrays: per modality [T, D] in the stored dtype; missing modalities are left out.
+        casts: per modality that was cast the moments of the values given, and of the error (stored - given).
+        label: name of its class.
+        member: its JSON member.
+    """
+
+    arrays: dict[str, np.ndarray]
+    casts: dict[str, tuple[Moments, Moments]]
+    label: str
+    member: bytes
+
+
+def accept_or_skip(
+    sample: Sample | BadSample, accepted: PackingState, on_bad: str, skipped: list[dict[str, str]]
+) -> EncodedSample | None:
+    """`accept`, or what is done with a bad sample.
+
+    Args:
+        on_bad: "refuse" raises; "skip" adds its key and cause to `skipped` and returns None.
+
+    Raises:
+        ValueError: it cannot be packed; names it, says why and what to do.
+    """
+    try:
+        return accept(sample, accepted)
+    except ValueError as error:
+        source = f"{sample.source}: " if sample.source else ""
+        if on_bad == "refuse":
+            raise ValueError(f"{source}utterance {sample.key!r}: {error}") from None
+        cause = str(error).removeprefix(source)  # which a recording's own message begins with
+        skipped.append({"key": str(sample.key), "cause": f"{source}{cause}"})
+        return None
+
+
+def accept(sample: Sample | BadSample, accepted: PackingState) -> EncodedSample:
+    """Check an utterance and bring it into the form that is stored.
+
+    Args:
+        sample: the utterance.
+        accepted: updated if the utterance passes, untouched if not.
+
+    Raises:
+        ValueError: it cannot be packed; says why and what to do.
+    """
+    if isinstance(sample, BadSample):
+        raise ValueError(sample.cause)
+    label = check_names(sample.key, sample.split, sample.label, accepted)
+    for name in sample.features:
+        if not MODALITY_NAME.fullmatch(name):
+            raise ValueError(
+                f"modality {name!r} must consist of lower-case letters, digits and '_', and not be 'json'"
+            )
+    given = {name: np.asarray(values) for name, values in sample.features.items() if values is not None}
+    arrays = {
+        name: _check_array(values, name, accepted)
+        for name, values in given.items()
+        if values.shape[:1] != (0,)
+    }
+    if not arrays:
+        raise ValueError("no steps in any modality; leave the utterance out")
+    stored = {name: _cast(values, name, accepted.dtype) for name, values in arrays.items()}
+    member = _json_member(label, sample.meta)
+
+    accepted.keys.add(sample.key)
+    for name, values in arrays.items():
+        accepted.dims.setdefault(name, (values.shape[1], sample.key))
+    casts = {}
+    for name, values in arrays.items():
+        if values.dtype != accepted.dtype:
+            exact = values.astype(np.float64)
+            casts[name] = moments_of(exact), moments_of(stored[name] - exact)
+    return EncodedSample(stored, casts, label, member)
+
+
+def check_cast(
+    casts: dict[str, tuple[Moments, Moments]], dtype: np.dtype, tolerance: float = CAST_TOLERANCE
+) -> None:
+    """Refuse a dtype that blurs a feature.
+
+    Args:
+        casts: per modality the moments of the values given, and of the cast's error.
+        dtype: that they are stored in.
+        tolerance: error that is accepted, as a share of the spread.
+
+    Raises:
+        ValueError: names the modality and the dimension.
+    """
+    for name, (values, error) in casts.items():
+        dimension = ruined_dimension(values, error, tolerance)
+        if dimension is not None:
+            off, spread = error.std[dimension], values.std[dimension]
+            raise ValueError(
+                f"{name}[{dimension}]: stored as {dtype} its values are off by {off:.3g}, more than "
+                f"{100 * tolerance:g} % of their spread {spread:.3g}; {FINER}"
+            )
+
+
+def check_names(key: str, split: str, label: Any, accepted: PackingState) -> str:
+    """The class that a label names.
+
+    Raises:
+        ValueError: an utterance's name, split or class that cannot be.
+    """
+    # webdataset takes all that follows the first dot for the name of a member, and slashes for folders.
+    if not isinstance(key, str) or not key or re.search(r"[\s./\\]", key) or not key.isprintable():
+        raise ValueError(
+            "a key must be non-empty and free of dots, slashes and spaces; rename it, say with '_'"
+        )
+    if key in accepted.keys:
+        raise ValueError("this key was packed before; keys are unique over all splits, rename one")
+    if not isinstance(split, str) or not SPLIT_NAME.fullmatch(split):
+        raise ValueError(f"split {split!r} must consist of letters, digits, '-' and '_'")
+    name = label_name(label, accepted.classes)
+    if name not in accepted.classes:
+        raise ValueError(f"label {name!r} is unknown; the classes are {accepted.classes}")
+    return name
+
+
+def _check_array(values: np.ndarray, name: str, accepted: PackingState) -> np.ndarray:
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(f"{name} has shape {values.shape}; features are [steps, features per step]")
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{name} holds {values.dtype}; features are real numbers")
+    dim, first = accepted.dims.get(name, (values.shape[1], ""))
+    if values.shape[1] != dim:
+        raise ValueError(
+            f"{name} has {values.shape[1]} features per step, while {first!r} has {dim}; "
+            "make all with the same encoder"
+        )
+    if not np.isfinite(values).all():
+        step, dimension = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(
+            f"{name} is {values[step, dimension]} at step {step}, dimension {dimension}; repair it"
+        )
+    return values
+
+
+def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(values, dtype=dtype)
+    if not np.isfinite(stored).all():
+        step, dimension = np.argwhere(~np.isfinite(stored))[0]
+        raise ValueError(
+            f"{name}[{dimension}] is {values[step, dimension]:.6g} at step {step}, beyond {dtype}; {FINER}"
+        )
+    return stored
+
+
+def _json_member(label: str, meta: dict[str, Any]) -> bytes:
+    if "label" in meta:
+        raise ValueError("metadata must not be named 'label'; rename that column")
+    try:
+        record = {"label": label, **meta}
+        return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata cannot be written as JSON ({error}); convert or drop it") from None
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's, byte strings as text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,312 @@
+"""The order of utterances: a pure, lazy function of (counts, seed, epoch, global batch).
+
+Global order first, ranks second. Step s of epoch e holds the same utterances in the same places of the global
+batch whatever the number of ranks; rank r of W reads places [rB/W, (r+1)B/W).
+
+Locality comes from streams. The rows of all shards, in an order drawn once per run, are cut into S ranges
+equal within one row; stream i owns range i and, in every global batch, the places [iB/S, (i+1)B/S). Where W
+divides S a rank touches the shards of its own streams alone.
+
+Within a stream each epoch draws anew: the order of its pieces (a piece is what the stream owns of a shard),
+the order of blocks of rows within a piece, and the order of rows within windows of consecutive blocks. Every
+draw is keyed by what it is for, so any position of a stream is found without replaying those before it, at a
+cost of the stream's pieces and one window. Where lengths are known, the rows of a window are then arranged so
+that steps are of equal work (see `balance`): this needs the lengths of that window's rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shards.planning.balance import STEPS, balance_steps
+
+# Rows among which a row may change places, over all streams together.
+WINDOW = 16_384
+# Below this a stream's windows are too short to mix, however many streams share WINDOW.
+SMALLEST_WINDOW = 1_024
+# Blocks per window: the more, the more distant rows of a large shard meet.
+BLOCKS_PER_WINDOW = 4
+
+# What a draw is for: first word of its key.
+_DEAL, _PIECES, _BLOCKS, _ROWS, _TURN = range(5)
+
+# Shards -> the work of each row of each of them.
+Work = Callable[[list[int]], list[np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The order of a split or selection. Make it with `make_plan`; all functions here read it only.
+
+    Attributes:
+        dealt: shards in the order in which they are dealt to streams.
+        starts: first row of each dealt shard in their concatenation, then the number of all rows.
+        window_rows: rows per window of a stream.
+        work: tells how much work rows are; None: steps are not balanced.
+        memo: the latest draws of each stream: a cache of pure results, never a state.
+    """
+
+    global_batch_size: int
+    streams: int
+    seed: int
+    shuffle: bool
+    dealt: np.ndarray
+    starts: np.ndarray
+    window_rows: int
+    work: Work | None = None
+    memo: dict[tuple[int, int], tuple[tuple[int, int], tuple[np.ndarray, ...]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def rows(self) -> int:
+        """Number of all rows."""
+        return int(self.starts[-1])
+
+    @property
+    def batch_share(self) -> int:
+        """Places of the global batch that each stream fills."""
+        return self.global_batch_size // self.streams
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps, the same on every rank: until the longest stream is through."""
+        longest = -(-self.rows // self.streams)
+        return -(-longest // self.batch_share)
+
+
+def make_plan(
+    counts: Sequence[int] | np.ndarray,
+    global_batch_size: int,
+    *,
+    streams: int | None = None,
+    seed: int = 0,
+    shuffle: bool = True,
+    window: int = WINDOW,
+    work: Work | None = None,
+) -> Plan:
+    """Plan the order of rows.
+
+    Args:
+        counts: rows per shard, in the manifest's order.
+        global_batch_size: utterances per step over all ranks.
+        streams: S; default: without shuffling 1 (the manifest's order), else the largest divisor of the
+            global batch of at most a quarter of the shards.
+        seed: of all draws.
+        shuffle: False keeps the manifest's order within each stream.
+        window: rows among which a row may change places, over all streams together.
+        work: tells how much work the rows of shards are, to balance steps; has no effect without shuffling.
+
+    Raises:
+        ValueError: no rows, a negative seed, or the streams do not divide the global batch.
+    """
+    counts = np.asarray(counts, np.int64)
+    if counts.sum() == 0:
+        raise ValueError("no utterances to plan: the split or the selection is empty")
+    if global_batch_size < 1 or window < 1 or seed < 0:
+        raise ValueError(
+            f"global batch {global_batch_size}, window {window} must be positive, seed {seed} at least 0"
+        )
+    if streams is None:
+        streams = default_streams(int(np.count_nonzero(counts)), global_batch_size) if shuffle else 1
+    if streams < 1 or global_batch_size % streams:
+        raise ValueError(f"{streams} streams do not divide the global batch of {global_batch_size}")
+    dealt = _permutation(len(counts), seed, _DEAL) if shuffle else np.arange(len(counts))
+    share = global_batch_size // streams
+    # Whole steps, so that none is balanced in two parts.
+    window_steps = -(-max(window // streams, SMALLEST_WINDOW) // share)
+    return Plan(
+        global_batch_size=global_batch_size,
+        streams=streams,
+        seed=seed,
+        shuffle=shuffle,
+        dealt=dealt,
+        starts=np.concatenate([[0], np.cumsum(counts[dealt])]),
+        window_rows=window_steps * share,
+        work=work if shuffle else None,
+    )
+
+
+def default_streams(shards: int, global_batch_size: int) -> int:
+    """The largest divisor of the global batch of at most a quarter of the shards: 4 or more per stream."""
+    most = max(1, min(shards // 4, global_batch_size))
+    return next(s for s in range(most, 0, -1) if global_batch_size % s == 0)
+
+
+def places_of_rank(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First place and number of places of the global batch that a rank owns.
+
+    Raises:
+        ValueError: the ranks do not divide the global batch, or there is no such rank.
+    """
+    if world_size < 1 or global_batch_size % world_size:
+        raise ValueError(
+            f"{world_size} ranks do not divide the global batch of {global_batch_size}; change either"
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} ranks: must be 0 to {world_size - 1}")
+    share = global_batch_size // world_size
+    return rank * share, share
+
+
+def rows_of_step(
+    plan: Plan, epoch: int, step: int, first_place: int, num_places: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The utterances of a step in a range of places of the global batch.
+
+    Args:
+        plan: the plan.
+        epoch, step: 0-based.
+        first_place, num_places: the range; `places_of_rank` gives a rank's.
+
+    Returns:
+        place, shard, row, each [U] int64, by ascending place. Places left empty by the last step of an epoch
+        are not among them.
+    """
+    share = plan.batch_share
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    end = first_place + num_places
+    for stream in range(first_place // share, -(-end // share)):
+        first_of_stream = stream * share
+        low, high = max(first_place, first_of_stream), min(end, first_of_stream + share)
+        begin = step * share + low - first_of_stream
+        stop = min(step * share + high - first_of_stream, _stream_rows(plan, stream))
+        place = low - begin
+        while begin < stop:
+            window = begin // plan.window_rows
+            shard, row = _window(plan, epoch, stream, window)
+            start = window * plan.window_rows
+            until = min(stop, start + len(shard))
+            inside = slice(begin - start, until - start)
+            found.append((np.arange(place + begin, place + until), shard[inside], row[inside]))
+            begin = until
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    place_, shard_, row_ = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return place_, shard_, row_
+
+
+def shards_ahead(plan: Plan, epoch: int, step: int, first_place: int, num_places: int) -> list[int]:
+    """Shards that a range of places needs at a step and soon after, the most urgent first.
+
+    Those of the current window of each stream, then those of the next.
+    """
+    share = plan.batch_share
+    wanted: dict[int, None] = {}
+    for window in windows_ahead(plan, step):
+        for stream in range(first_place // share, -(-(first_place + num_places) // share)):
+            shard, _, start = _blocks(plan, epoch, stream)
+            first, last = _overlapping(start, window * plan.window_rows, (window + 1) * plan.window_rows)
+            wanted.update(dict.fromkeys(shard[first:last].tolist()))
+    return list(wanted)
+
+
+def windows_ahead(plan: Plan, step: int) -> range:
+    """The windows of a step and the one after: `shards_ahead` changes only when they do."""
+    begin, end = step * plan.batch_share, (step + 1) * plan.batch_share
+    return range(begin // plan.window_rows, (end - 1) // plan.window_rows + 2)
+
+
+def shards_of_places(plan: Plan, first_place: int, num_places: int) -> np.ndarray:
+    """Shards that a range of places needs in the course of an epoch, whichever: each once, ascending."""
+    share = plan.batch_share
+    streams = first_place // share, -(-(first_place + num_places) // share)
+    low, high = _stream_range(plan, streams[0])[0], _stream_range(plan, streams[1] - 1)[1]
+    first, last = _overlapping(plan.starts, low, high)
+    inside = np.arange(first, last)
+    return np.sort(plan.dealt[inside[np.diff(plan.starts)[inside] > 0]])
+
+
+def _stream_rows(plan: Plan, stream: int) -> int:
+    first, last = _stream_range(plan, stream)
+    return last - first
+
+
+def _stream_range(plan: Plan, stream: int) -> tuple[int, int]:
+    """Rows of the dealt concatenation that a stream owns: equal over streams within one."""
+    return stream * plan.rows // plan.streams, (stream + 1) * plan.rows // plan.streams
+
+
+def _window(plan: Plan, epoch: int, stream: int, window: int) -> tuple[np.ndarray, ...]:
+    """Shard and row at each position of a window of a stream."""
+    if (known := plan.memo.get((_ROWS, stream))) and known[0] == (epoch, window):
+        return known[1]
+    shard, row, start = _blocks(plan, epoch, stream)
+    low = window * plan.window_rows
+    high = min(low + plan.window_rows, int(start[-1]))
+    first, last = _overlapping(start, low, high)
+    position = np.arange(low, high)
+    block = np.repeat(np.arange(first, last), np.diff(np.clip(start[first : last + 1], low, high)))
+    shard, row = shard[block], row[block] + position - start[block]
+    if plan.shuffle:
+        order = _permutation(len(position), plan.seed, _ROWS, epoch, stream, window)
+        shard, row = shard[order], row[order]
+    if plan.work is not None:
+        # The turn of neighbouring streams differs, so that they balance each other.
+        turn = int(_permutation(STEPS, plan.seed, _TURN, epoch, window)[0]) + stream
+        order = balance_steps(_work_of(plan.work, shard, row), plan.batch_share, turn)
+        shard, row = shard[order], row[order]
+    plan.memo[_ROWS, stream] = ((epoch, window), (shard, row))
+    return shard, row
+
+
+def _work_of(work: Work, shard: np.ndarray, row: np.ndarray) -> np.ndarray:
+    shards, which = np.unique(shard, return_inverse=True)
+    rows = work(shards.tolist())
+    first = np.cumsum([0, *map(len, rows)])
+    found: np.ndarray = np.concatenate(rows)[first[which] + row]
+    return found
+
+
+def _overlapping(start: np.ndarray, low: int, high: int) -> tuple[int, int]:
+    """Range of the blocks that share a position with [low, high), given where each block starts."""
+    high = min(high, int(start[-1]))
+    if low >= high:
+        return 0, 0
+    return int(np.searchsorted(start, low, "right")) - 1, int(np.searchsorted(start, high, "left"))
+
+
+def _blocks(plan: Plan, epoch: int, stream: int) -> tuple[np.ndarray, ...]:
+    """The blocks of a stream in the epoch's order.
+
+    Returns:
+        Shard and first row of each block, and where in the stream each starts, then the stream's length.
+    """
+    if (known := plan.memo.get((_BLOCKS, stream))) and known[0] == (epoch, 0):
+        return known[1]
+    low, high = _stream_range(plan, stream)
+    first = int(np.searchsorted(plan.starts, low, "right")) - 1
+    last = int(np.searchsorted(plan.starts, high, "left"))
+    begin = np.maximum(plan.starts[first:last], low)
+    length = np.minimum(plan.starts[first + 1 : last + 1], high) - begin
+    shard, begin = plan.dealt[first:last], begin - plan.starts[first:last]
+    if plan.shuffle:
+        order = _permutation(len(shard), plan.seed, _PIECES, epoch, stream)
+        shard, begin, length = shard[order], begin[order], length[order]
+
+    block_rows = max(1, plan.window_rows // BLOCKS_PER_WINDOW)
+    blocks = -(-length // block_rows)
+    piece = np.repeat(np.arange(len(shard)), blocks)
+    nth = np.arange(len(piece)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+    if plan.shuffle:
+        # Blocks stay within their piece, so that a shard is needed for one stretch of the epoch.
+        drawn = _permutation(len(piece), plan.seed, _BLOCKS, epoch, stream)
+        order = np.lexsort((drawn, piece))
+        piece, nth = piece[order], nth[order]
+    rows = np.minimum(length[piece] - nth * block_rows, block_rows)
+    start = np.concatenate([[0], np.cumsum(rows)])
+    found = (shard[piece], begin[piece] + nth * block_rows, start)
+    plan.memo[_BLOCKS, stream] = ((epoch, 0), found)
+    return found
+
+
+def _permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of n, the same for the same key on every machine.
+
+    Made from raw bits: NumPy keeps those stable over its releases, its own `permutation` not.
+    """
+    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
+    return np.argsort(bits, kind="stable")

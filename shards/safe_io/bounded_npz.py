@@ -1,0 +1,61 @@
+"""Arrays of a `.npz` that others may have written: never more memory than the file has bytes.
+
+NumPy allocates what an array's header claims, and inflates what a compressed member holds, before it looks at
+either.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import zipfile
+from typing import BinaryIO
+
+import numpy as np
+
+from shards.safe_io.expansion import read_npy_header
+
+
+def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
+    """All arrays of an uncompressed `.npz`, by name; they cannot be written to.
+
+    Raises:
+        ValueError: it is no such file, is damaged, or claims to hold more than it has bytes. One line.
+    """
+    try:
+        return _read(file)
+    # What `zipfile` and NumPy's parser of headers raise for bytes that someone chose is of every kind:
+    # RecursionError, MemoryError, SyntaxError, struct.error, NotImplementedError, UnicodeDecodeError, ...
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{told:.200}") from None
+
+
+def _read(file: BinaryIO) -> dict[str, np.ndarray]:
+    size = os.fstat(file.fileno()).st_size
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        # Members may share their bytes, or be compressed a thousandfold.
+        claimed = sum(member.file_size for member in members)
+        if claimed > size:
+            raise ValueError(f"its arrays claim {claimed} bytes, and the file has {size}")
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if name in arrays:
+                raise ValueError(f"array {name!r:.60} is there twice")
+            arrays[name] = _array(archive.read(member), name)
+    return arrays
+
+
+def _array(content: bytes, name: str) -> np.ndarray:
+    stream = io.BytesIO(content)
+    shape, fortran, dtype = read_npy_header(stream)
+    if dtype.hasobject:
+        raise ValueError(f"array {name!r:.60} holds pickled objects, which are never read")
+    if dtype.itemsize == 0 or dtype.itemsize * math.prod(shape) != len(content) - stream.tell():
+        there = len(content) - stream.tell()
+        raise ValueError(f"array {name!r:.60}: {there} bytes do not make {dtype!s:.60} {shape!s:.60}")
+    flat = np.frombuffer(content, dtype, offset=stream.tell()) if math.prod(shape) else np.zeros(0, dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")

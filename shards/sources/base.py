@@ -1,0 +1,164 @@
+"""What every source gives to packing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.format.labels import MISSING, given_classes, text_of
+from shards.format.schema import BadSample, Sample
+from shards.format.split_names import renamed, usual_names
+from shards.safe_io.printable import get_logger
+
+logger = get_logger(__name__)
+
+# Labels beyond are not classes: names for billions of them would fill the memory.
+MOST_CLASSES = 1 << 16
+SHOWN = 8  # names of parts that are not used
+
+
+@dataclass(frozen=True)
+class Source:
+    """Utterances on their way into a dataset.
+
+    Attributes:
+        samples: read once, in order; an utterance that cannot be read is a `BadSample`.
+        classes: class names, in the order of their labels.
+        provenance: for the manifest: how the features were made.
+        total: number of samples.
+    """
+
+    samples: Iterator[Sample | BadSample]
+    classes: list[str]
+    provenance: dict[str, Any]
+    total: int
+
+
+def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
+    """Names of `count` classes: the given ones, else "class_0" and so on.
+
+    Raises:
+        ValueError: fewer names than classes, or more than `MOST_CLASSES` of these.
+    """
+    if count > MOST_CLASSES:
+        raise ValueError(f"{at}: labels go up to {count - 1}, while classes are numbered 0, 1, ...")
+    if labels is None:
+        return [f"class_{i}" for i in range(count)]
+    if len(labels) < count:
+        raise ValueError(
+            f"{at}: labels go up to {count - 1}, but only {len(labels)} names are given: {labels}"
+        )
+    return given_classes(labels)
+
+
+def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
+    """What splits of a source are called in the dataset, by their names in it; new names are logged.
+
+    Values that are no text are left out: `split_of` tells of them, utterance by utterance.
+    """
+    names = set()
+    for value in values:
+        try:
+            names.add(text_of(value))
+        except ValueError:
+            continue
+    splits = usual_names(sorted(names))
+    if told := renamed(splits, at):
+        logger.warning("%s", told)
+    return splits
+
+
+def split_of(value: Any, splits: Mapping[str, str]) -> str:
+    """An utterance's split, of `named_splits`.
+
+    Raises:
+        ValueError: it has none, or not a single value.
+    """
+    try:
+        name = text_of(value)
+    except ValueError as error:
+        raise ValueError(f"its split {error}") from None
+    if not name or name in MISSING:
+        raise ValueError("has no split; fill it in, or leave it out")
+    return splits[name]
+
+
+def say_unused(names: Iterable[Any], at: str, what: str) -> None:
+    """Log which parts of an input are not used: how many, and the first names."""
+    unused = sorted(map(str, names))
+    if unused:
+        more = ", ..." if len(unused) > SHOWN else ""
+        logger.warning("%s: %d %s not used: %s%s", at, len(unused), what, ", ".join(unused[:SHOWN]), more)
+
+
+def key_of(name: str) -> str:
+    """A name as a key: that names a member of a tar (no dots, slashes or spaces) and is shown to people."""
+    return "".join(mark if mark.isprintable() and mark not in " ./\\" else "_" for mark in name)
+
+
+def replace_nonfinite(values: np.ndarray, counts: dict[str, int], modality: str) -> np.ndarray:
+    """Features [T, D] with 0 for what is infinite or no number, as the literature does with COVAREP's -inf.
+
+    Args:
+        values: features; not altered.
+        counts: per modality the steps that were repaired so far; added to.
+        modality: of the features.
+    """
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return values
+    counts[modality] = counts.get(modality, 0) + int(bad.any(axis=1).sum())
+    return np.where(bad, 0, values).astype(values.dtype)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One utterance in its recordings.
+
+    Attributes:
+        key: name of the utterance, unique in the dataset.
+        split: name of the split it belongs to.
+        label: name of its class.
+        audio: file with its sound, or None where the corpus has none.
+        video: file with its picture (often the same file), or None.
+        audio_span: (begin, end) in seconds within `audio`; None is the whole file.
+        video_span: the same within `video`.
+        crop: (left, top, right, bottom) of the picture to use, as fractions of the upright frame's width and
+            height; None is all of it.
+        meta: JSON-able facts about the utterance; scalars can be selected by when streaming.
+        source: where the corpus says so (file and line), for error messages.
+        missing: by modality, of a file that the corpus names and that is not there, what to say of it.
+    """
+
+    key: str
+    split: str
+    label: str
+    audio: Path | None
+    video: Path | None
+    audio_span: tuple[float, float] | None = None
+    video_span: tuple[float, float] | None = None
+    crop: tuple[float, float, float, float] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A corpus of recordings, ready for extraction.
+
+    Attributes:
+        clips: in the corpus' order; an entry that is known to be missing or broken is a `BadSample`.
+        classes: class names, in the order of their labels.
+        provenance: for the manifest: corpus, label map, splits.
+        remarks: what the user should be told before the extraction begins.
+    """
+
+    clips: list[Clip | BadSample]
+    classes: list[str]
+    provenance: dict[str, Any]
+    remarks: list[str] = field(default_factory=list)

@@ -1,0 +1,267 @@
+"""A folder of fetched files that the processes of a node share, under a budget.
+
+A file stays as long as anyone has it open: who opens one holds a shared lock (flock) on it, and only what can
+be locked exclusively is ever removed, the longest unused first. The kernel drops the locks of a process that
+dies, so there are no stale leases to clean up. A download is written to a `.part` file, locked exclusively
+by its process, and renamed when complete; what a killed process left behind is unlocked, so it is taken over
+by the next download of that file or removed. The folder must lie on a local disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO
+
+# How long to wait for room that other users of the cache may give free.
+ROOM_WAIT_S = 60.0
+POLL_S = 0.1
+
+CACHE_VARIABLE = "AWTPN_CACHE_DIR"  # names the cache where no option does
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
+
+LOCK = ".lock"
+# Names that fetched files have: nothing else in the folder is ever removed or counted.
+CACHED = re.compile(r"[0-9a-f]{16}-[^/]+")
+PART = re.compile(r"\.[0-9a-f]{16}-[^/]+\.(\d+)\.part")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A dataset's folder in a cache.
+
+    Attributes:
+        root: of the cache, with one folder for each dataset.
+        folder: the dataset's.
+        limit: bytes that all files under `root` may have together; None for no limit.
+    """
+
+    root: Path
+    folder: Path
+    limit: int | None = None
+
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+
+
+class CacheFull(OSError):
+    """The budget has no room, since all that is there is in use."""
+
+
+class CacheUnwritable(OSError):
+    """The cache cannot be made or written; no ValueError, since nothing of the data is damaged."""
+
+
+@contextlib.contextmanager
+def telling_of_unwritable(folder: Path) -> Iterator[None]:
+    """Say in one line how to choose another cache where `folder`, of a cache, cannot be made or written.
+
+    Raises:
+        CacheUnwritable: it cannot; a full disk stays the OSError that it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise CacheUnwritable(
+            f"the cache folder {folder} cannot be written ({error.strerror}): name another one with "
+            f"data.cache_dir (--cache_dir) or the environment variable {CACHE_VARIABLE}"
+        ) from None
+
+
+def parse_bytes(size: int | str) -> int:
+    """A number of bytes: 200000, "200GB" (powers of 1000) or "200GiB" (powers of 1024).
+
+    Raises:
+        ValueError: neither.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
+    if isinstance(size, bool) or not found or found[2] not in UNITS:
+        raise ValueError(f"{size!r} is not a number of bytes; write 200000000, '200MB' or '1.5GiB'")
+    return int(float(found[1]) * UNITS[found[2]]) if "." in found[1] else int(found[1]) * UNITS[found[2]]
+
+
+def open_cached(
+    cache: Cache, name: str, size: int, fetch: Callable[[Path], None], wait_s: float = ROOM_WAIT_S
+) -> BinaryIO:
+    """Open a file of the cache for reading, fetched first if it is not there.
+
+    Args:
+        cache: the cache.
+        name: in the dataset's folder; like `CACHED`, with the file's hash in it.
+        size: in bytes.
+        fetch: writes the file, complete and verified, to the path it is given.
+        wait_s: how long to wait for room under the budget.
+
+    Returns:
+        The file; as long as it is open no process removes it.
+
+    Raises:
+        CacheFull: all that the budget holds is in use.
+        CacheUnwritable: the folder cannot be written.
+        OSError: the disk is full.
+        Whatever `fetch` raises.
+    """
+    # Whatever named it: a file that is not in the folder must not be opened, replaced or removed.
+    assert CACHED.fullmatch(name), name
+    path = cache.folder / name
+    part = cache.folder / f".{name}.{size}.part"
+    deadline = time.monotonic() + wait_s
+    while True:
+        if (file := _open_shared(path, size)) is not None:
+            return file
+        try:
+            with telling_of_unwritable(cache.folder):
+                cache.folder.mkdir(parents=True, exist_ok=True)
+                claimed = _acquire(cache, path, part, size)
+        except CacheFull:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(POLL_S)
+            continue
+        if claimed is None:
+            _wait_for(part)
+            continue
+        with claimed:
+            try:
+                fetch(part)
+                # Else the name might survive a power cut that the content did not.
+                with open(part, "rb") as written:
+                    os.fsync(written.fileno())
+                # Whoever counts meanwhile could miss both names.
+                with _locked(cache.root / LOCK):
+                    os.replace(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+
+
+def _open_shared(path: Path, size: int) -> BinaryIO | None:
+    """Open and lock a complete file; None where there is none."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (handed to the caller)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    _lock(file, fcntl.LOCK_SH)
+    found = os.fstat(file.fileno())
+    if found.st_nlink and found.st_size == size:
+        # Marks it as used. A cache that others filled may be read-only.
+        with contextlib.suppress(OSError):
+            os.utime(file.fileno())
+        return file
+    file.close()
+    if found.st_nlink:
+        # Its content was verified before it got this name: someone has damaged it since.
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _acquire(cache: Cache, path: Path, part: Path, size: int) -> BinaryIO | None:
+    """Take on the download of a file; None where another process has, or has just finished it."""
+    with _locked(cache.root / LOCK):
+        file = _open_exclusive(part, os.O_CREAT)
+        if file is None:
+            return None
+        try:
+            if not path.exists():
+                _make_room(cache, part, size)
+                return file
+        except BaseException:
+            part.unlink(missing_ok=True)
+            file.close()
+            raise
+        part.unlink(missing_ok=True)
+        file.close()
+        return None
+
+
+def _make_room(cache: Cache, part: Path, size: int) -> None:
+    """Remove the longest unused files until `size` bytes more, to be written to `part`, fit the budget."""
+    if cache.limit is None:
+        return
+    files = sorted(found for found in _files(cache.root) if found[1] != part)
+    held = sum(each for _, _, each in files)
+    for _, path, each in files:
+        # What does not fit into an empty cache is no reason to empty it.
+        if held + size <= cache.limit or size > cache.limit:
+            break
+        if (unused := _open_exclusive(path)) is not None:
+            with unused:
+                path.unlink(missing_ok=True)
+            held -= each
+    if held + size > cache.limit:
+        raise CacheFull(
+            f"cache_limit is {cache.limit} bytes, {held} of them in use in {cache.root}, and {size} more "
+            f"are needed: set it to {held + size} or more"
+        )
+
+
+def _files(root: Path) -> Iterator[tuple[float, Path, int]]:
+    """Time of last use, path and size of all files, and of those being fetched the size they will have."""
+    for folder in root.iterdir():
+        if not folder.is_dir():
+            continue
+        for entry in os.scandir(folder):
+            part = PART.fullmatch(entry.name)
+            if part or CACHED.fullmatch(entry.name):
+                # Others rename and remove meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    found = entry.stat()
+                    yield found.st_mtime, Path(entry.path), int(part[1]) if part else found.st_size
+
+
+def _open_exclusive(path: Path, flags: int = 0) -> BinaryIO | None:
+    """Open and lock a file that no one else uses; None where someone does, or there is none."""
+    while True:
+        try:
+            file = os.fdopen(os.open(path, os.O_RDWR | flags, 0o644), "r+b")
+        except (FileNotFoundError, PermissionError):
+            if flags:
+                raise
+            return None
+        try:
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        # Who held it may have removed it before it was ours: then the name is another file's, or no one's.
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+
+
+def _wait_for(part: Path) -> None:
+    """Wait until the process that fetches a file is through: its patience with the store is bounded."""
+    with contextlib.suppress(FileNotFoundError), open(part, "rb") as file:
+        _lock(file, fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock among all users of the cache, for the moments that counting and making room take."""
+    with open(path, "ab") as file:
+        _lock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: IO[bytes], how: int) -> None:
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        # Some network file systems cannot.
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise OSError(
+                error.errno,
+                f"{file.name}: no locks on this file system; set cache_dir to one on a local disk",
+            ) from None
+        raise

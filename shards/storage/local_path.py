@@ -1,0 +1,52 @@
+"""A path that a user names -> a path on this machine; never a folder whose name is a URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from shards.storage.credentials import redact_url
+
+# "s3://bucket/run", "simplecache::s3://...", and "s3:/bucket/run", which a Path makes of the first.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)(?:::|:/)")
+LOCAL_SCHEMES = ("file", "local")
+
+
+def local_path(text: str | Path, what: str = "") -> Path:
+    """`text` as a path: `~` and `~USER` are expanded, `file:///...` is the path in it.
+
+    Args:
+        text: what the user wrote.
+        what: the key or option, for the error.
+
+    Raises:
+        ValueError: a URL of another scheme, which this place does not take; or a `~USER` that does not exist.
+    """
+    text, shown = str(text), f"{what} {redact_url(str(text))}".lstrip()
+    if found := URL.match(text):
+        scheme, rest = found[1].lower(), text[found.end() :]
+        if scheme not in LOCAL_SCHEMES:
+            raise ValueError(
+                f"{shown}: object storage and other URLs are not supported yet for run folders, models and "
+                f"outputs ({scheme}: here): give a path on this machine"
+            )
+        if rest.startswith("/"):  # file://HOST/PATH, where the host may be left out
+            host, _, rest = rest[1:].partition("/")
+            if host not in ("", "localhost"):
+                raise ValueError(f"{shown}: a file of the host {host!r}? Write file:///ABSOLUTE/PATH")
+        text = f"/{rest}"
+    elif text.lower().startswith("file:"):
+        raise ValueError(f"{shown}: write file:///ABSOLUTE/PATH, or the path alone")
+    expanded = os.path.expanduser(text)  # of the text, since a Path makes "~" of "./~"
+    if expanded == text and text.startswith("~"):
+        user = text.partition("/")[0]
+        raise ValueError(f"{shown}: no home folder is known for {user}; a file of that name: ./{user}")
+    return Path(expanded)
+
+
+def local_or_url(text: str) -> str:
+    """A dataset's address for where a path or a URL will do: local ones as `local_path` has them."""
+    found = URL.match(text)
+    is_local = text.startswith("~") if found is None else found[1].lower() in LOCAL_SCHEMES
+    return str(local_path(text)) if is_local else text

@@ -1,0 +1,160 @@
+"""Which utterances of one stream another one has, too, whatever their datasets, splits and keys are called.
+
+Utterances are the same if all their arrays are: by the CRC-32 and the number of steps of each, which the
+indexes hold, so that no features are read. A copy in another dtype, or features that were made anew, count as
+other ones: only their keys may tell, see `common_keys`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.streaming.reader import INDEX_THREADS
+from shards.streaming.stream import FeatureStream
+
+# Beyond these the comparison would take longer than about ten seconds, and is left out.
+MOST_UTTERANCES = 2_000_000
+MOST_REMOTE_INDEXES = 1_000  # small files, but each is fetched by itself
+NAMES = 5
+
+
+@dataclass(frozen=True)
+class Common:
+    """Utterances of a stream that another one has, too.
+
+    Attributes:
+        count: how many.
+        of: utterances of the stream.
+        names: keys of the first ones.
+    """
+
+    count: int
+    of: int
+    names: list[str]
+
+
+def same_shards(one: FeatureStream, other: FeatureStream) -> bool:
+    """Whether both read the same split, or copies of it, by the hashes of their shards."""
+    return _hashes(one) == _hashes(other)
+
+
+def same_dataset(one: FeatureStream, other: FeatureStream) -> bool:
+    """Whether both read splits of one dataset, or copies of it: there a key names one utterance alone."""
+    return one.manifest.splits == other.manifest.splits
+
+
+def why_not_comparable(streams: list[FeatureStream]) -> str | None:
+    """Why these streams' utterances are too many to compare; None where they are not."""
+    utterances = sum(stream.num_utterances for stream in streams)
+    if utterances > MOST_UTTERANCES:
+        return f"{utterances:,} utterances are more than {MOST_UTTERANCES:,}"
+    # By their content: two streams of one split read the same files.
+    remote = {entry.index_sha256 for s in streams if s.store.cache is not None for entry in s.shards}
+    if len(remote) > MOST_REMOTE_INDEXES:
+        return f"{len(remote):,} remote index files are more than {MOST_REMOTE_INDEXES:,}"
+    return None
+
+
+def contents(stream: FeatureStream) -> np.ndarray | None:
+    """A hash of each selected utterance's arrays, [U] uint64 in the manifest's order.
+
+    It is 0 for an utterance that has none of the modalities, or whose index is damaged where the stream
+    leaves out what is damaged. None for a dataset of an early version, whose indexes hold no checksums.
+
+    Raises:
+        ValueError: an index is missing or damaged.
+        OSError: the store cannot be reached.
+    """
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        found = list(pool.map(lambda shard: _contents_of_shard(stream, shard), range(len(stream.shards))))
+    known = [part for part in found if part is not None]
+    return np.concatenate(known) if len(known) == len(found) else None
+
+
+def common(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> Common:
+    """The utterances of `other` = contents(stream) that are among `one`, contents of another stream."""
+    found = np.flatnonzero(np.isin(other, one[one != 0]))
+    return Common(len(found), len(other), list(_names(stream, found[:NAMES])))
+
+
+def common_keys(one: FeatureStream, other: FeatureStream, known: np.ndarray | None = None) -> Common:
+    """The selected utterances of `other` whose keys are among those of `one`.
+
+    Args:
+        one, other: streams of two datasets.
+        known: places in `other`, [U] bool in the manifest's order, that are not looked at.
+
+    Raises:
+        ValueError: an index is missing or damaged.
+        OSError: the store cannot be reached.
+    """
+    names = np.concatenate(_keys(one))
+    of_other = np.concatenate(_keys(other))
+    # No utterance has an empty key: it stands for those of a damaged index.
+    same = np.isin(of_other, names[names != ""])
+    found = np.flatnonzero(same if known is None else same & ~known)
+    return Common(len(found), len(of_other), [str(key) for key in of_other[found[:NAMES]]])
+
+
+def _keys(stream: FeatureStream) -> list[np.ndarray]:
+    """The keys of each shard's selected utterances; empty ones where its index is damaged and left out."""
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        return list(pool.map(lambda shard: _keys_of_shard(stream, shard), range(len(stream.shards))))
+
+
+def _keys_of_shard(stream: FeatureStream, shard: int) -> np.ndarray:
+    rows = stream.selected(shard)
+    try:
+        return stream.index(shard).key[rows]
+    except (ValueError, FileNotFoundError):
+        if not stream.skips_damaged:
+            raise
+        return np.zeros(len(rows), np.str_)
+
+
+def _contents_of_shard(stream: FeatureStream, shard: int) -> np.ndarray | None:
+    rows = stream.selected(shard)
+    try:
+        index = stream.index(shard)
+    except (ValueError, FileNotFoundError):
+        if not stream.skips_damaged:
+            raise
+        return np.zeros(len(rows), np.uint64)
+    total = np.zeros(len(rows), np.uint64)
+    steps_in_all = np.zeros(len(rows), np.int64)
+    for modality in sorted(stream.modalities):
+        if modality not in index.crc:
+            if index.steps[modality][rows].any():
+                return None
+            crc = np.zeros(len(rows), np.uint64)
+        else:
+            crc = index.crc[modality][rows].astype(np.uint64)
+        steps = index.steps[modality][rows]
+        steps_in_all += steps
+        total = _mix(total ^ (steps.astype(np.uint64) << np.uint64(32) | crc))
+    return np.where(steps_in_all > 0, total, np.uint64(0))
+
+
+def _mix(words: np.ndarray) -> np.ndarray:
+    """Splitmix64's finaliser: every bit of a word decides about every bit of the result, [U] uint64."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _names(stream: FeatureStream, places: np.ndarray) -> Iterator[str]:
+    """Keys of the utterances at these places among the selected ones, in the manifest's order."""
+    ends = np.cumsum([len(stream.selected(shard)) for shard in range(len(stream.shards))])
+    for place in places.tolist():
+        shard = int(np.searchsorted(ends, place, side="right"))
+        rows = stream.selected(shard)
+        yield str(stream.index(shard).key[rows[place - ends[shard]]])
+
+
+def _hashes(stream: FeatureStream) -> list[str]:
+    return sorted(entry.sha256 for entry in stream.shards)

@@ -1,0 +1,422 @@
+"""Rows of shards -> packed arrays, read from the page cache or the disk straight into their places."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from shards.format.class_checks import WrongManifest, check_label, wrong_counts
+from shards.format.index import ShardIndex
+from shards.format.index_file import load_index
+from shards.format.schema import Manifest, Modality, ShardEntry
+from shards.safe_io.bounded_json import parse_json
+from shards.storage.cache import ROOM_WAIT_S
+from shards.storage.store import Store, open_file, reopened
+from shards.streaming.batch import Ragged
+from shards.streaming.buffer_pool import BufferPool
+from shards.streaming.daemon_threads import DaemonThreads
+from shards.streaming.scattered_reads import Reads, crc_mismatches, read_into, read_scattered
+
+# Open files and indexes kept: well below the usual limit of 1,024 open files of a process.
+OPEN_SHARDS = 256
+# Threads that share the arrays of a batch: reading is copying, and one core does not fill the memory bus.
+READ_THREADS = 2
+# Indexes fetched at a time: they are small, so the wait is for answers, not for bytes.
+INDEX_THREADS = 8
+
+_readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()
+
+
+class ShardHandle:
+    """A shard's file descriptor and index; closed when nothing refers to it any longer.
+
+    Attributes:
+        where: [U, 1 + 2 m] int64: label, then per modality the offset and the steps of each utterance's
+            array, side by side so that one look-up finds all that reading a row needs.
+    """
+
+    def __init__(self, file: BinaryIO, index: ShardIndex, modalities: Iterable[str]) -> None:
+        # In a cache nobody removes a file that is open.
+        self.file = file
+        self.path = Path(file.name)
+        self.index = index
+        columns = [column for name in modalities for column in (index.offset[name], index.steps[name])]
+        self.where = np.stack([index.label, *columns], axis=1, dtype=np.int64)
+        self.fd = file.fileno()
+
+    def read_soon(self) -> None:
+        """Have the kernel read the shard from the disk in one go, ahead of the rows in the plan's order."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """What `ShardReader.features` has read.
+
+    Attributes:
+        features: packed, by modality.
+        label: [B] int64.
+        key: names.
+        kept: [B] int64, ascending: positions among those asked for; all of them unless some are damaged.
+        damaged: of the others the name (the key, or shard#row where the index cannot tell it) and the cause.
+    """
+
+    features: dict[str, Ragged]
+    label: torch.Tensor
+    key: list[str]
+    kept: np.ndarray
+    damaged: dict[str, str]
+
+
+class ShardReader:
+    """Reads utterances of a split, keeping its latest shards open. Threads may share it, and so may forks.
+
+    Args:
+        store: the dataset's folder.
+        manifest: of the dataset.
+        split: name of the split.
+        modalities: those to be read; default all.
+        pool: of the buffers that are read into.
+        skip_damaged: leave out what is damaged or missing for good, instead of raising; what was found so is
+            not looked at again.
+        check_crc: compare every array with the CRC-32 in its index.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        split: str,
+        modalities: dict[str, Modality] | None = None,
+        pool: BufferPool | None = None,
+        skip_damaged: bool = False,
+        check_crc: bool = False,
+    ) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.split = manifest.splits[split]
+        self.at = f"{store.url}#{split}"
+        self.shards: Sequence[ShardEntry] = self.split.shards
+        self.modalities = manifest.modalities if modalities is None else modalities
+        self.pool = pool or BufferPool()
+        self.skip_damaged, self.check_crc = skip_damaged, check_crc
+        self._open: OrderedDict[int, ShardHandle] = OrderedDict()
+        self._steps: dict[int, np.ndarray] = {}
+        self._damaged: dict[int, dict[int, tuple[str, str]]] = {}
+        self._class_counts = np.zeros(len(manifest.classes), np.int64)
+        self._counted: set[int] = set()
+        self._start(forked=False)
+        _readers.add(self)
+
+    def _start(self, forked: bool) -> None:
+        """What does not survive a fork: locks that others held, threads, connections."""
+        self._forked = forked
+        self._lock = threading.Lock()
+        self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
+
+    def _store(self, stop: threading.Event | None) -> Store:
+        with self._lock:
+            if self._forked:
+                self.store, self._forked = reopened(self.store), False
+            return replace(self.store, stop=stop)
+
+    def index(
+        self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
+    ) -> ShardIndex:
+        """The index of a shard, fetched and verified if need be; the shard itself is not touched.
+
+        Args:
+            shard: number of it.
+            wait_s: how long to wait for room in a cache with a limit.
+            stop: set when it is no longer wanted; then a store that is away is not waited for.
+
+        Raises:
+            ValueError, OSError: as `store.open_file` and `index.load_index` do.
+        """
+        entry = self.shards[shard]
+        sizes = entry.index_bytes, entry.index_sha256
+        with open_file(self._store(stop), entry.index, *sizes, wait_s) as file:
+            index = load_index(file, entry, self.manifest)
+        self._count_classes(shard, index)
+        return index
+
+    def _count_classes(self, shard: int, index: ShardIndex) -> None:
+        """Hold the manifest's class counts against the indexes that were read so far.
+
+        Both add up to the same number of utterances, so that counts which are nowhere exceeded when all
+        indexes are read are right.
+        """
+        with self._lock:
+            if shard not in self._counted:
+                self._counted.add(shard)
+                self._class_counts += np.bincount(index.label, minlength=len(self._class_counts))
+            if np.any(self._class_counts > self.split.class_counts):
+                raise wrong_counts(self.split, self.at)
+
+    def check_class_counts(self) -> None:
+        """Read the indexes that were not read yet, so that the manifest's class counts are certain.
+
+        Raises:
+            WrongManifest: they are not those of the indexes.
+            ValueError, OSError: as `index` does.
+        """
+        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
+            for _ in threads.map(
+                self._count_shard, [i for i in range(len(self.shards)) if i not in self._counted]
+            ):
+                pass
+
+    def _count_shard(self, shard: int) -> None:
+        try:
+            self.index(shard)
+        except (ValueError, FileNotFoundError) as error:
+            self._leave_out(shard, error, None)
+
+    def open(
+        self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
+    ) -> ShardHandle:
+        """A shard, ready to read; fetched and verified if need be; not kept where it is no longer wanted.
+
+        Args: as of `index`.
+
+        Raises:
+            ValueError, OSError: as `index` does.
+        """
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+        entry = self.shards[shard]
+        if len(self._damaged.get(shard, ())) == entry.utterances:
+            raise ValueError(self._damaged[shard][0][1])
+        file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
+        opened = ShardHandle(file, self.index(shard, wait_s, stop), self.modalities)
+        if opened.index.classes is None:
+            self._check_labels(opened)
+        with self._lock:
+            if stop is not None and stop.is_set():
+                return opened
+            self._open[shard] = opened
+            while len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return opened
+
+    def _check_labels(self, opened: ShardHandle) -> None:
+        """Of a shard whose index was made before it knew the classes: compare an utterance of each.
+
+        Raises:
+            WrongManifest: its metadata have another label.
+        """
+        for row in np.unique(opened.index.label, return_index=True)[1].tolist():
+            try:
+                meta = self._meta(opened, row)
+            except ValueError:  # damaged metadata tell nothing, nor does training need them
+                continue
+            self._check_label(opened, row, meta)
+
+    def keep(self, shards: Iterable[int]) -> None:
+        """Close all but these, so that a cache with a limit may remove them; else do nothing."""
+        if self.store.cache is None or self.store.cache.limit is None:
+            return
+        wanted = set(shards)
+        with self._lock:
+            for shard in [shard for shard in self._open if shard not in wanted]:
+                del self._open[shard]
+
+    def work(self, shard: int, stop: threading.Event | None = None) -> np.ndarray:
+        """Steps of each utterance of a shard over the modalities, [U] int64; the shard itself is not touched.
+
+        They are 0 where its index is damaged and that is to be skipped.
+
+        Raises:
+            ValueError, OSError: as `index` does.
+        """
+        with self._lock:
+            if shard in self._steps:
+                return self._steps[shard]
+        total = np.zeros(self.shards[shard].utterances, np.int64)
+        try:
+            steps = self.index(shard, stop=stop).steps
+            total = np.stack([steps[name] for name in self.modalities]).sum(0, np.int64)
+        except (ValueError, FileNotFoundError) as error:
+            self._leave_out(shard, error, stop)
+        with self._lock:
+            self._steps[shard] = total
+            while len(self._steps) > OPEN_SHARDS:
+                del self._steps[next(iter(self._steps))]
+        return total
+
+    def features(
+        self, shard: np.ndarray, row: np.ndarray, pin: bool = False, stop: threading.Event | None = None
+    ) -> Utterances:
+        """Read utterances.
+
+        Args:
+            shard, row: [B] each.
+            pin: into page-locked memory, from which copies to a GPU need not wait.
+            stop: as of `index`.
+
+        Raises:
+            ValueError: a shard or an array is missing or damaged, unless that is to be skipped.
+            OSError: the store cannot be reached.
+        """
+        while True:
+            kept, damaged = self._sound(shard, row)
+            if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
+                return Utterances(*read, kept, damaged)
+
+    def _sound(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+        """Which of some rows are not known to be damaged, [B]; of the others name and cause."""
+        lost = {}
+        if self._damaged:
+            for i, (s, r) in enumerate(zip(shard.tolist(), row.tolist(), strict=True)):
+                if r in self._damaged.get(s, ()):
+                    lost[i] = self._damaged[s][r]
+        return np.delete(np.arange(len(row)), list(lost)), dict(lost.values())
+
+    def _leave_out(
+        self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
+    ) -> None:
+        """Remember that rows of a shard, or all, are damaged; raise the cause where that is not skipped."""
+        if not self.skip_damaged or isinstance(cause, WrongManifest):
+            raise cause
+        entry = self.shards[shard]
+        try:
+            names = self.index(shard, stop=stop).key.tolist()
+        except (ValueError, FileNotFoundError):
+            names = [f"{entry.name}#{row}" for row in range(entry.utterances)]
+        lost = {row: (names[row], str(cause)) for row in (range(entry.utterances) if rows is None else rows)}
+        self._damaged[shard] = self._damaged.get(shard, {}) | lost
+
+    def _read(
+        self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
+    ) -> tuple[dict[str, Ragged], torch.Tensor, list[str]] | None:
+        """Features, labels and keys of rows; None where damage was found: then read again without it."""
+        where = np.empty((len(row), 1 + 2 * len(self.modalities)), np.int64)
+        key = np.empty(len(row), object)
+        order = np.argsort(shard, kind="stable")
+        shards, first = np.unique(shard[order], return_index=True)
+        opened = {}
+        for s in shards.tolist():
+            try:
+                opened[s] = self.open(s, stop=stop)
+            except (ValueError, FileNotFoundError) as error:
+                self._leave_out(s, error, stop)
+                return None
+        for one, mine in zip(opened.values(), np.split(order, first[1:]), strict=False):
+            rows = row[mine]
+            where[mine] = one.where[rows]
+            key[mine] = one.index.key[rows]
+
+        features, reads = {}, []
+        for i, (name, modality) in enumerate(self.modalities.items()):
+            offset, steps = where[:, 1 + 2 * i], where[:, 2 + 2 * i]
+            features[name], memory = self._allocate(steps, modality, pin)
+            size = steps * (modality.dim * np.dtype(modality.dtype).itemsize)
+            reads.append(Reads(shard, offset, size, memory))
+        try:
+            read_scattered(
+                {s: (one.fd, one.path) for s, one in opened.items()}, reads, self._helpers, READ_THREADS
+            )
+        except ValueError:
+            if not (self.skip_damaged and self._close_shrunk(opened)):
+                raise
+            return None
+        if self.check_crc and self._differ(opened, shard, row, key, reads):
+            return None
+        label = torch.from_numpy(where[:, 0].copy())
+        return features, label.pin_memory() if pin else label, key.tolist()
+
+    def _close_shrunk(self, opened: dict[int, ShardHandle]) -> bool:
+        """Close shards that are shorter by now: opening them mends a cached one, or tells the damage."""
+        with self._lock:
+            shrunk = [s for s, one in opened.items() if os.fstat(one.fd).st_size < self.shards[s].bytes]
+            for shard in shrunk:
+                self._open.pop(shard, None)
+        return bool(shrunk)
+
+    def _differ(
+        self,
+        opened: dict[int, ShardHandle],
+        shard: np.ndarray,
+        row: np.ndarray,
+        key: np.ndarray,
+        reads: list[Reads],
+    ) -> bool:
+        """Whether arrays that were read are not those of the index; they are accounted for."""
+        found = False
+        for name, of in zip(self.modalities, reads, strict=True):
+            places = list(zip(shard.tolist(), row.tolist(), strict=True))
+            crc = [opened[s].index.crc[name][r] if name in opened[s].index.crc else -1 for s, r in places]
+            for i in crc_mismatches(of, np.array(crc, np.int64), self._helpers, READ_THREADS):
+                (s, r), found = places[i], True
+                # One cause for all of a shard, where they are only told of.
+                what = name if self.skip_damaged else f"{name} of {key[i]!r}"
+                fix = "pack it again" if self.store.cache is None else "remove this file from the cache"
+                cause = f"{opened[s].path}: {what} has not the CRC-32 of the index: damaged; {fix}"
+                self._leave_out(s, ValueError(cause), None, [r])
+        return found
+
+    def _allocate(self, steps: np.ndarray, modality: Modality, pin: bool) -> tuple[Ragged, memoryview]:
+        """Packed features of the given lengths, yet to be read, and their memory."""
+        offsets = np.zeros(len(steps) + 1, np.int32)
+        np.cumsum(steps, out=offsets[1:])
+        dtype = getattr(torch, modality.dtype)
+        buffer = self.pool.lease(int(offsets[-1]) * modality.dim * dtype.itemsize, pin)
+        host = torch.from_numpy(offsets)
+        values = buffer.view(dtype).view(int(offsets[-1]), modality.dim)
+        return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
+
+    def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
+        """Key, and JSON member with the label's name, of rows of a shard.
+
+        Raises:
+            ValueError: the shard is missing or damaged, or has another label than the index.
+            OSError: the store cannot be reached.
+        """
+        opened = self.open(shard)
+        found = []
+        for row in rows:
+            meta = self._meta(opened, row)
+            self._check_label(opened, row, meta)
+            # Shards that others made may have none, or another form of the label.
+            label = {"label": self.manifest.classes[opened.index.label[row]]}
+            found.append((str(opened.index.key[row]), meta | label))
+        return found
+
+    def _meta(self, opened: ShardHandle, row: int) -> dict[str, Any]:
+        """The JSON member of a row; empty where it has none."""
+        member = bytearray(int(opened.index.json_size[row]))
+        read_into(opened.fd, memoryview(member), int(opened.index.json_offset[row]), opened.path)
+        meta = parse_json(bytes(member), f"{opened.path}: {opened.index.key[row]}") if member else {}
+        if not isinstance(meta, dict):
+            raise ValueError(f"{opened.path}: {opened.index.key[row]}: not a JSON object; pack it again")
+        return meta
+
+    def _check_label(self, opened: ShardHandle, row: int, meta: dict[str, Any]) -> None:
+        key, label = str(opened.index.key[row]), int(opened.index.label[row])
+        check_label(meta, key, label, self.manifest, str(opened.path))
+
+
+def _after_fork() -> None:
+    for reader in list(_readers):
+        reader._start(forked=True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

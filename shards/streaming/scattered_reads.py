@@ -1,0 +1,146 @@
+"""Many arrays, few system calls: what lies close together in a file is read by one."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from concurrent.futures import Executor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# Between arrays that are read together lie headers, padding and small members. Copying this many bytes of
+# them costs less than another call, which must wait for the interpreter's lock when it returns.
+LARGEST_GAP = 8192
+# Buffers per call, below Linux's limit of 1,024.
+BUFFERS_PER_CALL = 512
+
+# What lies in the gaps is read into here and never looked at, by all threads at once.
+_GAP = memoryview(bytearray(LARGEST_GAP))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """N arrays to read, into memory where they lie one after the other.
+
+    Attributes:
+        file: [N], which file each is in.
+        offset, size: [N] each, in bytes; one of size 0 is nowhere.
+        memory: sum of sizes, in bytes.
+    """
+
+    file: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    memory: memoryview
+
+
+def read_scattered(
+    files: dict[int, tuple[int, Path]], reads: list[Reads], helpers: Executor, share: int
+) -> None:
+    """Read all arrays, a part of them in each of `share` threads.
+
+    The kernel copies without the interpreter's lock, so threads copy at the same time; what each does with
+    the lock in between is a small part of it.
+
+    Args:
+        files: descriptor and path of each file; paths for error messages.
+        reads: what to read.
+        helpers: threads for all parts but one, which the caller reads itself.
+        share: number of parts.
+
+    Raises:
+        ValueError: a file ends amid an array.
+    """
+    target = np.repeat(np.arange(len(reads)), [len(r.size) for r in reads])
+    file, offset, size = (
+        np.concatenate([getattr(r, name) for r in reads]) for name in ("file", "offset", "size")
+    )
+    end = np.concatenate([np.cumsum(r.size) for r in reads])
+    order = np.lexsort((offset, file))
+    order = order[size[order] > 0]
+    file, offset, size, end, target = file[order], offset[order], size[order], end[order], target[order]
+
+    gap = offset[1:] - (offset[:-1] + size[:-1])
+    apart = (file[1:] != file[:-1]) | (gap < 0) | (gap > LARGEST_GAP)
+    places = zip(target.tolist(), (end - size).tolist(), end.tolist(), strict=True)
+    parts = [reads[t].memory[begin:stop] for t, begin, stop in places]
+    gaps, offsets, cuts = gap.tolist(), offset.tolist(), np.flatnonzero(apart).tolist()
+    runs, first = [], 0
+    for last in [*cuts, len(parts) - 1] if parts else []:
+        for low in range(first, last + 1, BUFFERS_PER_CALL // 2):
+            high = min(low + BUFFERS_PER_CALL // 2, last + 1)
+            runs.append((*files[int(file[low])], parts[low:high], offsets[low:high], gaps[low : high - 1]))
+        first = last + 1
+
+    def read_part(part: int) -> None:
+        for run in runs[part::share]:
+            _read_run(*run)
+
+    others = [helpers.submit(read_part, part) for part in range(1, share)]
+    try:
+        read_part(0)
+    finally:
+        # Memory that is still written to must not be given back, whatever has gone wrong here.
+        wait(others)
+    for other in others:
+        other.result()
+
+
+def crc_mismatches(reads: Reads, crc: np.ndarray, helpers: Executor, share: int) -> list[int]:
+    """Which arrays that were read have not the CRC-32 they should have; they are shared as in `read_all`.
+
+    Args:
+        reads: what was read; empty arrays are not compared.
+        crc: [N] what is wanted.
+        helpers, share: as of `read_all`.
+    """
+    ends, sizes = np.cumsum(reads.size).tolist(), reads.size.tolist()
+    arrays = [place for place in zip(range(len(ends)), ends, sizes, crc.tolist(), strict=True) if place[2]]
+
+    def compare(part: int) -> list[int]:
+        return [
+            i
+            for i, end, size, wanted in arrays[part::share]
+            if zlib.crc32(reads.memory[end - size : end]) != wanted
+        ]
+
+    others = [helpers.submit(compare, part) for part in range(1, share)]
+    return sorted(sum((other.result() for other in others), compare(0)))
+
+
+def _read_run(fd: int, path: Path, parts: list[memoryview], offsets: list[int], gaps: list[int]) -> None:
+    """Read arrays that follow each other in a file, with gaps between them."""
+    if hasattr(os, "preadv"):
+        buffers = parts[:1]
+        for part, gap in zip(parts[1:], gaps, strict=True):
+            buffers += (_GAP[:gap], part)
+        if os.preadv(fd, buffers, offsets[0]) == offsets[-1] + len(parts[-1]) - offsets[0]:
+            return
+    # There is no such call, or it ended early: by a signal, the kernel's limit per call, or the file's end.
+    for part, offset in zip(parts, offsets, strict=True):
+        read_into(fd, part, offset, path)
+
+
+def read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
+    """Fill `view` with the bytes of a file from `offset` on, in one system call as a rule.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    done = 0
+    while done < len(view):
+        count = _read_some(fd, view[done:], offset + done)
+        if count == 0:
+            raise ValueError(f"{path}: ends at {offset + done} bytes, amid an array; damaged, pack it again")
+        done += count
+
+
+def _read_some(fd: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    # macOS before 11 has no preadv: the same with one copy more.
+    data = os.pread(fd, len(view), offset)
+    view[: len(data)] = data
+    return len(data)

@@ -1,0 +1,90 @@
+"""Rows of a split whose metadata have wanted values: one packing serves every fold of a cross-validation."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from shards.format.index import ShardIndex
+from shards.format.schema import Manifest
+from shards.streaming.reader import INDEX_THREADS, ShardReader
+
+# Values shown in an error.
+SHOWN = 20
+# By the kind of a column the types of its values, and what to tell of others.
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int, float),
+    "float": (int, float),
+}
+HINTS = {
+    "str": 'the column is text: write its values in quotes, as "04"',
+    "bool": "the column is true or false: write one of these, without quotes",
+    "int": "the column holds numbers: write them without quotes",
+    "float": "the column holds numbers: write them without quotes",
+}
+
+
+def select_rows(
+    reader: ShardReader, select: dict[str, Any], manifest: Manifest, at: str
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Find the rows that match.
+
+    Args:
+        reader: of the split; the indexes of all its shards are read.
+        select: {column: value or list of values}; a row must match all columns. Values are of the column's
+            kind: "04" is not 4, nor is true 1.
+        manifest: of the dataset.
+        at: the split's URL, for error messages.
+
+    Returns:
+        Per shard the matching rows, ascending; and how many of each class they are, [C] int64.
+
+    Raises:
+        ValueError: no such column, or a value that no utterance of the split has.
+        OSError: the store cannot be reached.
+    """
+    wanted: dict[str, set[Any]] = {}
+    odd: dict[str, list[Any]] = {}
+    for column, given in select.items():
+        if column not in manifest.columns:
+            has = sorted(manifest.columns) or "no columns of metadata"
+            raise ValueError(f"{at}: no column {column!r} to select by; it has {has}")
+        values = [
+            value.item() if isinstance(value, np.generic) else value
+            for value in (given if isinstance(given, list | tuple | set | np.ndarray) else [given])
+        ]
+        fitting = KINDS[manifest.columns[column]]
+        odd[column] = [value for value in values if type(value) not in fitting]
+        wanted[column] = {value for value in values if type(value) in fitting}
+
+    rows: list[np.ndarray] = []
+    class_counts = np.zeros(len(manifest.classes), np.int64)
+    seen: dict[str, set[Any]] = {column: set() for column in wanted}
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        for index in pool.map(reader.index, range(len(reader.shards))):
+            matching = _matching(index, wanted, seen)
+            rows.append(matching)
+            class_counts += np.bincount(index.label[matching], minlength=len(class_counts))
+    for column in wanted:
+        if missing := [*odd[column], *sorted(wanted[column] - seen[column])]:
+            there = sorted(seen[column])
+            more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+            raise ValueError(
+                f"{at}: no utterance has {column} {missing}; it has {there[:SHOWN]}{more}"
+                + (f" ({HINTS[manifest.columns[column]]})" if odd[column] else "")
+            )
+    return rows, class_counts
+
+
+def _matching(index: ShardIndex, wanted: dict[str, set[Any]], seen: dict[str, set[Any]]) -> np.ndarray:
+    """Rows of a shard that match; adds the values that are there to `seen`."""
+    match = np.ones(len(index.key), bool)
+    for column, values in wanted.items():
+        present, which = np.unique(index.columns[column], return_inverse=True)
+        seen[column].update(present.tolist())
+        match &= np.array([value in values for value in present.tolist()], bool)[which]
+    return np.flatnonzero(match)

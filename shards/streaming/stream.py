@@ -1,0 +1,374 @@
+"""Plan + store -> a rank's FeatureBatches, read ahead of need.
+
+What holds for every stream, whatever the store, the number of shards and of canonical streams:
+
+- Same batches: step s of epoch e holds the same utterances in the same places for every number of ranks that
+  divides the global batch, and for any accumulation.
+- Exactly once: an epoch holds each selected utterance once; all ranks run the same number of steps, of which
+  the last alone may be partial.
+- Resume: `epoch(e, s)` continues as if it had never stopped, and replays nothing.
+- Locality: where the ranks divide the streams, a rank reads the shards of its own streams alone, the same in
+  every epoch.
+- Order: seeded, another one each epoch; `shuffle=False` is the manifest's.
+- Memory: a batch, and whatever is cut from it, may be kept for as long as one likes; those that nobody keeps
+  take at most twice `prefetch_bytes` (ready, and free for reuse) and two batches, however large shards are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.format.index import ShardIndex
+from shards.format.schema import Manifest, Modality, ShardEntry, choose_split
+from shards.format.statistics import Sums, add, sums_from_moments, sums_of
+from shards.planning.cache_demand import check_limit
+from shards.planning.plan import (
+    WINDOW,
+    Plan,
+    make_plan,
+    places_of_rank,
+    rows_of_step,
+    shards_ahead,
+    windows_ahead,
+)
+from shards.storage.store import open_dataset
+from shards.streaming.batch import FeatureBatch
+from shards.streaming.buffer_pool import BufferPool
+from shards.streaming.daemon_threads import DaemonThreads
+from shards.streaming.prefetch import read_ahead, to_device_ahead
+from shards.streaming.reader import INDEX_THREADS, ShardReader
+from shards.streaming.selection import select_rows
+
+# Utterances read at a time for statistics: enough to spread the cost of a call, small beside a batch buffer.
+STATISTICS_CHUNK = 256
+# Shards fetched at a time, per process; by SFTP they take turns, since a connection serves one at a time.
+FETCHES = 4
+# The kernel is told to read a shard from the disk as a whole where at least this part of it will be wanted.
+READ_WHOLE = 0.5
+
+# Bytes of batches that may lie ready: tens of batches of the usual sizes.
+PREFETCH_BYTES = 256 << 20
+
+
+class FeatureStream:
+    """The utterances of a split, as packed batches in an order that does not depend on the number of ranks.
+
+    Attributes:
+        url: of the dataset, without credentials.
+        name: the last part of `url`; of the demo, whose folder has a made-up one, "the built-in demo".
+        manifest: of the dataset.
+        split: name of the split that is read.
+        classes: class names; labels are positions in it.
+        modalities: those that are read, with dim and dtype.
+        num_utterances: selected, over all ranks.
+        steps_per_epoch: the same on every rank.
+        streams: canonical streams of the plan; a run must keep it to keep its order.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        split: str = "train",
+        global_batch_size: int = 32,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        cache_dir: str | Path | None = None,
+        select: dict[str, Any] | None = None,
+        streams: int | None = None,
+        storage_options: dict[str, Any] | None = None,
+        cache_limit: int | str | None = None,
+        modalities: list[str] | None = None,
+        window: int = WINDOW,
+        prefetch: int = 4,
+        prefetch_bytes: int = PREFETCH_BYTES,
+        balance: bool = True,
+        local_world_size: int = 1,
+        skip_damaged: bool = False,
+        check_crc: bool = False,
+    ) -> None:
+        """Open a split.
+
+        Args:
+            url: dataset folder or manifest, any fsspec URL; a fragment `#dev` names the split.
+            split: its name; a dataset whose only split is "all" gives that one, whatever is asked for.
+            global_batch_size: utterances per step over all ranks.
+            rank, world_size: which share of each step to read; the ranks must divide the global batch.
+            seed: of the order.
+            shuffle: False gives the manifest's order.
+            cache_dir: where shards of remote datasets are kept; see `store.open_store`.
+            select: {column: value or list of values}: only utterances whose metadata match all of them.
+            streams: into which the data is dealt, see `planning.plan`; default by the number of shards.
+            storage_options: for the fsspec file system: credentials, endpoint.
+            cache_limit: bytes that the cache may hold over all datasets in it, or like "200GB". It must hold
+                what the node's ranks need at a time, of all streams that are read at the same time.
+            modalities: those to read; default all.
+            window: utterances among which one may change places, see `planning.plan`; of each stream at least
+                1,024, however small it is.
+            prefetch: batches that a thread reads ahead; 0 reads when asked.
+            prefetch_bytes: a smaller number lies ready where they would exceed this together, but one does.
+            balance: shuffle so that steps, and ranks' shares of them, are of about equal length in total.
+            local_world_size: ranks of this node, which are consecutive and share `cache_limit`.
+            skip_damaged: leave out what is damaged or missing for good (never what a store that is away has).
+                Steps and places stay what they are, and batches tell what they lack. All ranks must see the
+                same damage: utterances of a damaged index count as of no length when steps are balanced.
+            check_crc: compare every array that is read with the CRC-32 in its index: of a local file nothing
+                else is looked at but the size.
+
+        Raises:
+            ValueError: anything above is not in the dataset, does not divide or is out of range.
+            OSError: the store cannot be reached.
+        """
+        if prefetch < 0 or prefetch_bytes < 1:
+            given = f"{prefetch} and {prefetch_bytes}"
+            raise ValueError(f"prefetch must be at least 0 and prefetch_bytes at least 1, not {given}")
+        self.store, self.manifest, fragment = open_dataset(str(url), cache_dir, storage_options, cache_limit)
+        self.url = self.store.url
+        # The demo lies in a cache, in a folder whose name says nothing.
+        made_up = self.manifest.provenance.get("format") == "demo"
+        self.name = "the built-in demo" if made_up else self.url.rstrip("/").rpartition("/")[2]
+        self.split = choose_split(self.manifest, fragment or split, self.store.url)
+        self.classes = self.manifest.classes
+        self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)
+        self.rank, self.world_size = rank, world_size
+        self.prefetch, self.prefetch_bytes = prefetch, prefetch_bytes
+        self._shards = self.manifest.splits[self.split].shards
+        self._reader = ShardReader(
+            self.store,
+            self.manifest,
+            self.split,
+            self.modalities,
+            BufferPool(prefetch_bytes),
+            skip_damaged,
+            check_crc,
+        )
+        self._rows: list[np.ndarray] | None = None
+        self._class_counts = np.asarray(self.manifest.splits[self.split].class_counts, np.int64)
+        counts = np.array([shard.utterances for shard in self._shards], np.int64)
+        if select:
+            self._rows, self._class_counts = select_rows(
+                self._reader, select, self.manifest, f"{self.store.url}#{self.split}"
+            )
+            counts = np.array([len(rows) for rows in self._rows], np.int64)
+            self._all_rows, self._first_row = np.concatenate(self._rows), np.cumsum(counts) - counts
+        self.num_utterances = int(counts.sum())
+        if self.num_utterances == 0:
+            chosen = f"no utterance matches {select}" if select else "no utterances"
+            raise ValueError(f"{self.store.url}#{self.split}: {chosen}")
+        self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size)
+        self._plan = make_plan(
+            counts,
+            global_batch_size,
+            streams=streams,
+            seed=seed,
+            shuffle=shuffle,
+            window=window,
+            work=self._work if balance else None,
+        )
+        at = f"{self.store.url}#{self.split}"
+        check_limit(self.store, self._plan, self._shards, rank, world_size, local_world_size, at)
+        self.steps_per_epoch = self._plan.steps_per_epoch
+        self.streams = self._plan.streams
+
+    def epoch(
+        self, epoch: int, start_step: int = 0, device: torch.device | str | None = None
+    ) -> Iterator[FeatureBatch]:
+        """This rank's batches of an epoch, one per step, from `start_step` on.
+
+        Reading starts with the first batch asked for. Closing the iterator stops it. Batches, and whatever is
+        cut from them, may be kept: their memory is used again only when nothing refers to it any longer. In a
+        process that uses CUDA it is page-locked.
+
+        Args:
+            epoch, start_step: 0-based.
+            device: where the batches shall be; on CUDA the next is copied while one is worked on. Default:
+                the host.
+
+        Raises:
+            ValueError: there is no such epoch or step; while iterating: a shard is missing or damaged.
+            OSError: while iterating: the store cannot be reached.
+            RuntimeError: the process was forked amid iterating. (The stream itself may be used in a fork.)
+        """
+        if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"epoch {epoch}, step {start_step}: an epoch has {self.steps_per_epoch} steps")
+        pin = torch.cuda.is_initialized() or (device is not None and torch.device(device).type == "cuda")
+        batches = read_ahead(
+            partial(self._batches, epoch, start_step, pin),
+            self.prefetch,
+            self.prefetch_bytes,
+            lambda batch: batch.num_bytes,
+        )
+        return batches if device is None else to_device_ahead(batches, device)
+
+    def class_counts(self, check: bool = True) -> np.ndarray:
+        """Selected utterances per class over all ranks, [C] int64.
+
+        Args:
+            check: read all indexes that were not read yet, and compare; else the manifest is believed.
+
+        Raises:
+            ValueError: the manifest's counts are not those of the indexes, or one is damaged.
+            OSError: the store cannot be reached.
+        """
+        if check:
+            self._reader.check_class_counts()
+        return self._class_counts.copy()
+
+    def metadata(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Key and metadata (with the label's name) of every selected utterance, in the manifest's order.
+
+        Raises:
+            ValueError, OSError: as `epoch` does.
+        """
+        for shard in range(len(self._shards)):
+            yield from self._reader.metadata(shard, self.selected(shard).tolist())
+            self._reader.keep(())
+
+    def statistics(self) -> dict[str, Sums]:
+        """This rank's share of the sums over all selected utterances, per modality.
+
+        Added up over ranks they are exact. Nothing is read where nothing is deselected: then the manifest
+        knows them, and rank 0 tells them alone.
+
+        Raises:
+            ValueError, OSError: as `epoch` does.
+        """
+        if self._rows is None and self.rank == 0:
+            moments = self.manifest.splits[self.split].moments
+            return {
+                name: sums_from_moments(m.count, np.array(m.mean), np.array(m.std))
+                for name, m in moments.items()
+                if name in self.modalities
+            }
+        total = {
+            name: Sums(0, np.zeros(modality.dim), np.zeros(modality.dim))
+            for name, modality in self.modalities.items()
+        }
+        if self._rows is None:
+            return total
+        first = self.rank * self.num_utterances // self.world_size
+        last = (self.rank + 1) * self.num_utterances // self.world_size
+        shard = np.repeat(np.arange(len(self._rows)), [len(rows) for rows in self._rows])[first:last]
+        row = self._all_rows[first:last]
+        for start in range(0, len(row), STATISTICS_CHUNK):
+            chunk = slice(start, start + STATISTICS_CHUNK)
+            found = self._reader.features(shard[chunk], row[chunk])
+            self._reader.keep(shard[chunk].tolist())
+            for name, ragged in found.features.items():
+                total[name] = add(total[name], sums_of(ragged.values.numpy()))
+        return total
+
+    def overlap(self, other: FeatureStream) -> int:
+        """Number of utterances of `other` that are the same rows of the same shards, by the shards' hashes.
+
+        It finds the same split of one dataset under whatever URL, and copies of its shards. Of other shards
+        with the same features see `shards.streaming.common_utterances`.
+        """
+        own = {entry.sha256: shard for shard, entry in enumerate(self._shards)}
+        return sum(
+            len(np.intersect1d(self.selected(own[entry.sha256]), other.selected(shard), assume_unique=True))
+            for shard, entry in enumerate(other._shards)
+            if entry.sha256 in own
+        )
+
+    @property
+    def shards(self) -> Sequence[ShardEntry]:
+        """Those of the split, in order."""
+        return self._shards
+
+    @property
+    def skips_damaged(self) -> bool:
+        """Whether what is damaged is left out."""
+        return self._reader.skip_damaged
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard, fetched and verified if need be; the shard itself is not touched.
+
+        Raises:
+            ValueError: it is missing or damaged.
+            OSError: the store cannot be reached.
+        """
+        return self._reader.index(shard)
+
+    def unselected(self, readers: Sequence[FeatureStream]) -> int:
+        """Number of utterances of this stream's split that neither it nor one of `readers` selects."""
+        alike = [self, *(s for s in readers if (s.store.url, s.split) == (self.store.url, self.split))]
+        return sum(
+            entry.utterances - len(np.unique(np.concatenate([s.selected(shard) for s in alike])))
+            for shard, entry in enumerate(self._shards)
+            if all(s._rows is not None for s in alike)
+        )
+
+    def selected(self, shard: int) -> np.ndarray:
+        """The selected rows of a shard, ascending."""
+        return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
+
+    def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
+        """Steps of each selected utterance of shards, over the modalities."""
+        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
+            work = list(threads.map(partial(self._reader.work, stop=stopped), shards))
+        return work if self._rows is None else [w[self._rows[s]] for s, w in zip(shards, work, strict=True)]
+
+    def _batches(
+        self, epoch: int, start_step: int, pin: bool, stopped: threading.Event
+    ) -> Generator[FeatureBatch, None, None]:
+        places = self._first_place, self._num_places
+        plan = replace(self._plan, work=self._plan.work and partial(self._work, stopped=stopped))
+        fetching, windows, asked = DaemonThreads(FETCHES, "shards-fetch"), range(0), set[int]()
+        try:
+            for step in range(start_step, self.steps_per_epoch):
+                if windows != windows_ahead(plan, step):
+                    windows = windows_ahead(plan, step)
+                    wanted = shards_ahead(plan, epoch, step, *places)
+                    self._reader.keep(wanted)
+                    for shard in (shard for shard in wanted if shard not in asked):
+                        fetching.submit(self._fetch, shard, stopped)
+                    asked = set(wanted)
+                yield self._batch(plan, epoch, step, pin, stopped)
+        finally:
+            # One that is under way would hold up whoever closes the iterator; what it opens is not kept.
+            stopped.set()
+            fetching.shutdown(wait=False, cancel_futures=True)
+            self._reader.keep(())
+
+    def _fetch(self, shard: int, stopped: threading.Event) -> None:
+        # A failure here is no one's yet: whoever needs the shard tries again and tells.
+        opened = self._reader.open(shard, wait_s=0.0, stop=stopped)
+        if len(self.selected(shard)) >= READ_WHOLE * self._shards[shard].utterances:
+            opened.read_soon()
+
+    def _batch(self, plan: Plan, epoch: int, step: int, pin: bool, stopped: threading.Event) -> FeatureBatch:
+        place, shard, row = rows_of_step(plan, epoch, step, self._first_place, self._num_places)
+        if self._rows is not None:
+            row = self._all_rows[self._first_row[shard] + row]
+        found = self._reader.features(shard, row, pin, stopped)
+        return FeatureBatch(
+            features=found.features,
+            label=found.label,
+            host_label=found.label,
+            key=found.key,
+            place=torch.from_numpy(place[found.kept]),
+            first_place=self._first_place,
+            num_places=self._num_places,
+            epoch=epoch,
+            step=step,
+            damaged=found.damaged,
+        )
+
+
+def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> dict[str, Modality]:
+    if names is not None and not names:
+        raise ValueError(f"{url}: modalities is empty; it has {list(manifest.modalities)}")
+    for name in names or []:
+        if name not in manifest.modalities:
+            raise ValueError(f"{url}: no modality {name!r}; it has {list(manifest.modalities)}")
+    return {name: m for name, m in manifest.modalities.items() if names is None or name in names}

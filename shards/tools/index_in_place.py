@@ -1,0 +1,207 @@
+"""Foreign tars that are read in place: an index for each and a manifest, as packing would have made them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.format.hashing import hash_file
+from shards.format.index import ShardIndex, build_index
+from shards.format.index_file import save_index
+from shards.format.manifest import parse_manifest
+from shards.format.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
+from shards.format.split_names import WORDS
+from shards.format.statistics import Moments, merge, moments_of
+from shards.safe_io.printable import get_logger, printable
+from shards.storage.cache import telling_of_unwritable
+from shards.storage.store import Store, call_store
+from shards.tools.scan_tar import Survey, read_array
+
+# Words in the names of tars that tell their split.
+SPLITS = {word: name for word, name in WORDS.items() if name != "all"} | {"eval": "test"}
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class ForeignTar:
+    """A tar of the dataset, on local disk."""
+
+    name: str
+    url: str
+    path: Path
+    size: int
+    sha256: str
+    found: Survey
+
+
+def index_in_place(
+    store: Store,
+    tars: list[ForeignTar],
+    labels: dict[str, str | int],
+    classes: list[str],
+    provenance: dict[str, Any],
+) -> tuple[str, Manifest]:
+    """Write indexes and manifest, beside the tars if that can be written.
+
+    Returns:
+        Where they lie, and the manifest.
+
+    Raises:
+        ValueError: an utterance has no steps or a value that is not finite, or readers would refuse the
+            manifest: nothing is written then.
+    """
+    modalities = {
+        name: Modality(dim, np.dtype(dtype).name) for name, [(dim, dtype)] in forms_of(tars).items()
+    }
+    splits, work = split_of(tars), Path(tempfile.mkdtemp(prefix="awtpn-index-"))
+    parts: dict[str, list[_AdoptedShard]] = {}
+    try:
+        for tar in tars:
+            part = _index_tar(tar, labels, classes, modalities, work)
+            parts.setdefault(splits[tar.name], []).append(part)
+        manifest = Manifest(
+            modalities=modalities,
+            classes=classes,
+            columns=_columns([part.index for each in parts.values() for part in each]),
+            splits={name: _split(each, modalities, len(classes)) for name, each in parts.items()},
+            provenance=provenance,
+        )
+        text = dump_manifest(manifest)
+        parse_manifest(text, f"{store.url}/{MANIFEST}")
+        (work / MANIFEST).write_text(text)
+        return _publish(store, work), manifest
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass
+class _AdoptedShard:
+    """An indexed tar as a part of its split."""
+
+    entry: ShardEntry
+    index: ShardIndex
+    moments: dict[str, Moments]
+
+
+def _index_tar(
+    tar: ForeignTar,
+    labels: dict[str, str | int],
+    classes: list[str],
+    modalities: dict[str, Modality],
+    work: Path,
+) -> _AdoptedShard:
+    """Write a tar's index into `work`."""
+    utterances = tar.found.utterances
+    positions = [classes.index(str(labels[utterance.row.key])) for utterance in utterances]
+    index = build_index([utterance.row for utterance in utterances], positions, modalities, classes)
+    path = work / index_name(tar.name)
+    save_index(index, path)
+    entry = ShardEntry(
+        name=tar.name,
+        utterances=len(utterances),
+        bytes=tar.size,
+        sha256=tar.sha256,
+        index=path.name,
+        index_bytes=path.stat().st_size,
+        index_sha256=hash_file(path),
+        steps={name: int(index.steps[name].sum()) for name in modalities},
+    )
+    return _AdoptedShard(entry, index, _moments(tar, modalities))
+
+
+def _moments(tar: ForeignTar, modalities: dict[str, Modality]) -> dict[str, Moments]:
+    """Moments per modality of a tar's features.
+
+    Raises:
+        ValueError: an utterance has no steps, or a value that is not finite.
+    """
+    moments = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    for utterance in tar.found.utterances:
+        at = f"{tar.url}: {printable(utterance.row.key)}"
+        if not any(array.shape[0] for array in utterance.arrays.values()):
+            raise ValueError(f"{at}: no steps in any modality; leave the utterance out")
+        for name, array in utterance.row.arrays.items():
+            values = read_array(tar.path, array)
+            if not np.isfinite(values).all():
+                step, dimension = np.argwhere(~np.isfinite(values))[0]
+                raise ValueError(
+                    f"{at}: {name} is {values[step, dimension]} at step {step}, dimension {dimension}; "
+                    "repair it"
+                )
+            moments[name] = merge(moments[name], moments_of(values))
+    return moments
+
+
+def _split(parts: list[_AdoptedShard], modalities: dict[str, Modality], num_classes: int) -> Split:
+    moments = {name: parts[0].moments[name] for name in modalities}
+    for part in parts[1:]:
+        moments = {name: merge(moments[name], part.moments[name]) for name in modalities}
+    counts = sum(np.bincount(part.index.label, minlength=num_classes) for part in parts)
+    return Split(
+        utterances=sum(part.entry.utterances for part in parts),
+        steps={name: moments[name].count for name in modalities},
+        class_counts=np.asarray(counts).tolist(),
+        moments={name: SplitMoments(m.count, m.mean.tolist(), m.std.tolist()) for name, m in moments.items()},
+        shards=[part.entry for part in parts],
+    )
+
+
+def _columns(indexes: list[ShardIndex]) -> dict[str, str]:
+    """Metadata to select by: columns of every tar, of one kind (integers may mix with floats)."""
+    kinds = {"b": "bool", "i": "int", "f": "float", "U": "str"}
+    columns = {}
+    for name in sorted(set.intersection(*(set(index.columns) for index in indexes))):
+        found = {kinds[index.columns[name].dtype.kind] for index in indexes}
+        if len(found) == 1 or found == {"int", "float"}:
+            columns[name] = "float" if len(found) > 1 else next(iter(found))
+    return columns
+
+
+def _publish(store: Store, work: Path) -> str:
+    """Put all files of `work` beside the tars, the manifest last; where none can be put, into the cache."""
+    names = sorted((path.name for path in work.iterdir()), key=lambda name: name == MANIFEST)
+    try:
+        # Over http a file can at best be posted to some program.
+        if store.url.startswith(("http://", "https://")):
+            raise PermissionError(f"{store.url}: read-only")
+        for name in names:
+            remote = f"{store.root}/{name}"
+            call_store(store, partial(store.fs.put_file, str(work / name), remote), f"{store.url}/{name}")
+        store.fs.invalidate_cache()
+        return store.url
+    except (OSError, NotImplementedError) as error:
+        logger.info("%s cannot be written (%s): the index goes to %s", store.url, error, store.indexed)
+    with telling_of_unwritable(store.indexed):
+        store.indexed.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copy(work / name, store.indexed / name)
+    return str(store.indexed)
+
+
+def index_name(tar: str) -> str:
+    return f"{tar.removesuffix('.tar')}.index.npz"
+
+
+def forms_of(tars: list[ForeignTar]) -> dict[str, set[tuple[int, str]]]:
+    forms: dict[str, set[tuple[int, str]]] = {}
+    for tar in tars:
+        for name, found in tar.found.forms.items():
+            forms.setdefault(name, set()).update(found)
+    return dict(sorted(forms.items()))
+
+
+def split_of(tars: list[ForeignTar]) -> dict[str, str]:
+    """Split of each tar by the words in its name; where one has none, all are the split "all"."""
+    found = {}
+    for tar in tars:
+        words = [SPLITS[word] for word in re.split(r"[^a-z]+", tar.name.lower()) if word in SPLITS]
+        found[tar.name] = words[0] if words else "all"
+    return dict.fromkeys(found, "all") if "all" in found.values() else found

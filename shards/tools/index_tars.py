@@ -1,0 +1,336 @@
+"""Shards that others made: indexed where they lie, or, where that cannot be read in place, decoded once.
+
+Keys stay as they are if they are unique. Where they begin anew in each tar, as webdataset's often do, each
+gets the name of its tar before it: `train-000000/000017`, decoded `train-000000_000017`.
+
+What is added, one index per tar and the manifest, lies beside the tars, or, where that place is read-only, in
+the cache. Decoded shards are an ordinary packing, in the cache: `open_dataset` finds either by the same URL.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from shards.format.index import Row
+from shards.format.labels import found_classes, given_classes, label_name
+from shards.format.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
+from shards.packing.pack import pack
+from shards.safe_io.file_names import is_text
+from shards.safe_io.printable import get_logger, printable
+from shards.storage.cache import telling_of_unwritable
+from shards.storage.credentials import redact_url
+from shards.storage.store import (
+    NoManifest,
+    Store,
+    call_store,
+    fetch_new,
+    open_store,
+    read_manifest,
+    split_url,
+)
+from shards.tools.index_in_place import ForeignTar, forms_of, index_in_place, index_name, split_of
+from shards.tools.scan_tar import read_array, survey, uncompressed
+
+TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What indexing has made.
+
+    Attributes:
+        url: of the dataset, to be streamed from.
+        folder: where index and manifest lie.
+        manifest: of the dataset.
+        decoded: why the shards had to be decoded; None where they are read in place.
+        ignored: how many members of what extension were left out.
+        without_arrays: keys of utterances that have a label or metadata, but no array: left out, too.
+    """
+
+    url: str
+    folder: str
+    manifest: Manifest
+    decoded: str | None
+    ignored: dict[str, int]
+    without_arrays: list[str]
+
+
+def index_url(
+    url: str,
+    *,
+    classes: list[str] | None = None,
+    label: str = "label",
+    label_member: str | None = None,
+    dtype: str | None = None,
+    out: str | None = None,
+    cache_dir: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> Indexed:
+    """Make the tars of a folder a dataset that `FeatureStream` reads.
+
+    Args:
+        url: any fsspec URL of a folder of tars. Names with words like "train" or "test" tell their split.
+        classes: class names; labels that are numbers are positions in it. Default: all labels found, sorted.
+        label: JSON field that holds the label; where there is none, `.cls` members are looked for.
+        label_member: ending of the members whose text is the label instead, such as "txt": those of text are
+            taken for transcripts otherwise, and left out.
+        dtype: "float16" or "float32" for what has to be decoded; default: float16 where all is.
+        out: URL of a new folder for decoded shards, whether or not they have to be: say for many nodes to
+            read. Default: the cache of this machine, if they have to be.
+        cache_dir: where remote tars, decoded shards and what a read-only place does not take are kept.
+        storage_options: for the fsspec file system.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: there are no tars, one is damaged or holds what is never read, an utterance has no label
+            or two, no steps, is there twice, or its features differ in size from others'; names the tar and
+            the member or key.
+        OSError: the store cannot be reached.
+    """
+    if classes is not None:
+        classes = given_classes(classes)
+    if label_member is not None:
+        label_member = label_member.removeprefix(".").lower()
+    store = open_store(split_url(url)[0], cache_dir, storage_options)
+    indexed_before = _indexed_before(store)
+    tars = []
+    for name in tqdm(_tar_names(store), desc="index", unit="tar", disable=not progress):
+        path, size, sha256 = fetch_new(store, name)
+        at = f"{store.url}/{name}"
+        tars.append(ForeignTar(name, at, path, size, sha256, survey(path, at, label, label_member)))
+    _tell_dotted(tars)
+    _make_keys_unique(tars)
+    labels = _labels(tars, classes)
+    _check_utterances(tars)
+    names = classes or found_classes(labels.values(), store.url)
+    slow = f"to be written to {redact_url(out)}" if out else _slow(tars)
+    # This mark tells that the manifest may be made again; a packing's may not.
+    provenance: dict[str, Any] = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
+    if label_member is None:
+        provenance[LABEL_FIELD] = label
+    shutil.rmtree(store.indexed, ignore_errors=True)
+    if slow is None:
+        folder, manifest = index_in_place(store, tars, labels, names, provenance)
+    else:
+        folder = out or str(store.indexed)
+        if not out:
+            with telling_of_unwritable(store.indexed):
+                store.indexed.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("%s; decoding all shards into %s", slow, folder)
+        manifest = pack(
+            _decoded(tars, labels, names),
+            folder,
+            classes=names,
+            provenance=provenance,
+            dtype=dtype or _dtype(tars),
+            storage_options=storage_options if out else None,
+            progress=progress,
+        )
+        if indexed_before and not out:
+            # It would hide what was decoded.
+            manifest_url = f"{store.url}/{MANIFEST}"
+            call_store(store, lambda: store.fs.rm_file(f"{store.root}/{MANIFEST}"), manifest_url)
+    ignored = sum((tar.found.ignored for tar in tars), Counter[str]())
+    if ignored:
+        logger.warning("%s: members left out, by extension: %s", store.url, dict(ignored))
+    without = [key for tar in tars for key in tar.found.without_arrays]
+    if without:
+        logger.warning(
+            "%s: %d utterances have no array; the first is %s", store.url, len(without), without[0]
+        )
+    return Indexed(out or store.url, folder, manifest, slow, dict(ignored), without)
+
+
+def _indexed_before(store: Store) -> bool:
+    """Whether an earlier indexing has left its manifest beside the tars.
+
+    Raises:
+        ValueError: a packing has.
+    """
+    try:
+        manifest = read_manifest(store)
+    except NoManifest:
+        return False
+    if INDEXED not in manifest.provenance:
+        raise ValueError(f"{store.url}: is a packed dataset already; it needs no indexing")
+    return True
+
+
+def _tar_names(store: Store) -> list[str]:
+    if TAR.fullmatch(store.root.rpartition("/")[2]) and call_store(
+        store, lambda: store.fs.isfile(store.root), store.url
+    ):
+        raise ValueError(f"{store.url}: is a tar; give the URL of the folder that holds it")
+    try:
+        found = call_store(store, lambda: store.fs.ls(store.root, detail=False), store.url)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{store.url}: no such folder; give the URL of the folder that holds the tars"
+        ) from None
+    names = sorted(name for path in found if TAR.fullmatch(name := path.rstrip("/").rpartition("/")[2]))
+    if not names:
+        raise ValueError(f"{store.url}: no tars there; give the URL of the folder that holds them")
+    for name in names:
+        if not PLAIN_NAME.fullmatch(name):
+            raise ValueError(f"{store.url}/{name}: rename it, to letters, digits, '.', '-' and '_'")
+        if not PLAIN_NAME.fullmatch(index_name(name)):
+            raise ValueError(f"{store.url}/{name}: its index's name would be too long; rename it, shorter")
+    return names
+
+
+def _tell_dotted(tars: list[ForeignTar]) -> None:
+    """Say so where keys are longer than webdataset takes them to be."""
+    for tar in tars:
+        for utterance in tar.found.utterances:
+            key = utterance.row.key
+            if "." in (base := key.rpartition("/")[2]):
+                logger.warning(
+                    "%s: keys hold dots, such as %s: webdataset itself ends a key at the first dot, and "
+                    "takes all members of %s for one utterance's",
+                    tar.url,
+                    key,
+                    key.removesuffix(base) + base.partition(".")[0],
+                )
+                return
+
+
+def _make_keys_unique(tars: list[ForeignTar]) -> None:
+    """Put the name of its tar before every key, if keys are unique within their tars alone.
+
+    Raises:
+        ValueError: it is one utterance, not one key, that is there twice.
+    """
+    met: dict[str, tuple[Row, ForeignTar]] = {}
+    begin_anew = False
+    for tar in tars:
+        for utterance in tar.found.utterances:
+            row = utterance.row
+            first, where = met.setdefault(row.key, (row, tar))
+            if first is row:
+                continue
+            begin_anew = True
+            if row.arrays and _contents(row) == _contents(first):
+                raise ValueError(
+                    f"{tar.url}: {printable(row.key)}: this utterance is in the dataset twice, in "
+                    f"{where.name}, too; remove one"
+                )
+    if not begin_anew:
+        return
+    logger.warning("keys begin anew in each tar: the tar's name is put before them, TAR/KEY")
+    for tar in tars:
+        for utterance in tar.found.utterances:
+            utterance.row.key = f"{tar.name.partition('.tar')[0]}/{utterance.row.key}"
+
+
+def _contents(row: Row) -> tuple[int, dict[str, int]]:
+    return row.json[2], {name: array.crc for name, array in row.arrays.items()}
+
+
+def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str | int]:
+    """Label of each utterance by key: a name, or without given classes perhaps a number.
+
+    Raises:
+        ValueError: there is none, it is of no use, or a key is there twice.
+    """
+    labels: dict[str, str | int] = {}
+    # Per text of a .cls member the label that its utterance has from elsewhere, and where that was found.
+    beside: dict[str | int, tuple[str | int, str]] = {}
+    for tar in tars:
+        for utterance in tar.found.utterances:
+            key, value, second = utterance.row.key, utterance.label, utterance.second
+            at = f"{tar.url}: {printable(key)}"
+            if key in labels:
+                raise ValueError(f"{at}: this key is in the dataset twice; rename one")
+            try:
+                value = value if isinstance(value, int) else label_name(value, classes or ())
+            except ValueError:
+                value = None
+            if isinstance(value, bool) or value is None:
+                raise ValueError(
+                    f"{at}: no label ({utterance.label!r}); name the JSON field that holds it "
+                    "(--label_field), or the members whose text it is (--label_member cls, or txt where "
+                    "those are no transcripts), or add .cls members"
+                )
+            if isinstance(value, str) and not is_text(value):
+                raise ValueError(f"{at}: label {value!r} is no text; write it again, in UTF-8")
+            if second is not None:
+                other, where = beside.setdefault(second, (value, at))
+                if (type(second) is type(value) and second != value) or other != value:
+                    than = f", and {where} {other!r} beside the same" if other != value else ""
+                    raise ValueError(
+                        f"{at}: two labels, {value!r} and in its .cls member {second!r}{than}; remove one, "
+                        "or tell which with --label_member cls"
+                    )
+            if classes is not None and isinstance(value, int):
+                if not 0 <= value < len(classes):
+                    raise ValueError(f"{at}: label {value} is no position in the classes {classes}")
+                value = classes[value]
+            if classes is not None and value not in classes:
+                raise ValueError(f"{at}: label {value!r} is unknown; the classes are {classes}")
+            labels[key] = value
+    return labels
+
+
+def _check_utterances(tars: list[ForeignTar]) -> None:
+    """Refuse a dataset without features, or whose modalities are not of one size each."""
+    forms = forms_of(tars)
+    if not forms:
+        raise ValueError(
+            f"{tars[0].url}: no arrays; features are members <key>.<modality>.npy, [steps, features per step]"
+        )
+    for name, found in forms.items():
+        dims = sorted({dim for dim, _ in found})
+        if len(dims) > 1:
+            where = {
+                dim: tar.url
+                for tar in reversed(tars)
+                for dim, _ in tar.found.forms.get(name, ())
+                if dim in dims
+            }
+            raise ValueError(f"{name} has {dims} features per step ({where}); make all with the same encoder")
+
+
+def _slow(tars: list[ForeignTar]) -> str | None:
+    """Why the dataset cannot be read in place; None if it can."""
+    for tar in tars:
+        if tar.found.slow:
+            return tar.found.slow
+    for name, found in forms_of(tars).items():
+        if len(found) > 1:
+            return f"{name} is of several dtypes: {sorted(dtype for _, dtype in found)}"
+    return None
+
+
+def _dtype(tars: list[ForeignTar]) -> str:
+    half = all(np.dtype(dtype).itemsize == 2 for found in forms_of(tars).values() for _, dtype in found)
+    return "float16" if half else "float32"
+
+
+def _decoded(tars: list[ForeignTar], labels: dict[str, str | int], classes: list[str]) -> Iterator[Sample]:
+    """The utterances, as packing takes them. Keys lose what packing does not allow in them."""
+    splits = split_of(tars)
+    for tar in tars:
+        with uncompressed(tar.path) as plain:
+            for utterance in tar.found.utterances:
+                key = utterance.row.key
+                yield Sample(
+                    key=re.sub(r"[\s./\\]+", "_", key),
+                    split=splits[tar.name],
+                    label=str(labels[key]),
+                    features={name: read_array(plain, array) for name, array in utterance.arrays.items()},
+                    meta={name: value for name, value in utterance.row.meta.items() if name != "label"},
+                    source=tar.url,
+                )

@@ -1,0 +1,301 @@
+"""What a dataset is and what is in it, for people: `info` and `preview`, and their texts."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.format.class_checks import check_class_counts, check_label
+from shards.format.feature_space import describe, recorded_spaces
+from shards.format.index import ShardIndex
+from shards.format.index_file import load_index
+from shards.format.schema import Manifest, ShardEntry, choose_split
+from shards.safe_io.bounded_json import parse_json
+from shards.safe_io.printable import join_lines
+from shards.storage.store import Store, open_dataset, open_file, read_range
+from shards.streaming.reader import INDEX_THREADS
+
+BINS = 12
+BAR = 40
+WIDTH = 110
+FIRST_VALUES = 4
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many steps the utterances of a split have in a modality.
+
+    Attributes:
+        missing: utterances that lack it; all else is over those that have it.
+        least, median, most: steps.
+        edges: bin i holds the lengths edges[i] to edges[i + 1] - 1.
+        counts: utterances per bin.
+    """
+
+    missing: int
+    least: int
+    median: float
+    most: int
+    edges: list[int]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """A split: its size, its balance (utterances by class), and lengths by modality."""
+
+    utterances: int
+    shards: int
+    bytes: int
+    steps: dict[str, int]
+    class_counts: dict[str, int]
+    lengths: dict[str, Lengths]
+
+
+@dataclass(frozen=True)
+class Info:
+    """A dataset; `indexed_in` is the folder of its index where that does not lie beside its shards."""
+
+    url: str
+    manifest: Manifest
+    splits: dict[str, SplitInfo]
+    indexed_in: str | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An utterance: its metadata and features, by modality an array [T, D] in the stored dtype."""
+
+    split: str
+    shard: str
+    key: str
+    label: str
+    meta: dict[str, Any]
+    features: dict[str, np.ndarray]
+
+
+def info(
+    url: str,
+    *,
+    cache_dir: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+    lengths: bool = True,
+) -> Info:
+    """Tell what a dataset is. Shards are not read, but the index of each.
+
+    Args:
+        url: of its folder or manifest; a fragment `#dev` chooses a split.
+        cache_dir: where remote indexes are kept.
+        storage_options: for the fsspec file system.
+        lengths: False leaves out the lengths, and reads no index.
+
+    Raises:
+        ValueError: there is no dataset, or an index is damaged.
+        OSError: the store cannot be reached.
+    """
+    store, manifest, chosen = open_dataset(url, cache_dir, storage_options)
+    splits = {}
+    for name in _splits(manifest, chosen, store.url):
+        split = manifest.splits[name]
+        found: dict[str, Lengths] = {}
+        if lengths:
+            with ThreadPoolExecutor(INDEX_THREADS) as threads:
+                indexes = list(threads.map(lambda entry: _index(store, entry, manifest), split.shards))
+            counts = [np.bincount(index.label, minlength=len(manifest.classes)) for index in indexes]
+            check_class_counts(counts, split, f"{store.url}#{name}")
+            steps = [index.steps for index in indexes]
+            found = {m: _lengths(np.concatenate([each[m] for each in steps])) for m in manifest.modalities}
+        splits[name] = SplitInfo(
+            utterances=split.utterances,
+            shards=len(split.shards),
+            bytes=sum(shard.bytes for shard in split.shards),
+            steps=split.steps,
+            class_counts=dict(zip(manifest.classes, split.class_counts, strict=True)),
+            lengths=found,
+        )
+    return Info(store.url, manifest, splits, str(store.overlay) if store.overlay else None)
+
+
+def preview(
+    url: str,
+    n: int = 3,
+    *,
+    split: str | None = None,
+    cache_dir: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Iterator[Preview]:
+    """The first utterances of a split; only their bytes are read, not whole shards.
+
+    Args:
+        url: of the dataset's folder or manifest; a fragment `#dev` names the split.
+        n: how many.
+        split: its name; default the first of the manifest.
+        cache_dir: where remote indexes are kept.
+        storage_options: for the fsspec file system.
+
+    Raises:
+        ValueError: there is no such dataset or split, or it is damaged.
+        OSError: the store cannot be reached.
+    """
+    store, manifest, chosen = open_dataset(url, cache_dir, storage_options)
+    [name, *_] = _splits(manifest, chosen or split, store.url)
+    for entry in manifest.splits[name].shards:
+        index = _index(store, entry, manifest)
+        for row in range(len(index.key)):
+            if n <= 0:
+                return
+            n -= 1
+            yield _preview(store, manifest, name, entry, index, row)
+
+
+def format_info(found: Info) -> str:
+    """`info` as a text."""
+    manifest = found.manifest
+    lines = [f"{found.url}  (schema {manifest.schema_version})"]
+    if found.indexed_in:
+        lines.append(f"indexed in {found.indexed_in}")
+    lines += ["", "modality      features/step  dtype"]
+    lines += [f"{name:<12}  {m.dim:>13}  {m.dtype}" for name, m in manifest.modalities.items()]
+    columns = ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items())
+    lines += ["", f"to select by: {columns or 'nothing'}"]
+    for name, split in found.splits.items():
+        steps = ", ".join(f"{count:,} {modality}" for modality, count in split.steps.items())
+        lines += [
+            "",
+            f"split {name}: {split.utterances:,} utterances in {split.shards:,} shards, "
+            f"{format_bytes(split.bytes)}; steps: {steps}",
+        ]
+        lines += _bars("class", list(split.class_counts.items()))
+        for modality, lengths in split.lengths.items():
+            missing = f", {lengths.missing:,} without" if lengths.missing else ""
+            lines.append(
+                f"  {modality}: {lengths.least} to {lengths.most} steps, median {lengths.median:g}{missing}"
+            )
+            bins = [f"{low} to {high - 1}" for low, high in pairwise(lengths.edges)]
+            lines += _bars("steps", list(zip(bins, lengths.counts, strict=True)))
+    if manifest.skipped:
+        lines += ["", f"{manifest.skipped} bad samples were left out by packing: skipped.jsonl names them"]
+    lines += ["", "made:", *_made(manifest.provenance)]
+    return join_lines(lines)
+
+
+def _made(provenance: dict[str, Any]) -> list[str]:
+    """Provenance, a fact a line; of features first their space, then what it is made of."""
+    features = recorded_spaces(provenance)
+    lines = []
+    for name, entry in features.items():
+        settings = entry["settings"]
+        lines += [f"  {name}: feature space {entry['space']}", *_wrapped(describe(settings), "    ")]
+        if "dtype" in settings:
+            used = "".join(f", {package} {value}" for package, value in settings.get("versions", {}).items())
+            lines += _wrapped(f"computed in {settings['dtype']}{used}", "    ")
+    for name, value in provenance.items():
+        if value in ({}, [], None) or (name == "features" and features):
+            continue
+        if isinstance(value, dict):
+            listed = ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+            lines += _wrapped(f"{name}: {listed}", "  ")
+        else:
+            lines += _wrapped(f"{name}: {_plain(value)}", "  ")
+    return lines
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _wrapped(text: str, margin: str) -> list[str]:
+    # Long words are commands and paths, to be copied whole.
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=margin,
+        subsequent_indent=margin + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def format_preview(found: Preview) -> str:
+    """An utterance of `preview` as a text."""
+    lines = [f"{found.key}  ({found.split}, {found.shard})  label: {found.label}"]
+    for name, values in found.features.items():
+        if not len(values):
+            lines.append(f"  {name}: missing")
+            continue
+        wide = values.astype(np.float32)
+        first = ", ".join(f"{value:.4g}" for value in wide[0, :FIRST_VALUES])
+        lines.append(
+            f"  {name}: {values.dtype} [{len(values)}, {values.shape[1]}], "
+            f"{wide.min():.4g} to {wide.max():.4g}, mean {wide.mean():.4g}; first step {first}, ..."
+        )
+    lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.meta.items()]
+    return join_lines(lines)
+
+
+def format_bytes(size: float) -> str:
+    """A number of bytes, readable: 1.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1_000
+    return f"{size:,.3g} PB"
+
+
+def _splits(manifest: Manifest, split: str | None, url: str) -> list[str]:
+    return list(manifest.splits) if split is None else [choose_split(manifest, split, url)]
+
+
+def _index(store: Store, entry: ShardEntry, manifest: Manifest) -> ShardIndex:
+    with open_file(store, entry.index, entry.index_bytes, entry.index_sha256) as file:
+        return load_index(file, entry, manifest)
+
+
+def _lengths(steps: np.ndarray) -> Lengths:
+    there = steps[steps > 0]
+    if not len(there):
+        return Lengths(len(steps), 0, 0.0, 0, [], [])
+    least, most = int(there.min()), int(there.max())
+    width = -(-(most - least + 1) // BINS)
+    edges = list(range(least, most + width + 1, width))
+    counts = np.bincount((there - least) // width, minlength=len(edges) - 1)
+    return Lengths(len(steps) - len(there), least, float(np.median(there)), most, edges, counts.tolist())
+
+
+def _preview(
+    store: Store, manifest: Manifest, split: str, entry: ShardEntry, index: ShardIndex, row: int
+) -> Preview:
+    features = {}
+    for name, modality in manifest.modalities.items():
+        steps, dtype = int(index.steps[name][row]), np.dtype(modality.dtype)
+        start = int(index.offset[name][row])
+        stop = start + steps * modality.dim * dtype.itemsize
+        data = read_range(store, entry.name, start, stop) if steps else b""
+        features[name] = np.frombuffer(data, dtype).reshape(-1, modality.dim)
+    start, size = int(index.json_offset[row]), int(index.json_size[row])
+    at, key, label = f"{store.url}/{entry.name}", str(index.key[row]), int(index.label[row])
+    meta = parse_json(read_range(store, entry.name, start, start + size), f"{at}: {key}") if size else {}
+    if not isinstance(meta, dict):
+        raise ValueError(f"{at}: {key}: its metadata are no JSON object; pack it again")
+    check_label(meta, key, label, manifest, at)
+    meta.pop("label", None)
+    return Preview(split, entry.name, key, manifest.classes[label], meta, features)
+
+
+def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:
+    """A histogram, one line for each row."""
+    total, most = sum(count for _, count in rows) or 1, max((count for _, count in rows), default=0) or 1
+    wide = max((len(name) for name, _ in rows), default=0)
+    lines = []
+    for name, count in rows:
+        bar = "#" * round(BAR * count / most)
+        lines.append(f"    {what} {name:<{wide}}  {count:>9,}  {count / total:>6.1%}  {bar}".rstrip())
+    return lines

@@ -1,0 +1,312 @@
+"""What a tar that others made holds: its utterances, their arrays and labels; and what is refused.
+
+Arrays are members `<key>.<modality>.npy` or in `<key>....npz`, labels the field of a JSON member, else the
+content of a `.cls` member, or of one that the caller names: a `.txt` may be a transcript, so it is a label
+only then. Pickles are never opened: whoever wrote one could make us run anything.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import re
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.format.index import ALIGNMENT, ArrayAt, Row, add_array, add_json, readable_in_place
+from shards.format.schema import MODALITY_NAME
+from shards.format.tar_members import Member, contents, headers
+from shards.safe_io.expansion import copy_bounded, load_npz
+from shards.safe_io.git_lfs import refuse_pointer
+from shards.safe_io.printable import printable
+from shards.tools.member_names import ARRAYS, Named, assign
+
+PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
+# Of a member or array that has no name of its own.
+UNNAMED = "features"
+# Members that are left out are counted by their whole ending, but for those of so many dots or more.
+MOST_DOTS = 2
+
+# First bytes of a compressed file, and how to open it.
+COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+
+
+@dataclass(frozen=True)
+class ArrayInNpz:
+    """An array in a `.npz` member: where the member lies, the array's name in it, and what it is."""
+
+    offset: int
+    size: int
+    inner: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass
+class Utterance:
+    """An utterance of a foreign tar.
+
+    Attributes:
+        row: its arrays that are `.npy` members, and its JSON member.
+        packed: by modality its arrays in `.npz` members.
+        scalars: by name those in its `.npz` members.
+        texts: by ending its members that may be labels.
+        label: as found: a name or a position; None where there is none.
+        second: what its `.cls` member says where another member is its label; None where there is none.
+    """
+
+    row: Row
+    packed: dict[str, ArrayInNpz] = field(default_factory=dict)
+    scalars: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    label: Any = None
+    second: Any = None
+
+    @property
+    def arrays(self) -> dict[str, ArrayAt | ArrayInNpz]:
+        """All of them, by modality."""
+        return {**self.row.arrays, **self.packed}
+
+
+@dataclass
+class Survey:
+    """What a tar holds.
+
+    Attributes:
+        utterances: in the order of their first members.
+        forms: per modality the forms (features per step, dtype) in which it was found.
+        slow: why the tar cannot be read in place; None if it can.
+        ignored: how many members of what extension mean nothing here.
+        without_arrays: keys of utterances that have a JSON member, but no array.
+    """
+
+    utterances: list[Utterance]
+    forms: dict[str, set[tuple[int, str]]]
+    slow: str | None
+    ignored: Counter[str]
+    without_arrays: list[str]
+
+
+def survey(path: Path, shown: str, label: str, label_member: str | None = None) -> Survey:
+    """Read a tar from end to end and tell what it holds.
+
+    Args:
+        path: on local disk; may be compressed by gzip, bzip2 or xz.
+        shown: its URL, for messages.
+        label: the JSON field that holds the label.
+        label_member: ending, in lower case, of the members whose text is the label instead, such as "txt".
+
+    Raises:
+        ValueError: it is damaged, holds what is never read, or two labels of one utterance; names the tar and
+            the member.
+    """
+    found: dict[str, Utterance] = {}
+    ignored: Counter[str] = Counter()
+    refuse_pointer(path, shown)
+    slow = [f"{shown} is compressed"] if is_compressed(path) else []
+    tar = path
+    try:
+        with uncompressed(path) as tar:
+            named = {each.header.name: each for each in assign(headers(tar), label_member)}
+            used = []
+            for each in named.values():
+                _refuse_pickles(each)
+                if _means_something(each, label_member):
+                    used.append(each.header)
+                    found.setdefault(each.key, Utterance(Row(each.key)))
+                else:
+                    ignored[_ending(each)] += 1
+            for header, content in contents(tar, used):
+                each = named[header.name]
+                member = Member(
+                    header.name, each.key, each.ending.lower(), header.offset, header.size, content
+                )
+                _take(found[each.key], member, each.kind, tar)
+        for utterance in found.values():
+            _set_label(utterance, label, label_member, ignored)
+    except (ValueError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        raise ValueError(f"{shown}: {printable(error).removeprefix(f'{tar}: ')}") from None
+    utterances = [utterance for utterance in found.values() if utterance.arrays]
+    forms = _forms(utterances, shown)
+    slow += [f"{shown}: {printable(u.row.key)}: {why}" for u in utterances if (why := _slow(u))][:1]
+    without = [key for key, utterance in found.items() if not utterance.arrays]
+    return Survey(utterances, forms, slow[0] if slow else None, ignored, without)
+
+
+@contextlib.contextmanager
+def uncompressed(path: Path) -> Iterator[Path]:
+    """The tar itself, or a temporary copy that is not compressed."""
+    if (unpack := is_compressed(path)) is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacked-") as folder:
+        plain = Path(folder) / path.name
+        with unpack(path) as source, open(plain, "wb") as target:
+            copy_bounded(source, target, path.stat().st_size, "compressed tar")
+        yield plain
+
+
+def is_compressed(path: Path) -> Callable[[Path], Any] | None:
+    """How to open a file that is compressed; None for one that is not."""
+    with open(path, "rb") as file:
+        first = file.read(8)
+    return next((unpack for magic, unpack in COMPRESSED.items() if first.startswith(magic)), None)
+
+
+def read_array(tar: Path, array: ArrayAt | ArrayInNpz) -> np.ndarray:
+    """An array of an uncompressed tar, in this machine's byte order."""
+    with open(tar, "rb") as file:
+        file.seek(array.offset)
+        if isinstance(array, ArrayInNpz):
+            arrays = load_npz(io.BytesIO(file.read(array.size)), ".npz member", only=array.inner)
+            return arrays[array.inner].astype(array.dtype.newbyteorder("="), copy=False)
+        flat = np.fromfile(file, array.dtype, int(np.prod(array.shape)))
+    values = flat.reshape(array.shape, order="F" if array.fortran else "C")
+    return values.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _refuse_pickles(named: Named) -> None:
+    if named.kind in PICKLES:
+        raise ValueError(
+            f"{named.header.name}: pickled files are never read, since they can run code; write its arrays "
+            "as .npy members"
+        )
+
+
+def _means_something(named: Named, label_member: str | None) -> bool:
+    """Whether a member is part of an utterance; like webdataset, none is whose name begins with a dot."""
+    ending = named.ending.lower()
+    if named.header.base.startswith("."):
+        return False
+    return ending in ("json", label_member) or named.kind in (*ARRAYS, "cls")
+
+
+def _ending(named: Named) -> str:
+    """Under which a member that is left out is counted."""
+    if named.header.base.startswith("."):
+        return "hidden"
+    return f".{named.ending.lower()}" if named.ending.count(".") < MOST_DOTS else f"*.{named.kind}"
+
+
+def _take(utterance: Utterance, member: Member, kind: str, tar: Path) -> None:
+    """Take a member into its utterance."""
+    name = member.extension.rpartition(".")[0]
+    if member.extension == "json":
+        add_json(utterance.row, member, tar)
+    elif kind == "npy":
+        add_array(utterance.row, _modality(name, member.name), member, tar)
+    elif kind == "npz":
+        _add_npz(utterance, name, member)
+    else:
+        try:
+            text = member.content.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{member.name}: a label that is not in UTF-8 ({error.reason} at byte {error.start}); write "
+                "it in that encoding"
+            ) from None
+        if member.extension in utterance.texts:
+            raise ValueError(f"{member.name}: a second .{member.extension} of {member.key!r}; remove one")
+        utterance.texts[member.extension] = text.strip()
+
+
+def _add_npz(utterance: Utterance, name: str, member: Member) -> None:
+    arrays = load_npz(io.BytesIO(member.content.read()), member.name)
+    for inner, values in arrays.items():
+        if values.ndim == 0:
+            utterance.scalars.setdefault(inner, values.item())
+            continue
+        # Arrays saved without a name are called arr_0, arr_1, ...
+        modality = _modality(name if inner == "arr_0" and name else inner, member.name)
+        if modality in utterance.packed:
+            raise ValueError(f"{member.name}: a second array of {modality}; remove one")
+        utterance.packed[modality] = ArrayInNpz(member.offset, member.size, inner, values.shape, values.dtype)
+
+
+def _modality(name: str, member: str) -> str:
+    plain = re.sub(r"[^a-z0-9_]", "_", name.lower()) or UNNAMED
+    if not MODALITY_NAME.fullmatch(plain):
+        raise ValueError(
+            f"{member}: {name!r} is no name of a modality: at most 100 letters, the first from a to z, "
+            "and not json"
+        )
+    return plain
+
+
+def _set_label(
+    utterance: Utterance, field_name: str, label_member: str | None, ignored: Counter[str]
+) -> None:
+    """Set the label as found: a named member's text, else JSON's field, else the text of `.cls`.
+
+    Raises:
+        ValueError: there are two; names both.
+    """
+    row, texts, scalars = utterance.row, utterance.texts, utterance.scalars
+    both = field_name in row.meta and field_name in scalars
+    if both and row.meta[field_name] != scalars[field_name]:
+        raise ValueError(
+            f"{row.key}: its JSON member says {field_name} {row.meta[field_name]!r}, its .npz member "
+            f"{scalars[field_name]!r}; remove one"
+        )
+    row.meta = {**scalars, **row.meta}
+    if label_member is not None:
+        utterance.label = _position(texts.get(label_member))
+        ignored.update(f".{name}" for name in texts.keys() - {label_member})
+        return
+    # `<key>.cls` is the label, whatever other members are called; of others there must be one.
+    chosen = ["cls"] if "cls" in texts else sorted(texts)
+    value = row.meta.get(field_name)
+    if value is None and len(chosen) > 1:
+        raise ValueError(
+            f"{row.key}: two labels, {' and '.join(f'.{name} {texts[name]!r}' for name in chosen[:2])}; tell "
+            f"which with --label_member {chosen[0]}"
+        )
+    ignored.update(f".{name}" for name in texts.keys() - ({*chosen} if len(chosen) == 1 else {}))
+    text = _position(texts[chosen[0]]) if len(chosen) == 1 else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    utterance.label, utterance.second = (text, None) if value is None else (value, text)
+
+
+def _position(text: str | None) -> str | int | None:
+    """A label that was read as text: digits are a position."""
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else text
+
+
+def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, str]]]:
+    """Per modality the forms in which it was found."""
+    forms: dict[str, set[tuple[int, str]]] = {}
+    for utterance in utterances:
+        for name, array in utterance.arrays.items():
+            if len(array.shape) != 2 or not array.shape[1] or array.dtype.kind not in "fiu":
+                raise ValueError(
+                    f"{shown}: {printable(utterance.row.key)}: {name} is {array.dtype} of shape "
+                    f"{array.shape}; features are real numbers [steps, features per step]"
+                )
+            forms.setdefault(name, set()).add((array.shape[1], array.dtype.str))
+    return forms
+
+
+def _slow(utterance: Utterance) -> str | None:
+    if utterance.packed:
+        return "a .npz member"
+    for name, array in utterance.row.arrays.items():
+        if not readable_in_place(array):
+            order = " in Fortran order" if array.fortran else ""
+            shifted = ", not aligned" if array.offset % ALIGNMENT else ""
+            return f"{name} is {array.dtype.str}{order}{shifted}"
+    return None

@@ -1,0 +1,75 @@
+"""Moments of a manifest compared with the values that its shards hold: training standardizes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from shards.format.index import ShardIndex
+from shards.format.schema import Modality, SplitMoments
+from shards.format.statistics import Moments, merge, moments_of
+
+# Values that are held at a time; their float64 copies take several times as much.
+CHUNK_BYTES = 4 << 20
+# Moments may differ by this share of the spread, and by float32's own rounding of the mean: no features are
+# stored more exactly, and a constant stream has no spread.
+OF_SPREAD = 1e-3
+OF_MEAN = 1e-7
+
+
+def shard_moments(path: Path, index: ShardIndex, modalities: dict[str, Modality]) -> dict[str, Moments]:
+    """Moments by modality of all values in a shard, read where its index says that they lie.
+
+    Raises:
+        ValueError: the shard ends amid an array; names the shard.
+    """
+    moments = {}
+    with open(path, "rb") as file:
+        for name, form in modalities.items():
+            none = Moments(0, np.zeros(form.dim), np.zeros(form.dim))
+            moments[name] = reduce(merge, map(moments_of, _chunks(file, path, index, name, form)), none)
+    return moments
+
+
+def wrong_moments(told: SplitMoments, shards: Iterable[Moments]) -> str | None:
+    """How the moments of a split and modality differ from those of its shards; None if they do not."""
+    found = reduce(merge, shards)
+    if told.count != found.count:
+        return f"count is {told.count}, in the shards {found.count}"
+    allowed = OF_SPREAD * found.std + OF_MEAN * np.abs(found.mean)
+    for what, ours, theirs in (("mean", told.mean, found.mean), ("std", told.std, found.std)):
+        # Not the other way round: NaN is wrong, too.
+        wrong = np.flatnonzero(~(np.abs(np.asarray(ours) - theirs) <= allowed))
+        if len(wrong):
+            first = int(wrong[0])
+            return f"{what}[{first}] is {ours[first]:g}, by the values in the shards {theirs[first]:g}"
+    return None
+
+
+def _chunks(file: BinaryIO, path: Path, index: ShardIndex, name: str, form: Modality) -> Iterator[np.ndarray]:
+    """All steps [T, D] of a modality, about `CHUNK_BYTES` at a time."""
+    dtype = np.dtype(form.dtype)
+    row_bytes = form.dim * dtype.itemsize
+    most = max(1, CHUNK_BYTES // row_bytes)
+    held: list[bytes] = []
+    free = most
+    for row in np.flatnonzero(index.steps[name]).tolist():
+        file.seek(int(index.offset[name][row]))
+        left = int(index.steps[name][row])
+        while left:
+            steps = min(left, free)
+            data = file.read(steps * row_bytes)
+            if len(data) < steps * row_bytes:
+                raise ValueError(f"{path}: ends amid {name} of {str(index.key[row])!r}")
+            held.append(data)
+            left -= steps
+            free -= steps
+            if not free:
+                yield np.frombuffer(b"".join(held), dtype).reshape(-1, form.dim)
+                held, free = [], most
+    if held:
+        yield np.frombuffer(b"".join(held), dtype).reshape(-1, form.dim)
