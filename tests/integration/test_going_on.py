@@ -18,8 +18,7 @@ from awtpn.inference.predictor import Predictor
 from awtpn.learning.optimizer import learning_rate
 from awtpn.learning.settings import OptimConfig
 from awtpn.model import files
-from awtpn.model.files import CARD_FILE, WEIGHTS_FILE
-from awtpn.model.network import README_FILE
+from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.report.data import gather
 from awtpn.run import checkpoint
 from awtpn.run.compare import compare_runs

@@ -122,15 +122,19 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     "python launch/cross_validate.py --config configs/iemocap.yaml --by session --dir runs/sweep "
     "--sweep optim.lr=1e-4,3e-4,1e-3": Elsewhere(
-        ["unit/test_crossvalidation.py::test_a_fold_chooses_on_its_training_groups_alone"]
+        ["unit/awtpn/experiments/test_crossvalidation.py::test_a_fold_chooses_on_its_training_groups_alone"]
     ),
     "python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 "
     "--dir runs/ravdess-ablations": Elsewhere(
-        ["unit/test_ablation.py::test_base_and_variants_share_seeds_and_become_a_table"]
+        ["unit/awtpn/experiments/test_ablation.py::test_base_and_variants_share_seeds_and_become_a_table"]
     ),
     "awtpn export runs/try1 my-model": Run(makes="my-model", leaves="my-model/README.md"),
-    "awtpn push my-model USER/NAME": Elsewhere(["unit/test_hub.py::test_models_are_pushed_with_their_card"]),
-    "awtpn export --graph": Elsewhere(["unit/test_graph.py::test_the_exported_program_takes_any_lengths"]),
+    "awtpn push my-model USER/NAME": Elsewhere(
+        ["unit/awtpn/model/test_hub.py::test_models_are_pushed_with_their_card"]
+    ),
+    "awtpn export --graph": Elsewhere(
+        ["unit/awtpn/inference/test_export_graph.py::test_the_exported_program_takes_any_lengths"]
+    ),
     'pip install -e ".[onnx]"': Installs(),
     # Recipes.
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
@@ -175,19 +179,19 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         swap={"--seeds 0 1 2": "--seeds 0"}, append=SHORT, leaves="runs/ravdess-cv/report.html"
     ),
     "python tests/benchmarks/loader.py": Elsewhere(
-        ["unit/test_bench.py::test_readers_read_all_and_refuse_another_corpus"]
+        ["unit/awtpn/bench/test_bench.py::test_readers_read_all_and_refuse_another_corpus"]
     ),
     "awtpn shards simulate": Run(
         append="1000000x1000 --synthetic --nodes 64 --gpus-per-node 8 --global-batch 4096",
         says="1,000,000 utterances",
     ),
     "python tests/benchmarks/step.py": Elsewhere(
-        ["unit/test_bench.py::test_both_steps_learn_the_same_utterances"]
+        ["unit/awtpn/bench/test_bench.py::test_both_steps_learn_the_same_utterances"]
     ),
     # It measures for ten minutes; here without GPUs.
-    "awtpn bench": Elsewhere(["unit/test_bench.py::test_the_command_writes_what_it_measures"]),
+    "awtpn bench": Elsewhere(["unit/awtpn/bench/test_bench.py::test_the_command_writes_what_it_measures"]),
     "awtpn bench --device cuda --out gpu.md": Elsewhere(
-        ["unit/test_bench.py::test_the_command_writes_what_it_measures"]
+        ["unit/awtpn/bench/test_bench.py::test_the_command_writes_what_it_measures"]
     ),
     "pytest -m gpu": Elsewhere(["gpu/test_gpu.py::test_a_step_never_waits_for_the_device"]),
     "awtpn doctor --memory configs/large.yaml --ranks 8 64 --device cuda --steps audio=120 video=60 "

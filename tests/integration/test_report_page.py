@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import browser
 import pytest
-from support import REPO
-
-sys.path.append(str(REPO / "tests" / "unit"))
-
-from test_report import HOSTILE, make_hostile_run
+from report_support import HOSTILE, make_hostile_run
 
 from awtpn.report.write import write_report
 from shards.safe_io.printable import printable

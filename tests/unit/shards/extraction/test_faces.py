@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support import REPO
 
 pytest.importorskip("cv2")
 
 from shards.extraction.encoders import open_video_encoder
 from shards.extraction.encoders.faces import MARGIN, crop_faces, find_faces, track
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = REPO.parent / "shared" / "data"
 CLIPS = [*sorted((DATA / "crema_d" / "clips").glob("*.flv")), *sorted((DATA / "ravdess").glob("*.mp4"))]
 
 

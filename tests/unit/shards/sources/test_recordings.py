@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from corpora_support import bad, good, put, write_clip_table, write_tree
+from support import REPO
 
 from shards.format.schema import BadSample
 from shards.sources import recordings
 from shards.sources.base import Clip
 
-CREMA_D = Path(__file__).parents[3] / "shared" / "data" / "crema_d" / "clips"
-RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"
+CREMA_D = REPO.parent / "shared" / "data" / "crema_d" / "clips"
+RAVDESS = REPO.parent / "shared" / "data" / "ravdess"
 
 
 def test_a_folder_tells_splits_and_labels(tmp_path: Path) -> None:

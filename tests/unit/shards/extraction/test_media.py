@@ -11,6 +11,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from support import REPO
 
 pytest.importorskip("av")
 
@@ -26,7 +27,7 @@ from shards.extraction.media import (
     video,
 )
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = REPO.parent / "shared" / "data"
 CLIPS = [*sorted((DATA / "crema_d" / "clips").glob("*.flv")), *sorted((DATA / "ravdess").glob("*.mp4"))]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from encoders_support import AUDIO, VIDEO
-from support import same_bits_or_close
+from support import REPO, same_bits_or_close
 
 from shards.extraction.encoders import open_audio_encoder, open_video_encoder
 from shards.extraction.encoders.descriptor import _squeeze, describe
@@ -24,7 +24,7 @@ from shards.extraction.encoders.pooling import pool, steps_in
 from shards.extraction.reopen_encoder import reopen_encoder
 from shards.format.feature_space import space_of
 
-RAVDESS = Path(__file__).parents[2].parent / "shared" / "data" / "ravdess"
+RAVDESS = REPO.parent / "shared" / "data" / "ravdess"
 RATE = 16000
 
 

@@ -19,9 +19,8 @@ from support import CLASSES, DIMS, small_model
 from awtpn import AWTPN, Predictor
 from awtpn.cli import main
 from awtpn.metrics.classification import summarise
-from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, WEIGHTS_FILE, find_model
+from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, README_FILE, WEIGHTS_FILE, find_model
 from awtpn.model.hub import upload
-from awtpn.model.network import README_FILE
 
 FILES = {CARD_FILE, WEIGHTS_FILE, README_FILE, CHECKSUMS_FILE}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

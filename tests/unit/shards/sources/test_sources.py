@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import REPO
 
 import shards
 from shards import FeatureStream, Sample
 from shards.sources import Source, demo, npz, reference, table
 
-RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess" / "ravdess_features.npz"
+RAVDESS = REPO.parent / "shared" / "data" / "ravdess" / "ravdess_features.npz"
 
 
 def samples(source: Source) -> list[Sample]:

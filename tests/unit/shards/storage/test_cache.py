@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 import pytest
+from support import REPO
 
 from awtpn.config.schema import DataConfig
 from awtpn.run.data import stream_source
@@ -206,7 +207,7 @@ print(len(fetches.asked))
 
 
 def process(tmp_path: Path, seed: int, rounds: int) -> subprocess.Popen[str]:
-    code = PROCESS.format(tests=str(Path(__file__).parent))
+    code = PROCESS.format(tests=str(REPO / "tests"))
     return subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(seed), str(rounds)],
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from attention_support import OUTCOMES, TOLERANCES
-from support import LIMIT, environment
+from support import LIMIT, REPO, environment
 
 triton = pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds only")
 
@@ -25,7 +25,7 @@ from awtpn.model import attention_triton  # noqa: E402
 from awtpn.model.attention import FUSED_DIM  # noqa: E402
 from awtpn.model.attention_triton import constants, make_tiles, options  # noqa: E402
 
-HERE = Path(__file__).parent
+HERE = REPO / "tests"
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # Tables [T, D] have the dtype of q; all other tensors but the tiles are float32.
 KERNELS = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora_support import write_iemocap, write_meld, write_mosei
+from support import REPO
 
 import shards
 from awtpn.experiments.folds import make_splits
@@ -17,7 +18,7 @@ from shards import Sample
 from shards.sources import iemocap, meld, mosei
 from shards.sources.base import Clip, ClipSource
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = REPO / "configs"
 SHORT = ["--train.max_steps", "2", "--model.shared_dim", "8", "--train.global_batch_size", "8"]
 
 

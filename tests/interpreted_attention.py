@@ -2,7 +2,7 @@
 
 Triton decides at import whether kernels are compiled or interpreted, so this is a process of its own:
 
-    TRITON_INTERPRET=1 python tests/unit/interpreted_attention.py
+    TRITON_INTERPRET=1 python tests/interpreted_attention.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from attention_support import MIXES, contaminated, make_inputs, outcome, worst_errors
 

@@ -21,9 +21,8 @@ from support import CLASSES, DIMS, REPO, small_model
 from awtpn.cli import main
 from awtpn.inference.export import copy_weights
 from awtpn.metrics.classification import summarise
-from awtpn.model.files import CARD_FILE, WEIGHTS_FILE, find_model
+from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model
 from awtpn.model.model_card import render_card
-from awtpn.model.network import README_FILE
 from awtpn.model.privacy import last_name, public_card, public_provenance
 from awtpn.training.trainer import main as train
 from shards import Sample, pack
