@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import REPO
 
-# From the top; a package imports only from levels below its own, and packages of one level not from each other.
+# From the top. A package imports only from levels below its own, and none of its own level.
 LEVELS = {
     "awtpn": [
         ["cli"],
