@@ -12,45 +12,18 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 import pytest
+from cache_support import Fetches, cache_of, content, name
 from support import REPO
 
 from awtpn.config.schema import DataConfig
 from awtpn.run.data import stream_source
 from shards import FeatureStream
 from shards.storage import cache as cache_module
-from shards.storage.cache import Cache, CacheFull, CacheUnwritable, open_cached, parse_bytes
+from shards.storage.cache import CacheFull, CacheUnwritable, open_cached, parse_bytes
 from shards.storage.store import default_cache
-
-
-def name(i: int) -> str:
-    return f"{i:016x}-shard-{i}.tar"
-
-
-def content(i: int, size: int) -> bytes:
-    return bytes([i % 256]) * size
-
-
-class Fetches:
-    """Writes file i when asked for it; counts."""
-
-    def __init__(self, pause_s: float = 0.0) -> None:
-        self.asked: list[int] = []
-        self.pause_s = pause_s
-
-    def open(self, cache: Cache, i: int, size: int = 100, wait_s: float = 0.0) -> BinaryIO:
-        def fetch(path: Path) -> None:
-            self.asked.append(i)
-            time.sleep(self.pause_s)
-            path.write_bytes(content(i, size))
-
-        return open_cached(cache, name(i), size, fetch, wait_s)
-
-
-def cache_of(tmp_path: Path, limit: int | None = None, dataset: str = "d") -> Cache:
-    return Cache(tmp_path, tmp_path / dataset, limit)
 
 
 def held(tmp_path: Path) -> set[int]:
@@ -188,7 +161,7 @@ PROCESS = """
 import random, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_shards_cache import Fetches, cache_of, content
+from cache_support import Fetches, cache_of, content
 fetches, rng = Fetches(0.002), random.Random(int(sys.argv[2]))
 cache = cache_of(Path(sys.argv[1]), 500)
 opened = []
