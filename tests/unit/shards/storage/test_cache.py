@@ -238,8 +238,8 @@ def test_a_cache_that_cannot_be_written_is_named_with_what_moves_it(remote: str,
 )
 def test_where_the_cache_is(environment: dict[str, str], cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWTPN_CACHE_DIR", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
     assert default_cache() == Path(cache)
 
 
