@@ -117,19 +117,20 @@ def test_a_file_that_is_written_appears_when_it_is_whole(tmp_path: Path) -> None
 
 # What no reader takes for a file of JSON: command lines, digests, and texts for people.
 NO_FILES = {
-    "awtpn/experiments/run_names.py",
-    "awtpn/board/board.py",
+    "awtpn/config/schema.py",
     "awtpn/bench/loader.py",
     "awtpn/cli/shards.py",
-    "awtpn/data.py",
-    "awtpn/sharing/modelcard.py",
-    "awtpn/zero.py",
-    "shards/checks.py",
-    "shards/credentials.py",
-    "shards/feature_space.py",
-    "shards/inspect.py",
-    "shards/json_text.py",
-    "shards/lots.py",
+    "awtpn/distributed/engines/deepspeed.py",
+    "awtpn/experiments/run_names.py",
+    "awtpn/model/model_card.py",
+    "awtpn/run/data.py",
+    "awtpn/tracking/tensorboard.py",
+    "shards/extraction/shard_jobs.py",
+    "shards/format/feature_space.py",
+    "shards/packing/validation.py",
+    "shards/safe_io/json_text.py",
+    "shards/storage/credentials.py",
+    "shards/tools/info.py",
 }
 
 

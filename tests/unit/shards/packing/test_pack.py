@@ -276,19 +276,11 @@ def test_a_second_packing_is_refused_while_one_is_at_work(tmp_path: Path) -> Non
 
 def test_a_killed_packing_holds_nothing(tmp_path: Path) -> None:
     """Its lock goes with it, whatever its marker says."""
-    code = "import sys; from test_shards_pack import dying; dying(sys.argv[1])"
+    code = "import sys; from shards_support import dying; dying(sys.argv[1])"
     ran = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], cwd=REPO / "tests")
     assert ran.returncode == 9
     assert {".packing", "train-000000.tar"} <= {path.name for path in (tmp_path / "d").iterdir()}
     assert pack(corpus(8), tmp_path / "d").splits["train"].utterances == 8
-
-
-def dying(out: str) -> None:
-    def samples() -> Iterator[Sample]:
-        yield from corpus()
-        os._exit(9)
-
-    pack(samples(), out)  # type: ignore[arg-type]
 
 
 def in_memory() -> str:
