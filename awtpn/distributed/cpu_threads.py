@@ -10,6 +10,7 @@ bits, and another number gives the same losses and weights to rounding.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import sys
@@ -33,6 +34,8 @@ FEW_CORES = 2
 # glibc's numbers for mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 CGROUPS = Path("/sys/fs/cgroup")
+# Random numbers drawn at a time: 512 KiB, which a core's own cache holds.
+DRAWN_AT_ONCE = 1 << 16
 T = TypeVar("T")
 
 
@@ -219,8 +222,33 @@ def draw_dropout(
     for m in config.modalities:
         steps = [len(piece.features[m].values) for piece in pieces]
         whole = torch.empty(sum(steps), config.shared_dim, dtype=dtype)
-        drawn[m] = whole.bernoulli_(kept).div_(kept).split(steps)
+        draw = compare_uniform_ if bernoulli_compares() else Tensor.bernoulli_
+        drawn[m] = draw(whole, kept).div_(kept).split(steps)
     return [{m: parts[i] for m, parts in drawn.items()} for i in range(len(pieces))]
+
+
+def compare_uniform_(out: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill `out`, which is contiguous, with 1 at probability `p` and with 0 elsewhere.
+
+    Where `bernoulli_compares`, the numbers are those of `out.bernoulli_(p)`, in a third of its time: that one
+    branches on each number, which no processor can predict.
+    """
+    flat = out.view(-1)
+    uniform = torch.empty(min(len(flat), DRAWN_AT_ONCE), dtype=torch.float64)
+    for part in flat.split(DRAWN_AT_ONCE):
+        torch.lt(uniform[: len(part)].uniform_(generator=generator), p, out=part)
+    return out
+
+
+@functools.cache
+def bernoulli_compares() -> bool:
+    """Whether `bernoulli_` compares one uniform float64 per number with p: it does unless MKL draws."""
+    ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    for p in (0.1, 0.5, 0.9):
+        drawn = compare_uniform_(torch.empty(1000), p, ours)
+        if not torch.equal(drawn, torch.empty(1000).bernoulli_(p, generator=theirs)):
+            return False
+    return torch.equal(ours.get_state(), theirs.get_state())
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], of_pieces: Sequence[Sequence[Tensor]]) -> None:

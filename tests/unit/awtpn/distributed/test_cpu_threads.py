@@ -255,6 +255,55 @@ def test_dropout_is_that_of_the_whole_batch() -> None:
         torch.testing.assert_close(joined.streams[m].h, expected.h, rtol=1e-12, atol=1e-12)
 
 
+def seeded_masks(whole: FeatureBatch, edges: list[int], p: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The factors of all pieces as one tensor per modality, and under "state" what the generator is then."""
+    seed_randomness(0, 5, 0, 0)
+    config = ModelConfig(shared_dim=8, dropout=p)
+    of_pieces = cpu_threads.draw_dropout(whole.cut(edges), config, dtype)
+    joined = {m: torch.cat([drawn[m] for drawn in of_pieces if drawn is not None]) for m in DIMS}
+    return joined | {"state": torch.get_rng_state()}
+
+
+@pytest.mark.parametrize("at_once", [1 << 16, 37])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_is_bernoullis_whatever_the_threads(
+    p: float, dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one, two and three threads the very bits of `bernoulli_`, which `nn.Dropout` draws with."""
+    monkeypatch.setattr(cpu_threads, "DRAWN_AT_ONCE", at_once)
+    whole = a_batch()
+    seed_randomness(0, 5, 0, 0)
+    kept = 1 - p
+    expected = {
+        m: torch.empty(len(whole.features[m].values), 8, dtype=dtype).bernoulli_(kept).div_(kept)
+        for m in ModelConfig().modalities
+    }
+    expected["state"] = torch.get_rng_state()
+    for threads in (1, 2, 3):
+        edges = balanced_edges(whole, threads, 1, 8)
+        assert len(edges) == threads + 1
+        drawn = seeded_masks(whole, edges, p, dtype)
+        for name, tensor in expected.items():
+            assert torch.equal(drawn[name], tensor), (threads, name)
+
+
+def test_another_bernoulli_draws_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a torch whose `bernoulli_` does not compare float64 the threads take the numbers, too."""
+
+    def other(out: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+        return out.copy_(torch.rand(out.shape, generator=generator) < p)
+
+    monkeypatch.setattr(torch.Tensor, "bernoulli_", other)
+    compares = cpu_threads.bernoulli_compares.__wrapped__
+    assert not compares()
+    monkeypatch.setattr(cpu_threads, "bernoulli_compares", compares)
+    whole = a_batch()
+    seed_randomness(0, 5, 0, 0)
+    expected = torch.empty(len(whole.features["audio"].values), 8).bernoulli_(0.6).div_(0.6)
+    assert torch.equal(seeded_masks(whole, [0, 4, 12], 0.4, torch.float32)["audio"], expected)
+
+
 # --- Training ------------------------------------------------------------------------------------
 
 
