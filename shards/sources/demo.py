@@ -63,6 +63,15 @@ def samples(
     )
 
 
+def read(source: str | Path = "-") -> Source:
+    """Make the corpus with its defaults, for `awtpn pack`.
+
+    Args:
+        source: not read; write -.
+    """
+    return samples()
+
+
 def ensure_demo(cache_dir: str | Path) -> str:
     """The demo's dataset folder under `cache_dir`, packed there on first use.
 

@@ -38,7 +38,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shards.format.schema import BadSample
 from shards.sources.base import Clip, ClipSource
@@ -69,19 +69,20 @@ SPLIT = "all"
 
 def read(
     source: str | Path,
-    label_set: int = 4,
+    label_set: Literal[4, 6] = 4,
     test_session: int | None = None,
     val_session: int | None = None,
-    markers_side: str = "left",
+    markers_side: Literal["left", "right"] = "left",
 ) -> ClipSource:
     """Read IEMOCAP.
 
     Args:
-        source: the folder of Session1 ... Session5, or the one above it; fewer sessions will do.
-        label_set: 4 or 6 classes.
-        test_session: its turns make the split "test" and the others "train"; None puts all into "all".
-        val_session: its turns make the split "val"; needs a test_session.
-        markers_side: "left" or "right": half of the frame in which the actor with the markers sits.
+        source: the folder of Session1 ... Session5, or the one above it. Some sessions may be missing.
+        label_set: number of classes, 4 or 6.
+        test_session: the session that becomes the split "test", while the others become "train"; default one
+            split, "all".
+        val_session: the session that becomes the split "val"; needs test_session.
+        markers_side: half of the picture in which the actor with the motion-capture markers sits.
 
     Returns:
         A clip per turn of the label set; one whose sound and picture are both missing is a `BadSample`. Where
@@ -127,6 +128,11 @@ def read(
         },
         remarks=[f"{source}: turns of other labels are left out: {_counts(left_out)}"] if left_out else [],
     )
+
+
+def recognize(folder: Path) -> bool:
+    """Whether a folder is IEMOCAP's."""
+    return (folder / "Session1").is_dir() or any(folder.glob("*/Session1"))
 
 
 def _counts(left_out: Counter[str]) -> str:

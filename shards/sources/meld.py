@@ -48,8 +48,7 @@ def read(source: str | Path) -> ClipSource:
     """Read MELD.
 
     Args:
-        source: the folder MELD.Raw, or one of the same content; a split of which neither table nor folder is
-            there is left out.
+        source: the folder MELD.Raw, or one with the same content. A split may be missing, table and folder.
 
     Returns:
         A clip per row of the tables; one whose file is missing is a `BadSample`. Metadata: dialogue and
@@ -85,6 +84,11 @@ def read(source: str | Path) -> ClipSource:
         },
         remarks=remarks,
     )
+
+
+def recognize(folder: Path) -> bool:
+    """Whether a folder is MELD's."""
+    return any(folder.glob("*_sent_emo.csv")) or any(folder.glob("*/*_sent_emo.csv"))
 
 
 def _find(root: Path, split: str) -> tuple[Path, Path] | None:

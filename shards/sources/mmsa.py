@@ -63,10 +63,10 @@ def read(
     """Read an MMSA pickle.
 
     Args:
-        source: the `.pkl`; splits that are not in it are left out.
+        source: the `.pkl` file; code in it is never run. It may lack splits.
         labels: names of the classes 0, 1, ... of `classification`; default negative, neutral, positive.
-        label_set: one of `LABEL_SETS`.
-        text: take the modality "text", too.
+        label_set: classification, sentiment2, sentiment3 or sentiment7.
+        text: also take the features of text.
 
     Raises:
         ValueError: no such file, something else than arrays in it, an array missing or of another length,

@@ -38,7 +38,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,20 +61,22 @@ SEGMENT = re.compile(r"(?P<video>.+)\[(?P<number>\d+)\]")
 
 def read(
     source: str | Path,
-    audio: str | None = None,
-    video: str | None = None,
-    folds: str | None = None,
+    audio: str | Path | None = None,
+    video: str | Path | None = None,
+    folds: str | Path | None = None,
     label_set: str = "emotion",
-    no_emotion: str = "drop",
+    no_emotion: Literal["drop", "keep"] = "drop",
 ) -> Source:
     """Read CMU-MOSEI.
 
     Args:
-        source: the folder of the sequences, or the file of labels itself.
-        audio, video: sequences of sound and of pictures: names in the folder, or paths; one may be missing.
-        folds: file of the folds: a name in the folder, or a path. Videos in none of them are left out.
-        label_set: one of `LABEL_SETS`.
-        no_emotion: "drop" or "keep" utterances without emotion; for the label set "emotion".
+        source: the folder of the sequences (.csd), or the file of labels.
+        audio: the sequence of sound: a name in SOURCE, or a path.
+        video: the sequence of pictures: a name in SOURCE, or a path. One of the two may be missing.
+        folds: the SDK's cmu_mosei_std_folds.py, or JSON: a name in SOURCE, or a path. Videos in no fold are
+            left out.
+        label_set: emotion, sentiment2, sentiment3 or sentiment7.
+        no_emotion: utterances without any emotion: leave them out, or give them the label "none".
 
     Returns:
         Utterances by video, keys `VIDEO_3`: number 3 is the row of the labels (and `VIDEO[3]` of the SDK).
@@ -290,7 +292,7 @@ def _feature_space(path: Path) -> dict[str, Any]:
     return {"space": space_of(settings), "settings": settings}
 
 
-def _path(folder: Path, file: str) -> Path:
+def _path(folder: Path, file: str | Path) -> Path:
     for path in (folder / file, Path(file)):
         if path.is_file():
             return path

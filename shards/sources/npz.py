@@ -1,6 +1,7 @@
-"""Packed arrays in one `.npz`.
+"""Arrays of all utterances in one `.npz`: features per modality, `label`, `ids`,
+and optionally `label_names`, `split` and metadata.
 
-Per modality one of
+The features X of a modality are one of
 
     X [sum T, D] with X_offsets [U + 1], or with X_lengths [U]
     X [U, T, D], and where it is padded at the end X_lengths [U]: steps that are not padding, 0 to T; one of 0
@@ -38,8 +39,9 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     """Read packed arrays.
 
     Args:
-        source: the `.npz`; loaded into memory.
-        labels: class names in order; default the file's `label_names`, else "class_0" and so on.
+        source: the `.npz` file: X [sum T, D] with X_offsets [U + 1], or X [U, T, D] with X_lengths [U].
+            Loaded into memory.
+        labels: class names in label order; default the file's `label_names`, else class_0, class_1 and so on.
 
     Raises:
         ValueError: no such file, or arrays of another layout; names the array.

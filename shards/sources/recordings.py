@@ -1,4 +1,5 @@
-"""Recordings of your own: a table of clips, or a folder of them.
+"""Recordings of your own: a table of clips with the columns key, split, label and path,
+or a folder of clips whose paths tell the label: [split/]label/clip.mp4, or as --pattern says.
 
 A table (`.csv`, or `.jsonl` with an object per line) has the columns
 
@@ -66,10 +67,13 @@ def read(
     """Read a table or a folder of recordings.
 
     Args:
-        source: the table, or the folder.
-        labels: class names in order; default those of the label map in its order, else those found, sorted.
-        pattern: for a folder: regular expression with a group `label`, searched in a clip's path below it.
-        label_map: {label as found: class name}; "" leaves its clips out.
+        source: the table (.csv, .jsonl), or the folder.
+        labels: class names in label order; default those of the label map in its order, else those found,
+            sorted.
+        pattern: of a folder: regular expression that is searched in each clip's path; its named groups are
+            label, and optionally split, key and metadata.
+        label_map: labels as found, and the classes that they become; clips of a label mapped to nothing
+            (XXX=) are left out.
 
     Returns:
         A clip per row or file; one without a label, whose files are missing, or that does not fit the

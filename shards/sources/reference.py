@@ -1,7 +1,8 @@
-"""The published code's data: a folder of `train.pt`, `val.pt` (or `valid.pt`, `dev.pt`), `test.pt`.
+"""The published code's data: `train.pt`, `val.pt` and `test.pt`,
+each a dict of `audio_feats`, `video_feats` and `labels`.
 
-Each is a dict of `<modality>_feats` ([U, T, D] tensors, or lists of [T, D]) and `labels` ([U] whole numbers,
-or [U, 1]; an utterance whose label is NaN is a bad one).
+`<modality>_feats` are [U, T, D] tensors, or lists of [T, D]; `labels` are [U] whole numbers, or [U, 1]. An
+utterance whose label is NaN is a bad one. The second file may also be called `valid.pt` or `dev.pt`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     """Read a folder of the published code's splits.
 
     Args:
-        source: the folder; splits that are not there are left out.
-        labels: class names; default "class_0" and so on.
+        source: the folder of these files; one or two of them are enough.
+        labels: class names in label order; default class_0, class_1 and so on.
 
     Raises:
         ValueError: no split there, a file that only unpickling could read, or one of another layout.

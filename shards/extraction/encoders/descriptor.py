@@ -1,4 +1,4 @@
-"""`descriptor`: a small description of pictures without any weights, 148 numbers each.
+"""A small description of each picture (edges, color, motion) in 148 numbers, without weights.
 
 Each picture is squeezed to 64 x 64, a place being the mean over its exact share of the picture, in grey
 (Rec. 601 luma, in [0, 1]) and colour, then described by
@@ -14,7 +14,7 @@ A step of several pictures is the mean of their descriptions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,12 +29,27 @@ BLOCK = 16
 
 
 class Descriptor:
-    """Video encoder, see the module; attributes as `shards.extraction.encoders` says."""
+    """Video encoder, see the module; attributes as `shards.extraction.encoders` says.
 
+    Args:
+        fps: pictures per second.
+        step_seconds: seconds of a step, over which pictures are averaged; default one picture.
+        faces: "opencv": the encoder gets only the face in each picture, as `encoders.faces` finds it; a clip
+            without any face has no features. "none": it gets whole pictures.
+    """
+
+    modality = "video"
     name = "descriptor"
     dim = CELLS * CELLS * (ORIENTATIONS + 1) + 4
 
-    def __init__(self, fps: float = 10.0, step_seconds: float = 0.1, faces: str = "none") -> None:
+    def __init__(
+        self,
+        *,
+        fps: float = 10.0,
+        step_seconds: float | None = None,
+        faces: Literal["none", "opencv"] = "none",
+    ) -> None:
+        step_seconds = 1.0 / fps if step_seconds is None else step_seconds
         if step_seconds * fps < 1 - 1e-6:
             raise ValueError(
                 f"step_seconds={step_seconds:g} is shorter than a picture at fps={fps:g}; raise fps"

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,20 +27,41 @@ PICKLED_WEIGHTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_mod
 UNUSED = ("masked_spec_embed", "pooler.")
 
 
-def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
-    """The folder of a model, downloaded if need be, and what tells it from others.
+@dataclass(frozen=True)
+class LocatedModel:
+    """A Hugging Face model on the local disk.
+
+    Attributes:
+        spec: its hub id or folder, as the user wrote it.
+        folder: where its files are.
+        model_type: of its `config.json`, such as "wav2vec2".
+        origin: for an encoder's settings: "id"; "sha256" over its settings and weights, by file in
+            alphabetical order, the same for every copy; "revision" (the commit) of the hub, or "path" of a
+            folder.
+    """
+
+    spec: str
+    folder: Path
+    model_type: str
+    origin: dict[str, Any]
+
+
+def locate(spec: str, revision: str | None) -> LocatedModel:
+    """Find a model, and download it if it is on the hub.
 
     Args:
         spec: a local folder, or else a hub id.
         revision: branch, tag or commit of the hub.
 
-    Returns:
-        (folder, settings: "id"; the "sha256" over settings and weights, by file in alphabetical order, the
-        same wherever a copy lies; and of the hub "revision", the commit, of a folder "path").
-
     Raises:
-        ValueError: neither a folder nor on the hub (or in its cache, when offline), or no weights in it.
+        ValueError: neither a folder nor on the hub (or in its cache, when offline), or no config.json in it.
     """
+    folder, origin = _folder_of(spec, revision)
+    return LocatedModel(spec, folder, _model_type(folder, spec), origin | {"sha256": _sha256(folder)})
+
+
+def _folder_of(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Folder and origin of a model, without its hash."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -47,7 +69,7 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
                 f"{spec}: is a local folder, so revision={revision!r} means nothing; leave it out"
             )
         path = folder.resolve()
-        return folder, {"id": path.name, "path": str(path), "sha256": _sha256(folder)}
+        return folder, {"id": path.name, "path": str(path)}
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise ValueError(f"{spec}: no such folder")
     from huggingface_hub import snapshot_download
@@ -62,14 +84,14 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
             f"{spec}: neither a folder here nor a built-in encoder, and the Hugging Face hub does not give "
             f"it ({_in_a_line(error)})"
         ) from None
-    return got, {"id": spec, "revision": got.name, "sha256": _sha256(got)}
+    return got, {"id": spec, "revision": got.name}
 
 
-def model_type(folder: Path, known: dict[str, str], spec: str) -> str:
+def _model_type(folder: Path, spec: str) -> str:
     """The type of the model in `folder`.
 
     Raises:
-        ValueError: no configuration, or not one of the types in `known`.
+        ValueError: no configuration.
     """
     path = folder / "config.json"
     try:
@@ -80,21 +102,15 @@ def model_type(folder: Path, known: dict[str, str], spec: str) -> str:
         ) from None
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from None
-    found = settings.get("model_type") if isinstance(settings, dict) else None
-    if found not in known:
-        raise ValueError(
-            f"{spec}: model type {found!r} is not one that can encode this: use {', '.join(sorted(known))}"
-        )
-    return str(found)
+    return str(settings.get("model_type") if isinstance(settings, dict) else None)
 
 
-def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: str, **changes: Any) -> Any:
-    """The model of a class of transformers, ready to encode.
+def load_model(model: LocatedModel, architecture: str, device: str, dtype: str, **changes: Any) -> Any:
+    """Load a model as a class of transformers, ready to encode.
 
     Args:
-        folder: where it is.
+        model: what to load.
         architecture: name of the class.
-        spec: for messages.
         device: where it is to run.
         dtype: one of `DTYPES`.
         changes: of its configuration.
@@ -105,6 +121,7 @@ def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: s
     """
     import torch
 
+    spec, folder = model.spec, model.folder
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
     safe = bool(_files(folder, SAFE_WEIGHTS))
@@ -114,7 +131,7 @@ def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: s
         with _telling_misfits(architecture):
             import transformers
 
-            model, report = getattr(transformers, architecture).from_pretrained(
+            loaded, report = getattr(transformers, architecture).from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=safe,
@@ -138,10 +155,10 @@ def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: s
             f"{spec}: {folder} lacks {len(missing)} weights of {architecture} (first: {missing[0]}); "
             "it holds another model than its config.json says"
         )
-    return model.eval().requires_grad_(False).to(device)
+    return loaded.eval().requires_grad_(False).to(device)
 
 
-def load_processor(folder: Path, kind: str, spec: str) -> Any:
+def load_processor(model: LocatedModel, kind: str) -> Any:
     """What prepares a model's input: `kind` is "AutoFeatureExtractor" (sound) or "AutoImageProcessor".
 
     Raises:
@@ -152,15 +169,15 @@ def load_processor(folder: Path, kind: str, spec: str) -> Any:
         with _telling_misfits(kind):
             import transformers
 
-            return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+            return getattr(transformers, kind).from_pretrained(model.folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        path = folder / "preprocessor_config.json"
+        path = model.folder / "preprocessor_config.json"
         if not path.is_file():
             raise ValueError(
-                f"{spec}: {path} is missing; it tells how the model's input is prepared: save the model's "
-                "processor beside it with save_pretrained"
+                f"{model.spec}: {path} is missing; it says how the model's input is prepared: save the "
+                "model's processor beside it with save_pretrained"
             ) from None
-        raise ValueError(f"{spec}: {path} is no {kind} ({error})") from None
+        raise ValueError(f"{model.spec}: {path} is no {kind} ({error})") from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Hugging Face audio models as encoders: wav2vec 2.0, HuBERT, WavLM, and the encoder of Whisper.
+"""Hugging Face audio models: wav2vec 2.0, HuBERT, WavLM, and the encoder of Whisper.
 
 A wave is cut into consecutive windows of equal length, as long as the model takes at most (Whisper: its 30 s;
 others 60 s, since attention's cost grows with the square), windows of like length are run together, and the
@@ -8,79 +8,86 @@ hidden steps of a layer (20 ms apart in most models) are averaged over steps of 
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from shards.extraction.encoders.hf import (
+    LocatedModel,
     layer_number,
     load_model,
     load_processor,
-    locate,
-    model_type,
     versions,
 )
 from shards.extraction.encoders.pooling import pool
 
-ARCHITECTURES = {
-    "hubert": "HubertModel",
-    "wav2vec2": "Wav2Vec2Model",
-    "wavlm": "WavLMModel",
-    "whisper": "WhisperModel",
-}
 LONGEST_WINDOW_S = 60.0
 
 
 class HFAudio:
     """Audio encoder, see the module; attributes as `shards.extraction.encoders` says.
 
+    Args:
+        model: the model.
+        device: where it runs.
+        dtype: what it computes in.
+        layer: hidden layer whose output is used: 0 is the first layer's input, -1 the last layer's output.
+        step_seconds: seconds of a step, over which hidden steps are averaged.
+        batch_seconds: seconds of sound, padding included, that the model is given at once.
+
     Raises:
-        ValueError: what cannot be found, loaded or done, by name.
+        ValueError: what cannot be loaded or done, by name.
     """
+
+    modality = "audio"
+    architectures: ClassVar = {
+        "hubert": "HubertModel",
+        "wav2vec2": "Wav2Vec2Model",
+        "wavlm": "WavLMModel",
+        "whisper": "WhisperModel",
+    }
 
     def __init__(
         self,
-        spec: str,
+        model: LocatedModel,
         *,
         device: str = "cpu",
         dtype: str = "float32",
         layer: int = -1,
         step_seconds: float = 0.1,
-        revision: str | None = None,
         batch_seconds: float = 120.0,
     ) -> None:
-        folder, origin = locate(spec, revision)
-        kind = model_type(folder, ARCHITECTURES, spec)
-        self._extractor = load_processor(folder, "AutoFeatureExtractor", spec)
+        spec, kind = model.spec, model.model_type
+        self._extractor = load_processor(model, "AutoFeatureExtractor")
         # An adapter would change the pace of the last layer.
         changes = {"add_adapter": False} if kind == "wav2vec2" else {}
-        model = load_model(folder, ARCHITECTURES[kind], spec, device, dtype, **changes)
+        network = load_model(model, self.architectures[kind], device, dtype, **changes)
         self._whisper = kind == "whisper"
         self._alone: Any = None
-        self._layers = model.config.num_hidden_layers
+        self._layers = network.config.num_hidden_layers
         self._layer = layer_number(layer, self._layers, spec)
         self.rate = int(self._extractor.sampling_rate)
         if self._whisper:
-            model = model.get_encoder()
+            network = network.get_encoder()
             # Mel frames are centred on their sample, and the second convolution takes every other one.
             self._stride, self._field = 2 * self._extractor.hop_length, 0
             self._window = int(self._extractor.n_samples)
         else:
-            self._stride, self._field = _convolutions(model.config.conv_kernel, model.config.conv_stride)
+            self._stride, self._field = _convolutions(network.config.conv_kernel, network.config.conv_stride)
             self._window = round(LONGEST_WINDOW_S * self.rate)
-            if model.config.feat_extract_norm == "group":
-                self._alone = model.feature_extractor = _each_alone(model.feature_extractor)
+            if network.config.feat_extract_norm == "group":
+                self._alone = network.feature_extractor = _each_alone(network.feature_extractor)
         if step_seconds * self.rate < self._stride:
             raise ValueError(
                 f"{spec}: step_seconds={step_seconds:g}; the model's own steps are "
                 f"{self._stride / self.rate:g} s long, and steps cannot be shorter"
             )
-        self._model, self._device, self._batch = model, device, round(batch_seconds * self.rate)
+        self._model, self._device, self._batch = network, device, round(batch_seconds * self.rate)
         self.name = spec
-        self.dim = int(model.config.hidden_size)
+        self.dim = int(network.config.hidden_size)
         self.step_seconds = step_seconds
         self.settings: dict[str, Any] = {
-            **origin,
+            **model.origin,
             "model_type": kind,
             "layer": self._layer,
             "rate": self.rate,

@@ -1,4 +1,4 @@
-"""Hugging Face vision models as encoders: CLIP, SigLIP, ViT and DINOv2 picture by picture, VideoMAE by tubes.
+"""Hugging Face vision models: CLIP, SigLIP, ViT and DINOv2 picture by picture, VideoMAE by tubes of pictures.
 
 What describes a picture: of the last layer the model's own summary (CLIP, SigLIP and DINOv2: the pooled
 output; ViT: the class token), of an earlier layer the class token, or the mean over patches where there is
@@ -10,30 +10,20 @@ up with its last picture. Each tube (2 pictures) is the mean over its patches; t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from shards.extraction.encoders.faces import LARGEST_SIDE, crop_faces, face_settings
 from shards.extraction.encoders.hf import (
+    LocatedModel,
     layer_number,
     load_model,
     load_processor,
-    locate,
-    model_type,
     versions,
 )
 from shards.extraction.encoders.pooling import pool
 
-ARCHITECTURES = {
-    "clip": "CLIPVisionModel",
-    "clip_vision_model": "CLIPVisionModel",
-    "dinov2": "Dinov2Model",
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
-    "videomae": "VideoMAEModel",
-    "vit": "ViTModel",
-}
 POOLED = ("clip", "clip_vision_model", "dinov2", "siglip", "siglip_vision_model")
 WITHOUT_CLASS_TOKEN = ("siglip", "siglip_vision_model", "videomae")
 
@@ -41,29 +31,51 @@ WITHOUT_CLASS_TOKEN = ("siglip", "siglip_vision_model", "videomae")
 class HFVideo:
     """Video encoder, see the module; attributes as `shards.extraction.encoders` says.
 
+    Args:
+        model: the model.
+        fps: pictures per second.
+        device: where it runs.
+        dtype: what it computes in.
+        layer: hidden layer whose output is used: 0 is the first layer's input, -1 the last layer's output;
+            default the model's own pooled output where it has one, else the last layer.
+        step_seconds: seconds of a step, over which pictures are averaged; default one picture (VideoMAE: one
+            tube of pictures).
+        faces: "opencv": the encoder gets only the face in each picture, as `encoders.faces` finds it; a clip
+            without any face has no features. "none": it gets whole pictures.
+        batch_frames: pictures that the model is given at once.
+
     Raises:
-        ValueError: what cannot be found, loaded or done, by name.
+        ValueError: what cannot be loaded or done, by name.
     """
+
+    modality = "video"
+    architectures: ClassVar = {
+        "clip": "CLIPVisionModel",
+        "clip_vision_model": "CLIPVisionModel",
+        "dinov2": "Dinov2Model",
+        "siglip": "SiglipVisionModel",
+        "siglip_vision_model": "SiglipVisionModel",
+        "videomae": "VideoMAEModel",
+        "vit": "ViTModel",
+    }
 
     def __init__(
         self,
-        spec: str,
+        model: LocatedModel,
         *,
         fps: float = 10.0,
         device: str = "cpu",
         dtype: str = "float32",
         layer: int | None = None,
         step_seconds: float | None = None,
-        revision: str | None = None,
-        faces: str = "none",
+        faces: Literal["none", "opencv"] = "none",
         batch_frames: int = 256,
     ) -> None:
-        folder, origin = locate(spec, revision)
-        kind = model_type(folder, ARCHITECTURES, spec)
-        self._processor = load_processor(folder, "AutoImageProcessor", spec)
+        spec, kind = model.spec, model.model_type
+        self._processor = load_processor(model, "AutoImageProcessor")
         # ViT's pooling layer was trained for a task of its own, and most checkpoints lack it.
         changes = {"add_pooling_layer": False} if kind == "vit" else {}
-        self._model = load_model(folder, ARCHITECTURES[kind], spec, device, dtype, **changes)
+        self._model = load_model(model, self.architectures[kind], device, dtype, **changes)
         config = self._model.config
         self._layers = config.num_hidden_layers
         self._layer = layer_number(-1 if layer is None else layer, self._layers, spec)
@@ -89,7 +101,7 @@ class HFVideo:
         self.dim = int(config.hidden_size)
         self.step_seconds = own if step_seconds is None else step_seconds
         self.settings: dict[str, Any] = {
-            **origin,
+            **model.origin,
             "model_type": kind,
             "layer": self._layer,
             "summary": self._summary,

@@ -1,4 +1,4 @@
-"""`logmel`: mean and standard deviation of 40 log-mel bands over segments of 100 ms, without any weights.
+"""Mean and standard deviation of 40 log-mel bands over segments of 100 ms, without weights.
 
 The recipe, for sound at 16 kHz:
 
@@ -35,6 +35,7 @@ BLOCK = 256
 class LogMel:
     """Audio encoder, see the module; attributes as `shards.extraction.encoders` says."""
 
+    modality = "audio"
     name = "logmel"
     rate = RATE
     dim = 2 * BANDS

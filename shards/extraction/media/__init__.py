@@ -11,9 +11,12 @@ only the order of decoding: where pictures refer to later ones, they come a pict
 
 Packets that cannot be decoded are passed over and counted. A recording fails only if nothing of it decodes.
 
-Whoever asks for it is told of a stream that never changes: sound that stays within one step of 16-bit sound,
-as video-only recordings with a silent sound track have, or two and more pictures that are all identical, as
-music with a cover has. A single picture is an image, and no such stream.
+On request, a stream that never changes raises `ConstantStream`: sound that stays within one step of 16-bit
+sound, as the silent sound track of a video has, or two or more identical pictures, as music with a cover has.
+A single picture is an image, and no such stream.
+
+- `container`: a recording opened: its streams, its clock, packets
+- `audio`: its sound, mixed to one channel and resampled; `video`: its pictures at regular times
 """
 
 from shards.extraction.media.audio import read_audio, resample

@@ -288,7 +288,7 @@ def test_clip_gives_what_transformers_gives(tmp_path: Path) -> None:
 def test_what_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
     assert open_audio_encoder("none") is None
     assert open_video_encoder("none") is None
-    with pytest.raises(ValueError, match=r"layer=3: the built-in encoder 'logmel' has no such option"):
+    with pytest.raises(ValueError, match=r"layer=3: the encoder 'logmel' has no such option"):
         open_audio_encoder("logmel", layer=3)
     with pytest.raises(ValueError, match=r"faces 'yes' is not known"):
         open_video_encoder("descriptor", faces="yes")

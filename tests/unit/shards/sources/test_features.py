@@ -483,24 +483,24 @@ def test_packing_mmsa(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (
             ["mmsa", "--folds", "x"],
-            "--folds does not belong to --format mmsa, which takes --labels, --label_set, --text",
+            "--folds is an option of --format mosei, but this is read as mmsa, "
+            "which takes --labels, --label_set, --text",
         ),
-        (["mosei", "--labels", "a,b"], "--labels does not belong to --format mosei"),
-        (["mosei", "--text"], "--text does not belong to --format mosei"),
-        (["npz", "--label_set", "4"], "--label_set does not belong to --format npz, which takes --labels"),
+        (["mosei", "--labels", "a,b"], "--labels is an option of .* read as mosei"),
+        (["mosei", "--text"], "--text is an option of .* read as mosei"),
+        (["npz", "--label_set", "4"], "--label_set is an option of .* read as npz, which takes --labels"),
         (
             ["demo", "--audio", "x"],
-            "--audio does not belong to --format demo, which takes none of these options",
+            "--audio is an option of --format mosei, but this is read as demo, which takes no options",
         ),
-        (["meld", "--label_set", "4"], "--label_set does not belong to --format meld"),
-        (["iemocap", "--folds", "x"], "--folds does not belong to --format iemocap"),
-        (["iemocap", "--label_set", "four"], "--label_set four: must be a number of classes"),
+        (["meld", "--label_set", "4"], "--label_set is an option of .* read as meld"),
+        (["iemocap", "--folds", "x"], "--folds is an option of .* read as iemocap"),
+        (["iemocap", "--label_set", "four"], "--label_set four: must be 4 or 6"),
     ],
 )
 def test_options_of_other_formats_are_refused_by_name(
     tmp_path: Path, words: list[str], complaint: str
 ) -> None:
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit, match=complaint):
         awtpn("pack", tmp_path, tmp_path / "out", "--format", *words)
-    assert complaint in str(refused.value)
     assert not (tmp_path / "out").exists()
