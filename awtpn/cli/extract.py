@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits
 from awtpn.cli.signature_options import add_options, arguments, given_options, options_of, two_columns
 from shards.extraction.encoders import COMPUTING, find_encoders, open_audio_encoder, open_video_encoder
-from shards.format.feature_space import constant_of
 from shards.registry import Entry
 from shards.sources import find_sources
-from shards.storage.credentials import redact_command
 from shards.storage.local_path import local_or_url
 
 if TYPE_CHECKING:
@@ -153,6 +151,7 @@ def run_extract(options: argparse.Namespace) -> None:
     from awtpn.distributed.world import init_process_group
     from awtpn.model.device import resolve_device
     from shards.extraction.extract import extract
+    from shards.storage.credentials import redact_command
 
     start_missing_ranks(["-m", "awtpn.cli", *options.words])
     world = init_process_group()
@@ -290,6 +289,9 @@ def describe() -> str:
 
 
 def report(manifest: Manifest, out: str) -> None:
+    """Print what an extraction wrote, and how to train on it."""
+    from shards.format.feature_space import constant_of
+
     print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} lists them with the causes")

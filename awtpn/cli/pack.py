@@ -19,7 +19,6 @@ from awtpn.cli.signature_options import (
 )
 from shards.registry import Entry
 from shards.sources import find_sources
-from shards.storage.credentials import redact_command
 from shards.storage.local_path import local_or_url
 
 if TYPE_CHECKING:
@@ -112,6 +111,7 @@ def run_pack(options: argparse.Namespace) -> None:
         run_as_pack(options)
         return
     from shards.packing.pack import pack
+    from shards.storage.credentials import redact_command
 
     read = find_sources("Source")[options.format].load()
     source: Source = read(options.source, **arguments(options.format, takes, given))

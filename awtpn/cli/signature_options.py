@@ -61,6 +61,9 @@ def add_options(parser: Any, options: Options, owners: Iterable[str]) -> None:
         kinds = [_argument(parameter) for parameter in takers.values()]
         # Owners that differ in the type get the text; `arguments` converts it for the one that is used.
         argument = kinds[0] if all(kind == kinds[0] for kind in kinds) else {}
+        assert argument or not any("action" in kind for kind in kinds), (
+            f"--{name} is a flag of some of {', '.join(takers)}; give it another name in one of them"
+        )
         if not argument:
             argument = {"metavar": name.rpartition("_")[2].upper()}
         parser.add_argument(f"--{name}", help=_help(takers, set(owners)), **argument)
