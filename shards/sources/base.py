@@ -67,8 +67,8 @@ def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
         except ValueError:
             continue
     splits = usual_names(sorted(names))
-    if told := renamed(splits, at):
-        logger.warning("%s", told)
+    if message := renamed(splits, at):
+        logger.warning("%s", message)
     return splits
 
 
@@ -87,7 +87,7 @@ def split_of(value: Any, splits: Mapping[str, str]) -> str:
     return splits[name]
 
 
-def say_unused(names: Iterable[Any], at: str, what: str) -> None:
+def log_unused(names: Iterable[Any], at: str, what: str) -> None:
     """Log which parts of an input are not used: how many, and the first names."""
     unused = sorted(map(str, names))
     if unused:
@@ -155,7 +155,7 @@ class ClipSource:
         clips: in the corpus' order; an entry that is known to be missing or broken is a `BadSample`.
         classes: class names, in the order of their labels.
         provenance: for the manifest: corpus, label map, splits.
-        remarks: what the user should be told before the extraction begins.
+        remarks: what the user should be message before the extraction begins.
     """
 
     clips: list[Clip | BadSample]

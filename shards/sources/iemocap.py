@@ -171,7 +171,7 @@ def _annotations(session: Path) -> list[Path]:
 
 
 def _turns(annotation: Path) -> list[tuple[str, dict[str, str] | BadSample]]:
-    """Where each turn is told, and what is told of it; the annotators' own lines are passed over."""
+    """Where each turn is message, and what is message of it; the annotators' own lines are passed over."""
     turns: list[tuple[str, dict[str, str] | BadSample]] = []
     for number, line in enumerate(annotation.read_text(encoding="latin-1").splitlines(), start=1):
         if not line.startswith("["):

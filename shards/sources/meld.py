@@ -69,8 +69,8 @@ def read(source: str | Path) -> ClipSource:
             clips += of_split
             named = {clip.video.name for clip in of_split if isinstance(clip, Clip) and clip.video}
             if unused := sorted({path.name for path in folder.glob("*.mp4")} - named):
-                told = f"{len(unused)} clips that {table.name} does not name are not used, {unused[0]} first"
-                remarks.append(f"{folder}: {told}")
+                message = f"{len(unused)} clips that {table.name} does not name are not used, {unused[0]} first"
+                remarks.append(f"{folder}: {message}")
     if not clips:
         raise ValueError(f"{root}: no train_sent_emo.csv in it; give the folder MELD.Raw as it unpacks")
     return ClipSource(

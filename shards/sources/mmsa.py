@@ -44,7 +44,7 @@ from shards.sources.base import (
     key_of,
     logger,
     replace_nonfinite,
-    say_unused,
+    log_unused,
 )
 from shards.sources.sentiment_classes import SETS, class_of
 
@@ -91,7 +91,7 @@ def read(
     used = {"id", "classification_labels", "regression_labels", "labels", *modalities}
     used |= {f"{name}_lengths" for name in modalities}
     unused = {key for name in named.values() for key in content[name]} - used
-    say_unused(unused, str(path), "keys of its splits are")
+    log_unused(unused, str(path), "keys of its splits are")
     if "text" in unused:
         logger.warning("%s: its text is not used; --text takes it", path)
     if label_set == "classification":
@@ -134,7 +134,7 @@ def _named_splits(content: Any, path: Path) -> dict[str, str]:
     if not found:
         there = f"; it has {sorted(map(str, content))[:8]}" if isinstance(content, dict) else ""
         raise ValueError(f"{path}: must be a dict of 'train', 'valid' and 'test'{there}")
-    say_unused([name for name in content if name not in found.values()], str(path), "keys are")
+    log_unused([name for name in content if name not in found.values()], str(path), "keys are")
     return {split: found[split] for split in SPLITS if split in found}
 
 

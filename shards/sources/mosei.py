@@ -47,7 +47,7 @@ from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning
 from shards.safe_io.bounded_json import parse_json
 from shards.sources import mosei_csd
-from shards.sources.base import Source, key_of, logger, replace_nonfinite, say_unused
+from shards.sources.base import Source, key_of, logger, replace_nonfinite, log_unused
 from shards.sources.sentiment_classes import SETS, class_of
 
 LABELS = "All Labels"
@@ -104,7 +104,7 @@ def read(
     labels = _labels_file(root)
     if root.is_dir():
         unused = {path.name for path in root.glob("*.csd")} - {labels.name, *(p.name for p in named.values())}
-        say_unused(unused, str(root), "sequences are")
+        log_unused(unused, str(root), "sequences are")
     utterances, left_out = _utterances(labels, split_of, label_set, no_emotion)
     for cause, count in left_out.items():
         if count:

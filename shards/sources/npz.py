@@ -23,12 +23,12 @@ import numpy as np
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample, Sample
 from shards.safe_io.expansion import load_npz
-from shards.sources.base import Source, class_names, logger, named_splits, say_unused, split_of
+from shards.sources.base import Source, class_names, logger, named_splits, log_unused, split_of
 
 SPLIT = "all"
 NAMES = ("ids", "label", "split", "label_names")
 # By the plain name, what files call it besides.
-ALSO = {"ids": ("id", "keys"), "label": ("labels",), "split": ("splits",)}
+ALIASES = {"ids": ("id", "keys"), "label": ("labels",), "split": ("splits",)}
 LENGTHS = ("lengths", "length", "lens", "len")
 # Arrays that may tell what is padding, though not of which modality, or not as lengths.
 ANY_LENGTHS = re.compile(r"(.*_)?(lengths?|lens?|seq_?len|(n|num)_(steps|frames))", re.IGNORECASE)
@@ -51,24 +51,24 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
         arrays = load_npz(path, str(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    arrays = _usual_names(_text(arrays, path))
+    arrays = _standard_names(_text(arrays, path))
     for name in ("ids", "label"):
         if name not in arrays:
             raise ValueError(f"{path}: array {name!r} is missing; it has {sorted(arrays)}")
     named = [str(name) for name in arrays.pop("label_names", np.array([])).reshape(-1)]
     single = [name for name, array in arrays.items() if array.ndim == 0]
-    say_unused(single, str(path), "arrays of a single value are")
+    log_unused(single, str(path), "arrays of a single value are")
     arrays = {name: _column(array) for name, array in arrays.items() if array.ndim}
-    ids = _one_each(arrays, "ids", path)
-    label = _one_each(arrays, "label", path)
-    split = _one_each(arrays, "split", path) if "split" in arrays else np.full(len(ids), SPLIT)
+    ids = _per_utterance(arrays, "ids", path)
+    label = _per_utterance(arrays, "label", path)
+    split = _per_utterance(arrays, "split", path) if "split" in arrays else np.full(len(ids), SPLIT)
     label_names, classes = _classes(label, labels or named, path)
     splits = named_splits(split, str(path))
     features = {name: _steps(arrays, name, path) for name in _modalities(arrays)}
     meta = {
         name: array
         for name, array in arrays.items()
-        if name not in features and not any(name in _extras(arrays, modality) for modality in features)
+        if name not in features and not any(name in _layout_arrays(arrays, modality) for modality in features)
     }
     per_utterance = {
         **{name: len(first) for name, (_, first, _) in features.items()},
@@ -117,11 +117,11 @@ def _text(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     return decoded
 
 
-def _usual_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _standard_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays with those that have a meaning under their plain names."""
     renamed = dict(arrays)
     for plain in NAMES:
-        meant = [name for name in arrays if name.lower() in (plain, *ALSO.get(plain, ()))]
+        meant = [name for name in arrays if name.lower() in (plain, *ALIASES.get(plain, ()))]
         if plain not in arrays and len(meant) == 1:
             renamed[plain] = renamed.pop(meant[0])
     return renamed
@@ -132,7 +132,7 @@ def _column(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
 
 
-def _one_each(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+def _per_utterance(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
     """Take out an array [U]."""
     array = arrays.pop(name, np.array(0))
     if array.ndim != 1:
@@ -148,9 +148,9 @@ def _classes(label: np.ndarray, given: list[str], path: Path) -> tuple[list[str 
     there = label if label.dtype.kind != "f" else label[~np.isnan(label)]
     if len(label) and not len(there):
         raise ValueError(f"{path}: none of the utterances has a label")
-    if len(odd := there[~np.isfinite(there) | (there != np.floor(there))]):
+    if len(not_whole := there[~np.isfinite(there) | (there != np.floor(there))]):
         raise ValueError(
-            f"{path}: label: {odd[0]}, while classes are whole numbers or names; cut scores into classes, or "
+            f"{path}: label: {not_whole[0]}, while classes are whole numbers or names; cut scores into classes, or "
             "write labels as text"
         )
     if there.min(initial=0) < 0:
@@ -178,7 +178,7 @@ def _lengths_name(arrays: dict[str, np.ndarray], modality: str) -> str | None:
     return next((name for name in arrays if name.lower() in known), None)
 
 
-def _extras(arrays: dict[str, np.ndarray], modality: str) -> set[str | None]:
+def _layout_arrays(arrays: dict[str, np.ndarray], modality: str) -> set[str | None]:
     return {f"{modality}_offsets", _lengths_name(arrays, modality)}
 
 
@@ -202,11 +202,11 @@ def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.nda
     first = np.arange(len(x)) * x.shape[1]
     if steps is None:
         steps = np.full(len(x), x.shape[1])
-    odd = steps[(steps < 0) | (steps > x.shape[1])].tolist()
-    if len(steps) != len(x) or odd:
+    not_whole = steps[(steps < 0) | (steps > x.shape[1])].tolist()
+    if len(steps) != len(x) or not_whole:
         raise ValueError(
             f"{path}: {lengths} must be {len(x)} numbers from 0 to {x.shape[1]}, the steps of {name} "
-            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {odd[0]}' if odd else ''}"
+            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {not_whole[0]}' if not_whole else ''}"
         )
     # [U, T, D] is [U * T, D], of whose steps some are left out.
     return x.reshape(-1, x.shape[-1]), first, first + steps

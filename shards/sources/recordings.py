@@ -97,7 +97,7 @@ def read(
         clips = _of_table(path)
     known = [*(labels or ()), *(label_map or {})]
     label_map = None if label_map is None else {text_of(name): text_of(to) for name, to in label_map.items()}
-    clips, left_out = _mapped([_labelled(clip, known) for clip in clips], label_map, path)
+    clips, left_out = _apply_label_map([_with_label(clip, known) for clip in clips], label_map, path)
     splits = usual_names(sorted({clip.split for clip in clips if isinstance(clip, Clip)}))
     clips = [replace(c, split=splits[c.split]) if isinstance(c, Clip) else c for c in clips]
     found = {clip.label for clip in clips if isinstance(clip, Clip)}
@@ -126,14 +126,14 @@ def read(
             "left_out": dict(sorted((left_out + others).items())),
         },
         remarks=[
-            *([_told(path, others)] if others else []),
+            *([_others_message(path, others)] if others else []),
             *filter(None, [renamed(splits, str(path))]),
-            *(f"{path}: {count} clips labelled {name!r} are left out" for name, count in left_out.items()),
+            *(f"{path}: {count} clips labeled {name!r} are left out" for name, count in left_out.items()),
         ],
     )
 
 
-def _labelled(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
+def _with_label(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
     """The clip with its label and split as text; a bad one where there is none.
 
     Args:
@@ -149,7 +149,7 @@ def _labelled(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
         return BadSample(clip.key, str(error), clip.source)
 
 
-def _mapped(
+def _apply_label_map(
     clips: list[Clip | BadSample], label_map: dict[str, str] | None, path: Path
 ) -> tuple[list[Clip | BadSample], Counter[str]]:
     """The clips under their classes' names, without those left out; and how many those are, by label."""
@@ -232,9 +232,9 @@ def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[C
         yield Clip(key, split, label, audio=path, video=picture, meta=meta, source=str(path))
 
 
-def _check_text(path: Path, root: Path, told: dict[str, str]) -> None:
+def _check_text(path: Path, root: Path, message: dict[str, str]) -> None:
     """Raise ValueError for a name that tells a class or metadata, and is no text."""
-    for what, value in told.items():
+    for what, value in message.items():
         if not is_text(value):
             at = path.parent if what == "folder" else path
             which = "the name of a class folder" if what == "folder" else f"its {what} {as_text(value)}"
@@ -244,7 +244,7 @@ def _check_text(path: Path, root: Path, told: dict[str, str]) -> None:
             )
 
 
-def _told(root: Path, others: Counter[str]) -> str:
+def _others_message(root: Path, others: Counter[str]) -> str:
     counts = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common())
     return f"{root}: {others.total()} files are no recordings by their suffix, and left out: {counts}"
 

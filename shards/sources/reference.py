@@ -20,7 +20,7 @@ from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning, renamed
 from shards.safe_io.expansion import check_expansion
 from shards.safe_io.git_lfs import refuse_pointer
-from shards.sources.base import Source, class_names, logger, say_unused
+from shards.sources.base import Source, class_names, logger, log_unused
 
 SPLITS = ("train", "val", "test")
 SUFFIX = "_feats"
@@ -67,9 +67,9 @@ def _split_files(folder: Path) -> dict[str, Path]:
     paths = {split: found[0] for split, found in named.items() if found}
     if not paths:
         raise ValueError(f"{folder}: no train.pt, val.pt or test.pt in it; give the folder that holds them")
-    if told := renamed({path.stem: split for split, path in paths.items()}, str(folder)):
-        logger.warning("%s", told)
-    say_unused([path.name for path in files if path not in paths.values()], str(folder), "files are")
+    if message := renamed({path.stem: split for split, path in paths.items()}, str(folder)):
+        logger.warning("%s", message)
+    log_unused([path.name for path in files if path not in paths.values()], str(folder), "files are")
     return paths
 
 
@@ -91,7 +91,7 @@ def _load(path: Path) -> dict[str, Any]:
     for name in (*names, "labels"):
         _check_utterances(record[name], f"{path}: {name}")
         _check_tensors(record[name], path.stat().st_size, f"{path}: {name}")
-    say_unused([name for name in record if name not in (*names, "labels")], str(path), "keys are")
+    log_unused([name for name in record if name not in (*names, "labels")], str(path), "keys are")
     record["labels"] = _labels(record["labels"], path)
     for name in names:
         if len(record[name]) != len(record["labels"]):
@@ -136,8 +136,8 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
     try:
         found = torch.as_tensor(labels).cpu()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        told = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: labels must be integers from 0 on ({told})") from None
+        message = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: labels must be integers from 0 on ({message})") from None
     if found.is_quantized:
         raise ValueError(f"{path}: labels are a quantized tensor; save labels.int_repr()")
     if found.layout != torch.strided:

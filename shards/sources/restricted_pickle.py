@@ -4,8 +4,8 @@ A pickle is a program: it imports what it names and calls it. Here nothing that 
 names such files need stand for the functions below, which take what the pickle says of an array as data. Nor
 does NumPy's own reconstruction see it: a forged dtype could declare plain bytes to be pointers to objects.
 
-What a pickle has made it can also give attributes, and NumPy obeys some: an object's
-`__array_interface__` is an address to read from. So nothing that the pickle made is handed out: what comes
+What a pickle has copies it can also give attributes, and NumPy obeys some: an object's
+`__array_interface__` is an address to read from. So nothing that the pickle copies is handed out: what comes
 out is copied into new containers, and is of the types listed here and no others.
 """
 
@@ -30,7 +30,7 @@ BYTE_ORDERS = "<>=|"
 NUMBERS = "biufcSU"  # kinds of single values, which NumPy has types of its own for
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 # What a file that is no pickle, or a forged one, makes the machine raise.
-FAULTS = (
+PICKLE_ERRORS = (
     struct.error,
     pickle.UnpicklingError,
     EOFError,
@@ -60,20 +60,20 @@ def load(path: str | Path) -> Any:
     try:
         with open(path, "rb") as file:
             # latin1: how Python 2's pickles of arrays carry their bytes.
-            return _admitted(_Unpickler(file, encoding="latin1").load(), "", {})
-    except FAULTS as error:
+            return _checked_copy(_Unpickler(file, encoding="latin1").load(), "", {})
+    except PICKLE_ERRORS as error:
         raise ValueError(f"{path}: not a pickle of plain arrays ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _admitted(value: Any, place: str, made: dict[int, Any]) -> Any:
+def _checked_copy(value: Any, place: str, copies: dict[int, Any]) -> Any:
     """A copy of `value` of admitted types, all the way down; arrays share the memory of their numbers.
 
     Args:
-        value: what a pickle made. Only its type is asked what it is: the object itself could answer anything.
+        value: what a pickle copies. Only its type is asked what it is: the object itself could answer anything.
         place: where it is, say "['train']['audio'][3]".
-        made: copies by the `id` of what they are of; None for one under way. What is held twice stays one.
+        copies: copies by the `id` of what they are of; None for one under way. What is held twice stays one.
 
     Raises:
         ValueError: something else, or a container that holds itself; names it and its place.
@@ -83,39 +83,39 @@ def _admitted(value: Any, place: str, made: dict[int, Any]) -> Any:
         return value
     if issubclass(kind, np.generic) and value.dtype.kind in NUMBERS:
         return value
-    if id(value) in made:
-        if made[id(value)] is None:
-            raise ValueError(f"{_told(place)} holds itself; needed is data that ends")
-        return made[id(value)]
-    made[id(value)] = None
+    if id(value) in copies:
+        if copies[id(value)] is None:
+            raise ValueError(f"{_place_name(place)} holds itself; needed is data that ends")
+        return copies[id(value)]
+    copies[id(value)] = None
     copy: Any
     if kind is dict or (kind is OrderedDict and not value.__dict__):
         copy = {
-            _admitted(key, f"{place}: a key", made): _admitted(each, f"{place}[{key!r:.60}]", made)
+            _checked_copy(key, f"{place}: a key", copies): _checked_copy(each, f"{place}[{key!r:.60}]", copies)
             for key, each in value.items()
         }
     elif kind in (list, tuple):
-        copy = kind([_admitted(each, f"{place}[{i}]", made) for i, each in enumerate(value)])
+        copy = kind([_checked_copy(each, f"{place}[{i}]", copies) for i, each in enumerate(value)])
     elif kind in (set, frozenset):
-        copy = kind([_admitted(each, f"{place}: a member", made) for each in value])
+        copy = kind([_checked_copy(each, f"{place}: a member", copies) for each in value])
     elif issubclass(kind, np.ndarray):
         copy = value.view(np.ndarray)
         if copy.dtype.hasobject:
             copy = np.empty(value.shape, object)
             flat = copy.reshape(-1)
             for i, each in enumerate(value.reshape(-1).tolist()):
-                flat[i] = _admitted(each, f"{place}[{i}]", made)
+                flat[i] = _checked_copy(each, f"{place}[{i}]", copies)
     else:
         of_its_own = " with attributes of its own" if kind is OrderedDict else ""
         raise ValueError(
-            f"{_told(place)} is of type {kind.__name__}{of_its_own}, neither an array nor a plain container; "
+            f"{_place_name(place)} is of type {kind.__name__}{of_its_own}, neither an array nor a plain container; "
             "save the data again as numpy arrays, lists and dicts"
         )
-    made[id(value)] = copy
+    copies[id(value)] = copy
     return copy
 
 
-def _told(place: str) -> str:
+def _place_name(place: str) -> str:
     return place.removeprefix(": ") or "the whole"
 
 

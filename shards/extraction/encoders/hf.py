@@ -1,4 +1,4 @@
-"""Hugging Face models as encoders: found, loaded without running anyone's code, and told apart.
+"""Hugging Face models: located, identified by a hash, and loaded without running code of others.
 
 Weights are safetensors; a repository that has only pickled ones is read by torch's restricted unpickler
 (`weights_only`). Code of a repository is never run (`trust_remote_code` stays off).
@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
 SAFE_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
-# Weights that checkpoints may lack, since nothing here uses them.
+# Weights that checkpoints may lack: encoders do not use them.
 UNUSED = ("masked_spec_embed", "pooler.")
 
 
@@ -81,8 +81,8 @@ def _folder_of(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     # Its errors have no other common base: no such repository, gated, offline, no network, a malformed id.
     except Exception as error:
         raise ValueError(
-            f"{spec}: neither a folder here nor a built-in encoder, and the Hugging Face hub does not give "
-            f"it ({_in_a_line(error)})"
+            f"{spec}: neither a folder here nor a built-in encoder, and the Hugging Face hub does not "
+            f"provide it ({_one_line(error)})"
         ) from None
     return got, {"id": spec, "revision": got.name}
 
@@ -128,7 +128,7 @@ def load_model(model: LocatedModel, architecture: str, device: str, dtype: str, 
     if not safe and not _files(folder, PICKLED_WEIGHTS):
         raise ValueError(f"{spec}: {folder / 'model.safetensors'} is missing, and so is pytorch_model.bin")
     try:
-        with _telling_misfits(architecture):
+        with _explain_import_errors(architecture):
             import transformers
 
             loaded, report = getattr(transformers, architecture).from_pretrained(
@@ -141,32 +141,32 @@ def load_model(model: LocatedModel, architecture: str, device: str, dtype: str, 
                 **changes,
             )
     except UnpicklingError:
-        # Torch's own message advises to run it all the same.
+        # Torch's own message would advise the user to unpickle it anyway.
         raise ValueError(
-            f"{spec}: the pickled weights in {folder} are more than weights and were not read; "
-            "take a revision with safetensors"
+            f"{spec}: the pickle in {folder} holds more than weights and was not read; "
+            "use a revision with safetensors"
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{spec}: {folder} cannot be loaded as {architecture} ({error})") from None
-    # Transformers fills what is missing with random numbers, and only warns.
+    # Transformers fills missing weights with random numbers, and only warns.
     missing = [name for name in sorted(report["missing_keys"]) if not name.startswith(UNUSED)]
     if missing:
         raise ValueError(
             f"{spec}: {folder} lacks {len(missing)} weights of {architecture} (first: {missing[0]}); "
-            "it holds another model than its config.json says"
+            "its weights are not those of its config.json; download the model again"
         )
     return loaded.eval().requires_grad_(False).to(device)
 
 
 def load_processor(model: LocatedModel, kind: str) -> Any:
-    """What prepares a model's input: `kind` is "AutoFeatureExtractor" (sound) or "AutoImageProcessor".
+    """The processor of a model's input: `kind` is "AutoFeatureExtractor" (sound) or "AutoImageProcessor".
 
     Raises:
         ValueError: its settings are missing.
         ImportError: transformers does not import.
     """
     try:
-        with _telling_misfits(kind):
+        with _explain_import_errors(kind):
             import transformers
 
             return getattr(transformers, kind).from_pretrained(model.folder, local_files_only=True)
@@ -181,8 +181,8 @@ def load_processor(model: LocatedModel, kind: str) -> Any:
 
 
 @contextlib.contextmanager
-def _telling_misfits(name: str) -> Iterator[None]:
-    """Around what imports the class `name` of transformers, which does so on use and calls it missing.
+def _explain_import_errors(name: str) -> Iterator[None]:
+    """Around the use of the class `name` of transformers, which imports it then, and hides why that fails.
 
     Raises:
         ImportError: it does not import; says why.
@@ -190,41 +190,41 @@ def _telling_misfits(name: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, RuntimeError, AttributeError) as error:
-        if misfit := torchvision_misfit():
-            raise ImportError(misfit) from None
+        if mismatch := torchvision_mismatch():
+            raise ImportError(mismatch) from None
         if not isinstance(error, ImportError):
             raise
         cause: BaseException = error
         while (deeper := cause.__cause__ or cause.__context__) is not None:
             cause = deeper
         raise ImportError(
-            f"{name} of transformers does not import ({_in_a_line(cause)}); install it again: "
+            f"{name} of transformers does not import ({_one_line(cause)}); install it again: "
             "pip install --upgrade transformers"
         ) from None
 
 
-def torchvision_misfit() -> str | None:
-    """Why a torchvision that is installed does not import; transformers imports it with many a model."""
+def torchvision_mismatch() -> str | None:
+    """Why an installed torchvision does not import, or None; transformers imports it with many models."""
     import torch
 
     if importlib.util.find_spec("torchvision") is None:
         return None
     try:
         importlib.import_module("torchvision")
-    except Exception as error:  # an operator that is not there, an undefined symbol, a circular import, ...
+    except Exception as error:  # a missing operator, an undefined symbol, a circular import, ...
         try:
             found = version("torchvision")
         except PackageNotFoundError:
             found = "of no version"
         return (
-            f"torchvision {found} does not fit torch {torch.__version__} ({_in_a_line(error)}); "
+            f"torchvision {found} does not fit torch {torch.__version__} ({_one_line(error)}); "
             "nothing here needs it: pip uninstall torchvision, or install both together from one index: "
             "pip install --force-reinstall torch torchvision"
         )
     return None
 
 
-def _in_a_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
@@ -240,7 +240,7 @@ def layer_number(layer: int, layers: int, spec: str) -> int:
 
 
 def versions(processor: Any) -> dict[str, str]:
-    """What features hang on in their last digits."""
+    """Versions that change the last digits of features."""
     import torch
     import transformers
 

@@ -1,11 +1,10 @@
 """Hugging Face vision models: CLIP, SigLIP, ViT and DINOv2 picture by picture, VideoMAE by tubes of pictures.
 
-What describes a picture: of the last layer the model's own summary (CLIP, SigLIP and DINOv2: the pooled
-output; ViT: the class token), of an earlier layer the class token, or the mean over patches where there is
-none (SigLIP).
+Features of a picture: of the last layer the pooled output (CLIP, SigLIP, DINOv2) or the class token (ViT); of
+an earlier layer the class token, or the mean over patches where there is none (SigLIP).
 
-VideoMAE sees windows of consecutive pictures (16 in most models); one that the clip does not fill is filled
-up with its last picture. Each tube (2 pictures) is the mean over its patches; tubes of filling are dropped.
+VideoMAE takes windows of consecutive pictures (16 in most models); the last window is padded with the clip's
+last picture. Each tube (2 pictures) is the mean over its patches; tubes of padding are dropped.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class HFVideo:
     ) -> None:
         spec, kind = model.spec, model.model_type
         self._processor = load_processor(model, "AutoImageProcessor")
-        # ViT's pooling layer was trained for a task of its own, and most checkpoints lack it.
+        # ViT's pooling layer is specific to its training task, and most checkpoints lack it.
         changes = {"add_pooling_layer": False} if kind == "vit" else {}
         self._model = load_model(model, self.architectures[kind], device, dtype, **changes)
         config = self._model.config
@@ -92,7 +91,7 @@ class HFVideo:
                 "long, and steps cannot be shorter; raise fps"
             )
         self._side = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
-        # The processor scales further down; up to a shape of 2 : 1 nothing is scaled up again.
+        # The processor scales further down; it never has to scale up pictures of up to 2 : 1.
         self.largest_side = min(2 * self._side, LARGEST_SIDE) if faces == "none" else LARGEST_SIDE
         self._faces, self._device = faces, device
         self._batch = max(1, batch_frames // self._frames)
@@ -132,8 +131,8 @@ class HFVideo:
         if not pictures:
             return np.zeros((0, self.dim), np.float32)
         own_steps = own_steps[: max(1, pictures // self._tube)]
-        centres = (np.arange(len(own_steps)) + 0.5) * self._tube / self.fps
-        return pool(own_steps, centres, pictures / self.fps, self.step_seconds)
+        centers = (np.arange(len(own_steps)) + 0.5) * self._tube / self.fps
+        return pool(own_steps, centers, pictures / self.fps, self.step_seconds)
 
     def _encode(self, windows: list[np.ndarray]) -> np.ndarray:
         """Own steps [windows * tubes, dim]."""
@@ -141,7 +140,7 @@ class HFVideo:
 
         pictures = [picture for window in windows for picture in window]
         if self._frames > 1:
-            # To the processor all are one video; a window's pictures come out one after another.
+            # The processor gets all windows as one video; a window's pictures stay consecutive.
             values = self._processor([pictures], return_tensors="pt")["pixel_values"][0]
             values = values.unflatten(0, (len(windows), self._frames))
         else:
@@ -163,7 +162,7 @@ class HFVideo:
 
 
 def _windows(clip: np.ndarray, length: int) -> list[np.ndarray]:
-    """Consecutive windows [length, H, W, 3]; the last is filled up with the last picture."""
+    """Consecutive windows [length, H, W, 3]; the last is padded with the last picture."""
     windows = [clip[i : i + length] for i in range(0, len(clip), length)]
     if windows and len(windows[-1]) < length:
         missing = length - len(windows[-1])
