@@ -9,15 +9,15 @@ https://github.com/thuiar/MMSA; MMSA-FET writes the same form from any corpus:
         "audio_lengths": [U],                       "vision_lengths": [U],     (unaligned files)
         "classification_labels": [U] 0, 1, 2,       "regression_labels": [U] -3..3 (CH-SIMS: -1..1), ...}}
 
-Files of the same form from elsewhere have scores alone, some as "labels" [U, 1, 1]: those are read as
-regression labels, with a label set of sentiments. Of the splits "valid", "dev" and "validation" are "val".
-Padding is cut off: to the lengths where the file has them, else all-zero steps at both ends. `vision` becomes
-the modality "video". Values that are infinite or no numbers become 0, counted in the manifest's provenance.
-The pickle is read by `sources.restricted_pickle`, which runs nothing of it. It is loaded into memory whole.
+Files of other origin with the same form may have scores only, some as "labels" [U, 1, 1]: these are read as
+regression labels and need a label set of sentiments. Splits named "valid", "dev" or "validation" become
+"val". Padding is cut off: by the lengths if the file has them, otherwise all-zero steps at both ends.
+`vision` becomes the modality "video". Infinite values and NaN become 0, counted in the manifest's provenance.
+The pickle is read by `sources.restricted_pickle`, which runs no code of it, and is loaded into memory whole.
 
 Label sets: `classification` (default), or cut from the regression labels `sentiment2`, `sentiment3` or
 `sentiment7` (see `sources.sentiment_classes`). The literature reports two and seven classes for MOSI and
-MOSEI; CH-SIMS' labels lie within -1..1, where seven classes mean nothing.
+MOSEI; CH-SIMS' labels are within -1..1, where seven classes have no meaning.
 
 From the archive to a trained model:
 
@@ -42,9 +42,9 @@ from shards.sources.base import (
     Source,
     class_names,
     key_of,
+    log_unused,
     logger,
     replace_nonfinite,
-    log_unused,
 )
 from shards.sources.sentiment_classes import SETS, class_of
 
@@ -69,8 +69,8 @@ def read(
         text: also take the features of text.
 
     Raises:
-        ValueError: no such file, something else than arrays in it, an array missing or of another length,
-            or labels that the label set cannot take.
+        ValueError: no such file, anything but arrays in it, an array missing or of another length, or labels
+            that do not fit the label set.
     """
     path = Path(source)
     if not path.is_file():
@@ -105,7 +105,7 @@ def read(
     return Source(
         samples=_samples(splits, classes, label_set, repaired, path),
         classes=classes,
-        # The counts fill while the samples are read; the manifest is written after the last.
+        # The counts grow while samples are read; the manifest is written after the last one.
         provenance={
             "format": "mmsa",
             "source": str(source),
@@ -117,7 +117,7 @@ def read(
 
 
 def _named_splits(content: Any, path: Path) -> dict[str, str]:
-    """By split its name in the file; other keys of the file are logged.
+    """The name in the file of each split; other keys of the file are logged.
 
     Raises:
         ValueError: no splits, or two names that mean the same one.
@@ -144,7 +144,7 @@ def _highest(label: np.ndarray) -> int:
 
 
 def _label_name(record: dict[str, Any], label_set: str, at: str) -> str:
-    """Which of a split's arrays holds the labels.
+    """Name of the array of a split that holds the labels.
 
     Raises:
         ValueError: the one that the label set needs is missing.

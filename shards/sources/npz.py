@@ -4,12 +4,11 @@ and optionally `label_names`, `split` and metadata.
 The features X of a modality are one of
 
     X [sum T, D] with X_offsets [U + 1], or with X_lengths [U]
-    X [U, T, D], and where it is padded at the end X_lengths [U]: steps that are not padding, 0 to T; one of 0
-                 steps is missing
+    X [U, T, D], and if it is padded at the end X_lengths [U]: steps that are not padding, 0 to T (0: missing)
 
-and `label` [U] (whole numbers, named by `label_names`, or names), `ids` [U], optionally `split` [U]; every
-further array over the U utterances is metadata. A column [U, 1] is taken as [U], bytes as UTF-8 text, and
-these names in any case. An utterance whose label is NaN or empty is a bad one.
+`label` [U] holds whole numbers, named by `label_names`, or names; `ids` [U] and `split` [U] are text. Every
+further array of U entries is metadata. A column [U, 1] is read as [U], bytes as UTF-8 text, and these names
+in upper or lower case. An utterance whose label is NaN or empty is a bad utterance.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ import numpy as np
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample, Sample
 from shards.safe_io.expansion import load_npz
-from shards.sources.base import Source, class_names, logger, named_splits, log_unused, split_of
+from shards.sources.base import Source, class_names, log_unused, logger, named_splits, split_of
 
 SPLIT = "all"
 NAMES = ("ids", "label", "split", "label_names")
-# By the plain name, what files call it besides.
+# Other names that files use for them.
 ALIASES = {"ids": ("id", "keys"), "label": ("labels",), "split": ("splits",)}
 LENGTHS = ("lengths", "length", "lens", "len")
-# Arrays that may tell what is padding, though not of which modality, or not as lengths.
+# Names of arrays that may describe padding, but not of which modality, or not as lengths.
 ANY_LENGTHS = re.compile(r"(.*_)?(lengths?|lens?|seq_?len|(n|num)_(steps|frames))", re.IGNORECASE)
 ANY_MASK = re.compile(r"(.*_)?masks?", re.IGNORECASE)
 
@@ -107,7 +106,7 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
 
 
 def _text(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The arrays, those of byte strings decoded."""
+    """The arrays, with byte strings decoded."""
     decoded = {}
     for name, array in arrays.items():
         try:
@@ -118,7 +117,7 @@ def _text(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
 
 
 def _standard_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays with those that have a meaning under their plain names."""
+    """The arrays, with those that have a meaning under their names of `NAMES`."""
     renamed = dict(arrays)
     for plain in NAMES:
         meant = [name for name in arrays if name.lower() in (plain, *ALIASES.get(plain, ()))]
@@ -133,7 +132,7 @@ def _column(array: np.ndarray) -> np.ndarray:
 
 
 def _per_utterance(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
-    """Take out an array [U]."""
+    """Remove an array [U] from `arrays`, and return it."""
     array = arrays.pop(name, np.array(0))
     if array.ndim != 1:
         raise ValueError(f"{path}: {name} has shape {array.shape}; needed is one value per utterance, [U]")
@@ -148,10 +147,11 @@ def _classes(label: np.ndarray, given: list[str], path: Path) -> tuple[list[str 
     there = label if label.dtype.kind != "f" else label[~np.isnan(label)]
     if len(label) and not len(there):
         raise ValueError(f"{path}: none of the utterances has a label")
-    if len(not_whole := there[~np.isfinite(there) | (there != np.floor(there))]):
+    not_whole = there[~np.isfinite(there) | (there != np.floor(there))]
+    if len(not_whole):
         raise ValueError(
-            f"{path}: label: {not_whole[0]}, while classes are whole numbers or names; cut scores into classes, or "
-            "write labels as text"
+            f"{path}: label: {not_whole[0]}, while classes are whole numbers or names; cut scores "
+            "into classes, or write labels as text"
         )
     if there.min(initial=0) < 0:
         raise ValueError(f"{path}: label: {there.min():g}, while labels count from 0")
@@ -173,7 +173,7 @@ def _modalities(arrays: dict[str, np.ndarray]) -> list[str]:
 
 
 def _lengths_name(arrays: dict[str, np.ndarray], modality: str) -> str | None:
-    """Name of the array that tells how many steps a modality has."""
+    """Name of the array with the numbers of steps of a modality."""
     known = {f"{modality}_{word}".lower() for word in LENGTHS}
     return next((name for name in arrays if name.lower() in known), None)
 
@@ -183,13 +183,13 @@ def _layout_arrays(arrays: dict[str, np.ndarray], modality: str) -> set[str | No
 
 
 def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All steps of a modality [N, D], and the first and the end of each utterance's, [U] each."""
+    """All steps of a modality [N, D], and begin and end of each utterance's steps in it, [U] each."""
     x, lengths = arrays[name], _lengths_name(arrays, name)
     steps = None if lengths is None else _whole(arrays[lengths], lengths, path)
     if f"{name}_offsets" in arrays:
         offsets = _offsets(x, arrays[f"{name}_offsets"], name, path)
         if steps is not None and not np.array_equal(np.diff(offsets), steps):
-            raise ValueError(f"{path}: {lengths} are not those that {name}_offsets tell; leave one out")
+            raise ValueError(f"{path}: {lengths} contradict {name}_offsets; leave one of them out")
         return x, offsets[:-1], offsets[1:]
     if x.ndim == 2:
         assert steps is not None
@@ -202,13 +202,13 @@ def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.nda
     first = np.arange(len(x)) * x.shape[1]
     if steps is None:
         steps = np.full(len(x), x.shape[1])
-    not_whole = steps[(steps < 0) | (steps > x.shape[1])].tolist()
-    if len(steps) != len(x) or not_whole:
+    bad = steps[(steps < 0) | (steps > x.shape[1])].tolist()
+    if len(steps) != len(x) or bad:
         raise ValueError(
             f"{path}: {lengths} must be {len(x)} numbers from 0 to {x.shape[1]}, the steps of {name} "
-            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {not_whole[0]}' if not_whole else ''}"
+            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {bad[0]}' if bad else ''}"
         )
-    # [U, T, D] is [U * T, D], of whose steps some are left out.
+    # [U, T, D] viewed as [U * T, D], of which padding is left out.
     return x.reshape(-1, x.shape[-1]), first, first + steps
 
 
@@ -232,7 +232,7 @@ def _offsets(x: np.ndarray, bounds: np.ndarray, name: str, path: Path) -> np.nda
 def _check_padding(
     arrays: dict[str, np.ndarray], modalities: list[str], meta: dict[str, np.ndarray], path: Path
 ) -> None:
-    """Refuse what may tell of padding but is not read so; log what may be padding, or a modality.
+    """Refuse arrays that may describe padding but are not read so; log what may be padding, or a modality.
 
     Raises:
         ValueError: an array looks like the lengths or the mask of a modality that has no lengths.

@@ -20,7 +20,7 @@ from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning, renamed
 from shards.safe_io.expansion import check_expansion
 from shards.safe_io.git_lfs import refuse_pointer
-from shards.sources.base import Source, class_names, logger, log_unused
+from shards.sources.base import Source, class_names, log_unused, logger
 
 SPLITS = ("train", "val", "test")
 SUFFIX = "_feats"
@@ -76,7 +76,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
 def _load(path: Path) -> dict[str, Any]:
     refuse_pointer(path)
     try:
-        # Mapped, so that a large file is read utterance by utterance; files of old torch versions cannot be.
+        # Memory-mapped, so that a large file is read utterance by utterance; old torch formats cannot be.
         record = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
@@ -102,7 +102,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _check_utterances(values: Any, at: str) -> None:
-    """Refuse what is not one entry per utterance.
+    """Refuse values without one entry per utterance.
 
     Raises:
         ValueError: names the file and the entry.
@@ -116,19 +116,19 @@ def _check_utterances(values: Any, at: str) -> None:
 
 
 def _check_tensors(values: Any, file_bytes: int, at: str) -> None:
-    """Refuse tensors that repeat few values of the file many times.
+    """Refuse tensors far larger than the file, which repeat few values many times.
 
     Raises:
         ValueError: names the file and the entry.
     """
     for tensor in values if isinstance(values, list | tuple) else [values]:
-        # Others are refused by name where their utterances are read.
+        # Other kinds are refused where their utterances are read.
         if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta:
             check_expansion(tensor.numel() * tensor.element_size(), file_bytes, at)
 
 
 def _labels(labels: Any, path: Path) -> list[int | None]:
-    """Label of each utterance; None where it is NaN.
+    """Label of each utterance; None for NaN.
 
     Raises:
         ValueError: of another shape, or not whole numbers from 0 on.
@@ -170,10 +170,10 @@ def _samples(
 
 
 def _array(tensor: Any, name: str) -> Any:
-    """One utterance's features as NumPy's array.
+    """One utterance's features as a NumPy array.
 
     Raises:
-        ValueError: no plain tensor of numbers.
+        ValueError: not a plain tensor of numbers.
     """
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}; save a tensor [T, D] per utterance")
@@ -181,6 +181,6 @@ def _array(tensor: Any, name: str) -> Any:
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else "sparse"
         raise ValueError(f"{name} is a {kind} tensor; save a dense one ({name}.to_dense())")
     tensor = tensor.detach().resolve_conj().resolve_neg()
-    # NumPy has no bfloat16, nor the types of eight bits.
+    # NumPy has neither bfloat16 nor 8-bit floats.
     floating = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float32, torch.float64)
     return (tensor.float() if floating and tensor.dtype != torch.float16 else tensor).numpy()

@@ -105,7 +105,7 @@ def _sample(
 
 
 def _paths_kept_as_text(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, str]:
-    """By column that looks like one of features, but is none: its first path."""
+    """Columns that are not modalities but hold paths of `.npy` files, and the first path of each."""
     found: dict[str, str] = {}
     for row in rows:
         for name, value in row.items():

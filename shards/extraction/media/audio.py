@@ -18,12 +18,12 @@ from shards.extraction.media.container import (
     Span,
     bounds_of,
     clock_of,
-    open_stream,
     decoded_frames,
-    open_container,
-    seek_to,
     describe_faults,
     describe_span,
+    open_container,
+    open_stream,
+    seek_to,
 )
 
 # Lossy codecs need some packets before a point to decode it well (mp3's reservoir, Opus' 80 ms).

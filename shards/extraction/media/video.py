@@ -17,12 +17,12 @@ from shards.extraction.media.container import (
     Span,
     bounds_of,
     clock_of,
-    open_stream,
     decoded_frames,
-    open_container,
-    seek_to,
     describe_faults,
     describe_span,
+    open_container,
+    open_stream,
+    seek_to,
 )
 
 SAME_TIME_S = 1e-6
@@ -80,7 +80,7 @@ def read_frames(
     if not times:
         return None
     if number > 1 and not changes and not keep_constant:
-        raise ConstantStream(f"{path}: its picture{describe_span(span)} never changes: {number} identical")
+        raise ConstantStream(f"{path}: its picture{describe_span(span)} never changes: {number} alike")
     pictures = np.empty((len(times), *blocks[0].shape[1:]), np.uint8)
     for i in range(len(blocks)):
         # Free each block at once, so that memory never holds a long clip twice.

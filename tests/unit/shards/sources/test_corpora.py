@@ -194,7 +194,9 @@ def test_what_is_not_iemocap_is_refused(tmp_path: Path) -> None:
         iemocap.read(tmp_path)
     turn = "[1.0000 - 2.0000]\tSes01F_impro01_F000\tjoy\t[2.5000, 2.5000, 2.5000]\n"
     put_bytes(tmp_path / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt", turn.encode())
-    with pytest.raises(ValueError, match=r"impro01\.txt: line 1: label 'joy' is none of IEMOCAP's: ang, hap"):
+    with pytest.raises(
+        ValueError, match=r"impro01\.txt: line 1: label 'joy' is not one of IEMOCAP's: ang, hap"
+    ):
         iemocap.read(tmp_path)
 
 
@@ -276,7 +278,7 @@ def test_what_is_not_meld_is_refused(tmp_path: Path) -> None:
         ),
         (
             meld_table([(0, 0, "Ross", "bored")]),
-            r"row 1: Emotion 'bored' is none of MELD's: neutral, surprise",
+            r"row 1: Emotion 'bored' is not one of MELD's: neutral, surprise",
         ),
         (meld_table(MELD_ROWS["train"]).replace(",125,3,", ",125,three,"), "row 3: .*'three'.* are numbers"),
         (meld_table(MELD_ROWS["train"]) + "4,cut short,Ross,joy\r\n", "row 4: .* are numbers"),

@@ -59,7 +59,7 @@ def test_names_tell_what_a_pattern_finds(tmp_path: Path) -> None:
     assert clip.meta == {"actor": "1002", "sentence": "IEO", "level": "HI"}
     assert source.provenance["left_out"] == {"XXX": 1}
     assert list(bad(source)) == ["trailer"]
-    assert bad(source)["trailer"].endswith("does not fit its path")
+    assert bad(source)["trailer"].endswith("does not match its path")
 
 
 def test_a_pattern_may_tell_split_and_key(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, content: str) -> None
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("key,split,label,path,label\nu,all,x,a.wav,y\n")
-    with pytest.raises(ValueError, match=r"a\.csv: column 'label' is there twice; rename one"):
+    with pytest.raises(ValueError, match=r"a\.csv: column 'label' is there twice; rename or remove one"):
         recordings.read(tmp_path / "a.csv")
 
 
@@ -221,7 +221,9 @@ def test_files_of_other_suffixes_are_counted_and_told(tmp_path: Path) -> None:
     source = recordings.read(tmp_path)
     assert {key: clip.video is None for key, clip in good(source).items()} == {"x_a": True, "x_b": False}
     assert source.provenance["left_out"] == {".xyz": 2, "no suffix": 1}
-    told = f"{tmp_path}: 3 files are no recordings by their suffix, and left out: .xyz 2, no suffix 1"
+    told = (
+        f"{tmp_path}: 3 files are left out; their suffixes are not those of recordings: .xyz 2, no suffix 1"
+    )
     assert source.remarks == [told]
 
 
@@ -298,10 +300,13 @@ def test_names_of_any_letters_make_keys(tmp_path: Path) -> None:
     [
         ({"pattern": "("}, r"pattern '\(': not a regular expression"),
         ({"pattern": r"\w+"}, "needs a group that is the label"),
-        ({"pattern": "(?P<label>nothing like it)"}, "fits none of its 6 clips, say .*calm/a.mp4"),
+        ({"pattern": "(?P<label>nothing like it)"}, "matches none of its 6 clips, such as .*calm/a.mp4"),
         ({"pattern": "(?P<label>calm|happy)/(?P<key>.)"}, "both have the key 'a'; rename one"),
-        ({"labels": ["calm", "sad"]}, r"label 'happy' is none of the classes \['calm', 'sad'\]"),
-        ({"label_map": {"calm": "Calm"}}, "label 'happy' is not in the label map; .*leave it out: happy="),
+        ({"labels": ["calm", "sad"]}, r"label 'happy' is not one of the classes \['calm', 'sad'\]"),
+        (
+            {"label_map": {"calm": "Calm"}},
+            "label 'happy' is not in the label map; .*leave it out, write happy=",
+        ),
         ({"label_map": {"calm": "", "happy": ""}}, "no clips left, 0 bad ones and 6 left out"),
     ],
 )
@@ -324,7 +329,7 @@ def test_what_is_no_source_of_recordings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pattern reads the names in a folder"):
         recordings.read(table, pattern="(?P<label>x)")
     put("tone.wav", tmp_path / "a.wav")
-    with pytest.raises(ValueError, match=r"a\.wav: must lie in .*/<label> or .*/<split>/<label>; else tell"):
+    with pytest.raises(ValueError, match=r"a\.wav: must lie in .*/<label> or .*/<split>/<label>; else say"):
         recordings.read(tmp_path)
     rows = [{"key": "u", "split": "all", "label": "x", "path": "a.wav"}] * 2
     with pytest.raises(ValueError, match=r"row 2 and .*row 1 both have the key 'u'"):
