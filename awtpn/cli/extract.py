@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits
-from awtpn.cli.signature_options import add_options, arguments, given_options, options_of, two_columns
+from awtpn.cli.signature_options import (
+    add_options,
+    arguments,
+    given_options,
+    has_option,
+    options_of,
+    two_columns,
+)
 from shards.extraction.encoders import COMPUTING, find_encoders, open_audio_encoder, open_video_encoder
 from shards.registry import Entry
 from shards.sources import find_sources
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor"}
 # The options of parameters that only encoders of pictures have.
 SHORT = {"video_fps": "fps", "video_faces": "faces"}
-FALLBACK = "recordings"  # the format of what no corpus recognizes
+FALLBACK = "recordings"  # the format if no corpus recognizes SOURCE
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 HELP = """Compute features of recordings with encoders, and pack them into shards.
@@ -187,7 +194,7 @@ def run_as_pack(options: argparse.Namespace) -> None:
     """`awtpn pack --format iemocap`: an extraction with the built-in encoders.
 
     Args:
-        options: those of `awtpn pack`; what they do not say is as `awtpn extract` has it.
+        options: those of `awtpn pack`; options that it lacks have the defaults of `awtpn extract`.
     """
     parser = argparse.ArgumentParser()
     _add_arguments(parser)
@@ -199,7 +206,7 @@ def read_source(options: argparse.Namespace) -> ClipSource:
     """The clips of SOURCE.
 
     Raises:
-        ValueError: it cannot be read so, or an option is not one of its format.
+        ValueError: it cannot be read, or an option is not one of its format.
     """
     sources = find_sources("ClipSource")
     name = options.format or guess_format(Path(options.source), sources)
@@ -262,12 +269,12 @@ def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
 
 def _encoders(modality: str) -> dict[str, Entry]:
     """The encoders of a modality, named as in help, without the parameters that are set for all of them."""
-    return {
-        f"MODEL ({name})" if "architectures" in entry.attributes else name: replace(
-            entry, parameters={n: p for n, p in entry.options.items() if n not in COMPUTING}
-        )
-        for name, entry in find_encoders(modality).items()  # type: ignore[arg-type]
-    }
+    found = {}
+    for name, entry in find_encoders(modality).items():
+        own = {n: p for n, p in entry.options.items() if n not in COMPUTING and has_option(p)}
+        shown = f"MODEL ({name})" if "architectures" in entry.attributes else name
+        found[shown] = replace(entry, parameters=own)
+    return found
 
 
 def _option(modality: str, parameter: str) -> str:

@@ -36,6 +36,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+def has_option(parameter: Parameter) -> bool:
+    """Whether the command line can express the parameter's type."""
+    return bool(parameter.choices) or parameter.type in ARGUMENTS
+
+
 def options_of(entries: Mapping[str, Entry], option: Callable[[str], str] = str) -> Options:
     """The options of sources or encoders.
 
@@ -46,7 +51,7 @@ def options_of(entries: Mapping[str, Entry], option: Callable[[str], str] = str)
     found: dict[str, dict[str, Parameter]] = {}
     for owner, entry in entries.items():
         for name, parameter in entry.options.items():
-            if parameter.choices or parameter.type in ARGUMENTS:
+            if has_option(parameter):
                 found.setdefault(option(name), {})[owner] = parameter
     return found
 

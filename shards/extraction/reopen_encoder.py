@@ -42,7 +42,7 @@ def reopen_encoder(
         )
     spec = spec or str(settings.get("path") or settings["id"])
     audio = modality == "audio"
-    encoders = find_encoders("audio" if audio else "video")
+    encoders = find_encoders(modality)
     # A built-in encoder has the options of its signature; classes for models share theirs.
     recorded = encoders[spec].options if built_in and spec in encoders else MODEL_OPTIONS
     options = {name: settings[name] for name in recorded if name in settings} | {"device": device}

@@ -36,8 +36,12 @@ def find_sources(kind: Literal["Source", "ClipSource"]) -> dict[str, Entry]:
     Args:
         kind: "Source" are features, "ClipSource" are recordings.
     """
-    found = find_functions(__name__, tuple(__path__), "read")
-    return {entry.module.rpartition(".")[2]: entry for entry in found if entry.returns == kind}
+    found = {}
+    for entry in find_functions(__name__, tuple(__path__), "read"):
+        if entry.returns == kind:
+            assert "source" in entry.parameters, f"{entry.module}: the first parameter of read must be source"
+            found[entry.module.rpartition(".")[2]] = entry
+    return found
 
 
 def __getattr__(name: str) -> Any:

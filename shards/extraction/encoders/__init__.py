@@ -23,7 +23,7 @@ except for rounding.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shards.registry import Entry, Parameter, find_classes
 
@@ -60,7 +60,7 @@ class VideoEncoder(Protocol):
     def encode(self, clips: list[np.ndarray]) -> list[np.ndarray]: ...
 
 
-def find_encoders(modality: Literal["audio", "video"]) -> dict[str, Entry]:
+def find_encoders(modality: str) -> dict[str, Entry]:
     """The encoder classes of a modality. None is imported.
 
     Returns:
@@ -110,7 +110,7 @@ def open_video_encoder(
     return _open("video", spec, options | {"device": device, "dtype": dtype})
 
 
-def _open(modality: Literal["audio", "video"], spec: str, options: dict[str, Any]) -> Any:
+def _open(modality: str, spec: str, options: dict[str, Any]) -> Any:
     if spec == "none":
         return None
     encoders = find_encoders(modality)

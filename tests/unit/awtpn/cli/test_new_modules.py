@@ -219,6 +219,7 @@ class Loudness:
     Args:
         columns: of the features.
         window_seconds: seconds of a window.
+        ignored: a type without an option.
     """
 
     modality = "audio"
@@ -226,7 +227,9 @@ class Loudness:
     rate = 8000
     step_seconds = 1.0
 
-    def __init__(self, *, columns: int = 1, window_seconds: float = 0.5) -> None:
+    def __init__(
+        self, *, columns: int = 1, window_seconds: float = 0.5, ignored: tuple[int, ...] = ()
+    ) -> None:
         self.dim = columns
         self.settings = {"id": "loudness", "rate": 8000, "columns": columns, "window_seconds": window_seconds}
 
@@ -242,6 +245,8 @@ def test_an_encoder_is_one_file(add: Adder, tmp_path: Path) -> None:
     assert "loudness audio: The loudness of each second." in shown
     assert "--audio_columns N loudness: of the features (default: 1)" in shown
     assert "--audio_window N loudness: seconds of a window (default: 0.5)" in shown
+
+    assert "--audio_ignored" not in shown
 
     tree = write_tree(tmp_path / "t")
     options = ["--audio", "loudness", "--audio_columns", 3, "--video", "none"]
