@@ -4,7 +4,7 @@ The files (`aligned_50.pkl`, `unaligned_50.pkl`, `unaligned_39.pkl`) are linked 
 https://github.com/thuiar/MMSA; MMSA-FET writes the same form from any corpus:
 
     {"train" | "valid" | "test": {
-        "id":      [U] names, say "video$_$3",
+        "id":      [U] names, such as "video$_$3",
         "audio":   [U, T, D] padded with zeros,     "vision":  [U, T, D], "text": [U, T, D],
         "audio_lengths": [U],                       "vision_lengths": [U],     (unaligned files)
         "classification_labels": [U] 0, 1, 2,       "regression_labels": [U] -3..3 (CH-SIMS: -1..1), ...}}
@@ -74,7 +74,7 @@ def read(
     """
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the .pkl, say unaligned_50.pkl")
+        raise ValueError(f"{path}: no such file; give the .pkl file, such as unaligned_50.pkl")
     if label_set not in LABEL_SETS:
         raise ValueError(f"label_set {label_set!r}: must be one of {', '.join(LABEL_SETS)}")
     if labels is not None and label_set != "classification":
@@ -178,7 +178,7 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
         raise ValueError(f"{at}: {label_name} must be numbers ({error})") from None
     if label.ndim == 0 or label.size != len(label):
         raise ValueError(
-            f"{at}: {label_name} has shape {list(label.shape)}; needed is one number per utterance"
+            f"{at}: {label_name} has shape {list(label.shape)}; expected one number per utterance"
         )
     label = label.reshape(-1)
     known = label[~np.isnan(label)]
@@ -204,7 +204,7 @@ def _check_list(values: Any, at: str) -> None:
     """Raise ValueError for what has no entry per utterance."""
     fits = values.ndim > 0 if isinstance(values, np.ndarray) else isinstance(values, list | tuple)
     if not fits:
-        raise ValueError(f"{at} is {values!r:.60}; needed is an array or list, one entry per utterance")
+        raise ValueError(f"{at} is {values!r:.60}; expected an array or list, one entry per utterance")
 
 
 def _check_scale(splits: dict[str, dict[str, Any]], label_set: str, path: Path) -> None:
@@ -264,7 +264,7 @@ def _name(identity: Any, at: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{at} is {error.object!r:.60}, which is not UTF-8; save it as text") from None
     except ValueError:
-        raise ValueError(f"{at} is {identity!r:.60}; needed is a text, or a list of its parts") from None
+        raise ValueError(f"{at} is {identity!r:.60}; expected a text, or a list of its parts") from None
 
 
 def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) -> np.ndarray | None:
@@ -275,7 +275,7 @@ def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) ->
     """
     values = np.asarray(padded)
     if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise ValueError(f"{modality} is {values.dtype}, shape {values.shape}; needed are numbers [steps, D]")
+        raise ValueError(f"{modality} is {values.dtype}, shape {values.shape}; expected numbers [steps, D]")
     filled = np.flatnonzero((values != 0).any(axis=1))
     if len(filled) == 0:
         return None

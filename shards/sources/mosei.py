@@ -160,7 +160,7 @@ def read_folds(path: Path) -> dict[str, str]:
             if split_of.setdefault(video, split) != split:
                 raise ValueError(f"{path}: video {video!r} is in {split_of[video]!r} and in {split!r}")
     if not split_of:
-        raise ValueError(f'{path}: no folds; needed is {{"train": [...], "val": [...], "test": [...]}}')
+        raise ValueError(f'{path}: no folds; expected {{"train": [...], "val": [...], "test": [...]}}')
     return split_of
 
 
@@ -191,7 +191,7 @@ def _utterances(
             values, intervals = mosei_csd.read_entry(data, entry, labels)
             if values.shape[1:] != (1 + len(EMOTIONS),):
                 columns = ", ".join(("sentiment", *EMOTIONS))
-                raise ValueError(f"{labels}: {entry}: labels {values.shape}; needed are 7 columns: {columns}")
+                raise ValueError(f"{labels}: {entry}: labels {values.shape}; expected 7 columns: {columns}")
             if video not in split_of:
                 left_out["in no fold"] += len(values)
                 continue

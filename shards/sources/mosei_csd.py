@@ -28,7 +28,7 @@ class RefersElsewhere(ValueError):
 
 
 def name_of(path: Path) -> str:
-    """The name that a file's sequence has inside it, say "COVAREP".
+    """The name that a file's sequence has inside it, such as "COVAREP".
 
     Raises:
         ValueError: not such a file, it refers to other files, or h5py is not installed.
@@ -80,7 +80,7 @@ def read_entry(data: Any, entry: str, path: Path) -> tuple[np.ndarray, np.ndarra
     if features.ndim != 2 or intervals.shape != (len(features), 2):
         raise ValueError(
             f"{path}: {entry}: features {features.shape} {features.dtype} with intervals {intervals.shape}; "
-            "needed are numbers [steps, D] and [steps, 2]"
+            "expected numbers [steps, D] and [steps, 2]"
         )
     return features, intervals
 

@@ -79,9 +79,7 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
         if length != len(ids):
             raise ValueError(f"{path}: {name} has {length} utterances, ids {len(ids)}")
     if not features:
-        raise ValueError(
-            f"{path}: no features; needed is X [sum T, D] with X_offsets [U + 1], or X [U, T, D]"
-        )
+        raise ValueError(f"{path}: no features; expected X [sum T, D] with X_offsets [U + 1], or X [U, T, D]")
     _check_padding(arrays, list(features), meta, path)
 
     def samples() -> Iterator[Sample | BadSample]:
@@ -135,7 +133,7 @@ def _per_utterance(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.n
     """Remove an array [U] from `arrays`, and return it."""
     array = arrays.pop(name, np.array(0))
     if array.ndim != 1:
-        raise ValueError(f"{path}: {name} has shape {array.shape}; needed is one value per utterance, [U]")
+        raise ValueError(f"{path}: {name} has shape {array.shape}; expected one value per utterance, [U]")
     return array
 
 
@@ -214,7 +212,7 @@ def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.nda
 
 def _whole(array: np.ndarray, name: str, path: Path) -> np.ndarray:
     if array.ndim != 1 or array.dtype.kind not in "iuf" or not (array == np.floor(array)).all():
-        raise ValueError(f"{path}: {name} is {array.dtype}, shape {array.shape}; needed are integers [U]")
+        raise ValueError(f"{path}: {name} is {array.dtype}, shape {array.shape}; expected integers [U]")
     return array.astype(np.int64)
 
 

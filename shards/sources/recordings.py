@@ -297,7 +297,7 @@ def _of_table(path: Path) -> list[Clip | BadSample]:
         missing = [name for name in REQUIRED if name not in row]
         if missing or not any(name in row for name in PATHS):
             needed = f"{', '.join(REQUIRED)} and path, or audio and video"
-            raise ValueError(f"{path}: row {number} has columns {list(row)}; needed are {needed}")
+            raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
     return [_row(row, path, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 
 

@@ -145,7 +145,7 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
     if found.ndim == 2 and found.shape[1] == 1:
         found = found.reshape(-1)
     if found.ndim != 1:
-        raise ValueError(f"{path}: labels have shape {list(found.shape)}; needed is one per utterance, [U]")
+        raise ValueError(f"{path}: labels have shape {list(found.shape)}; expected one per utterance, [U]")
     values = [None if value != value else value for value in found.tolist()]
     there = [value for value in values if value is not None]
     if found.dtype.is_complex or not all(value >= 0 and value == value // 1 for value in there):

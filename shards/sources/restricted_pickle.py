@@ -72,10 +72,10 @@ def _checked_copy(value: Any, place: str, copies: dict[int, Any]) -> Any:
     """A copy of `value` of admitted types, at all depths; arrays share the memory of their numbers.
 
     Args:
-        value: an object of the pickle. Only `type` is asked about it: the object itself could answer
-        anything. place: where it is, such as "['train']['audio'][3]". copies: copies by the `id` of their
-        originals; None while one is being made. What occurs twice is copied
-            once.
+        value: an object of the pickle. Only its type is used: the object itself could answer anything.
+        place: where it is, such as "['train']['audio'][3]".
+        copies: copies by the `id` of their originals; None while one is being made. What occurs twice is
+            copied once.
 
     Raises:
         ValueError: any other type, or a container that holds itself; names it and its place.
@@ -87,7 +87,7 @@ def _checked_copy(value: Any, place: str, copies: dict[int, Any]) -> Any:
         return value
     if id(value) in copies:
         if copies[id(value)] is None:
-            raise ValueError(f"{_place_name(place)} holds itself; needed is finite data")
+            raise ValueError(f"{_place_name(place)} holds itself; expected finite data")
         return copies[id(value)]
     copies[id(value)] = None
     copy: Any
@@ -169,25 +169,25 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
 
         def __init__(self, name: Any, *_: Any) -> None:
             if not isinstance(name, str) or not DTYPE_NAME.fullmatch(name):
-                raise ValueError(f"an array of dtype {name!r}; needed are plain numbers or strings")
+                raise ValueError(f"an array of dtype {name!r}; expected plain numbers or strings")
             self.dtype = np.dtype(object) if name[0] == "O" else np.dtype(name)
 
         def __setstate__(self, state: Any) -> None:
             _version, order, subarray, names, fields, *_ = state
             if order not in BYTE_ORDERS or (subarray, names, fields) != (None, None, None):
-                raise ValueError("an array of records; needed are plain numbers or strings")
+                raise ValueError("an array of records; expected plain numbers or strings")
             if order in "<>":
                 self.dtype = self.dtype.newbyteorder(order)
 
     def reconstruct(kind: Any, *_: Any) -> Any:
         if kind is not NDArray:
-            raise ValueError("an array of a class of its own; needed are plain numpy arrays")
+            raise ValueError("an array of a class of its own; expected plain numpy arrays")
         return np.ndarray.__new__(Array, (0,), np.int8)
 
     def from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Any:
         kind = checked(dtype)
         if kind.hasobject or order not in ("C", "F"):
-            raise ValueError("a buffer of objects; needed are plain numbers or strings")
+            raise ValueError("a buffer of objects; expected plain numbers or strings")
         return np.frombuffer(_bytes(content), kind).reshape(_shape(shape), order=order)
 
     def scalar(dtype: Any, content: Any = None) -> Any:

@@ -46,7 +46,7 @@ def read(
         missing = [name for name in REQUIRED if name not in row]
         if missing or not any(name in row for name in modalities):
             needed = f"{', '.join(REQUIRED)} and one of {', '.join(modalities)}"
-            raise ValueError(f"{path}: row {number} has columns {list(row)}; needed are {needed}")
+            raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
     classes = given_classes(labels) if labels else found_classes((row["label"] for row in rows), str(path))
     splits = named_splits((row["split"] for row in rows), str(path))
     for name, values in _paths_kept_as_text(rows, modalities).items():

@@ -50,7 +50,7 @@ def test_steps_are_the_whole_ones_in_a_duration() -> None:
     ]
 
 
-def test_pooling_averages_the_hidden_steps_centred_in_each_step() -> None:
+def test_pooling_averages_the_hidden_steps_centered_in_each_step() -> None:
     hidden = np.arange(10, dtype=np.float32)[:, None]
     centers = 0.0125 + 0.02 * np.arange(10)  # 5 in each 100 ms; the model stops at 0.2 s
     pooled = pool(hidden, centers, 0.35, 0.1)
@@ -123,7 +123,7 @@ def test_descriptor_sees_edges_tones_and_motion() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 64), (70, 33)])
-def test_descriptor_squeezes_by_exact_shares(height: int, width: int) -> None:
+def test_descriptor_scales_by_exact_area_means(height: int, width: int) -> None:
     """As a picture 64 times as large both ways, of which each share is a block of whole pixels."""
     one = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     large = one.repeat(64, axis=1).repeat(64, axis=2).reshape(1, 64, height, 64, width, 3) / 255.0
@@ -132,7 +132,7 @@ def test_descriptor_squeezes_by_exact_shares(height: int, width: int) -> None:
 
 @pytest.mark.parametrize("block", [1, 3, 16, 99])
 def test_blocks_change_no_bit(block: int) -> None:
-    """A long clip is described a part at a time: motion looks back, and windows of sound reach across."""
+    """A long clip is encoded in blocks: motion needs the picture before, windows of sound cross blocks."""
     clip, encoder = pictures(40), LogMel()
     np.testing.assert_array_equal(describe(clip, block), describe(clip, 40))
     for seconds in (0.01, 0.2, 4.01):
@@ -221,7 +221,7 @@ def test_hidden_steps_are_those_of_transformers(tmp_path: Path) -> None:
     with torch.no_grad():
         model = Wav2Vec2Model.from_pretrained(folder).eval()
         hidden = model(torch.from_numpy(normed)[None], output_hidden_states=True).hidden_states[2][0].numpy()
-    # Centres at 12.5 ms + 20 ms j: the first 100 ms hold j = 0 to 4.
+    # Centers at 12.5 ms + 20 ms j: the first 100 ms hold j = 0 to 4.
     expected = [hidden[5 * t : 5 * t + 5].mean(axis=0) for t in range(5)]
     assert len(hidden) == 24
     assert np.allclose(encoder.encode([wave])[0], expected, atol=1e-5)
@@ -338,7 +338,7 @@ def unimportable(name: str) -> Any:
     raise ModuleNotFoundError(f"Could not import module {name!r}") from KeyError("flash_attn\nand more")
 
 
-def test_a_torchvision_that_does_not_fit_torch_is_told(
+def test_a_torchvision_that_does_not_fit_torch_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Transformers calls the model missing."""

@@ -61,7 +61,7 @@ def test_a_turn_of_iemocap(iemocap_root: Path) -> None:
     )
 
 
-def test_who_wears_the_markers_sits_on_the_left(iemocap_root: Path) -> None:
+def test_the_actress_with_markers_is_on_the_left(iemocap_root: Path) -> None:
     clips = good(iemocap.read(iemocap_root, label_set=6))
     assert clips["Ses02F_impro01_F000"].crop == LEFT
     assert clips["Ses02F_impro01_M000"].crop == RIGHT
@@ -70,7 +70,7 @@ def test_who_wears_the_markers_sits_on_the_left(iemocap_root: Path) -> None:
     assert mirrored["Ses02F_impro01_M000"].crop == LEFT
 
 
-def test_where_a_man_wears_them_he_does(tmp_path: Path) -> None:
+def test_an_actor_with_markers_is_on_the_left(tmp_path: Path) -> None:
     write_iemocap(tmp_path, sessions=[3])
     put("both.avi", tmp_path / "Session3/dialog/avi/DivX/Ses03M_script01_1.avi")
     clips = good(iemocap.read(tmp_path))
@@ -144,7 +144,7 @@ def test_iemocap_without_videos_is_sound_alone(tmp_path: Path) -> None:
     assert list(bad(source)) == ["Ses01F_impro01_M002"]
 
 
-def test_the_folder_above_will_do(iemocap_root: Path) -> None:
+def test_the_folder_above_can_be_given(iemocap_root: Path) -> None:
     assert good(iemocap.read(iemocap_root.parent)).keys() == good(iemocap.read(iemocap_root)).keys()
 
 
