@@ -57,14 +57,16 @@ def options_of(entries: Mapping[str, Entry], option: Callable[[str], str] = str)
 
 
 def add_options(parser: Any, options: Options, owners: Iterable[str]) -> None:
-    """Add options to a parser or a group; their default is None, so that the signature's own holds.
+    """Add options to a parser or a group. Their default is None, which leaves the default to the signature.
 
     Args:
-        owners: all there are; help names those of an option where it is not all of them.
+        parser: a parser, or a group of one.
+        options: what to add.
+        owners: all sources or encoders; help names those that take an option unless all of them do.
     """
     for name, takers in options.items():
         kinds = [_argument(parameter) for parameter in takers.values()]
-        # Owners that differ in the type get the text; `arguments` converts it for the one that is used.
+        # If owners differ in the type, the option is text, which `arguments` converts for the one in use.
         argument = kinds[0] if all(kind == kinds[0] for kind in kinds) else {}
         assert argument or not any("action" in kind for kind in kinds), (
             f"--{name} is a flag of some of {', '.join(takers)}; give it another name in one of them"
@@ -80,10 +82,15 @@ def given_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str
 
 
 def arguments(owner: str, options: Options, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that were given as arguments of the function that they are for.
+    """The arguments of a source's function by the options that were given.
+
+    Args:
+        owner: the source.
+        options: of all sources.
+        given: options and their values.
 
     Raises:
-        ValueError: its function has no such option, or not this value.
+        ValueError: the source does not take such an option, or such a value.
     """
     has = {name: takers[owner] for name, takers in options.items() if owner in takers}
     found = {}

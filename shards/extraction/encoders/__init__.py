@@ -104,9 +104,10 @@ def open_video_encoder(
     Args:
         fps: pictures per second.
     """
-    if fps is not None and fps <= 0:
-        raise ValueError(f"fps is {fps:g}; it must be above 0")
-    options["fps"] = None if fps is None else float(fps)
+    if fps is not None and spec != "none":
+        if fps <= 0:
+            raise ValueError(f"fps is {fps:g}; it must be above 0")
+        options["fps"] = float(fps)
     return _open("video", spec, options | {"device": device, "dtype": dtype})
 
 
