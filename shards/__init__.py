@@ -12,6 +12,7 @@ from the top; each imports only from those below it:
 - `storage/`: any store: cache, retries, credentials
 - `format/`: what is on disk: manifest, index, tar, statistics
 - `safe_io/`: files and words of others: bounded where read, escaped where shown
+- `registry`: the sources or encoders in a folder, and their options, found without importing them
 """
 
 from shards.format.schema import BadSample, Manifest, Modality, Sample

@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits, words
-from shards.format.feature_space import constant_of
-from shards.format.schema import Manifest
-from shards.sources import iemocap, meld, recordings
-from shards.sources.base import Clip, ClipSource
-from shards.storage.credentials import redact_command
+from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits
+from awtpn.cli.signature_options import (
+    add_options,
+    arguments,
+    given_options,
+    has_option,
+    options_of,
+    two_columns,
+)
+from shards.extraction.encoders import COMPUTING, find_encoders, open_audio_encoder, open_video_encoder
+from shards.registry import Entry
+from shards.sources import find_sources
 from shards.storage.local_path import local_or_url
 
-FORMATS: dict[str, Callable[..., ClipSource]] = {
-    "recordings": recordings.read,
-    "iemocap": iemocap.read,
-    "meld": meld.read,
-}
-# Per option of a reader the format whose it is.
-READER_OPTIONS = {
-    name: owner for owner, read in FORMATS.items() for name in [*inspect.signature(read).parameters][1:]
-}
+if TYPE_CHECKING:
+    from shards.format.schema import Manifest
+    from shards.sources.base import ClipSource
+
+DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor"}
+# The options of parameters that only encoders of pictures have.
+SHORT = {"video_fps": "fps", "video_faces": "faces"}
+FALLBACK = "recordings"  # the format if no corpus recognizes SOURCE
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-HELP = """Make features of recordings and pack them into shards.
+HELP = """Compute features of recordings with encoders, and pack them into shards.
 
 formats, guessed from SOURCE where --format is left out:
-  recordings  a table of clips (.csv, .jsonl: key, split, label, path), or a folder of them in which the path
-              tells the label: [split/]label/clip.mp4, or --pattern
-  iemocap     IEMOCAP_full_release
-  meld        MELD.Raw
-(`python -c "help('shards.sources.iemocap')"` and so on show the expected files.)
+{formats}
+`python -c "help('shards.sources.iemocap')"`, and so on, shows the expected files.
 
-encoders: "none"; the built-in logmel (audio) and descriptor (video), which need no weights; or a Hugging Face
-model by hub id or local folder: wav2vec 2.0, HuBERT, WavLM, Whisper; CLIP, SigLIP, ViT, DINOv2, VideoMAE.
+encoders of --audio and --video, where MODEL is a Hugging Face model, a hub id or a local folder:
+{encoders}
 
-Over many devices: `accelerate launch [...] -m awtpn.cli extract ...`, or the same under torchrun. The same
-command goes on where it was stopped, on any number of ranks.
+On many devices: `accelerate launch [...] -m awtpn.cli extract ...`, or the same under torchrun. After a stop,
+the same command resumes, on any number of ranks.
 """
 EXAMPLES = """examples:
   awtpn extract recordings data/mine
@@ -59,7 +60,7 @@ def add_extract(commands: Any) -> None:
     parser = commands.add_parser(
         "extract",
         help="recordings -> features -> shards",
-        description=HELP,
+        description=describe(),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,64 +73,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", type=local_or_url, help="corpus, folder or table of recordings"
     )
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
-    parser.add_argument("--format", choices=list(FORMATS), help="default: guessed from SOURCE")
+    sources = find_sources("ClipSource")
+    parser.add_argument("--format", choices=list(sources), help="default: guessed from SOURCE")
 
     corpus = parser.add_argument_group("what to read")
+    add_options(corpus, options_of(sources), sources)
     corpus.add_argument(
-        "--labels", type=words, metavar="A,B,...", help="recordings: class names in label order"
+        "--limit", type=int, metavar="N", help="take only N clips of each split, evenly spaced"
     )
-    corpus.add_argument(
-        "--pattern",
-        metavar="REGEX",
-        help="recordings: searched in a clip's path; its named groups are label, split, key, and metadata",
-    )
-    corpus.add_argument(
-        "--label_map",
-        type=_pairs,
-        metavar="A=NAME,...",
-        help="recordings: rename labels; those renamed to nothing (XXX=) are left out",
-    )
-    corpus.add_argument(
-        "--label_set", type=int, choices=[4, 6], help="iemocap: number of classes (default: 4)"
-    )
-    corpus.add_argument(
-        "--test_session", type=int, metavar="N", help="iemocap: this session becomes the split test"
-    )
-    corpus.add_argument(
-        "--val_session", type=int, metavar="N", help="iemocap: this session becomes the split val"
-    )
-    corpus.add_argument(
-        "--markers_side",
-        choices=["left", "right"],
-        help="iemocap: where the speaker with markers sits (default: left)",
-    )
-    corpus.add_argument("--limit", type=int, metavar="N", help="N clips of each split only, evenly drawn")
 
     made = parser.add_argument_group("features")
-    made.add_argument("--audio", default="logmel", metavar="ENCODER", help="of sound (default: logmel)")
-    made.add_argument(
-        "--video", default="descriptor", metavar="ENCODER", help="of pictures (default: descriptor)"
-    )
-    for modality, default in (("audio", "the last"), ("video", "the model's pooled output, or the last")):
+    for modality, default in DEFAULT_ENCODERS.items():
         made.add_argument(
-            f"--{modality}_layer", type=int, metavar="N", help=f"hidden layer (default: {default})"
+            f"--{modality}",
+            default=default,
+            metavar="ENCODER",
+            help=f"what encodes {modality}; see the encoders (default: {default})",
         )
-        made.add_argument(
-            f"--{modality}_step",
-            type=finite_number,
-            metavar="SECONDS",
-            help="length of a step (default: the encoder's own)",
-        )
-        made.add_argument(
-            f"--{modality}_revision", metavar="REVISION", help="branch, tag or commit on the hub"
-        )
-    made.add_argument("--fps", type=finite_number, metavar="N", help="pictures per second (default: 10)")
-    made.add_argument(
-        "--faces",
-        choices=["none", "opencv"],
-        default="none",
-        help="opencv: show the video encoder faces only (default: none, the whole picture)",
-    )
+    for modality in DEFAULT_ENCODERS:
+        encoders = _encoders(modality)
+        add_options(made, options_of(encoders, partial(_option, modality)), encoders)
     made.add_argument(
         "--dtype",
         choices=["float16", "float32"],
@@ -139,51 +102,51 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--device", help="where encoders compute (default: the rank's own GPU where there is one, else cpu)"
+        "--device", help="where encoders compute (default: the rank's own GPU if there is one, else cpu)"
     )
     how.add_argument(
         "--precision",
         choices=list(PRECISIONS),
         default="fp32",
-        help="what encoders compute in (default: fp32)",
+        help="precision in which encoders compute (default: fp32)",
     )
     how.add_argument(
         "--batch", type=int, default=16, metavar="N", help="clips encoded at a time (default: 16)"
     )
     how.add_argument(
-        "--threads", type=int, default=4, metavar="N", help="threads per rank that decode (default: 4)"
+        "--threads", type=int, default=4, metavar="N", help="decoding threads per rank (default: 4)"
     )
     how.add_argument(
         "--clips_per_shard",
         type=int,
         default=256,
         metavar="N",
-        help="also what a stop may cost each rank (default: 256)",
+        help="clips in a shard; a stop costs each rank at most the shard that it is making (default: 256)",
     )
     how.add_argument(
         "--on_bad",
         choices=["refuse", "skip"],
         default="skip",
-        help="clips that fail: stop, or leave out and list (default: skip)",
+        help="clips that fail: stop, or leave them out and list them in skipped.jsonl (default: skip)",
     )
     how.add_argument(
         "--keep_constant",
         action="store_true",
-        help="make features of streams that never change, too: digital silence, pictures that are all alike "
-        "(default: a clip lacks such a stream)",
+        help="also compute features of sound or pictures that never change: digital silence, identical "
+        "pictures (default: such a modality is missing)",
     )
     how.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
     how.add_argument(
         "--retry_failed",
         action="store_true",
-        help="when going on: make shards again of which clips were left out",
+        help="when resuming: try clips that failed once more, and write their shards anew",
     )
     how.add_argument(
         "--patience",
         type=finite_number,
         default=30,
         metavar="MINUTES",
-        help="give up a rank that has made nothing for so long (default: 30)",
+        help="treat a rank as dead after so long without progress (default: 30)",
     )
     add_store_options(parser)
 
@@ -193,8 +156,9 @@ def run_extract(options: argparse.Namespace) -> None:
 
     from awtpn.distributed.accelerate_launch import start_missing_ranks
     from awtpn.distributed.world import init_process_group
-    from awtpn.model.device import resolve_device  # torch is slow to import
+    from awtpn.model.device import resolve_device
     from shards.extraction.extract import extract
+    from shards.storage.credentials import redact_command
 
     start_missing_ranks(["-m", "awtpn.cli", *options.words])
     world = init_process_group()
@@ -221,7 +185,7 @@ def run_extract(options: argparse.Namespace) -> None:
     )
     if manifest is not None:
         report(manifest, options.out)
-    # Nobody waits for the others here: one may make its last shard hours later.
+    # No barrier here: another rank may write its last shard hours later.
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -230,7 +194,7 @@ def run_as_pack(options: argparse.Namespace) -> None:
     """`awtpn pack --format iemocap`: an extraction with the built-in encoders.
 
     Args:
-        options: those of `awtpn pack`; what they do not say is as `awtpn extract` has it.
+        options: those of `awtpn pack`; options that it lacks have the defaults of `awtpn extract`.
     """
     parser = argparse.ArgumentParser()
     _add_arguments(parser)
@@ -242,35 +206,37 @@ def read_source(options: argparse.Namespace) -> ClipSource:
     """The clips of SOURCE.
 
     Raises:
-        ValueError: it cannot be read so, or an option is not one of its format.
+        ValueError: it cannot be read, or an option is not one of its format.
     """
-    name = options.format or guess_format(Path(options.source))
-    given = {key: getattr(options, key) for key in READER_OPTIONS if getattr(options, key) is not None}
-    for key in given:
-        if READER_OPTIONS[key] != name:
-            owner = READER_OPTIONS[key]
-            raise ValueError(f"--{key} is an option of --format {owner}, but this is read as {name}")
-    source = FORMATS[name](options.source, **given)
+    sources = find_sources("ClipSource")
+    name = options.format or guess_format(Path(options.source), sources)
+    takes = options_of(sources)
+    source: ClipSource = sources[name].load()(
+        options.source, **arguments(name, takes, given_options(options, takes))
+    )
     return source if options.limit is None else limited(source, options.limit)
 
 
-def guess_format(source: Path) -> str:
-    """The format of a corpus by what lies in its folder.
+def guess_format(source: Path, sources: Mapping[str, Entry]) -> str:
+    """The corpus whose `recognize` knows the folder, else `FALLBACK`.
 
     Raises:
-        ValueError: there is nothing.
+        ValueError: there is no such folder or file.
     """
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
-    if (source / "Session1").is_dir() or any(source.glob("*/Session1")):
-        return "iemocap"
-    if any(source.glob("*_sent_emo.csv")) or any(source.glob("*/*_sent_emo.csv")):
-        return "meld"
-    return "recordings"
+    for name, entry in sources.items():
+        if "recognize" in entry.functions and import_module(entry.module).recognize(source):
+            return name
+    return FALLBACK
 
 
 def limited(source: ClipSource, most: int) -> ClipSource:
-    """At most so many clips of each split, evenly drawn, so that all classes are among them."""
+    """At most `most` clips of each split, evenly spaced, so that all classes are among them."""
+    import numpy as np
+
+    from shards.sources.base import Clip
+
     splits: dict[str, list[Clip]] = defaultdict(list)
     for clip in source.clips:
         if isinstance(clip, Clip):
@@ -285,42 +251,57 @@ def limited(source: ClipSource, most: int) -> ClipSource:
 
 
 def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    """The encoders of sound and picture that the options ask for; None for "none"."""
-    from shards.extraction.encoders import open_audio_encoder, open_video_encoder
-
+    """The encoders of audio and video that the options ask for; None for "none"."""
     dtype = PRECISIONS[options.precision]
-    audio = open_audio_encoder(
-        options.audio,
-        device=device,
-        dtype=dtype,
-        layer=options.audio_layer,
-        step_seconds=options.audio_step,
-        revision=options.audio_revision,
+    given = {
+        modality: {
+            name: getattr(options, _option(modality, name))
+            for entry in _encoders(modality).values()
+            for name in entry.options
+        }
+        for modality in DEFAULT_ENCODERS
+    }
+    return (
+        open_audio_encoder(options.audio, device=device, dtype=dtype, **given["audio"]),
+        open_video_encoder(options.video, device=device, dtype=dtype, **given["video"]),
     )
-    video = open_video_encoder(
-        options.video,
-        fps=options.fps,
-        device=device,
-        dtype=dtype,
-        layer=options.video_layer,
-        step_seconds=options.video_step,
-        revision=options.video_revision,
-        faces=options.faces,
-    )
-    return audio, video
+
+
+def _encoders(modality: str) -> dict[str, Entry]:
+    """The encoders of a modality, named as in help, without the parameters that are set for all of them."""
+    found = {}
+    for name, entry in find_encoders(modality).items():
+        own = {n: p for n, p in entry.options.items() if n not in COMPUTING and has_option(p)}
+        shown = f"MODEL ({name})" if "architectures" in entry.attributes else name
+        found[shown] = replace(entry, parameters=own)
+    return found
+
+
+def _option(modality: str, parameter: str) -> str:
+    """The option of an encoder's parameter: --audio_step of `step_seconds`."""
+    name = f"{modality}_{parameter.removesuffix('_seconds')}"
+    return SHORT.get(name, name)
+
+
+def describe() -> str:
+    """The description of the command, with all formats and encoders."""
+    formats = {
+        name: f"{entry.summary} SOURCE: {entry.parameters['source'].help}."
+        for name, entry in find_sources("ClipSource").items()
+    }
+    encoders = {"none": "no features of this modality"}
+    for modality in DEFAULT_ENCODERS:
+        encoders |= {name: f"{modality}: {entry.summary}" for name, entry in _encoders(modality).items()}
+    return HELP.format(formats=two_columns(formats), encoders=two_columns(encoders))
 
 
 def report(manifest: Manifest, out: str) -> None:
+    """Print what an extraction wrote, and how to train on it."""
+    from shards.format.feature_space import constant_of
+
     print_splits(manifest)
     if manifest.skipped:
-        print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} names them and says why")
+        print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} lists them with the causes")
     for name, count in constant_of(manifest.provenance)[1].items():
-        print(f"{count} clips go without their {name}, which never changes; --keep_constant keeps it")
+        print(f"{count} clips have no features of {name}, which never changes; --keep_constant keeps it")
     print(f"extracted; train with: {how_to_train(manifest, out)}")
-
-
-def _pairs(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(mark for _, mark, _ in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r}: write A=NAME,B=OTHER")
-    return {label: name for label, _, name in pairs}

@@ -1,48 +1,39 @@
-"""`awtpn pack`: features that others made, of many forms, into shards."""
+"""`awtpn pack`: features that exist already, in one of many formats -> shards."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from awtpn.cli.extract import run_as_pack
-from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
-from shards import pack
-from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table
-from shards.sources.base import Source
-from shards.storage.credentials import redact_command
+from awtpn.cli.extract import DEFAULT_ENCODERS, run_as_pack
+from awtpn.cli.shards import add_store_options, how_to_train, print_splits
+from awtpn.cli.signature_options import (
+    Options,
+    add_options,
+    arguments,
+    given_options,
+    options_of,
+    two_columns,
+)
+from shards.registry import Entry
+from shards.sources import find_sources
 from shards.storage.local_path import local_or_url
 
-SOURCES: dict[str, Callable[..., Source]] = {
-    "reference": reference.read,
-    "table": table.read,
-    "npz": npz.read,
-    "mosei": mosei.read,
-    "mmsa": mmsa.read,
-}
-# Recordings: their features are made on the way.
-RECORDED = {"iemocap": iemocap.read, "meld": meld.read}
-# Options that a source may have; those it has are the parameters of its `read`.
-OPTIONS = ("labels", "label_set", "audio", "video", "folds", "no_emotion", "text")
+if TYPE_CHECKING:
+    from shards.sources.base import Source
 
 HELP = """Pack features into WebDataset tar shards with an index and a manifest.
 
-formats:
-  reference  a folder with the published {train,val,test}.pt: audio_feats, video_feats, labels
-  table      a CSV or JSONL file: key, split, label, audio, video (paths of .npy files, relative to the
-             table; an empty one is a missing modality); further columns are kept as metadata
-  npz        one file of packed arrays: X [sum T, D] with X_offsets [U+1], or X [U, T, D], per modality,
-             padded with X_lengths [U]; label, label_names, ids, split; further arrays of U entries are kept
-             as metadata
-  mosei      the folder of CMU-MOSEI's computational sequences (.csd); --audio, --video and --folds name files
-  mmsa       a feature file of MMSA (.pkl): CMU-MOSI, CMU-MOSEI, CH-SIMS; nothing in it is run
-  demo       the demo corpus; SOURCE is "-"
-  iemocap, meld
-             recordings: as awtpn extract, with its defaults; it has the options, and takes clips of your own
+formats of features:
+{features}
+
+formats of recordings, whose features are computed first, by the encoders that are the default of
+`awtpn extract`; that command has more options, and reads clips of your own:
+{recordings}
+
+`python -c "help('shards.sources.npz')"`, and so on, shows all that a format may hold.
 """
 EXAMPLES = """examples:
   awtpn pack features.npz data/mine --format npz
@@ -56,7 +47,7 @@ def add_pack(commands: Any) -> None:
     parser = commands.add_parser(
         "pack",
         help="features -> shards",
-        description=HELP,
+        description=describe(),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,11 +56,10 @@ def add_pack(commands: Any) -> None:
     parser.add_argument(
         "--format",
         required=True,
-        choices=[*SOURCES, "demo", *RECORDED],
+        choices=[*find_sources("Source"), *_corpora()],
         metavar="FORMAT",
-        help="how SOURCE is written; one of the formats above",
+        help="format of SOURCE; one of those above",
     )
-    parser.add_argument("--labels", type=words, metavar="A,B,...", help="class names in label order")
     parser.add_argument(
         "--dtype",
         choices=["float16", "float32"],
@@ -86,32 +76,13 @@ def add_pack(commands: Any) -> None:
     parser.add_argument(
         "--on_bad",
         choices=["refuse", "skip"],
-        help="bad utterances: stop (default; of recordings skip), or leave out and list",
+        help="bad utterances: stop, or leave them out and list them in skipped.jsonl (default: refuse; of "
+        "recordings: skip)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
     add_store_options(parser)
-    corpora = parser.add_argument_group("what single formats take")
-    corpora.add_argument(
-        "--label_set",
-        metavar="SET",
-        help="mosei: emotion (default), sentiment2, sentiment3, sentiment7; mmsa: classification (default), "
-        "or sentiment2, sentiment3, sentiment7; iemocap: 4 (default) or 6",
-    )
-    corpora.add_argument(
-        "--audio",
-        metavar="FILE",
-        help="mosei: the sequence of sound, a name in SOURCE or a path; iemocap, meld: an encoder",
-    )
-    corpora.add_argument("--video", metavar="FILE", help="the same of pictures")
-    corpora.add_argument("--folds", metavar="FILE", help="mosei: the SDK's cmu_mosei_std_folds.py, or JSON")
-    corpora.add_argument(
-        "--no_emotion",
-        metavar="drop|keep",
-        help='mosei: utterances without emotion (default: drop); kept, their label is "none"',
-    )
-    corpora.add_argument(
-        "--text", action="store_const", const=True, help="mmsa: take the features of text, too"
-    )
+    takes = source_options()
+    add_options(parser.add_argument_group("options of single formats"), takes, find_sources("Source"))
     parser.set_defaults(command=run_pack)
 
 
@@ -123,17 +94,27 @@ def mebibytes(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no size in MiB; write e.g. 256")
 
 
+def source_options() -> Options:
+    """The options of all formats of features; formats of recordings take those that they have of these."""
+    takes = options_of(find_sources("Source"))
+    of_recordings = options_of(_corpora())
+    return {name: {**owners, **of_recordings.get(name, {})} for name, owners in takes.items()}
+
+
 def run_pack(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in OPTIONS}
-    if options.format in RECORDED:
-        # Here --audio and --video name encoders, which all recordings take.
-        chosen(RECORDED[options.format], given | {"audio": None, "video": None}, options.format)
-        if options.label_set is not None:
-            options.label_set = _whole(options.label_set)
+    takes = source_options()
+    given = given_options(options, takes)
+    if options.format in _corpora():
+        # Here --audio and --video name encoders, which the extraction takes.
+        given = {name: value for name, value in given.items() if name not in DEFAULT_ENCODERS}
+        vars(options).update(arguments(options.format, takes, given))
         run_as_pack(options)
         return
-    read = (lambda source: demo.samples()) if options.format == "demo" else SOURCES[options.format]
-    source = read(options.source, **chosen(read, given, options.format))
+    from shards.packing.pack import pack
+    from shards.storage.credentials import redact_command
+
+    read = find_sources("Source")[options.format].load()
+    source: Source = read(options.source, **arguments(options.format, takes, given))
     manifest = pack(
         source.samples,
         options.out,
@@ -152,21 +133,15 @@ def run_pack(options: argparse.Namespace) -> None:
     print(f"packed; train with: {how_to_train(manifest, options.out)}")
 
 
-def chosen(read: Callable[..., Any], given: Mapping[str, Any], format_name: str) -> dict[str, Any]:
-    """The options given for a source, as arguments of its `read`; those not given are None.
-
-    Raises:
-        ValueError: one that the source does not have.
-    """
-    has = [name for name in inspect.signature(read).parameters if name in given]
-    for name, value in given.items():
-        if value is not None and name not in has:
-            takes = ", ".join(f"--{own}" for own in has) or "none of these options"
-            raise ValueError(f"--{name} does not belong to --format {format_name}, which takes {takes}")
-    return {name: given[name] for name in has if given[name] is not None}
+def describe() -> str:
+    """The description of the command, with all formats."""
+    texts = [
+        {name: f"{e.summary} SOURCE: {e.parameters['source'].help}." for name, e in entries.items()}
+        for entries in (find_sources("Source"), _corpora())
+    ]
+    return HELP.format(features=two_columns(texts[0]), recordings=two_columns(texts[1]))
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"--label_set {text}: must be a number of classes")
-    return int(text)
+def _corpora() -> dict[str, Entry]:
+    """The corpora of recordings: sources which `recognize` their folder."""
+    return {name: e for name, e in find_sources("ClipSource").items() if "recognize" in e.functions}

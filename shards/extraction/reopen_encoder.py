@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.extraction.encoders import find_encoders, open_audio_encoder, open_video_encoder
 from shards.format.feature_space import describe, space_of
 
+# Settings of Hugging Face models that are options of their encoders.
+MODEL_OPTIONS = ("dtype", "layer", "step_seconds", "revision", "fps", "faces")
 # Settings that decide how much a recording is decoded to; beyond any that a recording has.
 RATES = ("rate", "fps", "step_seconds")
 FASTEST = 1_000_000
@@ -39,14 +41,16 @@ def reopen_encoder(
             f"and say where they are (awtpn predict --{modality} FOLDER)"
         )
     spec = spec or str(settings.get("path") or settings["id"])
-    options: dict[str, Any] = {"device": device}
-    if not built_in:
-        options |= {name: settings[name] for name in ("dtype", "layer", "step_seconds") if name in settings}
-        options["revision"] = None if Path(spec).expanduser().is_dir() else settings.get("revision")
-    if modality == "video":
-        options |= {"fps": settings["fps"], "step_seconds": settings["step_seconds"]}
-        options["faces"] = "none" if settings.get("faces", "none") == "none" else "opencv"
-    opened = (open_audio_encoder if modality == "audio" else open_video_encoder)(spec, **options)
+    audio = modality == "audio"
+    encoders = find_encoders(modality)
+    # A built-in encoder has the options of its signature; classes for models share theirs.
+    recorded = encoders[spec].options if built_in and spec in encoders else MODEL_OPTIONS
+    options = {name: settings[name] for name in recorded if name in settings} | {"device": device}
+    if "faces" in options:  # recorded with how they were found
+        options["faces"] = "none" if options["faces"] == "none" else "opencv"
+    if Path(spec).expanduser().is_dir():
+        options.pop("revision", None)
+    opened = (open_audio_encoder if audio else open_video_encoder)(spec, **options)
     assert opened is not None
     now = opened.settings
     if space_of(now) != space_of(settings):

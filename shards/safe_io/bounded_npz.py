@@ -1,24 +1,22 @@
 """Arrays of a `.npz` that others may have written: never more memory than the file has bytes.
 
-NumPy allocates what an array's header claims, and inflates what a compressed member holds, before it looks at
+NumPy allocates what an array's header claims, and inflates what a compressed member holds, before it checks
 either.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import os
 import zipfile
 from typing import BinaryIO
 
 import numpy as np
 
-from shards.safe_io.expansion import read_npy_header
+from shards.safe_io.expansion import read_npy
 
 
 def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
-    """All arrays of an uncompressed `.npz`, by name; they cannot be written to.
+    """All arrays of an uncompressed `.npz`, by name.
 
     Raises:
         ValueError: it is no such file, is damaged, or claims to hold more than it has bytes. One line.
@@ -28,8 +26,8 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
     # What `zipfile` and NumPy's parser of headers raise for bytes that someone chose is of every kind:
     # RecursionError, MemoryError, SyntaxError, struct.error, NotImplementedError, UnicodeDecodeError, ...
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{told:.200}") from None
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{message:.200}") from None
 
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -45,17 +43,9 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
             name = member.filename.removesuffix(".npy")
             if name in arrays:
                 raise ValueError(f"array {name!r:.60} is there twice")
-            arrays[name] = _array(archive.read(member), name)
+            try:
+                with archive.open(member) as stream:
+                    arrays[name] = read_npy(stream, member.file_size)
+            except ValueError as error:
+                raise ValueError(f"array {name!r:.60}: {error}") from None
     return arrays
-
-
-def _array(content: bytes, name: str) -> np.ndarray:
-    stream = io.BytesIO(content)
-    shape, fortran, dtype = read_npy_header(stream)
-    if dtype.hasobject:
-        raise ValueError(f"array {name!r:.60} holds pickled objects, which are never read")
-    if dtype.itemsize == 0 or dtype.itemsize * math.prod(shape) != len(content) - stream.tell():
-        there = len(content) - stream.tell()
-        raise ValueError(f"array {name!r:.60}: {there} bytes do not make {dtype!s:.60} {shape!s:.60}")
-    flat = np.frombuffer(content, dtype, offset=stream.tell()) if math.prod(shape) else np.zeros(0, dtype)
-    return flat.reshape(shape, order="F" if fortran else "C")

@@ -166,7 +166,7 @@ def read_npy(stream: Any, size: int) -> np.ndarray:
     """
     shape, fortran, dtype = read_npy_header(stream)
     if dtype.hasobject:
-        raise ValueError("pickled objects, which are never read")
+        raise ValueError("holds pickled objects, which are never read")
     elements = math.prod(shape)
     if dtype.itemsize == 0 and elements:
         raise ValueError(f"{dtype} of shape {shape}: values without any bytes")

@@ -1,9 +1,52 @@
-"""Where utterances come from: each module has a `read`.
+"""Where utterances come from: a module per corpus or file format, whose `read` gives its utterances.
 
-Of features it returns a `Source`, ready for `shards.pack` (reference, table, npz, mosei, mmsa, demo); of
-recordings a `sources.base.ClipSource`, ready for `extraction.extract` (iemocap, meld, recordings).
+Features, for `shards.pack`; their `read` returns a `Source`:
+
+- `reference`: the published code's `.pt` files; `table`: a CSV or JSONL table of `.npy` files;
+  `npz`: packed arrays in one file; `demo`: a made-up corpus
+- `mosei`: CMU-MOSEI's computational sequences, read by `mosei_csd`; `mmsa`: MMSA's pickles, read by
+  `restricted_pickle`; `sentiment_classes`: classes of their sentiment scores
+
+Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:
+
+- `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own
+
+For all of them: `base`: what a source returns, labels, splits and keys; `table_rows`: rows of a table.
+
+`find_sources` lists the modules; the command line takes their options and help from it.
 """
 
-from shards.sources.base import Source
+from __future__ import annotations
 
-__all__ = ["Source"]
+from typing import TYPE_CHECKING, Any, Literal
+
+from shards.registry import Entry, find_functions
+
+if TYPE_CHECKING:
+    from shards.sources.base import Source
+
+__all__ = ["Source", "find_sources"]
+
+
+def find_sources(kind: Literal["Source", "ClipSource"]) -> dict[str, Entry]:
+    """The sources of a kind, by name: the modules here whose `read` is annotated to return it.
+
+    None of them is imported.
+
+    Args:
+        kind: "Source" are features, "ClipSource" are recordings.
+    """
+    found = {}
+    for entry in find_functions(__name__, tuple(__path__), "read"):
+        if entry.returns == kind:
+            assert "source" in entry.parameters, f"{entry.module}: the first parameter of read must be source"
+            found[entry.module.rpartition(".")[2]] = entry
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Source":  # imports NumPy, which listing the sources does not need
+        from shards.sources.base import Source
+
+        return Source
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What every source gives to packing."""
+"""What every source returns, and what sources share: labels, splits, keys, repairs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shards.safe_io.printable import get_logger
 
 logger = get_logger(__name__)
 
-# Labels beyond are not classes: names for billions of them would fill the memory.
+# Larger labels are no classes: names for billions of them would fill the memory.
 MOST_CLASSES = 1 << 16
-SHOWN = 8  # names of parts that are not used
+SHOWN = 8  # names of unused parts in a warning
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Source:
     """Utterances on their way into a dataset.
 
     Attributes:
-        samples: read once, in order; an utterance that cannot be read is a `BadSample`.
+        samples: can be read once, in order; an utterance that cannot be read is a `BadSample`.
         classes: class names, in the order of their labels.
-        provenance: for the manifest: how the features were made.
+        provenance: for the manifest: where the features come from, and how they were made.
         total: number of samples.
     """
 
@@ -39,7 +39,7 @@ class Source:
 
 
 def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
-    """Names of `count` classes: the given ones, else "class_0" and so on.
+    """Names of `count` classes: `labels`, else class_0, class_1 and so on.
 
     Raises:
         ValueError: fewer names than classes, or more than `MOST_CLASSES` of these.
@@ -56,9 +56,9 @@ def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
 
 
 def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
-    """What splits of a source are called in the dataset, by their names in it; new names are logged.
+    """The dataset's name of each split of a source ("val" of "dev"); changed names are logged.
 
-    Values that are no text are left out: `split_of` tells of them, utterance by utterance.
+    Values that are no text are left out: `split_of` refuses them, utterance by utterance.
     """
     names = set()
     for value in values:
@@ -67,13 +67,13 @@ def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
         except ValueError:
             continue
     splits = usual_names(sorted(names))
-    if told := renamed(splits, at):
-        logger.warning("%s", told)
+    if message := renamed(splits, at):
+        logger.warning("%s", message)
     return splits
 
 
 def split_of(value: Any, splits: Mapping[str, str]) -> str:
-    """An utterance's split, of `named_splits`.
+    """An utterance's split, by `named_splits`.
 
     Raises:
         ValueError: it has none, or not a single value.
@@ -87,7 +87,7 @@ def split_of(value: Any, splits: Mapping[str, str]) -> str:
     return splits[name]
 
 
-def say_unused(names: Iterable[Any], at: str, what: str) -> None:
+def log_unused(names: Iterable[Any], at: str, what: str) -> None:
     """Log which parts of an input are not used: how many, and the first names."""
     unused = sorted(map(str, names))
     if unused:
@@ -96,16 +96,16 @@ def say_unused(names: Iterable[Any], at: str, what: str) -> None:
 
 
 def key_of(name: str) -> str:
-    """A name as a key: that names a member of a tar (no dots, slashes or spaces) and is shown to people."""
+    """A name as a key, which can name a tar member: dots, slashes, spaces and unprintable ones become "_"."""
     return "".join(mark if mark.isprintable() and mark not in " ./\\" else "_" for mark in name)
 
 
 def replace_nonfinite(values: np.ndarray, counts: dict[str, int], modality: str) -> np.ndarray:
-    """Features [T, D] with 0 for what is infinite or no number, as the literature does with COVAREP's -inf.
+    """Features [T, D] with 0 in place of infinities and NaN, as the literature does with COVAREP's -inf.
 
     Args:
-        values: features; not altered.
-        counts: per modality the steps that were repaired so far; added to.
+        values: features; not changed.
+        counts: number of repaired steps by modality; this call adds its own.
         modality: of the features.
     """
     bad = ~np.isfinite(values)
@@ -117,7 +117,7 @@ def replace_nonfinite(values: np.ndarray, counts: dict[str, int], modality: str)
 
 @dataclass(frozen=True)
 class Clip:
-    """One utterance in its recordings.
+    """One utterance, and where it is in its recordings.
 
     Attributes:
         key: name of the utterance, unique in the dataset.
@@ -129,9 +129,9 @@ class Clip:
         video_span: the same within `video`.
         crop: (left, top, right, bottom) of the picture to use, as fractions of the upright frame's width and
             height; None is all of it.
-        meta: JSON-able facts about the utterance; scalars can be selected by when streaming.
-        source: where the corpus says so (file and line), for error messages.
-        missing: by modality, of a file that the corpus names and that is not there, what to say of it.
+        meta: facts about the utterance that JSON can hold; streaming can select by scalars.
+        source: file and line of the corpus that describe it, for error messages.
+        missing: by modality, an error message about a file that the corpus names and that does not exist.
     """
 
     key: str
@@ -152,10 +152,10 @@ class ClipSource:
     """A corpus of recordings, ready for extraction.
 
     Attributes:
-        clips: in the corpus' order; an entry that is known to be missing or broken is a `BadSample`.
+        clips: in the corpus' order; an entry whose files are missing or that cannot be read is a `BadSample`.
         classes: class names, in the order of their labels.
         provenance: for the manifest: corpus, label map, splits.
-        remarks: what the user should be told before the extraction begins.
+        remarks: warnings for the user, logged before the extraction begins.
     """
 
     clips: list[Clip | BadSample]

@@ -1,9 +1,9 @@
-"""A made-up corpus that shows the idea of reliability weights.
+"""A made-up corpus that shows what reliability weights are for.
 
-Each class has a direction per modality. In an utterance only some steps (about 15 %) carry its class: they
-lie close to the direction. All others are noise, far louder than the signal and shifted by an offset of the
-utterance's own, so that the plain mean over time drowns; whoever finds the informative steps reads the class
-off them. Which steps those are is kept in the metadata.
+Each class has a direction per modality. In an utterance only some steps (about 15 %) are informative: they
+are close to the direction of its class. All others are noise with a far larger norm than the signal, shifted
+by an offset of the utterance. The noise dominates the plain mean over time; a model that finds the
+informative steps can read the class from them. The metadata says which steps they are.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "s
 DIMS = {"audio": 32, "video": 24}
 SIZES = {"train": 2_000, "val": 400, "test": 400}
 
-# Lengths: log-normal, as those of real utterances are, and cut off.
+# Lengths: log-normal, as those of real utterances, and clipped.
 MEDIAN_STEPS = 28
 LENGTH_SPREAD = 0.45
 SHORTEST, LONGEST = 10, 60
-# Chance of a step to carry the emotion; at least one does.
+# Probability that a step is informative; at least one step of each utterance is.
 INFORMATIVE_SHARE = 0.15
 # Standard deviation of a class direction's components, and of the noise around it.
 SIGNAL = 0.4
 SIGNAL_NOISE = 0.3
-# Standard deviation of the other steps' noise. Noise of the signal's own norm would cancel in the mean.
+# Standard deviation of the other steps' noise. Noise of the signal's norm would cancel in the mean.
 NOISE = 2.0
-# Standard deviation of the offset that the noise of one utterance shares: it does not cancel in the mean.
+# Standard deviation of the offset that all noise of an utterance shares, and which does not cancel in the
+# mean.
 SHIFT = 0.4
 
-# Raised when what is made changes though the constants do not.
+# To be raised when the code makes another corpus from the same constants.
 VERSION = 1
 
 
@@ -47,12 +48,12 @@ def samples(
     """Make the corpus.
 
     Args:
-        seed: of everything.
+        seed: of the random generator.
         train, val, test: utterances per split, classes in turn.
 
     Returns:
-        Audio [T, 32] and video [T, 24] float32 per utterance, lengths differing between them; metadata
-        `informative_audio` and `informative_video` list the steps that carry the emotion.
+        Audio [T, 32] and video [T, 24] float32 per utterance, of different lengths; the metadata
+        `informative_audio` and `informative_video` list the informative steps.
     """
     sizes = {split: size for split, size in (("train", train), ("val", val), ("test", test)) if size}
     return Source(
@@ -63,15 +64,24 @@ def samples(
     )
 
 
+def read(source: str | Path = "-") -> Source:
+    """Make the corpus with its defaults, for `awtpn pack`.
+
+    Args:
+        source: not read; write -.
+    """
+    return samples()
+
+
 def ensure_demo(cache_dir: str | Path) -> str:
     """The demo's dataset folder under `cache_dir`, packed there on first use.
 
-    Processes may call it together: one packs, the others wait.
+    Several processes may call it at once: one packs, the others wait.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    # Of this file: what was packed by other constants or other code lies in another folder.
+    # The hash of this file: other constants or other code pack into another folder.
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:10]
     folder = Path(cache_dir).expanduser() / f"demo-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)

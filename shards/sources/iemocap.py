@@ -8,12 +8,12 @@ The corpus (Busso et al., 2008) is given on request at https://sail.usc.edu/iemo
         dialog/avi/DivX/Ses01F_impro01.avi                both speakers side by side
         sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav     one file per turn
 
-Sound is the turn's own file. The picture is cut out of the dialog's by the turn's times, and to the half of
-the frame where its speaker sits. The letter of a dialog's name (Ses01*F*_impro01) is the actor who wears the
-motion-capture markers, as the README of the release says; that actor is taken to sit on the LEFT and the
-other on the RIGHT. The owner states the sides nowhere that we know of; public preprocessing crops so, for
-example find_speaker in extractionmapCreator.py of github.com/IoannisKansizoglou/Iemocap-preprocess. Look at a
-frame of yours; `markers_side="right"` turns it round.
+Sound is the turn's own file. Its picture is the dialog's between the turn's times, cropped to the half where
+its speaker sits. The letter in a dialog's name (Ses01*F*_impro01) is the actor who wears the motion-capture
+markers, as the README of the release says. That actor is assumed to sit on the LEFT and the other on the
+RIGHT. We know of no statement of the sides by the owner; public preprocessing crops in this way, for example
+find_speaker in extractionmapCreator.py of github.com/IoannisKansizoglou/Iemocap-preprocess. Check a frame of
+your copy; `markers_side="right"` swaps the sides.
 
 Label sets, as in the literature:
 
@@ -24,8 +24,8 @@ Other labels (surprise, fear, disgust, other, and "xxx" where the annotators did
 counted in the manifest's provenance.
 
 Evaluation is leave-one-session-out. All turns are in one split, "all", with metadata `session` (Ses01 ...
-Ses05) to select by, which `launch/cross_validate.py --by session` does for each in turn; or `test_session=5`
-(and `val_session=4`) makes fixed splits. From the archive to a trained model:
+Ses05) to select by, as `launch/cross_validate.py --by session` does for each of them; `test_session=5` (and
+`val_session=4`) makes fixed splits instead. From the archive to a trained model:
 
     awtpn extract IEMOCAP_full_release data/iemocap --format iemocap
     awtpn shards info data/iemocap
@@ -38,7 +38,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shards.format.schema import BadSample
 from shards.sources.base import Clip, ClipSource
@@ -69,28 +69,29 @@ SPLIT = "all"
 
 def read(
     source: str | Path,
-    label_set: int = 4,
+    label_set: Literal[4, 6] = 4,
     test_session: int | None = None,
     val_session: int | None = None,
-    markers_side: str = "left",
+    markers_side: Literal["left", "right"] = "left",
 ) -> ClipSource:
     """Read IEMOCAP.
 
     Args:
-        source: the folder of Session1 ... Session5, or the one above it; fewer sessions will do.
-        label_set: 4 or 6 classes.
-        test_session: its turns make the split "test" and the others "train"; None puts all into "all".
-        val_session: its turns make the split "val"; needs a test_session.
-        markers_side: "left" or "right": half of the frame in which the actor with the markers sits.
+        source: the folder of Session1 ... Session5, or the one above it. Some sessions may be missing.
+        label_set: number of classes, 4 or 6.
+        test_session: the session that becomes the split "test", while the others become "train"; default one
+            split, "all".
+        val_session: the session that becomes the split "val"; needs test_session.
+        markers_side: half of the picture in which the actor with the motion-capture markers sits.
 
     Returns:
-        A clip per turn of the label set; one whose sound and picture are both missing is a `BadSample`. Where
-        no session has videos, clips are sound alone. Metadata: session, speaker ("Ses01F"), gender, dialog,
+        A clip per turn of the label set; one whose sound and picture are both missing is a `BadSample`. If
+        no session has videos, clips have sound only. Metadata: session, speaker ("Ses01F"), gender, dialog,
         scenario ("improvised" or "scripted"), emotion (the corpus' code), valence, activation and dominance
         (means over the annotators, 1..5).
 
     Raises:
-        ValueError: no such folder or option, or an annotation that is none; names the file.
+        ValueError: no such folder or option, or an unknown label; names the file.
     """
     if label_set not in LABEL_SETS:
         raise ValueError(f"label_set {label_set!r}: IEMOCAP has {' and '.join(map(str, LABEL_SETS))}")
@@ -129,6 +130,11 @@ def read(
     )
 
 
+def recognize(folder: Path) -> bool:
+    """Whether a folder is IEMOCAP's."""
+    return (folder / "Session1").is_dir() or any(folder.glob("*/Session1"))
+
+
 def _counts(left_out: Counter[str]) -> str:
     return ", ".join(f"{code} {count}" for code, count in left_out.most_common())
 
@@ -165,7 +171,7 @@ def _annotations(session: Path) -> list[Path]:
 
 
 def _turns(annotation: Path) -> list[tuple[str, dict[str, str] | BadSample]]:
-    """Where each turn is told, and what is told of it; the annotators' own lines are passed over."""
+    """Place (file and line) and fields of each turn; the lines of single annotators are skipped."""
     turns: list[tuple[str, dict[str, str] | BadSample]] = []
     for number, line in enumerate(annotation.read_text(encoding="latin-1").splitlines(), start=1):
         if not line.startswith("["):
@@ -178,7 +184,7 @@ def _turns(annotation: Path) -> list[tuple[str, dict[str, str] | BadSample]]:
             turns.append((at, BadSample(f"{annotation.stem}-line-{number}", cause, at)))
             continue
         if match["code"] not in CODES:
-            raise ValueError(f"{at}: label {match['code']!r} is none of IEMOCAP's: {', '.join(CODES)}")
+            raise ValueError(f"{at}: label {match['code']!r} is not one of IEMOCAP's: {', '.join(CODES)}")
         turns.append((at, match.groupdict() | name.groupdict()))
     return turns
 
@@ -196,7 +202,7 @@ def _clip(
     audio = folder / "sentences" / "wav" / dialog / f"{name}.wav"
     video = folder / "dialog" / "avi" / "DivX" / f"{dialog}.avi"
     begin, end = float(turn["begin"]), float(turn["end"])
-    # One of two may be there; whether the other is wanted the extraction knows.
+    # One of the two files is enough here: the extraction knows whether it needs the other.
     if not any(path.is_file() for path in ((audio, video) if has_video else (audio,))):
         return BadSample(name, f"no such file {audio}", at)
     if end <= begin:

@@ -8,14 +8,14 @@ train.tar.gz, dev.tar.gz and test.tar.gz). Unpacked:
       dev_sent_emo.csv                    dev/dev_splits_complete/dia0_utt0.mp4 ...
       test_sent_emo.csv                   test/output_repeated_splits_test/dia0_utt0.mp4 ...
 
-Tables and folders may lie in `train`, `dev` and `test`, or beside each other in one folder; the folder above
-MELD.Raw will do, too. The same names recur in all splits, so a key begins with its split: `train_dia0_utt0`.
-The folder of the test split also has clips `final_videos_testdia..._utt....mp4` that no table names. They are
-passed over, as its authors advise (declare-lab/MELD, issue 22), though some report better cuts among them.
+Tables and folders may be in `train`, `dev` and `test`, or all in one folder; the folder above MELD.Raw can be
+given, too. The same names recur in all splits, so a key begins with its split: `train_dia0_utt0`. The folder
+of the test split also has clips `final_videos_testdia..._utt....mp4` that no table names. They are not used,
+as its authors advise (declare-lab/MELD, issue 22), though some users report better cuts among them.
 
-Classes are the corpus' seven emotions. Known flaws come out by themselves: a clip that a table names and the
-folder lacks (`dev/dia110_utt7`) is listed; one that cannot be decoded (`train/dia125_utt3`) is listed by the
-extraction. From the archive to a trained model:
+Classes are the corpus' seven emotions. Known flaws are listed as bad: a clip that a table names and the
+folder lacks (`dev/dia110_utt7`), and, by the extraction, one that cannot be decoded (`train/dia125_utt3`).
+From the archive to a trained model:
 
     awtpn extract MELD.Raw data/meld --format meld
     awtpn shards info data/meld
@@ -48,8 +48,7 @@ def read(source: str | Path) -> ClipSource:
     """Read MELD.
 
     Args:
-        source: the folder MELD.Raw, or one of the same content; a split of which neither table nor folder is
-            there is left out.
+        source: the folder MELD.Raw, or one with the same content. A split may be missing, table and folder.
 
     Returns:
         A clip per row of the tables; one whose file is missing is a `BadSample`. Metadata: dialogue and
@@ -57,7 +56,7 @@ def read(source: str | Path) -> ClipSource:
 
     Raises:
         ValueError: no such folder, a table without its folder or the reverse, a column missing, or a label
-            that is none of MELD's; names the file and the row.
+            that is not one of MELD's; names the file and the row.
     """
     root = Path(source)
     clips: list[Clip | BadSample] = []
@@ -70,8 +69,10 @@ def read(source: str | Path) -> ClipSource:
             clips += of_split
             named = {clip.video.name for clip in of_split if isinstance(clip, Clip) and clip.video}
             if unused := sorted({path.name for path in folder.glob("*.mp4")} - named):
-                told = f"{len(unused)} clips that {table.name} does not name are not used, {unused[0]} first"
-                remarks.append(f"{folder}: {told}")
+                message = (
+                    f"{len(unused)} clips that {table.name} does not name are not used, {unused[0]} first"
+                )
+                remarks.append(f"{folder}: {message}")
     if not clips:
         raise ValueError(f"{root}: no train_sent_emo.csv in it; give the folder MELD.Raw as it unpacks")
     return ClipSource(
@@ -87,8 +88,13 @@ def read(source: str | Path) -> ClipSource:
     )
 
 
+def recognize(folder: Path) -> bool:
+    """Whether a folder is MELD's."""
+    return any(folder.glob("*_sent_emo.csv")) or any(folder.glob("*/*_sent_emo.csv"))
+
+
 def _find(root: Path, split: str) -> tuple[Path, Path] | None:
-    """Table and folder of a split, wherever they lie; None where there is neither."""
+    """Table and folder of a split, wherever they are; None if neither exists."""
     places = [base / within for base in (root, root / "MELD.Raw") for within in ("", split)]
     table_name, folder_name = f"{split}_sent_emo.csv", SPLITS[split][1]
     table = next((path / table_name for path in places if (path / table_name).is_file()), None)
@@ -102,7 +108,7 @@ def _find(root: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def _rows(table: Path) -> list[tuple[str, dict[str, str]]]:
-    """Where each row is, and the row."""
+    """Place of each row, and the row."""
     reader = csv.DictReader(io.StringIO(_decode(table.read_bytes()), newline=""))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
     if missing:
@@ -114,7 +120,7 @@ def _rows(table: Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def _decode(content: bytes) -> str:
-    """Text in UTF-8 or Windows' code page 1252; some tables have characters of the one inside the other."""
+    """Text in UTF-8 or Windows' code page 1252; some tables mix the two."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -125,7 +131,7 @@ def _decode(content: bytes) -> str:
 def _clip(row: Mapping[str, Any], split: str, folder: Path, at: str) -> Clip | BadSample:
     emotion = str(row["Emotion"]).strip().lower()
     if emotion not in EMOTIONS:
-        raise ValueError(f"{at}: Emotion {row['Emotion']!r} is none of MELD's: {', '.join(EMOTIONS)}")
+        raise ValueError(f"{at}: Emotion {row['Emotion']!r} is not one of MELD's: {', '.join(EMOTIONS)}")
     try:
         numbers = {name: int(row[name]) for name in ("Dialogue_ID", "Utterance_ID", "Season", "Episode")}
     except (TypeError, ValueError) as error:

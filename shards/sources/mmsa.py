@@ -4,20 +4,20 @@ The files (`aligned_50.pkl`, `unaligned_50.pkl`, `unaligned_39.pkl`) are linked 
 https://github.com/thuiar/MMSA; MMSA-FET writes the same form from any corpus:
 
     {"train" | "valid" | "test": {
-        "id":      [U] names, say "video$_$3",
+        "id":      [U] names, such as "video$_$3",
         "audio":   [U, T, D] padded with zeros,     "vision":  [U, T, D], "text": [U, T, D],
         "audio_lengths": [U],                       "vision_lengths": [U],     (unaligned files)
         "classification_labels": [U] 0, 1, 2,       "regression_labels": [U] -3..3 (CH-SIMS: -1..1), ...}}
 
-Files of the same form from elsewhere have scores alone, some as "labels" [U, 1, 1]: those are read as
-regression labels, with a label set of sentiments. Of the splits "valid", "dev" and "validation" are "val".
-Padding is cut off: to the lengths where the file has them, else all-zero steps at both ends. `vision` becomes
-the modality "video". Values that are infinite or no numbers become 0, counted in the manifest's provenance.
-The pickle is read by `sources.restricted_pickle`, which runs nothing of it. It is loaded into memory whole.
+Files of other origin with the same form may have scores only, some as "labels" [U, 1, 1]: these are read as
+regression labels and need a label set of sentiments. Splits named "valid", "dev" or "validation" become
+"val". Padding is cut off: by the lengths if the file has them, otherwise all-zero steps at both ends.
+`vision` becomes the modality "video". Infinite values and NaN become 0, counted in the manifest's provenance.
+The pickle is read by `sources.restricted_pickle`, which runs no code of it, and is loaded into memory whole.
 
 Label sets: `classification` (default), or cut from the regression labels `sentiment2`, `sentiment3` or
 `sentiment7` (see `sources.sentiment_classes`). The literature reports two and seven classes for MOSI and
-MOSEI; CH-SIMS' labels lie within -1..1, where seven classes mean nothing.
+MOSEI; CH-SIMS' labels are within -1..1, where seven classes have no meaning.
 
 From the archive to a trained model:
 
@@ -42,9 +42,9 @@ from shards.sources.base import (
     Source,
     class_names,
     key_of,
+    log_unused,
     logger,
     replace_nonfinite,
-    say_unused,
 )
 from shards.sources.sentiment_classes import SETS, class_of
 
@@ -63,18 +63,18 @@ def read(
     """Read an MMSA pickle.
 
     Args:
-        source: the `.pkl`; splits that are not in it are left out.
+        source: the `.pkl` file; code in it is never run. It may lack splits.
         labels: names of the classes 0, 1, ... of `classification`; default negative, neutral, positive.
-        label_set: one of `LABEL_SETS`.
-        text: take the modality "text", too.
+        label_set: classification, sentiment2, sentiment3 or sentiment7.
+        text: also take the features of text.
 
     Raises:
-        ValueError: no such file, something else than arrays in it, an array missing or of another length,
-            or labels that the label set cannot take.
+        ValueError: no such file, anything but arrays in it, an array missing or of another length, or labels
+            that do not fit the label set.
     """
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the .pkl, say unaligned_50.pkl")
+        raise ValueError(f"{path}: no such file; give the .pkl file, such as unaligned_50.pkl")
     if label_set not in LABEL_SETS:
         raise ValueError(f"label_set {label_set!r}: must be one of {', '.join(LABEL_SETS)}")
     if labels is not None and label_set != "classification":
@@ -91,7 +91,7 @@ def read(
     used = {"id", "classification_labels", "regression_labels", "labels", *modalities}
     used |= {f"{name}_lengths" for name in modalities}
     unused = {key for name in named.values() for key in content[name]} - used
-    say_unused(unused, str(path), "keys of its splits are")
+    log_unused(unused, str(path), "keys of its splits are")
     if "text" in unused:
         logger.warning("%s: its text is not used; --text takes it", path)
     if label_set == "classification":
@@ -105,7 +105,7 @@ def read(
     return Source(
         samples=_samples(splits, classes, label_set, repaired, path),
         classes=classes,
-        # The counts fill while the samples are read; the manifest is written after the last.
+        # The counts grow while samples are read; the manifest is written after the last one.
         provenance={
             "format": "mmsa",
             "source": str(source),
@@ -117,7 +117,7 @@ def read(
 
 
 def _named_splits(content: Any, path: Path) -> dict[str, str]:
-    """By split its name in the file; other keys of the file are logged.
+    """The name in the file of each split; other keys of the file are logged.
 
     Raises:
         ValueError: no splits, or two names that mean the same one.
@@ -134,7 +134,7 @@ def _named_splits(content: Any, path: Path) -> dict[str, str]:
     if not found:
         there = f"; it has {sorted(map(str, content))[:8]}" if isinstance(content, dict) else ""
         raise ValueError(f"{path}: must be a dict of 'train', 'valid' and 'test'{there}")
-    say_unused([name for name in content if name not in found.values()], str(path), "keys are")
+    log_unused([name for name in content if name not in found.values()], str(path), "keys are")
     return {split: found[split] for split in SPLITS if split in found}
 
 
@@ -144,7 +144,7 @@ def _highest(label: np.ndarray) -> int:
 
 
 def _label_name(record: dict[str, Any], label_set: str, at: str) -> str:
-    """Which of a split's arrays holds the labels.
+    """Name of the array of a split that holds the labels.
 
     Raises:
         ValueError: the one that the label set needs is missing.
@@ -178,7 +178,7 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
         raise ValueError(f"{at}: {label_name} must be numbers ({error})") from None
     if label.ndim == 0 or label.size != len(label):
         raise ValueError(
-            f"{at}: {label_name} has shape {list(label.shape)}; needed is one number per utterance"
+            f"{at}: {label_name} has shape {list(label.shape)}; expected one number per utterance"
         )
     label = label.reshape(-1)
     known = label[~np.isnan(label)]
@@ -204,7 +204,7 @@ def _check_list(values: Any, at: str) -> None:
     """Raise ValueError for what has no entry per utterance."""
     fits = values.ndim > 0 if isinstance(values, np.ndarray) else isinstance(values, list | tuple)
     if not fits:
-        raise ValueError(f"{at} is {values!r:.60}; needed is an array or list, one entry per utterance")
+        raise ValueError(f"{at} is {values!r:.60}; expected an array or list, one entry per utterance")
 
 
 def _check_scale(splits: dict[str, dict[str, Any]], label_set: str, path: Path) -> None:
@@ -264,7 +264,7 @@ def _name(identity: Any, at: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{at} is {error.object!r:.60}, which is not UTF-8; save it as text") from None
     except ValueError:
-        raise ValueError(f"{at} is {identity!r:.60}; needed is a text, or a list of its parts") from None
+        raise ValueError(f"{at} is {identity!r:.60}; expected a text, or a list of its parts") from None
 
 
 def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) -> np.ndarray | None:
@@ -275,7 +275,7 @@ def _steps(padded: Any, length: Any, modality: str, repaired: dict[str, int]) ->
     """
     values = np.asarray(padded)
     if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise ValueError(f"{modality} is {values.dtype}, shape {values.shape}; needed are numbers [steps, D]")
+        raise ValueError(f"{modality} is {values.dtype}, shape {values.shape}; expected numbers [steps, D]")
     filled = np.flatnonzero((values != 0).any(axis=1))
     if len(filled) == 0:
         return None

@@ -10,11 +10,11 @@ https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK. Needed are the labels, o
       cmu_mosei_std_folds.py         the standard folds, a file of the SDK; or a JSON file:
                                      {"train": [VIDEO, ...], "val": [...], "test": [...]}
 
-The seven columns of the labels are sentiment (-3..3), happy, sad, anger, surprise, disgust, fear (0..3). An
-utterance takes the steps whose middle lies in its interval. Sequences that the SDK has aligned have an entry
-per utterance, `VIDEO[3]`, and are taken as they are. Values that are infinite (COVAREP has logarithms of 0)
-or no numbers become 0, counted in the manifest's provenance. An utterance without any step of one modality
-lacks it; without both it is listed as bad.
+The seven columns of the labels are sentiment (-3..3), happy, sad, anger, surprise, disgust, fear (0..3). The
+steps of an utterance are those whose middle is in its interval. Sequences that the SDK has aligned have one
+entry per utterance, `VIDEO[3]`, and are used unchanged. Infinite values (COVAREP has logarithms of 0) and NaN
+become 0, counted in the manifest's provenance. An utterance without any step of a modality lacks it; without
+any of both it is listed as bad.
 
 Label sets:
 
@@ -38,7 +38,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,7 +47,7 @@ from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning
 from shards.safe_io.bounded_json import parse_json
 from shards.sources import mosei_csd
-from shards.sources.base import Source, key_of, logger, replace_nonfinite, say_unused
+from shards.sources.base import Source, key_of, log_unused, logger, replace_nonfinite
 from shards.sources.sentiment_classes import SETS, class_of
 
 LABELS = "All Labels"
@@ -61,20 +61,22 @@ SEGMENT = re.compile(r"(?P<video>.+)\[(?P<number>\d+)\]")
 
 def read(
     source: str | Path,
-    audio: str | None = None,
-    video: str | None = None,
-    folds: str | None = None,
+    audio: str | Path | None = None,
+    video: str | Path | None = None,
+    folds: str | Path | None = None,
     label_set: str = "emotion",
-    no_emotion: str = "drop",
+    no_emotion: Literal["drop", "keep"] = "drop",
 ) -> Source:
     """Read CMU-MOSEI.
 
     Args:
-        source: the folder of the sequences, or the file of labels itself.
-        audio, video: sequences of sound and of pictures: names in the folder, or paths; one may be missing.
-        folds: file of the folds: a name in the folder, or a path. Videos in none of them are left out.
-        label_set: one of `LABEL_SETS`.
-        no_emotion: "drop" or "keep" utterances without emotion; for the label set "emotion".
+        source: the folder of the sequences (.csd), or the file of labels.
+        audio: the sequence of sound: a name in SOURCE, or a path.
+        video: the sequence of pictures: a name in SOURCE, or a path. One of the two may be missing.
+        folds: the SDK's cmu_mosei_std_folds.py, or JSON: a name in SOURCE, or a path. Videos in no fold are
+            left out.
+        label_set: emotion, sentiment2, sentiment3 or sentiment7.
+        no_emotion: utterances without any emotion: leave them out, or give them the label "none".
 
     Returns:
         Utterances by video, keys `VIDEO_3`: number 3 is the row of the labels (and `VIDEO[3]` of the SDK).
@@ -102,7 +104,7 @@ def read(
     labels = _labels_file(root)
     if root.is_dir():
         unused = {path.name for path in root.glob("*.csd")} - {labels.name, *(p.name for p in named.values())}
-        say_unused(unused, str(root), "sequences are")
+        log_unused(unused, str(root), "sequences are")
     utterances, left_out = _utterances(labels, split_of, label_set, no_emotion)
     for cause, count in left_out.items():
         if count:
@@ -115,7 +117,7 @@ def read(
     return Source(
         samples=_samples(utterances, named, repaired),
         classes=classes,
-        # The counts fill while the samples are read; the manifest is written after the last.
+        # The counts grow while samples are read; the manifest is written after the last one.
         provenance={
             "format": "mosei",
             "source": str(labels),
@@ -146,7 +148,7 @@ def read_folds(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
         named = _literals(text) if path.suffix == ".py" else parse_json(text, path)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the latter two of deep nesting
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: deep nesting
         raise ValueError(f"{path}: neither JSON nor plain lists in Python ({error})") from None
     split_of: dict[str, str] = {}
     for name, videos in named.items() if isinstance(named, dict) else ():
@@ -158,7 +160,7 @@ def read_folds(path: Path) -> dict[str, str]:
             if split_of.setdefault(video, split) != split:
                 raise ValueError(f"{path}: video {video!r} is in {split_of[video]!r} and in {split!r}")
     if not split_of:
-        raise ValueError(f'{path}: no folds; needed is {{"train": [...], "val": [...], "test": [...]}}')
+        raise ValueError(f'{path}: no folds; expected {{"train": [...], "val": [...], "test": [...]}}')
     return split_of
 
 
@@ -179,7 +181,7 @@ def _literals(text: str) -> dict[str, Any]:
 def _utterances(
     labels: Path, split_of: Mapping[str, str], label_set: str, no_emotion: str
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
-    """Per video what is known of its utterances; and how many were left out, by cause."""
+    """The utterances of each video as records; and how many were left out, by cause."""
     found: dict[str, list[dict[str, Any]]] = {}
     left_out = {"in no fold": 0, "no emotion": 0}
     with mosei_csd.opened(labels) as data:
@@ -189,7 +191,7 @@ def _utterances(
             values, intervals = mosei_csd.read_entry(data, entry, labels)
             if values.shape[1:] != (1 + len(EMOTIONS),):
                 columns = ", ".join(("sentiment", *EMOTIONS))
-                raise ValueError(f"{labels}: {entry}: labels {values.shape}; needed are 7 columns: {columns}")
+                raise ValueError(f"{labels}: {entry}: labels {values.shape}; expected 7 columns: {columns}")
             if video not in split_of:
                 left_out["in no fold"] += len(values)
                 continue
@@ -238,8 +240,8 @@ def _samples(
     with contextlib.ExitStack() as stack:
         sequences = {name: stack.enter_context(mosei_csd.opened(path)) for name, path in named.items()}
         for video, of_video in utterances.items():
-            # A recording is read once for all its utterances.
-            whole = cache(partial(mosei_csd.read_entry, entry=video))
+            # A video's sequence is read once for all its utterances.
+            read_video = cache(partial(mosei_csd.read_entry, entry=video))
             for utterance in of_video:
                 key = key_of(f"{video}_{utterance['number']}")
                 meta, at = utterance["meta"], utterance["at"]
@@ -247,7 +249,8 @@ def _samples(
                     if "cause" in utterance:
                         raise ValueError(utterance["cause"])
                     features = {
-                        name: _steps(data, named[name], whole, utterance) for name, data in sequences.items()
+                        name: _steps(data, named[name], read_video, utterance)
+                        for name, data in sequences.items()
                     }
                     if not any(map(len, features.values())):
                         span = f"between {meta['begin']} and {meta['end']} s"
@@ -262,20 +265,20 @@ def _samples(
                 yield Sample(key, utterance["split"], utterance["label"], finite_steps, meta, at)
 
 
-def _steps(data: Any, path: Path, whole: Callable[..., Any], utterance: Mapping[str, Any]) -> np.ndarray:
-    """An utterance's steps [T, D] of one sequence; none where the sequence lacks its video."""
+def _steps(data: Any, path: Path, read_video: Callable[..., Any], utterance: Mapping[str, Any]) -> np.ndarray:
+    """An utterance's steps [T, D] of one sequence; none if the sequence lacks its video."""
     meta = utterance["meta"]
     segment = f"{meta['video']}[{utterance['number']}]"
     if mosei_csd.has(data, segment):
         return mosei_csd.read_entry(data, segment, path)[0]
     if not mosei_csd.has(data, meta["video"]):
         return np.zeros((0, 1))
-    features, intervals = whole(data, path=path)
+    features, intervals = read_video(data, path=path)
     return _within(features, intervals, meta["begin"], meta["end"])
 
 
 def _within(features: np.ndarray, intervals: np.ndarray, begin: float, end: float) -> np.ndarray:
-    """The steps whose middle lies in [begin, end), in the order of time."""
+    """The steps whose middle is in [begin, end), in the order of time."""
     middle = intervals.mean(axis=1)
     inside = np.flatnonzero((middle >= begin) & (middle < end))
     return features[inside[np.argsort(middle[inside], kind="stable")]]
@@ -285,12 +288,12 @@ def _within(features: np.ndarray, intervals: np.ndarray, begin: float, end: floa
 
 
 def _feature_space(path: Path) -> dict[str, Any]:
-    """What the manifest tells of a sequence, so that a model trained on it takes no other."""
+    """The manifest's record of a sequence: a model trained on it refuses features of another one."""
     settings = {"id": mosei_csd.name_of(path), "corpus": "CMU-MOSEI"}
     return {"space": space_of(settings), "settings": settings}
 
 
-def _path(folder: Path, file: str) -> Path:
+def _path(folder: Path, file: str | Path) -> Path:
     for path in (folder / file, Path(file)):
         if path.is_file():
             return path

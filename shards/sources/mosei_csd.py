@@ -1,7 +1,7 @@
 """Computational sequences of the CMU Multimodal SDK: HDF5 files, `NAME/data/ENTRY/{features, intervals}`.
 
 An HDF5 file can name any other file of the machine as its content: by external links, external storage and
-virtual datasets. Whoever wrote one could so have private files packed and shared, and all three are refused.
+virtual datasets. A forged file could thus get private files packed and shared, so all three are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shards.safe_io.git_lfs import refuse_pointer
 
 # What h5py raises for damaged files.
 DAMAGED = (KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError)
-# Soft links that lead to soft links, and so on.
+# Longest chain of soft links.
 DEEPEST = 16
 
 
@@ -28,7 +28,7 @@ class RefersElsewhere(ValueError):
 
 
 def name_of(path: Path) -> str:
-    """The name that a file's sequence has inside it, say "COVAREP".
+    """The name that a file's sequence has inside it, such as "COVAREP".
 
     Raises:
         ValueError: not such a file, it refers to other files, or h5py is not installed.
@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def has(data: Any, entry: str) -> bool:
-    """Whether a sequence has an entry; whatever is there is not opened."""
+    """Whether a sequence has an entry. Does not open it."""
     return bool(data.id.links.exists(entry.encode()))
 
 
@@ -67,7 +67,7 @@ def read_entry(data: Any, entry: str, path: Path) -> tuple[np.ndarray, np.ndarra
     """An entry's features [T, D] and intervals [T, 2], in seconds.
 
     Raises:
-        ValueError: it has none, of other shapes, in another file, or far larger ones than the file's bytes
+        ValueError: they are missing, of other shapes, in another file, or far larger than the file's bytes
             can hold; names the file and the entry.
     """
     try:
@@ -80,7 +80,7 @@ def read_entry(data: Any, entry: str, path: Path) -> tuple[np.ndarray, np.ndarra
     if features.ndim != 2 or intervals.shape != (len(features), 2):
         raise ValueError(
             f"{path}: {entry}: features {features.shape} {features.dtype} with intervals {intervals.shape}; "
-            "needed are numbers [steps, D] and [steps, 2]"
+            "expected numbers [steps, D] and [steps, 2]"
         )
     return features, intervals
 
@@ -102,7 +102,7 @@ def _member(group: Any, name: str, path: Path, depth: int = 0) -> Any:
             raise KeyError(f"{group.name} is no group")
         if not has(group, part):
             raise KeyError(part)
-        # Not h5py's `get`, which opens what a link leads to before it tells that there is one.
+        # Not h5py's `get`, which opens the target of a link before it reports the link.
         kind, link = group.id.links.get_info(part.encode()).type, part.encode()
         if kind == h5py.h5l.TYPE_EXTERNAL:
             other, within = group.id.links.get_val(link)
@@ -140,7 +140,7 @@ def _read(dataset: Any, path: Path) -> np.ndarray:
         )
     if dataset.dtype.kind not in "fiu":
         raise ValueError(f"{dataset.name} holds {dataset.dtype}, and no numbers")
-    # What is stored is itself a claim of the file.
+    # The storage size is itself a claim of the file.
     stored = min(int(dataset.id.get_storage_size()), path.stat().st_size)
     elements = max(int(dataset.size or 0), math.prod(dataset.chunks or ()))
     check_expansion(elements * dataset.dtype.itemsize, stored, at)

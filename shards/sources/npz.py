@@ -1,14 +1,14 @@
-"""Packed arrays in one `.npz`.
+"""Arrays of all utterances in one `.npz`: features per modality, `label`, `ids`,
+and optionally `label_names`, `split` and metadata.
 
-Per modality one of
+The features X of a modality are one of
 
     X [sum T, D] with X_offsets [U + 1], or with X_lengths [U]
-    X [U, T, D], and where it is padded at the end X_lengths [U]: steps that are not padding, 0 to T; one of 0
-                 steps is missing
+    X [U, T, D], and if it is padded at the end X_lengths [U]: steps that are not padding, 0 to T (0: missing)
 
-and `label` [U] (whole numbers, named by `label_names`, or names), `ids` [U], optionally `split` [U]; every
-further array over the U utterances is metadata. A column [U, 1] is taken as [U], bytes as UTF-8 text, and
-these names in any case. An utterance whose label is NaN or empty is a bad one.
+`label` [U] holds whole numbers, named by `label_names`, or names; `ids` [U] and `split` [U] are text. Every
+further array of U entries is metadata. A column [U, 1] is read as [U], bytes as UTF-8 text, and these names
+in upper or lower case. An utterance whose label is NaN or empty is a bad utterance.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample, Sample
 from shards.safe_io.expansion import load_npz
-from shards.sources.base import Source, class_names, logger, named_splits, say_unused, split_of
+from shards.sources.base import Source, class_names, log_unused, logger, named_splits, split_of
 
 SPLIT = "all"
 NAMES = ("ids", "label", "split", "label_names")
-# By the plain name, what files call it besides.
-ALSO = {"ids": ("id", "keys"), "label": ("labels",), "split": ("splits",)}
+# Other names that files use for them.
+ALIASES = {"ids": ("id", "keys"), "label": ("labels",), "split": ("splits",)}
 LENGTHS = ("lengths", "length", "lens", "len")
-# Arrays that may tell what is padding, though not of which modality, or not as lengths.
+# Names of arrays that may describe padding, but not of which modality, or not as lengths.
 ANY_LENGTHS = re.compile(r"(.*_)?(lengths?|lens?|seq_?len|(n|num)_(steps|frames))", re.IGNORECASE)
 ANY_MASK = re.compile(r"(.*_)?masks?", re.IGNORECASE)
 
@@ -38,8 +38,9 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     """Read packed arrays.
 
     Args:
-        source: the `.npz`; loaded into memory.
-        labels: class names in order; default the file's `label_names`, else "class_0" and so on.
+        source: the `.npz` file: X [sum T, D] with X_offsets [U + 1], or X [U, T, D] with X_lengths [U].
+            Loaded into memory.
+        labels: class names in label order; default the file's `label_names`, else class_0, class_1 and so on.
 
     Raises:
         ValueError: no such file, or arrays of another layout; names the array.
@@ -49,24 +50,24 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
         arrays = load_npz(path, str(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    arrays = _usual_names(_text(arrays, path))
+    arrays = _standard_names(_text(arrays, path))
     for name in ("ids", "label"):
         if name not in arrays:
             raise ValueError(f"{path}: array {name!r} is missing; it has {sorted(arrays)}")
     named = [str(name) for name in arrays.pop("label_names", np.array([])).reshape(-1)]
     single = [name for name, array in arrays.items() if array.ndim == 0]
-    say_unused(single, str(path), "arrays of a single value are")
+    log_unused(single, str(path), "arrays of a single value are")
     arrays = {name: _column(array) for name, array in arrays.items() if array.ndim}
-    ids = _one_each(arrays, "ids", path)
-    label = _one_each(arrays, "label", path)
-    split = _one_each(arrays, "split", path) if "split" in arrays else np.full(len(ids), SPLIT)
+    ids = _per_utterance(arrays, "ids", path)
+    label = _per_utterance(arrays, "label", path)
+    split = _per_utterance(arrays, "split", path) if "split" in arrays else np.full(len(ids), SPLIT)
     label_names, classes = _classes(label, labels or named, path)
     splits = named_splits(split, str(path))
     features = {name: _steps(arrays, name, path) for name in _modalities(arrays)}
     meta = {
         name: array
         for name, array in arrays.items()
-        if name not in features and not any(name in _extras(arrays, modality) for modality in features)
+        if name not in features and not any(name in _layout_arrays(arrays, modality) for modality in features)
     }
     per_utterance = {
         **{name: len(first) for name, (_, first, _) in features.items()},
@@ -78,9 +79,7 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
         if length != len(ids):
             raise ValueError(f"{path}: {name} has {length} utterances, ids {len(ids)}")
     if not features:
-        raise ValueError(
-            f"{path}: no features; needed is X [sum T, D] with X_offsets [U + 1], or X [U, T, D]"
-        )
+        raise ValueError(f"{path}: no features; expected X [sum T, D] with X_offsets [U + 1], or X [U, T, D]")
     _check_padding(arrays, list(features), meta, path)
 
     def samples() -> Iterator[Sample | BadSample]:
@@ -105,7 +104,7 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
 
 
 def _text(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The arrays, those of byte strings decoded."""
+    """The arrays, with byte strings decoded."""
     decoded = {}
     for name, array in arrays.items():
         try:
@@ -115,11 +114,11 @@ def _text(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     return decoded
 
 
-def _usual_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays with those that have a meaning under their plain names."""
+def _standard_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, with those that have a meaning under their names of `NAMES`."""
     renamed = dict(arrays)
     for plain in NAMES:
-        meant = [name for name in arrays if name.lower() in (plain, *ALSO.get(plain, ()))]
+        meant = [name for name in arrays if name.lower() in (plain, *ALIASES.get(plain, ()))]
         if plain not in arrays and len(meant) == 1:
             renamed[plain] = renamed.pop(meant[0])
     return renamed
@@ -130,11 +129,11 @@ def _column(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
 
 
-def _one_each(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
-    """Take out an array [U]."""
+def _per_utterance(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    """Remove an array [U] from `arrays`, and return it."""
     array = arrays.pop(name, np.array(0))
     if array.ndim != 1:
-        raise ValueError(f"{path}: {name} has shape {array.shape}; needed is one value per utterance, [U]")
+        raise ValueError(f"{path}: {name} has shape {array.shape}; expected one value per utterance, [U]")
     return array
 
 
@@ -146,10 +145,11 @@ def _classes(label: np.ndarray, given: list[str], path: Path) -> tuple[list[str 
     there = label if label.dtype.kind != "f" else label[~np.isnan(label)]
     if len(label) and not len(there):
         raise ValueError(f"{path}: none of the utterances has a label")
-    if len(odd := there[~np.isfinite(there) | (there != np.floor(there))]):
+    not_whole = there[~np.isfinite(there) | (there != np.floor(there))]
+    if len(not_whole):
         raise ValueError(
-            f"{path}: label: {odd[0]}, while classes are whole numbers or names; cut scores into classes, or "
-            "write labels as text"
+            f"{path}: label: {not_whole[0]}, while classes are whole numbers or names; cut scores "
+            "into classes, or write labels as text"
         )
     if there.min(initial=0) < 0:
         raise ValueError(f"{path}: label: {there.min():g}, while labels count from 0")
@@ -171,23 +171,23 @@ def _modalities(arrays: dict[str, np.ndarray]) -> list[str]:
 
 
 def _lengths_name(arrays: dict[str, np.ndarray], modality: str) -> str | None:
-    """Name of the array that tells how many steps a modality has."""
+    """Name of the array with the numbers of steps of a modality."""
     known = {f"{modality}_{word}".lower() for word in LENGTHS}
     return next((name for name in arrays if name.lower() in known), None)
 
 
-def _extras(arrays: dict[str, np.ndarray], modality: str) -> set[str | None]:
+def _layout_arrays(arrays: dict[str, np.ndarray], modality: str) -> set[str | None]:
     return {f"{modality}_offsets", _lengths_name(arrays, modality)}
 
 
 def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All steps of a modality [N, D], and the first and the end of each utterance's, [U] each."""
+    """All steps of a modality [N, D], and begin and end of each utterance's steps in it, [U] each."""
     x, lengths = arrays[name], _lengths_name(arrays, name)
     steps = None if lengths is None else _whole(arrays[lengths], lengths, path)
     if f"{name}_offsets" in arrays:
         offsets = _offsets(x, arrays[f"{name}_offsets"], name, path)
         if steps is not None and not np.array_equal(np.diff(offsets), steps):
-            raise ValueError(f"{path}: {lengths} are not those that {name}_offsets tell; leave one out")
+            raise ValueError(f"{path}: {lengths} contradict {name}_offsets; leave one of them out")
         return x, offsets[:-1], offsets[1:]
     if x.ndim == 2:
         assert steps is not None
@@ -200,19 +200,19 @@ def _steps(arrays: dict[str, np.ndarray], name: str, path: Path) -> tuple[np.nda
     first = np.arange(len(x)) * x.shape[1]
     if steps is None:
         steps = np.full(len(x), x.shape[1])
-    odd = steps[(steps < 0) | (steps > x.shape[1])].tolist()
-    if len(steps) != len(x) or odd:
+    bad = steps[(steps < 0) | (steps > x.shape[1])].tolist()
+    if len(steps) != len(x) or bad:
         raise ValueError(
             f"{path}: {lengths} must be {len(x)} numbers from 0 to {x.shape[1]}, the steps of {name} "
-            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {odd[0]}' if odd else ''}"
+            f"{list(x.shape)}; it has {len(steps)}{f', one of which is {bad[0]}' if bad else ''}"
         )
-    # [U, T, D] is [U * T, D], of whose steps some are left out.
+    # [U, T, D] viewed as [U * T, D], of which padding is left out.
     return x.reshape(-1, x.shape[-1]), first, first + steps
 
 
 def _whole(array: np.ndarray, name: str, path: Path) -> np.ndarray:
     if array.ndim != 1 or array.dtype.kind not in "iuf" or not (array == np.floor(array)).all():
-        raise ValueError(f"{path}: {name} is {array.dtype}, shape {array.shape}; needed are integers [U]")
+        raise ValueError(f"{path}: {name} is {array.dtype}, shape {array.shape}; expected integers [U]")
     return array.astype(np.int64)
 
 
@@ -230,7 +230,7 @@ def _offsets(x: np.ndarray, bounds: np.ndarray, name: str, path: Path) -> np.nda
 def _check_padding(
     arrays: dict[str, np.ndarray], modalities: list[str], meta: dict[str, np.ndarray], path: Path
 ) -> None:
-    """Refuse what may tell of padding but is not read so; log what may be padding, or a modality.
+    """Refuse arrays that may describe padding but are not read so; log what may be padding, or a modality.
 
     Raises:
         ValueError: an array looks like the lengths or the mask of a modality that has no lengths.

@@ -1,25 +1,27 @@
-"""Recordings of your own: a table of clips, or a folder of them.
+"""Recordings of your own: a table of clips with the columns key, split, label and path,
+or a folder of clips whose paths name the label: [split/]label/clip.mp4, or as --pattern says.
 
 A table (`.csv`, or `.jsonl` with an object per line) has the columns
 
-    key, split, label     name of the utterance, its split and its class; what a key cannot hold becomes "_"
-    path                  the recording, relative to the table; sound and picture are both taken from it
-    audio, video          optional: the two in files of their own, in place of path; empty: there is none
-    begin, end            optional: the stretch of it to take, in seconds; empty: all
+    key, split, label     name of the utterance, its split and its class; dots, slashes and spaces in a key
+                          become "_"
+    path                  the recording, relative to the table, for both sound and picture
+    audio, video          optional, in place of path: separate files of the two; empty: there is none
+    begin, end            optional: the part of it to use, in seconds; empty: all
 
-and further columns, which are kept as metadata. In a folder the path tells the class:
+and further columns, which are kept as metadata. In a folder the path names the class:
 
     ROOT/<label>/clip.mp4                 one split, "all"
     ROOT/<split>/<label>/clip.mp4         splits by folder
 
-or else a regular expression does, which is searched in each clip's path below ROOT ("a/b.mp4"). Its named
-groups are `label`, optionally `split` and `key`, and all others are metadata. CREMA-D and RAVDESS, say:
+or a regular expression does, which is searched in each clip's path below ROOT ("a/b.mp4"). Its named groups
+are `label`, and optionally `split` and `key`; all others are metadata. For CREMA-D and RAVDESS:
 
     --pattern '(?P<actor>\\d+)_\\w+_(?P<label>[A-Z]{3})_' --label_map ANG=anger,DIS=disgust,FEA=fear,...
     --pattern '01-01-(?P<label>..)-..-..-..-(?P<actor>..)' --label_map 01=neutral,02=calm,03=happy,...
 
-A label map renames labels; one mapped to nothing (`XXX=`) is left out, and one that it lacks is an error.
-From recordings to a trained model:
+A label map renames labels; clips of a label mapped to nothing (`XXX=`) are left out, and a label that it
+lacks is an error. From recordings to a trained model:
 
     awtpn extract recordings data/mine --format recordings
     awtpn shards info data/mine
@@ -39,7 +41,7 @@ from typing import Any
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample
 from shards.format.split_names import renamed, usual_names
-from shards.safe_io.file_names import as_text, composed, existing, is_clutter, is_text
+from shards.safe_io.file_names import as_text, existing, is_clutter, is_text
 from shards.sources.base import Clip, ClipSource, key_of, split_of
 from shards.sources.table_rows import read_rows
 
@@ -66,23 +68,26 @@ def read(
     """Read a table or a folder of recordings.
 
     Args:
-        source: the table, or the folder.
-        labels: class names in order; default those of the label map in its order, else those found, sorted.
-        pattern: for a folder: regular expression with a group `label`, searched in a clip's path below it.
-        label_map: {label as found: class name}; "" leaves its clips out.
+        source: the table (.csv, .jsonl), or the folder.
+        labels: class names in label order; default those of the label map in its order, else those found,
+            sorted.
+        pattern: of a folder: regular expression that is searched in each clip's path; its named groups are
+            label, and optionally split, key and metadata.
+        label_map: labels as found, and the classes that they become; clips of a label mapped to nothing
+            (XXX=) are left out.
 
     Returns:
-        A clip per row or file; one without a label, whose files are missing, or that does not fit the
-        pattern, is a `BadSample`.
+        A clip per row or file. It is a `BadSample` if it has no label, its files are missing, or the pattern
+        does not match.
 
     Raises:
-        ValueError: no such source, a column missing, a pattern that fits nothing, a label that is unknown, or
-            one key for two files; names the file and the fix.
+        ValueError: no such source, a column missing, a pattern that matches nothing, an unknown label, or one
+            key for two files; names the file and the fix.
     """
     path = Path(source)
-    # A label is one class, in whichever Unicode form folders, tables and options spell it.
-    labels = labels and [composed(name) for name in labels]
-    label_map = label_map and {composed(name): composed(to) for name, to in label_map.items()}
+    # As labels of clips, which may have another Unicode form in folders and tables.
+    labels = labels and [text_of(name) for name in labels]
+    label_map = label_map and {text_of(name): text_of(to) for name, to in label_map.items()}
     others: Counter[str] = Counter()
     if path.is_dir():
         files, others = _recordings_in(path)
@@ -92,8 +97,7 @@ def read(
     else:
         clips = _of_table(path)
     known = [*(labels or ()), *(label_map or {})]
-    label_map = None if label_map is None else {text_of(name): text_of(to) for name, to in label_map.items()}
-    clips, left_out = _mapped([_labelled(clip, known) for clip in clips], label_map, path)
+    clips, left_out = _apply_label_map([_with_label(clip, known) for clip in clips], label_map, path)
     splits = usual_names(sorted({clip.split for clip in clips if isinstance(clip, Clip)}))
     clips = [replace(c, split=splits[c.split]) if isinstance(c, Clip) else c for c in clips]
     found = {clip.label for clip in clips if isinstance(clip, Clip)}
@@ -109,7 +113,9 @@ def read(
     else:
         classes = found_classes((clip.label for clip in clips if isinstance(clip, Clip)), str(path))
     if unknown := sorted(found - set(classes)):
-        raise ValueError(f"{path}: label {unknown[0]!r} is none of the classes {classes}; add it to labels")
+        raise ValueError(
+            f"{path}: label {unknown[0]!r} is not one of the classes {classes}; add it to labels"
+        )
     _check_keys(clips, path)
     return ClipSource(
         clips=clips,
@@ -122,19 +128,19 @@ def read(
             "left_out": dict(sorted((left_out + others).items())),
         },
         remarks=[
-            *([_told(path, others)] if others else []),
+            *([_others_message(path, others)] if others else []),
             *filter(None, [renamed(splits, str(path))]),
-            *(f"{path}: {count} clips labelled {name!r} are left out" for name, count in left_out.items()),
+            *(f"{path}: {count} clips labeled {name!r} are left out" for name, count in left_out.items()),
         ],
     )
 
 
-def _labelled(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
-    """The clip with its label and split as text; a bad one where there is none.
+def _with_label(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
+    """The clip with its label and split as text; a `BadSample` if one of them is missing.
 
     Args:
-        clip: a clip whose label and split are as the source has them.
-        known: labels that are no gaps even if they look like it.
+        clip: a clip whose label and split are those of the source.
+        known: labels that are classes even if they look like a missing value ("None").
     """
     if isinstance(clip, BadSample):
         return clip
@@ -145,10 +151,10 @@ def _labelled(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
         return BadSample(clip.key, str(error), clip.source)
 
 
-def _mapped(
+def _apply_label_map(
     clips: list[Clip | BadSample], label_map: dict[str, str] | None, path: Path
 ) -> tuple[list[Clip | BadSample], Counter[str]]:
-    """The clips under their classes' names, without those left out; and how many those are, by label."""
+    """The clips with their classes as labels, without those left out; and how many are left out, by label."""
     left_out: Counter[str] = Counter()
     if label_map is None:
         return clips, left_out
@@ -158,8 +164,8 @@ def _mapped(
             mapped.append(clip)
         elif clip.label not in label_map:
             raise ValueError(
-                f"{clip.source}: label {clip.label!r} is not in the label map; add it there, with nothing "
-                f"behind it to leave it out: {clip.label}="
+                f"{clip.source}: label {clip.label!r} is not in the label map; add it there; to leave it "
+                f"out, write {clip.label}="
             )
         elif label_map[clip.label]:
             mapped.append(replace(clip, label=label_map[clip.label]))
@@ -172,7 +178,7 @@ def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
     first: dict[str, str | None] = {}
     for clip in clips:
         if isinstance(clip, BadSample) and not clip.key:
-            continue  # it has none that could be read
+            continue  # its key could not be read
         if clip.key in first:
             raise ValueError(
                 f"{path}: {clip.source} and {first[clip.key]} both have the key {clip.key!r}; rename one, or "
@@ -185,8 +191,8 @@ def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
 
 
 def _recordings_in(root: Path) -> tuple[list[Path], Counter[str]]:
-    """The recordings in a folder, in order; and how many files are none by their suffix, by that."""
-    # What is hidden is nobody's, nor is what operating systems leave.
+    """The recordings in a folder, in order; and the numbers of other files by suffix."""
+    # Hidden files, and those that operating systems leave behind, are not counted.
     shown = [
         path for path in sorted(_files_below(root)) if _is_shown(path.relative_to(root)) and path.is_file()
     ]
@@ -209,7 +215,9 @@ def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[C
         {path: expression.search(path.relative_to(root).as_posix()) for path in files} if expression else {}
     )
     if expression and not any(matches.values()):
-        raise ValueError(f"{root}: pattern {pattern!r} fits none of its {len(files)} clips, say {files[0]}")
+        raise ValueError(
+            f"{root}: pattern {pattern!r} matches none of its {len(files)} clips, such as {files[0]}"
+        )
     for path in files:
         key = key_of(path.relative_to(root).with_suffix("").as_posix())
         if expression is None:
@@ -219,7 +227,7 @@ def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[C
         else:
             match = matches[path]
             if match is None:
-                yield BadSample(key, f"the pattern {pattern!r} does not fit its path", str(path))
+                yield BadSample(key, f"the pattern {pattern!r} does not match its path", str(path))
                 continue
             meta = {name: value for name, value in match.groupdict().items() if value is not None}
             _check_text(path, root, {name: value for name, value in meta.items() if name != "key"})
@@ -228,9 +236,9 @@ def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[C
         yield Clip(key, split, label, audio=path, video=picture, meta=meta, source=str(path))
 
 
-def _check_text(path: Path, root: Path, told: dict[str, str]) -> None:
-    """Raise ValueError for a name that tells a class or metadata, and is no text."""
-    for what, value in told.items():
+def _check_text(path: Path, root: Path, names: dict[str, str]) -> None:
+    """Raise ValueError if the name of a class, or metadata, is no text."""
+    for what, value in names.items():
         if not is_text(value):
             at = path.parent if what == "folder" else path
             which = "the name of a class folder" if what == "folder" else f"its {what} {as_text(value)}"
@@ -240,18 +248,20 @@ def _check_text(path: Path, root: Path, told: dict[str, str]) -> None:
             )
 
 
-def _told(root: Path, others: Counter[str]) -> str:
+def _others_message(root: Path, others: Counter[str]) -> str:
     counts = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common())
-    return f"{root}: {others.total()} files are no recordings by their suffix, and left out: {counts}"
+    return (
+        f"{root}: {others.total()} files are left out; their suffixes are not those of recordings: {counts}"
+    )
 
 
 def _files_below(root: Path) -> Iterator[Path]:
     """All files in a folder and in those below it, linked ones too."""
     for folder, inner, names in os.walk(root, followlinks=True):
         here = Path(folder)
-        # A link to a folder on the way here would never end.
-        way = {path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)}
-        inner[:] = [name for name in inner if (here / name).resolve() not in way]
+        # Following a link to a folder above would never end.
+        above = {path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)}
+        inner[:] = [name for name in inner if (here / name).resolve() not in above]
         yield from (here / name for name in names)
 
 
@@ -263,7 +273,7 @@ def _of_path(path: Path, root: Path) -> tuple[str, str]:
     if len(folders) == 2:
         return folders[0], folders[1]
     raise ValueError(
-        f"{path}: must lie in {root}/<label> or {root}/<split>/<label>; else tell where the label is in its "
+        f"{path}: must lie in {root}/<label> or {root}/<split>/<label>; else say where the label is in its "
         "path with --pattern '...(?P<label>...)...'"
     )
 
@@ -287,12 +297,12 @@ def _of_table(path: Path) -> list[Clip | BadSample]:
         missing = [name for name in REQUIRED if name not in row]
         if missing or not any(name in row for name in PATHS):
             needed = f"{', '.join(REQUIRED)} and path, or audio and video"
-            raise ValueError(f"{path}: row {number} has columns {list(row)}; needed are {needed}")
+            raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
     return [_row(row, path, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 
 
 def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
-    # What is null in JSON is as empty as an empty cell.
+    # null in JSON is the same as an empty cell.
     key, column = "", "key"
     try:
         key = key_of(text_of(row["key"]))
@@ -308,7 +318,7 @@ def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
         files["video"] = None
     if not any(files.values()):
         return BadSample(key, "no file is named; fill path, audio or video", at)
-    # One of two may be there; whether the other is wanted the extraction knows.
+    # One of the two files is enough here: the extraction knows whether it needs the other.
     if not any(file.is_file() for file in files.values() if file):
         return BadSample(key, f"no such file {files['audio'] or files['video']}", at)
     try:

@@ -1,7 +1,8 @@
-"""The published code's data: a folder of `train.pt`, `val.pt` (or `valid.pt`, `dev.pt`), `test.pt`.
+"""The published code's data: `train.pt`, `val.pt` and `test.pt`,
+each a dict of `audio_feats`, `video_feats` and `labels`.
 
-Each is a dict of `<modality>_feats` ([U, T, D] tensors, or lists of [T, D]) and `labels` ([U] whole numbers,
-or [U, 1]; an utterance whose label is NaN is a bad one).
+`<modality>_feats` are [U, T, D] tensors, or lists of [T, D]; `labels` are [U] whole numbers, or [U, 1]. An
+utterance whose label is NaN is a bad one. The second file may also be called `valid.pt` or `dev.pt`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning, renamed
 from shards.safe_io.expansion import check_expansion
 from shards.safe_io.git_lfs import refuse_pointer
-from shards.sources.base import Source, class_names, logger, say_unused
+from shards.sources.base import Source, class_names, log_unused, logger
 
 SPLITS = ("train", "val", "test")
 SUFFIX = "_feats"
@@ -29,8 +30,8 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     """Read a folder of the published code's splits.
 
     Args:
-        source: the folder; splits that are not there are left out.
-        labels: class names; default "class_0" and so on.
+        source: the folder of these files; one or two of them are enough.
+        labels: class names in label order; default class_0, class_1 and so on.
 
     Raises:
         ValueError: no split there, a file that only unpickling could read, or one of another layout.
@@ -66,16 +67,16 @@ def _split_files(folder: Path) -> dict[str, Path]:
     paths = {split: found[0] for split, found in named.items() if found}
     if not paths:
         raise ValueError(f"{folder}: no train.pt, val.pt or test.pt in it; give the folder that holds them")
-    if told := renamed({path.stem: split for split, path in paths.items()}, str(folder)):
-        logger.warning("%s", told)
-    say_unused([path.name for path in files if path not in paths.values()], str(folder), "files are")
+    if message := renamed({path.stem: split for split, path in paths.items()}, str(folder)):
+        logger.warning("%s", message)
+    log_unused([path.name for path in files if path not in paths.values()], str(folder), "files are")
     return paths
 
 
 def _load(path: Path) -> dict[str, Any]:
     refuse_pointer(path)
     try:
-        # Mapped, so that a large file is read utterance by utterance; files of old torch versions cannot be.
+        # Memory-mapped, so that a large file is read utterance by utterance; old torch formats cannot be.
         record = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
@@ -90,7 +91,7 @@ def _load(path: Path) -> dict[str, Any]:
     for name in (*names, "labels"):
         _check_utterances(record[name], f"{path}: {name}")
         _check_tensors(record[name], path.stat().st_size, f"{path}: {name}")
-    say_unused([name for name in record if name not in (*names, "labels")], str(path), "keys are")
+    log_unused([name for name in record if name not in (*names, "labels")], str(path), "keys are")
     record["labels"] = _labels(record["labels"], path)
     for name in names:
         if len(record[name]) != len(record["labels"]):
@@ -101,7 +102,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _check_utterances(values: Any, at: str) -> None:
-    """Refuse what is not one entry per utterance.
+    """Refuse values without one entry per utterance.
 
     Raises:
         ValueError: names the file and the entry.
@@ -115,19 +116,19 @@ def _check_utterances(values: Any, at: str) -> None:
 
 
 def _check_tensors(values: Any, file_bytes: int, at: str) -> None:
-    """Refuse tensors that repeat few values of the file many times.
+    """Refuse tensors far larger than the file, which repeat few values many times.
 
     Raises:
         ValueError: names the file and the entry.
     """
     for tensor in values if isinstance(values, list | tuple) else [values]:
-        # Others are refused by name where their utterances are read.
+        # Other kinds are refused where their utterances are read.
         if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta:
             check_expansion(tensor.numel() * tensor.element_size(), file_bytes, at)
 
 
 def _labels(labels: Any, path: Path) -> list[int | None]:
-    """Label of each utterance; None where it is NaN.
+    """Label of each utterance; None for NaN.
 
     Raises:
         ValueError: of another shape, or not whole numbers from 0 on.
@@ -135,8 +136,8 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
     try:
         found = torch.as_tensor(labels).cpu()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        told = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: labels must be integers from 0 on ({told})") from None
+        message = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: labels must be integers from 0 on ({message})") from None
     if found.is_quantized:
         raise ValueError(f"{path}: labels are a quantized tensor; save labels.int_repr()")
     if found.layout != torch.strided:
@@ -144,7 +145,7 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
     if found.ndim == 2 and found.shape[1] == 1:
         found = found.reshape(-1)
     if found.ndim != 1:
-        raise ValueError(f"{path}: labels have shape {list(found.shape)}; needed is one per utterance, [U]")
+        raise ValueError(f"{path}: labels have shape {list(found.shape)}; expected one per utterance, [U]")
     values = [None if value != value else value for value in found.tolist()]
     there = [value for value in values if value is not None]
     if found.dtype.is_complex or not all(value >= 0 and value == value // 1 for value in there):
@@ -169,10 +170,10 @@ def _samples(
 
 
 def _array(tensor: Any, name: str) -> Any:
-    """One utterance's features as NumPy's array.
+    """One utterance's features as a NumPy array.
 
     Raises:
-        ValueError: no plain tensor of numbers.
+        ValueError: not a plain tensor of numbers.
     """
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}; save a tensor [T, D] per utterance")
@@ -180,6 +181,6 @@ def _array(tensor: Any, name: str) -> Any:
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else "sparse"
         raise ValueError(f"{name} is a {kind} tensor; save a dense one ({name}.to_dense())")
     tensor = tensor.detach().resolve_conj().resolve_neg()
-    # NumPy has no bfloat16, nor the types of eight bits.
+    # NumPy has neither bfloat16 nor 8-bit floats.
     floating = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float32, torch.float64)
     return (tensor.float() if floating and tensor.dtype != torch.float16 else tensor).numpy()

@@ -1,12 +1,13 @@
-"""Pickles of NumPy arrays and plain containers, read without running anything they name.
+"""Pickles of NumPy arrays and plain containers, read without running anything that they name.
 
 A pickle is a program: it imports what it names and calls it. Here nothing that it names is imported. The few
-names such files need stand for the functions below, which take what the pickle says of an array as data. Nor
-does NumPy's own reconstruction see it: a forged dtype could declare plain bytes to be pointers to objects.
+names that such files need are mapped to the functions below, which treat what the pickle says about an array
+as data. NumPy's own reconstruction is not used either: a forged dtype could declare bytes to be pointers to
+objects.
 
-What a pickle has made it can also give attributes, and NumPy obeys some: an object's
-`__array_interface__` is an address to read from. So nothing that the pickle made is handed out: what comes
-out is copied into new containers, and is of the types listed here and no others.
+A pickle can also set attributes of the objects that it makes, and NumPy obeys some of them: an object's
+`__array_interface__` is an address to read from. So no object of the pickle is returned: its content is
+copied into new containers, of the types listed here and no others.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ DTYPE_NAME = re.compile(r"[biufcSUO]\d*")
 BYTE_ORDERS = "<>=|"
 NUMBERS = "biufcSU"  # kinds of single values, which NumPy has types of its own for
 PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
-# What a file that is no pickle, or a forged one, makes the machine raise.
-FAULTS = (
+# What unpickling raises for a file that is no pickle, or a forged one.
+PICKLE_ERRORS = (
     struct.error,
     pickle.UnpicklingError,
     EOFError,
@@ -50,84 +51,87 @@ def load(path: str | Path) -> Any:
     """Read a pickle of dicts, lists, tuples, sets, strings, numbers and NumPy arrays of these.
 
     Returns:
-        Its content, of these very types (an `OrderedDict` is a dict), without any attributes of its own.
+        Its content, of exactly these types (an `OrderedDict` becomes a dict), without further attributes.
 
     Raises:
-        ValueError: it names or holds anything else (which is told, and where), or is no pickle.
+        ValueError: it is no pickle, or names or holds anything else; says what, and where.
         OSError: it cannot be read.
     """
     refuse_pointer(path)
     try:
         with open(path, "rb") as file:
             # latin1: how Python 2's pickles of arrays carry their bytes.
-            return _admitted(_Unpickler(file, encoding="latin1").load(), "", {})
-    except FAULTS as error:
+            return _checked_copy(_Unpickler(file, encoding="latin1").load(), "", {})
+    except PICKLE_ERRORS as error:
         raise ValueError(f"{path}: not a pickle of plain arrays ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _admitted(value: Any, place: str, made: dict[int, Any]) -> Any:
-    """A copy of `value` of admitted types, all the way down; arrays share the memory of their numbers.
+def _checked_copy(value: Any, place: str, copies: dict[int, Any]) -> Any:
+    """A copy of `value` of admitted types, at all depths; arrays share the memory of their numbers.
 
     Args:
-        value: what a pickle made. Only its type is asked what it is: the object itself could answer anything.
-        place: where it is, say "['train']['audio'][3]".
-        made: copies by the `id` of what they are of; None for one under way. What is held twice stays one.
+        value: an object of the pickle. Only its type is used: the object itself could answer anything.
+        place: where it is, such as "['train']['audio'][3]".
+        copies: copies by the `id` of their originals; None while one is being made. What occurs twice is
+            copied once.
 
     Raises:
-        ValueError: something else, or a container that holds itself; names it and its place.
+        ValueError: any other type, or a container that holds itself; names it and its place.
     """
     kind = type(value)
     if kind in PLAIN:
         return value
     if issubclass(kind, np.generic) and value.dtype.kind in NUMBERS:
         return value
-    if id(value) in made:
-        if made[id(value)] is None:
-            raise ValueError(f"{_told(place)} holds itself; needed is data that ends")
-        return made[id(value)]
-    made[id(value)] = None
+    if id(value) in copies:
+        if copies[id(value)] is None:
+            raise ValueError(f"{_place_name(place)} holds itself; expected finite data")
+        return copies[id(value)]
+    copies[id(value)] = None
     copy: Any
     if kind is dict or (kind is OrderedDict and not value.__dict__):
         copy = {
-            _admitted(key, f"{place}: a key", made): _admitted(each, f"{place}[{key!r:.60}]", made)
+            _checked_copy(key, f"{place}: a key", copies): _checked_copy(
+                each, f"{place}[{key!r:.60}]", copies
+            )
             for key, each in value.items()
         }
     elif kind in (list, tuple):
-        copy = kind([_admitted(each, f"{place}[{i}]", made) for i, each in enumerate(value)])
+        copy = kind([_checked_copy(each, f"{place}[{i}]", copies) for i, each in enumerate(value)])
     elif kind in (set, frozenset):
-        copy = kind([_admitted(each, f"{place}: a member", made) for each in value])
+        copy = kind([_checked_copy(each, f"{place}: a member", copies) for each in value])
     elif issubclass(kind, np.ndarray):
         copy = value.view(np.ndarray)
         if copy.dtype.hasobject:
             copy = np.empty(value.shape, object)
             flat = copy.reshape(-1)
             for i, each in enumerate(value.reshape(-1).tolist()):
-                flat[i] = _admitted(each, f"{place}[{i}]", made)
+                flat[i] = _checked_copy(each, f"{place}[{i}]", copies)
     else:
         of_its_own = " with attributes of its own" if kind is OrderedDict else ""
         raise ValueError(
-            f"{_told(place)} is of type {kind.__name__}{of_its_own}, neither an array nor a plain container; "
-            "save the data again as numpy arrays, lists and dicts"
+            f"{_place_name(place)} is of type {kind.__name__}{of_its_own}, neither an array nor a plain "
+            "container; save the data again as numpy arrays, lists and dicts"
         )
-    made[id(value)] = copy
+    copies[id(value)] = copy
     return copy
 
 
-def _told(place: str) -> str:
+def _place_name(place: str) -> str:
     return place.removeprefix(": ") or "the whole"
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows the names that arrays and containers are pickled with, and no others.
+    """Resolves the names that arrays and containers are pickled with, and no others.
 
-    It is the one in Python: C's takes as much memory as the largest number of a memo entry says.
+    The base class is the one in Python: C's allocates as much memory as the largest memo index says.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Made anew for each file: a pickle can set attributes of what it is given.
+        # New for each file: a pickle can set attributes of what it is given.
         self.stand_ins = _stand_ins()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -142,10 +146,10 @@ class _Unpickler(pickle._Unpickler):
 
 def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
     class NDArray:
-        """Stands for `numpy.ndarray` where it is named, which is only ever as an argument."""
+        """Stands for `numpy.ndarray`, which pickles name only as an argument."""
 
     class Array(np.ndarray):
-        """An array that waits for its state."""
+        """An array whose state is set afterwards."""
 
         def __setstate__(self, state: Any) -> None:
             _version, shape, dtype, fortran, content = state
@@ -161,29 +165,29 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
             super().__setstate__(state)
 
     class Dtype:
-        """A dtype that waits for its byte order."""
+        """A dtype whose byte order is set afterwards."""
 
         def __init__(self, name: Any, *_: Any) -> None:
             if not isinstance(name, str) or not DTYPE_NAME.fullmatch(name):
-                raise ValueError(f"an array of dtype {name!r}; needed are plain numbers or strings")
+                raise ValueError(f"an array of dtype {name!r}; expected plain numbers or strings")
             self.dtype = np.dtype(object) if name[0] == "O" else np.dtype(name)
 
         def __setstate__(self, state: Any) -> None:
             _version, order, subarray, names, fields, *_ = state
             if order not in BYTE_ORDERS or (subarray, names, fields) != (None, None, None):
-                raise ValueError("an array of records; needed are plain numbers or strings")
+                raise ValueError("an array of records; expected plain numbers or strings")
             if order in "<>":
                 self.dtype = self.dtype.newbyteorder(order)
 
     def reconstruct(kind: Any, *_: Any) -> Any:
         if kind is not NDArray:
-            raise ValueError("an array of a class of its own; needed are plain numpy arrays")
+            raise ValueError("an array of a class of its own; expected plain numpy arrays")
         return np.ndarray.__new__(Array, (0,), np.int8)
 
     def from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Any:
         kind = checked(dtype)
         if kind.hasobject or order not in ("C", "F"):
-            raise ValueError("a buffer of objects; needed are plain numbers or strings")
+            raise ValueError("a buffer of objects; expected plain numbers or strings")
         return np.frombuffer(_bytes(content), kind).reshape(_shape(shape), order=order)
 
     def scalar(dtype: Any, content: Any = None) -> Any:
@@ -200,7 +204,7 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
             raise ValueError("an array without a dtype")
         return kind
 
-    # NumPy 1 has them in numpy.core, NumPy 2 in numpy._core.
+    # They are in numpy.core in NumPy 1, in numpy._core in NumPy 2.
     of_numpy: dict[tuple[str, str], Callable[..., Any]] = {
         (f"numpy.{core}.{module}", name): stand_in
         for core in ("core", "_core")
@@ -213,7 +217,7 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
     of_builtins: dict[tuple[str, str], Callable[..., Any]] = {
         (module, name): stand_in
         for module in ("builtins", "__builtin__")
-        # Old protocols write empty bytes as a call without arguments; any argument is refused.
+        # Old protocols write empty bytes as a call without arguments. Any argument is refused.
         for name, stand_in in (("set", set), ("frozenset", frozenset), ("bytes", lambda: b""))
     }
     return {
@@ -233,7 +237,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def _bytes(content: Any) -> bytes:
-    """An array's values as the file has them; Python 2 wrote them as a string."""
+    """An array's values as bytes; Python 2 wrote them as a string."""
     if type(content) is str:
         content = content.encode("latin1")
     if type(content) not in (bytes, bytearray):

@@ -1,8 +1,9 @@
-"""A table of utterances whose features are `.npy` files: CSV or JSONL.
+"""A table of utterances with the columns key, split, label, audio and video,
+where audio and video are paths of `.npy` files, relative to the table.
 
-Columns `key`, `split`, `label`, and per modality the path of an array [T, D] relative to the table (empty:
-the utterance has none). All further columns are metadata. Splits that mean "val" ("valid", "dev") are called
-so; a row without a key, a split or a label is a bad utterance.
+Each file is an array [T, D]; an empty path means that the utterance lacks the modality. All further columns
+are metadata. Splits named "valid", "validation" or "dev" become "val". A row without a key, a split or a
+label is a bad utterance.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def read(
 
     Args:
         source: a `.csv`, or a `.jsonl` with an object per line.
-        labels: class names in order; default those of the table, sorted (numbers by value).
+        labels: class names in label order; default those in the table, sorted (numbers by value).
         modalities: the columns of paths.
 
     Raises:
@@ -45,7 +46,7 @@ def read(
         missing = [name for name in REQUIRED if name not in row]
         if missing or not any(name in row for name in modalities):
             needed = f"{', '.join(REQUIRED)} and one of {', '.join(modalities)}"
-            raise ValueError(f"{path}: row {number} has columns {list(row)}; needed are {needed}")
+            raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
     classes = given_classes(labels) if labels else found_classes((row["label"] for row in rows), str(path))
     splits = named_splits((row["split"] for row in rows), str(path))
     for name, values in _paths_kept_as_text(rows, modalities).items():
@@ -104,7 +105,7 @@ def _sample(
 
 
 def _paths_kept_as_text(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, str]:
-    """By column that looks like one of features, but is none: its first path."""
+    """Columns that are not modalities but hold paths of `.npy` files, and the first path of each."""
     found: dict[str, str] = {}
     for row in rows:
         for name, value in row.items():

@@ -24,16 +24,16 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
 
     Columns that `text` names are found in any case ("Label"), with white space around or not.
 
-    A CSV's fields are separated by what its header has most of: commas, semicolons or tabs. Rows without any
-    content and columns without a name, which spreadsheets leave, are passed over. A column becomes integers,
-    else floats, where every value of it is written as one ("01" stays text).
+    The separator of a CSV is the most frequent one in its header: comma, semicolon or tab. Empty rows and
+    columns without a name, which spreadsheets write, are skipped. A column becomes integers, else floats, if
+    every value of it is written as one ("01" stays text).
 
     Args:
         path: the table.
-        text: columns that have a meaning; those of a CSV stay text whatever is in them.
+        text: columns that have a meaning; in a CSV they stay text even if all values are numbers.
 
     Raises:
-        ValueError: no such table, not one, or not in UTF-8; names the row or the column.
+        ValueError: no such file, not a table, or not in UTF-8; names the row or the column.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such table")
@@ -45,27 +45,27 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
 
 
 def _column(name: str, names: Collection[str], known: Collection[str]) -> str:
-    """The known column that a name means, unless that is there besides; else the name itself."""
+    """The known column that a name means, unless the table has that one, too; else the name itself."""
     plain = name.strip().lower()
     return plain if plain in known and plain not in names else name
 
 
 def _text(path: Path) -> str:
-    """The table's text, without the byte order mark that spreadsheets put before the first column's name."""
+    """The table's text, without the byte order mark that spreadsheets write at its begin."""
     content = path.read_bytes()
     refuse_pointer_text(content, str(path))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not in UTF-8 (byte {error.start}); save it again in that encoding, of which a "
-            'spreadsheet\'s is "CSV UTF-8"'
+            f"{path}: not in UTF-8 (byte {error.start}); save it again in that encoding, which spreadsheets "
+            'call "CSV UTF-8"'
         ) from None
 
 
 def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    # Not splitlines: text in JSON may hold other marks that it takes for ends of lines.
+    # Not splitlines: it also splits at characters that may be inside JSON strings.
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -88,7 +88,7 @@ def _csv_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
         ) from None
     named = [name for name in header if name]
     if twice := [name for name in named if named.count(name) > 1]:
-        raise ValueError(f"{path}: column {twice[0]!r} is there twice; rename one, or take it out")
+        raise ValueError(f"{path}: column {twice[0]!r} is there twice; rename or remove one")
     for number, cells in enumerate(lines, start=1):
         if len(cells) != len(header):
             raise ValueError(
@@ -107,7 +107,7 @@ def _csv_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
 
 
 def _number_of(values: Sequence[str]) -> Callable[[str], Any]:
-    """int or float where every value is written as one, else str."""
+    """int or float if every value is written as one, else str."""
     for kind in (int, float):
         try:
             numbers = [kind(value) for value in values]

@@ -32,7 +32,7 @@ LEVELS = {
         ["planning"],
         ["storage"],
         ["format"],
-        ["safe_io"],
+        ["registry", "safe_io"],
     ],
 }
 MOST_ENTRIES = 16

@@ -1,23 +1,38 @@
-"""Encoders: waves to audio steps, pictures to video steps, by name.
+"""Encoders: sound to audio features, pictures to video features, opened by name.
 
-An encoder is an object of a few attributes and one method; what each of them is made of, its `settings` tell.
+- built in, without weights: `logmel` (audio), `descriptor` (video)
+- Hugging Face models, found by their model type: `hf_audio`, `hf_video`; `hf`: models located and loaded
+- used by them: `faces`: the face in each picture; `pooling`: means over steps
 
-- audio: `name`, `rate` (samples per second it wants), `dim`, `step_seconds`, `settings` (JSON-able), and
-  `encode(waves: list of float32 [samples]) -> list of float32 [T, dim]`;
-- video: the same with `fps` (pictures per second it wants) and `largest_side` (pixels; larger pictures are
-  scaled down to it on decoding, since minutes of them would fill a machine's memory) for `rate`, and
+An encoder is a class, found by its attribute `modality`, "audio" or "video". A built-in encoder has a `name`.
+A class for Hugging Face models has `architectures` instead, {model type: class of transformers}, and takes an
+`hf.LocatedModel` first. The keyword arguments of `__init__` are its options, also on the command line. What
+its objects offer:
+
+- audio: `name`, `rate` (samples per second that it takes), `dim`, `step_seconds`, `settings` (JSON: all that
+  decides the features), `encode(waves: list of float32 [samples]) -> list of float32 [T, dim]`;
+- video: the same with `fps` (pictures per second that it takes) in place of `rate`, `largest_side` (pixels;
+  decoding scales larger pictures down to it, to save memory), and
   `encode(clips: list of uint8 RGB [N, H, W, 3]) -> list of float32 [T, dim]`.
 
-T is the number of whole steps in the clip, floor(duration / step_seconds), but at least 1 where there is
-anything. A clip of nothing gives [0, dim]. A clip's features do not depend on the clips beside it, but for
-rounding.
+T is the number of whole steps in the clip, floor(duration / step_seconds), but at least 1 unless the clip is
+empty. An empty clip gives [0, dim]. The features of a clip do not depend on the other clips of the list,
+except for rounding.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+from shards.registry import Entry, Parameter, find_classes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Arguments that tell how an encoder computes, not what. Encoders that lack one are opened without it.
+COMPUTING = ("device", "dtype", "batch_seconds", "batch_frames")
+REVISION = Parameter("str", (), None, "branch, tag or commit on the Hugging Face hub")
 
 
 class AudioEncoder(Protocol):
@@ -45,117 +60,86 @@ class VideoEncoder(Protocol):
     def encode(self, clips: list[np.ndarray]) -> list[np.ndarray]: ...
 
 
+def find_encoders(modality: str) -> dict[str, Entry]:
+    """The encoder classes of a modality. None is imported.
+
+    Returns:
+        Built-in encoders by their name, classes for Hugging Face models by the name of their module.
+    """
+    found = {}
+    for entry in find_classes(__name__, tuple(__path__), "modality"):
+        if entry.attributes["modality"] == modality:
+            if "architectures" in entry.attributes:
+                entry = replace(entry, parameters={**entry.parameters, "revision": REVISION})
+            found[entry.attributes.get("name", entry.module.rpartition(".")[2])] = entry
+    return found
+
+
 def open_audio_encoder(
-    spec: str,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    layer: int | None = None,
-    step_seconds: float | None = None,
-    revision: str | None = None,
-    batch_seconds: float = 120.0,
+    spec: str, *, device: str = "cpu", dtype: str = "float32", **options: Any
 ) -> AudioEncoder | None:
     """The audio encoder of a name.
 
     Args:
-        spec: "none"; "logmel" (built in, needs no weights); or a Hugging Face model, by hub id or local
-            folder: wav2vec 2.0, HuBERT, WavLM or Whisper (of which the encoder is used).
+        spec: "none", the name of a built-in encoder, or a Hugging Face model, by hub id or local folder.
         device: where a model runs.
         dtype: what a model computes in: "float32", "bfloat16" or "float16".
-        layer: hidden layer whose output is used: 0 is the first layer's input, -1 (default) the last.
-        step_seconds: length of a step; default 0.1 s. Hidden steps are averaged over it.
-        revision: branch, tag or commit of the hub.
-        batch_seconds: seconds of sound, padding included, that a model is given at once.
+        options: of the encoder's `__init__`, and `revision` of a Hugging Face model; None is the default.
+
+    Returns:
+        The encoder; None for "none".
 
     Raises:
         ValueError: unknown name or model type, an option that the encoder does not have, files missing.
         ImportError: an optional package is missing; tells how to install it.
     """
-    if spec == "none":
-        return None
-    if spec == "logmel":
-        from shards.extraction.encoders.logmel import LogMel
-
-        _refuse_options(spec, layer=layer, step_seconds=step_seconds, revision=revision)
-        return LogMel()
-    from shards.extraction.encoders.hf_audio import HFAudio
-
-    return HFAudio(
-        spec,
-        device=device,
-        dtype=dtype,
-        layer=-1 if layer is None else layer,
-        step_seconds=0.1 if step_seconds is None else step_seconds,
-        revision=revision,
-        batch_seconds=batch_seconds,
-    )
+    return _open("audio", spec, options | {"device": device, "dtype": dtype})
 
 
 def open_video_encoder(
-    spec: str,
-    *,
-    fps: float | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    layer: int | None = None,
-    step_seconds: float | None = None,
-    revision: str | None = None,
-    faces: str = "none",
-    batch_frames: int = 256,
+    spec: str, *, device: str = "cpu", dtype: str = "float32", fps: float | None = None, **options: Any
 ) -> VideoEncoder | None:
-    """The video encoder of a name.
+    """The video encoder of a name; arguments and errors as of `open_audio_encoder`.
 
     Args:
-        spec: "none"; "descriptor" (built in, needs no weights); or a Hugging Face model, by hub id or local
-            folder: CLIP, SigLIP, ViT or DINOv2 (picture by picture) or VideoMAE (tubes of pictures).
-        fps: pictures per second; default 10.
-        device: where a model runs.
-        dtype: what a model computes in: "float32", "bfloat16" or "float16".
-        layer: hidden layer whose output is used: 0 is the first layer's input; default the model's own pooled
-            output, where it has one, else the last layer.
-        step_seconds: length of a step, over which pictures are averaged; default one picture (VideoMAE: one
-            tube).
-        revision: branch, tag or commit of the hub.
-        faces: "opencv" gives the encoder the face of each picture (`encoders.faces`), and nothing for a clip
-            without one; "none" the whole picture.
-        batch_frames: pictures that a model is given at once.
-
-    Raises:
-        ValueError: unknown name or model type, an option that the encoder does not have, files missing.
-        ImportError: an optional package is missing; tells how to install it.
+        fps: pictures per second.
     """
+    if fps is not None and spec != "none":
+        if fps <= 0:
+            raise ValueError(f"fps is {fps:g}; it must be above 0")
+        options["fps"] = float(fps)
+    return _open("video", spec, options | {"device": device, "dtype": dtype})
+
+
+def _open(modality: str, spec: str, options: dict[str, Any]) -> Any:
     if spec == "none":
         return None
-    if faces not in ("none", "opencv"):
-        raise ValueError(f"faces {faces!r} is not known; use 'none' or 'opencv'")
-    fps = 10.0 if fps is None else float(fps)
-    if fps <= 0:
-        raise ValueError(f"fps is {fps:g}; it must be above 0")
-    if spec == "descriptor":
-        from shards.extraction.encoders.descriptor import Descriptor
+    encoders = find_encoders(modality)
+    entry, models = encoders.get(spec), []
+    if entry is None or "name" not in entry.attributes:
+        from shards.extraction.encoders.hf import locate
 
-        _refuse_options(spec, layer=layer, revision=revision)
-        return Descriptor(
-            fps=fps, step_seconds=1.0 / fps if step_seconds is None else step_seconds, faces=faces
+        model = locate(spec, options.pop("revision", None))
+        entry, models = _family_of(model.model_type, spec, encoders), [model]
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in sorted(given.keys() - entry.options.keys()):
+        if name not in COMPUTING:
+            raise ValueError(f"{name}={given[name]!r}: the encoder {spec!r} has no such option; leave it out")
+        del given[name]
+    for name, value in given.items():
+        if (choices := entry.options[name].choices) and value not in choices:
+            raise ValueError(f"{name} {value!r} is not known; use {' or '.join(map(repr, choices))}")
+    return entry.load()(*models, **given)
+
+
+def _family_of(model_type: str, spec: str, encoders: dict[str, Entry]) -> Entry:
+    """The class for Hugging Face models of this type."""
+    classes = {
+        known: entry for entry in encoders.values() for known in entry.attributes.get("architectures", ())
+    }
+    if model_type not in classes:
+        raise ValueError(
+            f"{spec}: model type {model_type!r} is not one that can encode this: "
+            f"use {', '.join(sorted(classes))}"
         )
-    from shards.extraction.encoders.hf_video import HFVideo
-
-    return HFVideo(
-        spec,
-        fps=fps,
-        device=device,
-        dtype=dtype,
-        layer=layer,
-        step_seconds=step_seconds,
-        revision=revision,
-        faces=faces,
-        batch_frames=batch_frames,
-    )
-
-
-def _refuse_options(spec: str, **options: Any) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(
-                f"{name}={value!r}: the built-in encoder {spec!r} has no such option; leave it out"
-            )
+    return classes[model_type]

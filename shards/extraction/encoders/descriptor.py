@@ -1,20 +1,20 @@
-"""`descriptor`: a small description of pictures without any weights, 148 numbers each.
+"""A small description of each picture (edges, color, motion) in 148 numbers, without weights.
 
-Each picture is squeezed to 64 x 64, a place being the mean over its exact share of the picture, in grey
-(Rec. 601 luma, in [0, 1]) and colour, then described by
+Each picture is scaled to 64 x 64 by exact area means, in color and in gray (Rec. 601 luma, in [0, 1]). Its
+numbers are
 
 - 128: histograms of oriented gradients (Dalal and Triggs, 2005): in each cell of a 4 x 4 grid the gradients'
   lengths are summed over 8 unsigned orientations; all 128 together are scaled to unit length;
-- 4: mean of grey - 1/2 (around 0, where float16 is fine), standard deviation of grey, and the means of
+- 4: mean of gray - 1/2 (around 0, where float16 is precise), standard deviation of gray, and the means of
   red - green and of (red + green) / 2 - blue;
-- 16: motion: per cell the mean absolute change of grey since the picture before (0 for the first).
+- 16: motion: per cell the mean absolute change of gray since the picture before (0 for the first).
 
-A step of several pictures is the mean of their descriptions.
+A step of several pictures is the mean of their numbers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,19 +22,34 @@ from shards.extraction.encoders.faces import LARGEST_SIDE, crop_faces, face_sett
 from shards.extraction.encoders.pooling import pool
 
 SIDE, CELLS, ORIENTATIONS = 64, 4, 8
-# Scale to unit length without blowing up the noise of an even picture.
+# Least length that is scaled to unit length: that of a uniform picture is noise.
 SMALLEST_GRADIENT = 0.1
-# Pictures described at a time: of a long clip all at once would fill the memory.
+# Pictures computed at a time: a whole long clip would fill the memory.
 BLOCK = 16
 
 
 class Descriptor:
-    """Video encoder, see the module; attributes as `shards.extraction.encoders` says."""
+    """Video encoder, see the module; attributes as `shards.extraction.encoders` says.
 
+    Args:
+        fps: pictures per second.
+        step_seconds: seconds of a step, over which pictures are averaged; default one picture.
+        faces: "opencv": the encoder gets only the face in each picture, as `encoders.faces` finds it; a clip
+            without any face has no features. "none": it gets whole pictures.
+    """
+
+    modality = "video"
     name = "descriptor"
     dim = CELLS * CELLS * (ORIENTATIONS + 1) + 4
 
-    def __init__(self, fps: float = 10.0, step_seconds: float = 0.1, faces: str = "none") -> None:
+    def __init__(
+        self,
+        *,
+        fps: float = 10.0,
+        step_seconds: float | None = None,
+        faces: Literal["none", "opencv"] = "none",
+    ) -> None:
+        step_seconds = 1.0 / fps if step_seconds is None else step_seconds
         if step_seconds * fps < 1 - 1e-6:
             raise ValueError(
                 f"step_seconds={step_seconds:g} is shorter than a picture at fps={fps:g}; raise fps"
@@ -64,57 +79,57 @@ class Descriptor:
             clip = crop_faces(clip, SIDE, self.fps)[0]
         if not len(clip):
             return np.zeros((0, self.dim), np.float32)
-        centres = (np.arange(len(clip)) + 0.5) / self.fps
-        return pool(describe(clip), centres, len(clip) / self.fps, self.step_seconds)
+        centers = (np.arange(len(clip)) + 0.5) / self.fps
+        return pool(describe(clip), centers, len(clip) / self.fps, self.step_seconds)
 
 
 def describe(pictures: np.ndarray, block: int = BLOCK) -> np.ndarray:
-    """float32 [N, 148] of pictures uint8 [N, H, W, 3]; the order within is the module's.
+    """float32 [N, 148] of pictures uint8 [N, H, W, 3], in the order of the module's docstring.
 
     Args:
-        block: pictures described at a time, which does not change a bit of them.
+        block: pictures computed at a time; it changes no bit of the result.
     """
     described = np.empty((len(pictures), Descriptor.dim), np.float32)
     before: np.ndarray | None = None
     for i in range(0, len(pictures), block):
-        small = _squeeze(pictures[i : i + block])
+        small = _downscale(pictures[i : i + block])
         red, green, blue = small[..., 0], small[..., 1], small[..., 2]
-        grey = 0.299 * red + 0.587 * green + 0.114 * blue
-        tones = [grey.mean((1, 2)) - 0.5, grey.std((1, 2)), (red - green).mean((1, 2))]
+        gray = 0.299 * red + 0.587 * green + 0.114 * blue
+        tones = [gray.mean((1, 2)) - 0.5, gray.std((1, 2)), (red - green).mean((1, 2))]
         tones.append(((red + green) / 2 - blue).mean((1, 2)))
-        moved = np.abs(np.diff(grey, axis=0, prepend=grey[:1] if before is None else before))
-        parts = [_gradients(grey), np.stack(tones, axis=1), _cells(moved).reshape(len(grey), -1)]
+        motion = np.abs(np.diff(gray, axis=0, prepend=gray[:1] if before is None else before))
+        parts = [_gradients(gray), np.stack(tones, axis=1), _cells(motion).reshape(len(gray), -1)]
         described[i : i + block] = np.concatenate(parts, axis=1)
-        before = grey[-1:]
+        before = gray[-1:]
     return described
 
 
-def _gradients(grey: np.ndarray) -> np.ndarray:
+def _gradients(gray: np.ndarray) -> np.ndarray:
     """Histograms of oriented gradients [N, CELLS * CELLS * ORIENTATIONS] of pictures [N, SIDE, SIDE]."""
-    dy, dx = np.gradient(grey, axis=(1, 2))
+    dy, dx = np.gradient(gray, axis=(1, 2))
     length = np.hypot(dx, dy)
     orientation = (np.arctan2(dy, dx) % np.pi * (ORIENTATIONS / np.pi)).astype(np.int64) % ORIENTATIONS
     histogram = np.stack(
         [_cells(np.where(orientation == o, length, 0.0)) for o in range(ORIENTATIONS)], axis=-1
-    ).reshape(len(grey), -1)
+    ).reshape(len(gray), -1)
     return histogram / np.maximum(np.linalg.norm(histogram, axis=1, keepdims=True), SMALLEST_GRADIENT / SIDE)
 
 
-def _squeeze(pictures: np.ndarray) -> np.ndarray:
-    """float64 [N, SIDE, SIDE, 3] in [0, 1]: the mean over each place's share of the picture."""
-    return _shares(_shares(pictures, 1), 2) / 255.0
+def _downscale(pictures: np.ndarray) -> np.ndarray:
+    """float64 [N, SIDE, SIDE, 3] in [0, 1]: pictures scaled by area means."""
+    return _area_means(_area_means(pictures, 1), 2) / 255.0
 
 
-def _shares(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean over each of SIDE equal shares of an axis; of a pixel on a border each side counts its part.
+def _area_means(values: np.ndarray, axis: int) -> np.ndarray:
+    """Means over SIDE equal parts of an axis. A pixel on a border counts to both parts, by its share in each.
 
-    Exactly so, whatever the size: pictures that were scaled down before are described as they were.
+    Exact for every size, so that pictures which decoding has scaled down give about the same numbers.
     """
     length = values.shape[axis]
     borders = np.arange(SIDE + 1) * (length / SIDE)
     pixel = np.minimum(borders.astype(int), length - 1)
     part = np.expand_dims(borders - pixel, tuple(i for i in range(values.ndim) if i != axis))
-    # What lies before each border: the whole pixels, and of the one that it cuts the part.
+    # Sum before each border: that of the whole pixels, plus the part of the pixel which the border cuts.
     before = np.cumsum(values, axis, dtype=np.float64).take(pixel, axis)
     return np.diff(before - (1 - part) * values.take(pixel, axis), axis=axis) * (SIDE / length)
 

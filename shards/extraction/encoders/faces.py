@@ -1,10 +1,10 @@
 """The face in each picture of a clip, found by the Haar cascade that ships with OpenCV.
 
-Viola and Jones' detector as OpenCV's `haarcascade_frontalface_alt2`: frontal faces, about upright, no weights
-to download, the same boxes every time. Per picture the largest face is taken. A picture without one takes the
-box of its neighbours, up to `HOLD_S` away; then boxes are smoothed over time, so that the detector's
-jitter is not mistaken for motion. Where a box jumps by more than its size (a cut, another person) neither
-reaches across.
+The detector is Viola and Jones' (OpenCV's `haarcascade_frontalface_alt2`): frontal, about upright faces;
+nothing to download; deterministic. Per picture the largest face is taken. A picture without a face gets the
+box of its neighbors, up to `HOLD_S` away. Then boxes are smoothed over time, so that jitter of the detector
+does not look like motion. Where a box jumps by more than its size (a cut, another person), boxes are neither
+filled in nor smoothed across the jump.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
-# Larger pictures need not come; a face is a part of them.
+# Decoding scales larger pictures down to this side.
 LARGEST_SIDE = 960
-# Detection looks at pictures of this size, for faces from a tenth of their shorter side on: 20 to 40 ms each.
+# Pictures are searched at this size, for faces from a tenth of their shorter side on: 20 to 40 ms each.
 DETECTION_SIDE = 480
 SMALLEST_SHARE = 0.1
-SCALE_STEP, NEIGHBOURS = 1.1, 5
-# A picture further than this from any with a face shows none: gaps of up to twice as long are bridged.
+SCALE_STEP, NEIGHBORS = 1.1, 5
+# A picture further than this from any with a face has none: gaps of up to twice this length are filled.
 HOLD_S = 0.5
-# Running median (against single wrong boxes), then running mean, over so much on each side.
+# Seconds on each side of the running median (against single wrong boxes) and the running mean after it.
 SMOOTHING_S = 0.2
-# Side of the crop over the side of the detector's box, which cuts off hair and chin.
+# Side of the crop divided by the side of the detector's box, which excludes hair and chin.
 MARGIN = 1.3
 
 
@@ -50,8 +50,8 @@ def crop_faces(pictures: np.ndarray, side: int, fps: float) -> tuple[np.ndarray,
         fps: pictures per second, by which gaps and smoothing are measured.
 
     Returns:
-        (crops uint8 [N, side, side, 3], mask bool [N]: where a face was found, or held). Where the mask is
-        False the crop is black. A clip without any face gives [0, side, side, 3]: its modality is missing.
+        (crops uint8 [N, side, side, 3], mask bool [N]: where a face was found, or filled in). Where the mask
+        is False the crop is black. A clip without any face gives [0, side, side, 3]: its modality is missing.
 
     Raises:
         ImportError: OpenCV is not installed.
@@ -69,36 +69,36 @@ def find_faces(pictures: np.ndarray) -> np.ndarray:
     """The largest face of each picture uint8 RGB [N, H, W, 3].
 
     Returns:
-        float64 [N, 3]: centre x, centre y and side of the detector's box in pixels; NaN where it found none.
+        float64 [N, 3]: center x, center y and side of the detector's box in pixels; NaN where it found none.
     """
     cv2 = _opencv()
     cascade = _cascade()
     boxes = np.full((len(pictures), 3), np.nan)
     for i, picture in enumerate(pictures):
         scale = min(1.0, DETECTION_SIDE / max(picture.shape[:2]))
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         if scale < 1.0:
-            grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        smallest = max(20, round(SMALLEST_SHARE * min(grey.shape)))
+            gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        smallest = max(20, round(SMALLEST_SHARE * min(gray.shape)))
         found = cascade.detectMultiScale(
-            cv2.equalizeHist(grey), SCALE_STEP, NEIGHBOURS, minSize=(smallest, smallest)
+            cv2.equalizeHist(gray), SCALE_STEP, NEIGHBORS, minSize=(smallest, smallest)
         )
         if len(found):
-            # Of several as large the leftmost, whatever the order of the detector's threads.
+            # Among equally large ones the leftmost: the detector's threads return them in any order.
             x, y, width, _ = min(found.tolist(), key=lambda box: (-box[2], box[0], box[1]))
             boxes[i] = (x + width / 2) / scale, (y + width / 2) / scale, width / scale
     return boxes
 
 
 def track(found: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes for pictures without one too, smoothed over time.
+    """Fill in boxes of pictures without one, and smooth all of them over time.
 
     Args:
         found: [N, 3] as `find_faces` returns.
         fps: pictures per second.
 
     Returns:
-        (boxes [N, 3], mask [N]: where they mean a face; elsewhere they are 0).
+        (boxes [N, 3], mask [N]: which of them are faces; the others are 0).
     """
     boxes, mask = np.zeros((len(found), 3)), np.zeros(len(found), bool)
     seen = np.flatnonzero(~np.isnan(found[:, 0]))
@@ -106,15 +106,15 @@ def track(found: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
         return boxes, mask
     jump = np.abs(np.diff(found[seen, :2], axis=0)).max(axis=1, initial=0) > found[seen[:-1], 2]
     gap = np.diff(seen) > 2 * HOLD_S * fps
-    stretch_of_seen = np.concatenate([[0], np.cumsum(jump | gap)])
+    segment_of_seen = np.concatenate([[0], np.cumsum(jump | gap)])
     pictures = np.arange(len(found))
     nearest = np.abs(pictures[:, None] - seen).argmin(axis=1)
     mask = np.abs(pictures - seen[nearest]) <= HOLD_S * fps
-    for stretch in range(stretch_of_seen[-1] + 1):
-        at = pictures[mask & (stretch_of_seen[nearest] == stretch)]
-        own = seen[stretch_of_seen == stretch]
+    for segment in range(segment_of_seen[-1] + 1):
+        at = pictures[mask & (segment_of_seen[nearest] == segment)]
+        own = seen[segment_of_seen == segment]
         for axis in range(3):
-            # Before the first and after the last box np.interp holds them.
+            # Before the first and after the last box np.interp repeats it.
             boxes[at, axis] = _smooth(np.interp(at, own, found[own, axis]), round(SMOOTHING_S * fps))
     return boxes, mask
 
@@ -128,7 +128,7 @@ def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _crop(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
-    """The square around a box with its margin, resized; beyond the picture its edge is repeated."""
+    """The square around a box with its margin, resized; outside the picture its edge pixels are repeated."""
     cv2 = _opencv()
     height, width = picture.shape[:2]
     length = max(1, round(box[2] * MARGIN))
@@ -141,7 +141,7 @@ def _crop(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
 
 
 def _cascade() -> Any:
-    """A detector of its own for each call: it cannot be shared by threads."""
+    """A new detector for each call: threads cannot share one."""
     cv2 = _opencv()
     path = Path(cv2.data.haarcascades) / CASCADE
     cascade = cv2.CascadeClassifier(str(path))

@@ -1,4 +1,4 @@
-"""Hugging Face models as encoders: found, loaded without running anyone's code, and told apart.
+"""Hugging Face models: located, identified by a hash, and loaded without running code of others.
 
 Weights are safetensors; a repository that has only pickled ones is read by torch's restricted unpickler
 (`weights_only`). Code of a repository is never run (`trust_remote_code` stays off).
@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,24 +23,45 @@ DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
 SAFE_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
-# Weights that checkpoints may lack, since nothing here uses them.
+# Weights that checkpoints may lack: encoders do not use them.
 UNUSED = ("masked_spec_embed", "pooler.")
 
 
-def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
-    """The folder of a model, downloaded if need be, and what tells it from others.
+@dataclass(frozen=True)
+class LocatedModel:
+    """A Hugging Face model on the local disk.
+
+    Attributes:
+        spec: its hub id or folder, as the user wrote it.
+        folder: where its files are.
+        model_type: of its `config.json`, such as "wav2vec2".
+        origin: for an encoder's settings: "id"; "sha256" over its settings and weights, by file in
+            alphabetical order, the same for every copy; "revision" (the commit) of the hub, or "path" of a
+            folder.
+    """
+
+    spec: str
+    folder: Path
+    model_type: str
+    origin: dict[str, Any]
+
+
+def locate(spec: str, revision: str | None) -> LocatedModel:
+    """Find a model, and download it if it is on the hub.
 
     Args:
         spec: a local folder, or else a hub id.
         revision: branch, tag or commit of the hub.
 
-    Returns:
-        (folder, settings: "id"; the "sha256" over settings and weights, by file in alphabetical order, the
-        same wherever a copy lies; and of the hub "revision", the commit, of a folder "path").
-
     Raises:
-        ValueError: neither a folder nor on the hub (or in its cache, when offline), or no weights in it.
+        ValueError: neither a folder nor on the hub (or in its cache, when offline), or no config.json in it.
     """
+    folder, origin = _folder_of(spec, revision)
+    return LocatedModel(spec, folder, _model_type(folder, spec), origin | {"sha256": _sha256(folder)})
+
+
+def _folder_of(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Folder and origin of a model, without its hash."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -47,7 +69,7 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
                 f"{spec}: is a local folder, so revision={revision!r} means nothing; leave it out"
             )
         path = folder.resolve()
-        return folder, {"id": path.name, "path": str(path), "sha256": _sha256(folder)}
+        return folder, {"id": path.name, "path": str(path)}
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise ValueError(f"{spec}: no such folder")
     from huggingface_hub import snapshot_download
@@ -59,17 +81,17 @@ def locate(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     # Its errors have no other common base: no such repository, gated, offline, no network, a malformed id.
     except Exception as error:
         raise ValueError(
-            f"{spec}: neither a folder here nor a built-in encoder, and the Hugging Face hub does not give "
-            f"it ({_in_a_line(error)})"
+            f"{spec}: neither a folder here nor a built-in encoder, and the Hugging Face hub does not "
+            f"provide it ({_one_line(error)})"
         ) from None
-    return got, {"id": spec, "revision": got.name, "sha256": _sha256(got)}
+    return got, {"id": spec, "revision": got.name}
 
 
-def model_type(folder: Path, known: dict[str, str], spec: str) -> str:
+def _model_type(folder: Path, spec: str) -> str:
     """The type of the model in `folder`.
 
     Raises:
-        ValueError: no configuration, or not one of the types in `known`.
+        ValueError: no configuration.
     """
     path = folder / "config.json"
     try:
@@ -80,21 +102,15 @@ def model_type(folder: Path, known: dict[str, str], spec: str) -> str:
         ) from None
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from None
-    found = settings.get("model_type") if isinstance(settings, dict) else None
-    if found not in known:
-        raise ValueError(
-            f"{spec}: model type {found!r} is not one that can encode this: use {', '.join(sorted(known))}"
-        )
-    return str(found)
+    return str(settings.get("model_type") if isinstance(settings, dict) else None)
 
 
-def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: str, **changes: Any) -> Any:
-    """The model of a class of transformers, ready to encode.
+def load_model(model: LocatedModel, architecture: str, device: str, dtype: str, **changes: Any) -> Any:
+    """Load a model as a class of transformers, ready to encode.
 
     Args:
-        folder: where it is.
+        model: what to load.
         architecture: name of the class.
-        spec: for messages.
         device: where it is to run.
         dtype: one of `DTYPES`.
         changes: of its configuration.
@@ -105,16 +121,17 @@ def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: s
     """
     import torch
 
+    spec, folder = model.spec, model.folder
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
     safe = bool(_files(folder, SAFE_WEIGHTS))
     if not safe and not _files(folder, PICKLED_WEIGHTS):
         raise ValueError(f"{spec}: {folder / 'model.safetensors'} is missing, and so is pytorch_model.bin")
     try:
-        with _telling_misfits(architecture):
+        with _explain_import_errors(architecture):
             import transformers
 
-            model, report = getattr(transformers, architecture).from_pretrained(
+            loaded, report = getattr(transformers, architecture).from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=safe,
@@ -124,48 +141,48 @@ def load_model(folder: Path, architecture: str, spec: str, device: str, dtype: s
                 **changes,
             )
     except UnpicklingError:
-        # Torch's own message advises to run it all the same.
+        # Torch's own message would advise the user to unpickle it anyway.
         raise ValueError(
-            f"{spec}: the pickled weights in {folder} are more than weights and were not read; "
-            "take a revision with safetensors"
+            f"{spec}: the pickle in {folder} holds more than weights and was not read; "
+            "use a revision with safetensors"
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{spec}: {folder} cannot be loaded as {architecture} ({error})") from None
-    # Transformers fills what is missing with random numbers, and only warns.
+    # Transformers fills missing weights with random numbers, and only warns.
     missing = [name for name in sorted(report["missing_keys"]) if not name.startswith(UNUSED)]
     if missing:
         raise ValueError(
             f"{spec}: {folder} lacks {len(missing)} weights of {architecture} (first: {missing[0]}); "
-            "it holds another model than its config.json says"
+            "its weights are not those of its config.json; download the model again"
         )
-    return model.eval().requires_grad_(False).to(device)
+    return loaded.eval().requires_grad_(False).to(device)
 
 
-def load_processor(folder: Path, kind: str, spec: str) -> Any:
-    """What prepares a model's input: `kind` is "AutoFeatureExtractor" (sound) or "AutoImageProcessor".
+def load_processor(model: LocatedModel, kind: str) -> Any:
+    """The processor of a model's input: `kind` is "AutoFeatureExtractor" (sound) or "AutoImageProcessor".
 
     Raises:
         ValueError: its settings are missing.
         ImportError: transformers does not import.
     """
     try:
-        with _telling_misfits(kind):
+        with _explain_import_errors(kind):
             import transformers
 
-            return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+            return getattr(transformers, kind).from_pretrained(model.folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        path = folder / "preprocessor_config.json"
+        path = model.folder / "preprocessor_config.json"
         if not path.is_file():
             raise ValueError(
-                f"{spec}: {path} is missing; it tells how the model's input is prepared: save the model's "
-                "processor beside it with save_pretrained"
+                f"{model.spec}: {path} is missing; it says how the model's input is prepared: save the "
+                "model's processor beside it with save_pretrained"
             ) from None
-        raise ValueError(f"{spec}: {path} is no {kind} ({error})") from None
+        raise ValueError(f"{model.spec}: {path} is no {kind} ({error})") from None
 
 
 @contextlib.contextmanager
-def _telling_misfits(name: str) -> Iterator[None]:
-    """Around what imports the class `name` of transformers, which does so on use and calls it missing.
+def _explain_import_errors(name: str) -> Iterator[None]:
+    """Around the use of the class `name` of transformers, which imports it then, and hides why that fails.
 
     Raises:
         ImportError: it does not import; says why.
@@ -173,41 +190,41 @@ def _telling_misfits(name: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, RuntimeError, AttributeError) as error:
-        if misfit := torchvision_misfit():
-            raise ImportError(misfit) from None
+        if mismatch := torchvision_mismatch():
+            raise ImportError(mismatch) from None
         if not isinstance(error, ImportError):
             raise
         cause: BaseException = error
         while (deeper := cause.__cause__ or cause.__context__) is not None:
             cause = deeper
         raise ImportError(
-            f"{name} of transformers does not import ({_in_a_line(cause)}); install it again: "
+            f"{name} of transformers does not import ({_one_line(cause)}); install it again: "
             "pip install --upgrade transformers"
         ) from None
 
 
-def torchvision_misfit() -> str | None:
-    """Why a torchvision that is installed does not import; transformers imports it with many a model."""
+def torchvision_mismatch() -> str | None:
+    """Why an installed torchvision does not import, or None; transformers imports it with many models."""
     import torch
 
     if importlib.util.find_spec("torchvision") is None:
         return None
     try:
         importlib.import_module("torchvision")
-    except Exception as error:  # an operator that is not there, an undefined symbol, a circular import, ...
+    except Exception as error:  # a missing operator, an undefined symbol, a circular import, ...
         try:
             found = version("torchvision")
         except PackageNotFoundError:
             found = "of no version"
         return (
-            f"torchvision {found} does not fit torch {torch.__version__} ({_in_a_line(error)}); "
+            f"torchvision {found} does not fit torch {torch.__version__} ({_one_line(error)}); "
             "nothing here needs it: pip uninstall torchvision, or install both together from one index: "
             "pip install --force-reinstall torch torchvision"
         )
     return None
 
 
-def _in_a_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
@@ -223,7 +240,7 @@ def layer_number(layer: int, layers: int, spec: str) -> int:
 
 
 def versions(processor: Any) -> dict[str, str]:
-    """What features hang on in their last digits."""
+    """Versions that change the last digits of features."""
     import torch
     import transformers
 

@@ -1,86 +1,93 @@
-"""Hugging Face audio models as encoders: wav2vec 2.0, HuBERT, WavLM, and the encoder of Whisper.
+"""Hugging Face audio models: wav2vec 2.0, HuBERT, WavLM, and the encoder of Whisper.
 
-A wave is cut into consecutive windows of equal length, as long as the model takes at most (Whisper: its 30 s;
-others 60 s, since attention's cost grows with the square), windows of like length are run together, and the
-hidden steps of a layer (20 ms apart in most models) are averaged over steps of the stated length.
+A wave is cut into consecutive windows of equal length, at most as long as the model takes (Whisper: its 30 s;
+others 60 s, since the cost of attention grows with the square). Windows of similar length are run together,
+and the hidden steps of a layer (20 ms apart in most models) are averaged over steps of `step_seconds`.
 """
 
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from shards.extraction.encoders.hf import (
+    LocatedModel,
     layer_number,
     load_model,
     load_processor,
-    locate,
-    model_type,
     versions,
 )
 from shards.extraction.encoders.pooling import pool
 
-ARCHITECTURES = {
-    "hubert": "HubertModel",
-    "wav2vec2": "Wav2Vec2Model",
-    "wavlm": "WavLMModel",
-    "whisper": "WhisperModel",
-}
 LONGEST_WINDOW_S = 60.0
 
 
 class HFAudio:
     """Audio encoder, see the module; attributes as `shards.extraction.encoders` says.
 
+    Args:
+        model: the model.
+        device: where it runs.
+        dtype: what it computes in.
+        layer: hidden layer whose output is used: 0 is the first layer's input, -1 the last layer's output.
+        step_seconds: seconds of a step, over which hidden steps are averaged.
+        batch_seconds: seconds of sound, padding included, that the model is given at once.
+
     Raises:
-        ValueError: what cannot be found, loaded or done, by name.
+        ValueError: what cannot be loaded or done, by name.
     """
+
+    modality = "audio"
+    architectures: ClassVar = {
+        "hubert": "HubertModel",
+        "wav2vec2": "Wav2Vec2Model",
+        "wavlm": "WavLMModel",
+        "whisper": "WhisperModel",
+    }
 
     def __init__(
         self,
-        spec: str,
+        model: LocatedModel,
         *,
         device: str = "cpu",
         dtype: str = "float32",
         layer: int = -1,
         step_seconds: float = 0.1,
-        revision: str | None = None,
         batch_seconds: float = 120.0,
     ) -> None:
-        folder, origin = locate(spec, revision)
-        kind = model_type(folder, ARCHITECTURES, spec)
-        self._extractor = load_processor(folder, "AutoFeatureExtractor", spec)
-        # An adapter would change the pace of the last layer.
+        spec, kind = model.spec, model.model_type
+        self._extractor = load_processor(model, "AutoFeatureExtractor")
+        # An adapter would change the rate of the last layer.
         changes = {"add_adapter": False} if kind == "wav2vec2" else {}
-        model = load_model(folder, ARCHITECTURES[kind], spec, device, dtype, **changes)
+        network = load_model(model, self.architectures[kind], device, dtype, **changes)
         self._whisper = kind == "whisper"
-        self._alone: Any = None
-        self._layers = model.config.num_hidden_layers
+        self._separately: Any = None
+        self._layers = network.config.num_hidden_layers
         self._layer = layer_number(layer, self._layers, spec)
         self.rate = int(self._extractor.sampling_rate)
         if self._whisper:
-            model = model.get_encoder()
-            # Mel frames are centred on their sample, and the second convolution takes every other one.
+            network = network.get_encoder()
+            # Mel frames are centered on their sample, and the second convolution takes every other one.
             self._stride, self._field = 2 * self._extractor.hop_length, 0
             self._window = int(self._extractor.n_samples)
         else:
-            self._stride, self._field = _convolutions(model.config.conv_kernel, model.config.conv_stride)
+            self._stride, self._field = _convolutions(network.config.conv_kernel, network.config.conv_stride)
             self._window = round(LONGEST_WINDOW_S * self.rate)
-            if model.config.feat_extract_norm == "group":
-                self._alone = model.feature_extractor = _each_alone(model.feature_extractor)
+            if network.config.feat_extract_norm == "group":
+                self._separately = network.feature_extractor = _run_separately(network.feature_extractor)
         if step_seconds * self.rate < self._stride:
             raise ValueError(
                 f"{spec}: step_seconds={step_seconds:g}; the model's own steps are "
                 f"{self._stride / self.rate:g} s long, and steps cannot be shorter"
             )
-        self._model, self._device, self._batch = model, device, round(batch_seconds * self.rate)
+        self._model, self._device, self._batch = network, device, round(batch_seconds * self.rate)
         self.name = spec
-        self.dim = int(model.config.hidden_size)
+        self.dim = int(network.config.hidden_size)
         self.step_seconds = step_seconds
         self.settings: dict[str, Any] = {
-            **origin,
+            **model.origin,
             "model_type": kind,
             "layer": self._layer,
             "rate": self.rate,
@@ -93,7 +100,7 @@ class HFAudio:
     def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         """[T, dim] for each wave float32 [samples] at `rate`."""
         windows = [(i, start, end) for i, wave in enumerate(waves) for start, end in self._windows(len(wave))]
-        # Longest first: what does not fit into memory fails at once.
+        # Longest first: a batch that does not fit into memory fails at once.
         windows.sort(key=lambda window: window[1] - window[2])
         hidden: dict[tuple[int, int], np.ndarray] = {}
         at = 0
@@ -117,17 +124,17 @@ class HFAudio:
         starts = [start for start, _ in self._windows(samples)]
         if not starts:
             return np.zeros((0, self.dim), np.float32)
-        centres = [
+        centers = [
             start + self._field / 2 + self._stride * np.arange(len(hidden[i, start])) for start in starts
         ]
         steps = np.concatenate([hidden[i, start] for start in starts])
-        return pool(steps, np.concatenate(centres) / self.rate, samples / self.rate, self.step_seconds)
+        return pool(steps, np.concatenate(centers) / self.rate, samples / self.rate, self.step_seconds)
 
     def _hidden(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         """Hidden steps [H, dim] of each window, without those of padding."""
         import torch
 
-        # A window shorter than one hidden step is filled up with silence.
+        # A window shorter than one hidden step is padded with silence.
         waves = [np.pad(wave, (0, max(0, self._field - len(wave)))) for wave in waves]
         inputs = self._extractor(
             waves,
@@ -140,8 +147,8 @@ class HFAudio:
         more = {}
         if not self._whisper:
             more["attention_mask"] = inputs["attention_mask"].to(self._device)
-            if self._alone is not None:
-                self._alone.lengths = [len(wave) for wave in waves]
+            if self._separately is not None:
+                self._separately.lengths = [len(wave) for wave in waves]
         with torch.inference_mode():
             output = self._model(values, output_hidden_states=self._layer < self._layers, **more)
         # The last layer's output is taken after the norm that closes some models.
@@ -165,14 +172,14 @@ def _convolutions(kernels: list[int], strides: list[int]) -> tuple[int, int]:
     return stride, field
 
 
-def _each_alone(convolutions: Any) -> Any:
-    """The convolutions of a model with a group norm, which averages over time: each wave goes unpadded.
+def _run_separately(convolutions: Any) -> Any:
+    """Convolutions with a group norm, run on one unpadded wave at a time; the rest of the model is batched.
 
-    Otherwise a wave's features would depend on the longest wave beside it. The rest of the model is batched.
+    The norm averages over time: with padding, a wave's features would depend on the batch's longest wave.
     """
     import torch
 
-    class EachAlone(torch.nn.Module):
+    class RunSeparately(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = convolutions
@@ -182,4 +189,4 @@ def _each_alone(convolutions: Any) -> Any:
             alone = [self.inner(wave[None, :n])[0].T for wave, n in zip(waves, self.lengths, strict=True)]
             return torch.nn.utils.rnn.pad_sequence(alone, batch_first=True).transpose(1, 2)
 
-    return EachAlone()
+    return RunSeparately()

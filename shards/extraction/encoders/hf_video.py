@@ -1,39 +1,28 @@
-"""Hugging Face vision models as encoders: CLIP, SigLIP, ViT and DINOv2 picture by picture, VideoMAE by tubes.
+"""Hugging Face vision models: CLIP, SigLIP, ViT and DINOv2 picture by picture, VideoMAE by tubes of pictures.
 
-What describes a picture: of the last layer the model's own summary (CLIP, SigLIP and DINOv2: the pooled
-output; ViT: the class token), of an earlier layer the class token, or the mean over patches where there is
-none (SigLIP).
+Features of a picture: of the last layer the pooled output (CLIP, SigLIP, DINOv2) or the class token (ViT); of
+an earlier layer the class token, or the mean over patches where there is none (SigLIP).
 
-VideoMAE sees windows of consecutive pictures (16 in most models); one that the clip does not fill is filled
-up with its last picture. Each tube (2 pictures) is the mean over its patches; tubes of filling are dropped.
+VideoMAE takes windows of consecutive pictures (16 in most models); the last window is padded with the clip's
+last picture. Each tube (2 pictures) is the mean over its patches; tubes of padding are dropped.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from shards.extraction.encoders.faces import LARGEST_SIDE, crop_faces, face_settings
 from shards.extraction.encoders.hf import (
+    LocatedModel,
     layer_number,
     load_model,
     load_processor,
-    locate,
-    model_type,
     versions,
 )
 from shards.extraction.encoders.pooling import pool
 
-ARCHITECTURES = {
-    "clip": "CLIPVisionModel",
-    "clip_vision_model": "CLIPVisionModel",
-    "dinov2": "Dinov2Model",
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
-    "videomae": "VideoMAEModel",
-    "vit": "ViTModel",
-}
 POOLED = ("clip", "clip_vision_model", "dinov2", "siglip", "siglip_vision_model")
 WITHOUT_CLASS_TOKEN = ("siglip", "siglip_vision_model", "videomae")
 
@@ -41,29 +30,51 @@ WITHOUT_CLASS_TOKEN = ("siglip", "siglip_vision_model", "videomae")
 class HFVideo:
     """Video encoder, see the module; attributes as `shards.extraction.encoders` says.
 
+    Args:
+        model: the model.
+        fps: pictures per second.
+        device: where it runs.
+        dtype: what it computes in.
+        layer: hidden layer whose output is used: 0 is the first layer's input, -1 the last layer's output;
+            default the model's own pooled output where it has one, else the last layer.
+        step_seconds: seconds of a step, over which pictures are averaged; default one picture (VideoMAE: one
+            tube of pictures).
+        faces: "opencv": the encoder gets only the face in each picture, as `encoders.faces` finds it; a clip
+            without any face has no features. "none": it gets whole pictures.
+        batch_frames: pictures that the model is given at once.
+
     Raises:
-        ValueError: what cannot be found, loaded or done, by name.
+        ValueError: what cannot be loaded or done, by name.
     """
+
+    modality = "video"
+    architectures: ClassVar = {
+        "clip": "CLIPVisionModel",
+        "clip_vision_model": "CLIPVisionModel",
+        "dinov2": "Dinov2Model",
+        "siglip": "SiglipVisionModel",
+        "siglip_vision_model": "SiglipVisionModel",
+        "videomae": "VideoMAEModel",
+        "vit": "ViTModel",
+    }
 
     def __init__(
         self,
-        spec: str,
+        model: LocatedModel,
         *,
         fps: float = 10.0,
         device: str = "cpu",
         dtype: str = "float32",
         layer: int | None = None,
         step_seconds: float | None = None,
-        revision: str | None = None,
-        faces: str = "none",
+        faces: Literal["none", "opencv"] = "none",
         batch_frames: int = 256,
     ) -> None:
-        folder, origin = locate(spec, revision)
-        kind = model_type(folder, ARCHITECTURES, spec)
-        self._processor = load_processor(folder, "AutoImageProcessor", spec)
-        # ViT's pooling layer was trained for a task of its own, and most checkpoints lack it.
+        spec, kind = model.spec, model.model_type
+        self._processor = load_processor(model, "AutoImageProcessor")
+        # ViT's pooling layer is specific to its training task, and most checkpoints lack it.
         changes = {"add_pooling_layer": False} if kind == "vit" else {}
-        self._model = load_model(folder, ARCHITECTURES[kind], spec, device, dtype, **changes)
+        self._model = load_model(model, self.architectures[kind], device, dtype, **changes)
         config = self._model.config
         self._layers = config.num_hidden_layers
         self._layer = layer_number(-1 if layer is None else layer, self._layers, spec)
@@ -80,7 +91,7 @@ class HFVideo:
                 "long, and steps cannot be shorter; raise fps"
             )
         self._side = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
-        # The processor scales further down; up to a shape of 2 : 1 nothing is scaled up again.
+        # The processor scales further down; it never has to scale up pictures of up to 2 : 1.
         self.largest_side = min(2 * self._side, LARGEST_SIDE) if faces == "none" else LARGEST_SIDE
         self._faces, self._device = faces, device
         self._batch = max(1, batch_frames // self._frames)
@@ -89,7 +100,7 @@ class HFVideo:
         self.dim = int(config.hidden_size)
         self.step_seconds = own if step_seconds is None else step_seconds
         self.settings: dict[str, Any] = {
-            **origin,
+            **model.origin,
             "model_type": kind,
             "layer": self._layer,
             "summary": self._summary,
@@ -120,8 +131,8 @@ class HFVideo:
         if not pictures:
             return np.zeros((0, self.dim), np.float32)
         own_steps = own_steps[: max(1, pictures // self._tube)]
-        centres = (np.arange(len(own_steps)) + 0.5) * self._tube / self.fps
-        return pool(own_steps, centres, pictures / self.fps, self.step_seconds)
+        centers = (np.arange(len(own_steps)) + 0.5) * self._tube / self.fps
+        return pool(own_steps, centers, pictures / self.fps, self.step_seconds)
 
     def _encode(self, windows: list[np.ndarray]) -> np.ndarray:
         """Own steps [windows * tubes, dim]."""
@@ -129,7 +140,7 @@ class HFVideo:
 
         pictures = [picture for window in windows for picture in window]
         if self._frames > 1:
-            # To the processor all are one video; a window's pictures come out one after another.
+            # The processor gets all windows as one video; a window's pictures stay consecutive.
             values = self._processor([pictures], return_tensors="pt")["pixel_values"][0]
             values = values.unflatten(0, (len(windows), self._frames))
         else:
@@ -151,7 +162,7 @@ class HFVideo:
 
 
 def _windows(clip: np.ndarray, length: int) -> list[np.ndarray]:
-    """Consecutive windows [length, H, W, 3]; the last is filled up with the last picture."""
+    """Consecutive windows [length, H, W, 3]; the last is padded with the last picture."""
     windows = [clip[i : i + length] for i in range(0, len(clip), length)]
     if windows and len(windows[-1]) < length:
         missing = length - len(windows[-1])

@@ -1,19 +1,22 @@
 """Sound and pictures of recordings, cut by their timestamps: PyAV decodes any container FFmpeg knows.
 
 Time 0 of a recording is where its earliest stream begins (or its clock's 0, if a stream begins before that,
-as the priming of AAC and Opus does), so that the same span of both streams shows the same moment:
+as the priming of AAC and Opus does), so that a span of sound and the same span of pictures are simultaneous:
 
 - sound before its stream begins, and where packets are missing, is silence;
 - the picture at a time is the frame shown then: the last that began by that time (or the first of all).
 
-Times are as exact as the container's timestamps: 1 ms in FLV and Matroska, a sample in most others. AVI tells
-only the order of decoding: where pictures refer to later ones, they come a picture or two late.
+Times are as exact as the container's timestamps: 1 ms in FLV and Matroska, a sample in most others. AVI has
+only the order of decoding: where pictures refer to later ones, they come one or two pictures late.
 
-Packets that cannot be decoded are passed over and counted. A recording fails only if nothing of it decodes.
+Packets that cannot be decoded are skipped and counted. A recording fails only if nothing of it decodes.
 
-Whoever asks for it is told of a stream that never changes: sound that stays within one step of 16-bit sound,
-as video-only recordings with a silent sound track have, or two and more pictures that are all identical, as
-music with a cover has. A single picture is an image, and no such stream.
+On request, a stream that never changes raises `ConstantStream`: sound that stays within one step of 16-bit
+sound, as the silent sound track of a video has, or two or more identical pictures, as music with a cover has.
+A single picture is an image, and no such stream.
+
+- `container`: a recording opened: its streams, its clock, packets
+- `audio`: its sound, mixed to one channel and resampled; `video`: its pictures at regular times
 """
 
 from shards.extraction.media.audio import read_audio, resample

@@ -1,4 +1,4 @@
-"""Sound: decoded frames put on the time line, mixed to one channel, resampled."""
+"""Sound: decoded frames put on one timeline, mixed to one channel, resampled."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from shards.extraction.media.container import (
     Span,
     bounds_of,
     clock_of,
-    decodable,
     decoded_frames,
+    describe_faults,
+    describe_span,
     open_container,
+    open_stream,
     seek_to,
-    told_faults,
-    told_span,
 )
 
 # Lossy codecs need some packets before a point to decode it well (mp3's reservoir, Opus' 80 ms).
@@ -31,7 +31,7 @@ AUDIO_PREROLL_S = 0.5
 # Timestamps are rounded (FLV's to 1 ms) and jitter; up to here packets count as adjacent.
 AUDIO_JITTER_S = 0.03
 RESAMPLE_BLOCK = 1 << 16
-# Silence that went through a codec comes out of some (AC-3, AMR) with a noise below one step of 16-bit sound.
+# Some codecs (AC-3, AMR) turn silence into noise below one step of 16-bit sound.
 LEAST_CHANGE = 1 / 32768
 # Channels of which FFmpeg lists the planes with an end (AV_NUM_DATA_POINTERS).
 MOST_PLANES = 8
@@ -49,12 +49,12 @@ def read_audio(
     Args:
         path: the file.
         rate: samples per second wanted.
-        span: (begin, end) in seconds; None is from time 0 to the end. What lies past the end is left off.
+        span: (begin, end) in seconds; None is from time 0 to the end. It is cut at the recording's end.
         faults: packets that could not be decoded are added to its "audio".
-        keep_constant: return sound that never changes, too.
+        keep_constant: also return sound that never changes.
 
     Returns:
-        float32 [samples], in [-1, 1] but for what resampling overshoots; None where it has no audio stream.
+        float32 [samples], in [-1, 1] except where resampling overshoots; None if there is no audio stream.
 
     Raises:
         ConstantStream: the sound of the span never changes, and `keep_constant` is off.
@@ -63,30 +63,31 @@ def read_audio(
     begin, end = bounds_of(path, span)
     faults = Counter() if faults is None else faults
     for seek in [True, False] if begin > AUDIO_PREROLL_S else [False]:
-        met: Counter[str] = Counter()
+        errors: Counter[str] = Counter()
         with open_container(path) as container:
-            stream = decodable(container, "audio", path)
+            stream = open_stream(container, "audio", path)
             if stream is None:
                 return None
             clock = clock_of(container)
             if seek and not seek_to(container, stream, clock.origin + begin - AUDIO_PREROLL_S):
                 continue
-            line = _assemble(decoded_frames(container, stream, met), clock, begin, end, from_start=not seek)
-        # Some formats seek by guessing; where the guess fell behind the span all is decoded.
-        if seek and (line is None or line.first > begin):
+            frames = decoded_frames(container, stream, errors)
+            timeline = _assemble(frames, clock, begin, end, from_start=not seek)
+        # Some formats seek by guessing. Where the guess is past the span's begin, decode from the start.
+        if seek and (timeline is None or timeline.first > begin):
             continue
-        faults["audio"] += met.total()
-        if line is not None and len(line.samples):
-            if not keep_constant and _is_constant(line.samples):
-                raise ConstantStream(f"{path}: its sound{told_span(span)} never changes: digital silence")
-            return resample(line.samples, line.rate, rate)
-        raise MediaError(f"{path}: no sound can be decoded{told_span(span)}{told_faults(met)}")
+        faults["audio"] += errors.total()
+        if timeline is not None and len(timeline.samples):
+            if not keep_constant and _is_constant(timeline.samples):
+                raise ConstantStream(f"{path}: its sound{describe_span(span)} never changes: digital silence")
+            return resample(timeline.samples, timeline.rate, rate)
+        raise MediaError(f"{path}: no sound can be decoded{describe_span(span)}{describe_faults(errors)}")
     raise AssertionError("the last attempt returns or raises")
 
 
 @dataclass(frozen=True)
-class _Line:
-    """Sound on the time line: samples [n] from the span's begin, their rate, seconds of the first decoded."""
+class _Timeline:
+    """Samples [n] from the span's begin on, their rate, and the time of the first decoded one in seconds."""
 
     samples: np.ndarray
     rate: int
@@ -95,7 +96,7 @@ class _Line:
 
 def _assemble(
     frames: Iterable[Any], clock: Clock, begin: float, end: float, from_start: bool
-) -> _Line | None:
+) -> _Timeline | None:
     """Decoded frames put where their timestamps say, silence between them; None if there are none.
 
     Args:
@@ -119,7 +120,7 @@ def _assemble(
         else:
             due, latest = round((time - begin) * native), clock.latest(begin + at / native)
             if abs(due - at) <= AUDIO_JITTER_S * native or time > latest or due < at - len(mono):
-                # Adjacent; or its time is broken: past the recording's end, or before what it follows.
+                # Adjacent; or its time is wrong: past the recording's end, or before the frame it follows.
                 due = at
         if due > at:
             missing = due - at if isinf(end) else min(due - at, round((end - begin) * native))
@@ -130,16 +131,16 @@ def _assemble(
     if not native:
         return None
     samples = np.concatenate(chunks)
-    return _Line(samples if isinf(end) else samples[: round((end - begin) * native)], native, first)
+    return _Timeline(samples if isinf(end) else samples[: round((end - begin) * native)], native, first)
 
 
 def _is_constant(samples: np.ndarray) -> bool:
-    # Before resampling, which rings at the ends of a constant other than 0.
+    # Tested before resampling, which rings at the ends of a constant other than 0.
     return len(samples) > 1 and float(samples.max()) - float(samples.min()) < LEAST_CHANGE
 
 
 def _append(chunks: list[np.ndarray], samples: np.ndarray, at: int) -> int:
-    """Add the part of `samples` that does not lie before the time line's begin; returns where it now ends."""
+    """Add the part of `samples` that does not lie before the timeline's begin; returns where it now ends."""
     chunks.append(samples[max(0, -at) :])
     return at + len(samples)
 
@@ -160,7 +161,7 @@ def _mono(frame: Any) -> np.ndarray:
 
 
 def _interleaved(frame: Any) -> Any:
-    """A frame of many channels as one plane: of more than eight PyAV does not see the end, and crashes."""
+    """A frame of many channels as one plane: PyAV crashes on more than eight planes."""
     import av
 
     try:

@@ -12,8 +12,8 @@ from typing import Any
 
 from shards.safe_io.git_lfs import refuse_pointer
 
-# A clock that jumps further between two frames is broken; joined transport streams and lost bytes do that.
-# Where a header tells how long the recording is, any jump within it is a still picture, or a pause.
+# A clock that jumps further between two frames is wrong; joined transport streams and lost bytes cause that.
+# Where a header says how long the recording is, any jump within it is a still picture or a pause.
 LONGEST_JUMP_S = 60.0
 # Read errors in a row after which the rest of a file is given up.
 MOST_READ_ERRORS = 100
@@ -26,7 +26,7 @@ class MediaError(ValueError):
 
 
 class ConstantStream(MediaError):
-    """A stream in which nothing ever happens: digital silence, or pictures that are all the same."""
+    """A stream that never changes: digital silence, or identical pictures."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class MediaInfo:
 
 @dataclass(frozen=True)
 class Clock:
-    """A recording's time line, and which times of frames can be believed.
+    """A recording's timeline, and which times of frames are plausible.
 
     Attributes:
-        origin: where its time 0 lies on the container's clock, in seconds.
-        end: seconds from there to its end, as headers tell; inf where they do not.
+        origin: its time 0 on the container's clock, in seconds.
+        end: seconds from there to its end, by its headers; inf where they do not say.
         longest_jump: seconds by which the times of two frames can differ.
     """
 
@@ -67,12 +67,12 @@ class Clock:
         return -LONGEST_JUMP_S <= first <= (LONGEST_JUMP_S if isinf(self.end) else self.end + 1.0)
 
     def latest(self, before: float) -> float:
-        """The latest time that can be believed of a frame after one at the time `before`."""
+        """The latest plausible time of a frame after one at the time `before`."""
         return min(before + self.longest_jump, self.end + 1.0)
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """What `path` holds; reads headers, and all packets only where they do not tell the duration.
+    """What `path` holds. Reads headers, and all packets only where headers do not give the duration.
 
     Raises:
         MediaError: no such file, or not a recording.
@@ -111,7 +111,7 @@ def decoded_frames(container: Any, stream: Any, faults: Counter[str]) -> Iterato
 
 
 def _packets(container: Any, streams: list[Any], faults: Counter[str]) -> Iterator[Any]:
-    """Packets of the streams, going on after read errors; ends with the empty ones that flush decoders."""
+    """Packets of the streams; continues after read errors. The last ones are empty, and flush decoders."""
     import av
 
     failed = 0
@@ -123,18 +123,25 @@ def _packets(container: Any, streams: list[Any], faults: Counter[str]) -> Iterat
             faults["reads"] += 1
             failed += 1
         except IndexError:
-            # PyAV's answer to a packet of a stream that turned up since; it is none of ours.
+            # PyAV raises it for a packet of a stream that appeared after opening; such a stream is not used.
             continue
 
 
 def open_container(path: str | Path) -> Any:
+    """PyAV's container of a file.
+
+    Raises:
+        MediaError: no such file, or not a recording.
+        ImportError: PyAV is not installed.
+    """
     try:
         import av
     except ImportError:
         raise ImportError('reading recordings needs PyAV: pip install "awtpn-at-scale[extract]"') from None
     try:
-        # Absolute, so that no name is taken for a URL; what a file names (a playlist's entries) FFmpeg takes
-        # from files alone. No options: PyAV 15 to 17 crash on them where streams turn up late, as in FLV.
+        # An absolute path is never taken for a URL, and FFmpeg then reads what it names (a playlist's
+        # entries) from files only. No options: PyAV 15 to 17 crash on them where streams appear late, as in
+        # FLV.
         return av.open(os.path.abspath(path), metadata_errors="replace")
     except FileNotFoundError:
         raise MediaError(f"{path}: no such file") from None
@@ -144,7 +151,7 @@ def open_container(path: str | Path) -> Any:
 
 
 def stream_of(container: Any, kind: str) -> Any:
-    """The stream of a kind that players would take, or None; cover art is not a video."""
+    """The stream of a kind that players would choose, or None; cover art is not a video."""
     from av.stream import Disposition
 
     streams = [s for s in getattr(container.streams, kind) if not s.disposition & Disposition.attached_pic]
@@ -154,14 +161,14 @@ def stream_of(container: Any, kind: str) -> Any:
     )
 
 
-def decodable(container: Any, kind: str, path: str | Path) -> Any:
+def open_stream(container: Any, kind: str, path: str | Path) -> Any:
     """The stream of a kind, ready to be decoded; None where there is none."""
     stream = stream_of(container, kind)
     if stream is None:
         return None
     if stream.codec_context is None:
         raise MediaError(f"{path}: its {kind} stream's codec is not known to this FFmpeg")
-    # Clips are decoded side by side; and beside a thread's broken packet, good ones would be lost.
+    # Clips are decoded in parallel already; and with several threads a broken packet loses good ones near it.
     stream.codec_context.thread_count = 1
     return stream
 
@@ -179,20 +186,25 @@ def seek_to(container: Any, stream: Any, to: float) -> bool:
 
 
 def clock_of(container: Any) -> Clock:
-    """The recording's time line; it begins where its earliest stream does, but not before its clock's 0."""
+    """The recording's timeline; it begins where its earliest stream does, but not before its clock's 0."""
     from av.format import Flags
 
     start = (container.start_time or 0) / 1e6
     origin = max(0.0, start)
     if container.duration is None or container.duration <= 0:
         return Clock(origin)
-    # Formats whose clock may start anew tell the end by their last packets' times, broken or not.
+    # Formats whose clock may restart give the end by their last packets' times, right or wrong.
     starts_anew = container.format.flags & Flags.ts_discont.value
     end = start + container.duration / 1e6 - origin
     return Clock(origin, end, LONGEST_JUMP_S if starts_anew else inf)
 
 
 def bounds_of(path: str | Path, span: Span | None) -> Span:
+    """Begin and end of a span in seconds; the end of None is inf.
+
+    Raises:
+        MediaError: the span is empty.
+    """
     begin, end = span if span is not None else (0.0, float("inf"))
     begin = max(0.0, begin)
     if not end > begin:
@@ -200,9 +212,9 @@ def bounds_of(path: str | Path, span: Span | None) -> Span:
     return begin, end
 
 
-def told_span(span: Span | None) -> str:
+def describe_span(span: Span | None) -> str:
     return "" if span is None else f" from {span[0]:g} s to {span[1]:g} s"
 
 
-def told_faults(faults: Counter[str]) -> str:
+def describe_faults(faults: Counter[str]) -> str:
     return f" ({faults.total()} packets are corrupt)" if faults.total() else ""

@@ -17,18 +17,18 @@ from shards.extraction.media.container import (
     Span,
     bounds_of,
     clock_of,
-    decodable,
     decoded_frames,
+    describe_faults,
+    describe_span,
     open_container,
+    open_stream,
     seek_to,
-    told_faults,
-    told_span,
 )
 
 SAME_TIME_S = 1e-6
-# One clip must not fill a machine's memory. 10 pictures a second of 960 x 540 are so much in 4.6 minutes.
+# One clip must not fill a machine's memory. 4.6 minutes of 960 x 540 at 10 pictures a second reach this.
 LARGEST_CLIP = 4 << 30
-# Pictures are gathered in blocks of so many bytes, which go back to the system when they are let go of.
+# Pictures are collected in blocks of this many bytes; freed, such blocks return to the operating system.
 BLOCK = 64 << 20
 
 Crop = tuple[float, float, float, float]
@@ -46,8 +46,8 @@ def read_frames(
     """All pictures of `iterate_frames` at once.
 
     Args:
-        keep_constant: return pictures that are all the same, too. A single one, however long it is shown, is
-            returned in any case.
+        keep_constant: also return pictures that are all identical. A single frame is always returned, however
+            long it is shown.
 
     Returns:
         (uint8 RGB [N, H, W, 3], float64 times [N] in seconds from the span's begin); None where it has no
@@ -68,7 +68,7 @@ def read_frames(
                 f"{path}: its pictures take more than {LARGEST_CLIP / 2**30:g} GiB of memory; cut it into "
                 "shorter clips, or take fewer (fps)"
             )
-        if frame is not shown:  # else it is the same frame of the file again
+        if frame is not shown:  # otherwise the file's frame is repeated
             first = frame if first is None else first
             shown, number = frame, number + 1
             changes = changes or not np.array_equal(frame, first)
@@ -80,10 +80,10 @@ def read_frames(
     if not times:
         return None
     if number > 1 and not changes and not keep_constant:
-        raise ConstantStream(f"{path}: its picture{told_span(span)} never changes: {number} alike")
+        raise ConstantStream(f"{path}: its picture{describe_span(span)} never changes: {number} alike")
     pictures = np.empty((len(times), *blocks[0].shape[1:]), np.uint8)
     for i in range(len(blocks)):
-        # Each is let go of at once, so that a long clip is not held twice.
+        # Free each block at once, so that memory never holds a long clip twice.
         part = pictures[i * room : (i + 1) * room]
         part[:], blocks[i] = blocks[i][: len(part)], None
     return pictures, np.asarray(times)
@@ -99,13 +99,13 @@ def iterate_frames(
 ) -> Iterator[tuple[float, np.ndarray]]:
     """The pictures shown at times (i + 1/2) / fps from the span's begin: N = round(duration * fps), or 1.
 
-    So a variable frame rate becomes a constant one, and a rate other than the file's repeats or skips frames.
-    One frame is held at a time, and decoding begins at the key frame before the span.
+    A variable frame rate becomes a constant one; a rate other than the file's repeats or skips frames.
+    Memory holds one frame at a time, and decoding begins at the key frame before the span.
 
     Args:
         path: the file.
         fps: pictures per second wanted.
-        span: (begin, end) in seconds; None is from time 0 to the end. What lies past the end is left off.
+        span: (begin, end) in seconds; None is from time 0 to the end. It is cut at the recording's end.
         crop: (left, top, right, bottom) as fractions of the upright frame.
         largest_side: pictures whose longer side (after cropping) has more pixels are scaled down to it.
         faults: packets that could not be decoded are added to its "video".
@@ -122,48 +122,50 @@ def iterate_frames(
         raise ValueError(f"fps is {fps}; it must be above 0")
     faults = Counter() if faults is None else faults
     for seek in [True, False] if begin > 0 else [False]:
-        met: Counter[str] = Counter()
+        errors: Counter[str] = Counter()
         with open_container(path) as container:
-            stream = decodable(container, "video", path)
+            stream = open_stream(container, "video", path)
             if stream is None:
                 return
             clock = clock_of(container)
             if seek and not seek_to(container, stream, clock.origin + begin):
                 continue
-            frames = decoded_frames(container, stream, met)
-            stretches = _shown(frames, stream, clock, from_start=not seek)
-            first = next(stretches, None)
+            frames = decoded_frames(container, stream, errors)
+            intervals = _display_intervals(frames, stream, clock, from_start=not seek)
+            first = next(intervals, None)
             if seek and (first is None or first[0] > begin):
                 continue
             count = 0
             if first is not None and first[0] < end:
-                for time, picture in _sampled(chain([first], stretches), fps, begin, end, crop, largest_side):
+                for time, picture in _sampled(chain([first], intervals), fps, begin, end, crop, largest_side):
                     yield time, picture
                     count += 1
-        faults["video"] += met.total()
+        faults["video"] += errors.total()
         if not count:
-            raise MediaError(f"{path}: no picture can be decoded{told_span(span)}{told_faults(met)}")
+            raise MediaError(
+                f"{path}: no picture can be decoded{describe_span(span)}{describe_faults(errors)}"
+            )
         return
 
 
 def _sampled(
-    stretches: Iterable[tuple[float, float, Any]],
+    intervals: Iterable[tuple[float, float, Any]],
     fps: float,
     begin: float,
     end: float,
     crop: Crop | None,
     largest_side: int | None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """(time, picture) at each sampling time in the span and the stretches; the last frame if none is."""
+    """(time, picture) at each sampling time in the span and the intervals; the last frame if none is."""
     count = 0
     size: tuple[int, int] | None = None
     matrix, rotation = np.eye(2, dtype=np.int64), None
-    for _, stop, frame in stretches:
-        # Once a frame's side data is looked at, only the garbage collector frees the frame, and late.
+    for _, stop, frame in intervals:
+        # Reading a frame's side data leaves the frame to the garbage collector, which frees it late.
         if frame.rotation != rotation:
             matrix, rotation = _display_matrix(frame), frame.rotation
         picture: np.ndarray | None = None
-        # A picture that begins where a sampling time lies is the one shown, however the times are rounded.
+        # A frame that begins at a sampling time is the one shown, however the times are rounded.
         while (time := (count + 0.5) / fps) + SAME_TIME_S < min(stop, end) - begin:
             if picture is None:
                 picture = _picture(frame, matrix, crop, largest_side, size)
@@ -176,12 +178,12 @@ def _sampled(
         yield 0.5 / fps, _picture(frame, matrix, crop, largest_side, None)
 
 
-def _shown(
+def _display_intervals(
     frames: Iterable[Any], stream: Any, clock: Clock, from_start: bool
 ) -> Iterator[tuple[float, float, Any]]:
     """(from, until, frame) in seconds: each frame is shown until the next, the last for its own duration.
 
-    Where that is not told, it is as long as the one before.
+    A last frame without a duration is shown as long as the one before.
 
     Args:
         frames: decoded ones of the stream, in order.
@@ -190,30 +192,30 @@ def _shown(
         from_start: the first frame is the stream's first.
     """
     period = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
-    held: Any = None
+    previous: Any = None
     since = 0.0
     for frame in frames:
         stamp = frame.pts if frame.pts is not None else frame.dts
         time = since + period if stamp is None else float(stamp * frame.time_base) - clock.origin
-        if held is not None:
-            # A time that goes back, or past the recording's end, is broken; the frame still is the next one.
+        if previous is not None:
+            # A time that goes back, or is past the recording's end, is wrong; the frame still comes next.
             time = time if since < time <= clock.latest(since) else since + period
             period = time - since
-            yield since, time, held
+            yield since, time, previous
         elif from_start and not clock.can_begin(time):
             time = 0.0
-        held, since = frame, time
-    if held is not None:
-        own = float(held.duration * held.time_base) if held.duration else period
-        yield since, since + own, held
+        previous, since = frame, time
+    if previous is not None:
+        own = float(previous.duration * previous.time_base) if previous.duration else period
+        yield since, since + own, previous
 
 
 def _picture(
     frame: Any, matrix: np.ndarray, crop: Crop | None, largest_side: int | None, size: tuple[int, int] | None
 ) -> np.ndarray:
     """RGB [H, W, 3] of a frame: upright, cropped, of `size` (H, W) if given, else within `largest_side`."""
-    turned = abs(matrix[0, 0]) < abs(matrix[0, 1])
-    width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+    rotated = abs(matrix[0, 0]) < abs(matrix[0, 1])
+    width, height = (frame.height, frame.width) if rotated else (frame.width, frame.height)
     left, top, right, bottom = crop or (0.0, 0.0, 1.0, 1.0)
     if size is not None:
         scale_x, scale_y = size[1] / (width * (right - left)), size[0] / (height * (bottom - top))
@@ -221,14 +223,14 @@ def _picture(
         side = max(width * (right - left), height * (bottom - top))
         scale_x = scale_y = min(1.0, largest_side / side) if largest_side else 1.0
     width, height = max(1, round(width * scale_x)), max(1, round(height * scale_y))
-    stored = (height, width) if turned else (width, height)
+    stored = (height, width) if rotated else (width, height)
     rgb = frame.reformat(*stored, format="rgb24", interpolation="AREA").to_ndarray()
-    if turned:
+    if rotated:
         rgb = rgb.swapaxes(0, 1)
-    # In the turned picture x comes from the stored y (matrix c) and y from the stored x (matrix b).
-    if (matrix[1, 0] if turned else matrix[0, 0]) < 0:
+    # In the rotated picture x comes from the stored y (matrix c) and y from the stored x (matrix b).
+    if (matrix[1, 0] if rotated else matrix[0, 0]) < 0:
         rgb = rgb[:, ::-1]
-    if (matrix[0, 1] if turned else matrix[1, 1]) < 0:
+    if (matrix[0, 1] if rotated else matrix[1, 1]) < 0:
         rgb = rgb[::-1]
     rows, columns = size or (
         max(1, round(height * (bottom - top))),

@@ -204,7 +204,7 @@ def test_a_corpus_without_sound_has_no_modality_of_it(
     table = tmp_path / "clips.csv"
     table.write_text("key,split,label,path\n" + "".join(f"{n},all,calm,{films / n}.mkv\n" for n in ALL[1:3]))
     main(["extract", str(table), str(tmp_path / "d"), "--dtype", "float32"])
-    assert "2 clips go without their audio, which never changes; --keep_constant" in capsys.readouterr().out
+    assert "2 clips have no features of audio, which never changes; --keep" in capsys.readouterr().out
     assert "no clip has any audio; the dataset is without it" in caplog.text
     assert list(info(str(tmp_path / "d")).manifest.modalities) == ["video"]
     main(["extract", str(table), str(tmp_path / "e"), "--dtype", "float32", "--keep_constant"])

@@ -18,7 +18,7 @@ from encoders_support import AUDIO, VIDEO
 from support import REPO, same_bits_or_close
 
 from shards.extraction.encoders import open_audio_encoder, open_video_encoder
-from shards.extraction.encoders.descriptor import _squeeze, describe
+from shards.extraction.encoders.descriptor import _downscale, describe
 from shards.extraction.encoders.logmel import LogMel
 from shards.extraction.encoders.pooling import pool, steps_in
 from shards.extraction.reopen_encoder import reopen_encoder
@@ -50,12 +50,12 @@ def test_steps_are_the_whole_ones_in_a_duration() -> None:
     ]
 
 
-def test_pooling_averages_the_hidden_steps_centred_in_each_step() -> None:
+def test_pooling_averages_the_hidden_steps_centered_in_each_step() -> None:
     hidden = np.arange(10, dtype=np.float32)[:, None]
-    centres = 0.0125 + 0.02 * np.arange(10)  # 5 in each 100 ms; the model stops at 0.2 s
-    pooled = pool(hidden, centres, 0.35, 0.1)
+    centers = 0.0125 + 0.02 * np.arange(10)  # 5 in each 100 ms; the model stops at 0.2 s
+    pooled = pool(hidden, centers, 0.35, 0.1)
     assert pooled[:, 0].tolist() == [2.0, 7.0, 9.0]  # the third step has none: the nearest
-    assert pool(hidden, centres, 0.05, 0.1)[:, 0].tolist() == [4.5]  # shorter than a step: all there is
+    assert pool(hidden, centers, 0.05, 0.1)[:, 0].tolist() == [4.5]  # shorter than a step: all there is
 
 
 # --- logmel --------------------------------------------------------------------------------------
@@ -123,16 +123,16 @@ def test_descriptor_sees_edges_tones_and_motion() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 64), (70, 33)])
-def test_descriptor_squeezes_by_exact_shares(height: int, width: int) -> None:
+def test_descriptor_scales_by_exact_area_means(height: int, width: int) -> None:
     """As a picture 64 times as large both ways, of which each share is a block of whole pixels."""
     one = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     large = one.repeat(64, axis=1).repeat(64, axis=2).reshape(1, 64, height, 64, width, 3) / 255.0
-    np.testing.assert_allclose(_squeeze(one), large.mean(axis=(2, 4)), atol=1e-9)
+    np.testing.assert_allclose(_downscale(one), large.mean(axis=(2, 4)), atol=1e-9)
 
 
 @pytest.mark.parametrize("block", [1, 3, 16, 99])
 def test_blocks_change_no_bit(block: int) -> None:
-    """A long clip is described a part at a time: motion looks back, and windows of sound reach across."""
+    """A long clip is encoded in blocks: motion needs the picture before, windows of sound cross blocks."""
     clip, encoder = pictures(40), LogMel()
     np.testing.assert_array_equal(describe(clip, block), describe(clip, 40))
     for seconds in (0.01, 0.2, 4.01):
@@ -221,7 +221,7 @@ def test_hidden_steps_are_those_of_transformers(tmp_path: Path) -> None:
     with torch.no_grad():
         model = Wav2Vec2Model.from_pretrained(folder).eval()
         hidden = model(torch.from_numpy(normed)[None], output_hidden_states=True).hidden_states[2][0].numpy()
-    # Centres at 12.5 ms + 20 ms j: the first 100 ms hold j = 0 to 4.
+    # Centers at 12.5 ms + 20 ms j: the first 100 ms hold j = 0 to 4.
     expected = [hidden[5 * t : 5 * t + 5].mean(axis=0) for t in range(5)]
     assert len(hidden) == 24
     assert np.allclose(encoder.encode([wave])[0], expected, atol=1e-5)
@@ -288,7 +288,7 @@ def test_clip_gives_what_transformers_gives(tmp_path: Path) -> None:
 def test_what_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
     assert open_audio_encoder("none") is None
     assert open_video_encoder("none") is None
-    with pytest.raises(ValueError, match=r"layer=3: the built-in encoder 'logmel' has no such option"):
+    with pytest.raises(ValueError, match=r"layer=3: the encoder 'logmel' has no such option"):
         open_audio_encoder("logmel", layer=3)
     with pytest.raises(ValueError, match=r"faces 'yes' is not known"):
         open_video_encoder("descriptor", faces="yes")
@@ -338,7 +338,7 @@ def unimportable(name: str) -> Any:
     raise ModuleNotFoundError(f"Could not import module {name!r}") from KeyError("flash_attn\nand more")
 
 
-def test_a_torchvision_that_does_not_fit_torch_is_told(
+def test_a_torchvision_that_does_not_fit_torch_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Transformers calls the model missing."""
@@ -395,7 +395,7 @@ def test_pickled_weights_are_read_but_not_run(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "sprung",)
 
     torch.save({"weight": Trap()}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"were not read|cannot be loaded"):
+    with pytest.raises(ValueError, match=r"was not read|cannot be loaded"):
         open_audio_encoder(str(folder))
     assert not (tmp_path / "sprung").exists()
 

@@ -24,7 +24,7 @@ def boxes(count: int, *missing: int, x: float = 100.0, side: float = 50.0) -> np
     return found
 
 
-def test_short_gaps_are_bridged_and_long_ones_left() -> None:
+def test_short_gaps_are_filled_and_long_ones_left() -> None:
     held, mask = track(boxes(10, 3, 4, 5), fps=10)
     assert mask.all()
     assert np.allclose(held, [100, 80, 50])
@@ -51,7 +51,7 @@ def test_jitter_and_single_wrong_boxes_are_smoothed_away() -> None:
     assert np.abs(smooth - moving)[middle].mean() < np.abs(jittering - moving)[middle].mean() / 1.5
 
 
-def test_boxes_do_not_glide_across_a_cut() -> None:
+def test_boxes_are_not_smoothed_across_a_cut() -> None:
     found = np.concatenate([boxes(10), boxes(10, 0, 1, x=400.0)])
     held, mask = track(found, fps=10)
     assert mask.all()
@@ -70,7 +70,7 @@ def test_without_a_face_the_modality_is_missing() -> None:
     assert encoder.settings["faces"]["detector"] == "haarcascade_frontalface_alt2.xml"
 
 
-def test_without_opencv_the_way_to_install_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opencv_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match=r'pip install "awtpn-at-scale\[extract\]"'):
         open_video_encoder("descriptor", faces="opencv")

@@ -133,7 +133,7 @@ def test_labels_of_an_npz(tmp_path: Path, arrays: dict[str, Any], labels: list[s
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (np.zeros((2, 2)), r"label has shape \(2, 2\); needed is one value per utterance, \[U\]"),
+        (np.zeros((2, 2)), r"label has shape \(2, 2\); expected one value per utterance, \[U\]"),
         (np.array([0.5, 1.0]), r"label: 0.5, while classes are whole numbers or names; cut scores"),
         (np.array([np.inf, 1.0]), r"label: inf, while classes"),
         (np.array([NAN, NAN]), "none of the utterances has a label"),
@@ -215,7 +215,7 @@ def test_labels_of_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.zeros(2, 2), r"labels have shape \[2, 2\]; needed is one per utterance"),
+        (torch.zeros(2, 2), r"labels have shape \[2, 2\]; expected one per utterance"),
         (torch.tensor([0.5, 1]), "labels must be integers from 0 on"),
         (["a", "b"], "labels must be integers from 0 on"),
     ],
@@ -280,7 +280,7 @@ def test_pickles_with_scores_alone(
 
 def test_pickles_with_several_scores_each_are_refused(tmp_path: Path) -> None:
     path = mosi(tmp_path / "x.pkl", labels=np.zeros((4, 1, 7)))
-    with pytest.raises(ValueError, match=r"labels has shape \[4, 1, 7\]; needed is one number per utterance"):
+    with pytest.raises(ValueError, match=r"labels has shape \[4, 1, 7\]; expected one number per utterance"):
         mmsa.read(path, label_set="sentiment3")
 
 
@@ -358,7 +358,7 @@ def test_padding_is_left_out_by_the_lengths(tmp_path: Path) -> None:
         ),
         ({"audio_lengths": [4, -1]}, "audio_lengths must be 2 numbers from 0 to 4"),
         ({"audio_lengths": [4]}, "audio_lengths must be 2 numbers .* it has 1"),
-        ({"audio_lengths": [1.5, 2]}, "needed are integers"),
+        ({"audio_lengths": [1.5, 2]}, "expected integers"),
         ({"lengths": [4, 2]}, r"lengths seems to tell .* save lengths as audio_lengths \[U\], or,"),
         ({"sound_len": [4, 2]}, "sound_len seems to tell which steps of audio"),
         ({"audio_mask": np.ones((2, 4), bool)}, r"save audio_mask.sum\(1\), if it is 1 .* as audio_lengths"),

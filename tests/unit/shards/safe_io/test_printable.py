@@ -17,7 +17,7 @@ from awtpn.training.damaged_data import account_for_damaged
 from shards import Sample, pack
 from shards.safe_io.printable import get_logger, join_lines, printable, printable_lines
 from shards.sources import base, table_rows
-from shards.sources.base import say_unused
+from shards.sources.base import log_unused
 from shards.tools.verify import Fault, Verified, format_verified
 
 ESC, OVERRIDE = "\x1b[2J", "\N{RIGHT-TO-LEFT OVERRIDE}"
@@ -56,7 +56,7 @@ def test_a_log_message_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_a_source_does_not_use_is_logged_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        say_unused([HOSTILE], "train.pt", "keys are")
+        log_unused([HOSTILE], "train.pt", "keys are")
     [message] = caplog.messages
     assert_harmless(message, lines=1)
 

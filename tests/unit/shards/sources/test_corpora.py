@@ -61,7 +61,7 @@ def test_a_turn_of_iemocap(iemocap_root: Path) -> None:
     )
 
 
-def test_who_wears_the_markers_sits_on_the_left(iemocap_root: Path) -> None:
+def test_the_actress_with_markers_is_on_the_left(iemocap_root: Path) -> None:
     clips = good(iemocap.read(iemocap_root, label_set=6))
     assert clips["Ses02F_impro01_F000"].crop == LEFT
     assert clips["Ses02F_impro01_M000"].crop == RIGHT
@@ -70,7 +70,7 @@ def test_who_wears_the_markers_sits_on_the_left(iemocap_root: Path) -> None:
     assert mirrored["Ses02F_impro01_M000"].crop == LEFT
 
 
-def test_where_a_man_wears_them_he_does(tmp_path: Path) -> None:
+def test_an_actor_with_markers_is_on_the_left(tmp_path: Path) -> None:
     write_iemocap(tmp_path, sessions=[3])
     put("both.avi", tmp_path / "Session3/dialog/avi/DivX/Ses03M_script01_1.avi")
     clips = good(iemocap.read(tmp_path))
@@ -144,7 +144,7 @@ def test_iemocap_without_videos_is_sound_alone(tmp_path: Path) -> None:
     assert list(bad(source)) == ["Ses01F_impro01_M002"]
 
 
-def test_the_folder_above_will_do(iemocap_root: Path) -> None:
+def test_the_folder_above_can_be_given(iemocap_root: Path) -> None:
     assert good(iemocap.read(iemocap_root.parent)).keys() == good(iemocap.read(iemocap_root)).keys()
 
 
@@ -194,7 +194,9 @@ def test_what_is_not_iemocap_is_refused(tmp_path: Path) -> None:
         iemocap.read(tmp_path)
     turn = "[1.0000 - 2.0000]\tSes01F_impro01_F000\tjoy\t[2.5000, 2.5000, 2.5000]\n"
     put_bytes(tmp_path / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt", turn.encode())
-    with pytest.raises(ValueError, match=r"impro01\.txt: line 1: label 'joy' is none of IEMOCAP's: ang, hap"):
+    with pytest.raises(
+        ValueError, match=r"impro01\.txt: line 1: label 'joy' is not one of IEMOCAP's: ang, hap"
+    ):
         iemocap.read(tmp_path)
 
 
@@ -276,7 +278,7 @@ def test_what_is_not_meld_is_refused(tmp_path: Path) -> None:
         ),
         (
             meld_table([(0, 0, "Ross", "bored")]),
-            r"row 1: Emotion 'bored' is none of MELD's: neutral, surprise",
+            r"row 1: Emotion 'bored' is not one of MELD's: neutral, surprise",
         ),
         (meld_table(MELD_ROWS["train"]).replace(",125,3,", ",125,three,"), "row 3: .*'three'.* are numbers"),
         (meld_table(MELD_ROWS["train"]) + "4,cut short,Ross,joy\r\n", "row 4: .* are numbers"),

@@ -1,4 +1,4 @@
-"""Recordings of one's own: tables and folders of clips."""
+"""Recordings of your own: tables and folders of clips."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_folder_of_labels_is_one_split(tmp_path: Path) -> None:
     assert source.classes == ["happy", "calm"]
 
 
-def test_names_tell_what_a_pattern_finds(tmp_path: Path) -> None:
+def test_a_pattern_finds_label_and_metadata_in_names(tmp_path: Path) -> None:
     for name in ("1001_DFA_ANG_XX", "1001_DFA_XXX_XX", "1002_IEO_HAP_HI"):
         put("both.flv", tmp_path / "VideoFlash" / f"{name}.flv")
     put("both.mp4", tmp_path / "trailer.mp4")
@@ -59,10 +59,10 @@ def test_names_tell_what_a_pattern_finds(tmp_path: Path) -> None:
     assert clip.meta == {"actor": "1002", "sentence": "IEO", "level": "HI"}
     assert source.provenance["left_out"] == {"XXX": 1}
     assert list(bad(source)) == ["trailer"]
-    assert bad(source)["trailer"].endswith("does not fit its path")
+    assert bad(source)["trailer"].endswith("does not match its path")
 
 
-def test_a_pattern_may_tell_split_and_key(tmp_path: Path) -> None:
+def test_a_pattern_may_name_split_and_key(tmp_path: Path) -> None:
     put("tone.wav", tmp_path / "fold1" / "u7-sad.wav")
     source = recordings.read(tmp_path, pattern=r"(?P<split>fold\d)/(?P<key>\w+)-(?P<label>\w+)\.")
     [clip] = good(source).values()
@@ -146,7 +146,7 @@ def test_sound_and_picture_in_files_of_their_own(tmp_path: Path) -> None:
     ]
     source = recordings.read(write_clip_table(tmp_path / "clips.csv", rows))
     clips = good(source)
-    # Whether the picture that is gone is wanted only the extraction knows.
+    # Only the extraction knows whether it needs the missing picture.
     assert clips["u3"].video == tmp_path / "gone.avi"
     assert bad(source) == {"u4": f"no such file {tmp_path / 'gone.wav'}"}
     assert (clips["u1"].audio, clips["u1"].video) == (tmp_path / "a.wav", tmp_path / "pictures" / "a.avi")
@@ -201,7 +201,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, content: str) -> None
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("key,split,label,path,label\nu,all,x,a.wav,y\n")
-    with pytest.raises(ValueError, match=r"a\.csv: column 'label' is there twice; rename one"):
+    with pytest.raises(ValueError, match=r"a\.csv: column 'label' is there twice; rename or remove one"):
         recordings.read(tmp_path / "a.csv")
 
 
@@ -215,17 +215,19 @@ def test_keys_of_tables_are_made_as_those_of_folders(tmp_path: Path) -> None:
         recordings.read(write_clip_table(tmp_path / "a.csv", rows))
 
 
-def test_files_of_other_suffixes_are_counted_and_told(tmp_path: Path) -> None:
+def test_files_of_other_suffixes_are_counted_and_reported(tmp_path: Path) -> None:
     for name in ("a.MKA", "b.m2ts", "c.xyz", "d.xyz", "notes", ".hidden"):
         put("tone.wav", tmp_path / "x" / name)
     source = recordings.read(tmp_path)
     assert {key: clip.video is None for key, clip in good(source).items()} == {"x_a": True, "x_b": False}
     assert source.provenance["left_out"] == {".xyz": 2, "no suffix": 1}
-    told = f"{tmp_path}: 3 files are no recordings by their suffix, and left out: .xyz 2, no suffix 1"
+    told = (
+        f"{tmp_path}: 3 files are left out; their suffixes are not those of recordings: .xyz 2, no suffix 1"
+    )
     assert source.remarks == [told]
 
 
-def test_where_every_clip_is_bad_the_first_is_told(tmp_path: Path) -> None:
+def test_if_every_clip_is_bad_the_first_is_named(tmp_path: Path) -> None:
     rows = [{"key": f"u{i}", "split": "all", "label": "x", "path": f"{i}.wav"} for i in range(2)]
     with pytest.raises(ValueError, match=r"no clips left, 2 bad ones .* the first: no such file .*0\.wav"):
         recordings.read(write_clip_table(tmp_path / "a.csv", rows))
@@ -298,14 +300,19 @@ def test_names_of_any_letters_make_keys(tmp_path: Path) -> None:
     [
         ({"pattern": "("}, r"pattern '\(': not a regular expression"),
         ({"pattern": r"\w+"}, "needs a group that is the label"),
-        ({"pattern": "(?P<label>nothing like it)"}, "fits none of its 6 clips, say .*calm/a.mp4"),
+        ({"pattern": "(?P<label>nothing like it)"}, "matches none of its 6 clips, such as .*calm/a.mp4"),
         ({"pattern": "(?P<label>calm|happy)/(?P<key>.)"}, "both have the key 'a'; rename one"),
-        ({"labels": ["calm", "sad"]}, r"label 'happy' is none of the classes \['calm', 'sad'\]"),
-        ({"label_map": {"calm": "Calm"}}, "label 'happy' is not in the label map; .*leave it out: happy="),
+        ({"labels": ["calm", "sad"]}, r"label 'happy' is not one of the classes \['calm', 'sad'\]"),
+        (
+            {"label_map": {"calm": "Calm"}},
+            "label 'happy' is not in the label map; .*leave it out, write happy=",
+        ),
         ({"label_map": {"calm": "", "happy": ""}}, "no clips left, 0 bad ones and 6 left out"),
     ],
 )
-def test_folders_that_cannot_be_read_so(tmp_path: Path, options: dict[str, Any], complaint: str) -> None:
+def test_folders_that_do_not_fit_the_options_are_refused(
+    tmp_path: Path, options: dict[str, Any], complaint: str
+) -> None:
     write_tree(tmp_path, splits=[])
     with pytest.raises(ValueError, match=complaint):
         recordings.read(tmp_path, **options)
@@ -318,13 +325,13 @@ def test_what_is_no_source_of_recordings_is_refused(tmp_path: Path) -> None:
         recordings.read(tmp_path)
     table = write_clip_table(tmp_path / "clips.csv", [{"key": "u", "split": "all", "label": "x"}])
     with pytest.raises(
-        ValueError, match=re.escape("needed are key, split, label and path, or audio and video")
+        ValueError, match=re.escape("expected key, split, label and path, or audio and video")
     ):
         recordings.read(table)
     with pytest.raises(ValueError, match="pattern reads the names in a folder"):
         recordings.read(table, pattern="(?P<label>x)")
     put("tone.wav", tmp_path / "a.wav")
-    with pytest.raises(ValueError, match=r"a\.wav: must lie in .*/<label> or .*/<split>/<label>; else tell"):
+    with pytest.raises(ValueError, match=r"a\.wav: must lie in .*/<label> or .*/<split>/<label>; else say"):
         recordings.read(tmp_path)
     rows = [{"key": "u", "split": "all", "label": "x", "path": "a.wav"}] * 2
     with pytest.raises(ValueError, match=r"row 2 and .*row 1 both have the key 'u'"):

@@ -1,4 +1,4 @@
-"""Pickles from strangers: arrays come out as they went in, and nothing else is named, run or forged."""
+"""Pickles of others: arrays are read as they were written, and no other name is imported or run."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def mark(folder: Path) -> str:
         "shards.sources.restricted_pickle load",
     ],
 )
-def test_any_other_name_is_refused_and_told(tmp_path: Path, name: str) -> None:
+def test_any_other_name_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(named(name, mark(tmp_path)))
     with pytest.raises(
@@ -294,7 +294,7 @@ def filled(array: np.ndarray, value: Any) -> np.ndarray:
     ],
     ids=["object array", "containers", "ordered dict"],
 )
-def test_they_are_found_wherever_they_are(tmp_path: Path, hide: Any) -> None:
+def test_they_are_found_at_any_depth(tmp_path: Path, hide: Any) -> None:
     carrier = OrderedDict(a=1)
     carrier.__array_interface__ = {}  # type: ignore[attr-defined]
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(hide(carrier)))
@@ -302,14 +302,14 @@ def test_they_are_found_wherever_they_are(tmp_path: Path, hide: Any) -> None:
         load(tmp_path / "x.pkl")
 
 
-def test_what_comes_out_is_of_plain_types_alone(tmp_path: Path) -> None:
+def test_only_plain_types_are_returned(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(CONTENT))
     content = load(tmp_path / "x.pkl")
     assert {type(value) for value in content.values()} == {np.ndarray, list, bytes, set, dict}
     assert [type(each) for each in content["ragged"]] == [np.ndarray, np.ndarray]
 
 
-def test_what_is_held_twice_stays_one_and_nothing_holds_itself(tmp_path: Path) -> None:
+def test_shared_objects_stay_shared_and_cycles_are_refused(tmp_path: Path) -> None:
     twice = np.zeros(3)
     (tmp_path / "x.pkl").write_bytes(pickle.dumps([twice, (twice,)]))
     one, (other,) = load(tmp_path / "x.pkl")
@@ -328,13 +328,13 @@ def test_what_is_no_pickle_is_refused(tmp_path: Path, content: bytes) -> None:
         load(tmp_path / "x.pkl")
 
 
-def test_references_to_the_outside_are_refused(tmp_path: Path) -> None:
+def test_persistent_references_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(b"P0\n.")  # a persistent id
     with pytest.raises(ValueError, match="not a pickle of plain arrays"):
         load(tmp_path / "x.pkl")
 
 
-def test_the_number_of_a_memo_entry_takes_no_memory(tmp_path: Path) -> None:
+def test_a_large_memo_index_takes_no_memory(tmp_path: Path) -> None:
     last = 1 << 22
     (tmp_path / "x.pkl").write_bytes(b"\x80\x04Nr" + last.to_bytes(4, "little") + b".")
     tracemalloc.start()

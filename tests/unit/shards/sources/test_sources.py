@@ -181,7 +181,7 @@ def test_table_bad_rows_are_refused_or_skipped(arrays: Path, change: dict[str, s
     [
         ("t.csv", None, "no such table"),
         ("t.xlsx", "x", "a table is a .csv or a .jsonl"),
-        ("t.csv", "key,split,audio\nu,train,a.npy\n", "row 1 has columns .* needed are key, split, label"),
+        ("t.csv", "key,split,audio\nu,train,a.npy\n", "row 1 has columns .* expected key, split, label"),
         ("t.csv", "key,split,label\nu,train,sad\n", "one of audio, video"),
         ("t.csv", "key,split,label,audio\nu,train,sad,a.npy,x\n", "row 1 has 5 fields, the header 4; put"),
         ("t.jsonl", "{}\n", "row 1 has columns"),
@@ -282,7 +282,7 @@ def test_ravdess(tmp_path: Path) -> None:
 # The demo
 
 
-def test_demo_is_reproducible_and_tells_its_informative_steps() -> None:
+def test_demo_is_reproducible_and_records_its_informative_steps() -> None:
     sizes = {"train": 400, "val": 0, "test": 8}
     found, again = samples(demo.samples(seed=1, **sizes)), samples(demo.samples(seed=1, **sizes))
     assert {sample.split for sample in found} == {"train", "test"}

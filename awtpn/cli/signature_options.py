@@ -1,0 +1,155 @@
+"""Command-line options of sources and encoders, made from the signatures of their functions and classes."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from awtpn.cli.shards import finite_number, words
+from shards.registry import Entry, Parameter
+
+# Per option its owners, the sources or encoders that take it, and their parameter.
+Options = Mapping[str, Mapping[str, Parameter]]
+WIDTH = 108  # of lines, as in the help texts that are written by hand
+
+
+def pairs(text: str) -> dict[str, str]:
+    """An option's value that maps names to names."""
+    found = [pair.partition("=") for pair in text.split(",")]
+    if not all(sign for _, sign, _ in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: write A=NAME,B=OTHER")
+    return {label: name for label, _, name in found}
+
+
+# Arguments of `add_argument` by a parameter's type. A parameter of another type is for Python alone.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "str": {},
+    "str | Path": {"metavar": "FILE"},
+    "Path": {"metavar": "FILE"},
+    "int": {"type": int, "metavar": "N"},
+    "float": {"type": finite_number, "metavar": "N"},
+    "bool": {"action": "store_const", "const": True},
+    "list[str]": {"type": words, "metavar": "A,B,..."},
+    "dict[str, str]": {"type": pairs, "metavar": "A=NAME,..."},
+}
+
+
+def has_option(parameter: Parameter) -> bool:
+    """Whether the command line can express the parameter's type."""
+    return bool(parameter.choices) or parameter.type in ARGUMENTS
+
+
+def options_of(entries: Mapping[str, Entry], option: Callable[[str], str] = str) -> Options:
+    """The options of sources or encoders.
+
+    Args:
+        entries: by the name of the owner.
+        option: the option's name of a parameter's; default the same.
+    """
+    found: dict[str, dict[str, Parameter]] = {}
+    for owner, entry in entries.items():
+        for name, parameter in entry.options.items():
+            if has_option(parameter):
+                found.setdefault(option(name), {})[owner] = parameter
+    return found
+
+
+def add_options(parser: Any, options: Options, owners: Iterable[str]) -> None:
+    """Add options to a parser or a group. Their default is None, which leaves the default to the signature.
+
+    Args:
+        parser: a parser, or a group of one.
+        options: what to add.
+        owners: all sources or encoders; help names those that take an option unless all of them do.
+    """
+    for name, takers in options.items():
+        kinds = [_argument(parameter) for parameter in takers.values()]
+        # If owners differ in the type, the option is text, which `arguments` converts for the one in use.
+        argument = kinds[0] if all(kind == kinds[0] for kind in kinds) else {}
+        assert argument or not any("action" in kind for kind in kinds), (
+            f"--{name} is a flag of some of {', '.join(takers)}; give it another name in one of them"
+        )
+        if not argument:
+            argument = {"metavar": name.rpartition("_")[2].upper()}
+        parser.add_argument(f"--{name}", help=_help(takers, set(owners)), **argument)
+
+
+def given_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The options that were given, of these names."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def arguments(owner: str, options: Options, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a source's function by the options that were given.
+
+    Args:
+        owner: the source.
+        options: of all sources.
+        given: options and their values.
+
+    Raises:
+        ValueError: the source does not take such an option, or such a value.
+    """
+    has = {name: takers[owner] for name, takers in options.items() if owner in takers}
+    found = {}
+    for name, value in given.items():
+        if name not in has:
+            raise ValueError(
+                f"--{name} is an option of --format {' and '.join(options[name])}, but this is read as "
+                f"{owner}, which takes {', '.join(f'--{own}' for own in has) or 'no options'}"
+            )
+        found[name] = _converted(name, has[name], value)
+    return found
+
+
+def two_columns(rows: Mapping[str, str]) -> str:
+    """Names and their texts, below each other and wrapped."""
+    indent = 3 + max(map(len, rows))
+    return "\n".join(
+        textwrap.fill(
+            text.replace("`", ""),
+            WIDTH,
+            initial_indent=f"  {name}".ljust(indent + 1),
+            subsequent_indent=" " * (indent + 1),
+            break_on_hyphens=False,
+        )
+        for name, text in rows.items()
+    )
+
+
+def _argument(parameter: Parameter) -> dict[str, Any]:
+    if parameter.choices:
+        return {"choices": list(parameter.choices), "type": type(parameter.choices[0])}
+    return ARGUMENTS[parameter.type]
+
+
+def _converted(name: str, parameter: Parameter, value: Any) -> Any:
+    """A value of the parameter's type; text where owners differ in the type."""
+    if parameter.choices:
+        for choice in parameter.choices:
+            if value in (choice, str(choice)):
+                return choice
+        raise ValueError(f"--{name} {value}: must be {' or '.join(map(str, parameter.choices))}")
+    convert = ARGUMENTS[parameter.type].get("type")
+    if convert is None or not isinstance(value, str):
+        return value
+    try:
+        return convert(value)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"--{name} {value}: {error}") from None
+
+
+def _help(takers: Mapping[str, Parameter], owners: set[str]) -> str:
+    """The help of an option: per text the owners that it holds for, and the default."""
+    texts: dict[str, list[str]] = {}
+    for owner, parameter in takers.items():
+        text = parameter.help.replace("`", "").replace("%", "%%")
+        if parameter.default not in (None, False):
+            default = parameter.default
+            text += f" (default: {f'{default:g}' if isinstance(default, float) else default})"
+        texts.setdefault(text, []).append(owner)
+    if len(texts) == 1 and takers.keys() == owners:
+        return next(iter(texts))
+    return ". ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
