@@ -35,7 +35,7 @@ from awtpn.experiments.runner import Job
 from awtpn.training.trainer import main as train
 
 PROGRAMS = {
-    *("awtpn", "python", "python3", "pip", "pytest", ".", "source"),
+    *("awtpn", "python", "python3", "pip", "pytest", "pre-commit", "ruff", ".", "source"),
     *("accelerate", "torchrun", "deepspeed", "sbatch", "srun", "kubectl", "docker", "tensorboard"),
 }
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,12 +1,14 @@
 """Every command of the pages is run: here, in a folder of stand-ins, or by the test named beside it.
 
 A command that is new on a page fails here until `COMMANDS` says how it is run, and a line of `COMMANDS` whose
-command is on no page fails, too. Python scripts and YAML configurations on the pages are run and read as well.
+command is on no page fails, too. Python scripts and YAML configurations on the pages are run and read, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import yaml
 from readme_support import SHORT, Elsewhere, Installs, Run, Sandbox, blocks_of, commands_of
 from support import REPO
+from support import run as start
 
 from awtpn import AWTPN
 from awtpn.config.schema import make_parser
@@ -42,6 +45,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "pip install -e .": Installs(),
     'pip install -e ".[test]"': Installs(),
     "pytest": Installs(),
+    "pre-commit install": Elsewhere(["integration/test_readme.py::test_the_hooks_install"]),
+    "ruff check": Installs(),
+    "ruff format --check": Installs(),
     "python launch/train.py": Run(
         append=f"--run.dir runs/demo {SHORT} --data.cache_dir CACHE", leaves="runs/demo/results.json"
     ),
@@ -259,6 +265,16 @@ pip install this
         "accelerate launch x.py",
         "pip install that",
     ]
+
+
+def test_the_hooks_install(tmp_path: Path) -> None:
+    shutil.copy(REPO / ".pre-commit-config.yaml", tmp_path)
+    for words in (["git", "init"], ["pre-commit", "install"]):
+        code, output = start(
+            ["env", "-C", str(tmp_path), *words], tmp_path / "log", GIT_CONFIG_GLOBAL=os.devnull
+        )
+        assert code == 0, output
+    assert (tmp_path / ".git" / "hooks" / "pre-commit").exists()
 
 
 def test_scripts_run(sandbox: Sandbox) -> None:
