@@ -33,7 +33,7 @@ SLURM = Elsewhere(["integration/test_recipes.py::test_slurm_stops_requeues_and_r
 KUBERNETES = Elsewhere(
     [
         "integration/test_recipes.py::test_the_kubernetes_job_is_a_pytorch_job",
-        "integration/test_recipes.py::test_a_pod_stops_ends_badly_and_resumes",
+        "integration/test_recipes.py::test_a_pod_stops_fails_and_resumes",
     ]
 )
 RESTARTS = Elsewhere(["distributed/test_survival.py::test_torchrun_restarts_go_on_by_themselves"])
