@@ -1,9 +1,9 @@
 """The cluster recipes, as far as one machine can test them.
 
 Slurm itself is not run: small stand-ins for `srun` and `scontrol` start the tasks, pass the signal on, and
-record that the job was queued again. Kubernetes is not run either: the structure of the job is checked against
-the PyTorchJob of the training operator (kubeflow.org/v1), and the container's command is run with the variables
-that the operator sets. The launchers' own parsers read the examples for the other launchers.
+record that the job was queued again. Kubernetes is not run either: the structure of the job is checked
+against the PyTorchJob of the training operator (kubeflow.org/v1), and the container's command is run with the
+variables that the operator sets. The launchers' own parsers read the examples for the other launchers.
 """
 
 from __future__ import annotations
