@@ -176,6 +176,13 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "torchrun --max-restarts": RESTARTS,
     "torchrun --standalone --nproc-per-node 8 --max-restarts 3 launch/train.py --config configs/meld.yaml "
     "--run.dir runs/meld": RESTARTS,
+    # CONTRIBUTING.md.
+    "awtpn pack --help": Run(says="--format"),
+    "awtpn extract --help": Run(says="--audio_layer"),
+    "awtpn doctor --memory": Run(
+        append="configs/large.yaml --ranks 8 --steps audio=9 video=9 --features audio=9 video=9",
+        says="zero3",
+    ),
     # tests/benchmarks/results/README.md.
     "awtpn pack ravdess_features.npz data/ravdess --format npz": Run(
         makes="data/ravdess", says="all: 24 utterances"
