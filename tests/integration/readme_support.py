@@ -1,4 +1,4 @@
-"""The README's commands: how they are found, what may account for one, and the folder in which they run."""
+"""Commands of the pages: find them, say how each is tested, and run them in a folder of stand-ins."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from awtpn.experiments.runner import Job
 from awtpn.training.trainer import main as train
 
 PROGRAMS = {
-    *("awtpn", "python", "python3", "pip", "pytest", ".", "source"),
+    *("awtpn", "python", "python3", "pip", "pytest", "pre-commit", "ruff", ".", "source"),
     *("accelerate", "torchrun", "deepspeed", "sbatch", "srun", "kubectl", "docker", "tensorboard"),
 }
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
-# A training that is over at once.
+# A training of two steps.
 SHORT = "--train.max_steps 2 --model.shared_dim 8 --train.pictures never"
 
 
-# --- Found in the text ---------------------------------------------------------------------------
+# --- Find commands -------------------------------------------------------------------------------
 
 
 def commands_of(text: str) -> list[str]:
@@ -63,7 +63,7 @@ def commands_of(text: str) -> list[str]:
     lines += SPAN.findall(text[position:])
     found = [" ".join(part.split()) for line in lines for part in without_comment(line).split("&&")]
     known = [command for command in found if command.partition(" ")[0] in PROGRAMS]
-    # A single word is the name of a program; "awtpn extract | pack" in a drawing is no line of its own.
+    # A single word only names a program. A drawing does not count: its lines begin with other words.
     return list(dict.fromkeys(command for command in known if " " in command or command == "pytest"))
 
 
@@ -76,23 +76,23 @@ def blocks_of(text: str, language: str) -> list[str]:
     return [block[2] for block in FENCED.finditer(text) if block[1] == language]
 
 
-# --- What accounts for a command -----------------------------------------------------------------
+# --- How a command is tested ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Run:
-    """It is run in the sandbox, with words swapped and others appended so that it is short."""
+    """Run in the sandbox, with words swapped, and others appended to make it short."""
 
     swap: Mapping[str, str] = field(default_factory=dict)
     append: str = ""
     instead: Sequence[str] = ()
-    """Whole commands, where the README writes a form (`A | B URL`) that nobody types."""
+    """Full commands, where a page writes a pattern (`A | B URL`)."""
     makes: str = ""
-    """A stand-in, or what an earlier command made, that is removed before."""
+    """Removed before the command runs: a stand-in, or the output of an earlier command."""
     leaves: str = ""
-    """A file that is there afterwards."""
+    """A file that exists afterwards."""
     says: str = ""
-    """What is then in the output."""
+    """A part of the output."""
 
     def lines(self, command: str) -> list[str]:
         if self.instead:
@@ -105,7 +105,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Other tests run it: `folder/file.py::function` under tests/."""
+    """Run by other tests: `folder/file.py::function` under tests/."""
 
     tests: Sequence[str]
 
@@ -123,7 +123,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Installs:
-    """`.ci/run` runs it on a clean checkout, or installs more than it does."""
+    """`.ci/run` runs it on a clean checkout, or installs a superset."""
 
     def problem(self, command: str) -> str | None:
         if extra := re.search(r"\[(\w+)\]", command):
@@ -138,11 +138,11 @@ class Installs:
         return None if wanted in script else f".ci/run does not run it: {wanted}"
 
 
-# --- Where commands run --------------------------------------------------------------------------
+# --- Run commands --------------------------------------------------------------------------------
 
 
 class Sandbox:
-    """A folder with all that the README's commands name, and this checkout's scripts and configurations."""
+    """A folder with all files that the commands name, and this checkout's scripts and configurations."""
 
     def __init__(self, root: Path, cache: Path) -> None:
         self.root, self.cache = root, cache
@@ -173,10 +173,10 @@ class Sandbox:
             self.run(line)
 
     def run(self, line: str) -> str:
-        """Run a command to its end; returns what it wrote.
+        """Run a command to its end; returns its output.
 
         Raises:
-            AssertionError: it failed.
+            AssertionError: the command failed.
         """
         words = shlex.split(line)
         if words[0] == "awtpn":
@@ -186,11 +186,11 @@ class Sandbox:
         if words[0] == "python":
             return self._here(line, words[1:], lambda: runpy.run_path(words[1], run_name="__main__"))
         code, output = run(["env", "-C", str(self.root), *words], self.root / "log")
-        assert code == 0, f"{line}\nended with {code}:\n{output}"
+        assert code == 0, f"{line}\nexit code {code}:\n{output}"
         return output
 
     def _here(self, line: str, argv: Sequence[str], action: Callable[[], object]) -> str:
-        """In this process, which has imported what takes a process longest."""
+        """In this process, where the slow imports are done."""
         output = StringIO()
         code: object = 0
         with (
@@ -207,11 +207,11 @@ class Sandbox:
                 action()
             except SystemExit as end:
                 code = end.code
-        assert code in (0, None), f"{line}\nended with {code}:\n{output.getvalue()}"
+        assert code in (0, None), f"{line}\nexit code {code}:\n{output.getvalue()}"
         return output.getvalue()
 
     def clear(self, name: str) -> None:
-        """Remove what a command will make."""
+        """Remove what a command will write."""
         path = self.root / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -220,7 +220,7 @@ class Sandbox:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Scripts handle signals their own way; pytest gets its handlers back."""
+    """Scripts install signal handlers; restore those of pytest afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
@@ -230,7 +230,7 @@ def signals_kept() -> Iterator[None]:
 
 
 def train_here(jobs: Sequence[Job], *_: Any, **__: Any) -> None:
-    """In place of `awtpn.experiments.runner.train_all`, which starts a process for each run."""
+    """Replaces `awtpn.experiments.runner.train_all`, which starts a process for each run."""
     for job in jobs:
         train(job.arguments)
 
@@ -254,7 +254,7 @@ def write_arrays(path: Path) -> None:
 
 
 def write_table(path: Path) -> None:
-    """A table with a file of features per utterance and modality."""
+    """A table of feature files, one per utterance and modality."""
     rng = np.random.default_rng(0)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

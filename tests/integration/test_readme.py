@@ -1,12 +1,14 @@
-"""Every command of the README is run: here, in a folder of stand-ins, or by the test that is named beside it.
+"""Every command of the pages is run: here, in a folder of stand-ins, or by the test named beside it.
 
-A command that is new in the README fails here until `COMMANDS` says how it is run; one that the README no
-longer has, until its line is removed. A script of Python is known by its first line.
+A command that is new on a page fails here until `COMMANDS` says how it is run, and a line of `COMMANDS` whose
+command is on no page fails, too. Python scripts and YAML configurations on the pages are run and read, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,14 @@ import pytest
 import yaml
 from readme_support import SHORT, Elsewhere, Installs, Run, Sandbox, blocks_of, commands_of
 from support import REPO
+from support import run as start
 
 from awtpn import AWTPN
 from awtpn.config.schema import make_parser
 
-README = (REPO / "README.md").read_text()
-FOUND = commands_of(README)
+PAGES = ("README.md", "CONTRIBUTING.md", "launch/README.md", "tests/benchmarks/results/README.md")
+TEXTS = [(REPO / page).read_text() for page in PAGES]
+FOUND = list(dict.fromkeys(command for text in TEXTS for command in commands_of(text)))
 
 LAUNCHERS = Elsewhere(
     ["integration/test_launchers.py::test_a_launcher_starts_two_ranks_that_see_the_same_data"]
@@ -29,17 +33,21 @@ SLURM = Elsewhere(["integration/test_recipes.py::test_slurm_stops_requeues_and_r
 KUBERNETES = Elsewhere(
     [
         "integration/test_recipes.py::test_the_kubernetes_job_is_a_pytorch_job",
-        "integration/test_recipes.py::test_a_pod_stops_ends_badly_and_resumes",
+        "integration/test_recipes.py::test_a_pod_stops_fails_and_resumes",
     ]
 )
+RESTARTS = Elsewhere(["distributed/test_survival.py::test_torchrun_restarts_go_on_by_themselves"])
 
 COMMANDS: dict[str, Run | Elsewhere | Installs] = {
-    # Two commands.
+    # README.md: Quickstart.
     "python3 -m venv .venv": Installs(),
     ". .venv/bin/activate": Installs(),
     "pip install -e .": Installs(),
     'pip install -e ".[test]"': Installs(),
     "pytest": Installs(),
+    "pre-commit install": Elsewhere(["integration/test_readme.py::test_the_hooks_install"]),
+    "ruff check": Installs(),
+    "ruff format --check": Installs(),
     "python launch/train.py": Run(
         append=f"--run.dir runs/demo {SHORT} --data.cache_dir CACHE", leaves="runs/demo/results.json"
     ),
@@ -64,8 +72,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn predict runs/meld clip.mp4 --png pictures": Run(
         makes="pictures", leaves="pictures/clip.mp4.png", says='"key": "clip.mp4"'
     ),
-    "awtpn report runs/meld": Run(makes="runs/meld/report.html", leaves="runs/meld/report.html"),
-    "awtpn export runs/meld my-model": Run(makes="my-model", leaves="my-model/model.safetensors"),
+    "python launch/cross_validate.py --help": Run(says="--sweep"),
     # Recordings.
     "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap": Run(
         makes="data/iemocap", leaves="data/iemocap/manifest.json"
@@ -92,7 +99,6 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         makes="data/meld-wavlm",
         leaves="data/meld-wavlm/manifest.json",
     ),
-    "awtpn shards info": Run(append="data/meld", says="sad"),
     # Features.
     "awtpn pack SOURCE OUT --format reference|table|npz|mosei|mmsa|demo": Run(
         instead=[
@@ -101,7 +107,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
             "awtpn pack - data/packed-demo --format demo",
         ]
     ),
-    # Running.
+    # Training.
     "python launch/train.py --help": Run(says="--train.global_batch_size"),
     "python launch/train.py --config configs/iemocap.yaml --optim.lr 3e-4 --run.dir runs/try1 "
     "--run.seed 1": Run(append=SHORT, makes="runs/try1", leaves="runs/try1/results.json"),
@@ -110,7 +116,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "tensorboard --logdir runs": Elsewhere(
         ["integration/test_tensorboard.py::test_every_page_is_served_our_data"]
     ),
-    # Results to cite, models to share.
+    # Experiments; Use a model.
     "awtpn report runs/try1": Run(makes="runs/try1/report.html", leaves="runs/try1/report.html"),
     "python launch/cross_validate.py --config configs/iemocap.yaml --by session --dir runs/iemocap-cv": Run(
         append=f"--no-baseline {SHORT}", leaves="runs/iemocap-cv/report.html"
@@ -136,7 +142,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         ["unit/awtpn/inference/test_export_graph.py::test_the_exported_program_takes_any_lengths"]
     ),
     'pip install -e ".[onnx]"': Installs(),
-    # Recipes.
+    # launch/README.md.
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
     "--run.dir /shared/run": HOSTFILE,
     "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-01:29400 "
@@ -159,7 +165,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn shards index URL": Elsewhere(
         ["integration/test_object_store.py::test_foreign_tars_are_indexed_in_the_bucket"]
     ),
-    # One model, whatever the layout.
+    # Fault tolerance; Reproducibility across layouts.
     "awtpn doctor": Run(says="matrix products repeat bit for bit"),
     "awtpn compare RUN_A RUN_B": Run(
         swap={"RUN_A": "runs/meld", "RUN_B": "runs/meld"}, says="equal within tolerance"
@@ -167,10 +173,17 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "python tests/distributed/matrix.py": Elsewhere(
         ["distributed/test_layouts_agree.py::test_a_layout_learns_what_one_process_does"]
     ),
-    "torchrun --max-restarts": Elsewhere(
-        ["distributed/test_survival.py::test_torchrun_restarts_go_on_by_themselves"]
+    "torchrun --max-restarts": RESTARTS,
+    "torchrun --standalone --nproc-per-node 8 --max-restarts 3 launch/train.py --config configs/meld.yaml "
+    "--run.dir runs/meld": RESTARTS,
+    # CONTRIBUTING.md.
+    "awtpn pack --help": Run(says="--format"),
+    "awtpn extract --help": Run(says="--audio_layer"),
+    "awtpn doctor --memory": Run(
+        append="configs/large.yaml --ranks 8 --steps audio=9 video=9 --features audio=9 video=9",
+        says="zero3",
     ),
-    # Results.
+    # tests/benchmarks/results/README.md.
     "awtpn pack ravdess_features.npz data/ravdess --format npz": Run(
         makes="data/ravdess", says="all: 24 utterances"
     ),
@@ -208,8 +221,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, demo_cache: Path) -> Sandb
 def test_a_command_is_accounted_for(command: str, request: pytest.FixtureRequest) -> None:
     entry = COMMANDS.get(command)
     assert entry is not None, (
-        f"nothing runs this command of the README; say in COMMANDS of {Path(__file__).name} how it is run, "
-        f"or which test runs it:\n    {command}"
+        f"nothing runs this command: say in COMMANDS of {Path(__file__).name} how it is run, or which test "
+        f"runs it:\n    {command}"
     )
     if isinstance(entry, Elsewhere):
         assert (problem := entry.problem()) is None, problem
@@ -229,7 +242,7 @@ def run(entry: Run, command: str, sandbox: Sandbox) -> None:
     assert (sandbox.root / entry.leaves).exists()
 
 
-def test_no_command_is_accounted_for_that_the_readme_does_not_have() -> None:
+def test_no_command_is_accounted_for_that_no_page_has() -> None:
     assert [command for command in COMMANDS if command not in FOUND] == [], "remove these lines of COMMANDS"
 
 
@@ -261,8 +274,18 @@ pip install this
     ]
 
 
+def test_the_hooks_install(tmp_path: Path) -> None:
+    shutil.copy(REPO / ".pre-commit-config.yaml", tmp_path)
+    for words in (["git", "init"], ["pre-commit", "install"]):
+        code, output = start(
+            ["env", "-C", str(tmp_path), *words], tmp_path / "log", GIT_CONFIG_GLOBAL=os.devnull
+        )
+        assert code == 0, output
+    assert (tmp_path / ".git" / "hooks" / "pre-commit").exists()
+
+
 def test_scripts_run(sandbox: Sandbox) -> None:
-    scripts = blocks_of(README, "python")
+    scripts = [script for text in TEXTS for script in blocks_of(text, "python")]
     assert scripts
     for script in scripts:
         audio = np.zeros((7, AWTPN.from_pretrained(sandbox.root / "my-model").feature_dims["audio"]))
@@ -272,7 +295,9 @@ def test_scripts_run(sandbox: Sandbox) -> None:
 
 
 def test_configurations_are_read(sandbox: Sandbox, tmp_path: Path) -> None:
-    for text in blocks_of(README, "yaml"):
-        (tmp_path / "config.yaml").write_text(text)
+    blocks = [block for text in TEXTS for block in blocks_of(text, "yaml")]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "config.yaml").write_text(block)
         read = make_parser().parse_args(["--config", str(tmp_path / "config.yaml")])
-        assert read.data.train == yaml.safe_load(text)["data"]["train"]
+        assert read.data.train == yaml.safe_load(block)["data"]["train"]

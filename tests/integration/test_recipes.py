@@ -1,9 +1,9 @@
-"""The recipes for clusters, as far as one machine can try them.
+"""The cluster recipes, as far as one machine can test them.
 
-Slurm itself is not run: small stand-ins for `srun` and `scontrol` start the tasks, carry the signal and note
-the requeueing. Nor is Kubernetes: the job's structure is checked against what the training operator's
-PyTorchJob (kubeflow.org/v1) asks for, and its container's command is run with the variables that the operator
-sets. The examples for the other launchers are read by these launchers' own parsers.
+Slurm itself is not run: small stand-ins for `srun` and `scontrol` start the tasks, pass the signal on, and
+record that the job was queued again. Kubernetes is not run either: the structure of the job is checked
+against the PyTorchJob of the training operator (kubeflow.org/v1), and the container's command is run with the
+variables that the operator sets. The launchers' own parsers read the examples for the other launchers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ esac
 
 
 def training(corpus: str, run_dir: Path) -> dict[str, Any]:
-    """A run long enough to be stopped on its way."""
+    """A run long enough to be stopped before its end."""
     return {
         "data.train": corpus,
         "run.dir": run_dir,
@@ -74,7 +74,7 @@ def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen[Any], log: Path
 
 
 def assert_whole(run_dir: Path) -> None:
-    """Done, with every step once."""
+    """The run is done, with every step once."""
     assert status(run_dir)["status"] == "done"
     assert [line["step"] for line in metrics(run_dir)] == list(range(1, STEPS + 1))
 
@@ -84,7 +84,7 @@ def assert_whole(run_dir: Path) -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """What Slurm would put into a job's environment, and stand-ins for its commands."""
+    """The environment that Slurm gives a job, and stand-ins for its commands."""
     stand_ins = tmp_path / "stand-ins"
     stand_ins.mkdir()
     for name, script in {"srun": SRUN, "scontrol": SCONTROL}.items():
@@ -93,7 +93,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     return {
         "PATH": f"{stand_ins}{os.pathsep}{environment()['PATH']}",
         "STAND_INS": str(stand_ins),
-        "SLURM_JOB_ID": str(free_port()),  # the script derives the ranks' port from it
+        # The script derives the ranks' port from it: below 32,000, which no outgoing connection takes.
+        "SLURM_JOB_ID": str(free_port() % 12_000),
         "SLURM_JOB_NODELIST": "node-[1-2]",
         "SLURM_NTASKS": "2",
         "SLURM_CPUS_PER_TASK": "3",
@@ -107,7 +108,7 @@ def test_the_slurm_script_is_sound() -> None:
 
 
 def test_slurm_stops_requeues_and_resumes(corpus: str, slurm: dict[str, str], tmp_path: Path) -> None:
-    """SIGUSR1 before the time limit reaches the tasks and not the script, as Slurm has it."""
+    """SIGUSR1 before the time limit reaches the tasks but not the script, as under Slurm."""
     run_dir, stand_ins = tmp_path / "run", Path(slurm["STAND_INS"])
     job = ["bash", str(SBATCH), *arguments(training(corpus, run_dir))]
     log = tmp_path / "first.log"
@@ -125,11 +126,11 @@ def test_slurm_stops_requeues_and_resumes(corpus: str, slurm: dict[str, str], tm
     assert code == 0, text
     assert ", resumed at step " in text
     assert_whole(run_dir)
-    assert len((stand_ins / "requeued").read_text().split()) == 1, "a run that is done is not queued again"
+    assert len((stand_ins / "requeued").read_text().split()) == 1, "a finished run must not be queued again"
 
 
 def test_slurm_does_not_requeue_what_failed(slurm: dict[str, str], tmp_path: Path) -> None:
-    """Not even where the attempt before it was preempted: it would fail again, for ever."""
+    """Not even if the attempt before was preempted: the job would fail again, without end."""
     (tmp_path / "status.json").write_text('{"status": "preempted"}')
     (Path(slurm["STAND_INS"]) / "srun").write_text("#!/bin/bash\nexit 3\n")
     code, _ = run(["bash", str(SBATCH), "--run.dir", str(tmp_path)], tmp_path / "log", **slurm)
@@ -156,13 +157,13 @@ def containers(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_kubernetes_job_is_a_pytorch_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: the fields that it uses, with the types and values that the operator's schema allows."""
+    """Checked by hand: the fields in use, with the types and values that the operator's schema allows."""
     job = pytorch_job()
     assert set(job) == {"apiVersion", "kind", "metadata", "spec"}
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     spec = job["spec"]
     assert set(spec) <= {"elasticPolicy", "nprocPerNode", "pytorchReplicaSpecs", "runPolicy"}
-    assert isinstance(spec["nprocPerNode"], str), "the schema has it a string: auto, gpu, cpu or a number"
+    assert isinstance(spec["nprocPerNode"], str), "a string in the schema: auto, gpu, cpu or a number"
     policy = spec["runPolicy"]
     assert set(policy) <= {
         "activeDeadlineSeconds",
@@ -177,12 +178,12 @@ def test_the_kubernetes_job_is_a_pytorch_job(monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(policy["backoffLimit"], int)
     replicas = spec["pytorchReplicaSpecs"]
     assert set(replicas) == {"Master", "Worker"}
-    assert replicas["Master"]["replicas"] == 1, "there is one master"
+    assert replicas["Master"]["replicas"] == 1, "there must be one master"
     for replica in replicas.values():
         assert set(replica) == {"replicas", "restartPolicy", "template"}
         assert replica["restartPolicy"] in ("Always", "OnFailure", "Never", "ExitCode")
         pod = replica["template"]["spec"]
-        # The ranks must save: torchrun, which by itself waits for them for 30 seconds, leaves them time.
+        # The ranks need time to save; by default torchrun waits only 30 seconds for them.
         (container,) = pod["containers"]
         of_container = {variable["name"]: variable["value"] for variable in container["env"]}
         monkeypatch.setenv(SHUTDOWN, of_container[SHUTDOWN])
@@ -191,15 +192,17 @@ def test_the_kubernetes_job_is_a_pytorch_job(monkeypatch: pytest.MonkeyPatch) ->
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
             assert container["resources"]["limits"]["nvidia.com/gpu"] == int(spec["nprocPerNode"])
-    assert {container["name"] for container in containers(job)} == {"pytorch"}, "its name to the operator"
+    assert {container["name"] for container in containers(job)} == {"pytorch"}, (
+        "the name that the operator needs"
+    )
 
 
-def test_a_pod_stops_ends_badly_and_resumes(corpus: str, tmp_path: Path) -> None:
-    """Kubernetes signals the container's first process alone, and restarts only what ended badly."""
+def test_a_pod_stops_fails_and_resumes(corpus: str, tmp_path: Path) -> None:
+    """Kubernetes signals only the container's first process, and restarts only a container that failed."""
     container = containers(pytorch_job())[0]
     run_dir = tmp_path / "run"
     of_container = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert of_container["RUN_DIR"].startswith("/runs/"), "on the volume that pods share"
+    assert of_container["RUN_DIR"].startswith("/runs/"), "must be on the volume that all pods share"
     settings = training(corpus, run_dir)
     del settings["run.dir"]  # the command gives it
     command = [*container["command"], *arguments(settings)]
@@ -228,8 +231,8 @@ def test_a_pod_stops_ends_badly_and_resumes(corpus: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("said", "code"), [("done", 0), ("preempted", 1), ("failed", 1)])
-def test_a_pod_ends_well_only_when_the_run_is_done(said: str, code: int, tmp_path: Path) -> None:
-    """A pod whose ranks stop because another pod was told to has a torchrun that ends well all the same."""
+def test_a_pod_succeeds_only_when_the_run_is_done(said: str, code: int, tmp_path: Path) -> None:
+    """If another pod is told to stop, torchrun exits with 0 in this pod too; the pod must still fail."""
     (tmp_path / "torchrun").write_text("#!/bin/bash\nexit 0\n")
     (tmp_path / "torchrun").chmod(0o755)
     (tmp_path / "status.json").write_text(f'{{"status": "{said}"}}')
@@ -247,7 +250,7 @@ def test_the_example_hostfile() -> None:
 
 @pytest.mark.parametrize("file", sorted((REPO / "configs" / "accelerate").iterdir()), ids=lambda f: f.name)
 def test_the_accelerate_configurations(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPO)  # they name other files from there
+    monkeypatch.chdir(REPO)  # their paths are relative to it
     config = load_config_from_file(str(file))
     assert config.num_processes == 2
     assert config.use_cpu == (file.stem == "cpu")
@@ -259,7 +262,7 @@ def test_the_accelerate_configurations(file: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("file", sorted((REPO / "configs" / "deepspeed").iterdir()), ids=lambda f: f.name)
 def test_the_deepspeed_configurations(file: Path) -> None:
-    """As a run fills them in: DeepSpeed takes no `auto` itself."""
+    """As a run fills them in: DeepSpeed itself does not accept `auto`."""
     config = Config()
     layout = make_layout(config.train.global_batch_size, None, 1)
     settings = deepspeed_settings(config, Launch(deepspeed_file=str(file)), layout, {})

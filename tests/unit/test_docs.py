@@ -1,4 +1,4 @@
-"""What people read is written: modules, public names, help on keys and options; no page links to nothing."""
+"""What people read is written: modules, public names, help on keys and options; and pages render well."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ import shards
 from awtpn.cli import make_parser
 from awtpn.config import errors, schema
 
-# [text](place "title"), and not http://..., mailto:... or #heading
-LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
+# [text](place#heading "title"), and not http://... or mailto:...
+LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 FILES = sorted(path for package in ("awtpn", "shards", "launch") for path in (REPO / package).rglob("*.py"))
-PAGES = sorted([*REPO.glob("*.md"), *(REPO / "tests").rglob("*.md")])
+PAGES = sorted([*REPO.glob("*.md"), *(REPO / "launch").glob("*.md"), *(REPO / "tests").rglob("*.md")])
+README_LINES = 250
 WHERE_IT_IS = re.compile(r"`(\w+)[`/]")
 
 
@@ -30,15 +32,54 @@ def test_every_module_says_what_it_is(path: Path) -> None:
     assert text.split("\n")[0].rstrip().endswith((".", "?", ",", ":")), "a sentence is what pydoc shows first"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(REPO)) for path in PAGES])
+of_every_page = pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(REPO)) for path in PAGES])
+
+
+def prose(path: Path) -> str:
+    """A page without its blocks of code."""
+    return FENCED.sub("", path.read_text())
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@of_every_page
 def test_what_a_page_links_to_is_there(path: Path) -> None:
-    links = LINK.findall(path.read_text())
-    assert [link for link in links if not (path.parent / link).exists()] == []
+    for place, heading in LINK.findall(prose(path)):
+        target = path.parent / place if place else path
+        assert target.exists(), place
+        assert not heading or heading in anchors(target), f"{place}#{heading}"
 
 
 def test_links_are_found() -> None:
     text = '![a](b/c.png "d") [e](#f) [g](https://h.i) [j](k.md#l) [m](mailto:n) [o](p/)'
-    assert LINK.findall(text) == ["b/c.png", "k.md", "p/"]
+    assert LINK.findall(text) == [("b/c.png", ""), ("", "f"), ("k.md", "l"), ("p/", "")]
+
+
+@of_every_page
+def test_the_rows_of_a_table_have_its_columns(path: Path) -> None:
+    """A bar in a cell, even in code, begins another column unless it is escaped."""
+    for table in re.findall(r"(?:^\|.*\n)+", prose(path) + "\n", re.MULTILINE):
+        header, line, *rows = table.splitlines()
+        columns = [len(re.findall(r"(?<!\\)\|", row)) for row in (header, line, *rows)]
+        assert re.fullmatch(r"\|(:?-+:?\|)+", line.replace(" ", "")), header
+        assert set(columns) == {columns[0]}, header
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPO / "README.md").read_text().splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("name", ["awtpn", "shards"])
+def test_the_code_map_of_the_readme_is_whole(name: str) -> None:
+    """A line for each package, and for nothing else."""
+    text = (REPO / "README.md").read_text()
+    _, table = text.split(f"| `{name}/`", 1)
+    rows = re.findall(r"^\| `(\w+)/` \|", table.split("\n\n", 1)[0], re.MULTILINE)
+    assert sorted(rows) == sorted(path.parent.name for path in (REPO / name).glob("*/__init__.py"))
 
 
 def public(package: Any) -> Iterator[tuple[str, object]]:
