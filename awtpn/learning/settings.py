@@ -1,4 +1,4 @@
-"""TODO."""
+"""Configuration of the losses, the prototypes and the optimizer; imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from awtpn.learning.negatives import NegativesForm
 
 @dataclass
 class OptimConfig:
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
@@ -24,7 +24,7 @@ class OptimConfig:
     """Optimizer steps over which the learning rate rises linearly from 0."""
 
     def validate(self) -> None:
-        """Raise ValueError, naming the key, for a setting that no optimiser can have."""
+        """Raise ValueError, naming the key, for a setting that no optimizer can have."""
         if self.lr <= 0:
             raise ValueError(f"optim.lr must be above 0, not {self.lr}")
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
@@ -55,10 +55,16 @@ class PrototypesConfig:
             raise ValueError(f"prototypes.check_every must not be negative, but is {self.check_every}")
 
 
-TERMS = ("align", "intra", "inter", "contrast", "ce", "mse")
-
-
-WEIGHTS = ("lambda_align", "lambda_intra", "lambda_inter", "lambda_contrast", "eta_ce", "eta_mse")
+# Loss term -> the key of its weight in LossConfig. Training, metrics.jsonl, TensorBoard, reports and ablations
+# take the terms and their order from here; `losses.py` holds a function for each.
+TERMS = {
+    "align": "lambda_align",
+    "intra": "lambda_intra",
+    "inter": "lambda_inter",
+    "contrast": "lambda_contrast",
+    "ce": "eta_ce",
+    "mse": "eta_mse",
+}
 
 
 @dataclass
@@ -99,7 +105,7 @@ class LossConfig:
         """Raise ValueError, naming the key, for a setting that no loss can have."""
         if self.tau <= 0:
             raise ValueError(f"loss.tau must be above 0, not {self.tau}")
-        for name in (*WEIGHTS, "margin_inter", "margin_contrast"):
+        for name in (*TERMS.values(), "margin_inter", "margin_contrast"):
             if not getattr(self, name) >= 0:  # nor NaN
                 raise ValueError(f"loss.{name} must not be negative, but is {getattr(self, name)}")
         if self.negative_group < 2:
@@ -107,4 +113,4 @@ class LossConfig:
 
     def weights(self) -> tuple[float, ...]:
         """The terms' weights, in the order of TERMS."""
-        return tuple(getattr(self, name) for name in WEIGHTS)
+        return tuple(getattr(self, name) for name in TERMS.values())

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from awtpn.report.data import Curve
 from shards.safe_io.printable import printable
 
 MOST_NUMBERS = 16  # classes beyond which a matrix shows shades alone
@@ -58,9 +59,7 @@ def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Marku
     return _svg(width, height, label, parts)
 
 
-def curve_svg(
-    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, percent: bool = False
-) -> Markup:
+def curve_svg(curves: Sequence[Curve], title: str, percent: bool = False) -> Markup:
     """The mean of curves (steps, values) over steps, and the band from the least to the greatest of them."""
     width, height, left, right, top, bottom = 270, 180, 42, 10, 30, 26
     curves = [curve for curve in curves if len(curve[0])]
@@ -94,9 +93,7 @@ def curve_svg(
     return _svg(width, height, f"{title} over steps", parts)
 
 
-def common_grid(
-    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def common_grid(curves: Sequence[Curve]) -> Curve:
     """Curves of different lengths on common steps [P], as values [curves, P].
 
     A point is the mean of the steps around it; where a curve has fewer than P points it is interpolated. The

@@ -7,6 +7,7 @@ here is invented: what a run folder does not tell is None, and the pages say so.
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.config.schema import flatten
+from awtpn.learning.settings import TERMS
 from awtpn.metrics.classification import SUMMARY, paper_figures, summarise
 from awtpn.metrics.confidence_intervals import (
     Interval,
@@ -36,6 +38,7 @@ from awtpn.run.results import RESULTS_FILE, read_results
 from shards.safe_io.bounded_json import parse_json, read_json
 from shards.storage.credentials import redact
 
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 # What may differ between repetitions of one experiment: seeds, and which utterances train and test.
 REPETITION_KEYS = ("run.", "data.cache", "data.streams", "data.select.")
 
@@ -110,6 +113,18 @@ class RunRecord:
         """Of the last step's utterances, and a digest of all steps': equal ones saw the same data."""
         words = [line["fingerprint"] for line in self.lines]
         return words[-1], hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+    def curve(self, name: str) -> Curve:
+        """A value of metrics.jsonl over the steps; steps at which it was not finite are left out."""
+        points = [(line["step"], line[name]) for line in self.lines if line[name] is not None]
+        return np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
+
+    def epoch_mean(self, name: str, epoch: int) -> float:
+        """Mean of a value of metrics.jsonl over an epoch's steps (-1: the last epoch's); NaN if none is finite."""
+        epochs = sorted({line["epoch"] for line in self.lines})
+        found = [line[name] for line in self.lines if line["epoch"] == epochs[epoch]]
+        finite = [value for value in found if value is not None]
+        return float(np.mean(finite)) if finite else math.nan
 
     @property
     def validations(self) -> list[tuple[int, float]]:
@@ -205,6 +220,12 @@ class Report:
         found = [run.steps_left_out for run in self.runs]
         left_out, steps = (sum(counts) for counts in zip(*found, strict=True))
         return f"{left_out:,} of {steps:,} were not finite and changed nothing" if left_out else ""
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss term that the runs used. Runs of older code may lack a term."""
+        weights = self.runs[0].config["loss"]
+        return {term: weights[key] for term, key in TERMS.items() if weights.get(key)}
 
     @cached_property
     def pooled(self) -> dict[str, Any]:

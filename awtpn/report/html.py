@@ -14,19 +14,16 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
-from awtpn.learning.settings import TERMS
 from awtpn.metrics.calibration import calibration, surest_mistakes
 from awtpn.metrics.classification import SUMMARY
 from awtpn.report import charts, text
-from awtpn.report.data import Report, RunRecord
+from awtpn.report.data import Report
 from shards.safe_io.printable import printable, printable_lines
 
 FOLDER = Path(__file__).parent
 TEMPLATE, STYLE = "report.html", "report.css"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
 
 def render_html(report: Report) -> str:
@@ -128,11 +125,9 @@ def classes(report: Report) -> dict[str, Any]:
 
 def curves(report: Report) -> dict[str, Any]:
     """Losses and, where there were validations, their w-F1, over optimizer steps."""
-    weights = report.runs[0].config["loss"]
-    used = [term for term, key in zip(TERMS, weight_keys(), strict=True) if weights[key]]
     drawn = [
-        charts.curve_svg([of_lines(run, name) for run in report.runs], title)
-        for name, title in (("loss", "loss, weighted sum"), *((term, term) for term in used))
+        charts.curve_svg([run.curve(name) for run in report.runs], title)
+        for name, title in (("loss", "loss, weighted sum"), *((term, term) for term in report.loss_weights))
     ]
     validations = [run.validations for run in report.runs]
     missing = ""
@@ -143,17 +138,6 @@ def curves(report: Report) -> dict[str, Any]:
         missing = "There was no validation while training: the last weights are the ones tested. "
     band = "Mean over the runs, and from the least to the greatest of them." if len(report.runs) > 1 else ""
     return {"drawn": drawn, "note": f"{missing}{band}"}
-
-
-def weight_keys() -> tuple[str, ...]:
-    """The configuration's names of the terms' weights, in the order of TERMS."""
-    return ("lambda_align", "lambda_intra", "lambda_inter", "lambda_contrast", "eta_ce", "eta_mse")
-
-
-def of_lines(run: RunRecord, name: str) -> Curve:
-    """A figure of metrics.jsonl; steps left out because it was not finite are not there."""
-    points = [(line["step"], line[name]) for line in run.lines if line[name] is not None]
-    return np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
 
 
 def confidence(report: Report) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from awtpn.report.text import (
     calibration_words,
     config_text,
     cost_rows,
+    loss_rows,
     percent,
     reading,
     sentence,
@@ -28,6 +29,7 @@ def render_markdown(report: Report) -> str:
         "## Confusion matrix\n\nTrue classes as rows, per cent of the row (count).\n\n"
         + confusion_table(report),
         "## Calibration\n\n" + calibration_words(report),
+        "## Losses\n\n" + loss_table(report),
         "## Cost\n\n" + cost_table(report),
         "## Reproduction\n\n" + reproduction(report),
     ]
@@ -80,12 +82,16 @@ def confusion_table(report: Report) -> str:
     return table(["", *report.classes], rows)
 
 
+def loss_table(report: Report) -> str:
+    return table(["term", "weight", "mean over the first epoch", "over the last"], loss_rows(report))
+
+
 def cost_table(report: Report) -> str:
-    return table(["", ""], [list(row) for row in cost_rows(report)])
+    return table(["", ""], cost_rows(report))
 
 
 def reproduction(report: Report) -> str:
-    parts: list[str] = [block(report.command), table(["", ""], [list(row) for row in version_rows(report)])]
+    parts: list[str] = [block(report.command), table(["", ""], version_rows(report))]
     head = ["run", "fingerprint of the last step's utterances", "digest of all steps'"]
     rows = [[code(word) for word in (run.dir.name, *run.fingerprints)] for run in report.runs]
     parts.append(table(head, rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import yaml
 
 from awtpn.config.schema import flatten
@@ -78,6 +79,16 @@ def cost_rows(report: Report) -> list[tuple[str, str]]:
     rows.append(("training speed", f"{rates[len(rates) // 2]:,.0f} utterances/s (median over steps)"))
     rows.append(("steps", ", ".join(sorted({f"{s['step']:,}" for s in statuses}))))
     rows += [("steps left out", report.steps_left_out)] if report.steps_left_out else []
+    return rows
+
+
+def loss_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Each loss term that was used: its name, its weight, and its means over the first and last epoch."""
+    terms = [("loss (weighted sum)", "loss", ""), *((t, t, f"{w:g}") for t, w in report.loss_weights.items())]
+    rows = []
+    for title, name, weight in terms:
+        first, last = (np.mean([run.epoch_mean(name, epoch) for run in report.runs]) for epoch in (0, -1))
+        rows.append((title, weight, f"{first:.4g}", f"{last:.4g}"))
     return rows
 
 

@@ -19,7 +19,7 @@ from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.provenance import describe
 from awtpn.run.results import RESULTS_EVENTS
 from awtpn.tracking.snapshot import Snapshot
-from awtpn.tracking.tensorboard import FOLDER, GROUPS, Board, Pictures
+from awtpn.tracking.tensorboard import FOLDER, STEP_TAGS, Board, Pictures
 from shards import FeatureStream
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import json_text
@@ -81,7 +81,7 @@ class Monitor:
             return
         with telling_of_full_disks(self.run_dir):
             self.lines.write(json_text(line) + "\n")
-            self.board.scalars(line["step"], {tag: line[name] for name, tag in GROUPS.items()})
+            self.board.scalars(line["step"], {tag: line[name] for name, tag in STEP_TAGS.items()})
         self.bar.update(1)
 
     def log_pace(self, step: int, figures: Mapping[str, float]) -> None:

@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from awtpn.config.schema import Config, dump, dump_yaml, flatten
+from awtpn.learning.settings import TERMS
 from awtpn.metrics.classification import SUMMARY
 from awtpn.tracking import figures as pictures
 from awtpn.tracking.projector import write_projector
@@ -37,15 +38,10 @@ from shards.safe_io.printable import printable, printable_lines
 Pictures = Literal["auto", "always", "never"]
 
 FOLDER = "tensorboard"
-# Where each figure of a metrics line stands.
-GROUPS = {
+# The tag of each value of a metrics.jsonl line.
+STEP_TAGS = {
     "loss": "loss/total",
-    "align": "loss/align",
-    "intra": "loss/intra",
-    "inter": "loss/inter",
-    "contrast": "loss/contrast",
-    "ce": "loss/ce",
-    "mse": "loss/mse",
+    **{term: f"loss/{term}" for term in TERMS},
     "lr": "optim/lr",
     "grad_norm": "optim/grad_norm",
     "skipped": "optim/skipped",

@@ -104,8 +104,9 @@ def test_the_other_forms_by_hand() -> None:
 
 
 def test_the_total_is_the_weighted_sum() -> None:
-    config = LossConfig(1, 2, 3, 4, 5, 6)
-    assert total_loss(torch.tensor([1.0, 10, 100, 1e3, 1e4, 1e5]), config) == 654_321
+    config = LossConfig(**{weight: i + 1.0 for i, weight in enumerate(TERMS.values())})
+    terms = 10.0 ** torch.arange(len(TERMS))
+    assert total_loss(terms, config) == sum((i + 1) * 10**i for i in range(len(TERMS)))
 
 
 def test_class_weights_are_those_of_torch() -> None:

@@ -20,7 +20,7 @@ from awtpn.tracking import tensorboard as boards
 from awtpn.tracking.monitor import Monitor, log_results, truncate_metrics, write_status
 from awtpn.tracking.projector import write_projector
 from awtpn.tracking.snapshot import BUCKETS, Embeddings, Example, Snapshot
-from awtpn.tracking.tensorboard import GROUPS, Board, prototype_figures
+from awtpn.tracking.tensorboard import STEP_TAGS, Board, prototype_figures
 from shards import FeatureStream
 from shards.safe_io.markdown import table
 
@@ -60,7 +60,7 @@ def read(folder: Path) -> EventAccumulator:
 
 
 def line(step: int) -> dict[str, float]:
-    return {"step": step, "epoch": 0} | dict.fromkeys(GROUPS, step / 10)
+    return {"step": step, "epoch": 0} | dict.fromkeys(STEP_TAGS, step / 10)
 
 
 def test_a_torn_line_and_later_steps_are_cut(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
 
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert set(GROUPS.values()) <= set(board.Tags()["scalars"])
+    assert set(STEP_TAGS.values()) <= set(board.Tags()["scalars"])
     assert [(e.step, round(e.value, 4)) for e in board.Scalars("loss/total")] == [
         (1, 0.1),
         (2, 0.2),
