@@ -110,7 +110,7 @@ FUNCTIONS: dict[str, LossTerm] = {}
 
 
 def loss_term(function: LossTerm) -> LossTerm:
-    """Register a function under its name in TERMS; it returns the micro-batch's share, a scalar, unweighted."""
+    """Register a function under its name in TERMS; it returns the micro-batch's share, a scalar."""
     FUNCTIONS[function.__name__] = function
     return function
 

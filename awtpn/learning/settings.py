@@ -55,8 +55,8 @@ class PrototypesConfig:
             raise ValueError(f"prototypes.check_every must not be negative, but is {self.check_every}")
 
 
-# Loss term -> the key of its weight in LossConfig. Training, metrics.jsonl, TensorBoard, reports and ablations
-# take the terms and their order from here; `losses.py` holds a function for each.
+# Loss term -> the key of its weight in LossConfig. Training, metrics.jsonl, TensorBoard, reports and
+# ablations take the terms and their order from here; `losses.py` holds a function for each.
 TERMS = {
     "align": "lambda_align",
     "intra": "lambda_intra",

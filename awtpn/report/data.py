@@ -120,7 +120,12 @@ class RunRecord:
         return np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
 
     def epoch_mean(self, name: str, epoch: int) -> float:
-        """Mean of a value of metrics.jsonl over an epoch's steps (-1: the last epoch's); NaN if none is finite."""
+        """Mean of a value of metrics.jsonl over an epoch's steps; NaN if none is finite.
+
+        Args:
+            name: of the value.
+            epoch: counted among the epochs that the run has; -1 is the last.
+        """
         epochs = sorted({line["epoch"] for line in self.lines})
         found = [line[name] for line in self.lines if line["epoch"] == epochs[epoch]]
         finite = [value for value in found if value is not None]
