@@ -24,7 +24,7 @@ from awtpn.metrics.classification import SUMMARY
 from awtpn.metrics.confidence_intervals import standard_error, t_interval
 from awtpn.run.atomic_write import write_atomically, write_json
 from shards.safe_io.bounded_yaml import parse_yaml
-from shards.safe_io.markdown import inline
+from shards.safe_io.markdown import bold, inline, table
 from shards.storage.credentials import has_secrets, redact
 
 BASE = "base"
@@ -77,9 +77,9 @@ def ablate(
         },
     }
     write_json(folder / "ablations.json", results)
-    table = format_ablations(results)
-    write_atomically(folder / "ablations.md", table + "\n")
-    print(f"\n{table}\n\nalso in {folder / 'ablations.md'} and {folder / 'ablations.json'}")
+    text = format_ablations(results)
+    write_atomically(folder / "ablations.md", text + "\n")
+    print(f"\n{text}\n\nalso in {folder / 'ablations.md'} and {folder / 'ablations.json'}")
     return results
 
 
@@ -178,32 +178,22 @@ def format_ablations(results: Mapping[str, Any]) -> str:
     """The table as Markdown, w-F1 in per cent."""
     base, by, seeds = results["base"], results["by"], results["seeds"]
     runs = len(base["runs"])
-    unit = (
-        f"{len({run['fold'] for run in base['runs']})} values of {inline(by)}"
-        if by
-        else f"{len(seeds)} seeds"
-    )
-    lines = [
-        f"| variant ({runs} runs: {unit}{f', seeds {_listed(seeds)}' if by else ''}) | w-F1 | difference | "
-        "standard error | 95 % interval |",
-        "|---|---|---|---|---|",
-        f"| **{BASE}** | **{100 * base['mean'][FIGURE]:.2f}** | | | |",
-    ]
+    unit = f"{len(seeds)} seeds"
+    if by:
+        folds = len({run["fold"] for run in base["runs"]})
+        unit = f"{folds} values of {by}, seeds {', '.join(map(str, seeds))}"
+    head = [f"variant ({runs} runs: {unit})", "w-F1", "difference", "standard error", "95 % interval"]
+    rows = [[bold(BASE), bold(f"{100 * base['mean'][FIGURE]:.2f}"), "", "", ""]]
     for name, row in results["variants"].items():
         error, interval = "", ""
         if row["interval"]:
             low, high = row["interval"]
             error, interval = f"{100 * row['standard_error']:.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
         mean, difference = 100 * row["mean"][FIGURE], 100 * row["difference"]
-        lines.append(f"| {inline(name)} | {mean:.2f} | {difference:+.2f} | {error} | {interval} |")
+        rows.append([name, f"{mean:.2f}", f"{difference:+.2f}", error, interval])
     what = f"the means over seeds of each {inline(by)}" if by else "seeds"
-    lines += [
-        "",
+    return (
+        f"{table(head, rows)}\n\n"
         f"Differences are paired run by run; standard error and Student's t interval are over {what}. "
-        "Of intervals at 95 %, one in twenty misses by chance alone.",
-    ]
-    return "\n".join(lines)
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+        "Of intervals at 95 %, one in twenty misses by chance alone."
+    )

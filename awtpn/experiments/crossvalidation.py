@@ -24,7 +24,7 @@ from awtpn.experiments.sweep import choose, grid
 from awtpn.metrics.classification import SUMMARY
 from awtpn.metrics.confidence_intervals import t_interval
 from awtpn.run.atomic_write import write_json
-from shards.safe_io.printable import join_lines
+from shards.safe_io.printable import join_lines, table_lines
 from shards.storage.credentials import redact
 
 RESULTS_FILE = "cross_validation.json"
@@ -140,11 +140,12 @@ def format_scores(results: dict[str, Any]) -> str:
     regression = results["logistic_regression"]
     baseline = {row["fold"]: row["figures"] for row in regression["runs"]} if regression else {}
     names = [*FIGURES, *(f"LR {name}" for name in FIGURES if regression)]
-    lines = ["", f"{results['by'] or '':<12}{'seed':>6}" + "".join(f"{name:>10}" for name in names)]
+    rows = [[results["by"] or "", "seed", *names]]
     for row in results["runs"]:
         fold = "own splits" if row["fold"] is None else str(row["fold"])
-        lines.append(f"{fold:<12}{row['seed']:>6}{_cells(row['figures'], baseline.get(row['fold']))}")
-    lines.append(f"{'mean':<18}" + _cells(results["mean"], regression["mean"] if regression else None))
+        rows.append([fold, str(row["seed"]), *_cells(row["figures"], baseline.get(row["fold"]))])
+    rows.append(["mean", "", *_cells(results["mean"], regression["mean"] if regression else None)])
+    lines = ["", *table_lines(rows, "lr")]
     folds = len({row["fold"] for row in results["runs"]})
     for key, what in (
         ("interval_over_runs", f"{len(results['runs'])} runs"),
@@ -158,6 +159,6 @@ def format_scores(results: dict[str, Any]) -> str:
     return join_lines(lines)
 
 
-def _cells(ours: dict[str, float], baseline: dict[str, float] | None) -> str:
+def _cells(ours: dict[str, float], baseline: dict[str, float] | None) -> list[str]:
     shown = (ours, baseline) if baseline else (ours,)
-    return "".join(f"{100 * figures[name]:>10.2f}" for figures in shown for name in FIGURES)
+    return [f"{100 * figures[name]:.2f}" for figures in shown for name in FIGURES]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.safe_io.printable import join_lines
+from shards.safe_io.printable import join_lines, table_lines
 
 # What the paper reports (w-ACC, w-F1), as fractions of 1, by the dataset name in the manifest.
 PAPER = {
@@ -71,18 +71,15 @@ def paper_figures(dataset: str) -> dict[str, float] | None:
 def format_table(figures: dict[str, Any], dataset: str = "") -> str:
     """The figures as a table for people, in per cent, beside the paper's where the dataset has some."""
     paper = paper_figures(dataset)
-    lines = [f"{'':<12}{'ours':>8}" + (f"{'paper':>8}" if paper else "")]
+    overall = [["", "ours", "paper" if paper else ""]]
     for name in SUMMARY:
-        published = f"{100 * paper[name]:8.2f}" if paper and name in paper else ""
-        lines.append(f"{name:<12}{100 * figures[name]:8.2f}{published}")
-    width = max(12, *(len(name) + 2 for name in figures["labels"]))
-    lines.append("")
-    lines.append(f"{'class':<{width}}{'precision':>10}{'recall':>8}{'F1':>8}{'utterances':>12}")
+        published = f"{100 * paper[name]:.2f}" if paper and name in paper else ""
+        overall.append([name, f"{100 * figures[name]:.2f}", published])
+    classes = [["class", "precision", "recall", "F1", "utterances"]]
     for name, row in figures["per_class"].items():
-        lines.append(
-            f"{name:<{width}}{100 * row['precision']:10.2f}{100 * row['recall']:8.2f}{100 * row['f1']:8.2f}"
-            f"{row['support']:12d}"
-        )
+        cells = [f"{100 * row[key]:.2f}" for key in ("precision", "recall", "f1")]
+        classes.append([name, *cells, str(row["support"])])
+    lines = [*table_lines(overall, "lr"), "", *table_lines(classes, "lr")]
     if note := one_class_note(figures):
         lines += ["", note]
     return join_lines(lines)
