@@ -31,17 +31,17 @@ from shards.safe_io.markdown import bold, table
 # What is timed: where the name stands that is called, and what it is for. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [
     (monitor.Monitor, "log_step", "scalars of each step"),
-    (monitor.Monitor, "log_pace", "throughput, memory"),
-    (trainer, "work_of_batch", "FLOPs, bytes and padding of each step"),
+    (monitor.Monitor, "log_throughput", "throughput, memory"),
+    (trainer, "batch_cost", "FLOPs, bytes and padding of each step"),
     (SnapshotCollector, "add", "collecting in validations"),
     (SnapshotCollector, "gather", "gathering over ranks"),
-    (tensorboard.Board, "settings", "settings, HParams"),
-    (tensorboard.Board, "_histogram", "reliability histograms"),
-    (tensorboard, "prototype_figures", "prototype figures"),
+    (tensorboard.TensorBoardWriter, "log_settings", "settings, HParams"),
+    (tensorboard.TensorBoardWriter, "_histogram", "reliability histograms"),
+    (tensorboard, "prototype_scalars", "prototype scalars"),
     (figures, "confusion_matrix", "confusion matrices"),
     (figures, "prototype_map", "prototype maps"),
     (figures, "weights_over_time", "weights over time"),
-    (tensorboard.Board, "_picture", "encoding pictures"),
+    (tensorboard.TensorBoardWriter, "_add_image", "encoding figures"),
     (tensorboard, "write_projector", "projector"),
 ]
 
