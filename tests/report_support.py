@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from awtpn.config.schema import Config, dump
 from awtpn.learning.settings import TERMS
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.run.predictions import read_predictions
 
 CLASSES = ["calm", "<b>happy</b>", "sad & low"]
@@ -55,7 +55,7 @@ def make_run(
     (folder / "status.json").write_text(json.dumps({"status": status, **about, **time}))
     confusion = np.zeros((3, 3), np.int64)
     np.add.at(confusion, (label, predicted), 1)
-    (folder / "results.json").write_text(json.dumps({"test": summarise(confusion, CLASSES)}))
+    (folder / "results.json").write_text(json.dumps({"test": summarize(confusion, CLASSES)}))
     terms = dict.fromkeys(TERMS, 0.5)
     lines = [
         {

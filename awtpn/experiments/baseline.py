@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from awtpn.config.schema import DataConfig
 from awtpn.experiments.folds import Fold, Score
-from awtpn.metrics.classification import SUMMARY, summarise
+from awtpn.metrics.classification import SUMMARY, summarize
 from awtpn.run.data import stream_source
 from shards import FeatureStream
 
@@ -49,7 +49,7 @@ def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> li
         test_x, test_y, classes = pooled[fold.test]
         confusion = np.zeros((len(classes), len(classes)), np.int64)
         np.add.at(confusion, (test_y, model.predict(test_x)), 1)
-        figures = summarise(confusion, classes)
+        figures = summarize(confusion, classes)
         scores.append(Score(fold.test, None, {name: figures[name] for name in SUMMARY}))
     return scores
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from awtpn.config.schema import flatten
 from awtpn.learning.settings import TERMS
-from awtpn.metrics.classification import SUMMARY, paper_figures, summarise
+from awtpn.metrics.classification import SUMMARY, paper_metrics, summarize
 from awtpn.metrics.confidence_intervals import (
     Interval,
     bootstrap_replicates,
@@ -235,11 +235,11 @@ class Report:
     @cached_property
     def pooled(self) -> dict[str, Any]:
         """Figures of all runs' confusion matrices added up."""
-        return summarise(np.sum([run.confusion for run in self.runs], axis=0), self.classes)
+        return summarize(np.sum([run.confusion for run in self.runs], axis=0), self.classes)
 
     @property
     def paper(self) -> dict[str, float] | None:
-        return paper_figures(self.dataset)
+        return paper_metrics(self.dataset)
 
     @property
     def baseline(self) -> dict[str, float] | None:

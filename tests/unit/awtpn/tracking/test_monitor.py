@@ -14,7 +14,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from awtpn.config.schema import Config, DataConfig, flatten
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.run.atomic_write import write_atomically
 from awtpn.tracking import tensorboard
 from awtpn.tracking.monitor import Monitor, log_results, truncate_metrics, write_status
@@ -24,7 +24,7 @@ from awtpn.tracking.tensorboard import STEP_TAGS, TensorBoardWriter, prototype_s
 from shards import FeatureStream
 from shards.safe_io.markdown import table
 
-METRICS = summarise(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
+METRICS = summarize(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
 
 
 def snapshot(figures: bool = False) -> Snapshot:

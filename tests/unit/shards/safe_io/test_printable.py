@@ -11,7 +11,7 @@ import pytest
 
 from awtpn.cli import main
 from awtpn.experiments import runner
-from awtpn.metrics.classification import format_table, summarise
+from awtpn.metrics.classification import format_table, summarize
 from awtpn.run.position import Position
 from awtpn.training.damaged_data import account_for_damaged
 from shards import Sample, pack
@@ -77,7 +77,7 @@ def assert_harmless(text: str, lines: int | None = None) -> None:
 
 
 def test_tables_and_findings_show_names() -> None:
-    assert_harmless(format_table(summarise(np.eye(2, dtype=np.int64), [HOSTILE, "sad"])))
+    assert_harmless(format_table(summarize(np.eye(2, dtype=np.int64), [HOSTILE, "sad"])))
     found = Verified("data", 2, 10, 1, [Fault("shard.tar", HOSTILE, "audio is damaged")])
     assert_harmless(format_verified(found), lines=2)
     [line] = account_for_damaged({HOSTILE: "a.tar"}, {}, Position(), 1, "data")
