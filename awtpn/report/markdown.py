@@ -20,7 +20,7 @@ from shards.safe_io.markdown import Markdown, block, bold, code, inline, table
 
 
 def render_markdown(report: Report) -> str:
-    """The whole report but its charts."""
+    """The whole report, without charts."""
     sections = [
         f"# AWTPN on {inline(report.dataset)}\n\n{inline(sentence(report))}",
         "## Figures\n\n" + headline(report) + "\n\n" + reading(report),
@@ -37,7 +37,7 @@ def render_markdown(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """The four figures in per cent, their intervals, and others' figures beside them."""
+    """The metrics in per cent, their intervals, and the paper's and the baseline's values."""
     paper, baseline = report.paper, report.baseline
     head = ["", "ours", "95 % over utterances", f"95 % over {report.draws}"]
     head += ["paper"] * bool(paper) + ["logistic regression"] * bool(baseline)
@@ -58,7 +58,7 @@ def fold_table(report: Report) -> str:
     head = ["left out" if len(report.folds) > 1 else "", *(f"seed {seed}" for seed in seeds), "mean"]
     rows = []
     for fold, runs in report.folds.items():
-        by_seed = {run.seed: run.figures["w-F1"] for run in runs}
+        by_seed = {run.seed: run.metrics["w-F1"] for run in runs}
         mean = sum(by_seed.values()) / len(by_seed)
         cells = [percent(by_seed[s]) if s in by_seed else "not run" for s in seeds]
         rows.append([fold or "(the split's own)", *cells, bold(percent(mean))])

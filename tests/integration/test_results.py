@@ -79,7 +79,7 @@ def test_a_run_is_reported(trained: Path, tmp_path: Path, capsys: pytest.Capture
     assert 0 < status["seconds"] == status["rank_seconds"]
     main(["report", str(trained)])
     assert (trained / "report.html").is_file()
-    with pytest.raises(SystemExit, match=r"error: \S+ is no run and holds none"):
+    with pytest.raises(SystemExit, match=r"error: \S+ is not a run and contains none"):
         main(["report", str(tmp_path / "nothing")])
 
 

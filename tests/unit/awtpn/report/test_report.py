@@ -43,7 +43,7 @@ def test_seeds_are_averaged_and_judged_on_the_same_utterances(tmp_path: Path) ->
     runs = [make_run(tmp_path / f"seed-{s}", seed=s) for s in range(3)]
     report = gather(runs)
     assert report.what == "3 runs: seeds 0, 1, 2"
-    values = [run.figures["w-F1"] for run in report.runs]
+    values = [run.metrics["w-F1"] for run in report.runs]
     assert report.means["w-F1"] == pytest.approx(np.mean(values))
     assert report.over_trainings is not None
     interval = report.over_trainings["w-F1"]
@@ -77,31 +77,31 @@ def test_folds_are_the_draws_not_their_seeds(tmp_path: Path) -> None:
     assert report.what == "6 runs: 3 folds, seeds 0, 1"
     assert report.utterances == 180, "each once, however many seeds"
     assert list(report.folds) == ["fold 0", "fold 1", "fold 2"]
-    of_fold = [np.mean([run.figures["UA"] for run in runs]) for runs in report.folds.values()]
+    of_fold = [np.mean([run.metrics["UA"] for run in runs]) for runs in report.folds.values()]
     assert report.over_trainings is not None
     interval = report.over_trainings["UA"]
     assert [interval.low, interval.high] == pytest.approx(t_interval([float(x) for x in of_fold]))
     assert report.pooled["utterances"] == 360
     page = render_markdown(report)
     assert "Student's t over 3 fold means" in page
-    assert "no 6 independent draws" in page
+    assert "not 6 independent samples" in page
 
 
 def test_what_cannot_be_reported_is_refused_by_name(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"nowhere is no run and holds none"):
+    with pytest.raises(ValueError, match=r"nowhere is not a run and contains none"):
         gather([tmp_path / "nowhere"])
     running = make_run(tmp_path / "running", seed=1, status="preempted")
     with pytest.raises(ValueError, match=r"running is not done but 'preempted'"):
         gather([one, running])
     other = make_run(tmp_path / "other", seed=2, lr=0.5)
-    with pytest.raises(ValueError, match=r"other and \S+one are no repetitions .*differ in optim\.lr;"):
+    with pytest.raises(ValueError, match=r"other and \S+one are not repetitions .*differ in optim\.lr;"):
         gather([one, other])
     twin = make_run(tmp_path / "twin")
     with pytest.raises(ValueError, match=r"twin repeats \S+one"):
         gather([one, twin])
     (twin / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"twin is no finished run: it has no results\.json"):
+    with pytest.raises(ValueError, match=r"twin is not a finished run: it has no results\.json"):
         gather([twin])
 
 
