@@ -92,7 +92,7 @@ def make_model(dim: int, device: str) -> AWTPN:
 
 
 def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
-    """All six terms in their default forms; each utterance's negative is the one of the place before it."""
+    """The loss terms in their default forms; each utterance's negative is the one of the place before it."""
     n = len(label)
     counts = LossNormalizers(n, {"audio": n, "video": n}, n, {"inter": n, "contrast": n}, n)
     row = torch.arange(n, device=label.device).roll(1)

@@ -6,12 +6,9 @@ and any accumulation. It is drawn before the step's first forward, since the nor
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-NegativesForm = Literal["group", "global", "reference"]
 Ints = NDArray[np.int64]
 
 NONE = -1  # no valid negative

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from awtpn.learning.negatives import NegativesForm
-
 
 @dataclass
 class OptimConfig:
@@ -93,7 +91,7 @@ class LossConfig:
     """Margin m of inter."""
     margin_contrast: float = 1.0
     """Margin m of contrast."""
-    negatives: NegativesForm = "group"
+    negatives: Literal["group", "global", "reference"] = "group"
     """group: of another class, within negative_group places; global: of another class, from the whole global
     batch (accumulation 1); reference: a permutation of the micro-batch, of any class."""
     negative_group: int = 8

@@ -1,4 +1,4 @@
-"""The six terms: by hand, by torch's own, and as shares that add up whatever the layout."""
+"""The loss terms: by hand, by torch's own, and as shares that add up whatever the layout."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def settle(whole: FeatureBatch, config: LossConfig, accumulation: int, places: i
 
 
 def outcome(whole: FeatureBatch, config: LossConfig, accumulation: int) -> tuple[Tensor, list[Tensor]]:
-    """The six terms and their total's gradients, from `accumulation` micro-batches."""
+    """The loss terms and their total's gradients, from `accumulation` micro-batches."""
     model = small_model()
     info = settle(whole, config, accumulation, whole.num_places)
     weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
