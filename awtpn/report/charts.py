@@ -42,7 +42,7 @@ def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Marku
         parts.append(_text(left + i * cell + cell / 2 + 4, top - 8, names[i], turned=-45))
         for j, predicted in enumerate(classes):
             x, part = left + j * cell, float(share[i, j])
-            title = f"{true} taken for {predicted}: {confusion[i, j]} of {confusion[i].sum()}"
+            title = f"{true} predicted as {predicted}: {confusion[i, j]} of {confusion[i].sum()}"
             square = Markup(
                 '<rect x="{:.0f}" y="{:.0f}" width="{side}" height="{side}" rx="3" class="{}" '
                 'fill-opacity="{:.2f}"><title>{}</title></rect>'
@@ -137,13 +137,12 @@ def calibration_svg(table: Sequence[dict[str, float]]) -> Markup:
     total = sum(row["count"] for row in table)
     for row in table:
         radius = 3 + 16 * math.sqrt(row["count"] / total)
-        title = (
-            f"{row['count']:.0f} answers of confidence {row['confidence']:.2f}: {row['accuracy']:.2f} right"
-        )
+        confidence, accuracy = row["confidence"], row["accuracy"]
+        title = f"{row['count']:.0f} predictions, confidence {confidence:.2f}, accuracy {accuracy:.2f}"
         dot = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
-        parts.append(dot.format(x(row["confidence"]), y(row["accuracy"]), radius, title))
+        parts.append(dot.format(x(confidence), y(accuracy), radius, title))
     parts.append(_text(x(0.5), y(0) + 32, "confidence, %", "middle", css="tick"))
-    parts.append(_text(12, y(0.5), "right answers, %", "middle", css="tick", turned=-90))
+    parts.append(_text(12, y(0.5), "accuracy, %", "middle", css="tick", turned=-90))
     return _svg(size, top + side + bottom, "accuracy over confidence", parts)
 
 

@@ -156,7 +156,7 @@ def confidence(report: Report) -> dict[str, Any]:
     return {
         "note": note,
         "picture": charts.calibration_svg(calibration(report.predictions)),
-        "head": ["surest mistakes", "truth", "answer", "%", "models wrong"],
+        "head": ["most confident mistakes", "true", "predicted", "%", "models wrong"],
         "mistakes": mistakes,
     }
 

@@ -282,8 +282,8 @@ def test_a_single_run_says_what_one_run_cannot_tell(tmp_path: Path) -> None:
 def test_a_model_without_mistakes_has_a_page_without_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", accuracy=1.0)
     page = render_html(gather([run]))
-    assert "There is no mistake to show." in page
-    assert "surest mistakes" not in page
+    assert "All predictions are correct." in page
+    assert "most confident mistakes" not in page
 
 
 def test_runs_of_before_costs_were_recorded_say_so(tmp_path: Path) -> None:
@@ -324,10 +324,10 @@ def test_the_matrix_names_every_cell() -> None:
     drawn = charts.confusion_svg(confusion, ["a", "b<"])
     titles = re.findall(r"<title>(.*?)</title>", drawn)
     assert titles == [
-        "a taken for a: 3 of 4",
-        "a taken for b&lt;: 1 of 4",
-        "b&lt; taken for a: 0 of 4",
-        "b&lt; taken for b&lt;: 4 of 4",
+        "a predicted as a: 3 of 4",
+        "a predicted as b&lt;: 1 of 4",
+        "b&lt; predicted as a: 0 of 4",
+        "b&lt; predicted as b&lt;: 4 of 4",
     ]
     many = charts.confusion_svg(np.eye(40, dtype=np.int64), [f"c{i}" for i in range(40)])
     assert 'class="cell' not in many, "too small for numbers"
@@ -342,7 +342,7 @@ def test_marks_at_the_ends_are_drawn_whole(value: float) -> None:
             x, y, radius = map(float, found)
             assert radius <= x <= width - radius
             assert radius <= y <= height - radius
-    assert "right answers, %" in charts.calibration_svg(table)
+    assert "accuracy, %" in charts.calibration_svg(table)
 
 
 def test_durations_are_words() -> None:
