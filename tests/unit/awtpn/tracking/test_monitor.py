@@ -12,6 +12,7 @@ from support import ALONE, CLASSES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 
 from awtpn.config.schema import Config, DataConfig, flatten
 from awtpn.metrics.classification import summarize
@@ -204,7 +205,11 @@ def test_the_projector_shows_the_latest_and_the_best(tmp_path: Path) -> None:
         assert rows[-1] == ["prototype 1 of sad", "sad", "sad", "prototype", "PROTOTYPES"]
 
 
-def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, corpus: str) -> None:
+def test_settings_are_shown_without_secrets_and_can_be_compared(
+    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Event files are read in the order of their names, which end with this counter: 10 would come before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = Config(data=DataConfig(train=corpus, storage_options={"secret": "hunter2"}))
     config.data.select.train = {"fold": [0, 1]}
     stream = FeatureStream(corpus)
