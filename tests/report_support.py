@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from awtpn.config.schema import Config, dump
 from awtpn.learning.settings import TERMS
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.run.predictions import read_predictions
 
 CLASSES = ["calm", "<b>happy</b>", "sad & low"]
@@ -55,10 +55,17 @@ def make_run(
     (folder / "status.json").write_text(json.dumps({"status": status, **about, **time}))
     confusion = np.zeros((3, 3), np.int64)
     np.add.at(confusion, (label, predicted), 1)
-    (folder / "results.json").write_text(json.dumps({"test": summarise(confusion, CLASSES)}))
+    (folder / "results.json").write_text(json.dumps({"test": summarize(confusion, CLASSES)}))
     terms = dict.fromkeys(TERMS, 0.5)
     lines = [
-        {"step": s, "loss": 1 / s, **terms, "fingerprint": f"{s + seed:016x}", "utterances_per_s": 100.0}
+        {
+            "step": s,
+            "epoch": (s - 1) // 10,
+            "loss": 1 / s,
+            **terms,
+            "fingerprint": f"{s + seed:016x}",
+            "utterances_per_s": 100.0,
+        }
         for s in range(1, 41)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from awtpn.bench.machine import allocated_peak, markdown, read_peak, start_peak, synchronise
+from awtpn.bench.machine import allocated_peak, read_peak, start_peak, synchronise
 from awtpn.bench.roofline_account import times
 from awtpn.bench.step import Setting, make_batches
 from awtpn.model.attention import FORMS, FUSED_DIM, choose_form, has_triton
+from shards.safe_io.markdown import table
 
 # Utterances of one length, that a batch has in all about as many steps.
 LENGTHS = (20, 120, 600, 5000)
@@ -31,7 +32,7 @@ def run(setting: Setting, dims: Sequence[int], rounds: int) -> str:
         for name, lengths in [*cases, ("64, log-normal", mixed)]:
             rows += forms(setting, dim, f"{dim}, {name}", lengths, rounds)
             print(f"{dim}, {name}", file=sys.stderr)
-    return "\n".join([*lines, *markdown(columns, rows), "", "MiB: growth of the peak over the inputs.", ""])
+    return "\n".join([*lines, table(columns, rows, "lr"), "", "MiB: growth of the peak over the inputs.", ""])
 
 
 def forms(setting: Setting, dim: int, name: str, lengths: list[int], rounds: int) -> list[list[str]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from awtpn.bench.machine import markdown, synchronise
+from awtpn.bench.machine import synchronise
 from awtpn.bench.readers import UTTERANCES, write_corpora
 from awtpn.bench.step import Setting
 from awtpn.config.schema import Config
@@ -29,6 +29,7 @@ from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.world import World, mixed_precision
 from awtpn.tracking.monitor import Monitor
 from awtpn.training.trainer import Run, setup, train_epoch
+from shards.safe_io.markdown import table
 
 # A round takes as many epochs as have these together.
 LEAST_STEPS = 30
@@ -64,7 +65,7 @@ def run(
         [
             f"## End to end: stream and step, D {dim}, batch {batch}, {setting.precision}",
             "",
-            *markdown(["", "utterances/s", "waiting for data"], rows),
+            table(["", "utterances/s", "waiting for data"], rows, "lr"),
             "",
             "The trainer's own loop, with all that it does in a step; validation, checkpoints and pictures "
             "aside. "

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 import shards
-from awtpn.bench.machine import child_environment, describe, installed, markdown, resident
+from awtpn.bench.machine import child_environment, describe, resident
 from awtpn.bench.readers import (
     AUDIO,
     BATCH,
@@ -43,6 +43,8 @@ from awtpn.bench.readers import (
     lengths,
     write_corpora,
 )
+from shards.safe_io.markdown import Markdown, table
+from shards.safe_io.versions import installed_version
 
 # --- One measurement, in a process of its own -----------------------------------------------------
 
@@ -146,7 +148,7 @@ def apart(kind: str, reader: str, scratch: Path, count: int) -> dict[str, float]
 
 def run(scratch: Path, rounds: int, count: int = UTTERANCES) -> str:
     """Write the corpus where it is not yet, measure, and tell in Markdown."""
-    absent = {name for name, package in PEERS.items() if not installed(package)}
+    absent = {name for name, package in PEERS.items() if not installed_version(package)}
     write_corpora(scratch, count, [name for name in WRITERS if name not in absent])
     warm: dict[str, list[dict[str, float]]] = {n: [] for n in READERS if n not in absent}
     cold: dict[str, list[dict[str, float]]] = {name: [] for name in ("cat", "this stream")}
@@ -194,7 +196,7 @@ def warm_table(warm: dict[str, list[dict[str, float]]], absent: set[str]) -> lis
         )
     missing = ["", f"Not installed, not measured: {', '.join(sorted(absent))}."] if absent else []
     return [
-        *markdown(columns, rows),
+        table(columns, rows, "lr"),
         *missing,
         "",
         f"Medians of {len(warm['this stream'])} interleaved rounds; memory: by how much reading raised "
@@ -206,10 +208,10 @@ def warm_table(warm: dict[str, list[dict[str, float]]], absent: set[str]) -> lis
 def cold_table(cold: dict[str, list[dict[str, float]]]) -> list[str]:
     cat, ours = (median(cold[name], "cold") for name in ("cat", "this stream"))
     rows = [
-        ["`cat` of the shards", f"{cat / 1e9:.2f}", "100%"],
+        [Markdown("`cat` of the shards"), f"{cat / 1e9:.2f}", "100%"],
         ["this stream, first epoch", f"{ours / 1e9:.2f}", f"{ours / cat:.0%}"],
     ]
-    return [*markdown(["files forgotten by the kernel", "GB/s", "of `cat`"], rows), ""]
+    return [table(["files forgotten by the kernel", "GB/s", Markdown("of `cat`")], rows, "lr"), ""]
 
 
 def gpu_table(gpu: dict[str, float] | None) -> list[str]:
@@ -221,7 +223,7 @@ def gpu_table(gpu: dict[str, float] | None) -> list[str]:
         ["read, and copied by a stream of its own", f"{gpu['read_and_copy'] / 1e9:.1f} GB/s"],
         ["waiting for data, of steps of 10 ms", f"{gpu['wait']:.1%}"],
     ]
-    return markdown(["to the GPU", ""], rows)
+    return [table(["to the GPU", ""], rows, "lr")]
 
 
 def main() -> None:

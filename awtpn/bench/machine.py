@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from shards.safe_io.versions import installed_version
 
 PACKAGES = ("torch", "triton", "numpy", "webdataset", "mosaicml-streaming", "litdata")
 
 
 def describe(device: str, threads: int) -> str:
     """One line of Markdown: date, hardware, load, system and versions."""
-    found = [f"{p} {metadata.version(p)}" for p in PACKAGES if installed(p)]
+    found = [f"{p} {version}" for p in PACKAGES if (version := installed_version(p))]
     return (
         f"{datetime.now(UTC):%Y-%m-%d}; {cpu()}, {os.cpu_count()} cores, {ram() / 2**30:.0f} GiB; {gpu()}; "
         f"{threads} threads of torch's own, on {device}; load {os.getloadavg()[0]:.1f} at the start; "
@@ -49,14 +50,6 @@ def gpu() -> str:
 def ram() -> int:
     """Bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def synchronise(device: str) -> None:
@@ -103,13 +96,3 @@ def child_environment() -> dict[str, str]:
     """The environment for a process that shall find this package where this one found it."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
-def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """The lines of a table; all columns but the first are figures."""
-    columns = list(columns)
-    return [
-        f"| {' | '.join(columns)} |",
-        "|---|" + "---:|" * (len(columns) - 1),
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]

@@ -17,6 +17,7 @@ from awtpn.distributed.engines.deepspeed import ZERO
 from awtpn.run.data import demo_dataset
 from shards.format.split_names import find_split
 from shards.safe_io.bounded_json import read_json
+from shards.safe_io.markdown import bold, table
 from shards.tools.info import Lengths, info
 
 PARTS = (
@@ -248,20 +249,17 @@ def rows(config: Config, data: Data, ranks: int, buckets: Buckets, on_gpu: bool)
         f"{layout.accumulation}, largest micro-batch {', '.join(f'{m} {n:,}' for m, n in work.steps.items())}"
         f" steps; saving takes {saving_bytes(work, engines[-1]) / 1e6:,.0f} MB more of rank 0's host",
         "",
-        *table(found),
+        engine_table(found),
     ]
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+def engine_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A row per engine: the parts at its worst moment, without those that no engine has."""
     worst = {engine: peak(of) for engine, of in found.items()}
     at_peak = {engine: found[engine][moment] for engine, (moment, _) in worst.items()}
     shown = [part for part in PARTS if any(part in parts for parts in at_peak.values())]
-    lines = [
-        f"| engine | {' | '.join(shown)} | peak | in |",
-        "|---|" + "---:|" * (len(shown) + 1) + "---|",
-    ]
+    rows = []
     for engine, (moment, total) in worst.items():
         cells = [f"{at_peak[engine].get(part, 0.0) / 1e6:,.0f}" for part in shown]
-        lines.append(f"| {engine} | {' | '.join(cells)} | **{total / 1e6:,.0f}** | {moment} |")
-    return lines
+        rows.append([engine, *cells, bold(f"{total / 1e6:,.0f}"), moment])
+    return table(["engine", *shown, "peak", "in"], rows, f"l{'r' * (len(shown) + 1)}l")

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from awtpn.bench.machine import markdown, synchronise
+from awtpn.bench.machine import synchronise
 from awtpn.bench.step import CLASSES, DIMS, Setting, make_batches, make_model, make_step, packed_loss
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.flops import PARTS, Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.model.network import AWTPN, ModelOutput, StreamOutput
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
+from shards.safe_io.markdown import code, table
 
 # Parts whose products are in train.precision; all others are float32 always.
 IN_PRECISION = ("ses", "attention")
@@ -182,7 +183,7 @@ def account(
         ]
     )
     columns = ["part", "GFLOP", "MB", "bound by", "floor, ms", "measured, ms", "floor / measured"]
-    return markdown([*columns, "GFLOP/s", "GB/s"], rows)
+    return table([*columns, "GFLOP/s", "GB/s"], rows, "lr").splitlines()
 
 
 def _row(part: str, cost: Cost, peak: Peak, seconds: float) -> list[str]:
@@ -222,7 +223,7 @@ def profile(setting: Setting, dim: int, batch: int, rows: int = 12) -> str:
     whole = sum(getattr(event, order) for event in found) or 1
     shown = [
         [
-            f"`{event.key[:60]}`",
+            code(event.key[:60]),
             f"{getattr(event, order) / 3e3:.2f}",
             f"{getattr(event, order) / whole:.1%}",
             f"{event.count / 3:.0f}",
@@ -233,7 +234,7 @@ def profile(setting: Setting, dim: int, batch: int, rows: int = 12) -> str:
         [
             f"## Profile of a step: D {dim}, batch {batch}, {setting.precision}",
             "",
-            *markdown(["operation", "ms a step", "of all", "calls a step"], shown),
+            table(["operation", "ms a step", "of all", "calls a step"], shown, "lr"),
             "",
         ]
     )

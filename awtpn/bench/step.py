@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from awtpn.bench.machine import child_environment, describe, markdown, read_peak, start_peak, synchronise
+from awtpn.bench.machine import child_environment, describe, read_peak, start_peak, synchronise
 from awtpn.bench.published_step import Published, published_loss
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
@@ -36,6 +36,7 @@ from awtpn.model.flops import step_cost, total
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from shards import Ragged
+from shards.safe_io.markdown import table
 
 AUDIO, VIDEO, CLASSES, BATCHES = 1024, 512, 7, 6
 DIMS = {"audio": AUDIO, "video": VIDEO}
@@ -91,7 +92,7 @@ def make_model(dim: int, device: str) -> AWTPN:
 
 
 def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
-    """All six terms in their default forms; each utterance's negative is the one of the place before it."""
+    """The loss terms in their default forms; each utterance's negative is the one of the place before it."""
     n = len(label)
     counts = LossNormalizers(n, {"audio": n, "video": n}, n, {"inter": n, "contrast": n}, n)
     row = torch.arange(n, device=label.device).roll(1)
@@ -219,7 +220,7 @@ def run(
         [
             f"{title}, {setting.precision}",
             "",
-            *markdown(columns, rows),
+            table(columns, rows, "lr"),
             "",
             "Forward, losses, backward, clipping, AdamW; batches on the device. What a run does besides "
             "in a step (agreement of ranks, negatives, fingerprints, figures) is in the end-to-end rows. "

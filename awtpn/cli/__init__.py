@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from awtpn.cli.bench import add_bench
@@ -23,6 +22,7 @@ from awtpn.run.atomic_write import writing
 from shards import FeatureStream
 from shards.format.split_names import named_once
 from shards.safe_io.json_text import json_text
+from shards.safe_io.versions import installed_version
 from shards.storage.local_path import local_or_url
 
 
@@ -79,10 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def installed() -> str:
     """ "awtpn 1.2.3", by the package that is installed."""
-    try:
-        return f"awtpn {version('awtpn-at-scale')}"
-    except PackageNotFoundError:
-        return "awtpn, not installed but started from its folder"
+    version = installed_version("awtpn-at-scale")
+    return f"awtpn {version}" if version else "awtpn, not installed but started from its folder"
 
 
 # --- models --------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from awtpn.distributed.world import World, init_process_group, shutdown
 from awtpn.model import matrix_products
 from shards.format.schema import dump_manifest
 from shards.safe_io.printable import printable_lines
+from shards.safe_io.versions import installed_version
 from shards.storage.credentials import redact_url
 from shards.storage.store import open_dataset
 
@@ -53,14 +53,8 @@ class Finding:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that ranks must share."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    found["cuda"] = torch.version.cuda or "none"
-    return found
+    packages = {name: installed_version(name) or "missing" for name in PACKAGES}
+    return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or "none"}
 
 
 def collect_host_info(

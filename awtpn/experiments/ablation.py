@@ -1,4 +1,4 @@
-"""Ablations: what is lost when a part is left out, paired with the whole over folds and seeds.
+"""Ablations: variants of a configuration, compared with it run by run over folds and seeds.
 
 A variant is a set of overrides (`configs/ablations.yaml`). It is trained on the same folds with the same
 seeds as the base, and compared run by run. Runs that share a fold are not independent: seeds are averaged
@@ -19,15 +19,17 @@ from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
+from awtpn.learning.settings import TERMS
 from awtpn.metrics.classification import SUMMARY
 from awtpn.metrics.confidence_intervals import standard_error, t_interval
 from awtpn.run.atomic_write import write_atomically, write_json
 from shards.safe_io.bounded_yaml import parse_yaml
-from shards.safe_io.markdown import inline
+from shards.safe_io.markdown import bold, inline, table
 from shards.storage.credentials import has_secrets, redact
 
 BASE = "base"
-FIGURE = "w-F1"
+METRIC = "w-F1"
+LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
 VARIANTS_FILE = Path(__file__).parents[2] / "configs" / "ablations.yaml"
 
 Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
@@ -46,11 +48,11 @@ def ablate(
 ) -> dict[str, Any]:
     """Train base and variants on every fold with every seed; print the table and write it into `folder`.
 
-    `folder/base` is what `cross_validate` with the same settings makes of a folder, and may be one. See
-    there for the arguments; `variants` are those of `read_variants`.
+    The arguments are those of `cross_validate`; `variants` come from `read_variants`. `folder/base` may be a
+    folder in which `cross_validate` has trained runs of the same settings.
 
     Raises:
-        ValueError: wrong settings, or `folder` holds runs of other settings.
+        ValueError: invalid settings, or `folder` holds runs of other settings.
         RuntimeError: a run failed; the message ends with its output.
     """
     check_arguments(training, seeds, by)
@@ -75,14 +77,16 @@ def ablate(
         },
     }
     write_json(folder / "ablations.json", results)
-    table = format_ablations(results)
-    write_atomically(folder / "ablations.md", table + "\n")
-    print(f"\n{table}\n\nalso in {folder / 'ablations.md'} and {folder / 'ablations.json'}")
+    text = format_ablations(results)
+    write_atomically(folder / "ablations.md", text + "\n")
+    print(f"\n{text}\n\nalso in {folder / 'ablations.md'} and {folder / 'ablations.json'}")
     return results
 
 
 def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Variants:
-    """The variants of a YAML file, `{name: {dotted.key: value}}`; `only` those named, where some are.
+    """Read the variants of a YAML file, `{name: {dotted.key: value}}`; `only` those named, if any are.
+
+    A variant whose name holds `{term}` stands for one variant per loss term, with `{weight}` in its keys.
 
     Raises:
         ValueError: the file is not of this form, or has no variant of that name.
@@ -90,20 +94,21 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
     try:
         variants = parse_yaml(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        told = str(error).splitlines()[0] if str(error) else "nested without end"
-        raise ValueError(f"{path} is not YAML: {told}") from None
+        cause = str(error).splitlines()[0] if str(error) else "nested without end"
+        raise ValueError(f"{path} is not YAML: {cause}") from None
     if not isinstance(variants, dict) or not all(isinstance(v, dict) and v for v in variants.values()):
         raise ValueError(f"{path}: write a line per variant, NAME: {{dotted.key: value}}")
+    variants = expand_terms(variants)
     taken = {BASE: BASE}
     for name, overrides in variants.items():
         if not isinstance(name, str) or folder_name(folder_of(name)) != folder_of(name) or name == BASE:
             raise ValueError(f"{path}: {name!r} cannot be a variant's name, nor its folder's; choose another")
-        # Some file systems take names that differ in their case alone for one.
+        # Some file systems do not distinguish upper and lower case.
         if (other := taken.setdefault(folder_of(name).casefold(), name)) != name:
             raise ValueError(f"{path}: {name!r} would share a folder with {other!r}; choose another name")
         for key in overrides:
             if key in OWN_KEYS + FOLD_KEYS:
-                raise ValueError(f"{path}: {name} sets {key}, which the table sets itself; leave it out")
+                raise ValueError(f"{path}: {name} sets {key}, which each run sets itself; leave it out")
             if has_secrets(f"--{key}={overrides[key]}"):
                 raise ValueError(
                     f"{path}: {name}: {key} holds credentials, and variants are recorded; give them for all "
@@ -112,6 +117,19 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
     if unknown := [name for name in only if name not in variants]:
         raise ValueError(f"{path} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
     return {name: overrides for name, overrides in variants.items() if not only or name in only}
+
+
+def expand_terms(variants: Variants) -> Variants:
+    """Replace a variant `{term} off: {loss.{weight}: 0.0}` by one for each loss term."""
+    expanded: Variants = {}
+    for name, overrides in variants.items():
+        if "{term}" not in str(name):
+            expanded[name] = overrides
+            continue
+        for term, weight in TERMS.items():
+            named = name.replace("{term}", LONG_NAMES.get(term, term))
+            expanded[named] = {str(key).replace("{weight}", weight): x for key, x in overrides.items()}
+    return expanded
 
 
 def folder_of(name: str) -> str:
@@ -134,20 +152,23 @@ def _as_yaml(value: Any) -> str:
 
 def summary(scores: Sequence[Score]) -> dict[str, Any]:
     return {
-        "runs": [{"fold": s.fold, "seed": s.seed, FIGURE: s.figures[FIGURE]} for s in scores],
-        "mean": {name: float(np.mean([s.figures[name] for s in scores])) for name in SUMMARY},
+        "runs": [{"fold": s.fold, "seed": s.seed, METRIC: s.metrics[METRIC]} for s in scores],
+        "mean": {name: float(np.mean([s.metrics[name] for s in scores])) for name in SUMMARY},
     }
 
 
 def paired(variant: Sequence[Score], base: Sequence[Score]) -> dict[str, Any]:
     """Mean difference of w-F1, its standard error and 95 % t-interval, over independent differences.
 
-    These are the folds' means over seeds; without folds the seeds' own. None where there is only one.
+    These are the folds' means over seeds, or the seeds' differences if there are no folds. Standard error and
+    interval are None for a single difference.
     """
-    of_base = {(s.fold, s.seed): s.figures[FIGURE] for s in base}
-    gaps = [Score(s.fold, s.seed, {FIGURE: s.figures[FIGURE] - of_base[s.fold, s.seed]}) for s in variant]
-    has_folds = any(s.fold is not None for s in gaps)
-    values = fold_means(gaps, FIGURE) if has_folds else [s.figures[FIGURE] for s in gaps]
+    of_base = {(s.fold, s.seed): s.metrics[METRIC] for s in base}
+    differences = [
+        Score(s.fold, s.seed, {METRIC: s.metrics[METRIC] - of_base[s.fold, s.seed]}) for s in variant
+    ]
+    has_folds = any(s.fold is not None for s in differences)
+    values = fold_means(differences, METRIC) if has_folds else [s.metrics[METRIC] for s in differences]
     return {
         "difference": float(np.mean(values)),
         "standard_error": standard_error(values) if len(values) > 1 else None,
@@ -157,35 +178,25 @@ def paired(variant: Sequence[Score], base: Sequence[Score]) -> dict[str, Any]:
 
 
 def format_ablations(results: Mapping[str, Any]) -> str:
-    """The table as Markdown, w-F1 in per cent."""
+    """The table in Markdown, w-F1 in per cent."""
     base, by, seeds = results["base"], results["by"], results["seeds"]
     runs = len(base["runs"])
-    unit = (
-        f"{len({run['fold'] for run in base['runs']})} values of {inline(by)}"
-        if by
-        else f"{len(seeds)} seeds"
-    )
-    lines = [
-        f"| variant ({runs} runs: {unit}{f', seeds {_listed(seeds)}' if by else ''}) | w-F1 | difference | "
-        "standard error | 95 % interval |",
-        "|---|---|---|---|---|",
-        f"| **{BASE}** | **{100 * base['mean'][FIGURE]:.2f}** | | | |",
-    ]
+    unit = f"{len(seeds)} seeds"
+    if by:
+        folds = len({run["fold"] for run in base["runs"]})
+        unit = f"{folds} values of {by}, seeds {', '.join(map(str, seeds))}"
+    head = [f"variant ({runs} runs: {unit})", "w-F1", "difference", "standard error", "95 % interval"]
+    rows = [[bold(BASE), bold(f"{100 * base['mean'][METRIC]:.2f}"), "", "", ""]]
     for name, row in results["variants"].items():
         error, interval = "", ""
         if row["interval"]:
             low, high = row["interval"]
             error, interval = f"{100 * row['standard_error']:.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
-        mean, difference = 100 * row["mean"][FIGURE], 100 * row["difference"]
-        lines.append(f"| {inline(name)} | {mean:.2f} | {difference:+.2f} | {error} | {interval} |")
+        mean, difference = 100 * row["mean"][METRIC], 100 * row["difference"]
+        rows.append([name, f"{mean:.2f}", f"{difference:+.2f}", error, interval])
     what = f"the means over seeds of each {inline(by)}" if by else "seeds"
-    lines += [
-        "",
+    return (
+        f"{table(head, rows)}\n\n"
         f"Differences are paired run by run; standard error and Student's t interval are over {what}. "
-        "Of intervals at 95 %, one in twenty misses by chance alone.",
-    ]
-    return "\n".join(lines)
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+        "On average one in twenty 95 % intervals misses the true value by chance."
+    )

@@ -1,4 +1,4 @@
-"""Logistic regression on pooled features: what a model without time makes of the same folds."""
+"""The baseline: logistic regression on features pooled over time, on the same folds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from awtpn.config.schema import DataConfig
 from awtpn.experiments.folds import Fold, Score
-from awtpn.metrics.classification import SUMMARY, summarise
+from awtpn.metrics.classification import SUMMARY, summarize
 from awtpn.run.data import stream_source
 from shards import FeatureStream
 
@@ -20,9 +20,9 @@ BATCH = 256  # utterances read at a time
 
 
 def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> list[Score]:
-    """Scikit-learn's logistic regression on mean+std pooled, standardised features, on the same folds.
+    """Scikit-learn's logistic regression on mean and std pooled, standardized features, on the same folds.
 
-    It chooses its regularisation as honestly as it can: leaving the training folds out in turn.
+    Its regularization is chosen on the training folds alone, by leaving each of them out in turn.
 
     Raises:
         ValueError: scikit-learn is not installed.
@@ -49,49 +49,49 @@ def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> li
         test_x, test_y, classes = pooled[fold.test]
         confusion = np.zeros((len(classes), len(classes)), np.int64)
         np.add.at(confusion, (test_y, model.predict(test_x)), 1)
-        figures = summarise(confusion, classes)
-        scores.append(Score(fold.test, None, {name: figures[name] for name in SUMMARY}))
+        metrics = summarize(confusion, classes)
+        scores.append(Score(fold.test, None, {name: metrics[name] for name in SUMMARY}))
     return scores
 
 
 def inner_splits(
     label: NDArray[np.int64], sizes: Sequence[int]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to fit and rows to judge, leaving out each of the groups in turn; `sizes` are theirs, in order.
+    """Rows to fit on and rows to validate on, leaving out each group in turn; `sizes` are the groups' sizes.
 
-    Where what is left without a group is of one class, nothing can be fitted, and the split is left out.
+    A split is omitted if the rows to fit on have a single class.
     """
     group = np.repeat(np.arange(len(sizes)), sizes)
     splits = [(np.flatnonzero(group != g), np.flatnonzero(group == g)) for g in range(len(sizes))]
-    return [(fit, judge) for fit, judge in splits if len(np.unique(label[fit])) > 1]
+    return [(fit, validate) for fit, validate in splits if len(np.unique(label[fit])) > 1]
 
 
 def pooled_features(
     data: DataConfig, select: dict[str, Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
-    """Selected utterances for a model without time: features [U, 2 * sum of dims], labels [U], classes.
+    """Pooled features [U, 2 * sum of dims], labels [U] and class names of the selected utterances.
 
-    Per modality the mean and the standard deviation over an utterance's steps; zeros where it has none.
+    Per modality the mean and the standard deviation over an utterance's time steps; zeros if it is missing.
     """
     source = stream_source(data, "train")
     assert source is not None
     stream = FeatureStream(**source | {"select": select}, global_batch_size=BATCH, shuffle=False)
     rows, labels = [], []
     for batch in stream.epoch(0):
-        streams = [
+        modalities = [
             [
                 pool(steps.double().numpy())
                 for steps in ragged.values.split(ragged.host_offsets.diff().tolist())
             ]
             for ragged in batch.features.values()
         ]
-        rows += [np.concatenate(parts) for parts in zip(*streams, strict=True)]
+        rows += [np.concatenate(parts) for parts in zip(*modalities, strict=True)]
         labels.append(batch.label.numpy())
     return np.stack(rows), np.concatenate(labels), stream.classes
 
 
 def pool(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean and standard deviation over steps: [T, D] -> [2 * D]; zeros for T = 0."""
+    """Mean and standard deviation over time steps: [T, D] -> [2 * D]; zeros for T = 0."""
     if not len(steps):
         return np.zeros(2 * steps.shape[1])
     return np.concatenate([steps.mean(0), steps.std(0)])

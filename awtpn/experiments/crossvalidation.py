@@ -1,15 +1,14 @@
 """Leave-one-group-out cross-validation: one packing, one configuration, a run per group and seed.
 
-Every run is a process of `launch/train.py` with a run folder of its own, so that whatever works for one
-training works here, and an interrupted cross-validation goes on where it stopped (see
-`awtpn.experiments.runner`). A logistic regression on pooled features stands beside the model, from the same
-shards and the same groups. Without a column to fold by, the data's own splits are trained with every seed.
+Every run is a process of `launch/train.py` with its own run folder, so it has all features of a single
+training, and an interrupted cross-validation resumes where it stopped (see `awtpn.experiments.runner`). A
+logistic regression on pooled features of the same groups is the baseline. Without a column to fold by, every
+seed is trained on the data's own splits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ import numpy as np
 from awtpn.config.schema import parse_command_line
 from awtpn.experiments.baseline import logistic_regressions
 from awtpn.experiments.folds import Score, Splits, Trial, check_arguments, fold_means, make_splits
-from awtpn.experiments.runner import PYTHON, figures, train_all
+from awtpn.experiments.runner import PYTHON, read_metrics, train_all
 from awtpn.experiments.sweep import choose, grid
 from awtpn.metrics.classification import SUMMARY
 from awtpn.metrics.confidence_intervals import t_interval
 from awtpn.run.atomic_write import write_json
-from shards.safe_io.printable import join_lines
+from shards.safe_io.printable import join_lines, table_lines
 from shards.storage.credentials import redact
 
 RESULTS_FILE = "cross_validation.json"
-FIGURES = ("w-F1", "w-ACC")  # of the printed table
+METRICS = ("w-F1", "w-ACC")  # of the printed table
 
 
 def cross_validate(
@@ -49,15 +48,15 @@ def cross_validate(
         training: arguments of launch/train.py, for every run.
         by: metadata column whose values are left out in turn; None: the data's own splits.
         seeds: `run.seed` of each repetition.
-        folder: holds the runs and the table; several processes may be given the same one at once.
-        sweep: "KEY=V1,V2" each; the best point of their grid is chosen per fold on its training data alone.
+        folder: for the runs and the table; several processes may use the same one at once.
+        sweep: "KEY=V1,V2" each; each fold chooses the best point of the grid on its training data alone.
         parallel: runs at a time on this machine.
-        launcher: what starts launch/train.py; Python by default.
+        launcher: the command that starts launch/train.py; Python by default.
         baseline: also fit the logistic regression (it needs folds).
-        command: how all this was asked for, for the record.
+        command: the command line, for the record.
 
     Raises:
-        ValueError: wrong settings, no such column, or `folder` holds runs of other settings.
+        ValueError: invalid settings, no such column, or `folder` holds runs of other settings.
         RuntimeError: a run failed; the message ends with its output.
     """
     from awtpn.report.write import write_report
@@ -90,7 +89,7 @@ def plan(
     folder: Path,
     chosen: Sequence[tuple[Any, Mapping[str, Any]]] | None,
 ) -> list[Trial]:
-    """Every fold with every seed, with what a sweep has chosen for the fold."""
+    """Every fold with every seed, with the settings that a sweep chose for the fold."""
     if chosen is None:
         return splits.trials(training, seeds, folder)
     points = {fold: point["arguments"] for fold, point in chosen}
@@ -102,10 +101,10 @@ def plan(
 
 
 def collect_scores(trials: Sequence[Trial]) -> list[Score]:
-    """The test figures of finished runs."""
+    """Test metrics of finished runs."""
     scores = []
     for trial in trials:
-        found = figures(trial.job.run_dir)
+        found = read_metrics(trial.job.run_dir)
         fold = trial.fold.test if trial.fold else None
         scores.append(Score(fold, trial.seed, {name: found[name] for name in SUMMARY}))
     return scores
@@ -117,34 +116,39 @@ def collect_scores(trials: Sequence[Trial]) -> list[Score]:
 def collect(scores: Sequence[Score], baseline: Sequence[Score]) -> dict[str, Any]:
     """Everything the table shows, as plain JSON."""
     results: dict[str, Any] = {
-        "runs": [asdict(score) for score in scores],
+        "runs": _rows(scores),
         "mean": _means(scores),
-        "interval_over_runs": {name: t_interval([s.figures[name] for s in scores]) for name in SUMMARY},
+        "interval_over_runs": {name: t_interval([s.metrics[name] for s in scores]) for name in SUMMARY},
         "interval_over_folds": {name: t_interval(fold_means(scores, name)) for name in SUMMARY},
         "logistic_regression": None,
     }
     if baseline:
         results["logistic_regression"] = {
-            "runs": [asdict(score) for score in baseline],
+            "runs": _rows(baseline),
             "mean": _means(baseline),
         }
     return results
 
 
+def _rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    return [{"fold": s.fold, "seed": s.seed, "figures": s.metrics} for s in scores]
+
+
 def _means(scores: Sequence[Score]) -> dict[str, float]:
-    return {name: float(np.mean([s.figures[name] for s in scores])) for name in SUMMARY}
+    return {name: float(np.mean([s.metrics[name] for s in scores])) for name in SUMMARY}
 
 
 def format_scores(results: dict[str, Any]) -> str:
-    """The table for people, in per cent."""
+    """The table to print, in per cent."""
     regression = results["logistic_regression"]
     baseline = {row["fold"]: row["figures"] for row in regression["runs"]} if regression else {}
-    names = [*FIGURES, *(f"LR {name}" for name in FIGURES if regression)]
-    lines = ["", f"{results['by'] or '':<12}{'seed':>6}" + "".join(f"{name:>10}" for name in names)]
+    names = [*METRICS, *(f"LR {name}" for name in METRICS if regression)]
+    rows = [[results["by"] or "", "seed", *names]]
     for row in results["runs"]:
         fold = "own splits" if row["fold"] is None else str(row["fold"])
-        lines.append(f"{fold:<12}{row['seed']:>6}{_cells(row['figures'], baseline.get(row['fold']))}")
-    lines.append(f"{'mean':<18}" + _cells(results["mean"], regression["mean"] if regression else None))
+        rows.append([fold, str(row["seed"]), *_cells(row["figures"], baseline.get(row["fold"]))])
+    rows.append(["mean", "", *_cells(results["mean"], regression["mean"] if regression else None)])
+    lines = ["", *table_lines(rows, "lr")]
     folds = len({row["fold"] for row in results["runs"]})
     for key, what in (
         ("interval_over_runs", f"{len(results['runs'])} runs"),
@@ -154,10 +158,10 @@ def format_scores(results: dict[str, Any]) -> str:
             low, high = results[key]["w-F1"]
             lines.append(f"w-F1, 95 % t-interval over the {what}: {100 * low:.2f} to {100 * high:.2f}")
     if regression:
-        lines.append("LR: logistic regression on each utterance's mean and deviation, standardised")
+        lines.append("LR: logistic regression on each utterance's mean and standard deviation, standardized")
     return join_lines(lines)
 
 
-def _cells(ours: dict[str, float], baseline: dict[str, float] | None) -> str:
+def _cells(ours: dict[str, float], baseline: dict[str, float] | None) -> list[str]:
     shown = (ours, baseline) if baseline else (ours,)
-    return "".join(f"{100 * figures[name]:>10.2f}" for figures in shown for name in FIGURES)
+    return [f"{100 * metrics[name]:.2f}" for metrics in shown for name in METRICS]

@@ -1,4 +1,4 @@
-"""Splits by metadata: which trainings an experiment consists of, and what each is told."""
+"""The runs of an experiment: folds by a metadata column, seeds, and each run's arguments."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from awtpn.run.data import stream_source
 from shards import FeatureStream
 from shards.storage.credentials import redact
 
-# What an experiment of many runs decides itself, run by run.
+# Keys that an experiment sets itself for each run.
 OWN_KEYS = ("run.dir", "run.seed")
 FOLD_KEYS = ("data.test", "data.select.train", "data.select.test")
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One value of the column, left out, and the others."""
+    """One value of the column to test on, and the others to train on."""
 
     test: Any
     train: list[Any]
@@ -32,19 +32,19 @@ class Fold:
 
 @dataclass(frozen=True)
 class Score:
-    """Test figures of one run, as fractions of 1.
+    """Test metrics of one run, as fractions of 1.
 
-    `fold` is None where the data's own test split is used, `seed` for the logistic regression.
+    `fold` is None if the data's own test split is used; `seed` is None for the logistic regression.
     """
 
     fold: Any
     seed: int | None
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of an experiment: what is left out, the seed, and the job."""
+    """One training of an experiment: its fold, its seed, and the job."""
 
     fold: Fold | None
     seed: int
@@ -53,7 +53,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Splits:
-    """The folds of a column of the split at `url`; without a column the data's own splits, and no folds."""
+    """The folds of a column of the split at `url`. Without a column: the data's own splits, and no folds."""
 
     by: str | None
     url: str | None
@@ -61,15 +61,15 @@ class Splits:
 
     @property
     def each(self) -> list[Fold | None]:
-        """The folds, or the one None that stands for the data's own splits."""
+        """The folds, or [None] for the data's own splits."""
         return [*self.folds] or [None]
 
     def trials(
         self, training: Sequence[str], seeds: Sequence[int], folder: Path, former: Path | None = None
     ) -> list[Trial]:
-        """Every fold with every seed, each in a folder of its own within `folder`.
+        """Every fold with every seed, each in its own folder within `folder`.
 
-        `former` is the folder that an older version used in place of `folder`, if it was another one.
+        `former` is the folder that an older version used instead of `folder`, if it was another one.
         """
         return [trial for fold in self.each for trial in self.of_fold(fold, training, seeds, folder, former)]
 
@@ -93,7 +93,7 @@ class Splits:
                     f"--data.train={self.url}",
                     f"--data.test={self.url}",
                     f"--data.select.train={as_argument({self.by: fold.train})}",
-                    # In a list, where a text of digits ("01") stays text on the command line.
+                    # In a list, since there a text of digits ("01") stays text on the command line.
                     f"--data.select.test={as_argument({self.by: [fold.test]})}",
                 ]
             job = place_job(arguments, folder / f"{name}seed-{seed}", (former or folder) / former_name)
@@ -102,7 +102,7 @@ class Splits:
 
 
 def make_splits(training: Sequence[str], by: str | None) -> Splits:
-    """The folds of column `by` of the training split, or none.
+    """The folds of column `by` of the training split; no folds if it is None.
 
     Raises:
         ValueError: no such column, or fewer than two values in it.
@@ -114,7 +114,7 @@ def make_splits(training: Sequence[str], by: str | None) -> Splits:
 
 
 def check_arguments(training: Sequence[str], seeds: Sequence[int], by: str | None) -> None:
-    """Refuse what an experiment sets itself, and seeds given twice.
+    """Refuse keys that an experiment sets itself, and seeds given twice.
 
     Raises:
         ValueError: names the argument.
@@ -134,8 +134,8 @@ def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
     """The split that is cross-validated, as URL#split, and the values of a metadata column in it.
 
     Raises:
-        ValueError: the utterances have no such column, values in it are NaN or infinite, or a fold would
-            train on one class alone.
+        ValueError: the utterances have no such column, it has values that are NaN or infinite, or a fold
+            would train on a single class.
     """
     source = stream_source(data, "train")
     assert source is not None
@@ -148,18 +148,18 @@ def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
         classes.setdefault(meta[by], set()).add(meta["label"])
     if any(isinstance(value, float) and not math.isfinite(value) for value in classes):
         raise ValueError(
-            f"{stream.url}: column {by!r} has values that are NaN or infinite, which no fold can leave out; "
-            "mend them and pack the dataset again"
+            f"{stream.url}: column {by!r} has values that are NaN or infinite, which cannot be selected; "
+            "correct them and pack the dataset again"
         )
     check_classes(classes, by)
     return f"{source['url'].partition('#')[0]}#{stream.split}", sorted(classes)
 
 
 def check_classes(classes: Mapping[Any, set[str]], by: str) -> None:
-    """Refuse a fold whose training utterances are all of one class, before anything is trained.
+    """Refuse a fold whose training utterances all have one class, before anything is trained.
 
     Args:
-        classes: those that occur, by the column's values.
+        classes: the classes of the utterances, by the column's values.
         by: the column.
 
     Raises:
@@ -169,23 +169,23 @@ def check_classes(classes: Mapping[Any, set[str]], by: str) -> None:
         others = set[str]().union(*(found for other, found in classes.items() if other != value))
         if len(others) < 2:
             raise ValueError(
-                f"without {by} {value!r} all utterances are of the class {next(iter(others))!r}, and there "
-                "is nothing to learn: cross-validate by another column"
+                f"without {by} {value!r} all utterances are of the class {next(iter(others))!r}, so there is "
+                "nothing to learn: cross-validate by another column"
             )
 
 
 def leave_one_out(values: Sequence[Any]) -> list[Fold]:
-    """Each value in turn against all others.
+    """A fold for each value: test on it, train on all others.
 
     Raises:
-        ValueError: fewer than two values leave nothing to train on.
+        ValueError: there are fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"cross-validation needs at least two folds, but the column has only {list(values)}")
     return [Fold(value, [other for other in values if other != value]) for value in values]
 
 
-def fold_means(scores: Sequence[Score], figure: str) -> list[float]:
+def fold_means(scores: Sequence[Score], metric: str) -> list[float]:
     """Mean over seeds of each fold, in the order of the folds' first runs."""
     folds = dict.fromkeys(score.fold for score in scores)
-    return [float(np.mean([s.figures[figure] for s in scores if s.fold == fold])) for fold in folds]
+    return [float(np.mean([s.metrics[metric] for s in scores if s.fold == fold])) for fold in folds]

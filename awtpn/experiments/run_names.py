@@ -1,7 +1,7 @@
 """Names of run folders: readable, and different for different settings.
 
-Whatever a name is made of (the value of a metadata column, the settings of a sweep), two different texts
-never get the same name: a run folder that is found is one of exactly these settings.
+A name is made from a text such as a metadata value or the settings of a sweep. Two different texts never get
+the same name, so an existing run folder belongs to exactly these settings.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 LONGEST_NAME = 200
 LONGEST_SLUG = 100
 HASH_DIGITS = 10
-# A text that looks like a name with a hash could be taken for one, so it gets a hash of its own.
+# A text that looks like a name with a hash gets a hash too, so that it cannot equal such a name.
 WITH_HASH = re.compile(rf".*~[0-9a-f]{{{HASH_DIGITS}}}", re.DOTALL)
 
 
 def folder_name(text: str) -> str:
     """A folder's name for `text`; different texts have different names.
 
-    A text that can be a name is one. Else the name is as much of it as a name can hold, and a hash of the
-    exact text: "speaker-A/1" becomes "speaker-A_1~5f0c1b3a9e".
+    A text that is a valid name is used as it is. Otherwise the name is the beginning of the text, without
+    invalid characters, and a hash of the text: "speaker-A/1" becomes "speaker-A_1~5f0c1b3a9e".
     """
     plain = text.isprintable() and not set(text) & {"/", "\\"} and text not in ("", ".", "..")
     if plain and len(text.encode()) <= LONGEST_NAME and not WITH_HASH.fullmatch(text):
@@ -34,10 +34,10 @@ def folder_name(text: str) -> str:
 
 
 def as_argument(value: Any) -> str:
-    """A value as JSON that is YAML as well, in ASCII, for a command line that is read as YAML.
+    """A value in ASCII that is valid JSON and YAML, for a command line that is read as YAML.
 
-    JSON writes a character beyond 16 bits as two (a surrogate pair), which YAML does not join; and YAML folds
-    the line separators that JSON leaves as they are.
+    ASCII JSON writes a character of more than 16 bits as a surrogate pair, which YAML does not join; and YAML
+    folds line separators that JSON does not escape. So both are written as \\U escapes.
 
     Raises:
         ValueError: a number is NaN or infinite, or a text is no valid Unicode.

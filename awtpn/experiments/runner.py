@@ -1,8 +1,8 @@
-"""Many trainings, one after another or side by side: each a process with a run folder of its own.
+"""Trains many runs, one after another or in parallel: each is a process with its own run folder.
 
-A run that is done is not trained again, one that was interrupted goes on from its checkpoint. Whoever trains
-a run holds a lock beside its folder, so several terminals, batch jobs or nodes that share the disk may be
-given the same list: each takes what nobody else has, and all of them wait for the whole.
+A finished run is not trained again; an interrupted one resumes from its checkpoint. A process that trains a
+run holds a lock beside the run's folder. So several terminals, batch jobs or nodes that share the disk can be
+given the same list: each trains runs that no other has locked, and all wait until every run is done.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
 LOG_FILE = "train.log"
 LOG_TAIL = 2_000  # characters of a failed run's output to show
-POLL_S = 1.0  # between looks at runs that others are training
-# What may differ between two trainings of the same run: where it and its cache lie.
-ELSEWHERE = ("run.dir", "data.cache_dir", "data.cache_limit", "data.storage_options")
+POLL_S = 1.0  # between checks of runs that other processes are training
+# Keys that may differ between two trainings of the same run: places and access.
+PLACE_KEYS = ("run.dir", "data.cache_dir", "data.cache_limit", "data.storage_options")
 
 logger = get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Job:
 
 
 def place_job(arguments: Sequence[str], run_dir: Path, former: Path) -> Job:
-    """The training of `arguments` in `run_dir`; or in `former`, if an older version placed this run there."""
+    """The training of `arguments` in `run_dir`, or in `former` if an older version trained this run there."""
     job, before = (Job((*arguments, f"--run.dir={place}"), place) for place in (run_dir, former))
     if former != run_dir and not run_dir.exists() and (former / CONFIG_FILE).is_file():
         return job if other_settings(before) else before
@@ -61,24 +61,24 @@ def place_job(arguments: Sequence[str], run_dir: Path, former: Path) -> Job:
 def train_all(
     jobs: Sequence[Job], parallel: int = 1, launcher: Sequence[str] = PYTHON, what: str = "runs"
 ) -> None:
-    """Train what is not done yet, `parallel` runs at a time, and return when all is done.
+    """Train all jobs that are not done yet, `parallel` runs at a time; return when all are done.
 
     Args:
-        jobs: each with a folder of its own.
-        parallel: processes at a time on this machine; they share its cores, and take its GPUs in turn.
-        launcher: what starts launch/train.py, e.g. ["torchrun", "--nproc-per-node", "8"].
+        jobs: each with its own folder.
+        parallel: processes at a time on this machine; they share its cores, and each gets one of its GPUs.
+        launcher: the command that starts launch/train.py, e.g. ["torchrun", "--nproc-per-node", "8"].
         what: for the progress bar.
 
     Raises:
         ValueError: a folder holds a run of other settings, or two jobs have the same folder.
-        RuntimeError: a run failed; the message ends with its output. The others are stopped, and can go on.
+        RuntimeError: a run failed; the message ends with its output. The others stop; they can resume.
     """
     if parallel < 1:
         raise ValueError(f"at least one run at a time, not {parallel}")
     check_own_folders(jobs)
     for job in jobs:
         check_same_settings(job)
-        # Before the pool: threads that make the same parent at once are a race on some network disks.
+        # Not in the threads: creating the same parent folder concurrently fails on some network file systems.
         job.run_dir.mkdir(parents=True, exist_ok=True)
     queue = _Queue(jobs)
     with tqdm(total=len(jobs), desc=what, unit="run") as bar, ThreadPoolExecutor(parallel) as pool:
@@ -95,7 +95,7 @@ def train_all(
 
 
 class _Queue:
-    """Jobs that wait, and the processes of those that run, shared by the worker threads."""
+    """Waiting jobs and running processes, shared by the worker threads."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.waiting = list(jobs)
@@ -104,7 +104,7 @@ class _Queue:
         self.stopped = threading.Event()
 
     def take(self) -> tuple[Job, int] | None:
-        """The next job that nobody else trains, with its lock; None when there are no more."""
+        """The next job that no other process is training, and its lock; None if no jobs are left."""
         while not self.stopped.is_set():
             with self.guard:
                 if not self.waiting:
@@ -113,17 +113,17 @@ class _Queue:
                     if (lock := try_lock(lock_file(job.run_dir))) is not None:
                         self.waiting.remove(job)
                         return job, lock
-            self.stopped.wait(POLL_S)  # all that is left is being trained elsewhere
+            self.stopped.wait(POLL_S)  # other processes are training all remaining jobs
         return None
 
     def run(self, command: Sequence[str], log: Path, env: Mapping[str, str], lock: int) -> int | None:
-        """Run to the end and return the exit status; None if the queue was stopped meanwhile."""
+        """Run `command` to its end and return the exit status; None if the queue was stopped meanwhile."""
         with log.open("w") as output:
             with self.guard:
                 if self.stopped.is_set():
                     return None
-                # Out of reach of the terminal's Ctrl-C: it is asked to save and stop (SIGTERM) instead. It
-                # inherits the lock, so the run stays taken even if this process is killed.
+                # In its own session, so that Ctrl-C in the terminal does not reach it: `stop` sends SIGTERM
+                # instead, on which it saves. It inherits the lock, so the run stays locked if we are killed.
                 process = subprocess.Popen(
                     command,
                     stdout=output,
@@ -147,7 +147,7 @@ class _Queue:
 
 
 def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: tqdm[Any]) -> None:
-    """One worker: take, train, and on to the next."""
+    """One worker thread: takes jobs and trains them until none is left."""
     while taken := queue.take():
         job, lock = taken
         try:
@@ -157,31 +157,31 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
                 words, private = hand_over(job.arguments)
                 if private and not hands_on_environment(launcher):
                     logger.warning(
-                        "deepspeed starts ranks by ssh, which shows credentials of the command line to other "
-                        "users of the hosts; better have the file system find them there"
+                        "deepspeed starts ranks by ssh, so other users of the hosts can see credentials of "
+                        "the command line; better store them on the hosts, where the file system finds them"
                     )
                     words, private = [*job.arguments], {}
                 code = queue.run([*launcher, str(TRAIN_SCRIPT), *words], log, {**env, **private}, lock)
                 if code is None:
                     return
                 if not is_done(job.run_dir):
-                    # A progress bar returns to the line's beginning instead of ending it.
+                    # Progress bars write carriage returns instead of line ends.
                     end = redact(log.read_text(errors="replace"))[-LOG_TAIL:].replace("\r", "\n")
                     raise RuntimeError(f"{job.run_dir} ended with status {code}; {log} ends:\n{end}")
-            # Again: since the first look, another process may have trained something else in the folder.
+            # Check again: meanwhile another process may have trained other settings in this folder.
             check_same_settings(job)
             bar.update(1)
         except BaseException:
-            queue.stop()  # at once: the main thread may be waiting for another worker
+            queue.stop()  # immediately, since the main thread may be waiting for another worker
             raise
         finally:
             os.close(lock)
 
 
 def environment(base: Mapping[str, str], slot: int, parallel: int, gpus: Sequence[str]) -> dict[str, str]:
-    """`base` for the run in this slot: its share of the cores, and one of the GPUs where several run."""
+    """The environment of the run in this slot: a share of the cores, and one GPU if runs are parallel."""
     env = dict(base)
-    env.pop("SLURM_STEP_NUM_TASKS", None)  # of this process's step: the run is one of its own
+    env.pop("SLURM_STEP_NUM_TASKS", None)  # it describes this process's job step, not the run
     if parallel > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // parallel)))
         if gpus:
@@ -190,7 +190,7 @@ def environment(base: Mapping[str, str], slot: int, parallel: int, gpus: Sequenc
 
 
 def _gpus() -> list[str]:
-    """The devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -216,32 +216,34 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
-# --- What is on disk -----------------------------------------------------------------------------
+# --- Run folders ---------------------------------------------------------------------------------
 
 
 def is_done(run_dir: Path) -> bool:
     return (run_dir / STATUS_FILE).is_file() and read_status(run_dir)["status"] == "done"
 
 
-def figures(run_dir: Path, role: str = "test") -> dict[str, Any]:
-    """A finished run's figures on its "test" or "val" utterances.
+def read_metrics(run_dir: Path, role: str = "test") -> dict[str, Any]:
+    """A finished run's metrics on its "test" or "val" utterances.
 
     Raises:
-        ValueError: the run had none, or they are not those of its best checkpoint.
+        ValueError: the run has none, or they are not of its best checkpoint.
     """
     stored = read_results(run_dir, model_folder(run_dir))
     if stored.results is None:
         why = stored.note or f"{run_dir} has no {RESULTS_FILE}"
-        raise ValueError(f"{why}: train it to its end again, with the command that began it")
+        raise ValueError(f"{why}: to finish it, repeat the command that began it")
     results = stored.results
     if role not in results:
-        raise ValueError(f"{run_dir} has no figures of {role} utterances: give data.{role} or select them")
+        raise ValueError(
+            f"{run_dir} has no metrics of {role} utterances: set data.{role} or data.select.{role}"
+        )
     found: dict[str, Any] = results[role]
     return found
 
 
 def check_own_folders(jobs: Sequence[Job]) -> None:
-    """Refuse two jobs that would share a folder, where one would take the other's results.
+    """Refuse two different jobs with the same folder, since one would use the other's results.
 
     Raises:
         ValueError: names the folder.
@@ -254,18 +256,18 @@ def check_own_folders(jobs: Sequence[Job]) -> None:
 
 
 def check_same_settings(job: Job) -> None:
-    """Refuse to take an older run of other settings for the one that is asked for.
+    """Refuse a folder that holds a run of other settings than the job's.
 
     Raises:
-        ValueError: the folder's run has other settings; names them.
+        ValueError: names the keys that differ.
     """
     if changed := other_settings(job):
         raise ValueError(f"{job.run_dir} holds a run with another {', '.join(changed)}: give another --dir")
 
 
 def other_settings(job: Job) -> list[str]:
-    """The keys that the folder's run has otherwise, its utterances included; none where it has no run yet."""
+    """Keys whose values differ between the job and the run in its folder; none if there is no run yet."""
     if (before := read_settings(job.run_dir)) is None:
         return []
     now = dump(parse_command_line(job.arguments)[0])
-    return [key for key in differing_keys(before, now) if key not in ELSEWHERE]
+    return [key for key in differing_keys(before, now) if key not in PLACE_KEYS]

@@ -1,9 +1,8 @@
-"""Choosing settings without a look at the test: a grid, judged on validation utterances alone.
+"""Grid search on validation utterances; test utterances have no influence on the choice.
 
-In cross-validation each fold chooses for itself, on its own training groups: each of them is left out in
-turn, every point of the grid is trained on the others, and the best mean w-F1 wins. The fold that is tested
-takes no part, so what is reported afterwards was chosen by nobody who had seen it (nested cross-validation).
-With the data's own splits, the split "val" decides.
+In cross-validation each fold chooses for itself on its training groups (nested cross-validation): each of
+them is left out in turn, every point of the grid is trained on the others, and the best mean w-F1 wins. With
+the data's own splits, the split "val" decides.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import numpy as np
 from awtpn.config.schema import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
 from awtpn.experiments.run_names import folder_name
-from awtpn.experiments.runner import figures
+from awtpn.experiments.runner import read_metrics
 from awtpn.run.atomic_write import write_json
 from shards.safe_io.printable import join_lines
 from shards.storage.credentials import has_secrets
 
 SWEEP_FILE = "sweep.json"
-DECIDES = "w-F1"
+METRIC = "w-F1"
 
 Point = dict[str, str]  # key -> value, as on a command line
 Chosen = list[tuple[Any, dict[str, Any]]]  # per left-out value: arguments and validation figure
@@ -34,10 +33,10 @@ Chosen = list[tuple[Any, dict[str, Any]]]  # per left-out value: arguments and v
 def grid(sweep: Sequence[str]) -> list[Point]:
     """["optim.lr=1e-3,3e-3", "model.dropout=0.3,0.5"] -> their four combinations, the last key fastest.
 
-    Commas within brackets do not separate: `model.modalities=[audio],[audio,video]`.
+    Commas within brackets do not separate values: `model.modalities=[audio],[audio,video]`.
 
     Raises:
-        ValueError: not of this form, a key twice, or a key that the experiment sets itself.
+        ValueError: not of this form, a key given twice, or a key that the experiment sets itself.
     """
     axes: dict[str, list[str]] = {}
     for text in sweep:
@@ -51,7 +50,7 @@ def grid(sweep: Sequence[str]) -> list[Point]:
             raise ValueError(f"--sweep {key}: cross-validation sets it itself")
         if has_secrets(f"--{key}={values}"):
             raise ValueError(
-                f"--sweep {key}: the values hold credentials, and folders are named by them; give "
+                f"--sweep {key}: the values hold credentials, which would be in folder names; give "
                 "credentials for all runs, in --data.storage_options"
             )
         axes[key] = re.split(r",(?![^\[{]*[\]}])", values)
@@ -66,21 +65,21 @@ def choose(
     points: Sequence[Point],
     train: Callable[..., None],
 ) -> Chosen:
-    """Train every point on every inner split, and name the best for each fold; written into `folder`.
+    """Train every point on every inner split, choose the best for each fold, and write all into `folder`.
 
     Args:
         splits: the outer folds, or none.
-        training: arguments that all share.
-        seeds: of each point's repetitions.
+        training: arguments of every run.
+        seeds: seeds of each point.
         folder: for the runs.
         points: of `grid`.
-        train: `train_all`, told how many at a time.
+        train: `train_all` with its `parallel` and `launcher` set.
 
     Returns:
         Per outer fold its test value (None without folds), and `point`, `arguments` and `validation`.
 
     Raises:
-        ValueError: a point that no run can have, or too few folds to leave one more out.
+        ValueError: a point is invalid, or there are too few folds to leave one more out.
     """
     for point in points:
         parse_command_line([*training, *arguments_of(point)])
@@ -92,7 +91,7 @@ def choose(
     train([trial.job for some in trials.values() for trial in some], what="sweep")
     role = "test" if splits.by else "val"  # an inner fold's test utterances are the outer one's validation
     scores = {
-        place: float(np.mean([figures(trial.job.run_dir, role)[DECIDES] for trial in some]))
+        place: float(np.mean([read_metrics(trial.job.run_dir, role)[METRIC] for trial in some]))
         for place, some in trials.items()
     }
     chosen: Chosen = []
@@ -103,7 +102,7 @@ def choose(
         chosen.append(
             (test, {"point": points[best], "arguments": arguments_of(points[best]), "validation": validation})
         )
-        rows = [{"point": point, DECIDES: scores[test, number]} for number, point in enumerate(points)]
+        rows = [{"point": point, METRIC: scores[test, number]} for number, point in enumerate(points)]
         table.append({"fold": test, "chosen": points[best], "validation": rows})
     write_json(folder / SWEEP_FILE, {"by": splits.by, "seeds": list(seeds), "folds": table})
     print(format_choice(splits.by, chosen))
@@ -118,10 +117,10 @@ def inner_trials(
     seeds: Sequence[int],
     folder: Path,
 ) -> list[Trial]:
-    """The runs that judge `point` for an outer fold, on its training groups alone.
+    """The runs that evaluate `point` for an outer fold, on its training groups alone.
 
     Raises:
-        ValueError: the fold trains on one group only, which leaves none to validate on.
+        ValueError: the fold trains on a single group, so none is left to validate on.
     """
     place, former = folder / name_of(point), folder / former_name_of(point)
     if fold is None:
@@ -140,12 +139,12 @@ def arguments_of(point: Point) -> list[str]:
 
 
 def name_of(point: Point) -> str:
-    """A folder's name, different for every point: "optim.lr=1e-3,model.dropout=0.5"."""
+    """The name of a point's folder, such as "optim.lr=1e-3,model.dropout=0.5"."""
     return folder_name(_as_text(point))
 
 
 def former_name_of(point: Point) -> str:
-    """The folder's name in older versions, which several points could share."""
+    """The folder's name in older versions, in which several points could have the same."""
     return re.sub(r"[^\w.=,+\-\[\]]", "_", _as_text(point))
 
 
@@ -158,5 +157,5 @@ def format_choice(by: str | None, chosen: Chosen) -> str:
     for test, choice in chosen:
         point = " ".join(f"{key}={value}" for key, value in choice["point"].items())
         where = f"{by} {test}, chosen on its training groups" if by else "chosen on the split val"
-        lines.append(f"{where}: {point} ({DECIDES} there {100 * choice['validation']:.2f})")
+        lines.append(f"{where}: {point} ({METRIC} there {100 * choice['validation']:.2f})")
     return join_lines(lines)

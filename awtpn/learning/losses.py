@@ -1,19 +1,23 @@
-"""The six loss terms (Eq. 9-12, 23-25) and their weighted sum.
+"""The loss terms (Eq. 9-12, 23-25), a function each, and their weighted sum.
 
-Every term is a mean over utterances of the *global* batch. A micro-batch computes its share: its sum over
-the global denominator. Shares add up over micro-batches and ranks to exactly the loss that one process
-with one big batch would have, whatever the layout and however many utterances miss a modality.
+Every term is a mean over utterances of the *global* batch. A micro-batch computes its share: its sum divided
+by a count over the whole global batch. Shares add up over micro-batches and ranks to exactly the loss that
+one process with one big batch would have, whatever the layout and however many utterances miss a modality.
+
+To add a term, give it a line in `settings.TERMS` and a weight in `LossConfig`, and write its function here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awtpn.learning.settings import LossConfig
+from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModelOutput, StreamOutput
 from awtpn.model.segments import segment_mean
@@ -51,6 +55,66 @@ class NegativePool:
     row: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class LossInputs:
+    """What the loss terms are computed from: a micro-batch of B utterances.
+
+    Attributes:
+        output: of the model; B may be 0, and every term must still reach every parameter that it uses.
+        label: int64 [B].
+        pool: negatives for the cross-modal terms; None when the model uses one modality.
+        normalizers: of the global batch.
+        class_weights: [C] for the cross-entropy, or None for equal ones.
+    """
+
+    output: ModelOutput
+    label: Tensor
+    pool: NegativePool | None
+    normalizers: LossNormalizers
+    config: LossConfig
+    class_weights: Tensor | None
+
+    @cached_property
+    def zero(self) -> Tensor:
+        """The share of a cross-modal term where there is one modality only."""
+        return next(iter(self.output.streams.values())).distances.new_zeros(())
+
+    @cached_property
+    def audio(self) -> StreamOutput:
+        return self.output.streams["audio"]
+
+    @cached_property
+    def video(self) -> StreamOutput:
+        return self.output.streams["video"]
+
+    @cached_property
+    def both(self) -> Tensor:
+        """Utterances that have both modalities: bool [B]."""
+        return self.audio.present & self.video.present
+
+    @cached_property
+    def cosine(self) -> Tensor:
+        """Cosine similarity of each utterance's audio and video means: [B]."""
+        return F.cosine_similarity(self.audio.mean, self.video.mean, dim=-1)
+
+    def negatives(self, draw: str) -> tuple[Tensor, Tensor]:
+        """Each utterance's negative video mean [B, D], and where it is valid [B]."""
+        assert self.pool is not None
+        row = self.pool.row[draw]
+        # Padding by one row of zeros lets an empty pool be indexed, too; row -1 then reads zeros.
+        return F.pad(self.pool.means, (0, 0, 0, 1))[row], self.both & (row >= 0)
+
+
+LossTerm = Callable[[LossInputs], Tensor]
+FUNCTIONS: dict[str, LossTerm] = {}
+
+
+def loss_term(function: LossTerm) -> LossTerm:
+    """Register a function under its name in TERMS; it returns the micro-batch's share, a scalar."""
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
 def loss_terms(
     output: ModelOutput,
     label: Tensor,
@@ -59,78 +123,90 @@ def loss_terms(
     config: LossConfig,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """This micro-batch's shares of the six terms.
-
-    Args:
-        output: of B utterances; B may be 0, and the result still reaches every parameter.
-        label: int64 [B].
-        pool: negatives for the cross-modal terms; None when the model uses one modality.
-        normalizers: of the global batch.
-        class_weights: [C] for the cross-entropy, or None for equal ones.
+    """This micro-batch's shares of all terms; see `LossInputs` for the arguments.
 
     Returns:
-        [6] in the order of TERMS, unweighted; add over micro-batches and ranks, then apply the weights.
+        [len(TERMS)] in the order of TERMS, unweighted; add over micro-batches and ranks, then weigh them.
     """
-    align = torch.stack(
-        [
-            _align(stream, label, config) / normalizers.present[modality]
-            for modality, stream in output.streams.items()
-        ]
-    ).sum()
-    if pool is None:
-        intra = inter = contrast = torch.zeros_like(align)
-    else:
-        intra, inter, contrast = _cross_modal(output.streams, pool, normalizers, config)
-    ce, mse = _classification(output.logits, label, normalizers, class_weights)
-    return torch.stack([align, intra, inter, contrast, ce, mse])
+    inputs = LossInputs(output, label, pool, normalizers, config, class_weights)
+    return torch.stack([FUNCTIONS[name](inputs) for name in TERMS])
 
 
 def total_loss(terms: Tensor, config: LossConfig) -> Tensor:
-    """The weighted sum of `terms` [6] (Eq. 25)."""
+    """The weighted sum of `terms` [len(TERMS)] (Eq. 25)."""
     # Not a dot product, which autocast would take to half precision.
     return (terms * to_device_async(config.weights(), terms.device, terms.dtype)).sum()
 
 
-def _align(stream: StreamOutput, label: Tensor, config: LossConfig) -> Tensor:
-    """Sum over utterances of the mean over steps of the distance to the true class (Eq. 9)."""
-    if config.align_form == "reference":
-        of_class = stream.distances
-    else:
-        of_class = -torch.log_softmax(-config.tau * stream.distances, dim=-1)
-    at_truth = of_class.gather(1, label[stream.utterance][:, None])[:, 0]
-    return segment_mean(at_truth, stream.offsets, stream.utterance).sum()
+# --- The terms -----------------------------------------------------------------------------------
 
 
-def _cross_modal(
-    streams: dict[str, StreamOutput], pool: NegativePool, normalizers: LossNormalizers, config: LossConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """intra, inter and contrast (Eq. 10-12); utterances that lack a modality or a negative are masked."""
-    audio, video = streams["audio"], streams["video"]
-    a, v = audio.mean, video.mean
-    both = audio.present & video.present
-    own = F.cosine_similarity(a, v, dim=-1)
+@loss_term
+def align(inputs: LossInputs) -> Tensor:
+    """Distance of the time steps to the true class's prototype: mean over steps, then utterances (Eq. 9)."""
+    config, present = inputs.config, inputs.normalizers.present
+    shares = []
+    for modality, stream in inputs.output.streams.items():
+        if config.align_form == "reference":
+            of_class = stream.distances
+        else:
+            of_class = -torch.log_softmax(-config.tau * stream.distances, dim=-1)
+        at_truth = of_class.gather(1, inputs.label[stream.utterance][:, None])[:, 0]
+        means = segment_mean(at_truth, stream.offsets, stream.utterance)
+        shares.append(means.sum() / present[modality])
+    return torch.stack(shares).sum()
 
-    intra = _masked_sum(1 - own, both) / normalizers.both
 
-    negative, valid = _negatives(pool, "inter", both)
-    other = F.cosine_similarity(a, negative, dim=-1)
-    rank = own - other if config.inter_form == "reference" else other - own
-    inter = _masked_sum(F.relu(config.margin_inter + rank), valid) / normalizers.negative["inter"]
+@loss_term
+def intra(inputs: LossInputs) -> Tensor:
+    """1 - cos(a, v) of an utterance's audio and video means (Eq. 10)."""
+    if inputs.pool is None:
+        return inputs.zero
+    return _masked_sum(1 - inputs.cosine, inputs.both) / inputs.normalizers.both
 
-    negative, valid = _negatives(pool, "contrast", both)
+
+@loss_term
+def inter(inputs: LossInputs) -> Tensor:
+    """Hinge that ranks an utterance's own video above a negative's by cosine similarity (Eq. 11)."""
+    if inputs.pool is None:
+        return inputs.zero
+    negative, valid = inputs.negatives("inter")
+    own, other = inputs.cosine, F.cosine_similarity(inputs.audio.mean, negative, dim=-1)
+    rank = own - other if inputs.config.inter_form == "reference" else other - own
+    hinge = F.relu(inputs.config.margin_inter + rank)
+    return _masked_sum(hinge, valid) / inputs.normalizers.negative["inter"]
+
+
+@loss_term
+def contrast(inputs: LossInputs) -> Tensor:
+    """|a - v| for an utterance's own video, relu(m - |a - v|) for a negative's (Eq. 12)."""
+    if inputs.pool is None:
+        return inputs.zero
+    negative, valid = inputs.negatives("contrast")
+    audio, normalizers = inputs.audio.mean, inputs.normalizers
     # vector_norm has gradient 0 at 0, where sqrt would have none.
-    near = torch.linalg.vector_norm(a - v, dim=-1)
-    far = F.relu(config.margin_contrast - torch.linalg.vector_norm(a - negative, dim=-1))
-    contrast = _masked_sum(near, both) / normalizers.both
-    contrast = contrast + _masked_sum(far, valid) / normalizers.negative["contrast"]
-    return intra, inter, contrast
+    near = torch.linalg.vector_norm(audio - inputs.video.mean, dim=-1)
+    far = F.relu(inputs.config.margin_contrast - torch.linalg.vector_norm(audio - negative, dim=-1))
+    near_share = _masked_sum(near, inputs.both) / normalizers.both
+    return near_share + _masked_sum(far, valid) / normalizers.negative["contrast"]
 
 
-def _negatives(pool: NegativePool, draw: str, both: Tensor) -> tuple[Tensor, Tensor]:
-    """Each utterance's negative video mean [B, D], and where it is valid [B]."""
-    row = pool.row[draw]
-    # Padding by one row of zeros lets an empty pool be indexed, too; row -1 then reads zeros.
-    return F.pad(pool.means, (0, 0, 0, 1))[row], both & (row >= 0)
+@loss_term
+def ce(inputs: LossInputs) -> Tensor:
+    """Cross-entropy, with class weights where there are some (Eq. 23)."""
+    logits, weights = inputs.output.logits, inputs.class_weights
+    weights = None if weights is None else weights.to(logits.dtype)
+    summed = F.cross_entropy(logits, inputs.label, weight=weights, reduction="sum")
+    return summed / inputs.normalizers.class_weight
+
+
+@loss_term
+def mse(inputs: LossInputs) -> Tensor:
+    """Squared error of the class probabilities, over utterances and classes (Eq. 24)."""
+    logits = inputs.output.logits
+    onehot = F.one_hot(inputs.label, logits.shape[-1]).to(logits.dtype)
+    squares = (logits.softmax(-1) - onehot).square().sum()
+    return squares / (inputs.normalizers.utterances * logits.shape[-1])
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -138,12 +214,6 @@ def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum()
 
 
-def _classification(
-    logits: Tensor, label: Tensor, normalizers: LossNormalizers, class_weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and squared error of the probabilities (Eq. 23-24)."""
-    weight = None if class_weights is None else class_weights.to(logits.dtype)
-    ce = F.cross_entropy(logits, label, weight=weight, reduction="sum") / normalizers.class_weight
-    onehot = F.one_hot(label, logits.shape[-1]).to(logits.dtype)
-    squares = (logits.softmax(-1) - onehot).square().sum()
-    return ce, squares / (normalizers.utterances * logits.shape[-1])
+assert FUNCTIONS.keys() == TERMS.keys(), (
+    f"terms without a function in losses.py or a line in settings.TERMS: {FUNCTIONS.keys() ^ TERMS.keys()}"
+)

@@ -1,29 +1,26 @@
-"""Which other utterance serves as each utterance's negative in the cross-modal losses.
+"""Negatives of the cross-modal losses: for each utterance another one.
 
-A negative is drawn by (seed, step, place in the global batch), so no layout of ranks and accumulation
-changes it, and before the step's first forward, so that its validity is known to the normalizers.
+A negative is a function of (seed, step, place in the global batch), so it is the same for any number of ranks
+and any accumulation. It is drawn before the step's first forward, since the normalizers count valid ones.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-NegativesForm = Literal["group", "global", "reference"]
 Ints = NDArray[np.int64]
 
-NONE = -1
-# The two losses that use a negative draw independently, as the published code does.
+NONE = -1  # no valid negative
+# The two losses that use negatives draw them independently, as the published code does.
 DRAWS = ("inter", "contrast")
 
 
 def make_slot_table(size: int, place: Ints, label: Ints, complete: NDArray[np.bool_]) -> Ints:
-    """What a draw must know of each place of the global batch, as one array of `size` integers.
+    """What a draw needs to know about each place of the global batch: int64 [size].
 
-    0: empty or not known to this rank; otherwise 1 + 2 * label + (1 if the utterance has both streams).
-    Rosters of several ranks add up to the whole batch's.
+    0: empty, or not on this rank; otherwise 1 + 2 * label + (1 if the utterance has both modalities).
+    The sum of all ranks' slot tables is the slot table of the whole batch.
     """
     slot_table = np.zeros(size, dtype=np.int64)
     slot_table[place] = 1 + 2 * label + complete
@@ -31,22 +28,22 @@ def make_slot_table(size: int, place: Ints, label: Ints, complete: NDArray[np.bo
 
 
 def draw_other_class(slot_table: Ints, group: int, seed: int, step: int, draw: int) -> Ints:
-    """For each place, a place of the same group with another class and both streams, or NONE.
+    """For each place, a place of the same group that has another class and both modalities, or NONE.
 
     Args:
         slot_table: [P] from `make_slot_table`, P a multiple of `group`.
-        group: consecutive places that may serve each other; P itself for the whole batch.
-        seed, step, draw: name the draw; `draw` indexes `DRAWS`.
+        group: size of a group of consecutive places; P for the whole batch.
+        seed, step, draw: seed of the draw; `draw` is an index into `DRAWS`.
 
     Returns:
-        [P] places, uniform over the candidates, NONE where there is none (or no utterance).
+        [P] places, uniform over the candidates; NONE where there is no candidate, or no utterance.
     """
     size = len(slot_table)
     assert size % group == 0
     negative = np.full(size, NONE, dtype=np.int64)
     label = (slot_table - 1) // 2
     candidates = np.flatnonzero((slot_table > 0) & ((slot_table - 1) % 2 == 1))
-    # Sorted by group, then label, the candidates of another class are a group's range less one block.
+    # Sorted by group, then by label, the candidates of another class are a group's range minus one block.
     classes = int(label.max(initial=0)) + 1
     block_of = (np.arange(size) // group) * classes + label
     order = candidates[np.argsort(block_of[candidates], kind="stable")]
@@ -65,17 +62,19 @@ def draw_other_class(slot_table: Ints, group: int, seed: int, step: int, draw: i
 
 
 def draw_permutation(place: Ints, complete: NDArray[np.bool_], seed: int, step: int, draw: int) -> Ints:
-    """The published code's negatives: one permutation of the micro-batch, whatever the classes.
+    """The published code's negatives: one permutation of the micro-batch, which ignores classes.
 
-    An utterance can be its own negative or share its class. Layouts with other micro-batches draw others.
-    Takes places [B]; returns each one's negative [B], NONE where that one misses a stream.
+    An utterance can be its own negative or have the same class. Other micro-batches give other negatives.
+
+    Returns:
+        The negative's place for each place [B]; NONE where the negative misses a modality.
     """
     order = np.argsort(_uniform(seed, step, draw, place), kind="stable")
     return np.where(complete[order], place[order], NONE)
 
 
 def _uniform(seed: int, step: int, draw: int, place: Ints) -> NDArray[np.float64]:
-    """One number in [0, 1) per place: a counter-based generator (splitmix64's finaliser, chained)."""
+    """One number in [0, 1) per place: a counter-based generator (splitmix64's finalizer, chained)."""
     state = np.zeros(len(place), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for word in (seed, step, draw, place):

@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from awtpn.learning.settings import OptimConfig
 
-# Relative difference of two learning rates that are the same but for rounding.
-NEARLY = 1e-3
+# Learning rates whose relative difference is smaller are the same up to rounding.
+SAME_LR = 1e-3
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """Fused AdamW that changes nothing in a step whose gradients, or whose gradient's norm, are not finite.
+    """Fused AdamW that skips a step whose gradients, or their norm, are not finite.
 
-    The decision stays on the device. Reduced gradients are the same on every rank, so all of them skip
-    together. (DeepSpeed's ZeRO optimizers decide for themselves before they come here.)
+    The decision stays on the device. Reduced gradients are the same on every rank, so all ranks skip
+    together. (DeepSpeed's ZeRO optimizers make this decision themselves, before they call this one.)
     """
 
     gradient_norm: Tensor | None = None
-    """Of the next step, before clipping, which makes 0 of finite gradients whose norm overflows."""
+    """Norm of the next step's gradients before clipping. If it overflows, clipping turns them into zeros."""
 
     def step(self, closure: Any = None) -> Any:
         norm, self.gradient_norm = self.gradient_norm, None
-        scaled = hasattr(self, "found_inf")  # by a GradScaler, which has looked at the gradients already
+        scaled = hasattr(self, "found_inf")  # set by a GradScaler, which has checked the gradients already
         if not scaled:
             gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, math.inf)])
@@ -36,18 +36,18 @@ class GuardedAdamW(torch.optim.AdamW):
         try:
             return super().step(closure)
         finally:
-            if not scaled:  # the scaler deletes its own
+            if not scaled:  # the scaler deletes its own attribute
                 del self.found_inf
 
 
 def set_grad_norm(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-    """Before a step of `optimizer`, what the gradients' norm was before they were clipped by it."""
+    """Give GuardedAdamW the gradient norm measured before clipping, for its next step."""
     if isinstance(optimizer, GuardedAdamW):
         optimizer.gradient_norm = norm
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn."""
+    """AdamW over the trainable parameters."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return GuardedAdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
@@ -55,7 +55,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """The learning rate of optimizer step `step` (0-based) of `total_steps`.
 
-    A function, not a scheduler object: there is no state to save, and no way to step it once per rank.
+    A function, not a scheduler object: it has no state to save, and cannot be stepped once per rank.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     if config.schedule == "constant":
@@ -65,19 +65,19 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def schedule_change(config: OptimConfig, last_lr: float | None, step: int, total_steps: int) -> str | None:
-    """What to tell of a run that goes on under another schedule; None where it goes on as it stopped.
+    """A warning if a resumed run continues with another schedule than it had; None otherwise.
 
-    A schedule depends on the length of the run: a rate that had come down to nearly 0 is high again when the
+    A schedule depends on the length of the run: a rate that had fallen to nearly 0 is high again when the
     run is extended.
 
     Args:
-        last_lr: learning rate that step `step - 1` (0-based) took; None where it is not known.
-        step: the next one, of `total_steps` now.
+        last_lr: learning rate of step `step - 1` (0-based); None if unknown.
+        step: the next step (0-based), of `total_steps` now.
     """
     if not last_lr or not 0 < step < total_steps:
         return None
     same = learning_rate(config, step - 1, total_steps)
-    if abs(same - last_lr) <= NEARLY * max(same, last_lr):
+    if abs(same - last_lr) <= SAME_LR * max(same, last_lr):
         return None
     next_lr = learning_rate(config, step, total_steps)
     return (

@@ -1,6 +1,6 @@
-"""The prototype table's life: where it starts, how class means move it, and how ranks keep one table.
+"""Prototypes: initialization from data, and updates by class means (EMA).
 
-Learned by gradient, the table is reduced over ranks like any parameter. Moved by class means (EMA), it is
+Learned by gradient, prototypes are reduced over ranks like any parameter. Updated by class means, they are
 a float32 buffer that every rank updates identically from one reduced sum per optimizer step.
 """
 
@@ -17,12 +17,12 @@ from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.network import AWTPN, ModelOutput
 from shards import FeatureBatch
 
-# Utterances that initialise the table from data, in plan order.
+# Utterances that initialize the prototypes from data, in plan order.
 INIT_UTTERANCES = 1024
 LLOYD_ITERATIONS = 10
 
 
-# --- Start ---------------------------------------------------------------------------------------
+# --- Initialization ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -35,14 +35,14 @@ def initialize_from_data(
     seed: int,
     all_gather_object: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> None:
-    """Set the table to class means (K = 1) or k-means++ centres within each class (K > 1).
+    """Set the prototypes to class means (K = 1) or k-means++ centers within each class (K > 1).
 
     The vectors are the plain time means of the first `steps` global batches' utterances in the shared
-    space, one per modality that an utterance has. All ranks see all of them, each in its place, and
-    compute the same table; no layout changes it. A class without utterances keeps its random prototypes.
+    space, one per modality that an utterance has. Every rank gets all vectors in the same order and computes
+    the same prototypes, for any layout. A class without utterances keeps its random prototypes.
 
     Args:
-        model: before any engine has wrapped it; every rank holds all of it.
+        model: not yet wrapped by an engine; every rank holds all of it.
         batches: this rank's share of those global batches, in eval order.
         batch_size: places of a global batch.
         all_gather_object: `World.all_gather_object`: the value of every rank, on every rank.
@@ -63,7 +63,7 @@ def initialize_from_data(
             stream = output.streams[modality]
             rows[place, m] = stream.mean.float()
             label_of_row[place, m] = torch.where(stream.present, batch.label.to(device) + 1, 0)
-        finite.add(batch.key, rows[place].square().sum(-1))  # distances are of squares, which overflow first
+        finite.add(batch.key, rows[place].square().sum(-1))  # distances use squares, which overflow first
     model.train(training)
     finite.check(all_gather_object, "prototypes.init=data, utterances to train on")
     if dist.is_initialized():
@@ -71,70 +71,65 @@ def initialize_from_data(
         dist.all_reduce(rows)
         dist.all_reduce(label_of_row)
     rows, labels = rows.flatten(0, 1).cpu(), label_of_row.flatten().cpu() - 1
-    table = model.tpn.prototypes.detach().cpu().float().view(len(model.classes), -1, model.config.shared_dim)
-    for c in range(len(model.classes)):
+    classes, dim = len(model.classes), model.config.shared_dim
+    prototypes = model.tpn.prototypes.detach().cpu().float().view(classes, -1, dim)
+    for c in range(classes):
         of_class = rows[labels == c]
         if len(of_class):
-            table[c] = k_means(of_class, table.shape[1], torch.Generator().manual_seed(seed + c))
-    model.tpn.prototypes.copy_(table.flatten(0, 1))
+            prototypes[c] = k_means(of_class, prototypes.shape[1], torch.Generator().manual_seed(seed + c))
+    model.tpn.prototypes.copy_(prototypes.flatten(0, 1))
 
 
 def k_means(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """k centres [k, D] of `points` [n, D] by k-means++ seeding and Lloyd's iterations; the mean for k = 1."""
-    centres = points[torch.randint(len(points), (1,), generator=generator)]
-    while len(centres) < k:
-        nearest = torch.cdist(points, centres).amin(1).square()
-        # All points on centres already (fewer distinct points than k): any of them will do.
+    """k centers [k, D] of `points` [n, D] by k-means++ seeding and Lloyd's iterations; the mean for k = 1."""
+    centers = points[torch.randint(len(points), (1,), generator=generator)]
+    while len(centers) < k:
+        nearest = torch.cdist(points, centers).amin(1).square()
+        # With fewer distinct points than k all points are centers already: draw any point.
         odds = nearest if nearest.sum() > 0 else torch.ones_like(nearest)
-        centres = torch.cat([centres, points[torch.multinomial(odds, 1, generator=generator)]])
+        centers = torch.cat([centers, points[torch.multinomial(odds, 1, generator=generator)]])
     for _ in range(LLOYD_ITERATIONS):
-        owner = torch.cdist(points, centres).argmin(1)
+        owner = torch.cdist(points, centers).argmin(1)
         for i in range(k):
             if (owner == i).any():
-                centres[i] = points[owner == i].mean(0)
-    return centres
+                centers[i] = points[owner == i].mean(0)
+    return centers
 
 
 # --- Class means (EMA) ---------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def class_sums(output: ModelOutput, label: Tensor, table: Tensor, per_class: int) -> Tensor:
-    """Sums and counts of a micro-batch's utterances for each prototype: [C*K, D+1] float32.
+def class_sums(output: ModelOutput, label: Tensor, prototypes: Tensor, per_class: int) -> Tensor:
+    """Sums and counts of a micro-batch's vectors for each prototype: [C*K, D+1] float32.
 
-    An utterance gives one vector per modality it has, its reliability-weighted (pooled) one: the steps
-    that carry its emotion count, those that carry none hardly do. With K > 1 it goes to the nearest
-    prototype of its class. The last column counts.
+    An utterance gives one vector per modality that it has: its pooled vector, in which time steps count by
+    their reliability weights. With K > 1 it belongs to the nearest prototype of its class. The last column
+    holds the counts.
 
-    The sums are a product with the one-hot owners: the same bits each time, which atomic additions are not.
-    What is not finite spoils all of them; the trainer leaves out such a step.
+    The sums are a matrix product with the one-hot owners, which gives the same bits each time; atomic
+    additions would not. A vector that is not finite makes all sums NaN; the trainer skips such a step.
     """
-    sums = table.new_zeros(len(table), table.shape[1] + 1, dtype=torch.float32)
-    rows = torch.arange(len(table), device=table.device)
+    sums = prototypes.new_zeros(len(prototypes), prototypes.shape[1] + 1, dtype=torch.float32)
+    rows = torch.arange(len(prototypes), device=prototypes.device)
     for stream in output.streams.values():
         pooled = stream.pooled.float()
-        own = table.view(-1, per_class, table.shape[1])[label].float()  # [B, K, D]
+        own = prototypes.view(-1, per_class, prototypes.shape[1])[label].float()  # [B, K, D]
         nearest = (pooled[:, None] - own).square().sum(-1).argmin(-1)
         weight = stream.present.float()[:, None]
         owner = (rows[:, None] == label * per_class + nearest).float()  # [C*K, B]
-        with torch.autocast(table.device.type, enabled=False):
+        with torch.autocast(prototypes.device.type, enabled=False):
             sums += owner @ (torch.cat([pooled, torch.ones_like(weight)], 1) * weight)
     return sums
 
 
 @torch.no_grad()
-def move_to_class_means(table: Tensor, sums: Tensor, decay: float) -> None:
-    """One EMA step of `table` [C*K, D], in place, from the global batch's `sums` [C*K, D+1].
+def move_to_class_means(prototypes: Tensor, sums: Tensor, decay: float) -> None:
+    """One EMA step of `prototypes` [C*K, D], in place, from the global batch's `sums` [C*K, D+1].
 
-    Prototypes that no utterance came to stay as they are, and so do those that a NaN came to.
+    A prototype without utterances does not change, nor does one whose mean is not finite.
     """
     count = sums[:, -1:]
     mean = sums[:, :-1] / count.clamp(min=1)
-    table.copy_(
-        torch.where(
-            (count > 0) & mean.isfinite().all(-1, keepdim=True), decay * table + (1 - decay) * mean, table
-        )
-    )
-
-
-# --- One table on all ranks ----------------------------------------------------------------------
+    usable = (count > 0) & mean.isfinite().all(-1, keepdim=True)
+    prototypes.copy_(torch.where(usable, decay * prototypes + (1 - decay) * mean, prototypes))

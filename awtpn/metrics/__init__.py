@@ -1,5 +1,5 @@
-"""Figures of predictions.
+"""Metrics of predictions.
 
-- `classification`: w-ACC, w-F1 and per-class figures from a confusion matrix
-- `confidence_intervals`: bootstrap and Student's t; `calibration`: how far probabilities are right
+- `classification`: w-ACC, w-F1 and per-class metrics from a confusion matrix
+- `confidence_intervals`: bootstrap and Student's t; `calibration`: confidence against accuracy
 """

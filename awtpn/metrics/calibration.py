@@ -1,4 +1,4 @@
-"""How far a model's probabilities can be believed: calibration, and the mistakes that it is surest of.
+"""Calibration of a model's probabilities, and its wrong predictions of highest probability.
 
 Takes predictions as `awtpn.run.predictions` writes them, of one model or of several together.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def calibration(predictions: Sequence[Mapping[str, Any]], bins: int = 10) -> list[dict[str, float]]:
-    """Confidence against accuracy: per bin of the highest probability its mean, accuracy and count."""
+    """Mean confidence, accuracy and count of each bin of the highest probability; empty bins are left out."""
     confidence = np.array([max(p["probabilities"].values()) for p in predictions])
     right = np.array([p["predicted"] == p["label"] for p in predictions])
     place = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -36,18 +36,18 @@ def calibration_error(table: Sequence[Mapping[str, float]]) -> float:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An utterance that the models, by their mean probabilities, take for another class than its own."""
+    """An utterance for which the models' mean probabilities predict a wrong class."""
 
     key: str
     label: str
     predicted: str
     probability: float
-    wrong: int  # models that are wrong about it ...
-    models: int  # ... of this many
+    wrong: int  # number of models that are wrong about it
+    models: int  # number of models that predicted it
 
 
 def surest_mistakes(predictions: Sequence[Mapping[str, Any]], most: int = 10) -> list[Mistake]:
-    """The wrong answers of the highest mean probability over the models that saw the utterance."""
+    """The wrong predictions with the highest mean probability over the models that saw the utterance."""
     of_key: dict[str, list[Mapping[str, Any]]] = {}
     for prediction in predictions:
         of_key.setdefault(prediction["key"], []).append(prediction)

@@ -1,16 +1,17 @@
-"""Classification quality from one confusion matrix, which is counted per rank and summed exactly."""
+"""Classification metrics from one confusion matrix, which is counted per rank and summed exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from shards.safe_io.printable import join_lines
+from shards.safe_io.printable import join_lines, table_lines
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What the paper reports (w-ACC, w-F1), as fractions of 1, by the dataset name in the manifest.
 PAPER = {
@@ -22,19 +23,19 @@ SUMMARY = ("w-ACC", "w-F1", "UA", "macro-F1")
 
 
 def count_confusion(label: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Confusion counts int64 [C, C], true classes as rows, of `label` and `predicted` [B] (no host sync)."""
+    """Confusion matrix int64 [C, C], true classes as rows, of `label` and `predicted` [B] (no host sync)."""
     cell = label * classes + predicted
-    # Not bincount, which asks the device for the largest cell to size its result.
-    counts = cell.new_zeros(classes * classes).scatter_add_(0, cell, torch.ones_like(cell))
+    # Not bincount, which waits for the device to know the size of its result.
+    counts = cell.new_zeros(classes * classes).scatter_add_(0, cell, cell.new_ones(cell.shape))
     return counts.view(classes, classes)
 
 
-def summarise(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
-    """All figures of a confusion matrix [C, C] with true classes as rows, as fractions of 1.
+def summarize(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+    """All metrics of a confusion matrix [C, C] with true classes as rows, as fractions of 1.
 
     w-ACC is the fraction of utterances that are right (what the published code computes under that name),
-    w-F1 the F1 averaged by class size, UA the mean recall and macro-F1 the mean F1 of the classes that occur.
-    A class that is never predicted has precision 0.
+    w-F1 the mean F1 weighted by class size, UA the mean recall and macro-F1 the mean F1 of the classes that
+    occur. A class that is never predicted has precision 0.
     """
     right = np.diag(confusion).astype(np.float64)
     support = confusion.sum(1)
@@ -63,43 +64,42 @@ def summarise(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str,
     }
 
 
-def paper_figures(dataset: str) -> dict[str, float] | None:
-    """The paper's figures for a dataset of this name ("iemocap4", "MELD", ...), where it has some."""
-    return next((figures for name, figures in PAPER.items() if name in dataset.lower()), None)
+def paper_metrics(dataset: str) -> dict[str, float] | None:
+    """The paper's metrics for a dataset of this name ("iemocap4", "MELD", ...); None if it has none."""
+    return next((metrics for name, metrics in PAPER.items() if name in dataset.lower()), None)
 
 
-def format_table(figures: dict[str, Any], dataset: str = "") -> str:
-    """The figures as a table for people, in per cent, beside the paper's where the dataset has some."""
-    paper = paper_figures(dataset)
-    lines = [f"{'':<12}{'ours':>8}" + (f"{'paper':>8}" if paper else "")]
+def format_table(metrics: dict[str, Any], dataset: str = "") -> str:
+    """The metrics as a table in per cent, with the paper's beside them if it has some for the dataset."""
+    paper = paper_metrics(dataset)
+    overall = [["", "ours", "paper" if paper else ""]]
     for name in SUMMARY:
-        published = f"{100 * paper[name]:8.2f}" if paper and name in paper else ""
-        lines.append(f"{name:<12}{100 * figures[name]:8.2f}{published}")
-    width = max(12, *(len(name) + 2 for name in figures["labels"]))
-    lines.append("")
-    lines.append(f"{'class':<{width}}{'precision':>10}{'recall':>8}{'F1':>8}{'utterances':>12}")
-    for name, row in figures["per_class"].items():
-        lines.append(
-            f"{name:<{width}}{100 * row['precision']:10.2f}{100 * row['recall']:8.2f}{100 * row['f1']:8.2f}"
-            f"{row['support']:12d}"
-        )
-    if note := one_class_note(figures):
+        published = f"{100 * paper[name]:.2f}" if paper and name in paper else ""
+        overall.append([name, f"{100 * metrics[name]:.2f}", published])
+    classes = [["class", "precision", "recall", "F1", "utterances"]]
+    for name, row in metrics["per_class"].items():
+        cells = [f"{100 * row[key]:.2f}" for key in ("precision", "recall", "f1")]
+        classes.append([name, *cells, str(row["support"])])
+    lines = [*table_lines(overall, "lr"), "", *table_lines(classes, "lr")]
+    if note := one_class_note(metrics):
         lines += ["", note]
     return join_lines(lines)
 
 
-def one_class_note(figures: dict[str, Any]) -> str | None:
-    """What figures of one class alone do not tell; None where there are more."""
-    occurring = [name for name, row in figures["per_class"].items() if row["support"]]
-    if len(figures["labels"]) == 1:
-        return "note: the model knows one class only, so every answer is right: these figures tell nothing"
+def one_class_note(metrics: dict[str, Any]) -> str | None:
+    """A note that metrics of a single class say nothing; None if there are more classes."""
+    occurring = [name for name, row in metrics["per_class"].items() if row["support"]]
+    if len(metrics["labels"]) == 1:
+        return "note: the model knows one class only, so every prediction is right: these metrics say nothing"
     if len(occurring) == 1:
-        return f"note: all utterances are of the class {occurring[0]!r}: nothing is told of the others"
+        return (
+            f"note: all utterances have the class {occurring[0]!r}: the metrics say nothing about the others"
+        )
     return None
 
 
 def auroc(score: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: the chance that a true item scores above a false one, ties counting half."""
+    """Area under the ROC curve: the probability that a positive scores above a negative; ties count half."""
     _, group, size = np.unique(score, return_inverse=True, return_counts=True)
     mean_rank = (np.cumsum(size) - (size - 1) / 2)[group]
     positives = int(truth.sum())

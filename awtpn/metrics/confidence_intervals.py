@@ -1,8 +1,8 @@
-"""How far a measured figure may lie from the truth: 95 % intervals.
+"""95 % confidence intervals of metrics.
 
-Two questions, two intervals. *Another test set of the same kind*: the bootstrap over utterances. *Another
-training*: Student's t over runs that are independent of each other, as the means of folds nearly are, and
-runs that share a fold are not.
+There are two kinds. The bootstrap over utterances says how much a metric varies with the test set. Student's
+t over runs says how much it varies with the training. Its values must be independent: means of folds nearly
+are, single runs that share a fold are not.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from awtpn.metrics.classification import SUMMARY
 
 LEVEL = 0.95
 RESAMPLES = 2_000
-# Resampled counts in memory at a time.
+# Resampled counts that are in memory at a time.
 BLOCK_CELLS = 1 << 24
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, and how it was found, in words."""
+    """An interval from `low` to `high`, and in words how it was computed."""
 
     low: float
     high: float
@@ -65,7 +65,7 @@ def t_quantile(freedom: int) -> float:
 def bootstrap(
     label: NDArray[np.int64], predicted: Sequence[NDArray[np.int64]], classes: int, seed: int = 0
 ) -> dict[str, Interval]:
-    """Percentile intervals of the four figures, averaged over models: see `bootstrap_replicates`."""
+    """Percentile intervals of the metrics of SUMMARY, averaged over models; see `bootstrap_replicates`."""
     replicates = bootstrap_replicates(label, predicted, classes, seed=seed)
     return percentiles(replicates, bootstrap_words(len(label)))
 
@@ -77,17 +77,17 @@ def bootstrap_replicates(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """The figures of SUMMARY, averaged over models, of utterances drawn anew: [resamples, 4].
+    """The metrics of SUMMARY, averaged over models, of resampled utterances: [resamples, 4].
 
-    Utterances are drawn with replacement, without strata; every model is judged on the same draw.
+    Utterances are drawn with replacement, without strata; all models are evaluated on the same draw.
 
     Args:
         label: [U] true classes.
         predicted: per model [U] predicted classes, of the same utterances in the same order.
         classes: C.
     """
-    # Figures depend on how often each pattern (truth, answer of every model) is drawn, and those counts are
-    # multinomial: the same distribution as drawing utterances one by one, at the cost of few patterns.
+    # Metrics depend only on how often each pattern (label, prediction of every model) is drawn. These counts
+    # are multinomial: drawing them equals drawing utterances one by one, and is faster, as patterns are few.
     patterns, counts = np.unique(np.stack([label, *predicted], axis=1), axis=0, return_counts=True)
     one_hot = np.eye(classes * classes)
     cells = [one_hot[patterns[:, 0] * classes + answers] for answers in patterns[:, 1:].T]
@@ -103,19 +103,19 @@ def bootstrap_replicates(
 
 
 def bootstrap_confusion(confusion: NDArray[np.int64]) -> dict[str, Interval]:
-    """`bootstrap` of one model of which the confusion matrix [C, C] is known; nothing more is needed."""
+    """`bootstrap` of one model from its confusion matrix [C, C]."""
     label, predicted = cells_of(confusion)
     return bootstrap(label, [predicted], len(confusion))
 
 
 def cells_of(confusion: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Truth and answer [U] of the utterances that a confusion matrix [C, C] counts, in its order."""
+    """Label and prediction [U] of the utterances that a confusion matrix [C, C] counts, in its order."""
     label, predicted = np.indices(confusion.shape, np.int64).reshape(2, -1).repeat(confusion.ravel(), axis=1)
     return label, predicted
 
 
 def percentiles(replicates: NDArray[np.float64], how: str) -> dict[str, Interval]:
-    """The middle 95 % of replicates [R, 4], by figure."""
+    """The middle 95 % of replicates [R, 4], by metric."""
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {name: Interval(float(low[i]), float(high[i]), how) for i, name in enumerate(SUMMARY)}
 
@@ -125,9 +125,9 @@ def bootstrap_words(utterances: int) -> str:
 
 
 def summaries(confusions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The figures of SUMMARY for many confusion matrices at once: [R, C, C] -> [R, 4].
+    """The metrics of SUMMARY for many confusion matrices at once: [R, C, C] -> [R, 4].
 
-    The definitions are those of `awtpn.metrics.classification.summarise`.
+    The definitions are those of `awtpn.metrics.classification.summarize`.
     """
     right = np.diagonal(confusions, axis1=1, axis2=2)
     support, answers = confusions.sum(2), confusions.sum(1)

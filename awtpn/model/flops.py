@@ -72,7 +72,7 @@ def step_cost(
 
     Returns:
         A `Cost` for each of `PARTS`: ses (standardise, project, ReLU), distances (to the prototypes),
-        attention (reliability, maps, scores, weights), losses (pooling, classifier, six terms), optimiser
+        attention (reliability, maps, scores, weights), losses (pooling, classifier, loss terms), optimiser
         (gradient norm and update).
     """
     cost = dict.fromkeys(PARTS, Cost(0.0, 0.0))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.metrics.classification import SUMMARY, paper_figures
+from awtpn.metrics.classification import SUMMARY, paper_metrics
 from awtpn.metrics.confidence_intervals import Interval, bootstrap_confusion
 from awtpn.model.privacy import public_card
 from shards.safe_io.markdown import block, code, inline, table
@@ -120,7 +120,7 @@ def results(card: Mapping[str, Any]) -> str:
     if not role:
         return "This model was exported without results: it has not been evaluated."
     intervals = bootstrap_confusion(np.array(figures["confusion_matrix"], np.int64))
-    paper = paper_figures(str(card.get("dataset") or "")) or {}
+    paper = paper_metrics(str(card.get("dataset") or "")) or {}
     split = "test" if role == "test" else "validation (which also chose the checkpoint, so they flatter it)"
     head = ["", "this model", "95 % interval"] + ["paper"] * bool(paper)
     rows = []

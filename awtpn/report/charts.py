@@ -1,7 +1,7 @@
 """Charts of a report as inline SVG: pure functions from numbers to `Markup`.
 
-Colours are CSS variables of the page (`--accent`, `--ink`, ...), so that one drawing serves light, dark and
-paper. Every element is formatted by `Markup.format`, which escapes what is put in; nothing is fetched.
+Colors are CSS variables of the page (`--accent`, `--ink`, ...), so that a chart fits light and dark mode and
+print. Every element is formatted by `Markup.format`, which escapes its arguments.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from awtpn.report.data import Curve
 from shards.safe_io.printable import printable
 
-MOST_NUMBERS = 16  # classes beyond which a matrix shows shades alone
-POINTS = 120  # of a curve
+MOST_NUMBERS = 16  # a matrix with more classes has no numbers in its cells
+POINTS = 120  # largest number of points of a curve
 LETTER = 6.6  # width of a letter, px
-LONGEST = 32  # letters of a class's name; the rest is in the cells' titles
+LONGEST = 32  # letters of a class's name that are shown; the cells' titles have all of it
 
 LINE = Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
 
 
 def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Markup:
-    """Counts [C, C], true classes as rows: shade and number are shares of the row, below it the count."""
+    """Confusion matrix [C, C], true classes as rows. Cells show per cent of the row as shade and number, and
+    the count below it.
+    """
     count = len(classes)
     numbers = count <= MOST_NUMBERS
     cell = 52 if numbers else max(8, 640 // count)
@@ -39,7 +42,7 @@ def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Marku
         parts.append(_text(left + i * cell + cell / 2 + 4, top - 8, names[i], turned=-45))
         for j, predicted in enumerate(classes):
             x, part = left + j * cell, float(share[i, j])
-            title = f"{true} taken for {predicted}: {confusion[i, j]} of {confusion[i].sum()}"
+            title = f"{true} predicted as {predicted}: {confusion[i, j]} of {confusion[i].sum()}"
             square = Markup(
                 '<rect x="{:.0f}" y="{:.0f}" width="{side}" height="{side}" rx="3" class="{}" '
                 'fill-opacity="{:.2f}"><title>{}</title></rect>'
@@ -58,13 +61,11 @@ def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Marku
     return _svg(width, height, label, parts)
 
 
-def curve_svg(
-    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, percent: bool = False
-) -> Markup:
-    """The mean of curves (steps, values) over steps, and the band from the least to the greatest of them."""
+def curve_svg(curves: Sequence[Curve], title: str, percent: bool = False) -> Markup:
+    """The mean of curves (steps, values) over steps, and the band from the smallest to the largest."""
     width, height, left, right, top, bottom = 270, 180, 42, 10, 30, 26
     curves = [curve for curve in curves if len(curve[0])]
-    if not curves:  # every step was left out
+    if not curves:  # no step had a finite value
         return _svg(width, height, f"{title}: no finite values", [_text(left, 16, f"{title}: none finite")])
     steps, values = common_grid(curves)
     mean, low, high = values.mean(0), values.min(0), values.max(0)
@@ -94,13 +95,11 @@ def curve_svg(
     return _svg(width, height, f"{title} over steps", parts)
 
 
-def common_grid(
-    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Curves of different lengths on common steps [P], as values [curves, P].
+def common_grid(curves: Sequence[Curve]) -> Curve:
+    """Resample curves of different lengths to common steps [P]: returns the steps and values [curves, P].
 
-    A point is the mean of the steps around it; where a curve has fewer than P points it is interpolated. The
-    curves end where the shortest does, so that every mean is over all of them.
+    A point is the mean over the steps around it; a curve with few points is interpolated. All end where the
+    shortest curve ends, so that every mean is over all curves.
     """
     end = min(float(steps[-1]) for steps, _ in curves)
     longest = max(int((steps <= end).sum()) for steps, _ in curves)
@@ -118,8 +117,8 @@ def common_grid(
 
 
 def calibration_svg(table: Sequence[dict[str, float]]) -> Markup:
-    """Accuracy over confidence; a circle's area is its share of the utterances, the diagonal is honest."""
-    size, left, bottom, margin = 264, 52, 40, 20  # a circle at 100 % has room
+    """Accuracy over confidence, equal on the diagonal. A circle's area is its share of utterances."""
+    size, left, bottom, margin = 264, 52, 40, 20  # the margin leaves room for a circle at 100 %
     side, top = size - left - margin, margin
 
     def x(value: float) -> float:
@@ -138,18 +137,17 @@ def calibration_svg(table: Sequence[dict[str, float]]) -> Markup:
     total = sum(row["count"] for row in table)
     for row in table:
         radius = 3 + 16 * math.sqrt(row["count"] / total)
-        title = (
-            f"{row['count']:.0f} answers of confidence {row['confidence']:.2f}: {row['accuracy']:.2f} right"
-        )
+        confidence, accuracy = row["confidence"], row["accuracy"]
+        title = f"{row['count']:.0f} predictions, confidence {confidence:.2f}, accuracy {accuracy:.2f}"
         dot = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
-        parts.append(dot.format(x(row["confidence"]), y(row["accuracy"]), radius, title))
+        parts.append(dot.format(x(confidence), y(accuracy), radius, title))
     parts.append(_text(x(0.5), y(0) + 32, "confidence, %", "middle", css="tick"))
-    parts.append(_text(12, y(0.5), "right answers, %", "middle", css="tick", turned=-90))
+    parts.append(_text(12, y(0.5), "accuracy, %", "middle", css="tick", turned=-90))
     return _svg(size, top + side + bottom, "accuracy over confidence", parts)
 
 
 def interval_svg(mean: float, low: float, high: float) -> Markup:
-    """A figure and its interval on the line from 0 to 1, beyond which few folds may reach."""
+    """A metric and its interval on a line from 0 to 1. Intervals of few folds can be wider, and are cut."""
     width, height, y, radius = 200, 16, 8, 4
     label = f"{100 * mean:.1f}, interval {100 * low:.1f} to {100 * high:.1f}"
 
@@ -169,7 +167,7 @@ def interval_svg(mean: float, low: float, high: float) -> Markup:
 
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers from at most `low` to at least `high`."""
+    """Round numbers, the first at most `low`, the last at least `high`."""
     span = max(high - low, 1e-9)
     raw = span / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -181,7 +179,7 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
 def _text(
     x: float, y: float, text: str, anchor: str = "start", css: str = "label", turned: float | None = None
 ) -> Markup:
-    """A text; `turned` by so many degrees about the place where it is."""
+    """A text, `turned` by so many degrees about its position."""
     turn = "" if turned is None else Markup(' transform="rotate({:g} {:.0f} {:.0f})"').format(turned, x, y)
     element = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}"{}>{}</text>')
     return element.format(x, y, anchor, css, turn, printable(text))

@@ -1,12 +1,13 @@
-"""What finished runs have shown, gathered from their folders for people to read and to cite.
+"""Results of finished runs, read from their folders and averaged.
 
-Runs of one report are repetitions of one experiment: one run, several seeds, or folds times seeds. Nothing
-here is invented: what a run folder does not tell is None, and the pages say so.
+Runs of one report are repetitions of one experiment: one run, several seeds, or folds times seeds. What a run
+folder does not record is None, and the pages say so.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.config.schema import flatten
-from awtpn.metrics.classification import SUMMARY, paper_figures, summarise
+from awtpn.learning.settings import TERMS
+from awtpn.metrics.classification import SUMMARY, paper_metrics, summarize
 from awtpn.metrics.confidence_intervals import (
     Interval,
     bootstrap_replicates,
@@ -31,18 +33,19 @@ from awtpn.metrics.confidence_intervals import (
 )
 from awtpn.model.files import CARD_FILE, model_folder
 from awtpn.run.predictions import confusion_of, predictions_file, read_predictions
-from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
+from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_settings, read_status
 from awtpn.run.results import RESULTS_FILE, read_results
 from shards.safe_io.bounded_json import parse_json, read_json
 from shards.storage.credentials import redact
 
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 # What may differ between repetitions of one experiment: seeds, and which utterances train and test.
 REPETITION_KEYS = ("run.", "data.cache", "data.streams", "data.select.")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run, as its folder tells it."""
+    """One finished run, as its folder records it."""
 
     dir: Path
     config: dict[str, Any]
@@ -52,11 +55,12 @@ class RunRecord:
 
     @property
     def role(self) -> str:
-        """What is reported of it: "test", or "val" where it had no test utterances."""
+        """The split that is reported: "test", or "val" if there were no test utterances."""
         return "test" if "test" in self.results else "val"
 
     @property
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
+        """As `metrics.classification.summarize` returns them."""
         found: dict[str, Any] = self.results[self.role]
         return found
 
@@ -66,25 +70,25 @@ class RunRecord:
 
     @property
     def fold(self) -> str:
-        """The utterances left out for the test: "fold 0"; empty without a selection."""
+        """The utterances held out for the test, such as "fold 0"; empty without a selection."""
         select = self.config["data"]["select"]["test"] or {}
         values = {key: value if isinstance(value, list) else [value] for key, value in select.items()}
         return ", ".join(f"{key} {' '.join(map(str, value))}" for key, value in values.items())
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
-        return np.array(self.figures["confusion_matrix"], np.int64)
+        return np.array(self.metrics["confusion_matrix"], np.int64)
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]] | None:
-        """What the model answered; None where the run kept no answers, or none that give its figures."""
+        """The model's predictions; None if the run kept none, or if they don't match its confusion matrix."""
         file = predictions_file(self.dir, self.role)
         if not file.is_file():
             return None
         found = read_predictions(file)
-        if not np.array_equal(confusion_of(found, self.figures["labels"]), self.confusion):
+        if not np.array_equal(confusion_of(found, self.metrics["labels"]), self.confusion):
             print(
-                f"warning: {file} is left out: it does not give the figures of results.json. Write it again "
+                f"warning: {file} is left out: it does not match the metrics in results.json. Write it again "
                 f"with launch/evaluate.py --checkpoint {shlex.quote(str(self.dir))} --split {self.role} "
                 f"--predictions {shlex.quote(str(file))}",
                 file=sys.stderr,
@@ -94,22 +98,39 @@ class RunRecord:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """Of metrics.jsonl."""
+        """The lines of metrics.jsonl."""
         return [
             parse_json(line, f"{self.dir / 'metrics.jsonl'}, line {number}")
             for number, line in enumerate((self.dir / "metrics.jsonl").read_text().splitlines(), 1)
         ]
 
     @property
-    def steps_left_out(self) -> tuple[int, int]:
-        """Optimizer steps that changed nothing since they were not finite, and all steps of metrics.jsonl."""
+    def skipped_steps(self) -> tuple[int, int]:
+        """Number of optimizer steps that were skipped because they were not finite, and of all steps."""
         return sum(bool(line.get("skipped")) for line in self.lines), len(self.lines)
 
     @property
     def fingerprints(self) -> tuple[str, str]:
-        """Of the last step's utterances, and a digest of all steps': equal ones saw the same data."""
+        """Fingerprint of the last step's utterances, and a digest of all steps' fingerprints."""
         words = [line["fingerprint"] for line in self.lines]
         return words[-1], hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+    def curve(self, name: str) -> Curve:
+        """A value of metrics.jsonl over the steps, without steps at which it was not finite."""
+        points = [(line["step"], line[name]) for line in self.lines if line[name] is not None]
+        return np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
+
+    def epoch_mean(self, name: str, epoch: int) -> float:
+        """Mean of a value of metrics.jsonl over an epoch's steps; NaN if none is finite.
+
+        Args:
+            name: of the value.
+            epoch: counted among the epochs that the run has; -1 is the last.
+        """
+        epochs = sorted({line["epoch"] for line in self.lines})
+        found = [line[name] for line in self.lines if line["epoch"] == epochs[epoch]]
+        finite = [value for value in found if value is not None]
+        return float(np.mean(finite)) if finite else math.nan
 
     @property
     def validations(self) -> list[tuple[int, float]]:
@@ -119,7 +140,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Report:
-    """Repetitions of one experiment, and what they say together."""
+    """Repetitions of one experiment, and their averages."""
 
     runs: list[RunRecord]
     summary: dict[str, Any]  # of cross_validation.json; empty where there is none
@@ -130,7 +151,7 @@ class Report:
 
     @property
     def classes(self) -> list[str]:
-        found: list[str] = self.runs[0].figures["labels"]
+        found: list[str] = self.runs[0].metrics["labels"]
         return found
 
     @property
@@ -139,7 +160,7 @@ class Report:
 
     @cached_property
     def folds(self) -> dict[str, list[RunRecord]]:
-        """Runs by what they left out; one entry where all have the same test utterances."""
+        """Runs by the utterances they held out; one entry if all have the same test utterances."""
         folds: dict[str, list[RunRecord]] = {}
         for run in self.runs:
             folds.setdefault(run.fold, []).append(run)
@@ -151,7 +172,7 @@ class Report:
 
     @property
     def what(self) -> str:
-        """What was repeated, in words."""
+        """The number of runs, folds and seeds, in words."""
         if len(self.runs) == 1:
             return f"one run, seed {self.seeds[0]}"
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
@@ -161,22 +182,22 @@ class Report:
 
     @property
     def draws(self) -> str:
-        """What the trainings differ in."""
+        """What the runs differ in: "folds" or "seeds"."""
         return "folds" if len(self.folds) > 1 else "seeds"
 
     @property
     def utterances(self) -> int:
-        """Different utterances that were tested."""
-        return sum(runs[0].figures["utterances"] for runs in self.folds.values())
+        """Number of different test utterances."""
+        return sum(runs[0].metrics["utterances"] for runs in self.folds.values())
 
     @cached_property
     def means(self) -> dict[str, float]:
-        """Of the four figures over runs."""
-        return {name: float(np.mean([run.figures[name] for run in self.runs])) for name in SUMMARY}
+        """Mean over runs of each metric of SUMMARY."""
+        return {name: float(np.mean([run.metrics[name] for run in self.runs])) for name in SUMMARY}
 
     @cached_property
     def over_utterances(self) -> dict[str, Interval] | None:
-        """Intervals of the means under other utterances; None where predictions of several seeds lack."""
+        """Intervals of the means over utterances; None if several seeds have no common predictions."""
         found = [_replicates(runs, number) for number, runs in enumerate(self.folds.values())]
         replicates = [x for x in found if x is not None]
         if len(replicates) < len(found):
@@ -185,7 +206,7 @@ class Report:
 
     @cached_property
     def over_trainings(self) -> dict[str, Interval] | None:
-        """Intervals of the means under other folds or seeds; None for one run."""
+        """Intervals of the means over folds or seeds; None for one run."""
         if len(self.folds) > 1:
             groups, how = list(self.folds.values()), f"Student's t over {len(self.folds)} fold means"
         else:
@@ -194,45 +215,51 @@ class Report:
             return None
         found = {}
         for name in SUMMARY:
-            limits = t_interval([float(np.mean([r.figures[name] for r in runs])) for runs in groups])
+            limits = t_interval([float(np.mean([r.metrics[name] for r in runs])) for runs in groups])
             assert limits is not None
             found[name] = Interval(limits[0], limits[1], how)
         return found
 
     @cached_property
-    def steps_left_out(self) -> str:
-        """What was not learned from, in words; empty where every step counted."""
-        found = [run.steps_left_out for run in self.runs]
-        left_out, steps = (sum(counts) for counts in zip(*found, strict=True))
-        return f"{left_out:,} of {steps:,} were not finite and changed nothing" if left_out else ""
+    def skipped_steps(self) -> str:
+        """Number of skipped steps in words; empty if no step was skipped."""
+        found = [run.skipped_steps for run in self.runs]
+        skipped, steps = (sum(counts) for counts in zip(*found, strict=True))
+        return f"{skipped:,} of {steps:,} were not finite and changed nothing" if skipped else ""
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss term that the runs used. Runs of older code may lack a term."""
+        weights = self.runs[0].config["loss"]
+        return {term: weights[key] for term, key in TERMS.items() if weights.get(key)}
 
     @cached_property
     def pooled(self) -> dict[str, Any]:
-        """Figures of all runs' confusion matrices added up."""
-        return summarise(np.sum([run.confusion for run in self.runs], axis=0), self.classes)
+        """Metrics of the sum of all runs' confusion matrices."""
+        return summarize(np.sum([run.confusion for run in self.runs], axis=0), self.classes)
 
     @property
     def paper(self) -> dict[str, float] | None:
-        return paper_figures(self.dataset)
+        return paper_metrics(self.dataset)
 
     @property
     def baseline(self) -> dict[str, float] | None:
-        """The logistic regression's means, where a cross-validation fitted one."""
+        """The means of the logistic regression, if a cross-validation fitted one."""
         regression = self.summary.get("logistic_regression")
         return regression["mean"] if regression else None
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]] | None:
-        """Of all runs together; None where a run has none."""
+        """Predictions of all runs; None if a run has none."""
         if any(run.predictions is None for run in self.runs):
             return None
         return [line for run in self.runs for line in run.predictions or []]
 
     @property
     def command(self) -> str:
-        """What reproduces it."""
+        """The command that reproduces the runs."""
         if self.summary.get("command"):
-            return redact(self.summary["command"])  # of an earlier version, perhaps with credentials
+            return redact(self.summary["command"])  # earlier versions may have recorded credentials
         return "\n".join(
             f"python launch/train.py --config {quote(str(run.dir / 'config.yaml'))} "
             f"--run.dir {quote(f'{run.dir}-again')}"
@@ -258,64 +285,67 @@ def gather(paths: Sequence[Path]) -> Report:
 
 
 def run_folders(path: Path) -> Iterator[Path]:
-    """The folder itself if it is a run, else the runs directly within it, in order of their names.
+    """The folder itself if it is a run, otherwise the runs directly within it, in order of their names.
 
     Raises:
-        ValueError: neither.
+        ValueError: it is not a run and contains none.
     """
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG_FILE).is_file():
         yield path
         return
-    found = sorted(file.parent for file in path.glob("*/config.yaml"))
+    found = sorted(file.parent for file in path.glob(f"*/{CONFIG_FILE}"))
     if not found:
-        raise ValueError(f"{path} is no run and holds none: no config.yaml there or in a folder within")
+        raise ValueError(
+            f"{path} is not a run and contains none: there is no {CONFIG_FILE} in it or in a folder within it"
+        )
     yield from found
 
 
 def read_run(folder: Path) -> RunRecord:
-    """A finished run.
+    """Read a finished run.
 
     Raises:
-        ValueError: it is not done, or a file is missing; says which and what to do.
+        ValueError: it is not done, or a file is missing or damaged; says which and what to do.
     """
-    _text(folder, STATUS_FILE)
+    _check_files(folder, STATUS_FILE)
     status = read_status(folder)
     if status["status"] != "done":
         raise ValueError(
-            f"{folder} is not done but {status['status']!r}: the same command that began it goes on with it"
+            f"{folder} is not done but {status['status']!r}: to continue it, repeat the command that began it"
         )
-    _text(folder, RESULTS_FILE)
+    _check_files(folder, RESULTS_FILE, CONFIG_FILE)
     stored = read_results(folder, model_folder(folder))
     if stored.results is None:
-        raise ValueError(f"{stored.note}: the same command that began the run measures it again")
+        raise ValueError(f"{stored.note}: to evaluate the run again, repeat the command that began it")
     results = stored.results
-    _text(folder, CONFIG_FILE)
-    recorded = read_settings(folder) or {}
-    for section in ("run", "data"):
-        read_section(folder, section)
     if not {"test", "val"} & results.keys():
         raise ValueError(f"{folder} had neither validation nor test utterances: there is nothing to report")
+    settings = read_settings(folder) or {}
+    if missing := [section for section in ("run", "data", "loss") if section not in settings]:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} is not the record of a run: it has no settings of {missing[0]}"
+        )
     card = folder / "checkpoints" / "best" / CARD_FILE
     return RunRecord(
         dir=folder,
-        config=recorded,
+        config=settings,
         status=status,
         results=results,
         model=read_json(card) if card.is_file() else {},
     )
 
 
-def _text(folder: Path, name: str) -> str:
-    if not (folder / name).is_file():
-        raise ValueError(f"{folder} is no finished run: it has no {name}")
-    return (folder / name).read_text()
+def _check_files(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a finished run: it has no {name}")
 
 
 def check_one_experiment(runs: Sequence[RunRecord], swept: set[str]) -> None:
-    """Refuse to average what differs in more than its seed and its utterances.
+    """Refuse to average runs that differ in more than their seed and utterances.
 
     Raises:
-        ValueError: names the settings that differ, or a run that is there twice.
+        ValueError: names the settings that differ, or a run that is given twice.
     """
     first = flatten(runs[0].config)
     for run in runs[1:]:
@@ -323,11 +353,14 @@ def check_one_experiment(runs: Sequence[RunRecord], swept: set[str]) -> None:
         keys = [k for k in {**first, **own} if own.get(k) != first.get(k)]
         if differing := [k for k in keys if not k.startswith(REPETITION_KEYS) and k not in swept]:
             raise ValueError(
-                f"{run.dir} and {runs[0].dir} are no repetitions of one experiment: they differ in "
+                f"{run.dir} and {runs[0].dir} are not repetitions of one experiment: they differ in "
                 f"{', '.join(differing)}; write a report of each"
             )
-        if (run.role, run.figures["labels"]) != (runs[0].role, runs[0].figures["labels"]):
-            raise ValueError(f"{run.dir} and {runs[0].dir} were not judged on the same split and classes")
+        if (run.role, run.metrics["labels"]) != (runs[0].role, runs[0].metrics["labels"]):
+            raise ValueError(
+                f"{run.dir} and {runs[0].dir} were not tested on the same split and classes; "
+                "write a report of each"
+            )
     seen: dict[tuple[str, int], Path] = {}
     for run in runs:
         if other := seen.get((run.fold, run.seed)):
@@ -336,26 +369,27 @@ def check_one_experiment(runs: Sequence[RunRecord], swept: set[str]) -> None:
 
 
 def validations(run_dir: Path) -> list[tuple[int, float]]:
-    """(step, w-F1) of a run's validations; empty where it had none."""
+    """(step, w-F1) of a run's validations; empty if it had none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    nothing_else = {"scalars": 0, "images": 1, "histograms": 1, "tensors": 1, "compressedHistograms": 1}
-    board = EventAccumulator(str(run_dir / "tensorboard"), size_guidance=nothing_else)
-    board.Reload()
+    # All scalars (0 means no limit), and as little as possible of everything else.
+    kept = {"scalars": 0, "images": 1, "histograms": 1, "tensors": 1, "compressedHistograms": 1}
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance=kept)
+    events.Reload()
     tag = "val/w-F1"
-    return [(e.step, e.value) for e in board.Scalars(tag)] if tag in board.Tags()["scalars"] else []
+    return [(e.step, e.value) for e in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
 
 
 def _replicates(runs: Sequence[RunRecord], number: int) -> NDArray[np.float64] | None:
     """Bootstrap replicates [R, 4] of the mean over runs that were tested on the same utterances."""
     if len(runs) == 1:
-        # The figures are functions of the confusion matrix: it is all that the bootstrap needs.
+        # The metrics are functions of the confusion matrix, so the bootstrap needs nothing else.
         label, predicted = cells_of(runs[0].confusion)
         return bootstrap_replicates(label, [predicted], len(runs[0].confusion), seed=number)
     answers = [{p["key"]: p for p in run.predictions or []} for run in runs]
     if any(a.keys() != answers[0].keys() for a in answers) or not answers[0]:
         return None
-    index = {name: i for i, name in enumerate(runs[0].figures["labels"])}
+    index = {name: i for i, name in enumerate(runs[0].metrics["labels"])}
     keys = list(answers[0])
     label = np.array([index[answers[0][key]["label"]] for key in keys])
     of_models = [np.array([index[a[key]["predicted"]] for key in keys]) for a in answers]

@@ -1,8 +1,8 @@
-"""A report as one HTML file: styles and charts inside, nothing fetched, no scripts; light, dark, on paper.
+"""A report as one HTML file with its styles and charts; it loads nothing and has no scripts.
 
-The page is the jinja2 template beside this file. It escapes whatever is put in; only `Markup`, which the
-charts and the small elements below are made of, stays as it is. A browser runs no script on it in any case:
-the page's own Content-Security-Policy allows none.
+The page is the jinja2 template beside this file, which escapes every value. Only `Markup`, which the charts
+and the small elements below are made of, is not escaped. In addition, the page's Content-Security-Policy
+allows no scripts.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
-from awtpn.learning.settings import TERMS
 from awtpn.metrics.calibration import calibration, surest_mistakes
 from awtpn.metrics.classification import SUMMARY
 from awtpn.report import charts, text
-from awtpn.report.data import Report, RunRecord
+from awtpn.report.data import Report
 from shards.safe_io.printable import printable, printable_lines
 
 FOLDER = Path(__file__).parent
 TEMPLATE, STYLE = "report.html", "report.css"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
 
 def render_html(report: Report) -> str:
@@ -62,7 +59,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Control characters are shown as escapes in every text, too.
+        # In every text, control characters are shown as escapes.
         finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
     )
     environment.filters |= {"prose": prose, "lines": lines}
@@ -73,9 +70,9 @@ def _environment() -> Environment:
 
 
 def card(report: Report, name: str) -> dict[str, Any]:
-    """One figure: its mean, its intervals, and others' beside it."""
+    """One metric: its mean, its intervals, and the paper's and the baseline's values."""
     mean = report.means[name]
-    # The wider question is the one to draw: what would another training have given?
+    # Draw the interval over trainings where it is known, since that is the wider question.
     drawn = report.over_trainings or report.over_utterances
     return {
         "name": name,
@@ -91,19 +88,19 @@ def card(report: Report, name: str) -> dict[str, Any]:
             if intervals
         ],
         "others": [
-            (what, text.percent(figures[name]))
-            for figures, what in ((report.paper, "paper"), (report.baseline, "logistic regression"))
-            if figures and name in figures
+            (what, text.percent(metrics[name]))
+            for metrics, what in ((report.paper, "paper"), (report.baseline, "logistic regression"))
+            if metrics and name in metrics
         ],
     }
 
 
 def folds(report: Report) -> tuple[list[str], list[list[str]], Sequence[int]]:
-    """A table of every run's w-F1, a row per fold: head, rows, and which columns are numbers."""
+    """A table of every run's w-F1, a row per fold: head, rows, and the columns that are numbers."""
     seeds = report.seeds
     rows: list[list[str]] = []
     for fold, runs in report.folds.items():
-        by_seed = {run.seed: float(run.figures["w-F1"]) for run in runs}
+        by_seed = {run.seed: float(run.metrics["w-F1"]) for run in runs}
         mean = sum(by_seed.values()) / len(by_seed)
         cells = [text.percent(by_seed[s]) if s in by_seed else "not run" for s in seeds]
         rows.append([fold or "the split's own", *cells, text.percent(mean), bar(mean)])
@@ -112,11 +109,11 @@ def folds(report: Report) -> tuple[list[str], list[list[str]], Sequence[int]]:
 
 
 def classes(report: Report) -> dict[str, Any]:
-    """Confusion matrix and per-class figures, side by side."""
+    """Confusion matrix and per-class metrics, side by side."""
     rows: list[list[str]] = []
     for name, of in report.pooled["per_class"].items():
-        figures = [text.percent(of[key]) for key in ("precision", "recall", "f1")]
-        rows.append([name, *figures, bar(of["f1"]), f"{of['support']:,}"])
+        metrics = [text.percent(of[key]) for key in ("precision", "recall", "f1")]
+        rows.append([name, *metrics, bar(of["f1"]), f"{of['support']:,}"])
     return {
         "matrix": charts.confusion_svg(np.array(report.pooled["confusion_matrix"]), report.classes),
         "head": ["", "precision", "recall", "F1", "", "utterances"],
@@ -127,12 +124,10 @@ def classes(report: Report) -> dict[str, Any]:
 
 
 def curves(report: Report) -> dict[str, Any]:
-    """Losses and, where there were validations, their w-F1, over optimizer steps."""
-    weights = report.runs[0].config["loss"]
-    used = [term for term, key in zip(TERMS, weight_keys(), strict=True) if weights[key]]
+    """Losses and, if there were validations, their w-F1, over optimizer steps."""
     drawn = [
-        charts.curve_svg([of_lines(run, name) for run in report.runs], title)
-        for name, title in (("loss", "loss, weighted sum"), *((term, term) for term in used))
+        charts.curve_svg([run.curve(name) for run in report.runs], title)
+        for name, title in (("loss", "loss, weighted sum"), *((term, term) for term in report.loss_weights))
     ]
     validations = [run.validations for run in report.runs]
     missing = ""
@@ -140,24 +135,17 @@ def curves(report: Report) -> dict[str, Any]:
         scores = [(np.array([s for s, _ in v], float), np.array([x for _, x in v])) for v in validations]
         drawn.insert(0, charts.curve_svg(scores, "validation w-F1, %", percent=True))
     else:
-        missing = "There was no validation while training: the last weights are the ones tested. "
-    band = "Mean over the runs, and from the least to the greatest of them." if len(report.runs) > 1 else ""
+        missing = "There was no validation while training, so the last weights were tested. "
+    band = (
+        "Mean over the runs, and the band from the smallest to the largest value."
+        if len(report.runs) > 1
+        else ""
+    )
     return {"drawn": drawn, "note": f"{missing}{band}"}
 
 
-def weight_keys() -> tuple[str, ...]:
-    """The configuration's names of the terms' weights, in the order of TERMS."""
-    return ("lambda_align", "lambda_intra", "lambda_inter", "lambda_contrast", "eta_ce", "eta_mse")
-
-
-def of_lines(run: RunRecord, name: str) -> Curve:
-    """A figure of metrics.jsonl; steps left out because it was not finite are not there."""
-    points = [(line["step"], line[name]) for line in run.lines if line[name] is not None]
-    return np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
-
-
 def confidence(report: Report) -> dict[str, Any]:
-    """Calibration, and the mistakes that the model was surest of."""
+    """Calibration, and the wrong predictions of highest probability."""
     note = text.calibration_words(report)
     if report.predictions is None:
         return {"note": note, "picture": None}
@@ -168,7 +156,7 @@ def confidence(report: Report) -> dict[str, Any]:
     return {
         "note": note,
         "picture": charts.calibration_svg(calibration(report.predictions)),
-        "head": ["surest mistakes", "truth", "answer", "%", "models wrong"],
+        "head": ["most confident mistakes", "true", "predicted", "%", "models wrong"],
         "mistakes": mistakes,
     }
 
@@ -185,12 +173,12 @@ def _code(word: str) -> Markup:
 
 
 def lines(text: object) -> Markup:
-    """A text whose line ends stay, for <pre>."""
+    """A text that keeps its line ends, for <pre>."""
     return escape(printable_lines(text))
 
 
 def prose(markdown: str) -> Markup:
-    """Markdown's *emphasis* and `code` as HTML, the rest escaped."""
+    """Turn Markdown's *emphasis* and `code` into HTML, and escape the rest."""
     shown = str(escape(printable(markdown)))
     for mark, tag in (("*", "em"), ("`", "code")):
         parts = shown.split(mark)

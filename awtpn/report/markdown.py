@@ -9,6 +9,7 @@ from awtpn.report.text import (
     calibration_words,
     config_text,
     cost_rows,
+    loss_rows,
     percent,
     reading,
     sentence,
@@ -19,7 +20,7 @@ from shards.safe_io.markdown import Markdown, block, bold, code, inline, table
 
 
 def render_markdown(report: Report) -> str:
-    """The whole report but its charts."""
+    """The whole report, without charts."""
     sections = [
         f"# AWTPN on {inline(report.dataset)}\n\n{inline(sentence(report))}",
         "## Figures\n\n" + headline(report) + "\n\n" + reading(report),
@@ -28,6 +29,7 @@ def render_markdown(report: Report) -> str:
         "## Confusion matrix\n\nTrue classes as rows, per cent of the row (count).\n\n"
         + confusion_table(report),
         "## Calibration\n\n" + calibration_words(report),
+        "## Losses\n\n" + loss_table(report),
         "## Cost\n\n" + cost_table(report),
         "## Reproduction\n\n" + reproduction(report),
     ]
@@ -35,7 +37,7 @@ def render_markdown(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """The four figures in per cent, their intervals, and others' figures beside them."""
+    """The metrics in per cent, their intervals, and the paper's and the baseline's values."""
     paper, baseline = report.paper, report.baseline
     head = ["", "ours", "95 % over utterances", f"95 % over {report.draws}"]
     head += ["paper"] * bool(paper) + ["logistic regression"] * bool(baseline)
@@ -56,7 +58,7 @@ def fold_table(report: Report) -> str:
     head = ["left out" if len(report.folds) > 1 else "", *(f"seed {seed}" for seed in seeds), "mean"]
     rows = []
     for fold, runs in report.folds.items():
-        by_seed = {run.seed: run.figures["w-F1"] for run in runs}
+        by_seed = {run.seed: run.metrics["w-F1"] for run in runs}
         mean = sum(by_seed.values()) / len(by_seed)
         cells = [percent(by_seed[s]) if s in by_seed else "not run" for s in seeds]
         rows.append([fold or "(the split's own)", *cells, bold(percent(mean))])
@@ -80,12 +82,16 @@ def confusion_table(report: Report) -> str:
     return table(["", *report.classes], rows)
 
 
+def loss_table(report: Report) -> str:
+    return table(["term", "weight", "mean over the first epoch", "over the last"], loss_rows(report))
+
+
 def cost_table(report: Report) -> str:
-    return table(["", ""], [list(row) for row in cost_rows(report)])
+    return table(["", ""], cost_rows(report))
 
 
 def reproduction(report: Report) -> str:
-    parts: list[str] = [block(report.command), table(["", ""], [list(row) for row in version_rows(report)])]
+    parts: list[str] = [block(report.command), table(["", ""], version_rows(report))]
     head = ["run", "fingerprint of the last step's utterances", "digest of all steps'"]
     rows = [[code(word) for word in (run.dir.name, *run.fingerprints)] for run in report.runs]
     parts.append(table(head, rows))

@@ -1,9 +1,10 @@
-"""What the pages of a report say in words and figures, whatever they are written in."""
+"""Sentences and table rows of a report, for HTML and Markdown alike."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import yaml
 
 from awtpn.config.schema import flatten
@@ -20,7 +21,7 @@ MEANINGS = {
 
 
 def sentence(report: Report) -> str:
-    """What was measured, in one sentence."""
+    """What was tested, in one sentence."""
     finished = max(str(run.status["time"]) for run in report.runs)[:10]
     split = "test" if report.role == "test" else "validation (there were no test utterances)"
     return (
@@ -30,25 +31,25 @@ def sentence(report: Report) -> str:
 
 
 def reading(report: Report) -> str:
-    """What the intervals are, and what they are not."""
-    said = []
+    """How the intervals were computed, and how to read them."""
+    sentences = []
     if over := report.over_utterances:
-        said.append(
-            f"*Over utterances*: {over['w-F1'].how}, without strata; utterances of one speaker resemble "
-            "each other, so the truth is somewhat wider."
+        sentences.append(
+            f"*Over utterances*: {over['w-F1'].how}, without strata. Utterances of one speaker are similar, "
+            "so the true interval is somewhat wider."
         )
     else:
-        said.append("*Over utterances*: not known: the runs kept no predictions of the same utterances.")
+        sentences.append("*Over utterances*: not known: the runs kept no predictions of the same utterances.")
     if over := report.over_trainings:
-        said.append(f"*Over {report.draws}*: {over['w-F1'].how}.")
+        sentences.append(f"*Over {report.draws}*: {over['w-F1'].how}.")
         if len(report.folds) > 1 and len(report.seeds) > 1:
-            said.append(
-                f"The {len(report.runs)} runs are no {len(report.runs)} independent draws, since runs of a "
-                "fold share its utterances: seeds are averaged within a fold first."
+            sentences.append(
+                f"The {len(report.runs)} runs are not {len(report.runs)} independent samples, since runs of "
+                "a fold share its utterances: seeds are averaged within a fold first."
             )
     else:
-        said.append("*Over seeds*: not known from one run; more seeds or folds tell.")
-    return " ".join(said)
+        sentences.append("*Over seeds*: not known from one run; train more seeds or folds.")
+    return " ".join(sentences)
 
 
 def calibration_words(report: Report) -> str:
@@ -59,7 +60,7 @@ def calibration_words(report: Report) -> str:
 
 
 def cost_rows(report: Report) -> list[tuple[str, str]]:
-    """What the runs took, in words; what they did not record is said."""
+    """Ranks, time and speed of the runs, in words."""
     statuses = [run.status for run in report.runs]
     devices = ", ".join(sorted({str(s.get("device", "a device not recorded")) for s in statuses}))
     ranks = ", ".join(sorted({f"{s['ranks']} ({s['engine']})" for s in statuses}))
@@ -77,12 +78,22 @@ def cost_rows(report: Report) -> list[tuple[str, str]]:
     rates.sort()
     rows.append(("training speed", f"{rates[len(rates) // 2]:,.0f} utterances/s (median over steps)"))
     rows.append(("steps", ", ".join(sorted({f"{s['step']:,}" for s in statuses}))))
-    rows += [("steps left out", report.steps_left_out)] if report.steps_left_out else []
+    rows += [("steps left out", report.skipped_steps)] if report.skipped_steps else []
+    return rows
+
+
+def loss_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Each loss term that was used: its name, its weight, and its means over the first and last epoch."""
+    terms = [("loss (weighted sum)", "loss", ""), *((t, t, f"{w:g}") for t, w in report.loss_weights.items())]
+    rows = []
+    for title, name, weight in terms:
+        first, last = (np.mean([run.epoch_mean(name, epoch) for run in report.runs]) for epoch in (0, -1))
+        rows.append((title, weight, f"{first:.4g}", f"{last:.4g}"))
     return rows
 
 
 def version_rows(report: Report) -> list[tuple[str, str]]:
-    """Software and data that the runs had; versions that differ between runs are all named."""
+    """Versions of software and data; if versions differ between runs, all are named."""
     names = dict.fromkeys(name for run in report.runs for name in run.status.get("versions", {}))
     rows = [
         (name, ", ".join(sorted({str(run.status.get("versions", {}).get(name)) for run in report.runs})))
@@ -94,7 +105,7 @@ def version_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def provenance(report: Report) -> dict[str, Any]:
-    """How the features were made, as their manifest tells."""
+    """How the features were made, as their manifest records it."""
     found = report.runs[0].model.get("provenance") or {}
     return flatten({"name": report.dataset, **found})
 
@@ -103,7 +114,7 @@ def config_text(report: Report) -> str:
     return yaml.safe_dump(report.runs[0].config, sort_keys=False)
 
 
-# --- Figures in words ----------------------------------------------------------------------------
+# --- Numbers in words ----------------------------------------------------------------------------
 
 
 def percent(fraction: float) -> str:

@@ -1,4 +1,4 @@
-"""A report's pages, written."""
+"""Writes the files of a report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from awtpn.run.atomic_write import write_atomically
 
 
 def write_report(paths: Sequence[Path], html: Path | None, markdown: Path | None) -> list[Path]:
-    """Gather runs and write the pages that are asked for; returns the files.
+    """Read runs and write the requested pages; returns the files.
 
     Raises:
         ValueError: see `awtpn.report.data.gather`.

@@ -1,6 +1,6 @@
 """What is recorded while a run trains.
 
 - `monitor`: progress, metrics.jsonl and status.json; `throughput`: utterances/s and FLOP/s
-- `tensorboard`: scalars and settings; `figures`: images; `projector`: prototypes and utterances as points;
+- `tensorboard`: the event file; `figures`: images; `projector`: prototypes and utterances as points;
   `snapshot`: what figures need of a validation
 """

@@ -1,7 +1,7 @@
-"""Pictures of a validation, drawn with matplotlib into arrays [H, W, 3] uint8: pure functions.
+"""Figures of a validation, drawn with matplotlib into arrays [H, W, 3] uint8: pure functions.
 
-Colours stay apart for colour-blind eyes and on paper: one hue by lightness, or blue beside vermilion.
-Layouts are fixed in inches instead of fitted by matplotlib, which would draw everything twice.
+Colors can be told apart by color-blind readers and in print: one hue by lightness, or blue and vermilion.
+Layouts are fixed in inches. Letting matplotlib fit them would draw everything twice.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from awtpn.tracking.snapshot import Example
 from shards.safe_io.printable import printable
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]  # [H, W, 3]
 
 DPI = 110
-TOP = 0.45  # inches that the title takes
-COLOURS = {"audio": "#0072b2", "video": "#d55e00"}  # of Okabe and Ito
-GREY, DARK = "#767676", "#222222"
-LETTER_IN = 0.075  # width of a letter of the labels' size, inches
-MOST_NUMBERS = 20  # rows of a matrix beyond which its cells hold no numbers
+TOP = 0.45  # height of the title, inches
+COLORS = {"audio": "#0072b2", "video": "#d55e00"}  # from the palette of Okabe and Ito
+GRAY, DARK = "#767676", "#222222"
+LETTER_IN = 0.075  # width of a letter of the labels, inches
+MOST_NUMBERS = 20  # a matrix with more rows has no numbers in its cells
 
 
-def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title: str) -> Picture:
-    """Counts [C, C] with true classes as rows, in each cell, and what per cent of the row they are."""
+def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title: str) -> Image:
+    """A confusion matrix [C, C], true classes as rows; each cell has its count and per cent of the row."""
     count = np.asarray(confusion)
     share = count / np.maximum(count.sum(1, keepdims=True), 1)
     side = max(3.4, 0.62 * len(classes)) if len(classes) <= MOST_NUMBERS else 9.0
@@ -37,46 +37,47 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], title
     if len(classes) <= MOST_NUMBERS:
         for i, j in np.argwhere(count):
             text = f"{count[i, j]}\n{100 * share[i, j]:.0f} %"
-            colour = "white" if share[i, j] > 0.55 else DARK
-            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if share[i, j] > 0.55 else DARK
+            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
     _name_cells(axes, classes)
-    axes.set_xlabel("predicted", color=GREY)
-    axes.set_ylabel("true", color=GREY)
+    axes.set_xlabel("predicted", color=GRAY)
+    axes.set_ylabel("true", color=GRAY)
     return _array(figure)
 
 
 def prototype_map(
-    table: NDArray[np.float32], classes: Sequence[str], before: NDArray[np.float32] | None, title: str
-) -> Picture:
+    prototypes: NDArray[np.float32], classes: Sequence[str], before: NDArray[np.float32] | None, title: str
+) -> Image:
     """Euclidean distances between the prototypes [C*K, D], and beside them how far each moved since `before`.
 
-    With K > 1 the prototypes of a class lie together, parted from others by white lines.
+    With K > 1 the prototypes of a class are neighbors; white lines separate the classes.
     """
-    per_class = len(table) // len(classes)
-    table = np.nan_to_num(table)
-    distance = distances_between(table)
-    apart = ~np.eye(len(table), dtype=bool)
+    count = len(prototypes)
+    per_class = count // len(classes)
+    prototypes = np.nan_to_num(prototypes)
+    distance = distances_between(prototypes)
+    apart = ~np.eye(count, dtype=bool)
     low, high = (distance[apart].min(), distance[apart].max()) if apart.any() else (0.0, 0.0)
-    side = max(3.4, 0.5 * len(table)) if len(table) <= MOST_NUMBERS else 7.5
+    side = max(3.4, 0.5 * count) if count <= MOST_NUMBERS else 7.5
     left, bottom, bar = 0.25 + _width(classes), 0.25 + 0.72 * _width(classes), 1.7
     figure = _figure(left + side + 0.25 + bar + 0.15, bottom + side + TOP, title)
     axes = _axes(figure, left, bottom, side, side)
-    # From the smallest to the largest: the diagonal's zeros would leave the others one shade.
+    # The color scale leaves out the diagonal: with its zeros all other cells would look alike.
     axes.imshow(np.where(apart, distance, np.nan), cmap="cividis", vmin=low, vmax=max(high, low + 1e-9))
-    if len(table) <= MOST_NUMBERS:
+    if count <= MOST_NUMBERS:
         for i, j in np.argwhere(apart):
-            colour = DARK if distance[i, j] > (low + high) / 2 else "white"
-            axes.text(j, i, _short(distance[i, j]), ha="center", va="center", color=colour, fontsize=7.5)
+            color = DARK if distance[i, j] > (low + high) / 2 else "white"
+            axes.text(j, i, _short(distance[i, j]), ha="center", va="center", color=color, fontsize=7.5)
     _name_cells(axes, classes, per_class)
 
     beside = _axes(figure, left + side + 0.25, bottom, bar, side)
-    moved = np.zeros(len(table)) if before is None else np.linalg.norm(table - before, axis=1)
-    beside.barh(np.arange(len(table)), moved, height=0.7, color=COLOURS["audio"])
+    moved = np.zeros(count) if before is None else np.linalg.norm(prototypes - before, axis=1)
+    beside.barh(np.arange(count), moved, height=0.7, color=COLORS["audio"])
     beside.set_ylim(axes.get_ylim())
     beside.set_xlim(0, max(1.5 * float(moved.max(initial=0)), 1e-6))
     beside.set_yticks([])
     beside.set_xticks([])
-    if len(table) <= MOST_NUMBERS:
+    if count <= MOST_NUMBERS:
         for i, value in enumerate(moved):
             beside.text(value, i, f" {_short(value)}", va="center", fontsize=7.5, color=DARK)
     beside.set_title(
@@ -86,11 +87,11 @@ def prototype_map(
     return _array(figure)
 
 
-def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title: str) -> Picture:
-    """Reliability weights of some utterances over their steps, one row each, one column per modality.
+def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title: str) -> Image:
+    """Reliability weights of some utterances over their time steps: a row each, a column per modality.
 
-    Weights are multiples of the uniform weight, which is the thin line; a column has one scale, so rows can
-    be compared. Left of them stand the true class and, where it differs, the predicted one.
+    Weights are shown as multiples of the uniform weight, which is the thin line. All rows of a column have
+    the same scale. On the left are the true class, and the predicted one with its probability.
     """
     modalities = list(examples[0].weights) if examples else ["audio"]
     left, column, gap, row = 2.35, 3.6, 0.35, 0.72
@@ -109,9 +110,9 @@ def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title
         label, predicted = (_shorten(classes[i]) for i in (example.label, example.predicted))
         verdict = f"{'✓' if right else '✗'} {predicted} {100 * example.probability:.0f} %"
         names.text(0.15, i + 0.3, label, fontsize=9, color=DARK, va="center", weight="bold")
-        colour = COLOURS["audio"] if right else COLOURS["video"]
-        names.text(0.15, i + 0.56, verdict, fontsize=8.5, color=colour, va="center")
-        names.text(0.15, i + 0.8, _shorten(example.key), fontsize=7, color=GREY, va="center")
+        color = COLORS["audio"] if right else COLORS["video"]
+        names.text(0.15, i + 0.56, verdict, fontsize=8.5, color=color, va="center")
+        names.text(0.15, i + 0.8, _shorten(example.key), fontsize=7, color=GRAY, va="center")
     return _array(figure)
 
 
@@ -120,31 +121,31 @@ def _draw_weights(axes: Any, rows: Sequence[NDArray[np.float32]], modality: str)
     largest = max([1.0, *(float(m.max()) for m in multiples if len(m))])
     top = 1.15 * max(largest, 2.0)
     for i, of in enumerate(multiples):
-        base = i + 0.97  # rows grow upwards from here
+        base = i + 0.97  # the bottom of this row
         if len(of) == 0:
-            axes.text(0.5, i + 0.6, f"no {modality}", fontsize=8, color=GREY, va="center")
+            axes.text(0.5, i + 0.6, f"no {modality}", fontsize=8, color=GRAY, va="center")
             continue
         axes.stairs(base - 0.94 * of / top, np.arange(len(of) + 1), baseline=base, fill=True, lw=0)
-        axes.patches[-1].set_facecolor(COLOURS.get(modality, GREY))
+        axes.patches[-1].set_facecolor(COLORS.get(modality, GRAY))
         axes.plot([0, len(of)], [base - 0.94 / top] * 2, color=DARK, lw=0.6, alpha=0.6)
-        axes.plot([0, len(of)], [base] * 2, color=GREY, lw=0.6)
+        axes.plot([0, len(of)], [base] * 2, color=GRAY, lw=0.6)
     axes.set_xlim(0, max([1, *(len(m) for m in multiples)]))
     axes.set_ylim(len(rows), 0)
     axes.set_yticks([])
-    axes.set_xlabel("step", fontsize=8, color=GREY, labelpad=1)
-    axes.tick_params(labelsize=7.5, colors=GREY)
+    axes.set_xlabel("step", fontsize=8, color=GRAY, labelpad=1)
+    axes.tick_params(labelsize=7.5, colors=GRAY)
     axes.set_title(f"{modality}: up to {largest:.1f} times the uniform weight", fontsize=8.5, loc="left")
     _frame(axes, "bottom")
 
 
-def distances_between(table: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Euclidean distances [N, N] between the rows of `table` [N, D]."""
-    wide = table.astype(np.float64)
+def distances_between(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Euclidean distances [N, N] between `vectors` [N, D]."""
+    wide = vectors.astype(np.float64)
     squares = (wide**2).sum(1)
-    return np.sqrt(np.maximum(squares[:, None] + squares - 2 * wide @ wide.T, 0) * (1 - np.eye(len(table))))
+    return np.sqrt(np.maximum(squares[:, None] + squares - 2 * wide @ wide.T, 0) * (1 - np.eye(len(wide))))
 
 
-# --- What all pictures share -----------------------------------------------------------------------
+# --- Shared by all figures -------------------------------------------------------------------------
 
 
 def _figure(width: float, height: float, title: str) -> Any:
@@ -152,7 +153,7 @@ def _figure(width: float, height: float, title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Not pyplot: it keeps figures for ever, and asks for a display.
+    # Not pyplot, which keeps every figure in memory and may need a display.
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.12 / width, 1 - 0.2 / height, title, fontsize=10, color=DARK, va="center")
@@ -165,21 +166,21 @@ def _axes(figure: Any, left: float, bottom: float, wide: float, high: float) -> 
     return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
 
-def _array(figure: Any) -> Picture:
+def _array(figure: Any) -> Image:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # names of classes may hold dollars, and are no formulas
+        text.set_parse_math(False)  # a $ in a class name starts no formula
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def _name_cells(axes: Any, classes: Sequence[str], per_class: int = 1) -> None:
-    """Names of the classes at both sides of a matrix whose cells are classes, or K prototypes of each."""
-    centres = np.arange(len(classes)) * per_class + (per_class - 1) / 2
+    """Label both axes of a matrix with the classes; each class has `per_class` rows and columns."""
+    centers = np.arange(len(classes)) * per_class + (per_class - 1) / 2
     names = [_shorten(name) for name in classes]
-    axes.set_xticks(centres, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
-    axes.set_yticks(centres, names, fontsize=8.5)
+    axes.set_xticks(centers, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
+    axes.set_yticks(centers, names, fontsize=8.5)
     if per_class > 1:
         for edge in np.arange(1, len(classes)) * per_class - 0.5:
             axes.axhline(edge, color="white", lw=1.5)
@@ -191,11 +192,11 @@ def _name_cells(axes: Any, classes: Sequence[str], per_class: int = 1) -> None:
 def _frame(axes: Any, *kept: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in kept)
-        spine.set_color(GREY)
+        spine.set_color(GRAY)
 
 
 def _width(names: Sequence[str]) -> float:
-    """Inches that the longest name takes."""
+    """Width of the longest name, inches."""
     return LETTER_IN * max(len(_shorten(name)) for name in names)
 
 
@@ -205,5 +206,5 @@ def _shorten(name: str, letters: int = 26) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits; a matrix's cells have no room for more."""
+    """A number with three digits, which is what fits into a matrix's cells."""
     return f"{value:.0f}" if 99.5 <= abs(value) < 9999.5 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard, a progress bar, status.json."""
+"""What a run records while it trains: metrics.jsonl, TensorBoard, a progress bar, status.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.provenance import describe
 from awtpn.run.results import RESULTS_EVENTS
 from awtpn.tracking.snapshot import Snapshot
-from awtpn.tracking.tensorboard import FOLDER, GROUPS, Board, Pictures
+from awtpn.tracking.tensorboard import FOLDER, STEP_TAGS, FigureMode, TensorBoardWriter
 from shards import FeatureStream
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import json_text
@@ -30,38 +30,38 @@ Status = Literal["running", "preempted", "done", "failed"]
 
 
 def write_status(run_dir: Path, status: Status, **details: Any) -> None:
-    """status.json: what a batch script reads, since launchers turn every exit code into 1."""
-    if "error" in details:  # perhaps of a library
+    """Write status.json, which batch scripts read, since launchers turn every exit code into 1."""
+    if "error" in details:  # a library's message may hold credentials
         details["error"] = redact(details["error"])
     record = {"status": status, **details, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(run_dir / "status.json", record)
 
 
 class Monitor:
-    """The main rank's writer; on other ranks every method does nothing, so callers need not ask.
+    """Writes a run's records on the main rank; on other ranks every method does nothing.
 
     Args:
         run_dir: the run folder.
         is_main: this is global rank 0.
-        resumed_step: steps already done; later lines and points of an interrupted run are cut.
+        resumed_step: steps already done; lines and points of later steps, of an interrupted run, are dropped.
         total_steps: of the whole run, for the bar and its ETA.
     """
 
     def __init__(self, run_dir: Path, is_main: bool, resumed_step: int, total_steps: int) -> None:
         self.is_main, self.run_dir = is_main, run_dir
         self.last_lr: float | None = None
-        """Learning rate of the step that the run goes on from; None where it is not known."""
+        """Learning rate of the step that the run resumes from; None if unknown."""
         if not is_main:
             return
         path = run_dir / "metrics.jsonl"
         self.last_lr = truncate_metrics(path, resumed_step)
         self.lines = path.open("a")
-        self.board = Board(run_dir, resumed_step)
+        self.tensorboard = TensorBoardWriter(run_dir, resumed_step)
         self.bar = tqdm(
             total=total_steps, initial=resumed_step, desc="train", unit="step", dynamic_ncols=True
         )
 
-    def describe(
+    def log_settings(
         self,
         step: int,
         config: Config,
@@ -70,76 +70,79 @@ class Monitor:
         threads: int,
         prototypes: NDArray[np.float32],
     ) -> None:
-        """Tell TensorBoard what runs, from `step` on: settings, data, environment, prototypes [C*K, D]."""
+        """Write settings, data, environment and prototypes [C*K, D] to TensorBoard, from `step` on."""
         if self.is_main:
-            with telling_of_full_disks(self.run_dir):
-                self.board.settings(step, config, train, describe(world, threads), prototypes)
+            with naming_write_errors(self.run_dir):
+                environment = describe(world, threads)
+                self.tensorboard.log_settings(step, config, train, environment, prototypes)
 
     def log_step(self, line: Mapping[str, Any]) -> None:
-        """One optimizer step's line; steps count from 1."""
+        """Write one optimizer step's values; steps count from 1."""
         if not self.is_main:
             return
-        with telling_of_full_disks(self.run_dir):
+        with naming_write_errors(self.run_dir):
             self.lines.write(json_text(line) + "\n")
-            self.board.scalars(line["step"], {tag: line[name] for name, tag in GROUPS.items()})
+            self.tensorboard.log_scalars(line["step"], {tag: line[name] for name, tag in STEP_TAGS.items()})
         self.bar.update(1)
 
-    def log_pace(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures of several steps together, by TensorBoard tag; see `tracking.throughput.throughput`."""
+    def log_throughput(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write scalars of several steps together, by tag; see `tracking.throughput.throughput`."""
         if self.is_main:
-            with telling_of_full_disks(self.run_dir):
-                self.board.scalars(step, figures)
+            with naming_write_errors(self.run_dir):
+                self.tensorboard.log_scalars(step, scalars)
 
-    def wants_pictures(self, pictures: Pictures, last: bool) -> bool:
-        """Draw the coming validation? See `tracking.tensorboard.wants_pictures`; False on other ranks."""
-        return self.is_main and self.board.wants_pictures(pictures, last)
+    def wants_figures(self, mode: FigureMode, last: bool) -> bool:
+        """Whether to draw the next validation (see `tensorboard.wants_figures`); False on other ranks."""
+        return self.is_main and self.tensorboard.wants_figures(mode, last)
 
     def flush(self, **shown: str) -> None:
-        """Put what was logged on disk, and `shown` beside the progress bar."""
+        """Write what was logged to disk, and show `shown` beside the progress bar."""
         if not self.is_main:
             return
-        with telling_of_full_disks(self.run_dir):
+        with naming_write_errors(self.run_dir):
             self.lines.flush()
         self.bar.set_postfix(shown)
 
     def log_validation(
-        self, step: int, epoch: int, figures: Mapping[str, Any], best: bool, snapshot: Snapshot
+        self, step: int, epoch: int, metrics: Mapping[str, Any], best: bool, snapshot: Snapshot
     ) -> None:
+        """Write a validation to TensorBoard and print a line about it, with a star if it is the best."""
         if not self.is_main:
             return
-        with telling_of_full_disks(self.run_dir):
-            self.board.validation(step, figures, snapshot)
+        with naming_write_errors(self.run_dir):
+            self.tensorboard.log_validation(step, metrics, snapshot)
         star = " *" if best else ""
-        self.say(f"epoch {epoch + 1}: val w-F1 {figures['w-F1']:.4f}  w-ACC {figures['w-ACC']:.4f}{star}")
+        self.print(f"epoch {epoch + 1}: val w-F1 {metrics['w-F1']:.4f}  w-ACC {metrics['w-ACC']:.4f}{star}")
 
-    def say(self, text: str) -> None:
-        """Print on the main rank without tearing the progress bar."""
+    def print(self, text: str) -> None:
+        """Print on the main rank without breaking the progress bar."""
         if self.is_main:
             tqdm.write(printable_lines(text))
 
     def close(self) -> None:
         if self.is_main:
             self.bar.close()
-            # What could not be written has been told of; here it would hide the error that ended the run.
-            for file in (self.lines, self.board):
+            # An earlier write has raised already; a second error would hide the one that ended the run.
+            for file in (self.lines, self.tensorboard):
                 with contextlib.suppress(OSError):
                     file.close()
 
 
 def log_results(run_dir: Path, results: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
-    """Add what `results.json` holds, and pictures of it, to TensorBoard; on the main rank alone.
+    """Write `results.json`'s metrics and their figures to TensorBoard; called on the main rank only.
 
     They have an event file of their own, which replaces that of earlier results.
     """
     earlier = list((run_dir / FOLDER).glob(f"*{RESULTS_EVENTS}"))
-    with telling_of_full_disks(run_dir), contextlib.closing(Board(run_dir, suffix=RESULTS_EVENTS)) as board:
-        board.results(results, snapshots)
+    with naming_write_errors(run_dir):
+        with contextlib.closing(TensorBoardWriter(run_dir, suffix=RESULTS_EVENTS)) as writer:
+            writer.log_results(results, snapshots)
         for file in earlier:
             file.unlink()
 
 
 def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> None:
-    """The test split's table (the validation split's where there is none), and where to find the rest."""
+    """Print the test split's table (or the validation split's), and where the other results are."""
     if role := next((r for r in ("test", "val") if r in results), None):
         print(f"\n{role}: {results[role]['utterances']} utterances, best checkpoint")
         print(format_table(results[role], dataset))
@@ -152,7 +155,8 @@ def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> No
 
 
 @contextlib.contextmanager
-def telling_of_full_disks(run_dir: Path) -> Iterator[None]:
+def naming_write_errors(run_dir: Path) -> Iterator[None]:
+    """Turn an OSError, such as of a full disk, into one that names the run folder."""
     try:
         yield
     except OSError as error:
@@ -160,17 +164,17 @@ def telling_of_full_disks(run_dir: Path) -> Iterator[None]:
 
 
 def truncate_metrics(path: Path, step: int) -> float | None:
-    """Drop the lines after `step`, and a torn last line, from a metrics file; returns the step's `lr`."""
+    """Drop lines after `step`, and an incomplete last line, from a metrics file; return the step's `lr`."""
     if not path.exists():
         return None
     kept, lr = [], None
     for line in path.read_text().splitlines():
         try:
-            figures = parse_json(line, path)
-            if figures["step"] <= step:
+            record = parse_json(line, path)
+            if record["step"] <= step:
                 kept.append(line + "\n")
-            if figures["step"] == step:
-                lr = figures.get("lr")
+            if record["step"] == step:
+                lr = record.get("lr")
         except (ValueError, KeyError, TypeError):
             break
     write_atomically(path, "".join(kept))

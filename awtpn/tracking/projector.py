@@ -1,7 +1,8 @@
-"""Utterances and prototypes in TensorBoard's projector: vectors with the labels to colour them by.
+"""Utterances and prototypes for TensorBoard's projector: vectors, and labels to color them by.
 
-Written beside the event files, once per name, and replaced from then on. SummaryWriter.add_embedding would
-leave a folder per step, print every number in Python, and forget what an interrupted run had listed.
+The files are beside the event files, one pair per name, and are replaced each time. We don't use
+SummaryWriter.add_embedding: it makes a folder per step, formats every number in Python, and after a resume
+drops what the interrupted run had listed.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from shards.safe_io.printable import printable
 
 FOLDER = "projector"
 CONFIG_FILE = "projector_config.pbtxt"  # the name that the projector looks for
-# `shown_as` is for colouring: prototypes of all classes have a colour of their own among the classes'.
+# Color by `shown_as`: each class has a color, and all prototypes together have one.
 COLUMNS = ("key", "label", "predicted", "kind", "shown_as")
 
 
-def write_projector(board: Path, name: str, embeddings: Embeddings, classes: Sequence[str]) -> None:
-    """Show `embeddings` under `name`: utterances, and among them the prototypes.
+def write_projector(events: Path, name: str, embeddings: Embeddings, classes: Sequence[str]) -> None:
+    """Write utterances and prototypes of `embeddings`, to be shown under `name`.
 
     Args:
-        board: the folder of the event files.
+        events: the folder of the event files.
     """
-    folder = board / FOLDER
+    folder = events / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     per_class = len(embeddings.prototypes) // len(classes)
     rows = [COLUMNS]
@@ -41,16 +42,16 @@ def write_projector(board: Path, name: str, embeddings: Embeddings, classes: Seq
     vectors = np.nan_to_num(np.concatenate([embeddings.vectors, embeddings.prototypes]).astype("<f4"))
     write_atomically(folder / f"{name}.tsv", "".join(_line(row) for row in rows))
     write_atomically(folder / f"{name}.bytes", vectors.tobytes())
-    _list(board, name, vectors.shape)
+    _register(events, name, vectors.shape)
 
 
 def _line(row: Iterable[str]) -> str:
     return "\t".join(printable(" ".join(cell.split())) for cell in row) + "\n"
 
 
-def _list(board: Path, name: str, shape: tuple[int, ...]) -> None:
-    """Name the vectors in the projector's configuration, beside those of other names."""
-    path, config = board / CONFIG_FILE, ProjectorConfig()
+def _register(events: Path, name: str, shape: tuple[int, ...]) -> None:
+    """Add the vectors to the projector's configuration, and keep those of other names."""
+    path, config = events / CONFIG_FILE, ProjectorConfig()
     if path.exists():
         text_format.Parse(path.read_text(), config)
     others = [entry for entry in config.embeddings if entry.tensor_name != name]

@@ -1,7 +1,7 @@
-"""What TensorBoard shows of a validation besides its figures: a bounded part of what passed through it.
+"""What TensorBoard shows of a validation besides its metrics: weights, prototypes and some utterances.
 
-Every rank collects from its own share and calls `gather`; which utterances are shown depends on their place
-in the plan alone, so they are the same at every validation and for every number of ranks.
+Every rank collects from its own share, then calls `gather`. Which utterances are shown depends only on their
+place in the plan, so they are the same at every validation and for every number of ranks.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from shards import FeatureBatch, FeatureStream
 EXAMPLES = 6  # utterances whose weights are drawn over time
 EMBEDDED = 1_000  # utterances in the projector
 EMBEDDED_DIM = 256  # vectors of more features are projected to this many
-# Buckets of reliability weights, as multiples of the uniform weight: the k-th lies around k * BUCKET, so that
-# the uniform weight is on no border; the last takes all above.
+# Histogram of reliability weights, as multiples of the uniform weight. Bucket k is centered at k * BUCKET, so
+# that the uniform weight is not on a border; the last bucket takes all larger weights.
 BUCKET = 0.1
 BUCKETS = 100
 
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance, what the model took it for, and which steps that rests on."""
+    """One utterance: its label, the prediction, and the reliability weights of its time steps."""
 
     key: str
     label: int
     predicted: int
     probability: float  # of `predicted`
-    weights: dict[str, NDArray[np.float32]]  # per modality [T]; they sum to 1; T = 0 where it is missing
+    weights: dict[str, NDArray[np.float32]]  # per modality [T], with sum 1; T = 0 if it is missing
 
 
 @dataclass(frozen=True)
@@ -53,42 +53,42 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One validation, the same on every rank. Without pictures there are no examples and no embeddings."""
+    """One validation, the same on every rank. Without figures it has no examples and no embeddings."""
 
-    reliability: dict[str, NDArray[np.int64]]  # per modality the steps in each bucket [BUCKETS]
+    reliability: dict[str, NDArray[np.int64]]  # per modality, time steps in each bucket [BUCKETS]
     prototypes: NDArray[np.float32]  # [C*K, D]
     examples: list[Example]
     embeddings: Embeddings | None
 
 
 class SnapshotCollector:
-    """Looks at every batch of a validation; `gather` then makes one snapshot of what all ranks saw.
+    """Collects from every batch of a validation; `gather` then makes one snapshot of all ranks' data.
 
     Args:
         model: wrapped by an engine or not.
         stream: the unshuffled utterances it is evaluated on.
-        pictures: collect examples and embeddings, too; the same on every rank.
+        figures: collect examples and embeddings too; the same value on every rank.
     """
 
-    def __init__(self, model: nn.Module, stream: FeatureStream, world: World, pictures: bool) -> None:
+    def __init__(self, model: nn.Module, stream: FeatureStream, world: World, figures: bool) -> None:
         self.model: AWTPN = unwrap(model)
-        self.world, self.pictures = world, pictures
+        self.world, self.figures = world, figures
         self.counts = torch.zeros(
             len(self.model.feature_dims), BUCKETS, dtype=torch.int64, device=world.device
         )
         self.shown = evenly_spaced(stream.num_utterances, EXAMPLES)
         self.embedded = evenly_spaced(stream.num_utterances, EMBEDDED)
         self.examples: list[tuple[int, Example]] = []
-        # Of each batch (positions, keys, labels, predicted, vectors), the last three still on the device.
+        # Per batch: positions, keys, labels, predicted, vectors. The last three stay on the device.
         self.vectors: list[tuple[NDArray[np.int64], list[str], Tensor, Tensor, Tensor]] = []
 
     def add(self, batch: FeatureBatch, output: ModelOutput) -> None:
-        """Take what is wanted of a batch, whose labels and output are on the device."""
+        """Collect from a batch; its labels and the output are on the device."""
         for counts, stream in zip(self.counts, output.streams.values(), strict=True):
             multiples = stream.weights.float() * stream.offsets.diff()[stream.utterance]
             bucket = (multiples / BUCKET + 0.5).long().clamp(0, BUCKETS - 1)
             counts.index_add_(0, bucket, torch.ones_like(bucket))
-        if self.pictures:
+        if self.figures:
             position = batch.step * batch.num_places * self.world.size + batch.place.numpy()
             self._add_vectors(batch, output, position)
             for row in np.flatnonzero(np.isin(position, self.shown)):
@@ -105,11 +105,11 @@ class SnapshotCollector:
         self.vectors.append((position[rows], keys, batch.label[chosen], predicted, vectors))
 
     def gather(self) -> Snapshot:
-        """The snapshot of all ranks' shares; a collective that every rank calls."""
+        """The snapshot of all ranks' shares; a collective: every rank must call it."""
         reliability = self.world.sum(self.counts.cpu().numpy())
-        table = gather_prototypes(self.model)
+        prototypes = gather_prototypes(self.model)
         embeddings, examples = None, []
-        if self.pictures:
+        if self.figures:
             fetched = [
                 (position, keys, *(t.cpu().numpy() for t in tensors))
                 for position, keys, *tensors in self.vectors
@@ -117,24 +117,24 @@ class SnapshotCollector:
             everyone = self.world.all_gather_object((self.examples, fetched))
             found = [pair for of_rank, _ in everyone for pair in of_rank]
             examples = [example for _, example in sorted(found, key=lambda pair: pair[0])]
-            embeddings = _join([part for _, parts in everyone for part in parts], table)
+            embeddings = _join([part for _, parts in everyone for part in parts], prototypes)
         return Snapshot(
             reliability=dict(zip(self.model.feature_dims, reliability, strict=True)),
-            prototypes=table.numpy(),
+            prototypes=prototypes.numpy(),
             examples=examples,
             embeddings=embeddings,
         )
 
 
 def evenly_spaced(utterances: int, count: int) -> NDArray[np.int64]:
-    """At most `count` positions of a plan of so many utterances, evenly spread and always the same."""
+    """At most `count` evenly spaced positions in a plan of so many utterances; always the same ones."""
     if utterances <= count:
         return np.arange(utterances)
     return ((np.arange(count) + 0.5) * utterances / count).astype(np.int64)
 
 
 def example(batch: FeatureBatch, output: ModelOutput, row: int) -> Example:
-    """One utterance of a batch, fetched from the device."""
+    """One utterance of a batch, copied from the device."""
     probabilities = output.logits[row].float().softmax(-1).cpu()
     predicted = int(probabilities.argmax())
     weights = {}
@@ -146,9 +146,10 @@ def example(batch: FeatureBatch, output: ModelOutput, row: int) -> Example:
 
 
 def mean_fused(model: AWTPN, output: ModelOutput) -> Tensor:
-    """Fused vectors [B, D] float32 divided by their modalities' weights, which prototypes compare with.
+    """Fused vectors [B, D] float32, divided by the sum of the modalities' weights.
 
-    The fused vector sums its modalities by weights that need not add up to 1; prototypes lie among the steps.
+    The fused vector is a weighted sum whose weights need not add up to 1. Divided, it has the scale of the
+    time steps, and so of the prototypes.
     """
     total = sum(model.config.fusion_weight(m) for m in model.config.modalities)
     both = torch.stack([stream.present for stream in output.streams.values()]).sum(0) > 1
@@ -157,9 +158,9 @@ def mean_fused(model: AWTPN, output: ModelOutput) -> Tensor:
 
 
 def project(vectors: Tensor) -> Tensor:
-    """`vectors` [N, D] float32 in at most EMBEDDED_DIM features, distances about kept.
+    """Project `vectors` [N, D] float32 to at most EMBEDDED_DIM features; distances are about the same.
 
-    A random map (Johnson-Lindenstrauss), the same for all vectors, ranks and validations.
+    The map is random (Johnson-Lindenstrauss), and the same for all vectors, ranks and validations.
     """
     if vectors.shape[1] <= EMBEDDED_DIM:
         return vectors
@@ -169,7 +170,7 @@ def project(vectors: Tensor) -> Tensor:
 
 
 def _join(parts: list[Any], prototypes: Tensor) -> Embeddings:
-    """Of parts (positions, keys, labels, predicted, vectors) one, in plan order."""
+    """Join parts (positions, keys, labels, predicted, vectors) in plan order."""
     position, keys, label, predicted, vectors = zip(*parts, strict=True)
     order = np.argsort(np.concatenate(position))
     flat = [key for of_batch in keys for key in of_batch]

@@ -1,13 +1,13 @@
-"""A run's TensorBoard: what is shown where.
+"""What a run writes to TensorBoard, and under which tags.
 
     loss/ optim/            each optimizer step
     data/ system/           every train.log_every steps
-    val/ val_f1/            figures, reliability weights and pictures of each validation
-    prototypes/             how far they lie apart and move
-    results/                of the best checkpoint, once, at the end
+    val/ val_f1/            metrics, reliability weights and figures of each validation
+    prototypes/             distances between prototypes, and how far they moved
+    results/                metrics and figures of the best checkpoint, once, at the end
 
-Pictures take their time, so validations are drawn as long as all together take 1 % of the run's; the last one
-and the results may take more. Embeddings go to the projector, settings to HParams and Text.
+Drawing figures takes at most 1 % of the run time; 10 % for the last validation and the final results.
+Embeddings go to the projector, settings to HParams and Text.
 """
 
 from __future__ import annotations
@@ -26,50 +26,47 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from awtpn.config.schema import Config, dump, dump_yaml, flatten
+from awtpn.learning.settings import TERMS
 from awtpn.metrics.classification import SUMMARY
-from awtpn.tracking import figures as pictures
+from awtpn.tracking import figures
 from awtpn.tracking.projector import write_projector
 from awtpn.tracking.snapshot import BUCKET, Snapshot
 from shards import FeatureStream
 from shards.safe_io import markdown
 from shards.safe_io.printable import printable, printable_lines
 
-Pictures = Literal["auto", "always", "never"]
+FigureMode = Literal["auto", "always", "never"]  # the values of train.pictures
 
 FOLDER = "tensorboard"
-# Where each figure of a metrics line stands.
-GROUPS = {
+# The tag of each value of a metrics.jsonl line.
+STEP_TAGS = {
     "loss": "loss/total",
-    "align": "loss/align",
-    "intra": "loss/intra",
-    "inter": "loss/inter",
-    "contrast": "loss/contrast",
-    "ce": "loss/ce",
-    "mse": "loss/mse",
+    **{term: f"loss/{term}" for term in TERMS},
     "lr": "optim/lr",
     "grad_norm": "optim/grad_norm",
     "skipped": "optim/skipped",
 }
-# Settings that runs are told apart by. TensorBoard shows five at first: those that are said to differ.
+# TensorBoard's HParams tab first shows five columns: those marked as differing between runs. We mark these.
 VARIED = ("data.train", "model.awm", "model.modalities", "optim.lr", "run.seed")
-# By which runs are compared in HParams.
+# Metrics by which HParams compares runs.
 COMPARED = ("results/test_w-F1", "results/test_w-ACC", "results/test_UA", "results/val_w-F1", "val/w-F1")
-# What pictures of each group are titled.
+# Titles of the figures, by the prefix of their tags.
 TITLES = {
     "val/": "validation",
     "results/val_": "validation, best checkpoint",
     "results/test_": "test, best checkpoint",
 }
 DRAWING_SHARE, LAST_DRAWING_SHARE = 0.01, 0.1  # of a run's time
-FIRST_DRAWING_S = 1.0  # as long as nothing is known; matplotlib is imported then
+FIRST_DRAWING_S = 1.0  # estimate for the first drawing, which imports matplotlib
 
 
-class Board:
-    """The event file of one start of a run, and what lies beside it; for the main rank alone.
+class TensorBoardWriter:
+    """Writes one event file, and the projector's files beside it. Only the main rank makes one.
 
     Args:
         run_dir: the run folder.
-        resumed_step: steps already done; points after it, of an interrupted run, are dropped. None keeps all.
+        resumed_step: steps already done. TensorBoard then hides later points, which an interrupted run left.
+            None hides none.
         suffix: of the event file's name.
     """
 
@@ -82,94 +79,100 @@ class Board:
         self.events: Any = self.writer.file_writer
         self.started = time.perf_counter()
         self.drawing_s, self.last_drawing_s = 0.0, FIRST_DRAWING_S
-        self.table: NDArray[np.float32] | None = None  # prototypes when last looked at
+        self.prototypes: NDArray[np.float32] | None = None  # at the last validation
 
     def close(self) -> None:
         self.writer.close()
 
-    def scalars(self, step: int, figures: Mapping[str, float | None]) -> None:
-        """Figures by tag, as one event: a fraction of what a call for each costs."""
+    def log_scalars(self, step: int, scalars: Mapping[str, float | None]) -> None:
+        """Write scalars by tag as one event, which is much faster than `add_scalar` for each."""
         values = [
             Summary.Value(tag=tag, simple_value=float(value))
-            for tag, value in figures.items()
+            for tag, value in scalars.items()
             if value is not None
         ]
         self.events.add_summary(Summary(value=values), step)
 
-    def settings(
+    def log_settings(
         self,
         step: int,
         config: Config,
         train: FeatureStream,
-        about: Mapping[str, Any],
-        table: NDArray[np.float32],
+        environment: Mapping[str, Any],
+        prototypes: NDArray[np.float32],
     ) -> None:
-        """What the run is, where it begins or goes on: the Text tab, HParams, and the prototypes' start."""
-        self.table = table
+        """Write configuration, data and environment to Text and HParams, when a run starts or resumes.
+
+        `prototypes` [C*K, D] are those at this step, to measure later movement from.
+        """
+        self.prototypes = prototypes
         data = {
             "url": train.url,
             "split": train.split,
             "utterances": train.num_utterances,
-            # The main rank alone comes here: it must not be the one that reads all indexes, and may fail.
+            # Only the main rank runs this: check=True would have it read all indexes, and could fail here.
             "classes": dict(zip(train.classes, train.class_counts(check=False).tolist(), strict=True)),
             "modalities": {m: f"{x.dim} x {x.dtype}" for m, x in train.modalities.items()},
             "provenance": train.manifest.provenance,
         }
         self.writer.add_text("run/config", _code(dump_yaml(config)), step)
         self.writer.add_text("run/data", _code(json.dumps(data, indent=2)), step)
-        self.writer.add_text("run/environment", markdown.table(["", ""], list(flatten(about).items())), step)
-        for summary in comparison(flatten(dump(config))):
+        self.writer.add_text(
+            "run/environment", markdown.table(["", ""], list(flatten(environment).items())), step
+        )
+        for summary in hparams_summaries(flatten(dump(config))):
             self.events.add_summary(summary, 0)
 
     # --- Validations -----------------------------------------------------------------------------
 
-    def wants_pictures(self, pictures: Pictures, last: bool) -> bool:
-        """The coming validation shall be drawn, by what drawing took so far in this start of the run."""
+    def wants_figures(self, mode: FigureMode, last: bool) -> bool:
+        """Whether to draw the next validation, given the time that drawing took since the start."""
         elapsed = time.perf_counter() - self.started
-        return wants_pictures(pictures, elapsed, last, self.drawing_s + self.last_drawing_s)
+        return wants_figures(mode, elapsed, last, self.drawing_s + self.last_drawing_s)
 
-    def validation(self, step: int, figures: Mapping[str, Any], snapshot: Snapshot) -> None:
-        """Figures, weights and prototypes of a validation; pictures where the snapshot has what they show."""
-        per_class = {f"val_f1/{printable(name)}": of["f1"] for name, of in figures["per_class"].items()}
-        self.scalars(step, {f"val/{name}": figures[name] for name in (*SUMMARY, "cross-entropy")} | per_class)
+    def log_validation(self, step: int, metrics: Mapping[str, Any], snapshot: Snapshot) -> None:
+        """Write metrics, reliability weights and prototypes, and figures if the snapshot has their data."""
+        overall = {f"val/{name}": metrics[name] for name in (*SUMMARY, "cross-entropy")}
+        per_class = {f"val_f1/{printable(name)}": of["f1"] for name, of in metrics["per_class"].items()}
+        self.log_scalars(step, overall | per_class)
         for modality, counts in snapshot.reliability.items():
             self._histogram(f"val/reliability_{modality}", counts, step)
-        classes, before = figures["labels"], self.table
-        self.scalars(step, prototype_figures(snapshot.prototypes, before, len(classes)))
-        self.table = snapshot.prototypes
+        classes, before = metrics["labels"], self.prototypes
+        self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, len(classes)))
+        self.prototypes = snapshot.prototypes
         if snapshot.embeddings is not None:
             start = time.perf_counter()
-            self._draw("val/", step, figures, snapshot)
+            self._draw("val/", step, metrics, snapshot)
             title = f"distances between prototypes, step {step}"
-            distances = pictures.prototype_map(snapshot.prototypes, classes, before, title)
-            self._picture("prototypes/distances", distances, step)
+            distances = figures.prototype_map(snapshot.prototypes, classes, before, title)
+            self._add_image("prototypes/distances", distances, step)
             write_projector(self.folder, "last", snapshot.embeddings, classes)
             self.last_drawing_s = time.perf_counter() - start
             self.drawing_s += self.last_drawing_s
         self.writer.flush()
 
-    def results(self, results: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
-        """Figures and pictures of the best checkpoint, and the end of the run for HParams."""
+    def log_results(self, results: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
+        """Write metrics and figures of the best checkpoint, and the end of the run for HParams."""
         step = results["best_step"]
         for role, snapshot in snapshots.items():
-            figures = results[role]
-            self.scalars(step, {f"results/{role}_{name}": figures[name] for name in SUMMARY})
+            metrics = results[role]
+            self.log_scalars(step, {f"results/{role}_{name}": metrics[name] for name in SUMMARY})
             if snapshot.embeddings is not None:
-                self._draw(f"results/{role}_", step, figures, snapshot)
-                write_projector(self.folder, f"best_{role}", snapshot.embeddings, figures["labels"])
+                self._draw(f"results/{role}_", step, metrics, snapshot)
+                write_projector(self.folder, f"best_{role}", snapshot.embeddings, metrics["labels"])
         self.events.add_summary(hparams({}, {})[2], 0)
 
-    def _draw(self, prefix: str, step: int, figures: Mapping[str, Any], snapshot: Snapshot) -> None:
-        classes, confusion = figures["labels"], np.array(figures["confusion_matrix"])
+    def _draw(self, prefix: str, step: int, metrics: Mapping[str, Any], snapshot: Snapshot) -> None:
+        classes, confusion = metrics["labels"], np.array(metrics["confusion_matrix"])
         of = f"{TITLES[prefix]}, step {step}"
-        title = f"{of}: w-F1 {100 * figures['w-F1']:.1f} %, {figures['utterances']} utterances"
-        self._picture(f"{prefix}confusion", pictures.confusion_matrix(confusion, classes, title), step)
+        title = f"{of}: w-F1 {100 * metrics['w-F1']:.1f} %, {metrics['utterances']} utterances"
+        self._add_image(f"{prefix}confusion", figures.confusion_matrix(confusion, classes, title), step)
         title = f"{of}: reliability weights over time"
-        weights = pictures.weights_over_time(snapshot.examples, classes, title)
-        self._picture(f"{prefix}weights_over_time", weights, step)
+        weights = figures.weights_over_time(snapshot.examples, classes, title)
+        self._add_image(f"{prefix}weights_over_time", weights, step)
 
-    def _picture(self, tag: str, picture: pictures.Picture, step: int) -> None:
-        self.writer.add_image(tag, picture, step, dataformats="HWC")
+    def _add_image(self, tag: str, image: figures.Image, step: int) -> None:
+        self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def _histogram(self, tag: str, counts: NDArray[np.int64], step: int) -> None:
         """Reliability weights as multiples of the uniform weight, from their counts per bucket."""
@@ -191,42 +194,43 @@ class Board:
         )
 
 
-def wants_pictures(
-    pictures: Pictures, elapsed_s: float, last: bool, drawing_s: float = FIRST_DRAWING_S
-) -> bool:
-    """Pictures shall be drawn after `elapsed_s` of a run, which would then have spent `drawing_s` on them.
+def wants_figures(mode: FigureMode, elapsed_s: float, last: bool, drawing_s: float = FIRST_DRAWING_S) -> bool:
+    """Whether to draw figures now.
 
     Args:
-        pictures: `train.pictures`.
-        last: there will be no later ones.
+        mode: `train.pictures`.
+        elapsed_s: run time so far.
+        last: no later validation follows.
+        drawing_s: time that all drawing would have taken after this one.
     """
     share = LAST_DRAWING_SHARE if last else DRAWING_SHARE
-    return pictures == "always" or (pictures == "auto" and drawing_s <= share * elapsed_s)
+    return mode == "always" or (mode == "auto" and drawing_s <= share * elapsed_s)
 
 
-def prototype_figures(
-    table: NDArray[np.float32], before: NDArray[np.float32] | None, classes: int
+def prototype_scalars(
+    prototypes: NDArray[np.float32], before: NDArray[np.float32] | None, classes: int
 ) -> dict[str, float]:
-    """Euclidean lengths that tell how the prototypes [C*K, D] fare, by tag.
+    """Mean norm of the prototypes [C*K, D], Euclidean distances between classes, and movement, by tag.
 
-    `nearest_class` is the smallest distance between prototypes of two classes: towards 0 they collapse.
+    `nearest_class` is the smallest distance between prototypes of two classes. As it nears 0 they collapse.
     """
-    distance = pictures.distances_between(table)
-    of_class = np.repeat(np.arange(classes), len(table) // classes)
+    distance = figures.distances_between(prototypes)
+    of_class = np.repeat(np.arange(classes), len(prototypes) // classes)
     others = distance[of_class[:, None] != of_class]
-    figures = {"prototypes/norm": float(np.linalg.norm(table, axis=1).mean())}
+    scalars = {"prototypes/norm": float(np.linalg.norm(prototypes, axis=1).mean())}
     if len(others):
-        figures |= {
+        scalars |= {
             "prototypes/nearest_class": float(others.min()),
             "prototypes/distance_of_classes": float(others.mean()),
         }
     if before is not None:
-        figures["prototypes/movement"] = float(np.linalg.norm(table - before, axis=1).mean())
-    return figures
+        scalars["prototypes/movement"] = float(np.linalg.norm(prototypes - before, axis=1).mean())
+    return scalars
 
 
-def comparison(settings: Mapping[str, Any]) -> tuple[Summary, Summary]:
-    """What HParams takes: the columns, those in VARIED first, and this run's row; true and false as words."""
+def hparams_summaries(settings: Mapping[str, Any]) -> tuple[Summary, Summary]:
+    """Summaries for HParams: the columns, with VARIED marked as differing, and this run's row."""
+    # true and false are written as words, as in config.yaml.
     words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
     experiment, start, _ = hparams(words, dict.fromkeys(COMPARED, 0.0))
     plugin = experiment.value[0].metadata.plugin_data
@@ -238,5 +242,5 @@ def comparison(settings: Mapping[str, Any]) -> tuple[Summary, Summary]:
 
 
 def _code(text: str) -> str:
-    # Indented, it is shown as it is. Of a name's line ends none may begin a line that is not.
+    # Markdown shows indented lines as they are. printable_lines keeps names from starting lines of their own.
     return "".join(f"    {line}\n" for line in printable_lines(text).splitlines())

@@ -1,4 +1,4 @@
-"""How much a step works on, known on the host from the utterances' lengths alone: no device is asked."""
+"""Work and speed of training steps, computed on the host from the utterances' lengths: no device sync."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from awtpn.model.flops import step_cost, total
 from awtpn.model.network import AWTPN
 from shards import FeatureBatch
 
-# What `work_of_batch` counts; sums over ranks and steps mean something.
+# What `batch_cost` counts; the counts can be summed over ranks and steps.
 WORK = ("flops", "steps", "bytes", "padded_bytes")
 
 
 def batch_cost(batch: FeatureBatch, model: AWTPN) -> NDArray[np.float64]:
-    """What a rank's share of an optimizer step amounts to, [4] in the order of WORK.
+    """Work of a rank's share of an optimizer step: [4] in the order of WORK.
 
-    `flops` are those that the network needs (`awtpn.model.flops.step_cost`), whatever a form of it
-    computes again or pads; `steps` are segments and frames; `padded_bytes` is what the features would take,
-    had each modality been padded to the longest utterance of this share.
+    `flops` are those that the network needs (`awtpn.model.flops.step_cost`), without recomputation and
+    padding; `steps` are segments and frames; `padded_bytes` is the features' size if each modality were
+    padded to the longest utterance of this share.
     """
     lengths = {m: batch.features[m].host_lengths for m in model.feature_dims}
     config = model.config
@@ -42,12 +42,12 @@ def batch_cost(batch: FeatureBatch, model: AWTPN) -> NDArray[np.float64]:
 
 
 def throughput(seconds: float, utterances: int, waited: float, work: Sequence[float]) -> dict[str, float]:
-    """The figures of some optimizer steps that took `seconds`, by their tag in TensorBoard.
+    """Speed of some optimizer steps that took `seconds`, by TensorBoard tag.
 
     Args:
         utterances: of these steps, over all ranks.
-        waited: seconds that a rank waited for data in them, on average.
-        work: [4] of `work_of_batch`, summed over these steps and all ranks.
+        waited: seconds that a rank waited for data in these steps; the mean over ranks.
+        work: [4] of `batch_cost`, summed over these steps and all ranks.
     """
     seconds = max(seconds, 1e-9)
     of = dict(zip(WORK, work, strict=True))
@@ -61,7 +61,7 @@ def throughput(seconds: float, utterances: int, waited: float, work: Sequence[fl
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """GiB that this process held at most on its GPU, or holds in main memory without one; by tag."""
+    """Peak GPU memory of this process in GiB, or its main memory now if it has no GPU; by tag."""
     if device.type == "cuda":
         held = torch.cuda.max_memory_allocated(device)
     else:

@@ -25,7 +25,7 @@ from awtpn.distributed.cpu_threads import (
 )
 from awtpn.distributed.world import World, init_process_group, shutdown
 from awtpn.learning.settings import LossConfig
-from awtpn.metrics.classification import auroc, count_confusion, format_table, summarise
+from awtpn.metrics.classification import auroc, count_confusion, format_table, summarize
 from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.network import AWTPN, ModelOutput
 from awtpn.model.settings import ModelConfig
@@ -55,7 +55,7 @@ def evaluate(
     look: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
     threads: PieceThreads = ONE_PIECE,
 ) -> dict[str, Any]:
-    """Figures of `model` over `stream`, all on every rank: `classification.summarise`, and the cross-entropy.
+    """Figures of `model` over `stream`, all on every rank: `classification.summarize`, and the cross-entropy.
 
     `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
     same on all ranks, is a file to write with a line per utterance: see `run.predictions`. `look` is given
@@ -84,7 +84,7 @@ def evaluate(
         finite.check(
             world.all_gather_object, f"{stream.url}, split {stream.split}"
         )  # before a file of them appears
-    figures = summarise(world.sum(confusion.cpu().numpy()), stream.classes)
+    figures = summarize(world.sum(confusion.cpu().numpy()), stream.classes)
     total = float(world.sum(surprise.cpu().numpy()[None])[0])
     return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
 

@@ -76,7 +76,7 @@ from awtpn.run.provenance import describe
 from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
-from awtpn.tracking.tensorboard import wants_pictures
+from awtpn.tracking.tensorboard import wants_figures
 from awtpn.tracking.throughput import batch_cost, memory, throughput
 from awtpn.training.damaged_data import account_for_damaged
 from awtpn.training.evaluate import evaluate, reliability_auroc
@@ -367,7 +367,7 @@ def fit(run: Run) -> None:
     try:
         announce(run, monitor)
         table = replicas.gather_prototypes(unwrap(run.model)).numpy()
-        monitor.describe(position.step, run.config, run.train, run.world, position.threads, table)
+        monitor.log_settings(position.step, run.config, run.train, run.world, position.threads, table)
         if run.val_changed:
             rejudge_best(run, monitor)
         run.since = time.perf_counter()
@@ -403,7 +403,7 @@ def announce(run: Run, monitor: Monitor) -> None:
     train, world, layout = run.train, run.world, run.layout
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in unwrap(run.model).parameters())
     start_at = f", resumed at step {run.position.step}" if run.position.step else ""
-    monitor.say(
+    monitor.print(
         f"{train.num_utterances} utterances, {len(train.classes)} classes; {parameters:,} parameters, "
         f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
         f"{world.size} ranks x micro-batch {layout.micro_batch} x accumulation {layout.accumulation} "
@@ -411,12 +411,12 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )
     for line in remarks_on_splits(train, (run.val, run.test)):
-        monitor.say(line)
+        monitor.print(line)
     if told := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
-        monitor.say(told)
+        monitor.print(told)
     if run.val is None and run.test is None:
         fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
-        monitor.say(f"warning: nothing to validate or test on, so there will be no results: {fix}")
+        monitor.print(f"warning: nothing to validate or test on, so there will be no results: {fix}")
 
 
 def train_epoch(run: Run, monitor: Monitor) -> bool:
@@ -619,8 +619,8 @@ def flush(run: Run, monitor: Monitor) -> None:
         everywhere = {name: cause for of_rank in found for name, cause in of_rank.items()}
         budget, url = run.config.data.damaged_budget, run.train.url
         for line in account_for_damaged(everywhere, run.damaged, run.position, budget, url):
-            monitor.say(line)
-    monitor.log_pace(s["step"], throughput(seconds, utterances, wait, work) | memory(run.world.device))
+            monitor.print(line)
+    monitor.log_throughput(s["step"], throughput(seconds, utterances, wait, work) | memory(run.world.device))
     monitor.flush(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
 
 
@@ -640,7 +640,9 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     ]
     what = ", ".join(named[:8]) + (" ..." if len(named) > 8 else "") if named else "no utterance alone"
     run.position.skipped += 1
-    monitor.say(f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}")
+    monitor.print(
+        f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}"
+    )
     if run.position.skipped > run.config.train.skip_budget:
         raise ValueError(
             f"{run.position.skipped} steps were not finite, more than train.skip_budget "
@@ -662,7 +664,7 @@ def check_replicas(run: Run, monitor: Monitor) -> None:
     if any(rank == 0 for rank, _ in found):
         raise RuntimeError(f"after step {run.position.step} rank 0 itself differs from the others: {what}")
     replicas.resync_from_rank0(tensors, sorted({name for _, name in found}), run.optimizer)
-    monitor.say(f"healed from rank 0 after step {run.position.step}: {what}")
+    monitor.print(f"healed from rank 0 after step {run.position.step}: {what}")
 
 
 def validate_epoch(run: Run, monitor: Monitor) -> bool:
@@ -671,7 +673,7 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
     if run.val is None:
         position.validated = position.best_step = position.step
         return True
-    wanted = monitor.wants_pictures(run.config.train.pictures, last=position.step >= run.total_steps)
+    wanted = monitor.wants_figures(run.config.train.pictures, last=position.step >= run.total_steps)
     collector = SnapshotCollector(run.model, run.val, run.world, run.world.broadcast_object(wanted))
     figures = evaluate(
         run.model, run.val, run.world, partial(check_stop, run), look=collector.add, threads=run.threads
@@ -698,14 +700,14 @@ def rejudge_best(run: Run, monitor: Monitor) -> None:
     changed = f"another set of validation data than before step {position.step}"
     if run.val is None:
         position.best_f1, position.best_entropy = -1.0, 0.0
-        monitor.say(
+        monitor.print(
             f"{changed}, namely none: from the next epoch's end on, the latest checkpoint is the best"
         )
         return
     model, _ = best_model(run)
     figures = evaluate(model, run.val, run.world, partial(check_stop, run), threads=run.threads)
     position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
-    monitor.say(
+    monitor.print(
         f"{changed}: best is chosen anew, beginning with the best checkpoint so far, of step "
         f"{position.best_step}: val w-F1 {figures['w-F1']:.4f}"
     )
@@ -780,7 +782,7 @@ def test(run: Run) -> dict[str, Any]:
     }
     snapshots = {}
     wanted = run.world.broadcast_object(
-        wants_pictures(run.config.train.pictures, run.position.seconds, last=True)
+        wants_figures(run.config.train.pictures, run.position.seconds, last=True)
     )
     for role, stream in (("val", run.val), ("test", run.test)):
         if stream is None:

@@ -11,8 +11,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from shards.safe_io.versions import installed_version
 
 # Settings that change how features are computed, and their last digits, but not what they mean.
 INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
@@ -32,7 +33,7 @@ def extraction_provenance(encoders: Mapping[str, Any]) -> dict[str, Any]:
             for name, encoder in encoders.items()
         },
         "extracted": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := installed_version(name))},
     }
 
 
@@ -164,10 +165,3 @@ def _word(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_word(each) for each in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

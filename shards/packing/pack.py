@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from shards.packing.shard_writer import (
     sum_of,
 )
 from shards.packing.validation import EncodedSample, PackingState, accept_or_skip, check_cast
+from shards.safe_io.versions import installed_version
 
 # Before all is read a feature's spread may still grow, by the next speaker or session: what the cast disturbs
 # by less than this share of it may turn out well.
@@ -106,7 +106,7 @@ def pack(
         check_cast(packing.total.casts, packing.accepted.dtype)
         made = {
             "packed": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {name: version(name) for name in ("numpy", "webdataset")},
+            "versions": {name: installed_version(name) for name in ("numpy", "webdataset")},
         }
         manifest = manifest_of(packing.parts, packing.accepted, {**(provenance or {}), **made}, len(skipped))
         complete(packing.target, manifest, skipped)

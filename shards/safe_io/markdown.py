@@ -7,9 +7,9 @@ or a block. So are control characters, which no page needs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from shards.safe_io.printable import printable, printable_lines
+from shards.safe_io.printable import column_sides, printable, printable_lines
 
 # "<", and "&" where an entity may follow: not every dialect of Markdown takes a backslash before them.
 ENTITIES = re.compile(r"<|&(?=[\w#])")
@@ -52,9 +52,14 @@ def block(text: object, language: str = "") -> Markdown:
     return Markdown(f"{fence}{language}\n{shown.rstrip()}\n{fence}")
 
 
-def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Markdown:
-    """A table; cells that are not `Markdown` are escaped."""
-    lines = [head, [Markdown("---")] * len(head), *rows]
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], align: str = "l") -> Markdown:
+    """A table; cells that are not `Markdown` are escaped.
+
+    Args:
+        align: "l" or "r" for each column; the last letter holds for all further columns.
+    """
+    rules = {"l": Markdown("---"), "r": Markdown("---:")}
+    lines = [head, [rules[side] for side in column_sides(align, len(head))], *rows]
     return Markdown("\n".join(f"| {' | '.join(map(inline, line))} |" for line in lines))
 
 

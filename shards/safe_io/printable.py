@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -35,6 +36,27 @@ def printable_lines(text: object) -> str:
 def join_lines(lines: Iterable[object]) -> str:
     """Lines that hold words of data as one text; a line end within such a word makes no line of its own."""
     return "\n".join(map(printable, lines))
+
+
+def table_lines(rows: Iterable[Sequence[object]], align: str = "l") -> list[str]:
+    """A table for a terminal: a line per row, columns two spaces apart. In Markdown: `markdown.table`.
+
+    Args:
+        rows: cells, of a first row of headings too; `printable` shows them.
+        align: "l" or "r" for each column; the last letter holds for all further columns.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip_longest(*cells, fillvalue="")]
+    marks = ["<" if side == "l" else ">" for side in column_sides(align, len(widths))]
+    return [
+        "  ".join(f"{cell:{m}{w}}" for cell, m, w in zip(row, marks, widths, strict=False)).rstrip()
+        for row in cells
+    ]
+
+
+def column_sides(align: str, columns: int) -> str:
+    """The letters of `align` for so many columns; its last one is repeated."""
+    return align[:columns].ljust(columns, align[-1])
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -19,7 +19,7 @@ from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, ShardEntry, choose_split
 from shards.safe_io.bounded_json import parse_json
-from shards.safe_io.printable import join_lines
+from shards.safe_io.printable import join_lines, table_lines
 from shards.storage.store import Store, open_dataset, open_file, read_range
 from shards.streaming.reader import INDEX_THREADS
 
@@ -162,8 +162,9 @@ def format_info(found: Info) -> str:
     lines = [f"{found.url}  (schema {manifest.schema_version})"]
     if found.indexed_in:
         lines.append(f"indexed in {found.indexed_in}")
-    lines += ["", "modality      features/step  dtype"]
-    lines += [f"{name:<12}  {m.dim:>13}  {m.dtype}" for name, m in manifest.modalities.items()]
+    rows = [["modality", "features/step", "dtype"]]
+    rows += [[name, str(m.dim), m.dtype] for name, m in manifest.modalities.items()]
+    lines += ["", *table_lines(rows, "lrl")]
     columns = ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items())
     lines += ["", f"to select by: {columns or 'nothing'}"]
     for name, split in found.splits.items():
@@ -293,9 +294,8 @@ def _preview(
 def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:
     """A histogram, one line for each row."""
     total, most = sum(count for _, count in rows) or 1, max((count for _, count in rows), default=0) or 1
-    wide = max((len(name) for name, _ in rows), default=0)
-    lines = []
-    for name, count in rows:
-        bar = "#" * round(BAR * count / most)
-        lines.append(f"    {what} {name:<{wide}}  {count:>9,}  {count / total:>6.1%}  {bar}".rstrip())
-    return lines
+    cells = [
+        [f"    {what} {name}", f"{count:,}", f"{count / total:.1%}", "#" * round(BAR * count / most)]
+        for name, count in rows
+    ]
+    return table_lines(cells, "lrrl")

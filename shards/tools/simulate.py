@@ -18,7 +18,7 @@ import numpy as np
 from shards.format.schema import Manifest, choose_split
 from shards.planning.cache_demand import working_set
 from shards.planning.plan import WINDOW, Plan, Work, make_plan, places_of_rank, rows_of_step, shards_of_places
-from shards.safe_io.printable import join_lines
+from shards.safe_io.printable import table_lines
 from shards.storage.store import Store
 from shards.streaming.reader import INDEX_THREADS, ShardReader
 from shards.tools.info import format_bytes
@@ -298,4 +298,4 @@ def format_report(report: Report) -> str:
         ("  same shard", f"{r.same_shard:.3%} of pairs; {r.same_shard_ideal:.3%} after a perfect shuffle"),
         ("sampled", f"the last five: {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}"),
     ]
-    return join_lines(f"{name:<17} {text}" for name, text in lines)
+    return "\n".join(table_lines(lines))

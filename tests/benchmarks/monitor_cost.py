@@ -26,21 +26,22 @@ import torch
 from awtpn.tracking import figures, monitor, tensorboard
 from awtpn.tracking.snapshot import SnapshotCollector
 from awtpn.training import trainer
+from shards.safe_io.markdown import bold, table
 
 # What is timed: where the name stands that is called, and what it is for. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [
     (monitor.Monitor, "log_step", "scalars of each step"),
-    (monitor.Monitor, "log_pace", "throughput, memory"),
-    (trainer, "work_of_batch", "FLOPs, bytes and padding of each step"),
+    (monitor.Monitor, "log_throughput", "throughput, memory"),
+    (trainer, "batch_cost", "FLOPs, bytes and padding of each step"),
     (SnapshotCollector, "add", "collecting in validations"),
     (SnapshotCollector, "gather", "gathering over ranks"),
-    (tensorboard.Board, "settings", "settings, HParams"),
-    (tensorboard.Board, "_histogram", "reliability histograms"),
-    (tensorboard, "prototype_figures", "prototype figures"),
+    (tensorboard.TensorBoardWriter, "log_settings", "settings, HParams"),
+    (tensorboard.TensorBoardWriter, "_histogram", "reliability histograms"),
+    (tensorboard, "prototype_scalars", "prototype scalars"),
     (figures, "confusion_matrix", "confusion matrices"),
     (figures, "prototype_map", "prototype maps"),
     (figures, "weights_over_time", "weights over time"),
-    (tensorboard.Board, "_picture", "encoding pictures"),
+    (tensorboard.TensorBoardWriter, "_add_image", "encoding figures"),
     (tensorboard, "write_projector", "projector"),
 ]
 
@@ -70,14 +71,14 @@ def main() -> None:
         steps = json.loads((Path(folder) / "run" / "status.json").read_text())["step"]
     run_s = sum(whole)
     print(f"\n{steps} steps in {run_s:.1f} s, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| what | calls | ms each | s | share |")
-    print("|---|---|---|---|---|")
+    rows = []
     for what, seconds in taken.items():
         calls, total = len(seconds), sum(seconds)
         each, share = 1e3 * total / max(calls, 1), 100 * total / run_s
-        print(f"| {what} | {calls} | {each:.2f} | {total:.2f} | {share:.2f} % |")
+        rows.append([what, str(calls), f"{each:.2f}", f"{total:.2f}", f"{share:.2f} %"])
     total = sum(sum(seconds) for seconds in taken.values())
-    print(f"| **all** | | | {total:.2f} | {100 * total / run_s:.2f} % |")
+    rows.append([bold("all"), "", "", f"{total:.2f}", f"{100 * total / run_s:.2f} %"])
+    print(table(["what", "calls", "ms each", "s", "share"], rows, "lr"))
 
 
 if __name__ == "__main__":

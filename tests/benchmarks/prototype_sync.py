@@ -29,6 +29,7 @@ from awtpn.bench.step import CLASSES, make_batches, packed_step
 from awtpn.distributed.replicas import find_divergent_replicas, replicated_tensors
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
+from shards.safe_io.markdown import table
 
 DIM, BATCH, CHECK_EVERY = 256, 32, 100
 NODES, GPUS = (8, 64, 512), 8
@@ -89,15 +90,14 @@ def main() -> None:
         )
         print(f"step of {BATCH} utterances, D {DIM}: {1e3 * step:.1f} ms; ", end="")
         print(f"one reduction: {1e6 * line[0]:.0f} us + bytes / {line[1] / 1e9:.2f} GB/s\n")
-        print("| part | per step | share of step |\n|---|---|---|")
-        for name, cost in parts.items():
-            print(f"| {name} | {1e6 * cost:.0f} us | {100 * cost / step:.2f} % |")
+        rows = [[name, f"{1e6 * c:.0f} us", f"{100 * c / step:.2f} %"] for name, c in parts.items()]
+        print(table(["part", "per step", "share of step"], rows, "lr"))
         print(
             "\nOn paper (network assumed, not measured): facts and class sums, K prototypes of width D,\n"
             f"GPU steps of {1e3 * GPU_STEP_S:.0f} ms (the worst case),"
         )
         print(f"a fabric of {1e6 * FABRIC[0]:.0f} us a hop and {FABRIC[1] / 1e9:.0f} GB/s.\n")
-        print("| nodes x GPUs | D 256, K 1 | share | D 8192, K 4 | share |\n|---|---|---|---|---|")
+        rows = []
         for nodes in NODES:
             cells = []
             for dim, k in ((256, 1), (8192, 4)):
@@ -106,7 +106,8 @@ def main() -> None:
                     nodes * GPUS, facts.numel() * 8, *FABRIC
                 )
                 cells += [f"{1e6 * cost:.0f} us", f"{100 * cost / (GPU_STEP_S + cost):.1f} %"]
-            print(f"| {nodes} x {GPUS} | " + " | ".join(cells) + " |")
+            rows.append([f"{nodes} x {GPUS}", *cells])
+        print(table(["nodes x GPUs", "D 256, K 1", "share", "D 8192, K 4", "share"], rows, "lr"))
     dist.destroy_process_group()
 
 

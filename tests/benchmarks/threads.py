@@ -121,7 +121,7 @@ def measured(corpus: str, case: int, busy: bool) -> dict[str, float]:
 
 def table(rounds: list[dict[str, dict[int, dict[str, float]]]]) -> list[str]:
     """Medians over rounds, and each round's ratios to one thread beside the same neighbor."""
-    from awtpn.bench.machine import markdown
+    from shards.safe_io.markdown import table as markdown_table
 
     lines = []
     for busy in ("alone", "beside a busy process"):
@@ -141,7 +141,7 @@ def table(rounds: list[dict[str, dict[int, dict[str, float]]]]) -> list[str]:
                 ]
             )
         columns = [busy, "utterances/s", "speed / one thread", "page faults an epoch", "system s an epoch"]
-        lines += [*markdown(columns, rows), ""]
+        lines += [markdown_table(columns, rows, "lr"), ""]
     return lines
 
 

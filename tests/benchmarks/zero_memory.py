@@ -36,6 +36,8 @@ sys.path.insert(0, str(ROOT))
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
 CONFIG = ROOT / "configs" / "large.yaml"
 STEPS, GLOBAL, MICRO = 3, 16, 8
+COLUMNS = ("ranks", "engine", "precision", "measured", "estimated", "off by", "peak in")
+COLUMNS += ("measured, saving", "estimated, saving")
 ALLOCATOR = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -174,6 +176,8 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, scratch: Path) -> str:
+    from shards.safe_io.markdown import table
+
     corpus = write_corpus(scratch / "corpus")
     rows = []
     for ranks in options.ranks:
@@ -184,14 +188,23 @@ def run(options: argparse.Namespace, scratch: Path) -> str:
                 overrides = settings(engine, precision, options.dim, corpus)
                 got = measure(engine, precision, ranks, overrides, scratch / f"{ranks}-{engine}-{precision}")
                 said, saving, moment = estimate(engine, ranks, overrides)
-                rows.append(
-                    f"| {ranks} | {engine} | {precision} | {got['training'] / 1e6:.0f} | {said / 1e6:.0f} "
-                    f"| {said / got['training'] - 1:+.1%} | {moment} | {got['saving'] / 1e6:.0f} "
-                    f"| {saving / 1e6:.0f} |"
-                )
-                print(rows[-1], file=sys.stderr, flush=True)
+                training = [f"{got['training'] / 1e6:.0f}", f"{said / 1e6:.0f}"]
+                training += [f"{said / got['training'] - 1:+.1%}", moment]
+                kept = [f"{got['saving'] / 1e6:.0f}", f"{saving / 1e6:.0f}"]
+                rows.append([str(ranks), engine, precision, *training, *kept])
+                print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     return (
-        "\n".join([*heading(options), *rows, "", "## Computed for a cluster of GPUs", "", computed()]) + "\n"
+        "\n".join(
+            [
+                *heading(options),
+                table(COLUMNS, rows, "rllrrrlr"),
+                "",
+                "## Computed for a cluster of GPUs",
+                "",
+                computed(),
+            ]
+        )
+        + "\n"
     )
 
 
@@ -219,9 +232,6 @@ def heading(options: argparse.Namespace) -> list[str]:
         "Growth of a rank's resident memory in MB, from before its model is built to the peak of training "
         "(largest rank), and to that of rank 0's first checkpoint.",
         "",
-        "| ranks | engine | precision | measured | estimated | off by | peak in "
-        "| measured, saving | estimated, saving |",
-        "|---:|---|---|---:|---:|---:|---|---:|---:|",
     ]
 
 

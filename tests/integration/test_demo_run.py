@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from awtpn.config.schema import dump, parse_command_line
 from awtpn.learning.settings import TERMS
 from awtpn.model.network import AWTPN
-from awtpn.tracking.tensorboard import GROUPS
+from awtpn.tracking.tensorboard import STEP_TAGS
 
 KEYS = {"step", "epoch", "loss", *TERMS, "lr", "grad_norm", "fingerprint", "utterances_per_s", "data_wait"}
 SUMMARY = ("w-ACC", "w-F1", "UA", "macro-F1")
@@ -84,7 +84,7 @@ def test_tensorboard_shows_the_run(demo: Path) -> None:
     board = EventAccumulator(str(demo / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
     tags = set(board.Tags()["scalars"])
-    assert {*GROUPS.values(), *(f"val/{name}" for name in SUMMARY)} <= tags
+    assert {*STEP_TAGS.values(), *(f"val/{name}" for name in SUMMARY)} <= tags
     steps = status(demo)["step"]
     assert [e.step for e in board.Scalars("loss/total")] == list(range(1, steps + 1))
     best = max(e.value for e in board.Scalars("val/w-F1"))

@@ -13,7 +13,7 @@ import pytest
 from support import arguments, assert_same_run, metrics, pack_corpus, status
 
 from awtpn.cli import main as awtpn
-from awtpn.experiments.runner import figures
+from awtpn.experiments.runner import read_metrics
 from awtpn.inference.predictor import Predictor
 from awtpn.learning.optimizer import learning_rate
 from awtpn.learning.settings import OptimConfig
@@ -239,7 +239,7 @@ def test_results_of_other_weights_are_not_told_as_the_best_ones(
         assert exported(run_dir, tmp_path / f"other-{number}") == {}
         of_step = f"was measured on other weights (of step {results['best_step']}), not on {other}"
         assert f"exported without results: {run_dir / RESULTS_FILE} {of_step}" in capsys.readouterr().out
-        for use in (lambda: gather([run_dir]), lambda: figures(run_dir)):
+        for use in (lambda: gather([run_dir]), lambda: read_metrics(run_dir)):
             with pytest.raises(ValueError, match=rf"{RESULTS_FILE} was measured on other weights"):
                 use()
 
@@ -253,7 +253,7 @@ def test_results_of_other_weights_are_not_told_as_the_best_ones(
     lines = predictions.read_text().splitlines()
     predictions.write_text("\n".join(lines[1:]) + "\n")
     assert gather([run_dir]).runs[0].predictions is None
-    assert f"{predictions} is left out: it does not give the figures" in capsys.readouterr().err
+    assert f"{predictions} is left out: it does not match the metrics" in capsys.readouterr().err
 
 
 def test_runs_of_other_lengths_are_compared_where_both_have_a_checkpoint(train: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from support import CLASSES, run
 
 from awtpn import Predictor
 from awtpn.cli import main
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.run.predictions import read_predictions
 from awtpn.training.trainer import main as train
 from launch import ablate, cross_validate
@@ -46,7 +46,7 @@ def test_every_utterance_has_one_prediction_in_plan_order(trained: Path, corpus:
     for line in lines:
         confusion[CLASSES.index(line["label"]), CLASSES.index(line["predicted"])] += 1
     written = json.loads((trained / "results.json").read_text())["test"]
-    assert summarise(confusion, CLASSES)["w-F1"] == written["w-F1"]
+    assert summarize(confusion, CLASSES)["w-F1"] == written["w-F1"]
     assert (trained / "predictions-val.jsonl").is_file()
     assert not list(trained.glob(".predictions*")), "no half-written file is left"
 
@@ -79,7 +79,7 @@ def test_a_run_is_reported(trained: Path, tmp_path: Path, capsys: pytest.Capture
     assert 0 < status["seconds"] == status["rank_seconds"]
     main(["report", str(trained)])
     assert (trained / "report.html").is_file()
-    with pytest.raises(SystemExit, match=r"error: \S+ is no run and holds none"):
+    with pytest.raises(SystemExit, match=r"error: \S+ is not a run and contains none"):
         main(["report", str(tmp_path / "nothing")])
 
 

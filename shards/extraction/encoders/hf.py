@@ -12,12 +12,12 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from shards.safe_io.bounded_json import read_json
+from shards.safe_io.versions import installed_version
 
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
@@ -212,10 +212,7 @@ def torchvision_mismatch() -> str | None:
     try:
         importlib.import_module("torchvision")
     except Exception as error:  # a missing operator, an undefined symbol, a circular import, ...
-        try:
-            found = version("torchvision")
-        except PackageNotFoundError:
-            found = "of no version"
+        found = installed_version("torchvision") or "of no version"
         return (
             f"torchvision {found} does not fit torch {torch.__version__} ({_one_line(error)}); "
             "nothing here needs it: pip uninstall torchvision, or install both together from one index: "

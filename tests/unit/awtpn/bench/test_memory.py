@@ -162,6 +162,7 @@ def test_the_command_reads_the_data_and_takes_overrides(
     assert f"2 ranks: {parameters:,} parameters" in told
     assert [line.split(" |")[0] for line in told.splitlines() if line.startswith("| ")] == [
         "| engine",
+        "| ---",
         *(f"| {engine}" for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")),
     ]
     assert "5 ranks: train.global_batch_size 32 does not divide over 5 ranks" in told

@@ -13,6 +13,7 @@ from awtpn.config.schema import parse_command_line
 from awtpn.experiments import ablation
 from awtpn.experiments.folds import Score
 from awtpn.experiments.runner import Job
+from awtpn.learning.settings import TERMS
 
 
 def scores(f1: dict[tuple[Any, int], float]) -> list[Score]:
@@ -53,8 +54,14 @@ def test_the_tables_variants_are_settings_that_a_run_takes() -> None:
             section, _, name = key.partition(".")
             assert getattr(getattr(config, section), name) == value
     off = {key for overrides in variants.values() for key in overrides}
-    assert {"loss.lambda_align", "loss.lambda_intra", "loss.lambda_inter", "loss.lambda_contrast"} <= off
-    assert {"loss.eta_ce", "loss.eta_mse", "model.awm", "model.modalities"} <= off
+    assert {"model.awm", "model.modalities", *(f"loss.{weight}" for weight in TERMS.values())} <= off
+
+
+def test_each_loss_term_has_a_variant_without_it() -> None:
+    variants = ablation.read_variants()
+    names = ["align off", "intra off", "inter off", "contrast off", "cross-entropy off", "mse off"]
+    assert list(variants)[:6] == names, "the names and folders of earlier ablations"
+    assert list(variants.values())[: len(TERMS)] == [{f"loss.{weight}": 0.0} for weight in TERMS.values()]
 
 
 @pytest.mark.parametrize(

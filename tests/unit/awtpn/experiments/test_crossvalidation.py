@@ -255,6 +255,6 @@ def test_the_baseline_chooses_among_groups_that_leave_two_classes(tmp_path: Path
     data = parse_command_line([f"--data.train={url}"])[0].data
     scores = baseline.logistic_regressions(data, "speaker", leave_one_out([7, 8, 9]))
     assert [score.fold for score in scores] == [7, 8, 9]
-    assert scores[2].figures["w-ACC"] > 0.9, "without an inner split that could be fitted, nothing is chosen"
+    assert scores[2].metrics["w-ACC"] > 0.9, "without an inner split that could be fitted, nothing is chosen"
     assert baseline.inner_splits(np.array([0, 0, 1, 1]), [2, 2]) == []
     assert len(baseline.inner_splits(np.array([0, 0, 1, 0]), [2, 2])) == 1

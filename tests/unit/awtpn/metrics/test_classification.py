@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 
 from awtpn.learning.optimizer import learning_rate
 from awtpn.learning.settings import OptimConfig
-from awtpn.metrics.classification import auroc, count_confusion, format_table, paper_figures, summarise
+from awtpn.metrics.classification import auroc, count_confusion, format_table, paper_metrics, summarize
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -20,7 +20,7 @@ NAMES = ["a", "b", "c", "d"]
 def figures(label: np.ndarray, predicted: np.ndarray) -> dict[str, object]:
     confusion = count_confusion(torch.from_numpy(label), torch.from_numpy(predicted), len(NAMES)).numpy()
     assert (confusion == confusion_matrix(label, predicted, labels=range(len(NAMES)))).all()
-    return summarise(confusion, NAMES)
+    return summarize(confusion, NAMES)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -42,7 +42,7 @@ def test_figures_are_those_of_scikit_learn(seed: int) -> None:
 
 
 def test_nothing_to_judge_is_zero_and_still_json() -> None:
-    empty = summarise(np.zeros((4, 4), np.int64), NAMES)
+    empty = summarize(np.zeros((4, 4), np.int64), NAMES)
     assert [empty[k] for k in ("w-ACC", "w-F1", "UA", "macro-F1", "utterances")] == [0, 0, 0, 0, 0]
     json.dumps(empty, allow_nan=False)
 
@@ -58,7 +58,7 @@ def test_the_table_shows_the_paper_beside_ours_where_it_has_figures() -> None:
     assert "77.21" in with_paper
     assert "75.00" in with_paper
     assert "paper" not in format_table(ours, "demo")
-    assert paper_figures("MELD-packed") == {"w-ACC": 0.7318, "w-F1": 0.7042}
+    assert paper_metrics("MELD-packed") == {"w-ACC": 0.7318, "w-F1": 0.7042}
     for name in NAMES:
         assert f"\n{name} " in with_paper
 
@@ -94,11 +94,9 @@ def test_impossible_settings_are_refused_by_name(key: str, value: float) -> None
 
 
 def test_figures_of_one_class_say_what_they_do_not_tell() -> None:
-    one = format_table(summarise(np.array([[5]]), ["sad"]))
+    one = format_table(summarize(np.array([[5]]), ["sad"]))
     assert "note: the model knows one class only" in one
     confusion = np.zeros((4, 4), np.int64)
     confusion[1, :2] = 2, 7
-    assert "note: all utterances are of the class 'b': nothing is told" in format_table(
-        summarise(confusion, NAMES)
-    )
-    assert "note" not in format_table(summarise(np.eye(4, dtype=np.int64), NAMES))
+    assert "note: all utterances have the class 'b'" in format_table(summarize(confusion, NAMES))
+    assert "note" not in format_table(summarize(np.eye(4, dtype=np.int64), NAMES))

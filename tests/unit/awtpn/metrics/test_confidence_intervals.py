@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from awtpn.metrics.classification import SUMMARY, summarise
+from awtpn.metrics.classification import SUMMARY, summarize
 from awtpn.metrics.confidence_intervals import (
     bootstrap,
     bootstrap_confusion,
@@ -34,7 +34,7 @@ def test_many_matrices_at_once_have_the_figures_of_each() -> None:
     confusions = np.random.default_rng(0).integers(0, 20, (50, 4, 4))
     confusions[:10, 2] = 0  # a class that does not occur
     confusions[5:15, :, 1] = 0  # one that nobody answers
-    expected = [[summarise(c, list("abcd"))[name] for name in SUMMARY] for c in confusions]
+    expected = [[summarize(c, list("abcd"))[name] for name in SUMMARY] for c in confusions]
     np.testing.assert_allclose(summaries(confusions.astype(float)), expected, rtol=1e-12)
 
 
@@ -48,7 +48,7 @@ def test_drawing_patterns_is_drawing_utterances() -> None:
         rows = rng.integers(0, 60, 60)
         confusion = np.zeros((3, 3), np.int64)
         np.add.at(confusion, (label[rows], predicted[rows]), 1)
-        figures = summarise(confusion, list("abc"))
+        figures = summarize(confusion, list("abc"))
         drawn.append([figures[name] for name in SUMMARY])
     ours = bootstrap_replicates(label, [predicted], 3, resamples=4_000)
     for level in (0.025, 0.5, 0.975):

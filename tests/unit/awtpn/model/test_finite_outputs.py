@@ -285,7 +285,7 @@ def test_steps_left_out_stand_in_status_results_and_report(
     for told in (status(run), results):
         assert (told["step"], told["skipped"]) == (3, 1)
     assert "warning: 1 of 3 steps were left out" in capsys.readouterr().out
-    assert gather([run]).steps_left_out == "1 of 3 were not finite and changed nothing"
+    assert gather([run]).skipped_steps == "1 of 3 were not finite and changed nothing"
     main(["report", str(run), "--markdown", str(tmp_path / "r.md"), "--out", str(tmp_path / "r.html")])
     assert (
         "| steps left out | 1 of 3 were not finite and changed nothing |" in (tmp_path / "r.md").read_text()

@@ -18,7 +18,7 @@ from support import CLASSES, DIMS, small_model
 
 from awtpn import AWTPN, Predictor
 from awtpn.cli import main
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, README_FILE, WEIGHTS_FILE, find_model
 from awtpn.model.hub import upload
 
@@ -29,7 +29,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_a_saved_model_loads_with_all_that_its_card_told(tmp_path: Path) -> None:
     model = small_model(dtype=torch.float32)
     model.set_statistics("audio", torch.full((DIMS["audio"],), 3.0), torch.full((DIMS["audio"],), 2.0))
-    model.record = {"dataset": "meld", "results": {"test": summarise(np.eye(3, dtype=int), CLASSES)}}
+    model.record = {"dataset": "meld", "results": {"test": summarize(np.eye(3, dtype=int), CLASSES)}}
     model.save_pretrained(tmp_path / "m")
     assert {p.name for p in (tmp_path / "m").iterdir()} == {
         CARD_FILE,

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from support import CLASSES, small_model
 
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.metrics.confidence_intervals import bootstrap_confusion
 from awtpn.model.model_card import render_card
 
@@ -26,7 +26,7 @@ def sections(text: str) -> tuple[dict[str, Any], str]:
 
 
 def test_results_stand_in_front_matter_and_text() -> None:
-    figures = summarise(CONFUSION, CLASSES)
+    figures = summarize(CONFUSION, CLASSES)
     front, body = sections(
         render_card(card(dataset="meld", results={"val": {}, "test": figures}, licence="mit"), "my-model")
     )
@@ -49,7 +49,7 @@ def test_results_stand_in_front_matter_and_text() -> None:
 
 
 def test_validation_figures_are_called_that() -> None:
-    front, body = sections(render_card(card(results={"val": summarise(CONFUSION, CLASSES)})))
+    front, body = sections(render_card(card(results={"val": summarize(CONFUSION, CLASSES)})))
     assert "they flatter it" in body
     assert front["model-index"][0]["results"][0]["dataset"]["split"] == "val"
 
@@ -63,7 +63,7 @@ def test_what_is_not_known_is_said() -> None:
 
 
 def test_the_demo_is_no_dataset_of_the_hub() -> None:
-    results = {"test": summarise(CONFUSION, CLASSES)}
+    results = {"test": summarize(CONFUSION, CLASSES)}
     made_up = card(dataset="the built-in demo", provenance={"format": "demo"}, results=results)
     front, body = sections(render_card(made_up))
     assert "datasets" not in front

@@ -50,7 +50,7 @@ class _Widths(TorchDispatchMode):
 
 
 def forward(way: str, config: LossConfig, **settings: Any) -> tuple[AWTPN, ModelOutput, Tensor, _Widths]:
-    """A model's output and its six terms, losses under autocast too, and what they were computed from."""
+    """A model's output and its loss terms, losses under autocast too, and what they were computed from."""
     dtype, autocast = WAYS[way]
     model = small_model(dtype=dtype, shared_dim=16, **settings)
     given, count = features(utterances(LENGTHS, dtype=torch.float16)), len(LENGTHS)

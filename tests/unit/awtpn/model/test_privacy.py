@@ -20,7 +20,7 @@ from support import CLASSES, DIMS, REPO, small_model
 
 from awtpn.cli import main
 from awtpn.inference.export import copy_weights
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model
 from awtpn.model.model_card import render_card
 from awtpn.model.privacy import last_name, public_card, public_provenance
@@ -173,7 +173,7 @@ def test_places_are_their_last_names(text: str, shown: str) -> None:
 
 def test_names_cannot_write_into_a_model_card() -> None:
     hostile = ["a|b", "<script>alert(1)</script>", "x\n---\nlicense: mit\n\n# forged\n[c](javascript:d)\x1b"]
-    figures = summarise(np.eye(3, dtype=np.int64), hostile)
+    figures = summarize(np.eye(3, dtype=np.int64), hostile)
     told = {"dataset": hostile[2], "results": {"test": figures}, "classes": hostile}
     card = small_model().card() | told | {"provenance": {"encoder": f"```\n{hostile[1]}"}}
     text = render_card(card, hostile[2])

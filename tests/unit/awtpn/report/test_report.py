@@ -43,7 +43,7 @@ def test_seeds_are_averaged_and_judged_on_the_same_utterances(tmp_path: Path) ->
     runs = [make_run(tmp_path / f"seed-{s}", seed=s) for s in range(3)]
     report = gather(runs)
     assert report.what == "3 runs: seeds 0, 1, 2"
-    values = [run.figures["w-F1"] for run in report.runs]
+    values = [run.metrics["w-F1"] for run in report.runs]
     assert report.means["w-F1"] == pytest.approx(np.mean(values))
     assert report.over_trainings is not None
     interval = report.over_trainings["w-F1"]
@@ -77,31 +77,31 @@ def test_folds_are_the_draws_not_their_seeds(tmp_path: Path) -> None:
     assert report.what == "6 runs: 3 folds, seeds 0, 1"
     assert report.utterances == 180, "each once, however many seeds"
     assert list(report.folds) == ["fold 0", "fold 1", "fold 2"]
-    of_fold = [np.mean([run.figures["UA"] for run in runs]) for runs in report.folds.values()]
+    of_fold = [np.mean([run.metrics["UA"] for run in runs]) for runs in report.folds.values()]
     assert report.over_trainings is not None
     interval = report.over_trainings["UA"]
     assert [interval.low, interval.high] == pytest.approx(t_interval([float(x) for x in of_fold]))
     assert report.pooled["utterances"] == 360
     page = render_markdown(report)
     assert "Student's t over 3 fold means" in page
-    assert "no 6 independent draws" in page
+    assert "not 6 independent samples" in page
 
 
 def test_what_cannot_be_reported_is_refused_by_name(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"nowhere is no run and holds none"):
+    with pytest.raises(ValueError, match=r"nowhere is not a run and contains none"):
         gather([tmp_path / "nowhere"])
     running = make_run(tmp_path / "running", seed=1, status="preempted")
     with pytest.raises(ValueError, match=r"running is not done but 'preempted'"):
         gather([one, running])
     other = make_run(tmp_path / "other", seed=2, lr=0.5)
-    with pytest.raises(ValueError, match=r"other and \S+one are no repetitions .*differ in optim\.lr;"):
+    with pytest.raises(ValueError, match=r"other and \S+one are not repetitions .*differ in optim\.lr;"):
         gather([one, other])
     twin = make_run(tmp_path / "twin")
     with pytest.raises(ValueError, match=r"twin repeats \S+one"):
         gather([one, twin])
     (twin / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"twin is no finished run: it has no results\.json"):
+    with pytest.raises(ValueError, match=r"twin is not a finished run: it has no results\.json"):
         gather([twin])
 
 
@@ -246,10 +246,10 @@ def test_words_of_data_are_text_in_markdown(tmp_path: Path, monkeypatch: pytest.
     flat = [each for token in tokens for each in (token, *(token.children or ()))]
     assert {token.type for token in flat} & {"html_inline", "html_block", "link_open", "image"} == set()
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
-    assert len(headings) == 7
+    assert len(headings) == 8
     assert not any("forged" in heading for heading in headings[1:])
     columns = [token for token in flat if token.type == "th_open"]
-    assert len(columns) == 4 + 5 + 4 + 2 + 2 + 3, "no cell is cut by a bar in a name"
+    assert len(columns) == 4 + 5 + 4 + 4 + 2 + 2 + 3, "no cell is cut by a bar in a name"
     words = "".join(token.content for token in flat if token.type in ("text", "text_special", "code_inline"))
     for name in (*map(printable, HOSTILE), run.name):
         assert name in words
@@ -282,8 +282,8 @@ def test_a_single_run_says_what_one_run_cannot_tell(tmp_path: Path) -> None:
 def test_a_model_without_mistakes_has_a_page_without_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", accuracy=1.0)
     page = render_html(gather([run]))
-    assert "There is no mistake to show." in page
-    assert "surest mistakes" not in page
+    assert "All predictions are correct." in page
+    assert "most confident mistakes" not in page
 
 
 def test_runs_of_before_costs_were_recorded_say_so(tmp_path: Path) -> None:
@@ -324,10 +324,10 @@ def test_the_matrix_names_every_cell() -> None:
     drawn = charts.confusion_svg(confusion, ["a", "b<"])
     titles = re.findall(r"<title>(.*?)</title>", drawn)
     assert titles == [
-        "a taken for a: 3 of 4",
-        "a taken for b&lt;: 1 of 4",
-        "b&lt; taken for a: 0 of 4",
-        "b&lt; taken for b&lt;: 4 of 4",
+        "a predicted as a: 3 of 4",
+        "a predicted as b&lt;: 1 of 4",
+        "b&lt; predicted as a: 0 of 4",
+        "b&lt; predicted as b&lt;: 4 of 4",
     ]
     many = charts.confusion_svg(np.eye(40, dtype=np.int64), [f"c{i}" for i in range(40)])
     assert 'class="cell' not in many, "too small for numbers"
@@ -342,7 +342,7 @@ def test_marks_at_the_ends_are_drawn_whole(value: float) -> None:
             x, y, radius = map(float, found)
             assert radius <= x <= width - radius
             assert radius <= y <= height - radius
-    assert "right answers, %" in charts.calibration_svg(table)
+    assert "accuracy, %" in charts.calibration_svg(table)
 
 
 def test_durations_are_words() -> None:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from awtpn.tracking.figures import (
-    COLOURS,
+    COLORS,
     confusion_matrix,
     distances_between,
     prototype_map,
@@ -78,7 +78,7 @@ def test_prototypes_that_moved_have_bars() -> None:
     one = prototype_map(table, CLASSES[:6], moved, "")
     moved[4] += 1
     two = prototype_map(table, CLASSES[:6], moved, "")
-    blue = [share_of(picture, COLOURS["audio"]) for picture in (first, still, one, two)]
+    blue = [share_of(picture, COLORS["audio"]) for picture in (first, still, one, two)]
     assert blue[0] == blue[1] == 0
     assert blue[3] == pytest.approx(2 * blue[2], rel=0.02)
     # Three of each of two classes.
@@ -94,7 +94,7 @@ def example(label: int, predicted: int, **weights: list[float]) -> Example:
 def test_weights_fill_areas_of_their_size() -> None:
     even = [0.25] * 4
     peak = [0.0, 1.0, 0.0, 0.0]
-    blue, red = COLOURS["audio"], COLOURS["video"]
+    blue, red = COLORS["audio"], COLORS["video"]
     # One scale per column, so that with a peak among them the even weights take a quarter of their height.
     flat = weights_over_time([example(0, 0, audio=even)] * 2, CLASSES, "")
     mixed = weights_over_time([example(0, 0, audio=even), example(0, 0, audio=peak)], CLASSES, "")

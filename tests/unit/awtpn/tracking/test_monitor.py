@@ -12,22 +12,23 @@ from support import ALONE, CLASSES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 
 from awtpn.config.schema import Config, DataConfig, flatten
-from awtpn.metrics.classification import summarise
+from awtpn.metrics.classification import summarize
 from awtpn.run.atomic_write import write_atomically
-from awtpn.tracking import tensorboard as boards
+from awtpn.tracking import tensorboard
 from awtpn.tracking.monitor import Monitor, log_results, truncate_metrics, write_status
 from awtpn.tracking.projector import write_projector
 from awtpn.tracking.snapshot import BUCKETS, Embeddings, Example, Snapshot
-from awtpn.tracking.tensorboard import GROUPS, Board, prototype_figures
+from awtpn.tracking.tensorboard import STEP_TAGS, TensorBoardWriter, prototype_scalars
 from shards import FeatureStream
 from shards.safe_io.markdown import table
 
-FIGURES = summarise(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
+METRICS = summarize(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
 
 
-def snapshot(pictures: bool = False) -> Snapshot:
+def snapshot(figures: bool = False) -> Snapshot:
     """A validation of two utterances, one without video."""
     counts = np.zeros(BUCKETS, dtype=np.int64)
     counts[[5, 10, 39]] = 3, 4, 1
@@ -40,7 +41,7 @@ def snapshot(pictures: bool = False) -> Snapshot:
             Example("u0", 0, 0, 0.9, {"audio": audio, "video": audio}),
             Example("u1", 1, 2, 0.5, {"audio": audio, "video": none}),
         ]
-        if pictures
+        if figures
         else [],
         embeddings=Embeddings(
             key=["u0", "u\t1"],
@@ -49,18 +50,18 @@ def snapshot(pictures: bool = False) -> Snapshot:
             vectors=np.arange(16, dtype=np.float32).reshape(2, 8),
             prototypes=table,
         )
-        if pictures
+        if figures
         else None,
     )
 
 
 def read(folder: Path) -> EventAccumulator:
-    board = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "tensors": 0})
-    return board.Reload()
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "tensors": 0})
+    return events.Reload()
 
 
 def line(step: int) -> dict[str, float]:
-    return {"step": step, "epoch": 0} | dict.fromkeys(GROUPS, step / 10)
+    return {"step": step, "epoch": 0} | dict.fromkeys(STEP_TAGS, step / 10)
 
 
 def test_a_torn_line_and_later_steps_are_cut(tmp_path: Path) -> None:
@@ -81,10 +82,10 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, is_main=False, resumed_step=0, total_steps=5)
     monitor.log_step(line(1))
     monitor.flush(loss="1")
-    monitor.log_pace(1, {"system/memory_gib": 1.0})
-    assert not monitor.wants_pictures("always", last=True)
-    monitor.log_validation(1, 0, FIGURES, True, snapshot())
-    monitor.say("nothing")
+    monitor.log_throughput(1, {"system/memory_gib": 1.0})
+    assert not monitor.wants_figures("always", last=True)
+    monitor.log_validation(1, 0, METRICS, True, snapshot())
+    monitor.print("nothing")
     monitor.close()
     assert not list(tmp_path.iterdir())
 
@@ -93,7 +94,7 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
     first = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=6)
     for step in range(1, 6):
         first.log_step(line(step))
-    first.log_validation(5, 0, FIGURES, True, snapshot(pictures=True))
+    first.log_validation(5, 0, METRICS, True, snapshot(figures=True))
     first.close()
     # The checkpoint was of step 3; steps 4 and 5 are done again.
     second = Monitor(tmp_path, is_main=True, resumed_step=3, total_steps=6)
@@ -106,7 +107,7 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
 
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert set(GROUPS.values()) <= set(board.Tags()["scalars"])
+    assert set(STEP_TAGS.values()) <= set(board.Tags()["scalars"])
     assert [(e.step, round(e.value, 4)) for e in board.Scalars("loss/total")] == [
         (1, 0.1),
         (2, 0.2),
@@ -119,63 +120,63 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
 
 
 def test_a_validation_stands_in_its_groups(tmp_path: Path) -> None:
-    board = Board(tmp_path, resumed_step=0)
+    writer = TensorBoardWriter(tmp_path, resumed_step=0)
     for step in (3, 6):
-        board.validation(step, FIGURES, snapshot(pictures=step == 6))
-    board.close()
+        writer.log_validation(step, METRICS, snapshot(figures=step == 6))
+    writer.close()
     seen = read(tmp_path / "tensorboard")
     for name in ("w-F1", "cross-entropy"):
-        assert seen.Scalars(f"val/{name}")[0].value == pytest.approx(FIGURES[name])
+        assert seen.Scalars(f"val/{name}")[0].value == pytest.approx(METRICS[name])
     for name in CLASSES:
         values = [event.value for event in seen.Scalars(f"val_f1/{name}")]
-        assert values == pytest.approx([FIGURES["per_class"][name]["f1"]] * 2)
+        assert values == pytest.approx([METRICS["per_class"][name]["f1"]] * 2)
     # An empty modality has no weights to show.
     assert seen.Tags()["histograms"] == ["val/reliability_audio"]
     histogram = seen.Histograms("val/reliability_audio")[-1].histogram_value
     assert histogram.num == 8
     shares = dict(zip(np.round(histogram.bucket_limit, 3), histogram.bucket, strict=True))
     assert {limit: n for limit, n in shares.items() if n} == {0.55: 3, 1.05: 4, 3.95: 1}
-    pictures = {"val/confusion", "val/weights_over_time", "prototypes/distances"}
-    assert set(seen.Tags()["images"]) == pictures
-    assert all([event.step for event in seen.Images(tag)] == [6] for tag in pictures)
+    figures = {"val/confusion", "val/weights_over_time", "prototypes/distances"}
+    assert set(seen.Tags()["images"]) == figures
+    assert all([event.step for event in seen.Images(tag)] == [6] for tag in figures)
     assert seen.Scalars("prototypes/nearest_class")[0].value == pytest.approx(2**0.5)
     assert [event.value for event in seen.Scalars("prototypes/movement")] == [0.0], "from the second on"
 
 
 def test_prototypes_are_told_apart_by_class() -> None:
     table = np.array([[0, 0], [0, 1], [3, 0], [3, 4]], np.float32)  # two of each of two classes
-    figures = prototype_figures(table, table + np.float32([[3, 4]]), classes=2)
-    assert figures["prototypes/nearest_class"] == pytest.approx(3)
-    assert figures["prototypes/distance_of_classes"] == pytest.approx((3 + 5 + 10**0.5 + 18**0.5) / 4)
-    assert figures["prototypes/movement"] == pytest.approx(5)
-    assert figures["prototypes/norm"] == pytest.approx((0 + 1 + 3 + 5) / 4)
+    scalars = prototype_scalars(table, table + np.float32([[3, 4]]), classes=2)
+    assert scalars["prototypes/nearest_class"] == pytest.approx(3)
+    assert scalars["prototypes/distance_of_classes"] == pytest.approx((3 + 5 + 10**0.5 + 18**0.5) / 4)
+    assert scalars["prototypes/movement"] == pytest.approx(5)
+    assert scalars["prototypes/norm"] == pytest.approx((0 + 1 + 3 + 5) / 4)
 
 
-def test_pictures_take_their_share_of_the_time_and_no_more(
+def test_figures_take_their_share_of_the_time_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(boards.time, "perf_counter", lambda: now[0])
-    original = boards.write_projector
+    monkeypatch.setattr(tensorboard.time, "perf_counter", lambda: now[0])
+    original = tensorboard.write_projector
 
     def slowly(*args: object) -> None:
         now[0] += 2.0
         original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(boards, "write_projector", slowly)
+    monkeypatch.setattr(tensorboard, "write_projector", slowly)
     monitor = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=600)
-    assert monitor.wants_pictures("always", last=False)
-    assert not monitor.wants_pictures("auto", last=True), "in no time there is nothing worth a picture"
+    assert monitor.wants_figures("always", last=False)
+    assert not monitor.wants_figures("auto", last=True), "in no time there is nothing worth drawing"
     now[0] += 10.0
-    assert monitor.wants_pictures("auto", last=True), "the last may take a tenth of the time"
-    assert not monitor.wants_pictures("auto", last=False)
-    assert not monitor.wants_pictures("never", last=True)
+    assert monitor.wants_figures("auto", last=True), "the last may take a tenth of the time"
+    assert not monitor.wants_figures("auto", last=False)
+    assert not monitor.wants_figures("never", last=True)
     drawn = []
     for step in range(1, 601):
         now[0] += 1.0
-        if wanted := monitor.wants_pictures("auto", last=False):
+        if wanted := monitor.wants_figures("auto", last=False):
             drawn.append(step)
-        monitor.board.validation(step, FIGURES, snapshot(pictures=wanted))
+        monitor.tensorboard.log_validation(step, METRICS, snapshot(figures=wanted))
     monitor.close()
     assert drawn[0] == 90, "matplotlib is imported then, which takes a second"
     assert len(drawn) == 3, "2 s each of 610 s are 1 %"
@@ -184,10 +185,10 @@ def test_pictures_take_their_share_of_the_time_and_no_more(
 def test_the_projector_shows_the_latest_and_the_best(tmp_path: Path) -> None:
     """Also after an interrupted start: names stay listed once each."""
     for step in (1, 2):
-        board = Board(tmp_path, resumed_step=step - 1)
-        board.validation(step, FIGURES, snapshot(pictures=True))
-        board.close()
-    log_results(tmp_path, {"best_step": 1, "val": FIGURES}, {"val": snapshot(pictures=True)})
+        writer = TensorBoardWriter(tmp_path, resumed_step=step - 1)
+        writer.log_validation(step, METRICS, snapshot(figures=True))
+        writer.close()
+    log_results(tmp_path, {"best_step": 1, "val": METRICS}, {"val": snapshot(figures=True)})
     folder = tmp_path / "tensorboard"
     listed = (folder / "projector_config.pbtxt").read_text()
     assert listed.count('tensor_name: "last"') == listed.count('tensor_name: "best_val"') == 1
@@ -204,14 +205,18 @@ def test_the_projector_shows_the_latest_and_the_best(tmp_path: Path) -> None:
         assert rows[-1] == ["prototype 1 of sad", "sad", "sad", "prototype", "PROTOTYPES"]
 
 
-def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, corpus: str) -> None:
+def test_settings_are_shown_without_secrets_and_can_be_compared(
+    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Event files are read in the order of their names, which end with this counter: 10 would come before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = Config(data=DataConfig(train=corpus, storage_options={"secret": "hunter2"}))
     config.data.select.train = {"fold": [0, 1]}
     stream = FeatureStream(corpus)
     monitor = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=5)
-    monitor.describe(0, config, stream, ALONE, 1, np.eye(3, 8, dtype=np.float32))
+    monitor.log_settings(0, config, stream, ALONE, 1, np.eye(3, 8, dtype=np.float32))
     monitor.close()
-    log_results(tmp_path, {"best_step": 4, "test": FIGURES}, {"test": snapshot()})
+    log_results(tmp_path, {"best_step": 4, "test": METRICS}, {"test": snapshot()})
     seen = read(tmp_path / "tensorboard")
     texts = {
         tag: seen.Tensors(f"run/{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -231,7 +236,7 @@ def test_settings_are_shown_without_secrets_and_can_be_compared(tmp_path: Path, 
     experiment = HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
     columns = {info.name: info.differs for info in experiment.hparam_infos}
     assert columns.keys() == start.hparams.keys()
-    assert {name for name, differs in columns.items() if differs} == set(boards.VARIED)
+    assert {name for name, differs in columns.items() if differs} == set(tensorboard.VARIED)
     assert "_hparams_/session_end_info" in plugin
     assert seen.Scalars("results/test_UA")[0].step == 4
 

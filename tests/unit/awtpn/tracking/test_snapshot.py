@@ -44,9 +44,9 @@ class Thread(World):
         return np.sum(self.all_gather_object(values), axis=0)
 
 
-def look(model: AWTPN, corpus: str, world: World, pictures: bool = True) -> Snapshot:
+def look(model: AWTPN, corpus: str, world: World, figures: bool = True) -> Snapshot:
     stream = open_evaluation({"url": corpus, "split": "train"}, model.config.modalities, world)
-    collector = SnapshotCollector(model, stream, world, pictures)
+    collector = SnapshotCollector(model, stream, world, figures)
     evaluate(model, stream, world, look=collector.add)
     return collector.gather()
 
@@ -117,7 +117,7 @@ def test_what_is_collected(model: AWTPN, corpus: str) -> None:
         for m in DIMS:
             steps[m] += len(batch.features[m].values)
     assert {m: int(counts.sum()) for m, counts in seen.reliability.items()} == steps
-    bare = look(model, corpus, ALONE, pictures=False)
+    bare = look(model, corpus, ALONE, figures=False)
     assert bare.examples == []
     assert bare.embeddings is None
     assert bare.reliability["audio"].tolist() == seen.reliability["audio"].tolist()
@@ -125,7 +125,7 @@ def test_what_is_collected(model: AWTPN, corpus: str) -> None:
 
 def test_uniform_weights_are_one(corpus: str) -> None:
     model = small_model(dtype=torch.float32, awm="uniform").eval()
-    for counts in look(model, corpus, ALONE, pictures=False).reliability.values():
+    for counts in look(model, corpus, ALONE, figures=False).reliability.values():
         assert counts[round(1 / BUCKET)] == counts.sum() > 0
         assert len(counts) == BUCKETS
 

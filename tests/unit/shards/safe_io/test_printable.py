@@ -11,11 +11,13 @@ import pytest
 
 from awtpn.cli import main
 from awtpn.experiments import runner
-from awtpn.metrics.classification import format_table, summarise
+from awtpn.metrics.classification import format_table, summarize
 from awtpn.run.position import Position
 from awtpn.training.damaged_data import account_for_damaged
 from shards import Sample, pack
-from shards.safe_io.printable import get_logger, join_lines, printable, printable_lines
+from shards.safe_io.markdown import table
+from shards.safe_io.printable import get_logger, join_lines, printable, printable_lines, table_lines
+from shards.safe_io.versions import installed_version
 from shards.sources import base, table_rows
 from shards.sources.base import log_unused
 from shards.tools.verify import Fault, Verified, format_verified
@@ -75,7 +77,7 @@ def assert_harmless(text: str, lines: int | None = None) -> None:
 
 
 def test_tables_and_findings_show_names() -> None:
-    assert_harmless(format_table(summarise(np.eye(2, dtype=np.int64), [HOSTILE, "sad"])))
+    assert_harmless(format_table(summarize(np.eye(2, dtype=np.int64), [HOSTILE, "sad"])))
     found = Verified("data", 2, 10, 1, [Fault("shard.tar", HOSTILE, "audio is damaged")])
     assert_harmless(format_verified(found), lines=2)
     [line] = account_for_damaged({HOSTILE: "a.tar"}, {}, Position(), 1, "data")
@@ -112,3 +114,25 @@ def test_commands_show_names(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as refused:
         main(["shards", "info", f"{data}#{ESC}"])
     assert "\x1b" not in str(refused.value)
+
+
+def test_a_table_for_a_terminal_aligns_its_columns() -> None:
+    rows = [["class", "F1", "note"], ["sad", "7.00", ""], [HOSTILE, "100.00", 3]]
+    lines = table_lines(rows, "lrl")
+    start = len(printable(HOSTILE)) + 2
+    assert [line[:start].rstrip() for line in lines] == ["class", "sad", printable(HOSTILE)]
+    assert [line[start:] for line in lines] == ["    F1  note", "  7.00", "100.00  3"]
+    assert table_lines([]) == []
+
+
+def test_a_table_in_markdown_says_how_its_columns_are_aligned() -> None:
+    assert table(["a|b", "c", "d"], [["x", 1, 2]], "lr").splitlines() == [
+        r"| a\|b | c | d |",
+        "| --- | ---: | ---: |",
+        "| x | 1 | 2 |",
+    ]
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert installed_version("numpy") == np.__version__
+    assert installed_version("no-such-package-anywhere") is None
