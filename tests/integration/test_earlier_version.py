@@ -63,7 +63,8 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 def test_a_model_answers_as_it_did(folder: str) -> None:
     model = AWTPN.from_pretrained(EARLIER / folder).eval()
     predictor = Predictor.from_pretrained(EARLIER / folder)
-    logits, probabilities = {}, {}
+    logits: dict[str, list[float]] = {}
+    probabilities: dict[str, list[float]] = {}
     for split in ("val", "test"):
         stream = FeatureStream(str(EARLIER / "dataset"), split=split, global_batch_size=4, shuffle=False)
         for batch in stream.epoch(0):
@@ -81,8 +82,10 @@ class MeanAndSpread:
     """The audio encoder of the unfinished extraction: two features every quarter of a second."""
 
     rate, dim, step_seconds = 8000, 2, 0.25
-    settings: dict[str, Any] = {"id": "mean-and-spread", "step_seconds": 0.25, "dtype": "float32"}
-    clips = 0
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {"id": "mean-and-spread", "step_seconds": 0.25, "dtype": "float32"}
+        self.clips = 0
 
     def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         self.clips += len(waves)
