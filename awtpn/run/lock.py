@@ -8,13 +8,14 @@ change moves every few seconds. Nobody's clock is compared, only whether it move
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from shards.storage import file_lock
 
 LOCK_FILE = ".lock"  # says "HOST PID" while a job holds the folder, and after one that was killed
 BEAT_S = 5.0  # between two signs of life
@@ -113,7 +114,7 @@ def _look(path: Path) -> tuple[str, int]:
 def _try_lock(descriptor: int) -> bool | None:
     """Whether this process has the lock now; None where the disk has no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file_lock.lock(descriptor)
     except BlockingIOError:
         return False
     except OSError:

@@ -12,7 +12,6 @@ dies; in a store only the marker's age tells whether it may still be at work.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -37,6 +36,7 @@ from shards.packing.replacement import (
 from shards.safe_io.json_text import json_text
 from shards.safe_io.printable import get_logger
 from shards.storage.credentials import redact_url
+from shards.storage.file_lock import NoFileLocks, open_locked
 from shards.storage.store import NoManifest, Store, call_store, open_store, read_manifest
 
 MARKER = ".packing"
@@ -91,7 +91,7 @@ def acquire(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -
     by = f"process {os.getpid()} on {socket.gethostname()}"
     token = f"packing {uuid.uuid4().hex} since {int(time.time())} by {by}".encode()
     check_available(store, token, overwrite)
-    lock = _lock(store, fcntl.LOCK_EX)
+    lock = _lock_marker(store)
     try:
         generation = clear_and_mark(store, token, overwrite)
         return open_workdir(store, token, generation, lock)
@@ -337,7 +337,7 @@ def _check_made_by_packing(store: Store, names: set[str], replacement: Replaceme
 
 def _check_nobody_packs(store: Store, overwrite: bool) -> None:
     """Refuse a folder whose marker is held, or in a store young."""
-    if (probe := _lock(store, fcntl.LOCK_SH)) is not None:
+    if (probe := _lock_marker(store, shared=True)) is not None:
         probe.close()
     began = PACKING.fullmatch(token_in(store))
     if store.cache is None or overwrite or began is None:
@@ -350,37 +350,32 @@ def _check_nobody_packs(store: Store, overwrite: bool) -> None:
         )
 
 
-def _lock(store: Store, how: int) -> BinaryIO | None:
-    """The marker, locked; to lock it exclusively it is made. None in a store, and where there are no locks.
+def _lock_marker(store: Store, shared: bool = False) -> BinaryIO | None:
+    """Lock the marker; for an exclusive lock create it first.
+
+    Returns:
+        The locked file. None where there is no marker to share, in a store, and on a file system without
+        locks.
 
     Raises:
         ValueError: another packing holds it.
+        OSError: it cannot be created.
     """
     path = Path(store.root) / MARKER
-    while store.cache is None:
-        try:
-            if how == fcntl.LOCK_EX:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "ab+" if how == fcntl.LOCK_EX else "rb")  # noqa: SIM115 (handed to the caller)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            began = PACKING.fullmatch(token_in(store))
-            who = f", {began[2].decode()}" if began else ""
-            raise ValueError(
-                f"{store.url}: another packing is at work here{who}; wait for it, or pack elsewhere"
-            ) from None
-        except OSError:  # some network file systems have no locks
-            file.close()
-            return None
-        # Who held it may have removed it before it was ours.
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()
-    return None
+    if store.cache is not None:
+        return None
+    if not shared:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return open_locked(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, shared=shared)
+    except BlockingIOError:
+        began = PACKING.fullmatch(token_in(store))
+        who = f", {began[2].decode()}" if began else ""
+        raise ValueError(
+            f"{store.url}: another packing is at work here{who}; wait for it, or pack elsewhere"
+        ) from None
+    except (FileNotFoundError, NoFileLocks):
+        return None
 
 
 def _upload(store: Store, path: Path, remote: str, size: int) -> None:

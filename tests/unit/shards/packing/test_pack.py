@@ -276,8 +276,9 @@ def test_a_second_packing_is_refused_while_one_is_at_work(tmp_path: Path) -> Non
 
 def test_a_killed_packing_holds_nothing(tmp_path: Path) -> None:
     """Its lock goes with it, whatever its marker says."""
-    code = "import sys; from test_shards_pack import dying; dying(sys.argv[1])"
-    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], cwd=REPO / "tests")
+    code = "import sys; sys.path.append(sys.argv[1]); from test_pack import dying; dying(sys.argv[2])"
+    command = [sys.executable, "-c", code, Path(__file__).parent, tmp_path / "d"]
+    ran = subprocess.run(command, cwd=REPO / "tests")
     assert ran.returncode == 9
     assert {".packing", "train-000000.tar"} <= {path.name for path in (tmp_path / "d").iterdir()}
     assert pack(corpus(8), tmp_path / "d").splits["train"].utterances == 8
