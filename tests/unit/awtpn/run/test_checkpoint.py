@@ -152,7 +152,7 @@ def test_a_kill_while_saving_leaves_the_last_whole_checkpoint(
 ) -> None:
     folder, model, optimizer = saved
     root = folder.parent
-    for dies_in in ("_fingerprint", "_sync", "point"):
+    for dies_in in ("_fingerprint", "_sync", "update_symlink"):
         with monkeypatch.context() as patch:
 
             def die(*_: object) -> None:
