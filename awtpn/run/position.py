@@ -34,7 +34,7 @@ class Position:
     skipped: int = 0
     """Steps skipped because a loss or gradient was not finite; train.skip_budget limits them."""
     left_out: int = 0
-    """Steps that changed no weight: `skipped`, and those in which fp16's loss scaler lowered its scale."""
+    """Steps that changed no weight: `skipped`, and those in which fp16's loss scaler was still searching."""
     damaged: list[str] = field(default_factory=list)
     """Utterances left out because their shard or array is damaged or missing."""
     seconds: float = 0.0

@@ -25,15 +25,47 @@ from extraction_support import (
 
 from shards import pack
 from shards.extraction.extract import extract
+from shards.extraction.shard_jobs import ExtractionPlan, plan_jobs
 from shards.format.manifest import parse_manifest
 from shards.format.schema import Manifest
 from shards.packing.marker import write_marker
+from shards.packing.output_folder import open_output_store
 from shards.sources.base import ClipSource
 from shards.storage.store import Store
 from shards.tools.info import info
 from shards.tools.verify import verify
 
 # --- Continue ------------------------------------------------------------------------------------
+
+
+def test_a_plan_names_all_shards_and_those_that_are_finished(tmp_path: Path, tones: ClipSource) -> None:
+    out = tmp_path / "d"
+
+    def plan() -> ExtractionPlan:
+        return plan_jobs(
+            tones,
+            {"audio": Counting()},
+            open_output_store(str(out), None),
+            {"clips_per_shard": 3, "dtype": "float16", "on_bad": "skip", "constant": "missing"},
+            overwrite=False,
+            retry_failed=False,
+            rank=0,
+            all_gather_object=lambda value: [value],
+        )
+
+    first = plan()
+    names = [f"train-{i:06d}" for i in range(5)] + [f"test-{i:06d}" for i in range(2)]
+    assert [job.name for job in first.jobs] == [job.name for job in first.unfinished] == names
+    assert [len(job.clips) for job in first.jobs] == [3, 3, 3, 3, 2, 3, 3]
+    with pytest.raises(Killed):
+        extracted(tones, out, audio=Counting(kill_after=7))
+    second = plan()
+    assert second.finished == {"train-000000", "train-000001"}
+    assert [job.name for job in second.unfinished] == names[2:]
+    assert (second.extraction, second.generation) == (first.extraction, 0)
+    assert second.token != first.token, "an extraction that still runs in the folder stops"
+    extracted(tones, out, audio=Counting())
+    assert plan().is_complete
 
 
 def test_a_stopped_extraction_continues_with_another_number_of_ranks(
