@@ -18,7 +18,7 @@ from awtpn.cli.paths import path_argument
 from awtpn.cli.shards import add_shards, add_store_options, finite_number
 from awtpn.cli.share import add_export, add_push, add_report
 from awtpn.config.entry_point import data_output, run_command
-from awtpn.run.atomic_write import writing
+from awtpn.run.atomic_write import open_atomic
 from shards import FeatureStream
 from shards.format.split_names import named_once
 from shards.safe_io.json_text import json_text
@@ -161,7 +161,7 @@ def run_predict(options: argparse.Namespace) -> None:
         storage_options=options.storage_options,
     )
     check_feature_space(predictor.model, stream)
-    with writing(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
+    with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
         for key, prediction in predictor.predict_stream(stream):
             file.write(json_text({"key": key, **prediction.as_json()}) + "\n")
 

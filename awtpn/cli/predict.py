@@ -14,7 +14,7 @@ import numpy as np
 from awtpn.config.entry_point import data_output
 from awtpn.inference.plot import NAMES, draw, load
 from awtpn.inference.predictor import Prediction, Predictor
-from awtpn.run.atomic_write import writing
+from awtpn.run.atomic_write import open_atomic
 from shards.safe_io.json_text import json_text
 from shards.safe_io.printable import printable
 from shards.sources.recordings import PICTURE, SOUND
@@ -48,7 +48,7 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     steps = {modality: float(encoder.step_seconds) for modality, encoder in encoders.items()}
     names = picture_names([Path(name) for name in options.input])
     failed = False
-    with writing(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
+    with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
         for path, answer in predictor.answer_recordings(options.input):
             if isinstance(answer, str):
                 print(printable(f"{path}: not predicted: {answer}"), file=sys.stderr)

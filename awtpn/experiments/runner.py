@@ -7,7 +7,6 @@ given the same list: each trains runs that no other has locked, and all wait unt
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_settings, read_statu
 from awtpn.run.results import RESULTS_FILE, read_results
 from shards.safe_io.printable import get_logger
 from shards.storage.credentials import redact
+from shards.storage.file_lock import open_locked
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
@@ -103,7 +103,7 @@ class _Queue:
         self.guard = threading.Lock()
         self.stopped = threading.Event()
 
-    def take(self) -> tuple[Job, int] | None:
+    def take(self) -> tuple[Job, BinaryIO] | None:
         """The next job that no other process is training, and its lock; None if no jobs are left."""
         while not self.stopped.is_set():
             with self.guard:
@@ -116,7 +116,7 @@ class _Queue:
             self.stopped.wait(POLL_S)  # other processes are training all remaining jobs
         return None
 
-    def run(self, command: Sequence[str], log: Path, env: Mapping[str, str], lock: int) -> int | None:
+    def run(self, command: Sequence[str], log: Path, env: Mapping[str, str], lock: BinaryIO) -> int | None:
         """Run `command` to its end and return the exit status; None if the queue was stopped meanwhile."""
         with log.open("w") as output:
             with self.guard:
@@ -130,7 +130,7 @@ class _Queue:
                     stderr=subprocess.STDOUT,
                     env=dict(env),
                     start_new_session=True,
-                    pass_fds=(lock,),
+                    pass_fds=(lock.fileno(),),
                 )
                 self.processes.add(process)
             code = process.wait()
@@ -175,7 +175,7 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
             queue.stop()  # immediately, since the main thread may be waiting for another worker
             raise
         finally:
-            os.close(lock)
+            lock.close()
 
 
 def environment(base: Mapping[str, str], slot: int, parallel: int, gpus: Sequence[str]) -> dict[str, str]:
@@ -205,15 +205,12 @@ def lock_file(run_dir: Path) -> Path:
     return run_dir.with_name(f".{run_dir.name}.lock")
 
 
-def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock until it is closed, or None if another process holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def try_lock(path: Path) -> BinaryIO | None:
+    """A file that holds the lock until it is closed, or None if another process holds it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return open_locked(path, os.O_RDWR | os.O_CREAT)
     except BlockingIOError:
-        os.close(descriptor)
         return None
-    return descriptor
 
 
 # --- Run folders ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""A run's folder: checkpoints, records and results; and the data that it reads.
+"""The folder of a run: checkpoints, records and results; and the data that a run reads.
 
-- `folder`: agreed over ranks and brought to where the run starts; `lock`: one job at a time
-- `checkpoint`: saved under any engine, resumed under any other; `position`: where a run stands
+- `folder`: agreed on by all ranks, set to where the run begins; `lock`: one job at a time
+- `checkpoint`: saved under any engine, resumed under any other; `position`: how far a run is
 - `record`: status and settings read back; `results`: results.json; `predictions`: one line per utterance;
   `compare`: two runs; `provenance`: code and machine
 - `data`: streams of a run's splits; `atomic_write`: files that a reader sees whole or not at all

@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all."""
+"""Write files so that a reader sees either the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from shards.safe_io.json_text import json_text
 
 
 def prepare_place(path: Path) -> None:
-    """Make the folder that the file `path` is to lie in.
+    """Make the parent folder of the file `path`.
 
     Raises:
-        ValueError: no file can be written there, since something else is; names it.
+        ValueError: no file can be written there, because something else is in its place; names it.
         OSError: the folder cannot be made.
     """
     if path.is_dir():
@@ -27,14 +27,14 @@ def prepare_place(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` once the block ends well; else it is removed.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to. It is renamed to `path` when the block succeeds, else removed.
 
-    The folder is made if need be.
+    The parent folder is made if it does not exist.
 
     Raises:
         ValueError: as `prepare_place`.
-        OSError: it cannot be written; names `path`, and not the temporary.
+        OSError: it cannot be written; names `path`, not the temporary path.
     """
     prepare_place(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -46,36 +46,36 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        with contextlib.suppress(OSError):  # such as too long a name
+        with contextlib.suppress(OSError):  # for example a name that is too long
             temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` so that a reader sees the old file or the new one, never half of one.
+    """Replace `path` by `content`.
 
     Raises:
-        ValueError, OSError: as `replacing`.
+        ValueError, OSError: as `atomic_path`.
     """
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path`, in a folder that is made if need be, by `value` as JSON.
+    """Replace `path` by `value` as JSON.
 
     Raises:
-        ValueError: a number in it is NaN or infinite; says where. Or as `replacing`.
-        OSError: as `replacing`.
+        ValueError: a number in it is NaN or infinite; says where. Or as `atomic_path`.
+        OSError: as `atomic_path`.
     """
     write_atomically(path, json_text(value, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[TextIO]:
-    """A text file to write to, which is at `path` once the block ends well; else what was there stays.
+def open_atomic(path: Path) -> Iterator[TextIO]:
+    """A text file to write to. It replaces `path` when the block succeeds; else `path` is unchanged.
 
     Raises:
-        ValueError, OSError: as `replacing`.
+        ValueError, OSError: as `atomic_path`.
     """
-    with replacing(path) as temporary, temporary.open("w") as file:
+    with atomic_path(path) as temporary, temporary.open("w") as file:
         yield file

@@ -1,11 +1,12 @@
 """Checkpoints in one layout-free form: saved under any engine, resumed under any other.
 
-A checkpoint folder holds the full float32 weights (`model.safetensors`, with `config.json` beside it, so it
-is a model that `AWTPN.from_pretrained` loads), Adam's moments under the same names (`optimizer.safetensors`)
-and the run's position (`checkpoint.json`, with the size and sha256 of the others). No pickles.
+A checkpoint folder holds the full float32 weights (`model.safetensors`, with `config.json` beside it, so that
+`AWTPN.from_pretrained` loads it), Adam's moments under the same names (`optimizer.safetensors`) and the run's
+position (`checkpoint.json`, with the size and sha256 of the other files). No pickles.
 
-It is written to a temporary folder, synced, renamed, and only then does the symlink `latest` move: whatever
-kills a run, `latest` names a whole checkpoint. All ranks call `save`, since engines gather by collectives.
+It is written to a temporary folder, synced and renamed; only then the symlink `latest` is moved. So `latest`
+names a complete checkpoint whenever a run is killed. All ranks call `save`, because engines gather the state
+by collectives.
 """
 
 from __future__ import annotations
@@ -55,18 +56,18 @@ def save(
     is_main: bool,
     best: bool = False,
 ) -> Path:
-    """Write `root/step-...` and point `root/latest` at it, and `root/best` where it is the best so far.
+    """Write `root/step-...` and let `root/latest` point to it, and `root/best` if it is the best so far.
 
-    Every rank calls; the main rank writes.
+    Every rank calls it; the main rank writes.
 
     Returns:
-        The checkpoint's folder. On other ranks it may not yet exist: put a barrier after.
+        The checkpoint's folder. On other ranks it may not exist yet: a barrier must follow.
     """
     weights, moments, adam_step = gather_state(model, optimizer, keep=is_main)
     folder = root / folder_name(position.step)
     if is_main:
         temporary = root / f".{folder.name}.tmp"
-        for old in root.glob(".step-*.tmp"):  # what a killed run had half written
+        for old in root.glob(".step-*.tmp"):  # left by a killed run
             shutil.rmtree(old)
         temporary.mkdir(parents=True)
         save_file(weights, temporary / WEIGHTS_FILE)
@@ -85,7 +86,7 @@ def save(
             _sync(path)
         old = root / f".{folder.name}.old"
         shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():  # a step saved twice, by a run stopped and resumed at an epoch's last step
+        if folder.exists():  # a run stopped and resumed at the last step of an epoch saves it twice
             os.replace(folder, old)
         os.replace(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -129,9 +130,9 @@ def prune(root: Path, keep_last: int) -> None:
 
 
 def find_latest(root: Path) -> Path | None:
-    """The folder that `latest` names, or None for a run that never saved.
+    """The folder that `latest` points to, or None for a run that never saved.
 
-    Where there is no such link (a copy that left links out), it is the newest whole checkpoint.
+    Without such a link (a copy may leave links out), it is the newest complete checkpoint.
 
     Raises:
         ValueError: it names no checkpoint of this run.
@@ -143,7 +144,7 @@ def find_latest(root: Path) -> Path | None:
         if not here or not STEP.fullmatch(target.name):
             raise ValueError(
                 f"{link} names {str(target)!r:.200}, which is no checkpoint of this run: remove this link, "
-                "and the run goes on from its newest whole checkpoint"
+                "and the run resumes from its newest complete checkpoint"
             )
     if link.exists():
         return link.resolve()
@@ -169,16 +170,16 @@ def find_resume_problem(folder: Path, names: Sequence[str] = FILES) -> str | Non
 
 
 def suggest_intact(folder: Path) -> str:
-    """The end of an error about a checkpoint: how to go on from the newest sound one beside it."""
-    sound = newest_intact(folder.parent, folder, find_resume_problem)
-    return f"; {sound} is whole: go on from it with --run.resume {quote(str(sound))}" if sound else ""
+    """The end of an error about a checkpoint: how to resume from the newest intact one beside it."""
+    intact = newest_intact(folder.parent, folder, find_resume_problem)
+    return f"; {intact} is intact: resume from it with --run.resume {quote(str(intact))}" if intact else ""
 
 
 def load_weights(folder: Path, model: AWTPN) -> None:
-    """Put a checkpoint's weights and buffers into a model that no engine has wrapped yet.
+    """Load a checkpoint's weights and buffers into a model that no engine has wrapped yet.
 
     Raises:
-        ValueError: they are of a model of another shape.
+        ValueError: they are of a model with other shapes; names the tensor.
     """
     weights, own = read_weights(folder / WEIGHTS_FILE), model.state_dict()
     other = [name for name in {**own, **weights} if shape_of(own, name) != shape_of(weights, name)]
@@ -197,14 +198,13 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
 
 
 def init_from(folder: Path, model: AWTPN) -> None:
-    """Start `model` from another model's weights; where the labels differ, its classes start afresh.
+    """Copy another model's weights into `model`; a new classifier and new prototypes where the labels differ.
 
-    Classes are what the classifier and the prototype table know; all else is taken over, the feature
-    statistics of the new training data excepted.
+    All other weights are copied, except the feature statistics, which are of the new training data.
 
     Raises:
-        ValueError: the two models' shapes differ; names the tensor. Or their features do, even where their
-            widths are the same: projections of one feature space mean nothing in another.
+        ValueError: the shapes of the two models differ; names the tensor. Or their features are of different
+            feature spaces, also if their widths agree: the projections of one do not fit another.
     """
     card = read_card(folder)
     check_shapes(card, folder)
@@ -217,8 +217,12 @@ def init_from(folder: Path, model: AWTPN) -> None:
     )
     weights = read_weights(folder / WEIGHTS_FILE)
     own = model.state_dict()
-    fresh = ("standardise.",) if card["classes"] == model.classes else ("standardise.", "classifier.", "tpn.")
-    taken = {name: tensor for name, tensor in weights.items() if not name.startswith(fresh) and name in own}
+    not_copied = (
+        ("standardise.",) if card["classes"] == model.classes else ("standardise.", "classifier.", "tpn.")
+    )
+    taken = {
+        name: tensor for name, tensor in weights.items() if not name.startswith(not_copied) and name in own
+    }
     for name, tensor in taken.items():
         if tensor.shape != own[name].shape:
             raise ValueError(
@@ -230,7 +234,7 @@ def init_from(folder: Path, model: AWTPN) -> None:
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore Adam's moments and step, masters and fp16's loss scale in the wrapped model; every rank calls.
+    """Restore Adam's moments and step, master weights and fp16's loss scale; every rank calls it.
 
     The weights must be in the model already (`load_weights`, before the engine wrapped it).
     """

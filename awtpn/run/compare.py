@@ -1,4 +1,4 @@
-"""Two runs side by side: did they see the same data, and compute the same model?"""
+"""Compare two runs: whether they saw the same data and computed the same model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from shards.safe_io.printable import printable
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two runs lie apart."""
+    """The differences between two runs."""
 
     steps: int
-    """Steps that both have."""
+    """The number of steps that both have."""
     first_other_data: int | None
     """The first step whose fingerprints differ; None where all agree."""
     largest_loss_gap: float
-    """Largest relative difference of a step's losses."""
+    """Largest relative difference between the losses of a step."""
     at_step: int
     weights_step: tuple[int, int] | None
     """Steps of the checkpoints compared; None where a run has none."""
@@ -37,10 +37,11 @@ class Comparison:
 
 
 def compare_runs(a: Path, b: Path) -> Comparison:
-    """Compare metrics line by line, and the latest checkpoints that both have tensor by tensor.
+    """Compare metrics line by line, and the latest checkpoints of both tensor by tensor.
 
     Raises:
-        ValueError: a folder is no run, a line of its metrics is none, or the runs have no step in common.
+        ValueError: a folder is not a run, a line of its metrics cannot be read, or the runs have no step in
+            common.
     """
     lines = [_lines(run) for run in (a, b)]
     common = sorted(lines[0].keys() & lines[1].keys())
@@ -79,7 +80,7 @@ def _lines(run: Path) -> dict[int, dict]:
         try:
             line = parse_json(text, f"{path}, line {number}")
         except ValueError:
-            if number == len(texts):  # a run that was killed, or that writes it just now
+            if number == len(texts):  # the run was killed, or is writing this line now
                 break
             raise
         lines[line["step"]] = line
@@ -87,7 +88,7 @@ def _lines(run: Path) -> dict[int, dict]:
 
 
 def _relative(x: float | None, y: float | None) -> float:
-    if x is None or y is None:  # a step left out; both must have left it out
+    if x is None or y is None:  # a skipped step: both must have skipped it
         return 0.0 if x is y else math.inf
     return abs(x - y) / max(abs(x), abs(y), 1e-12)
 
@@ -106,7 +107,7 @@ def _compare_weights(a: Path, b: Path) -> tuple[tuple[int, int] | None, float, s
 
 
 def _checkpoints_to_compare(a: Path, b: Path) -> list[Path | None]:
-    """The latest checkpoints; where one run went further, the newest ones of a step that both still keep."""
+    """The latest checkpoints; if one run went further, the newest of a step that both still have."""
     latest = [find_latest(root) for root in (a, b)]
     kept = [[folder.name for folder in step_folders(root)] for root in (a, b)]
     names = {folder.name for folder in latest if folder}
@@ -117,4 +118,4 @@ def _checkpoints_to_compare(a: Path, b: Path) -> list[Path | None]:
 
 def _largest_gap(x: Tensor, y: Tensor) -> float:
     gap = float((x - y).abs().max())
-    return math.inf if math.isnan(gap) else gap  # NaN is near nothing, and would hide from a maximum
+    return math.inf if math.isnan(gap) else gap  # a maximum would ignore NaN

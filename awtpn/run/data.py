@@ -1,4 +1,4 @@
-"""Which utterances a run trains on, validates on and is tested on; and what must hold between them."""
+"""The data streams of a run for training, validation and test, and checks between them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from shards.storage.cache import telling_of_unwritable
 from shards.storage.local_path import local_path
 from shards.storage.store import default_cache, open_dataset
 
-# Utterances per rank and step. The same for every number of ranks, so that the same utterances share a
-# batch and the figures agree to the last digit.
+# Utterances per rank and batch. The same for every number of ranks, so that the same utterances share a batch
+# and metrics agree to the last digit.
 EVALUATION_BATCH = 32
 NO_VALIDATION = "none"
 
 
 def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
-    """FeatureStream's arguments for where a role's utterances come from; None where it has none.
+    """The arguments of FeatureStream for a role ("train", "val", "test"); None where it has no utterances.
 
-    A role without a URL of its own is found in data.train's dataset: in the split of its name (or of one that
-    means the same: "valid" and "dev" are "val"), or by `data.select`.
+    A role without a URL of its own uses the dataset of data.train: the split of its name (or a synonym:
+    "valid" and "dev" mean "val"), or the utterances that `data.select` chooses.
     """
     assert role in ROLES
     url, select = getattr(data, role), getattr(data.select, role)
@@ -58,7 +58,7 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
 
 
 def demo_dataset(cache_dir: str | None) -> str:
-    """The demo corpus's folder in the cache, made at its first use.
+    """The folder of the demo corpus in the cache; it is made at the first use.
 
     Raises:
         CacheUnwritable: the cache cannot be written.
@@ -69,14 +69,14 @@ def demo_dataset(cache_dir: str | None) -> str:
 
 
 def ranks_of_node(world: World) -> int:
-    """Ranks that share this node's cache; every rank calls. 1 where nodes are too uneven to tell whose."""
+    """The number of ranks on this node, which share a cache; 1 if nodes differ in it. Every rank calls it."""
     hosts = world.all_gather_object(platform.node())
     ranks = hosts.count(platform.node())
     return 1 if world.size % ranks else ranks
 
 
 def open_training_stream(config: Config, world: World, position: Position) -> FeatureStream:
-    """The training utterances, dealt as the checkpoint (if any) had them dealt."""
+    """The stream of training utterances, in the order that the checkpoint (if any) has recorded."""
     source = stream_source(config.data, "train")
     assert source is not None
     resuming = position.step > 0
@@ -113,13 +113,13 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
 def evaluation_stream(
     data: DataConfig, role: str, modalities: list[str], world: World
 ) -> FeatureStream | None:
-    """The split that `data` names for a role ("val", "test"), unshuffled; None where there is none."""
+    """The stream of a role ("val", "test"), unshuffled; None where there is none."""
     source = stream_source(data, role)
     return None if source is None else open_evaluation(source, modalities, world)
 
 
 def open_evaluation(source: dict[str, Any], modalities: list[str], world: World) -> FeatureStream:
-    """An unshuffled stream of a `stream_source`, all of it: no figure is told of what is left of a split."""
+    """Unshuffled; never skips damaged utterances, so metrics always cover the whole split."""
     return FeatureStream(
         **source,
         global_batch_size=EVALUATION_BATCH * world.size,
@@ -132,7 +132,7 @@ def open_evaluation(source: dict[str, Any], modalities: list[str], world: World)
 
 
 def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
-    """Refuse data whose labels, features or feature widths are not the model's."""
+    """Raise ValueError if labels, feature spaces or feature widths of the data are not those of the model."""
     if model.classes != stream.classes:
         raise ValueError(
             f"the model knows the classes {model.classes}, but {stream.url} has {stream.classes}"
@@ -153,7 +153,7 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
 
 
 def check_classes(train: FeatureStream) -> None:
-    """Refuse to train on utterances of one class: whatever answers that class is right, 100 % of the time."""
+    """Raise ValueError if all training utterances are of one class: there is nothing to learn."""
     if len(occurring := np.flatnonzero(train.class_counts(check=False))) < 2:
         raise ValueError(
             f"all {train.num_utterances} training utterances of {train.url} are of the class "
@@ -163,7 +163,7 @@ def check_classes(train: FeatureStream) -> None:
 
 
 def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | None]) -> list[str]:
-    """What a run should tell of its data: splits that go by another name, and what no stream reads.
+    """Notes for the user on the data: splits under another name, and utterances that no stream reads.
 
     Args:
         train: the training utterances.
@@ -189,13 +189,13 @@ def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | Non
 
 
 def training_data(config: Config, train: FeatureStream) -> str:
-    """A digest of which utterances are trained on, wherever their copy lies."""
+    """A digest that identifies the training utterances, whatever the path of the dataset."""
     what = dump_manifest(train.manifest) + train.split + repr(config.data.select.train)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 def validation_data(config: Config, val: FeatureStream | None) -> str:
-    """A digest of which utterances choose the best checkpoint, wherever their copy lies; "none" without."""
+    """A digest that identifies the utterances which choose the best checkpoint; "none" without validation."""
     if val is None:
         return NO_VALIDATION
     shards = [(shard.sha256, shard.index_sha256) for shard in val.manifest.splits[val.split].shards]

@@ -1,7 +1,7 @@
-"""The folder of a run: agreed on, kept to one job, and brought to where the run begins.
+"""The folder of a run: agreed on by all ranks, used by one job at a time, set to where the run begins.
 
-What only the main rank can know (who holds the lock, which checkpoint a link names just now) it says to all:
-`by_main`. Network disks show other hosts a change later.
+The main rank reads what may differ between hosts (who holds the lock, which checkpoint a link points to) and
+broadcasts it (`run_on_rank0`): network disks show a change to other hosts later.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from awtpn.distributed.world import World
 from awtpn.model.files import CARD_FILE, WEIGHTS_FILE, step_folders
 from awtpn.run import checkpoint
 from awtpn.run.atomic_write import write_atomically
-from awtpn.run.lock import locked
+from awtpn.run.lock import run_lock
 from awtpn.run.position import Position, load_position
 from awtpn.run.record import CONFIG_FILE, read_settings, read_status
-from awtpn.run.results import set_aside
+from awtpn.run.results import archive_results
 from shards.format.schema import MANIFEST
 from shards.safe_io.printable import printable_lines
 from shards.storage.store import dataset_name
 
-# What makes the model that it becomes. Layout, precision, length and places may change on the way.
-SETTLED = ("run.seed", "data.standardize", "model.", "prototypes.", "loss.", "optim.")
-# What a finished run is judged by; of `data.select` the training utterances cannot change.
-JUDGED_BY = ("data.val", "data.test", "data.select")
+# Settings that must not change when a run resumes. Layout, precision, length and paths may.
+FIXED_KEYS = ("run.seed", "data.standardize", "model.", "prototypes.", "loss.", "optim.")
+# Settings of evaluation: if they change, a finished run is evaluated again.
+EVALUATION_KEYS = ("data.val", "data.test", "data.select")
 T = TypeVar("T")
 
 
 def run_on_rank0(world: World, action: Callable[[], T]) -> T:
-    """What `action` gives on the main rank, on every rank; and so the error that it raises.
+    """Run `action` on the main rank; every rank returns its result or raises its error.
 
     Raises:
-        ValueError: that of the action, or its OSError.
+        ValueError: raised by the action; on other ranks also for its OSError.
     """
     answer, failure = None, None
     if world.is_main:
         try:
             answer = action()
-        except Exception as error:  # of any kind: the other ranks wait for the answer
+        except Exception as error:  # of any kind, because the other ranks wait for the broadcast
             failure = error
     answer, refusal = world.broadcast_object((answer, None if failure is None else str(failure)))
     if failure is not None and not isinstance(failure, OSError | ValueError):
@@ -58,10 +58,10 @@ def run_on_rank0(world: World, action: Callable[[], T]) -> T:
 
 
 def prepare_run_dir(config: Config, world: World) -> Path:
-    """Agree on the run folder, and have every rank look around.
+    """Agree on the run folder, and check the cluster on every rank.
 
     Raises:
-        ValueError: something would spoil the run; says what and the fix, on every rank.
+        ValueError: the run cannot work; gives causes and fixes, on every rank.
     """
     data = config.data
     default = Path("runs") / f"{dataset_name(data.train)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -78,10 +78,10 @@ def prepare_run_dir(config: Config, world: World) -> Path:
 
 
 def check_folder(config: Config, run_dir: Path) -> None:
-    """Refuse what cannot be or become the folder of this run, before anything is written there.
+    """Check that the folder can be the folder of this run, before anything is written there.
 
     Raises:
-        ValueError: says why and what to do.
+        ValueError: it cannot; says why and what to do.
     """
     fix, whole = "choose another run.dir", run_dir.absolute()
     try:
@@ -106,20 +106,20 @@ def check_folder(config: Config, run_dir: Path) -> None:
         )
     read_settings(run_dir)
     if config.run.resume not in ("auto", "never") and not run_dir.exists():
-        folder = named_folder(config.run.resume)
+        folder = resume_folder(config.run.resume)
         if problem := checkpoint.find_resume_problem(folder, names=()):
             raise ValueError(f"run.resume: {problem}")
 
 
 @contextlib.contextmanager
 def exclusive_run(run_dir: Path, world: World) -> Iterator[None]:
-    """While the block runs, no other job trains in the folder.
+    """Keep other jobs out of the folder while the block runs.
 
     Raises:
-        ValueError: one does already; on every rank.
+        ValueError: another job trains there already; on every rank.
     """
     with contextlib.ExitStack() as stack:
-        run_on_rank0(world, lambda: stack.enter_context(locked(run_dir)))
+        run_on_rank0(world, lambda: stack.enter_context(run_lock(run_dir)))
         yield
 
 
@@ -127,13 +127,13 @@ def exclusive_run(run_dir: Path, world: World) -> Iterator[None]:
 
 
 def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
-    """The checkpoint that `run.resume` means, None to start afresh, and the position to go on from.
+    """The checkpoint that `run.resume` means (None to start anew), and the position to resume at.
 
-    A scheduler repeats one command for ever. So a run that began from the checkpoint that `run.resume` names,
-    or that was told `never`, goes on from its own latest one when the same command comes again.
+    A batch scheduler repeats the same command. So a run that began from the checkpoint named by `run.resume`,
+    or with `never`, resumes from its own latest checkpoint when the same command is given again.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is not as it was saved; says what to do.
+        ValueError: there is no such checkpoint, or it is damaged; says what to do.
     """
     root, resume = run_dir / "checkpoints", config.run.resume
     folder = checkpoint.find_latest(root)
@@ -144,14 +144,16 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
                 f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
             )
     elif resume != "auto":
-        named = os.path.abspath(resume)  # not resolved: `best` and `latest` move on
+        named = os.path.abspath(resume)  # links stay, because `best` and `latest` move later
         if folder and _began_from(folder) == named:
             print(f"run.resume: this run began from {resume} already, and goes on from {folder}")
         else:
-            folder, began_from = named_folder(resume), named
+            folder, began_from = resume_folder(resume), named
     if folder is None:
         return None, Position()
-    if not began_from and (changed := [key for key in changes(config, run_dir) if key.startswith(SETTLED)]):
+    if not began_from and (
+        changed := [key for key in changed_keys(config, run_dir) if key.startswith(FIXED_KEYS)]
+    ):
         raise ValueError(
             f"{run_dir} holds a run with another {', '.join(changed)}: choose another run.dir; or, to go on "
             f"from here with these, --run.resume {quote(str(folder))}"
@@ -160,23 +162,23 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
         raise ValueError(problem + checkpoint.suggest_intact(folder))
     position = load_position(folder)
     position.began_from = began_from or position.began_from
-    # Another best is to be found, at the latest at the end; so where an older version took figures of outputs
-    # that were not finite for the best.
+    # Without a valid best checkpoint a new one is chosen, at the latest at the end of the run. An older
+    # version could choose one by outputs that were not finite.
     if best_of(root, folder, position) is None or not math.isfinite(position.best_entropy):
         position.best_f1, position.best_entropy = -1.0, 0.0
         position.best_step, position.validated = 0, 0
     return folder, position
 
 
-def named_folder(resume: str) -> Path:
-    """The folder that `run.resume` names, which must exist."""
+def resume_folder(resume: str) -> Path:
+    """The folder that `run.resume` names; ValueError if there is none."""
     if not Path(resume).is_dir():
         raise ValueError(f"run.resume names {resume}, which is no folder")
     return Path(resume).resolve()
 
 
 def _began_from(folder: Path) -> str:
-    """The checkpoint that `run.resume` named when a run began; "" where that cannot be known."""
+    """The checkpoint that `run.resume` named when a run began; "" if it is not recorded."""
     try:
         return load_position(folder).began_from
     except (OSError, ValueError, KeyError, TypeError):
@@ -184,7 +186,7 @@ def _began_from(folder: Path) -> str:
 
 
 def _same_command(config: Config, run_dir: Path) -> bool:
-    """The folder's run was begun with these very settings and did not come to its end."""
+    """Whether the folder's run was started with the same settings and has not finished."""
     try:
         said, before = read_status(run_dir)["status"], read_settings(run_dir)
     except (OSError, ValueError):
@@ -193,18 +195,18 @@ def _same_command(config: Config, run_dir: Path) -> bool:
 
 
 def best_of(root: Path, resumed: Path, position: Position) -> Path | None:
-    """The best checkpoint of a run that goes on from `resumed`, if it is in the run's own folder `root`."""
+    """The best checkpoint of a run that resumes from `resumed`, if it is in the run's own folder `root`."""
     best = root / checkpoint.folder_name(position.best_step)
     return best if position.best_step and _is_own(root, resumed, position) and best.is_dir() else None
 
 
 def _is_own(root: Path, resumed: Path, position: Position) -> bool:
-    """`resumed` is one of the run's own checkpoints, and not a copy or one of another run."""
+    """Whether `resumed` is one of the run's own checkpoints, not a copy or one of another run."""
     return resumed == root.resolve() / checkpoint.folder_name(position.step)
 
 
-def changes(config: Config, run_dir: Path) -> list[str]:
-    """The keys that the folder's run was last started with otherwise; none where it has no settings yet."""
+def changed_keys(config: Config, run_dir: Path) -> list[str]:
+    """The keys with other values than at the last start of the folder's run; none where it is new."""
     if (recorded := read_settings(run_dir)) is None:
         return []
     changed = differing_keys(recorded, dump(config))
@@ -214,10 +216,10 @@ def changes(config: Config, run_dir: Path) -> list[str]:
 def rewind_run_folder(
     config: Config, run_dir: Path, resumed: Path | None, position: Position, done: bool
 ) -> None:
-    """Bring the folder to `position` (main rank only): set aside what lies beyond, write down the settings.
+    """Set the folder to `position`: move later checkpoints aside and record the settings (main rank only).
 
-    To be called when nothing can refuse the start any more: it must not spoil another run's records. Nor are
-    settings written down of which no step is trained (`done`), unless they say on what it is judged.
+    Call it when all checks have passed, so that a refused start changes nothing. Settings with which no step
+    is trained (`done`) are not recorded, except those of evaluation.
     """
     root = run_dir / "checkpoints"
     own = resumed is not None and _is_own(root, resumed, position)
@@ -228,7 +230,7 @@ def rewind_run_folder(
         aside.mkdir()
         for folder in beyond:
             os.replace(folder, aside / folder.name)
-        print(f"going on from {resumed}: {', '.join(f.name for f in beyond)} of {root} set aside in {aside}")
+        print(f"resuming from {resumed}: {', '.join(f.name for f in beyond)} of {root} moved to {aside}")
     if root.is_dir():
         best = best_of(root, resumed, position) if resumed else None
         for name, named in (("best", best), ("latest", resumed if own else None)):
@@ -236,19 +238,20 @@ def rewind_run_folder(
                 checkpoint.update_symlink(root / name, named)
             else:
                 (root / name).unlink(missing_ok=True)
-    judged_anew = resumed is not None and any(key in JUDGED_BY for key in changes(config, run_dir))
-    if not done or judged_anew:
-        if results := set_aside(run_dir):
-            why = "is judged on other data" if done else f"continues from step {position.step}"
+    changed = changed_keys(config, run_dir)
+    is_evaluated_again = resumed is not None and any(key in EVALUATION_KEYS for key in changed)
+    if not done or is_evaluated_again:
+        if results := archive_results(run_dir):
+            why = "is evaluated on other data" if done else f"continues from step {position.step}"
             print(f"the run {why}; its results so far: {results}")
         record_settings(config, run_dir, position.step)
 
 
 def record_settings(config: Config, run_dir: Path, step: int) -> None:
-    """Write config.yaml; where it held other settings say so, and keep them as config-STEP.yaml."""
+    """Write config.yaml; if it held other settings, print so and keep them as config-STEP.yaml."""
     file, kept = run_dir / CONFIG_FILE, run_dir / f"config-{step}.yaml"
-    if step and (changed := changes(config, run_dir)):
+    if step and (changed := changed_keys(config, run_dir)):
         if not kept.exists():
             write_atomically(kept, file.read_text())
-        print(f"from step {step} on with another {', '.join(changed)}; the settings before: {kept}")
+        print(f"from step {step} on with another {', '.join(changed)}; the former settings: {kept}")
     write_atomically(file, dump_yaml(config))

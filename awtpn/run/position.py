@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint records of it, checked where it is read."""
+"""The position of a run, as a checkpoint records it; checked when it is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.safe_io.json_fields import from_record
 
 @dataclass
 class Position:
-    """Where a run stands, and what must not change for it to go on."""
+    """How far a run is, and what must not change when it resumes."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -22,7 +22,7 @@ class Position:
     """Steps done of this epoch."""
     best_f1: float = -1.0
     best_entropy: float = 0.0
-    """The best checkpoint's w-F1 and, which decides between equals, cross-entropy on validation data."""
+    """w-F1 of the best checkpoint on validation data, and its cross-entropy, which decides between equals."""
     best_step: int = 0
     seed: int = 0
     global_batch_size: int = 0
@@ -30,30 +30,30 @@ class Position:
     data: str = ""
     """Digest of the training utterances: their manifest, split and selection."""
     validation_data: str = ""
-    """Digest of the validation utterances that best_f1 is of; "" where an older version recorded none."""
+    """Digest of the validation utterances of best_f1; "" where an older version recorded none."""
     skipped: int = 0
-    """Steps left out because a loss or gradient was not finite; train.skip_budget bounds them."""
+    """Steps skipped because a loss or gradient was not finite; train.skip_budget limits them."""
     left_out: int = 0
-    """Steps that changed nothing: `skipped`, and those with which fp16's loss scale found its range."""
+    """Steps that changed no weight: `skipped`, and those in which fp16's loss scaler was still searching."""
     damaged: list[str] = field(default_factory=list)
     """Utterances left out because their shard or array is damaged or missing."""
     seconds: float = 0.0
-    """Wall time that the run took so far, over all its starts, without getting ready."""
+    """Wall time of training so far, over all starts of the run, without set-up."""
     rank_seconds: float = 0.0
-    """The same times the ranks that took part."""
+    """The same, multiplied by the number of ranks of each start."""
     validated: int = 0
     """The step of the last validation."""
     threads: int = 0
-    """CPU threads of each rank: another number changes the last bits of sums."""
+    """CPU threads of each rank; another number changes the last bits of sums."""
     began_from: str = ""
-    """The checkpoint that `run.resume` named when the run began from one."""
+    """The checkpoint that `run.resume` named when the run began; "" if it named none."""
 
 
 def load_position(folder: Path) -> Position:
-    """Where the run of a checkpoint stands; see `problem` for its other files.
+    """The position in a checkpoint; `find_resume_problem` checks its other files.
 
     Raises:
-        ValueError: that cannot be where a run stands. One line.
+        ValueError: it is not a possible position. One line.
         OSError: its file cannot be read.
     """
     return parse_position(read_state(folder), folder)
@@ -65,10 +65,10 @@ def parse_position(state: dict[str, Any], folder: Path) -> Position:
     for field_ in fields(position):
         value = getattr(position, field_.name)
         least = -1 if field_.name == "best_f1" else 0
-        # A cross-entropy may be of any size.
+        # A cross-entropy has no upper bound.
         if isinstance(value, int | float) and field_.name != "best_entropy" and not least <= value < math.inf:
             raise ValueError(f"{at}.{field_.name} cannot be {value}")
-    # An epoch has a step at least.
+    # An epoch has at least one step.
     for name, least in (
         ("epoch_step", position.epoch_step + position.epoch),
         ("best_step", position.best_step),
@@ -84,7 +84,7 @@ def parse_position(state: dict[str, Any], folder: Path) -> Position:
 
 
 def parse_adam(state: dict[str, Any], folder: Path) -> tuple[float, dict[str, float]]:
-    """Adam's step, and where fp16's search for a loss scale stands."""
+    """Adam's step, and the state of fp16's loss scaler."""
     step, scale = state.get("adam_step"), state.get("loss_scale", {})
     numbers = [step, *(scale.values() if isinstance(scale, dict) else [None])]
     for number in numbers:

@@ -1,4 +1,4 @@
-"""What produced a run: ranks, device, versions of the software, and the commit it was checked out at."""
+"""What produced a run: ranks, device, software versions, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from awtpn.distributed.world import World
 
 
 def describe(world: World, threads: int) -> dict[str, Any]:
-    """What status.json tells of who ran, as plain values; `threads` of each rank, 0 where torch decides."""
+    """The entries of status.json on ranks and machine; `threads` of each rank, 0 where torch decides."""
     return {
         "ranks": world.size,
         "engine": world.engine,
@@ -29,9 +29,9 @@ def describe(world: World, threads: int) -> dict[str, Any]:
     }
 
 
-@functools.cache  # asked for by status.json and by TensorBoard; git takes a while in a large checkout
+@functools.cache  # status.json and TensorBoard both need it, and git is slow in a large checkout
 def commit() -> str | None:
-    """The commit of this project's checkout, "+ changes" where files differ from it; None outside of one."""
+    """The commit of this project's checkout, with "+ changes" if files differ; None outside of a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What a run folder tells of its run: settings in `config.yaml`, state in `status.json`; read with checks."""
+"""Read and check the records of a run folder: settings in `config.yaml`, state in `status.json`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ STATUS_FILE = "status.json"
 
 
 def read_settings(run_dir: Path) -> dict[str, Any] | None:
-    """The sections that config.yaml of a run folder holds; None where there is no such file.
+    """The sections in config.yaml of a run folder; None where there is no such file.
 
     Raises:
-        ValueError: the file is not the record of a run; it must not be replaced.
+        ValueError: the file does not hold the settings of a run; it must not be replaced.
     """
     file = run_dir / CONFIG_FILE
     if not file.is_file():
@@ -48,10 +48,10 @@ def read_section(run_dir: Path, name: str) -> dict[str, Any]:
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """What status.json of a run folder holds, with a `status`.
+    """The content of status.json of a run folder; it has a `status`.
 
     Raises:
-        ValueError: it is not the state of a run.
+        ValueError: it is not the status of a run.
         OSError: it cannot be read.
     """
     file = run_dir / STATUS_FILE

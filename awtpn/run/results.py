@@ -1,7 +1,7 @@
-"""results.json: what a finished run measured, and on which checkpoint.
+"""results.json: the metrics of a finished run, and the checkpoint they were measured on.
 
-A run that is finished can be continued, and then its best weights change. The old results are set aside when
-the run continues, and whoever reads results checks that they belong to the weights they are shown with.
+A finished run can be continued, and then its best weights may change. So the old results are moved aside when
+the run continues, and a reader checks that results belong to the weights they are shown with.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ RESULTS_EVENTS = ".results"  # how the name of a TensorBoard file ends that hold
 
 @dataclass(frozen=True)
 class StoredResults:
-    """The content of a run's results.json, where it belongs to the weights that were asked about."""
+    """The content of a run's results.json, if it belongs to the given weights."""
 
     results: dict[str, Any] | None
-    """None where there are none, or where they are of other weights."""
+    """None if there are none, or if they are of other weights."""
     note: str | None
-    """One line: why they are left out, or that nothing records which weights they were measured on."""
+    """One line: why they are left out, or that their weights are not recorded."""
 
 
 def write_results(run_dir: Path, results: Mapping[str, Any]) -> None:
-    """Write results.json. `results["checkpoint"]` tells the weights: see `checkpoint.identity`."""
+    """Write results.json. `results["checkpoint"]` identifies the weights (`model.files.identity`)."""
     write_json(run_dir / RESULTS_FILE, results)
 
 
@@ -44,7 +44,7 @@ def read_results(run_dir: Path, model: Path | None) -> StoredResults:
 
     Args:
         run_dir: the run folder.
-        model: the checkpoint folder that the results shall belong to; None where the run keeps none, and
+        model: the checkpoint folder that the results must belong to; None if the run has none, so that
             nothing can be compared.
 
     Raises:
@@ -71,7 +71,7 @@ def read_results(run_dir: Path, model: Path | None) -> StoredResults:
 
 
 def _belong_to(results: Mapping[str, Any], model: Path) -> bool | None:
-    """Whether results were measured on the weights in `model`; None where that is not known."""
+    """Whether results were measured on the weights in `model`; None if that is not known."""
     record = results.get("checkpoint")
     if isinstance(record, dict) and (own := files.identity(model)) is not None:
         return bool(record.get("sha256") == own["sha256"])
@@ -91,19 +91,19 @@ def _measured_on(results: Mapping[str, Any]) -> str:
     return f"other weights (of step {step})"
 
 
-def set_aside(run_dir: Path) -> Path | None:
-    """Move the results of a run that continues, and all that shows them, into a folder of their own.
+def archive_results(run_dir: Path) -> Path | None:
+    """Move the results of a run that continues, and all files that show them, into a folder of their own.
 
-    To be called on the main rank alone.
+    Only the main rank calls it.
 
     Returns:
-        The folder, or None where there were no results.
+        The folder, or None if there were no results.
     """
     files = [
         run_dir / RESULTS_FILE,
         *(predictions_file(run_dir, role) for role in ("val", "test")),
         *(run_dir / name for name in REPORTS),
-        # TensorBoard would go on showing them as the run's, and HParams compare by them.
+        # Else TensorBoard would still show them as the run's, and HParams would compare by them.
         *run_dir.glob(f"tensorboard/*{RESULTS_EVENTS}"),
     ]
     found = [file for file in files if file.is_file()]

@@ -1,6 +1,7 @@
 """From recordings to features in shards, on one process or many.
 
-- `extract`: the whole of it; `shard_jobs`: which rank makes which shard; `heartbeat`: whether ranks live
-- `pipeline`: decode, encode, check; `media/`: decoding; `encoders/`: waves and pictures to features;
-  `reopen_encoder`: the encoder that made recorded features
+- `extract`: recordings to a dataset; `shard_jobs`: the plan; `shard_records`: what is finished;
+  `heartbeat`: notices ranks that hang or are gone
+- `pipeline`: decode and encode clips; `media/`: decoding; `encoders/`: waves and pictures to features;
+  `reopen_encoder`: the encoder of recorded features
 """

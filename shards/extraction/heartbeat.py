@@ -1,9 +1,9 @@
-"""Signs of life: how the main rank of an extraction learns that another one is gone or hangs.
+"""Heartbeats: how the main rank of an extraction learns that another rank is gone or hangs.
 
-A rank that works leaves, now and then, a small file in the output folder that says how much it has done. The
-main rank looks at the shards that are still missing and at the files of those who make them; whose file
-stays the same for too long is not waited for. Nothing here waits on the network of the ranks: one that
-vanished cannot hold up a collective.
+A working rank writes a small file into the output folder every `INTERVAL_S` seconds; it says how much the
+rank has done. The main rank looks at the shards that are still missing and at the heartbeats of their ranks.
+If a heartbeat stays the same for too long, the main rank stops with an error. No collective is used here,
+because a rank that vanished would block it.
 """
 
 from __future__ import annotations
@@ -14,127 +14,128 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from shards.packing.output_folder import MARKER, PART, Target, names_in, publish
+from shards.extraction.shard_records import record_name
+from shards.packing.marker import MARKER
+from shards.packing.output_folder import OutputFolder, list_names, publish
 from shards.storage.store import call_store
 
-ALIVE = f"{MARKER}-alive-"  # and the rank
-BEAT_S = 30.0
+HEARTBEAT = f"{MARKER}-alive-"  # and the rank
+INTERVAL_S = 30.0
 POLL_S = 10.0
-# Of the time since the last look, so much counts as waiting: this rank may itself have been stopped.
+# Of the time since the last check at most so much counts as quiet: this rank itself may have been suspended.
 LONGEST_GAP_S = 60.0
 
 
-def heartbeat_writer(target: Target, rank: int, patience: float) -> Callable[[], None]:
-    """For ranks above 0, to be called with each piece of work done: leaves a sign of life now and then.
+def heartbeat_writer(folder: OutputFolder, rank: int, patience: float) -> Callable[[], None]:
+    """For ranks above 0: a function to call with each piece of work; it writes a heartbeat at intervals.
 
     Raises (when called):
         OSError: another extraction has taken the folder over, or the store cannot be reached.
     """
     calls = 0
 
-    def beat() -> None:
-        path = target.work / f"{ALIVE}{rank}"
+    def write() -> None:
+        path = folder.workdir / f"{HEARTBEAT}{rank}"
         path.write_text(str(calls))
-        publish(target, path)
+        publish(folder, path)
 
-    at_times = _at_times(beat, patience)
+    write_at_intervals = _at_intervals(write, patience)
 
-    def tick() -> None:
+    def on_progress() -> None:
         nonlocal calls
         calls += 1
-        at_times()
+        write_at_intervals()
 
-    return tick
+    return on_progress
 
 
-def heartbeat_monitor(watch: RankMonitor) -> Callable[[], None]:
-    """For the main rank, to be called with each piece of work done: looks at the others now and then.
+def heartbeat_monitor(monitor: RankMonitor) -> Callable[[], None]:
+    """For the main rank: a function to call with each piece of work; it checks the others at intervals.
 
     Raises (when called):
-        OSError: as `Watch.missing`.
+        OSError: as `RankMonitor.missing`.
     """
-    return _at_times(watch.missing, watch.patience)
+    return _at_intervals(monitor.missing, monitor.patience)
 
 
-def _at_times(call: Callable[[], object], patience: float) -> Callable[[], None]:
-    """Something to be called often; calls `call` at once, and then several times within the patience."""
+def _at_intervals(call: Callable[[], object], patience: float) -> Callable[[], None]:
+    """A function to be called often: it calls `call` at once, then several times within the patience."""
     last = -float("inf")
 
-    def tick() -> None:
+    def on_progress() -> None:
         nonlocal last
-        if time.monotonic() - last >= min(BEAT_S, patience / 4):
+        if time.monotonic() - last >= min(INTERVAL_S, patience / 4):
             call()
             last = time.monotonic()
 
-    return tick
+    return on_progress
 
 
 @dataclass
 class RankMonitor:
-    """What the main rank knows of the shards that others make.
+    """What the main rank knows of the shards of other ranks.
 
     Attributes:
-        target: the folder.
-        owners: rank by name of shard, of those that others are to make.
-        patience: seconds without a sign of life after which a rank is given up.
-        looked: when that was done last, by this rank's clock.
-        signs: by rank what was last seen of it, and for how many seconds.
+        folder: the output folder.
+        owners: by name of a shard the rank that makes it, without the shards of the main rank.
+        patience: seconds without progress after which a rank is given up.
+        last_check: when `missing` was called last, by this process's clock.
+        last_seen: by rank its progress when checked last, and for how many seconds it has been the same.
     """
 
-    target: Target
+    folder: OutputFolder
     owners: Mapping[str, int]
     patience: float
-    looked: float = field(default_factory=time.monotonic)
-    signs: dict[int, tuple[object, float]] = field(default_factory=dict)
+    last_check: float = field(default_factory=time.monotonic)
+    last_seen: dict[int, tuple[object, float]] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
-        """Names of the shards that are not there yet.
+        """Names of the shards that have no record yet.
 
         Raises:
-            OSError: who makes one has given no sign of life for too long, or the store cannot be reached.
+            OSError: the rank of one has made no progress for too long, or the store cannot be reached.
         """
         if not self.owners:
             return []
-        names = names_in(self.target.store)
-        missing = [name for name in self.owners if name + PART not in names]
-        ranks = sorted({self.owners[name] for name in missing})
-        beats = self._beats([rank for rank in ranks if f"{ALIVE}{rank}" in names])
+        names = list_names(self.folder.store)
+        missing = [shard for shard in self.owners if record_name(shard) not in names]
+        ranks = sorted({self.owners[shard] for shard in missing})
+        heartbeats = self._read_heartbeats([rank for rank in ranks if f"{HEARTBEAT}{rank}" in names])
         now = time.monotonic()
-        gap, self.looked = min(now - self.looked, LONGEST_GAP_S), now
+        gap, self.last_check = min(now - self.last_check, LONGEST_GAP_S), now
         for rank in ranks:
-            own = [name for name in missing if self.owners[name] == rank]
-            sign = len(own), beats.get(rank)
-            before, quiet = self.signs.get(rank, (None, 0.0))
-            quiet = quiet + gap if sign == before else 0.0
-            self.signs[rank] = sign, quiet
+            own = [shard for shard in missing if self.owners[shard] == rank]
+            progress = len(own), heartbeats.get(rank)
+            before, quiet = self.last_seen.get(rank, (None, 0.0))
+            quiet = quiet + gap if progress == before else 0.0
+            self.last_seen[rank] = progress, quiet
             if quiet > self.patience:
                 raise OSError(
-                    f"{self.target.store.url}: rank {rank} has made nothing for {self.patience / 60:g} min; "
-                    f"{_listed(own)} missing; stop the job: the same command goes on with any number of ranks"
+                    f"{self.folder.store.url}: rank {rank} has made no progress for "
+                    f"{self.patience / 60:g} min; {_listed(own)} missing; stop the job: the same command "
+                    "continues with any number of ranks"
                 )
         return missing
 
-    def wait(self, progress: bool) -> None:
-        """Return once all are there.
+    def wait(self, show_bar: bool) -> None:
+        """Return when no shard is missing.
 
         Raises:
             OSError: as `missing`.
         """
         begin = time.monotonic()
         missing = self.missing()
-        with tqdm(
-            total=len(missing), desc="other ranks", unit="shard", disable=not (progress and missing)
-        ) as bar:
+        disable = not (show_bar and missing)
+        with tqdm(total=len(missing), desc="other ranks", unit="shard", disable=disable) as bar:
             while missing:
-                # Often at first, since most ranks end together.
+                # Often at first, because most ranks end at about the same time.
                 time.sleep(min(0.1 + (time.monotonic() - begin) / 4, POLL_S, self.patience / 4))
                 missing = self.missing()
                 bar.update(bar.total - len(missing) - bar.n)
 
-    def _beats(self, ranks: list[int]) -> dict[int, bytes]:
-        """What ranks have left."""
-        store = self.target.store
-        paths = [f"{store.root}/{ALIVE}{rank}" for rank in ranks]
+    def _read_heartbeats(self, ranks: list[int]) -> dict[int, bytes]:
+        store = self.folder.store
+        paths = [f"{store.root}/{HEARTBEAT}{rank}" for rank in ranks]
         found = call_store(store, lambda: store.fs.cat(paths), store.url) if paths else {}
         return {int(path.rpartition("-")[2]): content for path, content in found.items()}
 

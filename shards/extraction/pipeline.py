@@ -1,7 +1,7 @@
-"""Clips -> features: decoded on a few threads ahead of the encoders, encoded in batches of like length.
+"""Clips -> features: decoded by a few threads ahead of the encoders, encoded in batches of similar length.
 
-Which clips share a batch is decided by the clips alone, so that the same clips give the same bytes on any
-rank and after any stop.
+Which clips share a batch depends on the clips alone, so that the same clips give the same bytes on any rank
+and after any stop.
 """
 
 from __future__ import annotations
@@ -21,46 +21,48 @@ from shards.format.schema import BadSample, Sample
 from shards.safe_io.file_names import as_text
 from shards.sources.base import Clip
 
-# Decoded clips that wait for the encoders, beyond those that are being decoded.
+# Limits of the clips that are decoded, or being decoded, ahead of the encoders.
 AHEAD_CLIPS = 64
 AHEAD_BYTES = 512 << 20
-# Clips are sorted by length within windows of so many, or of so many decoded bytes.
+# Clips are sorted by length within windows of at most so many clips, or of about so many decoded bytes.
 WINDOW_CLIPS = 64
 WINDOW_BYTES = 256 << 20
-# Read at a time, to see whether a file can be.
-BLOCK = 1 << 20
+READ_BYTES = 1 << 20  # at a time, to see whether a file can be read
 
-# Metadata of a clip of which a stream cannot be decoded: why, by modality.
+# Name of the metadata of a clip with a stream that cannot be decoded; it holds the cause by modality.
 UNDECODABLE = "lacking"
 
-# By modality, "audio" and "video"; what they are is told in `shards.extraction.encoders`.
+# By modality, "audio" and "video"; `shards.extraction.encoders` describes them.
 Encoders = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A clip's sound [samples] and pictures [N, H, W, 3], by modality; or why it cannot be used.
+class DecodedClip:
+    """A clip with its decoded streams, or the reason why it cannot be used.
 
     Attributes:
-        lacking: by modality why a stream that it has, or should have, is not among them.
-        constant: by modality of a stream that never changes, and so is not among them, what to say of it.
-        lost: the cause is that a file is gone or cannot be read, and no fault of the clip.
+        clip: the clip.
+        media: by modality sound [samples] or pictures [N, H, W, 3].
+        cause: why it cannot be used; None if it can.
+        undecodable: by modality why a stream that it has, or should have, is not in `media`.
+        constant: by modality why a stream that never changes is not in `media`.
+        is_unreadable: the cause is a file that is gone or cannot be read, not the clip.
     """
 
     clip: Clip
     media: dict[str, np.ndarray]
     cause: str | None = None
-    lacking: dict[str, str] = field(default_factory=dict)
+    undecodable: dict[str, str] = field(default_factory=dict)
     constant: dict[str, str] = field(default_factory=dict)
-    lost: bool = False
+    is_unreadable: bool = False
 
     @property
     def bytes(self) -> int:
         return sum(array.nbytes for array in self.media.values())
 
 
-def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decoded:
-    """Read what the encoders need of a clip; a stream that it lacks, or that is broken, is left out.
+def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> DecodedClip:
+    """Decode what the encoders need of a clip; a stream that is missing or broken is left out.
 
     Args:
         clip: the clip.
@@ -69,85 +71,88 @@ def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decod
     """
     faults: Counter[str] = Counter()
     decoded = _decode(clip, encoders, faults, keep_constant)
-    used = decoded.cause is None or decoded.constant
-    if used and not decoded.lacking and not faults.total():
+    is_used = decoded.cause is None or decoded.constant
+    if is_used and not decoded.undecodable and not faults.total():
         return decoded
-    # FFmpeg has the same words for damage and for storage that fails; who reads the files knows.
-    for path in _files(clip, encoders):
+    # FFmpeg reports a damaged file and a storage that fails alike. Reading the whole file tells them apart.
+    for path in _paths(clip, encoders):
         try:
             _read_through(path)
         except FileNotFoundError:
-            return Decoded(clip, {}, f"{path}: no such file", lost=True)
+            return DecodedClip(clip, {}, f"{path}: no such file", is_unreadable=True)
         except OSError as error:
-            return Decoded(clip, {}, f"{path}: cannot be read ({error.strerror})", lost=True)
+            return DecodedClip(clip, {}, f"{path}: cannot be read ({error.strerror})", is_unreadable=True)
     return _decode(clip, encoders, faults, keep_constant)
 
 
-def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant: bool) -> Decoded:
+def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant: bool) -> DecodedClip:
     media: dict[str, np.ndarray] = {}
-    lacking: dict[str, str] = {}
+    undecodable: dict[str, str] = {}
     constant: dict[str, str] = {}
     for name, encoder in encoders.items():
-        read = _sound if name == "audio" else _pictures
+        decode_stream = _decode_audio if name == "audio" else _decode_video
         try:
-            found = read(clip, encoder, faults, keep_constant)
+            stream = decode_stream(clip, encoder, faults, keep_constant)
         except ConstantStream as error:
             constant[name] = f"{error}; it counts as missing, unless constant streams are kept"
             continue
         except (ValueError, OSError) as error:
-            lacking[name] = str(error)
+            undecodable[name] = str(error)
             continue
-        if found is not None:
-            media[name] = found
+        if stream is not None:
+            media[name] = stream
     if media:
-        return Decoded(clip, media, lacking=lacking, constant=constant)
-    if not lacking and not constant and not clip.missing:
-        files = ", ".join(map(str, _files(clip, ("audio", "video"))))
-        return Decoded(clip, {}, f"{files or 'no file'}: no {' and no '.join(encoders)} to make features of")
-    causes = "; ".join(dict.fromkeys((lacking | clip.missing | constant).values()))
-    return Decoded(clip, {}, causes, lacking, constant)
+        return DecodedClip(clip, media, undecodable=undecodable, constant=constant)
+    if not undecodable and not constant and not clip.missing:
+        files = ", ".join(map(str, _paths(clip, ("audio", "video"))))
+        cause = f"{files or 'no file'}: no {' and no '.join(encoders)} to make features of"
+        return DecodedClip(clip, {}, cause)
+    causes = "; ".join(dict.fromkeys((undecodable | clip.missing | constant).values()))
+    return DecodedClip(clip, {}, causes, undecodable, constant)
 
 
-def _sound(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
+def _decode_audio(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
     if clip.audio is None:
         return None
     return read_audio(clip.audio, encoder.rate, clip.audio_span, faults, keep_constant)
 
 
-def _pictures(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
+def _decode_video(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
     if clip.video is None:
         return None
-    found = read_frames(
+    decoded = read_frames(
         clip.video, encoder.fps, clip.video_span, clip.crop, encoder.largest_side, faults, keep_constant
     )
-    return None if found is None else found[0]
+    return None if decoded is None else decoded[0]
 
 
-def _files(clip: Clip, modalities: Iterable[str]) -> list[Path]:
-    named = {"audio": clip.audio, "video": clip.video}
-    return list(dict.fromkeys(path for name in modalities if (path := named[name]) is not None))
+def _paths(clip: Clip, modalities: Iterable[str]) -> list[Path]:
+    paths = {"audio": clip.audio, "video": clip.video}
+    return list(dict.fromkeys(path for name in modalities if (path := paths[name]) is not None))
 
 
 def _read_through(path: Path) -> None:
     """Raise OSError if the file cannot be read to its end."""
     with open(path, "rb", buffering=0) as file:
-        while file.read(BLOCK):
+        while file.read(READ_BYTES):
             pass
 
 
 def decode_ahead(
     clips: Iterable[Clip], encoders: Encoders, threads: int, keep_constant: bool = False
-) -> Generator[Decoded, None, None]:
-    """`decode` each clip, in order, some ahead of being asked for; how far is bounded in clips and bytes."""
+) -> Generator[DecodedClip, None, None]:
+    """`decode` each clip, in order, at most `AHEAD_CLIPS` and about `AHEAD_BYTES` ahead of the caller."""
     remaining = iter(clips)
-    waiting: deque[Future[Decoded]] = deque()
-    given, given_bytes = 0, 0
+    waiting: deque[Future[DecodedClip]] = deque()
+    yielded, yielded_bytes = 0, 0
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         while True:
-            # Of a clip under way nobody knows how large it will be: as large as others, we say.
-            usual = given_bytes / given if given else AHEAD_BYTES / threads
-            while len(waiting) < AHEAD_CLIPS and (not waiting or _held(waiting, usual) < AHEAD_BYTES):
+            # The size of a clip that is being decoded is not known: take the mean of those before.
+            mean_bytes = yielded_bytes / yielded if yielded else AHEAD_BYTES / threads
+            while len(waiting) < AHEAD_CLIPS and (
+                not waiting or _waiting_bytes(waiting, mean_bytes) < AHEAD_BYTES
+            ):
                 clip = next(remaining, None)
                 if clip is None:
                     break
@@ -155,89 +160,93 @@ def decode_ahead(
             if not waiting:
                 return
             decoded = waiting.popleft().result()
-            given, given_bytes = given + 1, given_bytes + decoded.bytes
+            yielded, yielded_bytes = yielded + 1, yielded_bytes + decoded.bytes
             yield decoded
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _held(waiting: Iterable[Future[Decoded]], usual: float) -> float:
-    """Bytes of the clips that are decoded, and likely of those under way."""
-    return sum(each.result().bytes if each.done() else usual for each in waiting)
+def _waiting_bytes(waiting: Iterable[Future[DecodedClip]], mean_bytes: float) -> float:
+    """Bytes of the clips that are decoded, and an estimate for those that are being decoded."""
+    return sum(future.result().bytes if future.done() else mean_bytes for future in waiting)
 
 
 def encode(
-    decoded: Iterable[Decoded], encoders: Encoders, batch: int, tick: Callable[[], None] = lambda: None
+    decoded: Iterable[DecodedClip],
+    encoders: Encoders,
+    batch: int,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[Sample | BadSample]:
-    """Features of decoded clips, in order; of one that fails a `BadSample` with its cause.
+    """Features of decoded clips, in order; for a clip that fails, a `BadSample` with the cause.
 
-    A modality whose stream a clip lacks, or in which the encoder finds nothing (no face), is None. Of a
-    stream that cannot be decoded the metadata `LACKING` tells the cause, of streams that never change
-    `CONSTANT` the modalities.
+    A modality is None if the clip has no such stream or the encoder finds nothing in it (no face). The
+    metadata `UNDECODABLE` gives the cause for streams that cannot be decoded, the metadata `CONSTANT` the
+    modalities of streams that never change.
 
     Args:
         decoded: read a window at a time.
         encoders: by modality.
         batch: clips encoded at a time.
-        tick: called after each batch.
+        on_progress: called after each batch.
     """
     for window in _windows(decoded):
-        made = {
-            name: _encode_window(window, name, encoder, batch, tick) for name, encoder in encoders.items()
+        encoded = {
+            name: _encode_window(window, name, encoder, batch, on_progress)
+            for name, encoder in encoders.items()
         }
         for i, each in enumerate(window):
-            found = {name: values[i] for name, values in made.items()}
-            causes = [each.cause, *(value for value in found.values() if isinstance(value, str))]
+            results = {name: of_window[i] for name, of_window in encoded.items()}
+            causes = [each.cause, *(result for result in results.values() if isinstance(result, str))]
             if cause := next((cause for cause in causes if cause), None):
                 yield BadSample(each.clip.key, cause, each.clip.source)
             else:
-                yield _sample(each, found)
+                yield _sample(each, results)
 
 
-def _sample(decoded: Decoded, found: dict[str, Any]) -> Sample:
+def _sample(decoded: DecodedClip, results: dict[str, Any]) -> Sample:
     clip = decoded.clip
-    features = {name: None if values is None or not len(values) else values for name, values in found.items()}
-    lacking = as_text(clip.missing | decoded.lacking)  # they name files
-    meta = clip.meta | ({UNDECODABLE: lacking} if lacking else {})
+    features = {name: None if of is None or not len(of) else of for name, of in results.items()}
+    undecodable = as_text(clip.missing | decoded.undecodable)  # causes name files, which may not be UTF-8
+    meta = clip.meta | ({UNDECODABLE: undecodable} if undecodable else {})
     meta |= {CONSTANT: sorted(decoded.constant)} if decoded.constant else {}
     return Sample(clip.key, clip.split, clip.label, features, meta, clip.source)
 
 
-def _windows(decoded: Iterable[Decoded]) -> Iterator[list[Decoded]]:
-    """Consecutive clips, few enough to be held; the bounds depend on nothing but the clips."""
-    window: list[Decoded] = []
-    held = 0
+def _windows(decoded: Iterable[DecodedClip]) -> Iterator[list[DecodedClip]]:
+    """Consecutive clips that fit into memory together; where a window ends depends on the clips alone."""
+    window: list[DecodedClip] = []
+    window_bytes = 0
     for each in decoded:
         window.append(each)
-        held += each.bytes
-        if len(window) >= WINDOW_CLIPS or held >= WINDOW_BYTES:
+        window_bytes += each.bytes
+        if len(window) >= WINDOW_CLIPS or window_bytes >= WINDOW_BYTES:
             yield window
-            window, held = [], 0
+            window, window_bytes = [], 0
     if window:
         yield window
 
 
 def _encode_window(
-    window: list[Decoded], name: str, encoder: Any, batch: int, tick: Callable[[], None]
+    window: list[DecodedClip], name: str, encoder: Any, batch: int, on_progress: Callable[[], None]
 ) -> list[np.ndarray | str | None]:
-    """Per clip its features [T, D]; None where it lacks the modality; the cause where it failed."""
-    found: list[np.ndarray | str | None] = [None] * len(window)
-    there = [i for i, each in enumerate(window) if name in each.media]
-    there.sort(key=lambda i: len(window[i].media[name]))
-    for first in range(0, len(there), batch):
-        rows = there[first : first + batch]
-        made = _encode([window[i].media[name] for i in rows], encoder)
-        for i, values in zip(rows, made, strict=True):
-            found[i] = values
-        tick()
-    return found
+    """Per clip its features [T, D]; None without a stream of the modality; the cause where it failed."""
+    results: list[np.ndarray | str | None] = [None] * len(window)
+    by_length = [i for i, each in enumerate(window) if name in each.media]
+    by_length.sort(key=lambda i: len(window[i].media[name]))
+    for first in range(0, len(by_length), batch):
+        rows = by_length[first : first + batch]
+        encoded = _encode([window[i].media[name] for i in rows], encoder)
+        for i, result in zip(rows, encoded, strict=True):
+            results[i] = result
+        on_progress()
+    return results
 
 
 def _encode(media: list[np.ndarray], encoder: Any) -> list[np.ndarray | str]:
-    """Features of each; a batch that is refused is tried one by one, to find whose fault it is."""
+    """Features of each, or the cause. If the encoder refuses a batch, its clips are encoded one by one."""
     try:
         return list(encoder.encode(media))
     except ValueError as error:
         if len(media) == 1:
             return [str(error)]
-    return [made for each in media for made in _encode([each], encoder)]
+    return [result for each in media for result in _encode([each], encoder)]

@@ -1,4 +1,4 @@
-"""Open the encoder that made recorded features, to make more features of the same space."""
+"""Open the encoder of recorded features again, to make more features of the same feature space."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from shards.format.feature_space import describe, space_of
 
 # Settings of Hugging Face models that are options of their encoders.
 MODEL_OPTIONS = ("dtype", "layer", "step_seconds", "revision", "fps", "faces")
-# Settings that decide how much a recording is decoded to; beyond any that a recording has.
-RATES = ("rate", "fps", "step_seconds")
-FASTEST = 1_000_000
+RATES = ("rate", "fps", "step_seconds")  # settings that decide how much data a recording decodes to
+LARGEST_RATE = 1_000_000  # beyond the rate of any recording
 
 
 def reopen_encoder(
     modality: str, settings: Mapping[str, Any], device: str = "cpu", spec: str | None = None
 ) -> Any:
-    """The encoder of these settings, to make more features of the same space.
+    """The encoder with these settings.
 
     Args:
         modality: "audio" or "video".
-        settings: of `reopenable` features; the encoder computes in the precision that it did then.
+        settings: as recorded, of `reopenable` features; the encoder computes in the recorded precision.
         device: where a model runs.
-        spec: where the model is now, if it was moved.
+        spec: where the model's files are now, if they were moved.
 
     Raises:
-        ValueError: the encoder cannot be found, or is no longer the same.
+        ValueError: the encoder cannot be found, or it is another one.
     """
     for name in RATES:
         if name in settings and not _is_rate(settings[name]):
             raise ValueError(f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded")
     built_in = "model_type" not in settings
     if spec is None and not built_in and not settings.get("path") and not settings.get("revision"):
-        # A folder, of which an export tells the name alone; on a hub that name may be anybody's.
+        # The encoder was a local folder, and an export records its name only. On a hub, that name may belong
+        # to anybody.
         raise ValueError(
             f"{modality}: the encoder was the folder {settings['id']!r} of another machine: get its files, "
-            f"and say where they are (awtpn predict --{modality} FOLDER)"
+            f"and name their folder (awtpn predict --{modality} FOLDER)"
         )
     spec = spec or str(settings.get("path") or settings["id"])
     audio = modality == "audio"
@@ -64,5 +64,5 @@ def reopen_encoder(
 
 def _is_rate(value: Any) -> bool:
     return value is None or (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= FASTEST
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST_RATE
     )

@@ -1,51 +1,45 @@
-"""The shards that an extraction is to make, and the records of those that it has made.
+"""Plan an extraction: which clips go into which shard, and which shards are finished already.
 
-The clips of each split are dealt, in order, to shards of a fixed number of clips: what is in a shard depends
-neither on the number of ranks nor on what was made before. Beside a finished shard lies a record of it
-(`.part.json`), until the manifest is there; what has a record is not made again.
+The clips of each split are assigned, in order, to shards of a fixed number of clips. So the content of a
+shard depends neither on the number of ranks nor on what was made before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from shards.extraction.pipeline import UNDECODABLE, Encoders
+from shards.extraction.pipeline import Encoders
+from shards.extraction.shard_records import read_records, record_name
 from shards.format.feature_space import space_of
 from shards.format.schema import BadSample
+from shards.packing.marker import extraction_token, read_token, write_marker
 from shards.packing.output_folder import (
-    EXTRACTION,
-    PART,
-    Target,
     check_available,
     clear_and_mark,
+    is_being_replaced,
+    list_names,
     logger,
-    names_in,
-    publish,
     remove_temporary,
-    unfinished_replacement,
-    write_json_lines,
-    write_marker,
 )
-from shards.packing.shard_writer import FinishedShard, dump_part, load_part, shard_name
+from shards.packing.shard_writer import shard_name
 from shards.packing.validation import PackingState, check_names
-from shards.safe_io.bounded_json import parse_json
 from shards.sources.base import Clip, ClipSource
-from shards.storage.store import NoManifest, Store, call_store, read_manifest
+from shards.storage.store import NoManifest, Store, read_manifest
 
-RECORD_THREADS = 8
+T = TypeVar("T")
+# A small object of this rank -> that of each rank, in rank order, once all ranks have called it.
+AllGatherObject = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The clips of one shard to be."""
+    """A shard to make: its name and its clips."""
 
     name: str
     clips: list[Clip]
@@ -56,77 +50,157 @@ class ShardJob:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a rank leaves beside the shard it made: the part it plays (None if no clip of it could be used),
-    key and cause of each clip left out, and by modality how many clips go without a stream that never
-    changes."""
+class ExtractionPlan:
+    """All shards of a dataset, and what is there already.
 
-    part: FinishedShard | None
+    Attributes:
+        extraction: the id of the extraction (`extraction_id`).
+        jobs: a job for each shard of the dataset, in order.
+        finished: names of the shards that have a record.
+        skipped: key and cause of each clip that cannot be used from the start.
+        token: marks the output folder as this launch's; empty if the dataset is complete.
+        generation: of the shards (see `packing.replacement`).
+    """
+
+    extraction: str
+    jobs: list[ShardJob]
+    finished: frozenset[str]
     skipped: list[dict[str, str]]
-    constant: dict[str, int] = field(default_factory=dict)
+    token: bytes
+    generation: int
 
     @property
-    def lacking(self) -> int:
-        """How many of its clips go without a stream that cannot be decoded."""
-        return self.part.tally.kinds.get(UNDECODABLE, (0, set()))[0] if self.part else 0
+    def is_complete(self) -> bool:
+        return not self.token
+
+    @property
+    def unfinished(self) -> list[ShardJob]:
+        """The jobs to do; rank r of W does every W-th of them, beginning with the r-th."""
+        return [job for job in self.jobs if job.name not in self.finished]
 
 
-def mark_missing_files(source: ClipSource, modalities: Iterable[str]) -> ClipSource:
-    """The clips without those of their files that are not there. One that later is not has gone away.
+def plan_jobs(
+    source: ClipSource,
+    encoders: Encoders,
+    store: Store,
+    settings: dict[str, Any],
+    *,
+    overwrite: bool,
+    retry_failed: bool,
+    rank: int,
+    all_gather_object: AllGatherObject,
+) -> ExtractionPlan:
+    """Plan the shards and mark the output folder as this launch's. Every rank calls it.
 
     Args:
         source: the clips.
-        modalities: those whose files are wanted.
+        encoders: by modality.
+        store: the output folder.
+        settings: what else decides the content of the shards: `clips_per_shard`, `dtype`, `on_bad`.
+        overwrite: replace a finished dataset or another unfinished extraction.
+        retry_failed: make shards again of which clips were left out or have an undecodable stream.
+        rank: of this process.
+        all_gather_object: over the ranks.
 
     Raises:
-        OSError: a file cannot be looked for.
+        ValueError: a bad clip where they are refused, ranks with other clips or another folder, or a folder
+            that holds something else; on every rank.
+        OSError: a recording or the store cannot be reached.
     """
-    return replace(
-        source, clips=[_found(clip, modalities) if isinstance(clip, Clip) else clip for clip in source.clips]
-    )
+    source = mark_missing_files(source, encoders)
+    jobs, skipped = assign_clips(source, settings["clips_per_shard"])
+    if skipped and settings["on_bad"] == "refuse":
+        raise ValueError(f"utterance {skipped[0]['key']!r}: {skipped[0]['cause']}")
+    if rank == 0:
+        # Now, because the extraction of the other clips may take hours.
+        _warn_of_source(source, skipped)
+    extraction = extraction_id(source, encoders, settings)
+    ids = all_gather_object(extraction)
+    if others := [other for other, theirs in enumerate(ids) if theirs != ids[0]]:
+        raise ValueError(
+            f"ranks {others} read other clips, or were given other settings, than rank 0; give all ranks the "
+            "same SOURCE and options"
+        )
+    claim = gather_or_raise(
+        lambda: claim_folder(store, jobs, extraction, overwrite, retry_failed) if rank == 0 else None,
+        all_gather_object,
+    )[0]
+    assert claim is not None, "rank 0 claims the folder"
+    token, generation, finished = claim
+    if token:
+        gather_or_raise(lambda: check_same_folder(store, token, rank), all_gather_object)
+    jobs = with_generation(jobs, generation)
+    return ExtractionPlan(extraction, jobs, finished, skipped, token, generation)
 
 
-def _found(clip: Clip, modalities: Iterable[str]) -> Clip | BadSample:
-    named = {name: path for name in modalities if (path := getattr(clip, name)) is not None}
-    missing = {name: f"{path}: no such file" for name, path in named.items() if not path.is_file()}
+def _warn_of_source(source: ClipSource, skipped: list[dict[str, str]]) -> None:
+    for remark in source.remarks:
+        logger.warning("%s", remark)
+    if skipped:
+        text = "%d of %d clips cannot be used; the first, %s: %s"
+        logger.warning(text, len(skipped), len(source.clips), skipped[0]["key"], skipped[0]["cause"])
+
+
+# --- Clips ---------------------------------------------------------------------------------------
+
+
+def mark_missing_files(source: ClipSource, modalities: Iterable[str]) -> ClipSource:
+    """The clips without those of their files that do not exist.
+
+    A file that exists now and is missing later is then an error of the storage, not of the clip.
+
+    Args:
+        source: the clips.
+        modalities: those whose files are needed.
+
+    Raises:
+        OSError: the file system does not answer.
+    """
+    clips = [_without_missing(clip, modalities) if isinstance(clip, Clip) else clip for clip in source.clips]
+    return replace(source, clips=clips)
+
+
+def _without_missing(clip: Clip, modalities: Iterable[str]) -> Clip | BadSample:
+    paths = {name: path for name in modalities if (path := getattr(clip, name)) is not None}
+    missing = {name: f"{path}: no such file" for name, path in paths.items() if not path.is_file()}
     if not missing:
         return clip
-    if missing.keys() == named.keys():
+    if missing.keys() == paths.keys():
         return BadSample(clip.key, "; ".join(dict.fromkeys(missing.values())), clip.source)
-    there = {name: None if name in missing else getattr(clip, name) for name in ("audio", "video")}
-    return replace(clip, audio=there["audio"], video=there["video"], missing=missing)
+    left = {name: None if name in missing else getattr(clip, name) for name in ("audio", "video")}
+    return replace(clip, audio=left["audio"], video=left["video"], missing=missing)
 
 
 def assign_clips(source: ClipSource, clips_per_shard: int) -> tuple[list[ShardJob], list[dict[str, str]]]:
-    """The clips of each split, in order, by shard; and key and cause of those that are bad from the start."""
+    """The clips of each split, in order, by shard; and key and cause of those that cannot be used."""
     splits: dict[str, list[Clip]] = {}
-    met = PackingState(source.classes, np.dtype("float32"))
-    bad = []
+    state = PackingState(source.classes, np.dtype("float32"))
+    skipped = []
     for clip in source.clips:
         try:
             if isinstance(clip, BadSample):
                 raise ValueError(clip.cause)
-            check_names(clip.key, clip.split, clip.label, met)
+            check_names(clip.key, clip.split, clip.label, state)
         except ValueError as error:
             at = f"{clip.source}: " if clip.source else ""
-            bad.append({"key": str(clip.key), "cause": f"{at}{str(error).removeprefix(at)}"})
+            skipped.append({"key": str(clip.key), "cause": f"{at}{str(error).removeprefix(at)}"})
             continue
-        met.keys.add(clip.key)
+        state.keys.add(clip.key)
         splits.setdefault(clip.split, []).append(clip)
-    lots = [
+    jobs = [
         ShardJob(shard_name(split, number), clips[first : first + clips_per_shard])
         for split, clips in splits.items()
         for number, first in enumerate(range(0, len(clips), clips_per_shard))
     ]
-    return lots, bad
+    return jobs, skipped
 
 
 def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> str:
-    """Tells extractions apart: the same one may go on where it was stopped."""
+    """A digest of all that decides the dataset: the same extraction may continue where it was stopped."""
     what = {
         "clips": [asdict(clip) for clip in source.clips],
         "classes": source.classes,
-        # Precision does not change what features mean, but shards of two would not be alike.
+        # The precision of an encoder does not change its feature space, but it changes the bytes of a shard.
         "features": {
             name: [space_of(encoder.settings), encoder.settings.get("dtype")]
             for name, encoder in encoders.items()
@@ -137,95 +211,89 @@ def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, An
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def of_generation(lots: list[ShardJob], generation: int) -> list[ShardJob]:
-    """The lots under the names of their shards' generation (see `replacement`)."""
+def with_generation(jobs: list[ShardJob], generation: int) -> list[ShardJob]:
+    """The jobs, with the generation in the names of their shards (see `packing.replacement`)."""
     suffix = f"-g{generation}" if generation else ""
-    return [replace(lot, name=lot.name + suffix) for lot in lots]
+    return [replace(job, name=job.name + suffix) for job in jobs]
 
 
-def begin(
-    store: Store, lots: list[ShardJob], what: str, overwrite: bool, retry_failed: bool
-) -> tuple[bytes, list[int], int]:
-    """Make the folder this launch's (main rank).
+# --- The output folder ---------------------------------------------------------------------------
+
+
+def claim_folder(
+    store: Store, jobs: list[ShardJob], extraction: str, overwrite: bool, retry_failed: bool
+) -> tuple[bytes, int, frozenset[str]]:
+    """Mark the folder as this launch's, and find out which shards are finished (main rank).
 
     Args:
-        lots: under plain names.
-        what: the extraction's digest.
+        store: the output folder.
+        jobs: under names without a generation.
+        extraction: its id.
+        overwrite: as for `plan_jobs`.
+        retry_failed: as for `plan_jobs`.
 
     Returns:
-        The launch's token, empty if the dataset is complete; which lots are to be made; and the generation of
-        their shards.
+        The token in the marker, empty if the dataset is complete; the generation of the shards; and the names
+        of the finished ones.
 
     Raises:
-        ValueError: something else is in the folder.
+        ValueError: the folder holds something else.
         OSError: the store cannot be reached.
     """
-    if not overwrite and _complete(store, what):
-        if not unfinished_replacement(store):  # which may be at work
+    if not overwrite and _holds_dataset_of(store, extraction):
+        if not is_being_replaced(store):  # another extraction may be writing the replacement just now
             remove_temporary(store)
         logger.warning("%s: already complete; pass overwrite to make it again", store.url)
-        return b"", [], 0
-    token = EXTRACTION + f"{what} {uuid.uuid4().hex}".encode()
-    begun = check_available(store, token, overwrite)
-    if begun is None:
-        return token, list(range(len(lots))), clear_and_mark(store, token, overwrite)
+        return b"", 0, frozenset()
+    token = extraction_token(extraction)
+    generation = check_available(store, token, overwrite)
+    if generation is None:
+        return token, clear_and_mark(store, token, overwrite), frozenset()
     write_marker(store, token)
-    lots = of_generation(lots, begun)
-    there = names_in(store)
-    made = [lot for lot in lots if lot.name + PART in there]
+    names = list_names(store)
+    shards = [job.name for job in with_generation(jobs, generation)]
+    finished = [shard for shard in shards if record_name(shard) in names]
     if retry_failed:
-        failed = [
-            lot
-            for lot, record in zip(made, read_records(store, made), strict=True)
-            if record.skipped or record.lacking
-        ]
-        for lot in failed:
-            store.fs.rm(f"{store.root}/{lot.name}{PART}")
-        there -= {lot.name + PART for lot in failed}
-    todo = [which for which, lot in enumerate(lots) if lot.name + PART not in there]
-    logger.warning("%s: going on; %d of %d shards are there", store.url, len(lots) - len(todo), len(lots))
-    return token, todo, begun
+        finished = _remove_failed(store, finished)
+    logger.warning("%s: continues; %d of %d shards are there", store.url, len(finished), len(shards))
+    return token, generation, frozenset(finished)
 
 
-def _complete(store: Store, what: str) -> bool:
+def _holds_dataset_of(store: Store, extraction: str) -> bool:
     try:
-        return read_manifest(store).provenance.get("extraction") == what
+        return read_manifest(store).provenance.get("extraction") == extraction
     except NoManifest:
         return False
 
 
-def put_record(record: Record, lot: ShardJob, target: Target) -> None:
-    """Publish the record of a finished shard: from then on it is not made again."""
-    path = target.work / (lot.name + PART)
-    part = dump_part(record.part) if record.part else None
-    write_json_lines(path, [{"part": part, "skipped": record.skipped, "constant": record.constant}])
-    publish(target, path)
+def _remove_failed(store: Store, finished: list[str]) -> list[str]:
+    """Remove the records of shards of which clips failed: they are made again. Returns the other shards."""
+    kept = []
+    for shard, record in zip(finished, read_records(store, finished), strict=True):
+        if record.skipped or record.undecodable:
+            store.fs.rm(f"{store.root}/{record_name(shard)}")
+        else:
+            kept.append(shard)
+    return kept
 
 
-def read_records(store: Store, lots: list[ShardJob]) -> list[Record]:
-    """What `put_record` put.
+def check_same_folder(store: Store, token: bytes, rank: int) -> None:
+    """Raise ValueError if this rank does not see the marker that the main rank has written."""
+    if read_token(store) != token:
+        raise ValueError(f"{store.url}: rank {rank} sees another folder than rank 0; give one that all reach")
 
-    Raises:
-        ValueError: one is no such record; names it.
-        OSError: one is not there, or the store cannot be reached.
-    """
 
-    def read(lot: ShardJob) -> Record:
-        name = lot.name + PART
-        text = call_store(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), f"{store.url}/{name}")
-        url = f"{store.url}/{name}"
-        record = parse_json(text, url)
-        try:
-            part = load_part(record["part"], url) if record["part"] else None
-            # An early record knows nothing of streams that never change.
-            skipped, constant = record["skipped"], record.get("constant", {})
-            if not isinstance(skipped, list) or not isinstance(constant, dict):
-                raise TypeError("what was left out is no list")
-            return Record(part, skipped, constant)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            # Behind a semicolon stands how to mend a manifest.
-            cause = str(error).removeprefix(f"{url}: ").partition("; ")[0]
-            raise ValueError(f"{url}: not the record of a shard ({cause}); remove it") from None
-
-    with ThreadPoolExecutor(RECORD_THREADS) as threads:
-        return list(threads.map(read, lots))
+def gather_or_raise(call: Callable[[], T], all_gather_object: AllGatherObject) -> list[T]:
+    """What `call` returns on each rank. If it raises on one, all ranks raise, so that none waits for it."""
+    value, error = None, None
+    try:
+        value = call()
+    except (ValueError, OSError) as raised:
+        error = raised
+    answers = all_gather_object((value, error and str(error)))
+    if error is not None:
+        raise error
+    for _, cause in answers:
+        if cause is not None:
+            raise ValueError(cause)
+    return [value for value, _ in answers]

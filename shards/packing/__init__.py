@@ -1,5 +1,6 @@
 """From samples to a dataset.
 
-- `pack`: the whole of it; `validation`: what a sample must be; `shard_writer`: one shard
-- `output_folder`: one writer at a time, complete or absent; `replacement`: of a dataset that is there
+- `pack`: samples to shards and a manifest; `validation`: checks of one sample; `shard_writer`: one shard
+- `output_folder`: files of a complete dataset, or none; `marker`: one writer at a time; `replacement`: of a
+  dataset that is there
 """

@@ -1,31 +1,34 @@
-"""The folder that a dataset is packed into: what may be there, and the order in which files arrive.
+"""The folder that a dataset is written to: what it may hold before, and in which order files arrive.
 
-The manifest is the commit point: a folder with one holds a complete dataset. A dataset that is replaced stays
-whole until the new manifest is there (`replacement`). A marker file says that a packing began and has not
-ended; it carries a token, so that a second packing into the same folder cannot go unnoticed. An extraction's
-token begins with a digest of what it makes: the same extraction, started again, knows its folder by it and
-goes on, under a token of its own: the one that it follows, should it still run, stops. A packing's tells when
-it began and where. On this machine's disks it holds a lock on the marker, which the kernel drops when it
-dies; in a store only the marker's age tells whether it may still be at work.
+The manifest is the commit point: a folder with a manifest holds a complete dataset. A dataset that is
+replaced stays complete until the new manifest is there (`replacement`). While a packing or an extraction
+runs, a marker file says so (`marker`). Each file is built in a working folder and moved into place when it
+is finished.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
-import socket
 import tempfile
-import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.format.manifest import parse_manifest
 from shards.format.schema import MANIFEST, Manifest, dump_manifest, read_in_place
+from shards.packing.marker import (
+    MARKER,
+    check_no_other_packing,
+    is_extraction,
+    is_same_extraction,
+    lock_marker,
+    packing_token,
+    read_token,
+    write_marker,
+)
 from shards.packing.replacement import (
     REPLACES,
     Replacement,
@@ -39,16 +42,11 @@ from shards.safe_io.printable import get_logger
 from shards.storage.credentials import redact_url
 from shards.storage.store import NoManifest, Store, call_store, open_store, read_manifest
 
-MARKER = ".packing"
-SKIPPED = "skipped.jsonl"
-PART = ".part.json"
-PACKING = re.compile(rb"packing \S+ since (\d+) by (process \d+ on \S+)")  # a packing's token
-# A packing in a store that began less than this ago is taken to be at work.
-YOUNG_S = 600
-EXTRACTION = b"extraction "  # an extraction's token is this, a digest, a space, and what tells launches apart
+SKIPPED_FILE = "skipped.jsonl"
+RECORD_SUFFIX = ".part.json"  # of an extraction's record of a finished shard (`shard_records`)
 
-# Files and the working folder that packing makes: nothing else is ever removed.
-OURS = re.compile(
+# Files and folders that packing and extraction write. Nothing else is ever removed.
+WRITTEN_NAME = re.compile(
     r".+-\d{6,}(-g\d+)?\.(tar|index\.npz|part\.json)|manifest\.json|skipped\.jsonl|\.packing(-.+)?"
 )
 
@@ -56,42 +54,43 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Target:
-    """An output folder that a packing holds.
+class OutputFolder:
+    """An output folder that this process, or this rank of an extraction, writes to.
 
     Attributes:
         store: the folder.
-        token: in the marker.
-        work: a local folder to build files in.
+        token: in its marker.
+        workdir: a local folder to build files in.
         generation: of the shards; above 0 where they replace a dataset, which stays until they are complete.
-        lock: the locked marker.
+        lock: the locked marker; None where it is not locked.
     """
 
     store: Store
     token: bytes
-    work: Path
+    workdir: Path
     generation: int = 0
     lock: BinaryIO | None = None
 
 
-def acquire(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> Target:
-    """Make `out` ready: empty but for the marker, and the dataset that is to be replaced.
+# --- Begin ---------------------------------------------------------------------------------------
+
+
+def acquire(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> OutputFolder:
+    """Lock and mark the folder of a packing, and empty it except for a dataset that is to be replaced.
 
     Args:
         out: any fsspec URL of a folder.
-        overwrite: replace a finished dataset, or remove an unfinished extraction, that is there.
+        overwrite: replace a finished dataset, or remove an unfinished extraction.
         storage_options: for the fsspec file system.
 
     Raises:
-        ValueError: a finished dataset, an unfinished extraction or files of others are there, or another
-            packing is at work there.
+        ValueError: as `check_available`.
         OSError: the store cannot be reached.
     """
-    store = open_folder(out, storage_options)
-    by = f"process {os.getpid()} on {socket.gethostname()}"
-    token = f"packing {uuid.uuid4().hex} since {int(time.time())} by {by}".encode()
+    store = open_output_store(out, storage_options)
+    token = packing_token()
     check_available(store, token, overwrite)
-    lock = _lock(store, fcntl.LOCK_EX)
+    lock = lock_marker(store)
     try:
         generation = clear_and_mark(store, token, overwrite)
         return open_workdir(store, token, generation, lock)
@@ -101,11 +100,11 @@ def acquire(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -
         raise
 
 
-def open_folder(out: str, storage_options: dict[str, Any] | None) -> Store:
-    """The store of an output folder; as `claim`, but nothing is looked at or changed.
+def open_output_store(out: str, storage_options: dict[str, Any] | None) -> Store:
+    """The store of an output folder; nothing is read or changed there.
 
     Raises:
-        ValueError: no file system for this URL, or one that could not be read again.
+        ValueError: no file system for this URL, or a dataset there could not be read.
     """
     if "#" in out:
         raise ValueError(
@@ -116,271 +115,118 @@ def open_folder(out: str, storage_options: dict[str, Any] | None) -> Store:
 
 
 def check_available(store: Store, token: bytes, overwrite: bool) -> int | None:
-    """Look at the folder, without changing it: may a packing with this token begin here?
+    """Check, without changing the folder, that a packing or extraction with this token may begin there.
 
     Returns:
-        If the extraction of this token began here and has not ended, the generation of its shards: it can go
-        on. None otherwise.
+        If the same extraction began here and has not ended, the generation of its shards: it can continue.
+        None otherwise.
 
     Raises:
-        ValueError: a finished dataset, an unfinished extraction or files of others are there, or a packing is
-            at work there.
+        ValueError: the folder holds a finished dataset, an unfinished extraction or files of others, or
+            another packing is running there.
         OSError: the store cannot be reached.
     """
-    names = names_in(store)
-    foreign = sorted(name for name in names if not OURS.fullmatch(name))
-    finished, interrupted = MANIFEST in names, MARKER in names
-    if foreign or (names and not finished and not interrupted):
+    names = list_names(store)
+    of_others = sorted(name for name in names if not WRITTEN_NAME.fullmatch(name))
+    is_finished, is_marked = MANIFEST in names, MARKER in names
+    if of_others or (names and not is_finished and not is_marked):
         raise ValueError(
-            f"{store.url}: holds files that packing did not make ({(foreign or sorted(names))[0]!r}); "
+            f"{store.url}: holds files that packing did not write ({(of_others or sorted(names))[0]!r}); "
             "pack into a new or empty folder"
         )
-    there = token_in(store) if interrupted else b""
-    same = there.startswith(EXTRACTION) and there.split()[1:2] == token.split()[1:2]
-    replacement = read_replacement(store) if finished else None
-    if finished:
-        same = same and replacement is not None and is_unfinished(replacement, read_manifest(store))
-        if not overwrite and not same:
-            raise _finished(store)
-        _check_made_by_packing(store, names, replacement)
-    if interrupted:
-        _check_nobody_packs(store, overwrite)
-    if there.startswith(EXTRACTION) and not same and not overwrite:
+    found = read_token(store) if is_marked else b""
+    continues = is_same_extraction(found, token)
+    replacement = read_replacement(store) if is_finished else None
+    if is_finished:
+        continues = continues and replacement is not None and is_unfinished(replacement, read_manifest(store))
+        if not overwrite and not continues:
+            raise _finished_dataset(store)
+        _check_no_other_tars(store, names, replacement)
+    if is_marked:
+        check_no_other_packing(store, overwrite)
+    if is_extraction(found) and not continues and not overwrite:
         raise ValueError(
-            f"{store.url}: holds an unfinished extraction of other clips or settings; finish that one, "
-            "choose another folder, or pass overwrite (--overwrite) to throw it away"
+            f"{store.url}: holds an unfinished extraction of other clips or settings; finish it, "
+            "choose another folder, or pass overwrite (--overwrite) to remove it"
         )
-    if not same:
+    if not continues:
         return None
     return replacement.generation if replacement else 0
 
 
 def clear_and_mark(store: Store, token: bytes, overwrite: bool) -> int:
-    """Mark the folder as ours and empty it of what packing made, but for a finished dataset.
+    """Write the marker and remove what an interrupted packing left. A finished dataset stays.
 
     Returns:
-        The generation of the shards to be made: 0 where they replace none.
+        The generation of the shards to be written: 0 where they replace none.
 
     Raises:
-        ValueError: another packing has finished a dataset there since we looked.
+        ValueError: another packing has finished a dataset there since `check_available`.
         OSError: the store cannot be reached.
     """
     store.fs.makedirs(store.root, exist_ok=True)
     write_marker(store, token)
-    # Not before: from now on nobody else finishes anything here.
-    names = names_in(store) - {MARKER}
+    # List only now: since the marker is ours, nobody else finishes a dataset here any more.
+    names = list_names(store) - {MARKER}
     if MANIFEST in names and not overwrite:
         store.fs.rm(f"{store.root}/{MARKER}")
-        raise _finished(store)
-    kept = _kept(store)
-    left = {name for name in names - kept if OURS.fullmatch(name)}
-    if left:
-        logger.warning(
-            "%s: an earlier packing was interrupted; removing its files, starting afresh", store.url
-        )
-    # The record of what it replaced goes last: it tells whose the others are.
-    for name in sorted(left, key=lambda name: name == REPLACES):
+        raise _finished_dataset(store)
+    dataset = _files_of_dataset(store)
+    left_over = {name for name in names - dataset if WRITTEN_NAME.fullmatch(name)}
+    if left_over:
+        logger.warning("%s: an earlier packing was interrupted; its files are removed", store.url)
+    # REPLACES goes last, because it says which of the others may be removed.
+    for name in sorted(left_over, key=lambda name: name == REPLACES):
         store.fs.rm(f"{store.root}/{name}", recursive=True)
-    return begin_replacement(store, read_manifest(store)).generation if kept else 0
+    return begin_replacement(store, read_manifest(store)).generation if dataset else 0
 
 
-def write_marker(store: Store, token: bytes) -> None:
-    """Let the folder be ours from now on; whoever held it before stops."""
-    call_store(store, lambda: store.fs.pipe_file(f"{store.root}/{MARKER}", token), f"{store.url}/{MARKER}")
+def open_workdir(
+    store: Store, token: bytes, generation: int = 0, lock: BinaryIO | None = None
+) -> OutputFolder:
+    """Create a working folder for an output folder that is marked with `token`."""
+    # On the same disk, so that a finished file moves by a rename.
+    parent = store.root if store.cache is None else None
+    workdir = Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=parent))
+    return OutputFolder(store, token, workdir, generation, lock)
 
 
-def open_workdir(store: Store, token: bytes, generation: int = 0, lock: BinaryIO | None = None) -> Target:
-    """A folder that is marked as ours, and a new working folder to build files in."""
-    # On the same disk a finished file moves in one step.
-    beside = store.root if store.cache is None else None
-    work = Path(tempfile.mkdtemp(prefix=f"{MARKER}-", dir=beside))
-    return Target(store, token, work, generation, lock)
+def release(folder: OutputFolder) -> None:
+    """Remove the working folder and unlock the marker."""
+    shutil.rmtree(folder.workdir, ignore_errors=True)
+    if folder.lock is not None:
+        folder.lock.close()
 
 
-def release(target: Target) -> None:
-    """Remove the working folder and let others in."""
-    shutil.rmtree(target.work, ignore_errors=True)
-    if target.lock is not None:
-        target.lock.close()
+# --- Write ---------------------------------------------------------------------------------------
 
 
-def check_ours(target: Target) -> None:
-    """Make sure that no other packing has claimed the folder since.
+def check_still_ours(folder: OutputFolder) -> None:
+    """Check that no other packing or extraction has taken the folder over.
 
     Raises:
-        OSError: one has; or the store cannot be reached.
+        OSError: one has, or the store cannot be reached.
     """
-    there = token_in(target.store)
-    if there != target.token:
-        other = "extraction" if there.startswith(EXTRACTION) else "packing"
-        raise OSError(f"{target.store.url}: another {other} has begun here; this one stops")
+    found = read_token(folder.store)
+    if found != folder.token:
+        other = "extraction" if is_extraction(found) else "packing"
+        raise OSError(f"{folder.store.url}: another {other} has begun here; this one stops")
 
 
-def publish(target: Target, path: Path) -> None:
-    """Move a finished file of the working folder into the output folder.
+def publish(folder: OutputFolder, path: Path) -> None:
+    """Move a finished file from the working folder into the output folder.
 
     Raises:
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
-    check_ours(target)
-    store = target.store
+    check_still_ours(folder)
+    store = folder.store
     if store.cache is None:
         os.replace(path, Path(store.root) / path.name)
         return
     size, remote = path.stat().st_size, f"{store.root}/{path.name}"
     call_store(store, lambda: _upload(store, path, remote, size), f"{store.url}/{path.name}")
     path.unlink()
-
-
-def complete(target: Target, manifest: Manifest, skipped: list[dict[str, str]]) -> None:
-    """List what was skipped, write the manifest, and take away what only the making needed.
-
-    Args:
-        skipped: key and cause of each bad sample.
-
-    Raises:
-        OSError: another packing has taken the folder over, or the store cannot be reached.
-    """
-    store = target.store
-    text = dump_manifest(manifest)
-    parse_manifest(text, f"{store.url}/{MANIFEST}")
-    (target.work / MANIFEST).write_text(text)
-    last = [MANIFEST]
-    if skipped:
-        write_json_lines(target.work / SKIPPED, skipped)
-        # The list of the dataset that is replaced stays as long as its manifest does.
-        last = [MANIFEST, SKIPPED] if target.generation else [SKIPPED, MANIFEST]
-        logger.warning("%s: %d bad samples skipped, listed in %s", store.url, len(skipped), SKIPPED)
-    for name in last:
-        publish(target, target.work / name)
-    remove_temporary(store)
-
-
-def remove_temporary(store: Store) -> None:
-    """With the manifest there, remove what it has replaced and what only packing needed, the marker last."""
-    manifest, replacement = read_manifest(store), read_replacement(store)
-    names = names_in(store)
-    gone = {name for name in names if name.endswith(PART) or name.startswith(f"{MARKER}-")} - {REPLACES}
-    if replacement:
-        gone |= {name for name in replacement.old - named_files(manifest) if OURS.fullmatch(name)} & names
-    if not manifest.skipped:
-        gone |= {SKIPPED} & names
-    for name in [*sorted(gone), REPLACES, MARKER]:
-        with contextlib.suppress(FileNotFoundError):
-            store.fs.rm(f"{store.root}/{name}", recursive=True)
-
-
-def unfinished_replacement(store: Store) -> bool:
-    """Whether the finished dataset there is being replaced, or the replacing was interrupted."""
-    return is_unfinished(read_replacement(store), read_manifest(store))
-
-
-def write_json_lines(path: Path, records: list[Any]) -> None:
-    """Write a JSON document a line: letters as they are, bytes of a file's name that are none escaped."""
-    lines = "".join(json_text(record, ensure_ascii=False) + "\n" for record in records)
-    path.write_text(lines, encoding="utf-8", errors="backslashreplace")
-
-
-def discard(target: Target) -> None:
-    """Leave the folder as if nothing had begun, but for the folder itself; untouched where another began.
-
-    A finished dataset stays: the one that was to be replaced, or, if its manifest is there, the new one.
-    """
-    store = target.store
-    if token_in(store) != target.token:
-        return
-    ours = {name for name in names_in(store) if OURS.fullmatch(name)} - _kept(store)
-    for name in sorted(ours, key=lambda name: (name == MARKER, name == REPLACES)):
-        store.fs.rm(f"{store.root}/{name}", recursive=True)
-
-
-def _kept(store: Store) -> set[str]:
-    """Names of the finished dataset's files; none where there is no finished dataset."""
-    try:
-        return {MANIFEST, SKIPPED, *named_files(read_manifest(store))}
-    except NoManifest:
-        return set()
-
-
-def token_in(store: Store) -> bytes:
-    """Token of the packing that holds the folder; empty where none does."""
-    try:
-        return call_store(store, lambda: store.fs.cat_file(f"{store.root}/{MARKER}"), f"{store.url}/{MARKER}")
-    except FileNotFoundError:
-        return b""
-
-
-def _finished(store: Store) -> ValueError:
-    return ValueError(
-        f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite (--overwrite) to replace "
-        "it"
-    )
-
-
-def _check_made_by_packing(store: Store, names: set[str], replacement: Replacement | None) -> None:
-    """Refuse to replace a dataset whose folder holds tars of others, which may well be named as ours are."""
-    try:
-        manifest = read_manifest(store)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; whose files these are cannot be told: remove them, or pack elsewhere"
-        ) from None
-    if read_in_place(manifest):
-        raise ValueError(f"{store.url}: holds tars that others made, indexed in place; pack elsewhere")
-    unnamed = {name for name in names - named_files(manifest) if name.endswith((".tar", ".index.npz"))}
-    if others := sorted(name for name in unnamed if not (replacement and replacement.has_left(name))):
-        raise ValueError(
-            f"{store.url}: holds files that its manifest does not name ({others[0]!r}); move them away, or "
-            "pack elsewhere"
-        )
-
-
-def _check_nobody_packs(store: Store, overwrite: bool) -> None:
-    """Refuse a folder whose marker is held, or in a store young."""
-    if (probe := _lock(store, fcntl.LOCK_SH)) is not None:
-        probe.close()
-    began = PACKING.fullmatch(token_in(store))
-    if store.cache is None or overwrite or began is None:
-        return
-    age = max(0, int(time.time()) - int(began[1]))
-    if age < YOUNG_S:
-        raise ValueError(
-            f"{store.url}: another packing began here {age} s ago, {began[2].decode()}; if it is dead wait "
-            f"{YOUNG_S - age} s, or pass overwrite (--overwrite)"
-        )
-
-
-def _lock(store: Store, how: int) -> BinaryIO | None:
-    """The marker, locked; to lock it exclusively it is made. None in a store, and where there are no locks.
-
-    Raises:
-        ValueError: another packing holds it.
-    """
-    path = Path(store.root) / MARKER
-    while store.cache is None:
-        try:
-            if how == fcntl.LOCK_EX:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "ab+" if how == fcntl.LOCK_EX else "rb")  # noqa: SIM115 (handed to the caller)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            began = PACKING.fullmatch(token_in(store))
-            who = f", {began[2].decode()}" if began else ""
-            raise ValueError(
-                f"{store.url}: another packing is at work here{who}; wait for it, or pack elsewhere"
-            ) from None
-        except OSError:  # some network file systems have no locks
-            file.close()
-            return None
-        # Who held it may have removed it before it was ours.
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()
-    return None
 
 
 def _upload(store: Store, path: Path, remote: str, size: int) -> None:
@@ -390,7 +236,72 @@ def _upload(store: Store, path: Path, remote: str, size: int) -> None:
         raise OSError(f"the store holds {store.fs.size(remote)} bytes of {size}")
 
 
-def names_in(store: Store) -> set[str]:
+def write_json_lines(path: Path, records: list[Any]) -> None:
+    """Write one JSON document per line, in UTF-8; bytes of a file name that are not UTF-8 are escaped."""
+    lines = "".join(json_text(record, ensure_ascii=False) + "\n" for record in records)
+    path.write_text(lines, encoding="utf-8", errors="backslashreplace")
+
+
+# --- End -----------------------------------------------------------------------------------------
+
+
+def commit(folder: OutputFolder, manifest: Manifest, skipped: list[dict[str, str]]) -> None:
+    """Write the list of skipped samples and the manifest, then remove temporary and replaced files.
+
+    Args:
+        skipped: key and cause of each bad sample.
+
+    Raises:
+        OSError: another packing has taken the folder over, or the store cannot be reached.
+    """
+    store = folder.store
+    text = dump_manifest(manifest)
+    parse_manifest(text, f"{store.url}/{MANIFEST}")
+    (folder.workdir / MANIFEST).write_text(text)
+    files = [MANIFEST]
+    if skipped:
+        write_json_lines(folder.workdir / SKIPPED_FILE, skipped)
+        # The replaced dataset keeps its own list as long as it keeps its manifest.
+        files = [MANIFEST, SKIPPED_FILE] if folder.generation else [SKIPPED_FILE, MANIFEST]
+        logger.warning("%s: %d bad samples skipped, listed in %s", store.url, len(skipped), SKIPPED_FILE)
+    for name in files:
+        publish(folder, folder.workdir / name)
+    remove_temporary(store)
+
+
+def remove_temporary(store: Store) -> None:
+    """Remove from a complete dataset's folder replaced shards and temporary files, the marker last."""
+    manifest, replacement = read_manifest(store), read_replacement(store)
+    names = list_names(store)
+    temporary = {name for name in names if name.endswith(RECORD_SUFFIX) or name.startswith(f"{MARKER}-")}
+    temporary -= {REPLACES}
+    if replacement:
+        replaced = replacement.old - named_files(manifest)
+        temporary |= {name for name in replaced if WRITTEN_NAME.fullmatch(name)} & names
+    if not manifest.skipped:
+        temporary |= {SKIPPED_FILE} & names
+    for name in [*sorted(temporary), REPLACES, MARKER]:
+        with contextlib.suppress(FileNotFoundError):
+            store.fs.rm(f"{store.root}/{name}", recursive=True)
+
+
+def discard(folder: OutputFolder) -> None:
+    """Remove all that was written to the folder; nothing where another packing has taken it over.
+
+    A finished dataset stays: the one to be replaced or, if its manifest is there already, the new one.
+    """
+    store = folder.store
+    if read_token(store) != folder.token:
+        return
+    written = {name for name in list_names(store) if WRITTEN_NAME.fullmatch(name)} - _files_of_dataset(store)
+    for name in sorted(written, key=lambda name: (name == MARKER, name == REPLACES)):
+        store.fs.rm(f"{store.root}/{name}", recursive=True)
+
+
+# --- Look ----------------------------------------------------------------------------------------
+
+
+def list_names(store: Store) -> set[str]:
     """Names in the folder; none where there is no folder yet."""
     store.fs.invalidate_cache()
     if call_store(store, lambda: store.fs.isfile(store.root), store.url):
@@ -399,6 +310,44 @@ def names_in(store: Store) -> set[str]:
         found = call_store(store, lambda: store.fs.ls(store.root, detail=False), store.url)
     except FileNotFoundError:
         return set()
-    # Object stores list the folder's own placeholder, too.
+    # Object stores also list the placeholder of the folder itself.
     paths = {path.rstrip("/") for path in found} - {store.root.rstrip("/")}
     return {path.rpartition("/")[2] for path in paths}
+
+
+def is_being_replaced(store: Store) -> bool:
+    """Whether the finished dataset there is being replaced, or a replacement was interrupted."""
+    return is_unfinished(read_replacement(store), read_manifest(store))
+
+
+def _files_of_dataset(store: Store) -> set[str]:
+    """Names of the finished dataset's files; none where there is no finished dataset."""
+    try:
+        return {MANIFEST, SKIPPED_FILE, *named_files(read_manifest(store))}
+    except NoManifest:
+        return set()
+
+
+def _finished_dataset(store: Store) -> ValueError:
+    return ValueError(
+        f"{store.url}: holds a finished dataset; pack elsewhere, or pass overwrite (--overwrite) to replace "
+        "it"
+    )
+
+
+def _check_no_other_tars(store: Store, names: set[str], replacement: Replacement | None) -> None:
+    """Refuse to replace a dataset whose folder holds tars of others, whose names may look like ours."""
+    try:
+        manifest = read_manifest(store)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; without it nobody can tell whose files these are: remove them, or pack elsewhere"
+        ) from None
+    if read_in_place(manifest):
+        raise ValueError(f"{store.url}: holds tars that others made, indexed in place; pack elsewhere")
+    unnamed = {name for name in names - named_files(manifest) if name.endswith((".tar", ".index.npz"))}
+    if others := sorted(name for name in unnamed if not (replacement and replacement.accounts_for(name))):
+        raise ValueError(
+            f"{store.url}: holds files that its manifest does not name ({others[0]!r}); move them away, or "
+            "pack elsewhere"
+        )

@@ -1,7 +1,7 @@
 """Utterances -> shards, indexes and a manifest.
 
-Each split has one open shard; one that is full is finished (`part`), and the manifest follows when all are
-there. What may be packed is decided in `checks`, what may be in the output folder in `target`.
+Each split has one open shard. A full shard is finished (`shard_writer`); the manifest follows when all are
+there. `validation` checks each utterance, `output_folder` what the folder may hold before.
 """
 
 from __future__ import annotations
@@ -17,33 +17,40 @@ from tqdm import tqdm
 
 from shards.format.labels import given_classes
 from shards.format.schema import DTYPES, BadSample, Manifest, Sample
-from shards.packing.output_folder import Target, acquire, check_ours, complete, discard, release
+from shards.packing.output_folder import (
+    OutputFolder,
+    acquire,
+    check_still_ours,
+    commit,
+    discard,
+    release,
+)
 from shards.packing.shard_writer import (
     FinishedShard,
     ShardStats,
     ShardWriter,
-    add,
-    finish,
+    finish_shard,
     manifest_of,
     open_shard,
     shard_name,
-    sum_of,
+    sum_stats,
+    write_sample,
 )
-from shards.packing.validation import EncodedSample, PackingState, accept_or_skip, check_cast
+from shards.packing.validation import EncodedSample, PackingState, check_cast, validate_or_skip
 from shards.safe_io.versions import installed_version
 
-# Before all is read a feature's spread may still grow, by the next speaker or session: what the cast disturbs
-# by less than this share of it may turn out well.
-CLEARLY = 0.1
+# Until all utterances are read, a feature's standard deviation may grow with the next speaker or session. So
+# before the end packing refuses a cast only if its error is larger than this share of it.
+EARLY_TOLERANCE = 0.1
 
 
 @dataclass
 class _Packing:
-    """A packing under way: per split, in the order they were met, the open and the finished shards."""
+    """A packing that is running: per split, in the order of their first samples, finished and open shards."""
 
-    target: Target
-    accepted: PackingState
-    parts: dict[str, list[FinishedShard]] = field(default_factory=dict)
+    folder: OutputFolder
+    state: PackingState
+    finished: dict[str, list[FinishedShard]] = field(default_factory=dict)
     open: dict[str, ShardWriter] = field(default_factory=dict)
     total: ShardStats | None = None
 
@@ -73,7 +80,7 @@ def pack(
         shard_bytes: a shard is closed once it has this many bytes.
         on_bad: "refuse" stops at the first bad sample; "skip" leaves it out and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
-        overwrite: replace a finished dataset that is there; it stays whole until the new one is.
+        overwrite: replace a finished dataset that is there; it stays complete until the new one is.
         progress: show a bar on stderr.
         total: number of samples, for the bar.
 
@@ -81,9 +88,9 @@ def pack(
         The manifest, as written.
 
     Raises:
-        ValueError: a bad sample (named), a feature that the dtype would ruin, nothing to pack, or a folder
-            that already holds something or that another packing is filling. Nothing is left behind, and a
-            dataset that was to be replaced is as it was.
+        ValueError: a bad sample (named), a feature for which the dtype is too coarse, nothing to pack, or a
+            folder that holds something already or into which another packing writes. All that was written is
+            removed, and a dataset that was to be replaced is unchanged.
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     classes = check_options(classes, dtype, on_bad)
@@ -93,39 +100,40 @@ def pack(
     skipped: list[dict[str, str]] = []
     try:
         for sample in tqdm(samples, total=total, desc="pack", unit="utterance", disable=not progress):
-            stored = accept_or_skip(sample, packing.accepted, on_bad, skipped)
-            if stored is not None:
+            encoded = validate_or_skip(sample, packing.state, on_bad, skipped)
+            if encoded is not None:
                 assert isinstance(sample, Sample)
-                _add(packing, sample, stored, shard_bytes)
-        if not packing.parts:
+                _write(packing, sample, encoded, shard_bytes)
+        if not packing.finished:
             bad = f": all {len(skipped)} samples are bad, {skipped[0]}" if skipped else ": no samples"
             raise ValueError(f"nothing to pack{bad}")
         for split in list(packing.open):
             _finish(packing, split)
         assert packing.total is not None
-        check_cast(packing.total.casts, packing.accepted.dtype)
-        made = {
+        check_cast(packing.total.casts, packing.state.dtype)
+        made_by = {
             "packed": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {name: installed_version(name) for name in ("numpy", "webdataset")},
         }
-        manifest = manifest_of(packing.parts, packing.accepted, {**(provenance or {}), **made}, len(skipped))
-        complete(packing.target, manifest, skipped)
+        facts = {**(provenance or {}), **made_by}
+        manifest = manifest_of(packing.finished, packing.state, facts, len(skipped))
+        commit(packing.folder, manifest, skipped)
     except (ValueError, KeyboardInterrupt):
-        with contextlib.suppress(OSError, ValueError):  # what happened before is told
-            discard(packing.target)
+        with contextlib.suppress(OSError, ValueError):  # report the first error
+            discard(packing.folder)
         raise
     finally:
         for shard in packing.open.values():
             shard.tar.close()
-        release(packing.target)
+        release(packing.folder)
     return manifest
 
 
 def check_options(classes: list[str], dtype: str, on_bad: str) -> list[str]:
-    """The classes, in the form of labels (see `labels`).
+    """Check options of packing and extraction; returns the classes as label names (see `labels`).
 
     Raises:
-        ValueError: options that no dataset can be made with.
+        ValueError: an option has no such value.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be one of {DTYPES}")
@@ -134,22 +142,22 @@ def check_options(classes: list[str], dtype: str, on_bad: str) -> list[str]:
     return given_classes(classes)
 
 
-def _add(packing: _Packing, sample: Sample, stored: EncodedSample, shard_bytes: int) -> None:
-    """Write an accepted utterance to its split's open shard, and finish that one if it is full."""
-    classes, split = packing.accepted.classes, sample.split
-    parts = packing.parts.setdefault(split, [])
+def _write(packing: _Packing, sample: Sample, encoded: EncodedSample, shard_bytes: int) -> None:
+    """Write an utterance to the open shard of its split, and finish that shard if it is full."""
+    classes, split = packing.state.classes, sample.split
+    finished = packing.finished.setdefault(split, [])
     if split not in packing.open:
-        check_ours(packing.target)
-        name = shard_name(split, len(parts), packing.target.generation)
-        packing.open[split] = open_shard(packing.target.work, name, classes)
-    add(packing.open[split], sample, stored, classes)
+        check_still_ours(packing.folder)
+        name = shard_name(split, len(finished), packing.folder.generation)
+        packing.open[split] = open_shard(packing.folder.workdir, name, classes)
+    write_sample(packing.open[split], sample.key, encoded, classes)
     if packing.open[split].bytes >= shard_bytes:
         _finish(packing, split)
 
 
 def _finish(packing: _Packing, split: str) -> None:
-    part = finish(packing.open[split], packing.target, packing.accepted)
-    packing.parts[split].append(part)
+    shard = finish_shard(packing.open[split], packing.folder, packing.state)
+    packing.finished[split].append(shard)
     del packing.open[split]
-    packing.total = sum_of([packing.total, part.tally] if packing.total else [part.tally])
-    check_cast(packing.total.casts, packing.accepted.dtype, CLEARLY)
+    packing.total = sum_stats([packing.total, shard.stats] if packing.total else [shard.stats])
+    check_cast(packing.total.casts, packing.state.dtype, EARLY_TOLERANCE)

@@ -1,10 +1,10 @@
-"""How a dataset takes the place of another one in the same folder, which stays whole until then.
+"""How a dataset replaces another one in the same folder. The old dataset stays complete until the new one is.
 
-Object stores cannot rename, so the new shards get names of their own: they carry a generation, one higher
-than that of the shards there (`train-000000-g1.tar`; a folder's first dataset has plain names). The new
-manifest replaces the old one at the end, and only then are the old shards removed. Meanwhile a file,
-`.packing-replaces`, says which files are those of the old dataset and which generation is being made: a later
-packing tells by it what an interrupted one has left behind.
+Object stores cannot rename, so the names of the new shards carry a generation, one higher than that of the
+shards there (`train-000000-g1.tar`; the first dataset of a folder has plain names). The new manifest replaces
+the old one at the end, and only then are the old shards removed. Meanwhile the file `.packing-replaces` lists
+the files of the old dataset and the new generation. From it a later packing knows which files an interrupted
+one left behind.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Replacement:
     generation: int
     old: frozenset[str]
 
-    def has_left(self, name: str) -> bool:
+    def accounts_for(self, name: str) -> bool:
         """Whether a file that no manifest names is here because of this replacement."""
         return name in self.old or generation_of(name) == self.generation
 
 
 def generation_of(name: str) -> int:
-    """The generation in a file's name; 0 for a plain one."""
+    """The generation in a file's name; 0 for a plain name."""
     found = GENERATION.fullmatch(name)
     return int(found[1]) if found else 0
 
@@ -56,17 +56,17 @@ def named_files(manifest: Manifest) -> frozenset[str]:
 
 
 def begin_replacement(store: Store, manifest: Manifest) -> Replacement:
-    """Write down that the dataset of `manifest` is being replaced.
+    """Record that the dataset of `manifest` is being replaced.
 
     Raises:
         OSError: the store cannot be reached.
     """
     old = named_files(manifest)
-    made = Replacement(newest_generation(old) + 1, old)
-    text = json_text({"generation": made.generation, "old": sorted(old)})
+    replacement = Replacement(newest_generation(old) + 1, old)
+    text = json_text({"generation": replacement.generation, "old": sorted(old)})
     path = f"{store.root}/{REPLACES}"
     call_store(store, lambda: store.fs.pipe_file(path, text.encode()), f"{store.url}/{REPLACES}")
-    return made
+    return replacement
 
 
 def read_replacement(store: Store) -> Replacement | None:
@@ -80,15 +80,15 @@ def read_replacement(store: Store) -> Replacement | None:
         text = call_store(store, lambda: store.fs.cat_file(path), f"{store.url}/{REPLACES}")
         record = parse_json(text, REPLACES)
         old = frozenset(map(str, record["old"]))
-        # They are removed later: a name that leads out of the folder is none that packing wrote.
+        # These files are removed later. Packing wrote no name that leads out of the folder.
         if not all(PLAIN_NAME.fullmatch(name) for name in old):
             return None
-        made = Replacement(int(record["generation"]), old)
-        return made if made.generation > newest_generation(old) >= 0 else None
+        replacement = Replacement(int(record["generation"]), old)
+        return replacement if replacement.generation > newest_generation(old) >= 0 else None
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, OverflowError):
-        return None  # cut short by a kill, before any new shard was there
+        return None  # a kill cut it short, before any new shard was there
 
 
 def is_unfinished(replacement: Replacement | None, manifest: Manifest) -> bool:

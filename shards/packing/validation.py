@@ -1,4 +1,4 @@
-"""What may be packed: every refusal of a single utterance, with its cause and its fix."""
+"""Checks of one sample before it is packed. Each refusal gives the cause and the fix."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from shards.format.labels import label_name
 from shards.format.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
 from shards.format.statistics import CAST_TOLERANCE, Moments, moments_of, ruined_dimension
 
-FINER = "pack with dtype='float32' (--dtype float32), or scale the feature"
+FIX_PRECISION = "pack with dtype='float32' (--dtype float32), or scale the feature"
 
 
 @dataclass
 class PackingState:
-    """What the utterances accepted so far have fixed for those to come.
+    """What the utterances packed so far determine for those that follow.
 
     Attributes:
         classes: names that a label may have.
         dtype: that features are stored in.
-        keys: seen so far.
-        dims: per modality the features per step, and the key of the utterance that fixed them.
+        keys: of the utterances packed so far.
+        dims: per modality the features per time step, and the key of the utterance that determined them.
     """
 
     classes: list[str]
@@ -35,25 +35,25 @@ class PackingState:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """An accepted utterance as it is stored.
+    """A valid utterance as it is stored.
 
     Attributes:
         arrays: per modality [T, D] in the stored dtype; missing modalities are left out.
-        casts: per modality that was cast the moments of the values given, and of the error (stored - given).
+        casts: per modality that was cast statistics of the values given and of the error (stored - given).
         label: name of its class.
-        member: its JSON member.
+        json_member: its label and metadata as JSON.
     """
 
     arrays: dict[str, np.ndarray]
     casts: dict[str, tuple[Moments, Moments]]
     label: str
-    member: bytes
+    json_member: bytes
 
 
-def accept_or_skip(
-    sample: Sample | BadSample, accepted: PackingState, on_bad: str, skipped: list[dict[str, str]]
+def validate_or_skip(
+    sample: Sample | BadSample, state: PackingState, on_bad: str, skipped: list[dict[str, str]]
 ) -> EncodedSample | None:
-    """`accept`, or what is done with a bad sample.
+    """`validate` a sample, and skip or refuse it if it is bad.
 
     Args:
         on_bad: "refuse" raises; "skip" adds its key and cause to `skipped` and returns None.
@@ -62,29 +62,29 @@ def accept_or_skip(
         ValueError: it cannot be packed; names it, says why and what to do.
     """
     try:
-        return accept(sample, accepted)
+        return validate(sample, state)
     except ValueError as error:
         source = f"{sample.source}: " if sample.source else ""
         if on_bad == "refuse":
             raise ValueError(f"{source}utterance {sample.key!r}: {error}") from None
-        cause = str(error).removeprefix(source)  # which a recording's own message begins with
+        cause = str(error).removeprefix(source)  # a message about a recording begins with it already
         skipped.append({"key": str(sample.key), "cause": f"{source}{cause}"})
         return None
 
 
-def accept(sample: Sample | BadSample, accepted: PackingState) -> EncodedSample:
-    """Check an utterance and bring it into the form that is stored.
+def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
+    """Check an utterance and encode it as it is stored.
 
     Args:
         sample: the utterance.
-        accepted: updated if the utterance passes, untouched if not.
+        state: updated if the utterance passes, unchanged if not.
 
     Raises:
         ValueError: it cannot be packed; says why and what to do.
     """
     if isinstance(sample, BadSample):
         raise ValueError(sample.cause)
-    label = check_names(sample.key, sample.split, sample.label, accepted)
+    label = check_names(sample.key, sample.split, sample.label, state)
     for name in sample.features:
         if not MODALITY_NAME.fullmatch(name):
             raise ValueError(
@@ -92,35 +92,33 @@ def accept(sample: Sample | BadSample, accepted: PackingState) -> EncodedSample:
             )
     given = {name: np.asarray(values) for name, values in sample.features.items() if values is not None}
     arrays = {
-        name: _check_array(values, name, accepted)
-        for name, values in given.items()
-        if values.shape[:1] != (0,)
+        name: _check_array(values, name, state) for name, values in given.items() if values.shape[:1] != (0,)
     }
     if not arrays:
         raise ValueError("no steps in any modality; leave the utterance out")
-    stored = {name: _cast(values, name, accepted.dtype) for name, values in arrays.items()}
-    member = _json_member(label, sample.meta)
+    stored = {name: _cast(values, name, state.dtype) for name, values in arrays.items()}
+    json_member = _json_member(label, sample.meta)
 
-    accepted.keys.add(sample.key)
+    state.keys.add(sample.key)
     for name, values in arrays.items():
-        accepted.dims.setdefault(name, (values.shape[1], sample.key))
+        state.dims.setdefault(name, (values.shape[1], sample.key))
     casts = {}
     for name, values in arrays.items():
-        if values.dtype != accepted.dtype:
+        if values.dtype != state.dtype:
             exact = values.astype(np.float64)
             casts[name] = moments_of(exact), moments_of(stored[name] - exact)
-    return EncodedSample(stored, casts, label, member)
+    return EncodedSample(stored, casts, label, json_member)
 
 
 def check_cast(
     casts: dict[str, tuple[Moments, Moments]], dtype: np.dtype, tolerance: float = CAST_TOLERANCE
 ) -> None:
-    """Refuse a dtype that blurs a feature.
+    """Refuse a dtype whose rounding error is too large for a feature.
 
     Args:
-        casts: per modality the moments of the values given, and of the cast's error.
+        casts: per modality the statistics of the values given, and of the error of the cast.
         dtype: that they are stored in.
-        tolerance: error that is accepted, as a share of the spread.
+        tolerance: largest error, as a share of the standard deviation.
 
     Raises:
         ValueError: names the modality and the dimension.
@@ -131,37 +129,37 @@ def check_cast(
             off, spread = error.std[dimension], values.std[dimension]
             raise ValueError(
                 f"{name}[{dimension}]: stored as {dtype} its values are off by {off:.3g}, more than "
-                f"{100 * tolerance:g} % of their spread {spread:.3g}; {FINER}"
+                f"{100 * tolerance:g} % of their spread {spread:.3g}; {FIX_PRECISION}"
             )
 
 
-def check_names(key: str, split: str, label: Any, accepted: PackingState) -> str:
+def check_names(key: str, split: str, label: Any, state: PackingState) -> str:
     """The class that a label names.
 
     Raises:
-        ValueError: an utterance's name, split or class that cannot be.
+        ValueError: the key, the split or the class is not allowed.
     """
-    # webdataset takes all that follows the first dot for the name of a member, and slashes for folders.
+    # webdataset takes what follows the first dot of a name as the member's extension, and slashes as folders.
     if not isinstance(key, str) or not key or re.search(r"[\s./\\]", key) or not key.isprintable():
         raise ValueError(
             "a key must be non-empty and free of dots, slashes and spaces; rename it, say with '_'"
         )
-    if key in accepted.keys:
+    if key in state.keys:
         raise ValueError("this key was packed before; keys are unique over all splits, rename one")
     if not isinstance(split, str) or not SPLIT_NAME.fullmatch(split):
         raise ValueError(f"split {split!r} must consist of letters, digits, '-' and '_'")
-    name = label_name(label, accepted.classes)
-    if name not in accepted.classes:
-        raise ValueError(f"label {name!r} is unknown; the classes are {accepted.classes}")
+    name = label_name(label, state.classes)
+    if name not in state.classes:
+        raise ValueError(f"label {name!r} is unknown; the classes are {state.classes}")
     return name
 
 
-def _check_array(values: np.ndarray, name: str, accepted: PackingState) -> np.ndarray:
+def _check_array(values: np.ndarray, name: str, state: PackingState) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(f"{name} has shape {values.shape}; features are [steps, features per step]")
     if values.dtype.kind not in "fiu":
         raise ValueError(f"{name} holds {values.dtype}; features are real numbers")
-    dim, first = accepted.dims.get(name, (values.shape[1], ""))
+    dim, first = state.dims.get(name, (values.shape[1], ""))
     if values.shape[1] != dim:
         raise ValueError(
             f"{name} has {values.shape[1]} features per step, while {first!r} has {dim}; "
@@ -181,7 +179,8 @@ def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
     if not np.isfinite(stored).all():
         step, dimension = np.argwhere(~np.isfinite(stored))[0]
         raise ValueError(
-            f"{name}[{dimension}] is {values[step, dimension]:.6g} at step {step}, beyond {dtype}; {FINER}"
+            f"{name}[{dimension}] is {values[step, dimension]:.6g} at step {step}, beyond {dtype}; "
+            f"{FIX_PRECISION}"
         )
     return stored
 

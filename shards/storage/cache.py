@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
+
+from shards.storage import file_lock
+from shards.storage.file_lock import NoFileLocks, open_locked
 
 # How long to wait for room that other users of the cache may give free.
 ROOM_WAIT_S = 60.0
@@ -152,7 +154,7 @@ def _open_shared(path: Path, size: int) -> BinaryIO | None:
         file = open(path, "rb")  # noqa: SIM115 (handed to the caller)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    _lock(file, fcntl.LOCK_SH)
+    _wait_for_lock(file, shared=True)
     found = os.fstat(file.fileno())
     if found.st_nlink and found.st_size == size:
         # Marks it as used. A cache that others filled may be read-only.
@@ -222,46 +224,38 @@ def _files(root: Path) -> Iterator[tuple[float, Path, int]]:
 
 def _open_exclusive(path: Path, flags: int = 0) -> BinaryIO | None:
     """Open and lock a file that no one else uses; None where someone does, or there is none."""
-    while True:
-        try:
-            file = os.fdopen(os.open(path, os.O_RDWR | flags, 0o644), "r+b")
-        except (FileNotFoundError, PermissionError):
-            if flags:
-                raise
-            return None
-        try:
-            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        # Who held it may have removed it before it was ours: then the name is another file's, or no one's.
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()
+    try:
+        return open_locked(path, os.O_RDWR | flags, 0o644)
+    except BlockingIOError:
+        return None
+    except NoFileLocks as error:
+        raise _without_locks(path, error) from None
+    except (FileNotFoundError, PermissionError):
+        if flags:
+            raise
+        return None
 
 
 def _wait_for(part: Path) -> None:
     """Wait until the process that fetches a file is through: its patience with the store is bounded."""
     with contextlib.suppress(FileNotFoundError), open(part, "rb") as file:
-        _lock(file, fcntl.LOCK_SH)
+        _wait_for_lock(file, shared=True)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock among all users of the cache, for the moments that counting and making room take."""
     with open(path, "ab") as file:
-        _lock(file, fcntl.LOCK_EX)
+        _wait_for_lock(file)
         yield
 
 
-def _lock(file: IO[bytes], how: int) -> None:
+def _wait_for_lock(file: BinaryIO, shared: bool = False) -> None:
     try:
-        fcntl.flock(file, how)
-    except OSError as error:
-        # Some network file systems cannot.
-        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise OSError(
-                error.errno,
-                f"{file.name}: no locks on this file system; set cache_dir to one on a local disk",
-            ) from None
-        raise
+        file_lock.lock(file, shared=shared, wait=True)
+    except NoFileLocks as error:
+        raise _without_locks(Path(file.name), error) from None
+
+
+def _without_locks(path: Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"{path}: {error.strerror}; set cache_dir to one on a local disk")

@@ -99,7 +99,7 @@ def test_a_killed_extraction_goes_on(table: Path, alone: dict[str, str], tmp_pat
     before = {name: path.stat().st_mtime_ns for name, path in whole.items()}
     code, log = run([*ALONE, *words(table, out)], tmp_path / "second")
     assert code == 0, log
-    assert f"going on; {len(kept)} of {CLIPS // PER_SHARD} shards are there" in log
+    assert f"continues; {len(kept)} of {CLIPS // PER_SHARD} shards are there" in log
     assert {name: path.stat().st_mtime_ns for name, path in whole.items()} == before, "not made again"
     assert hashes(out) == alone
 
@@ -119,12 +119,12 @@ def test_a_rank_that_is_gone_is_named(table: Path, alone: dict[str, str], tmp_pa
         ranks[2].send_signal(signal.SIGKILL)
         assert ranks[0].wait(LIMIT) == 1
     log = logs[0].read_text()
-    assert re.search(r"^error: .*d: rank [12] has made nothing for 0\.1 min; \S+-0000", log, re.MULTILINE)
+    assert re.search(r"^error: .*d: rank [12] has made no progress for 0\.1 min; \S+-0000", log, re.MULTILINE)
     assert "Traceback" not in log
     there = len(list(out.glob("*.part.json")))
     code, log = run([*ALONE, *words(table, out)], tmp_path / "second")
     assert code == 0, log
-    assert f"going on; {there} of {CLIPS // PER_SHARD} shards are there" in log
+    assert f"continues; {there} of {CLIPS // PER_SHARD} shards are there" in log
     assert hashes(out) == alone
 
 

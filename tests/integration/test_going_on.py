@@ -129,7 +129,7 @@ def test_going_back_forgets_what_came_after(
     assert [folder.name for folder in sorted(aside.iterdir())] == ["step-00000008", "step-00000012"]
     assert files.find_corruption(aside / "step-00000012") is None
     said = capsys.readouterr().out
-    assert f"step-00000008, step-00000012 of {tmp_path / 'checkpoints'} set aside in {aside}" in said
+    assert f"step-00000008, step-00000012 of {tmp_path / 'checkpoints'} moved to {aside}" in said
     assert "from step 4 on with another optim.lr, train.keep_last" in said
     assert (tmp_path / "config-4.yaml").read_text() == old
 
@@ -314,7 +314,7 @@ def test_a_finished_run_that_is_tested_on_other_data_says_so(
     assert not list(tmp_path.glob("earlier-results-*")), "the same command changes nothing"
     capsys.readouterr()
     train(tmp_path, **{"data.select.test": "{fold: [0, 1]}"})
-    assert "is judged on other data; its results so far" in capsys.readouterr().out
+    assert "is evaluated on other data; its results so far" in capsys.readouterr().out
     [aside] = tmp_path.glob("earlier-results-*")
     assert (aside / RESULTS_FILE).read_text() == before
     assert (read_settings(tmp_path) or {})["data"]["select"]["test"] == {"fold": [0, 1]}

@@ -77,7 +77,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None
     time.sleep(0.2)
     assert everything.is_alive(), "it waits for the run that is trained elsewhere"
     (jobs[0].run_dir / "status.json").write_text(json.dumps({"status": "done"}))
-    os.close(lock)
+    lock.close()
     everything.join(LIMIT)
     assert not everything.is_alive()
     assert [times_trained(one) for one in jobs] == [0, 1]

@@ -28,7 +28,7 @@ from awtpn.model.finite_outputs import PENDING, FiniteOutputs, NotFiniteError
 from awtpn.report import charts
 from awtpn.report.data import gather
 from awtpn.run import checkpoint
-from awtpn.run.atomic_write import write_json, writing
+from awtpn.run.atomic_write import open_atomic, write_json
 from awtpn.run.folder import resolve_resume
 from awtpn.run.position import Position, load_position
 from awtpn.training import trainer
@@ -106,7 +106,7 @@ def test_a_file_that_is_written_appears_when_it_is_whole(tmp_path: Path) -> None
     (tmp_path / "f").write_text("old")
 
     def half() -> None:
-        with writing(tmp_path / "f") as file:
+        with open_atomic(tmp_path / "f") as file:
             file.write("half")
             raise ValueError("no more")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from awtpn.run.atomic_write import write_atomically, write_json, writing
+from awtpn.run.atomic_write import open_atomic, write_atomically, write_json
 from awtpn.training.evaluate import evaluate_command
 
 
 def write_by_lines(path: Path) -> None:
-    with writing(path) as file:
+    with open_atomic(path) as file:
         file.write("{}\n")
 
 
@@ -51,7 +51,7 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("old")
 
     def fail() -> None:
-        with writing(tmp_path / "x") as file:
+        with open_atomic(tmp_path / "x") as file:
             file.write("new")
             raise FileNotFoundError("of the writer's own")
 

@@ -12,7 +12,7 @@ from awtpn.config.schema import parse_command_line, scalar
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.runner import Job, is_done, other_settings
 from awtpn.report.data import read_run
-from awtpn.run.folder import changes, run_on_rank0
+from awtpn.run.folder import changed_keys, run_on_rank0
 from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
 from awtpn.training.evaluate import trained_on
 
@@ -25,7 +25,7 @@ def test_settings_that_are_none_are_refused_in_one_line(text: str, tmp_path: Pat
     (tmp_path / CONFIG_FILE).write_text(text)
     config, _ = parse_command_line(["--data.train=here"])
     for read in (
-        lambda: changes(config, tmp_path),
+        lambda: changed_keys(config, tmp_path),
         lambda: trained_on(tmp_path, OPTIONS),
         lambda: other_settings(Job(("--data.train=here", f"--run.dir={tmp_path}"), tmp_path)),
     ):

@@ -173,8 +173,8 @@ def test_a_stream_that_never_changes_is_missing_and_told(
     assert manifest.provenance["constant_streams"] == {"taken_as": "missing", "audio": 2, "video": 1}
     assert constant_of(manifest.provenance) == (False, {"audio": 2, "video": 1})
     assert "constant_streams: taken_as missing, audio 2, video 1" in format_info(info(str(tmp_path / "d")))
-    assert "2 clips go without their audio, which never changes; keep_constant keeps it" in caplog.text
-    assert "1 clips go without their video, which never changes" in caplog.text
+    assert "2 clips are without their audio, which never changes; keep_constant keeps it" in caplog.text
+    assert "1 clips are without their video, which never changes" in caplog.text
     assert "cannot be decoded" not in caplog.text
 
 

@@ -263,7 +263,7 @@ def test_a_second_packing_is_refused_while_one_is_at_work(tmp_path: Path) -> Non
     def busy() -> Iterator[Sample]:
         for i, sample in enumerate(corpus(8)):
             if i == 3:
-                told = rf"d: another packing is at work here, process {os.getpid()} on \S+; wait for it"
+                told = rf"d: another packing is running here, process {os.getpid()} on \S+; wait for it"
                 for overwrite in (False, True):
                     with pytest.raises(ValueError, match=told):
                         pack(corpus(2), tmp_path / "d", overwrite=overwrite)
@@ -297,9 +297,7 @@ def test_a_young_packing_in_a_store_is_taken_to_be_at_work() -> None:
     """A store has no locks: only time tells."""
     url = in_memory()
     marker_made(url, 100)
-    told = (
-        r"began here 10\d s ago, process 7 on far.example; if it is dead wait (500|49\d) s, or pass overwrite"
-    )
+    told = r"began here 10\d s ago, process 7 on far.example; if it is dead, wait (500|49\d) s, or pass"
     with pytest.raises(ValueError, match=told):
         pack(corpus(8), url)
     pack(corpus(8), url, overwrite=True)
@@ -356,7 +354,7 @@ def test_overwrite_spares_what_packing_did_not_make(tmp_path: Path, what: str) -
     told = {
         "indexed": "holds tars that others made, indexed in place; pack elsewhere",
         "beside": r"its manifest does not name \('train-000009.tar'\); move them away",
-        "damaged": "manifest.json: .* whose files these are cannot be told",
+        "damaged": "manifest.json: .* nobody can tell whose files these are",
     }
     with pytest.raises(ValueError, match=told[what]):
         pack(corpus(8), folder, overwrite=True)
@@ -379,7 +377,7 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path, bad: Any) -> None:
 @pytest.mark.parametrize("name", ["holiday.jpg", "train-000000.tar"])
 def test_files_of_others_are_refused_and_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ValueError, match=f"files that packing did not make \\('{name}'\\)"):
+    with pytest.raises(ValueError, match=f"files that packing did not write \\('{name}'\\)"):
         pack(corpus(), tmp_path, overwrite=True)
     assert files(tmp_path) == {name: b"mine"}
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO
 
 import pytest
 from cache_support import Fetches, cache_of, content, name
@@ -21,7 +20,7 @@ from support import REPO
 from awtpn.config.schema import DataConfig
 from awtpn.run.data import stream_source
 from shards import FeatureStream
-from shards.storage import cache as cache_module
+from shards.storage import file_lock
 from shards.storage.cache import CacheFull, CacheUnwritable, open_cached, parse_bytes
 from shards.storage.store import default_cache
 
@@ -112,13 +111,13 @@ def test_a_download_given_up_while_it_was_being_claimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its `.part` is no one's by then: who holds that must not fetch beside the next that makes one."""
-    lock, others = cache_module._lock, [True]
+    lock, others = file_lock.lock, [True]
 
-    def lock_a_little_late(file: IO[bytes], how: int) -> None:
-        if how == fcntl.LOCK_EX | fcntl.LOCK_NB and others:
+    def lock_a_little_late(file: BinaryIO, **how: bool) -> None:
+        if how == {"shared": False} and others:
             others.pop()
             next(tmp_path.rglob("*.part")).unlink()  # whose fetch failed
-        lock(file, how)
+        lock(file, **how)
 
     def fetch(part: Path) -> None:
         with open(part, "r+b") as file:
@@ -126,7 +125,7 @@ def test_a_download_given_up_while_it_was_being_claimed(
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(content(1, 100))
 
-    monkeypatch.setattr(cache_module, "_lock", lock_a_little_late)
+    monkeypatch.setattr(file_lock, "lock", lock_a_little_late)
     open_cached(cache_of(tmp_path), name(1), 100, fetch).close()
     assert not others
 
@@ -180,7 +179,7 @@ print(len(fetches.asked))
 
 
 def process(tmp_path: Path, seed: int, rounds: int) -> subprocess.Popen[str]:
-    code = PROCESS.format(tests=str(REPO / "tests"))
+    code = PROCESS.format(tests=[str(REPO / "tests"), str(Path(__file__).parent)])
     return subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(seed), str(rounds)],
         stdout=subprocess.PIPE,

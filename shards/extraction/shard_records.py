@@ -1,0 +1,138 @@
+"""Records of finished shards: what makes an extraction continue where it was stopped.
+
+A rank writes one (`.part.json`) beside each shard that it has finished. A shard with a record is not made
+again. The main rank makes the manifest of all records, and removes them when the manifest is there.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards.extraction.pipeline import UNDECODABLE
+from shards.format.manifest import parse_shard
+from shards.format.schema import DTYPES, Modality
+from shards.format.statistics import Moments
+from shards.packing.output_folder import RECORD_SUFFIX, OutputFolder, publish, write_json_lines
+from shards.packing.shard_writer import FinishedShard, ShardStats
+from shards.safe_io.bounded_json import parse_json
+from shards.storage.store import Store, call_store
+
+READING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What became of the clips of one shard.
+
+    Attributes:
+        shard: the finished shard; None if none of its clips could be used.
+        skipped: key and cause of each clip left out.
+        constant: by modality the number of clips without a stream because it never changes.
+    """
+
+    shard: FinishedShard | None
+    skipped: list[dict[str, str]]
+    constant: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def undecodable(self) -> int:
+        """The number of clips without a stream because it cannot be decoded."""
+        return self.shard.stats.kinds.get(UNDECODABLE, (0, set()))[0] if self.shard else 0
+
+
+def record_name(shard: str) -> str:
+    return shard + RECORD_SUFFIX
+
+
+def write_record(folder: OutputFolder, shard: str, record: ShardRecord) -> None:
+    """Publish the record of a finished shard: from then on the shard is not made again."""
+    path = folder.workdir / record_name(shard)
+    part = _dump_shard(record.shard) if record.shard else None
+    write_json_lines(path, [{"part": part, "skipped": record.skipped, "constant": record.constant}])
+    publish(folder, path)
+
+
+def read_records(store: Store, shards: list[str]) -> list[ShardRecord]:
+    """The records of shards, by their names.
+
+    Raises:
+        ValueError: a file is not such a record; names it.
+        OSError: one is not there, or the store cannot be reached.
+    """
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        return list(threads.map(lambda shard: _read_record(store, shard), shards))
+
+
+def _read_record(store: Store, shard: str) -> ShardRecord:
+    name = record_name(shard)
+    url = f"{store.url}/{name}"
+    record = parse_json(call_store(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), url), url)
+    try:
+        finished = _load_shard(record["part"], url) if record["part"] else None
+        # Version 0.1 wrote records without "constant" at first.
+        skipped, constant = record["skipped"], record.get("constant", {})
+        if not isinstance(skipped, list) or not isinstance(constant, dict):
+            raise TypeError("skipped must be a list, constant an object")
+        return ShardRecord(finished, skipped, constant)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        # What follows the semicolon says how to repair a manifest, which this is not.
+        cause = str(error).removeprefix(f"{url}: ").partition("; ")[0]
+        raise ValueError(f"{url}: not the record of a shard ({cause}); remove it") from None
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def _dump_shard(shard: FinishedShard) -> dict[str, Any]:
+    """A finished shard as plain JSON; floats keep every bit."""
+    stats = shard.stats
+    return {
+        "entry": asdict(shard.entry),
+        "class_counts": stats.class_counts.tolist(),
+        "moments": {name: _dump_statistics(of) for name, of in stats.statistics.items()},
+        "casts": {name: [_dump_statistics(of) for of in cast] for name, cast in stats.casts.items()},
+        "kinds": {
+            name: [count, sorted(kinds, key=lambda kind: kind or "")]
+            for name, (count, kinds) in stats.kinds.items()
+        },
+    }
+
+
+def _load_shard(record: dict[str, Any], at: str) -> FinishedShard:
+    """What `_dump_shard` wrote.
+
+    Raises:
+        ValueError: it describes an impossible shard (`at` begins the message), or is not such a record.
+        KeyError, TypeError, AttributeError: it is not such a record.
+    """
+    # The dtype is not recorded: the smaller one makes no check too strict.
+    modalities = {name: Modality(len(mean), DTYPES[0]) for name, (_, mean, _) in record["moments"].items()}
+    entry = parse_shard(record["entry"], modalities, at)
+    stats = ShardStats(
+        class_counts=np.array(record["class_counts"], np.int64),
+        utterances=entry.utterances,
+        statistics={name: _load_statistics(of) for name, of in record["moments"].items()},
+        casts={
+            name: (_load_statistics(given), _load_statistics(error))
+            # Version 0.1 wrote records without it at first.
+            for name, (given, error) in record.get("casts", {}).items()
+        },
+        kinds={name: (count, set(kinds)) for name, (count, kinds) in record["kinds"].items()},
+    )
+    return FinishedShard(entry, stats)
+
+
+def _dump_statistics(statistics: Moments) -> list[Any]:
+    return [statistics.count, statistics.mean.tolist(), statistics.deviation.tolist()]
+
+
+def _load_statistics(record: list[Any]) -> Moments:
+    count, mean, deviation = record
+    found = Moments(count, np.array(mean, np.float64), np.array(deviation, np.float64))
+    if not isinstance(count, int) or found.mean.ndim != 1 or found.deviation.shape != found.mean.shape:
+        raise TypeError("statistics are a count, means and deviations")
+    return found
