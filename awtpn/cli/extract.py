@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits, words
-from shards.format.feature_space import constant_of
+from shards.format.feature_space import recorded_constant
 from shards.format.schema import Manifest
 from shards.sources import iemocap, meld, recordings
 from shards.sources.base import Clip, ClipSource
@@ -314,7 +314,7 @@ def report(manifest: Manifest, out: str) -> None:
     print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} names them and says why")
-    for name, count in constant_of(manifest.provenance)[1].items():
+    for name, count in recorded_constant(manifest.provenance)[1].items():
         print(f"{count} clips go without their {name}, which never changes; --keep_constant keeps it")
     print(f"extracted; train with: {how_to_train(manifest, out)}")
 

@@ -33,7 +33,7 @@ from shards.extraction.shard_jobs import (
     put_record,
     read_records,
 )
-from shards.format.feature_space import CONSTANT, extraction_provenance, making_of_constant
+from shards.format.feature_space import CONSTANT, constant_provenance, extraction_provenance
 from shards.format.schema import BadSample, Manifest, Sample
 from shards.packing.output_folder import (
     Target,
@@ -339,7 +339,7 @@ def conclude(
         logger.warning("%s: %s", target.store.url, error)
         provenance = {**provenance, "warning": str(error)}
     constant = sum((Counter(record.constant) for record in records), Counter[str]())
-    provenance = {**provenance, **making_of_constant(keep_constant, constant)}
+    provenance = {**provenance, **constant_provenance(keep_constant, constant)}
     manifest = manifest_of(parts, accepted, provenance, len(skipped))
     for name in accepted.dims.keys() - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", target.store.url, name)

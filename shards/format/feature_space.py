@@ -36,7 +36,7 @@ def extraction_provenance(encoders: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def making_of_constant(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]:
+def constant_provenance(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]:
     """For the manifest: what became of streams that never change, and how many clips go without one.
 
     Args:
@@ -46,8 +46,8 @@ def making_of_constant(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]:
     return {CONSTANT: {"taken_as": "present" if kept else "missing", **dict(sorted(counts.items()))}}
 
 
-def constant_of(provenance: Mapping[str, Any]) -> tuple[bool, dict[str, int]]:
-    """What `making_of_constant` recorded. Before it was, such streams were kept."""
+def recorded_constant(provenance: Mapping[str, Any]) -> tuple[bool, dict[str, int]]:
+    """What `constant_provenance` recorded. Before it was, such streams were kept."""
     found = provenance.get(CONSTANT)
     if not isinstance(found, Mapping):
         return True, {}

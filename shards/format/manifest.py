@@ -24,7 +24,7 @@ from shards.format.schema import (
     Modality,
     ShardEntry,
     Split,
-    SplitMoments,
+    SplitStatistics,
 )
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.git_lfs import refuse_pointer_text
@@ -183,8 +183,8 @@ def _parse_split(
     return Split(utterances, steps, class_counts, moments, shards)
 
 
-def _parse_moments(record: Any, modality: Modality, at: str) -> SplitMoments:
-    moments = SplitMoments(
+def _parse_moments(record: Any, modality: Modality, at: str) -> SplitStatistics:
+    moments = SplitStatistics(
         _field(record, "count", int, at),
         _list(record, "mean", float, at),
         _list(record, "std", float, at),

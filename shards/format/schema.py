@@ -86,7 +86,7 @@ class ShardEntry:
 
 
 @dataclass(frozen=True)
-class SplitMoments:
+class SplitStatistics:
     """Mean [D] and standard deviation [D] over all `count` steps of a modality, of the values as stored."""
 
     count: int
@@ -101,7 +101,7 @@ class Split:
     utterances: int
     steps: dict[str, int]
     class_counts: list[int]
-    moments: dict[str, SplitMoments]
+    moments: dict[str, SplitStatistics]
     shards: list[ShardEntry]
 
 

@@ -1,6 +1,6 @@
 """Streaming moments per feature dimension, and the guard that they give to a cast.
 
-All sums are float64. Moments are merged pairwise (Chan et al.), which stays exact where a feature's mean is
+All sums are float64. Statistics are merged pairwise (Chan et al.), which stays exact where a feature's mean is
 large beside its spread and a plain sum of squares would cancel.
 """
 
@@ -17,7 +17,7 @@ ROUNDING = 1e-14
 
 
 @dataclass(frozen=True)
-class Moments:
+class Statistics:
     """Number of steps, mean [D], and sum of squared deviations from the mean [D], in float64."""
 
     count: int
@@ -39,19 +39,19 @@ class Sums:
     sum_of_squares: np.ndarray
 
 
-def moments_of(values: np.ndarray) -> Moments:
-    """Moments of `values` [T, D]."""
+def statistics_of(values: np.ndarray) -> Statistics:
+    """Statistics of `values` [T, D]."""
     values = values.astype(np.float64, copy=False)
     if len(values) == 0:
-        return Moments(0, np.zeros(values.shape[1]), np.zeros(values.shape[1]))
+        return Statistics(0, np.zeros(values.shape[1]), np.zeros(values.shape[1]))
     mean = values.mean(axis=0)
     apart = values - mean
     # Without an array of squares, which would take most of the time.
-    return Moments(len(values), mean, np.einsum("td,td->d", apart, apart))
+    return Statistics(len(values), mean, np.einsum("td,td->d", apart, apart))
 
 
-def merge(a: Moments | None, b: Moments) -> Moments:
-    """Moments of the steps of `a` and `b` together; None stands for no steps."""
+def merge(a: Statistics | None, b: Statistics) -> Statistics:
+    """Statistics of the steps of `a` and `b` together; None stands for no steps."""
     if a is None or a.count == 0:
         return b
     if b.count == 0:
@@ -59,7 +59,7 @@ def merge(a: Moments | None, b: Moments) -> Moments:
     count = a.count + b.count
     delta = b.mean - a.mean
     mean = a.mean + delta * (b.count / count)
-    return Moments(count, mean, a.deviation + b.deviation + delta**2 * (a.count * b.count / count))
+    return Statistics(count, mean, a.deviation + b.deviation + delta**2 * (a.count * b.count / count))
 
 
 def sums_of(values: np.ndarray) -> Sums:
@@ -73,12 +73,12 @@ def add(a: Sums, b: Sums) -> Sums:
     return Sums(a.count + b.count, a.sum + b.sum, a.sum_of_squares + b.sum_of_squares)
 
 
-def sums_from_moments(count: int, mean: np.ndarray, std: np.ndarray) -> Sums:
+def sums_from_statistics(count: int, mean: np.ndarray, std: np.ndarray) -> Sums:
     """The sums that steps with this mean [D] and population standard deviation [D] have."""
     return Sums(count, mean * count, (np.square(std) + np.square(mean)) * count)
 
 
-def ruined_dimension(values: Moments, error: Moments, tolerance: float = CAST_TOLERANCE) -> int | None:
+def lossy_dimension(values: Statistics, error: Statistics, tolerance: float = CAST_TOLERANCE) -> int | None:
     """The dimension that a cast disturbs most, if it does so beyond `tolerance` of its spread.
 
     Args:

@@ -20,8 +20,8 @@ from shards.format.hashing import hash_file
 from shards.format.index import index_tar, scalar_kind
 from shards.format.index_file import save_index
 from shards.format.manifest import parse_shard
-from shards.format.schema import DTYPES, Manifest, Modality, Sample, ShardEntry, Split, SplitMoments
-from shards.format.statistics import Moments, merge, moments_of
+from shards.format.schema import DTYPES, Manifest, Modality, Sample, ShardEntry, Split, SplitStatistics
+from shards.format.statistics import Statistics, merge, statistics_of
 from shards.packing.output_folder import Target, check_ours, publish
 from shards.packing.validation import EncodedSample, PackingState, check_cast
 from shards.safe_io.file_names import as_text
@@ -41,8 +41,8 @@ class ShardStats:
 
     class_counts: np.ndarray
     utterances: int = 0
-    moments: dict[str, Moments] = field(default_factory=dict)
-    casts: dict[str, tuple[Moments, Moments]] = field(default_factory=dict)
+    moments: dict[str, Statistics] = field(default_factory=dict)
+    casts: dict[str, tuple[Statistics, Statistics]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, set[str | None]]] = field(default_factory=dict)
 
 
@@ -88,7 +88,7 @@ def add(shard: ShardWriter, sample: Sample, stored: EncodedSample, classes: list
     tally.utterances += 1
     tally.class_counts[classes.index(stored.label)] += 1
     for name, values in stored.arrays.items():
-        tally.moments[name] = merge(tally.moments.get(name), moments_of(values))
+        tally.moments[name] = merge(tally.moments.get(name), statistics_of(values))
     for name, cast in stored.casts.items():
         tally.casts[name] = _merge_cast(tally.casts.get(name), cast)
     for name, value in json.loads(stored.member).items():
@@ -171,7 +171,9 @@ def sum_of(tallies: list[ShardStats]) -> ShardStats:
     return total
 
 
-def _merge_cast(a: tuple[Moments, Moments] | None, b: tuple[Moments, Moments]) -> tuple[Moments, Moments]:
+def _merge_cast(
+    a: tuple[Statistics, Statistics] | None, b: tuple[Statistics, Statistics]
+) -> tuple[Statistics, Statistics]:
     return b if a is None else (merge(a[0], b[0]), merge(a[1], b[1]))
 
 
@@ -217,13 +219,13 @@ def load_part(record: dict[str, Any], at: str) -> FinishedShard:
     return FinishedShard(entry, tally)
 
 
-def _dump_moments(moments: Moments) -> list[Any]:
+def _dump_moments(moments: Statistics) -> list[Any]:
     return [moments.count, moments.mean.tolist(), moments.deviation.tolist()]
 
 
-def _load_moments(record: list[Any]) -> Moments:
+def _load_moments(record: list[Any]) -> Statistics:
     count, mean, deviation = record
-    moments = Moments(count, np.array(mean, np.float64), np.array(deviation, np.float64))
+    moments = Statistics(count, np.array(mean, np.float64), np.array(deviation, np.float64))
     if not isinstance(count, int) or moments.mean.ndim != 1 or moments.deviation.shape != moments.mean.shape:
         raise TypeError("moments are a count, means and deviations")
     return moments
@@ -243,14 +245,16 @@ def _columns(total: ShardStats) -> dict[str, str]:
 
 
 def _split(shards: list[ShardEntry], tally: ShardStats, modalities: dict[str, Modality]) -> Split:
-    none = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    none = {name: Statistics(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
     moments = none | tally.moments
     return Split(
         utterances=tally.utterances,
         steps={name: moments[name].count for name in modalities},
         class_counts=tally.class_counts.tolist(),
         moments={
-            name: SplitMoments(moments[name].count, moments[name].mean.tolist(), moments[name].std.tolist())
+            name: SplitStatistics(
+                moments[name].count, moments[name].mean.tolist(), moments[name].std.tolist()
+            )
             for name in modalities
         },
         shards=shards,

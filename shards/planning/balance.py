@@ -19,13 +19,13 @@ import numpy as np
 STEPS = 8
 
 
-def balance_steps(work: np.ndarray, share: int, turn: int) -> np.ndarray:
+def balance_steps(work: np.ndarray, share: int, rotation: int) -> np.ndarray:
     """Order rows so that each `share` of them are about equal work, and so are equal parts of these.
 
     Args:
         work: [n] of each row, at least 0, in the order drawn.
         share: rows per step. Those that n has beyond a multiple of it stay where they are.
-        turn: the step, counted round, that gets the longest row. Streams that have too few rows per step to
+        rotation: the step, counted round, that gets the longest row. Streams that have too few rows per step to
             be balanced alone balance each other where their turns differ.
 
     Returns:
@@ -34,7 +34,7 @@ def balance_steps(work: np.ndarray, share: int, turn: int) -> np.ndarray:
     whole = len(work) // share * share
     grouped = whole // (STEPS * share) * (STEPS * share)
     groups = [*_alike(work[:grouped], grouped // (STEPS * share)), np.arange(grouped, whole)]
-    found = [group[_balanced(work[group], share, turn)] for group in groups if len(group)]
+    found = [group[_balanced(work[group], share, rotation)] for group in groups if len(group)]
     return np.concatenate([*found, np.arange(whole, len(work))])
 
 
@@ -47,21 +47,21 @@ def _alike(work: np.ndarray, groups: int) -> np.ndarray:
     return np.sort(np.sort(like, axis=1).T, axis=1)
 
 
-def _balanced(work: np.ndarray, share: int, turn: int) -> np.ndarray:
+def _balanced(work: np.ndarray, share: int, rotation: int) -> np.ndarray:
     parts = np.argsort(-work, kind="stable")[None]
     for bins in (len(work) // share, *_prime_factors(share)):
-        parts = _deal(parts, work, bins, turn)
+        parts = _deal(parts, work, bins, rotation)
     return parts.ravel()
 
 
-def _deal(parts: np.ndarray, work: np.ndarray, bins: int, turn: int) -> np.ndarray:
+def _deal(parts: np.ndarray, work: np.ndarray, bins: int, rotation: int) -> np.ndarray:
     """Deal the rows of each part, the longest first, to bins of equally many rows and about equal work.
 
     Args:
         parts: [k, n] rows, by descending work within each part.
         work: of every row.
         bins: divides n.
-        turn: the bin, counted round, that gets the first row.
+        rotation: the bin, counted round, that gets the first row.
 
     Returns:
         [k * bins, n / bins] rows, again by descending work.
@@ -69,7 +69,7 @@ def _deal(parts: np.ndarray, work: np.ndarray, bins: int, turn: int) -> np.ndarr
     k, n = parts.shape
     dealt = np.empty((k, bins, n // bins), parts.dtype)
     # Less than any row's work differs: it only decides between bins that have equally much.
-    total = np.tile((np.arange(bins) - turn) % bins / (bins + 1), (k, 1))
+    total = np.tile((np.arange(bins) - rotation) % bins / (bins + 1), (k, 1))
     part = np.arange(k)[:, None]
     for nth in range(n // bins):
         rows = parts[:, nth * bins : (nth + 1) * bins]

@@ -82,4 +82,4 @@ def _pieces(plan: Plan, stream: int) -> tuple[np.ndarray, np.ndarray]:
     first = int(np.searchsorted(plan.starts, low, "right")) - 1
     last = int(np.searchsorted(plan.starts, high, "left"))
     rows = np.minimum(plan.starts[first + 1 : last + 1], high) - np.maximum(plan.starts[first:last], low)
-    return plan.dealt[first:last][rows > 0], rows[rows > 0]
+    return plan.shard_order[first:last][rows > 0], rows[rows > 0]

@@ -31,7 +31,7 @@ SMALLEST_WINDOW = 1_024
 BLOCKS_PER_WINDOW = 4
 
 # What a draw is for: first word of its key.
-_DEAL, _PIECES, _BLOCKS, _ROWS, _TURN = range(5)
+_SHARD_ORDER, _PIECES, _BLOCKS, _ROWS, _ROTATION = range(5)
 
 # Shards -> the work of each row of each of them.
 Work = Callable[[list[int]], list[np.ndarray]]
@@ -42,8 +42,8 @@ class Plan:
     """The order of a split or selection. Make it with `make_plan`; all functions here read it only.
 
     Attributes:
-        dealt: shards in the order in which they are dealt to streams.
-        starts: first row of each dealt shard in their concatenation, then the number of all rows.
+        shard_order: shards in the order in which they are shard_order to streams.
+        starts: first row of each shard_order shard in their concatenation, then the number of all rows.
         window_rows: rows per window of a stream.
         work: tells how much work rows are; None: steps are not balanced.
         memo: the latest draws of each stream: a cache of pure results, never a state.
@@ -53,7 +53,7 @@ class Plan:
     streams: int
     seed: int
     shuffle: bool
-    dealt: np.ndarray
+    shard_order: np.ndarray
     starts: np.ndarray
     window_rows: int
     work: Work | None = None
@@ -114,7 +114,7 @@ def make_plan(
         streams = default_streams(int(np.count_nonzero(counts)), global_batch_size) if shuffle else 1
     if streams < 1 or global_batch_size % streams:
         raise ValueError(f"{streams} streams do not divide the global batch of {global_batch_size}")
-    dealt = _permutation(len(counts), seed, _DEAL) if shuffle else np.arange(len(counts))
+    shard_order = _permutation(len(counts), seed, _SHARD_ORDER) if shuffle else np.arange(len(counts))
     share = global_batch_size // streams
     # Whole steps, so that none is balanced in two parts.
     window_steps = -(-max(window // streams, SMALLEST_WINDOW) // share)
@@ -123,8 +123,8 @@ def make_plan(
         streams=streams,
         seed=seed,
         shuffle=shuffle,
-        dealt=dealt,
-        starts=np.concatenate([[0], np.cumsum(counts[dealt])]),
+        shard_order=shard_order,
+        starts=np.concatenate([[0], np.cumsum(counts[shard_order])]),
         window_rows=window_steps * share,
         work=work if shuffle else None,
     )
@@ -217,7 +217,7 @@ def shards_of_places(plan: Plan, first_place: int, num_places: int) -> np.ndarra
     low, high = _stream_range(plan, streams[0])[0], _stream_range(plan, streams[1] - 1)[1]
     first, last = _overlapping(plan.starts, low, high)
     inside = np.arange(first, last)
-    return np.sort(plan.dealt[inside[np.diff(plan.starts)[inside] > 0]])
+    return np.sort(plan.shard_order[inside[np.diff(plan.starts)[inside] > 0]])
 
 
 def _stream_rows(plan: Plan, stream: int) -> int:
@@ -226,7 +226,7 @@ def _stream_rows(plan: Plan, stream: int) -> int:
 
 
 def _stream_range(plan: Plan, stream: int) -> tuple[int, int]:
-    """Rows of the dealt concatenation that a stream owns: equal over streams within one."""
+    """Rows of the shard_order concatenation that a stream owns: equal over streams within one."""
     return stream * plan.rows // plan.streams, (stream + 1) * plan.rows // plan.streams
 
 
@@ -245,9 +245,9 @@ def _window(plan: Plan, epoch: int, stream: int, window: int) -> tuple[np.ndarra
         order = _permutation(len(position), plan.seed, _ROWS, epoch, stream, window)
         shard, row = shard[order], row[order]
     if plan.work is not None:
-        # The turn of neighbouring streams differs, so that they balance each other.
-        turn = int(_permutation(STEPS, plan.seed, _TURN, epoch, window)[0]) + stream
-        order = balance_steps(_work_of(plan.work, shard, row), plan.batch_share, turn)
+        # The rotation of neighbouring streams differs, so that they balance each other.
+        rotation = int(_permutation(STEPS, plan.seed, _ROTATION, epoch, window)[0]) + stream
+        order = balance_steps(_work_of(plan.work, shard, row), plan.batch_share, rotation)
         shard, row = shard[order], row[order]
     plan.memo[_ROWS, stream] = ((epoch, window), (shard, row))
     return shard, row
@@ -282,7 +282,7 @@ def _blocks(plan: Plan, epoch: int, stream: int) -> tuple[np.ndarray, ...]:
     last = int(np.searchsorted(plan.starts, high, "left"))
     begin = np.maximum(plan.starts[first:last], low)
     length = np.minimum(plan.starts[first + 1 : last + 1], high) - begin
-    shard, begin = plan.dealt[first:last], begin - plan.starts[first:last]
+    shard, begin = plan.shard_order[first:last], begin - plan.starts[first:last]
     if plan.shuffle:
         order = _permutation(len(shard), plan.seed, _PIECES, epoch, stream)
         shard, begin, length = shard[order], begin[order], length[order]

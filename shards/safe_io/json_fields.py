@@ -13,14 +13,16 @@ T = TypeVar("T")
 INTEGERS = 2**63
 
 
-def from_record(kind: type[T], record: Any, at: str, *, others: bool = False, finite: bool = True) -> T:
+def from_record(
+    kind: type[T], record: Any, at: str, *, ignore_unknown: bool = False, finite: bool = True
+) -> T:
     """A dataclass of plain fields; those that the record lacks keep their defaults.
 
     Args:
         kind: the dataclass; its fields are bool, int, float, str, Literal, lists, dicts or unions of these.
         record: what JSON gave.
         at: what it is, for error messages.
-        others: leave fields out that the dataclass does not know, instead of refusing them.
+        ignore_unknown: leave fields out that the dataclass does not know, instead of refusing them.
         finite: refuse floats that are NaN or infinite.
 
     Raises:
@@ -31,7 +33,7 @@ def from_record(kind: type[T], record: Any, at: str, *, others: bool = False, fi
     hints = get_type_hints(kind)
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     unknown = [name for name in record if name not in known]
-    if unknown and not others:
+    if unknown and not ignore_unknown:
         raise ValueError(f"{at} has a field {unknown[0]!r:.60}, which this code does not know")
     values = {name: value for name, value in record.items() if name in known}
     for name, value in values.items():

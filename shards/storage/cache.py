@@ -62,7 +62,7 @@ class CacheUnwritable(OSError):
 
 
 @contextlib.contextmanager
-def telling_of_unwritable(folder: Path) -> Iterator[None]:
+def explain_unwritable(folder: Path) -> Iterator[None]:
     """Say in one line how to choose another cache where `folder`, of a cache, cannot be made or written.
 
     Raises:
@@ -121,7 +121,7 @@ def open_cached(
         if (file := _open_shared(path, size)) is not None:
             return file
         try:
-            with telling_of_unwritable(cache.folder):
+            with explain_unwritable(cache.folder):
                 cache.folder.mkdir(parents=True, exist_ok=True)
                 claimed = _acquire(cache, path, part, size)
         except CacheFull:

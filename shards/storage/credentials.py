@@ -22,7 +22,7 @@ import yaml
 
 from shards.safe_io.bounded_yaml import parse_yaml
 
-BLOT = "***"
+REDACTED = "***"
 # Shorter secrets are blotted out within URLs and options only: in a text "a" stands everywhere.
 SHORTEST = 4
 # Shorter ones are blotted out where they are a word of their own: "pass" not in "passes".
@@ -93,7 +93,7 @@ def redact_url(url: str) -> str:
     """
     address, mark, fragment = _without_user(url).partition("#")
     if "=" in fragment:
-        fragment = BLOT
+        fragment = REDACTED
     return address.partition("?")[0].rstrip("/") + mark + fragment.partition("?")[0]
 
 
@@ -272,19 +272,19 @@ def redact(text: object) -> str:
     """The text without any secret: those that were remembered, and what looks like one."""
     shown = str(text)
     if (pattern := _pattern()) is not None:
-        shown = pattern.sub(BLOT, shown)
-    shown = OPTION_IN_TEXT.sub(rf"\1{BLOT}", shown)
-    shown = HEADER_IN_TEXT.sub(rf"\1\2{BLOT}", shown)
-    shown = FIELD_IN_TEXT.sub(rf"\1\2{BLOT}", shown)
-    shown = TOKEN_IN_TEXT.sub(BLOT, shown)
+        shown = pattern.sub(REDACTED, shown)
+    shown = OPTION_IN_TEXT.sub(rf"\1{REDACTED}", shown)
+    shown = HEADER_IN_TEXT.sub(rf"\1\2{REDACTED}", shown)
+    shown = FIELD_IN_TEXT.sub(rf"\1\2{REDACTED}", shown)
+    shown = TOKEN_IN_TEXT.sub(REDACTED, shown)
     return URL_IN_TEXT.sub(_redact_match, shown) if ":/" in shown else shown
 
 
 def _redact_match(found: re.Match[str]) -> str:
     shown = _without_user(found[0])
     # "URL?..." is how messages tell of a query that they do not show.
-    shown = re.sub(r"\?(?!\.\.\.)[^\s#)\]]+", f"?{BLOT}", shown)
-    return re.sub(r"#[^\s)\]]*=[^\s)\]]*", f"#{BLOT}", shown)
+    shown = re.sub(r"\?(?!\.\.\.)[^\s#)\]]+", f"?{REDACTED}", shown)
+    return re.sub(r"#[^\s)\]]*=[^\s)\]]*", f"#{REDACTED}", shown)
 
 
 def shown_words(words: Sequence[str]) -> list[str]:
@@ -297,11 +297,11 @@ def shown_words(words: Sequence[str]) -> list[str]:
         name, mark, _ = word.partition("=")
         option = names_storage_options(name)
         if secret:
-            shown.append(BLOT)
+            shown.append(REDACTED)
         elif option and mark:
-            shown.append(f"{name}={BLOT}")
+            shown.append(f"{name}={REDACTED}")
         elif not option and STORAGE_OPTIONS in word:  # --data '{"storage_options": {...}}'
-            shown.append(f"{name}={BLOT}" if mark and name.startswith("--") else BLOT)
+            shown.append(f"{name}={REDACTED}" if mark and name.startswith("--") else REDACTED)
         else:
             shown.append(redact(redact_url(word) if ":/" in word else word))
         secret = option and not mark

@@ -17,7 +17,7 @@ ATTEMPTS = 8
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 16.0
 # Where each attempt hangs until its own timeout, fewer of them are enough.
-PATIENCE_S = 120.0
+RETRY_BUDGET_S = 120.0
 # Wrong bytes may be a proxy's fault and pass; but each attempt moves a whole shard.
 CONTENT_ATTEMPTS = 3
 
@@ -40,7 +40,7 @@ REFUSED = {
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Nor about these, which are no kinds of error of their own.
-LASTING = (*DISK_FULL, errno.EROFS, errno.ENAMETOOLONG)
+PERMANENT_ERRNOS = (*DISK_FULL, errno.EROFS, errno.ENAMETOOLONG)
 
 T = TypeVar("T")
 
@@ -84,10 +84,10 @@ def retrying(
                 raise PermissionError(
                     f"{url}: {type(error).__name__}: {cause}; check the credentials"
                 ) from None
-            if isinstance(error, OSError) and error.errno in LASTING:
+            if isinstance(error, OSError) and error.errno in PERMANENT_ERRNOS:
                 raise OSError(error.errno, f"{url}: {cause}") from None
             most = CONTENT_ATTEMPTS if isinstance(error, WrongContent) else ATTEMPTS
-            if attempt >= most or time.monotonic() - begin > PATIENCE_S:
+            if attempt >= most or time.monotonic() - begin > RETRY_BUDGET_S:
                 kind = ValueError if isinstance(error, WrongContent) else OSError
                 raise kind(
                     f"{url}: {attempt} attempts failed, the last by {type(error).__name__}: {cause}"

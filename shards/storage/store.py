@@ -28,7 +28,7 @@ from shards.storage.cache import CACHE_VARIABLE, ROOM_WAIT_S, Cache, CacheFull, 
 from shards.storage.credentials import redact, redact_url, remember_secrets
 from shards.storage.local_path import local_path
 from shards.storage.retry import DISK_FULL, WrongContent, retrying
-from shards.storage.timeouts import EXTRAS, SFTP, with_patience
+from shards.storage.timeouts import EXTRAS, SFTP, with_timeouts
 
 T = TypeVar("T")
 
@@ -115,7 +115,7 @@ def open_store(
             "data.storage_options (--storage_options), as the file system takes it"
         )
     limit = None if cache_limit is None else parse_bytes(cache_limit)
-    patient = with_patience(url, options)
+    patient = with_timeouts(url, options)
     try:
         if url.partition("://")[0] in SFTP:  # which connects at once
             fs, root = retrying(lambda: url_to_fs(url, **patient), shown)
@@ -135,7 +135,7 @@ def open_store(
     return Store(shown, fs, root, Cache(caches, caches / place, limit), indexed)
 
 
-def reopened(store: Store) -> Store:
+def reopen_after_fork(store: Store) -> Store:
     """The store for a process that was forked: neither connections nor event loops come along.
 
     Raises:

@@ -12,7 +12,7 @@ SFTP = ("sftp", "ssh")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
 
 
-def with_patience(url: str, options: dict[str, Any]) -> dict[str, Any]:
+def with_timeouts(url: str, options: dict[str, Any]) -> dict[str, Any]:
     """Storage options with our defaults where the user has set none.
 
     Args:

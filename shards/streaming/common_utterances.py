@@ -2,7 +2,7 @@
 
 Utterances are the same if all their arrays are: by the CRC-32 and the number of steps of each, which the
 indexes hold, so that no features are read. A copy in another dtype, or features that were made anew, count as
-other ones: only their keys may tell, see `common_keys`.
+other ones: only their keys may tell, see `common_by_key`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def why_not_comparable(streams: list[FeatureStream]) -> str | None:
     return None
 
 
-def contents(stream: FeatureStream) -> np.ndarray | None:
+def content_hashes(stream: FeatureStream) -> np.ndarray | None:
     """A hash of each selected utterance's arrays, [U] uint64 in the manifest's order.
 
     It is 0 for an utterance that has none of the modalities, or whose index is damaged where the stream
@@ -75,13 +75,13 @@ def contents(stream: FeatureStream) -> np.ndarray | None:
     return np.concatenate(known) if len(known) == len(found) else None
 
 
-def common(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> Common:
-    """The utterances of `other` = contents(stream) that are among `one`, contents of another stream."""
+def common_by_content(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> Common:
+    """The utterances of `other` = content_hashes(stream) that are among `one`, contents of another stream."""
     found = np.flatnonzero(np.isin(other, one[one != 0]))
     return Common(len(found), len(other), list(_names(stream, found[:NAMES])))
 
 
-def common_keys(one: FeatureStream, other: FeatureStream, known: np.ndarray | None = None) -> Common:
+def common_by_key(one: FeatureStream, other: FeatureStream, known: np.ndarray | None = None) -> Common:
     """The selected utterances of `other` whose keys are among those of `one`.
 
     Args:

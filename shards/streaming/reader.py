@@ -15,13 +15,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from shards.format.class_checks import WrongManifest, check_label, wrong_counts
+from shards.format.class_checks import WrongManifest, parse_metadata, wrong_counts
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, Modality, ShardEntry
-from shards.safe_io.bounded_json import parse_json
 from shards.storage.cache import ROOM_WAIT_S
-from shards.storage.store import Store, open_file, reopened
+from shards.storage.store import Store, open_file, reopen_after_fork
 from shards.streaming.batch import Ragged
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
@@ -132,7 +131,7 @@ class ShardReader:
     def _store(self, stop: threading.Event | None) -> Store:
         with self._lock:
             if self._forked:
-                self.store, self._forked = reopened(self.store), False
+                self.store, self._forked = reopen_after_fork(self.store), False
             return replace(self.store, stop=stop)
 
     def index(
@@ -224,10 +223,12 @@ class ShardReader:
         """
         for row in np.unique(opened.index.label, return_index=True)[1].tolist():
             try:
-                meta = self._meta(opened, row)
-            except ValueError:  # damaged metadata tell nothing, nor does training need them
+                self._metadata(opened, row)
+            except WrongManifest:
+                raise
+            except ValueError:
+                # Damaged metadata are no evidence about the classes, and training does not need them.
                 continue
-            self._check_label(opened, row, meta)
 
     def keep(self, shards: Iterable[int]) -> None:
         """Close all but these, so that a cache with a limit may remove them; else do nothing."""
@@ -392,25 +393,19 @@ class ShardReader:
         opened = self.open(shard)
         found = []
         for row in rows:
-            meta = self._meta(opened, row)
-            self._check_label(opened, row, meta)
-            # Shards that others made may have none, or another form of the label.
+            meta = self._metadata(opened, row)
+            # Tars of other programs may have no label there, or in another form.
             label = {"label": self.manifest.classes[opened.index.label[row]]}
             found.append((str(opened.index.key[row]), meta | label))
         return found
 
-    def _meta(self, opened: ShardHandle, row: int) -> dict[str, Any]:
-        """The JSON member of a row; empty where it has none."""
-        member = bytearray(int(opened.index.json_size[row]))
-        read_into(opened.fd, memoryview(member), int(opened.index.json_offset[row]), opened.path)
-        meta = parse_json(bytes(member), f"{opened.path}: {opened.index.key[row]}") if member else {}
-        if not isinstance(meta, dict):
-            raise ValueError(f"{opened.path}: {opened.index.key[row]}: not a JSON object; pack it again")
-        return meta
-
-    def _check_label(self, opened: ShardHandle, row: int, meta: dict[str, Any]) -> None:
-        key, label = str(opened.index.key[row]), int(opened.index.label[row])
-        check_label(meta, key, label, self.manifest, str(opened.path))
+    def _metadata(self, opened: ShardHandle, row: int) -> dict[str, Any]:
+        """The JSON member of a row; raises as `parse_metadata` does."""
+        index = opened.index
+        member = bytearray(int(index.json_size[row]))
+        read_into(opened.fd, memoryview(member), int(index.json_offset[row]), opened.path)
+        key, label = str(index.key[row]), int(index.label[row])
+        return parse_metadata(bytes(member), key, label, self.manifest, str(opened.path))
 
 
 def _after_fork() -> None:

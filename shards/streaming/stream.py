@@ -28,7 +28,7 @@ import torch
 
 from shards.format.index import ShardIndex
 from shards.format.schema import Manifest, Modality, ShardEntry, choose_split
-from shards.format.statistics import Sums, add, sums_from_moments, sums_of
+from shards.format.statistics import Sums, add, sums_from_statistics, sums_of
 from shards.planning.cache_demand import check_limit
 from shards.planning.plan import (
     WINDOW,
@@ -245,7 +245,7 @@ class FeatureStream:
         if self._rows is None and self.rank == 0:
             moments = self.manifest.splits[self.split].moments
             return {
-                name: sums_from_moments(m.count, np.array(m.mean), np.array(m.std))
+                name: sums_from_statistics(m.count, np.array(m.mean), np.array(m.std))
                 for name, m in moments.items()
                 if name in self.modalities
             }

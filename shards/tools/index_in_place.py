@@ -16,13 +16,21 @@ from shards.format.hashing import hash_file
 from shards.format.index import ShardIndex, build_index
 from shards.format.index_file import save_index
 from shards.format.manifest import parse_manifest
-from shards.format.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
+from shards.format.schema import (
+    MANIFEST,
+    Manifest,
+    Modality,
+    ShardEntry,
+    Split,
+    SplitStatistics,
+    dump_manifest,
+)
 from shards.format.split_names import WORDS
-from shards.format.statistics import Moments, merge, moments_of
+from shards.format.statistics import Statistics, merge, statistics_of
 from shards.safe_io.printable import get_logger, printable
-from shards.storage.cache import telling_of_unwritable
+from shards.storage.cache import explain_unwritable
 from shards.storage.store import Store, call_store
-from shards.tools.scan_tar import Survey, read_array
+from shards.tools.scan_tar import TarScan, read_array
 
 # Words in the names of tars that tell their split.
 SPLITS = {word: name for word, name in WORDS.items() if name != "all"} | {"eval": "test"}
@@ -31,7 +39,7 @@ logger = get_logger(__name__)
 
 
 @dataclass
-class ForeignTar:
+class ScannedTar:
     """A tar of the dataset, on local disk."""
 
     name: str
@@ -39,12 +47,12 @@ class ForeignTar:
     path: Path
     size: int
     sha256: str
-    found: Survey
+    found: TarScan
 
 
 def index_in_place(
     store: Store,
-    tars: list[ForeignTar],
+    tars: list[ScannedTar],
     labels: dict[str, str | int],
     classes: list[str],
     provenance: dict[str, Any],
@@ -62,7 +70,7 @@ def index_in_place(
         name: Modality(dim, np.dtype(dtype).name) for name, [(dim, dtype)] in forms_of(tars).items()
     }
     splits, work = split_of(tars), Path(tempfile.mkdtemp(prefix="awtpn-index-"))
-    parts: dict[str, list[_AdoptedShard]] = {}
+    parts: dict[str, list[_IndexedShard]] = {}
     try:
         for tar in tars:
             part = _index_tar(tar, labels, classes, modalities, work)
@@ -83,21 +91,21 @@ def index_in_place(
 
 
 @dataclass
-class _AdoptedShard:
+class _IndexedShard:
     """An indexed tar as a part of its split."""
 
     entry: ShardEntry
     index: ShardIndex
-    moments: dict[str, Moments]
+    moments: dict[str, Statistics]
 
 
 def _index_tar(
-    tar: ForeignTar,
+    tar: ScannedTar,
     labels: dict[str, str | int],
     classes: list[str],
     modalities: dict[str, Modality],
     work: Path,
-) -> _AdoptedShard:
+) -> _IndexedShard:
     """Write a tar's index into `work`."""
     utterances = tar.found.utterances
     positions = [classes.index(str(labels[utterance.row.key])) for utterance in utterances]
@@ -114,16 +122,16 @@ def _index_tar(
         index_sha256=hash_file(path),
         steps={name: int(index.steps[name].sum()) for name in modalities},
     )
-    return _AdoptedShard(entry, index, _moments(tar, modalities))
+    return _IndexedShard(entry, index, _moments(tar, modalities))
 
 
-def _moments(tar: ForeignTar, modalities: dict[str, Modality]) -> dict[str, Moments]:
-    """Moments per modality of a tar's features.
+def _moments(tar: ScannedTar, modalities: dict[str, Modality]) -> dict[str, Statistics]:
+    """Statistics per modality of a tar's features.
 
     Raises:
         ValueError: an utterance has no steps, or a value that is not finite.
     """
-    moments = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    moments = {name: Statistics(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
     for utterance in tar.found.utterances:
         at = f"{tar.url}: {printable(utterance.row.key)}"
         if not any(array.shape[0] for array in utterance.arrays.values()):
@@ -136,11 +144,11 @@ def _moments(tar: ForeignTar, modalities: dict[str, Modality]) -> dict[str, Mome
                     f"{at}: {name} is {values[step, dimension]} at step {step}, dimension {dimension}; "
                     "repair it"
                 )
-            moments[name] = merge(moments[name], moments_of(values))
+            moments[name] = merge(moments[name], statistics_of(values))
     return moments
 
 
-def _split(parts: list[_AdoptedShard], modalities: dict[str, Modality], num_classes: int) -> Split:
+def _split(parts: list[_IndexedShard], modalities: dict[str, Modality], num_classes: int) -> Split:
     moments = {name: parts[0].moments[name] for name in modalities}
     for part in parts[1:]:
         moments = {name: merge(moments[name], part.moments[name]) for name in modalities}
@@ -149,7 +157,9 @@ def _split(parts: list[_AdoptedShard], modalities: dict[str, Modality], num_clas
         utterances=sum(part.entry.utterances for part in parts),
         steps={name: moments[name].count for name in modalities},
         class_counts=np.asarray(counts).tolist(),
-        moments={name: SplitMoments(m.count, m.mean.tolist(), m.std.tolist()) for name, m in moments.items()},
+        moments={
+            name: SplitStatistics(m.count, m.mean.tolist(), m.std.tolist()) for name, m in moments.items()
+        },
         shards=[part.entry for part in parts],
     )
 
@@ -179,7 +189,7 @@ def _publish(store: Store, work: Path) -> str:
         return store.url
     except (OSError, NotImplementedError) as error:
         logger.info("%s cannot be written (%s): the index goes to %s", store.url, error, store.indexed)
-    with telling_of_unwritable(store.indexed):
+    with explain_unwritable(store.indexed):
         store.indexed.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copy(work / name, store.indexed / name)
@@ -190,7 +200,7 @@ def index_name(tar: str) -> str:
     return f"{tar.removesuffix('.tar')}.index.npz"
 
 
-def forms_of(tars: list[ForeignTar]) -> dict[str, set[tuple[int, str]]]:
+def forms_of(tars: list[ScannedTar]) -> dict[str, set[tuple[int, str]]]:
     forms: dict[str, set[tuple[int, str]]] = {}
     for tar in tars:
         for name, found in tar.found.forms.items():
@@ -198,7 +208,7 @@ def forms_of(tars: list[ForeignTar]) -> dict[str, set[tuple[int, str]]]:
     return dict(sorted(forms.items()))
 
 
-def split_of(tars: list[ForeignTar]) -> dict[str, str]:
+def split_of(tars: list[ScannedTar]) -> dict[str, str]:
     """Split of each tar by the words in its name; where one has none, all are the split "all"."""
     found = {}
     for tar in tars:

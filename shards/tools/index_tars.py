@@ -27,7 +27,7 @@ from shards.format.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_
 from shards.packing.pack import pack
 from shards.safe_io.file_names import is_text
 from shards.safe_io.printable import get_logger, printable
-from shards.storage.cache import telling_of_unwritable
+from shards.storage.cache import explain_unwritable
 from shards.storage.credentials import redact_url
 from shards.storage.store import (
     NoManifest,
@@ -38,8 +38,8 @@ from shards.storage.store import (
     read_manifest,
     split_url,
 )
-from shards.tools.index_in_place import ForeignTar, forms_of, index_in_place, index_name, split_of
-from shards.tools.scan_tar import read_array, survey, uncompressed
+from shards.tools.index_in_place import ScannedTar, forms_of, index_in_place, index_name, split_of
+from shards.tools.scan_tar import read_array, scan_tar, uncompressed
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
 
@@ -110,7 +110,7 @@ def index_url(
     for name in tqdm(_tar_names(store), desc="index", unit="tar", disable=not progress):
         path, size, sha256 = fetch_new(store, name)
         at = f"{store.url}/{name}"
-        tars.append(ForeignTar(name, at, path, size, sha256, survey(path, at, label, label_member)))
+        tars.append(ScannedTar(name, at, path, size, sha256, scan_tar(path, at, label, label_member)))
     _tell_dotted(tars)
     _make_keys_unique(tars)
     labels = _labels(tars, classes)
@@ -127,7 +127,7 @@ def index_url(
     else:
         folder = out or str(store.indexed)
         if not out:
-            with telling_of_unwritable(store.indexed):
+            with explain_unwritable(store.indexed):
                 store.indexed.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s; decoding all shards into %s", slow, folder)
         manifest = pack(
@@ -191,7 +191,7 @@ def _tar_names(store: Store) -> list[str]:
     return names
 
 
-def _tell_dotted(tars: list[ForeignTar]) -> None:
+def _tell_dotted(tars: list[ScannedTar]) -> None:
     """Say so where keys are longer than webdataset takes them to be."""
     for tar in tars:
         for utterance in tar.found.utterances:
@@ -207,13 +207,13 @@ def _tell_dotted(tars: list[ForeignTar]) -> None:
                 return
 
 
-def _make_keys_unique(tars: list[ForeignTar]) -> None:
+def _make_keys_unique(tars: list[ScannedTar]) -> None:
     """Put the name of its tar before every key, if keys are unique within their tars alone.
 
     Raises:
         ValueError: it is one utterance, not one key, that is there twice.
     """
-    met: dict[str, tuple[Row, ForeignTar]] = {}
+    met: dict[str, tuple[Row, ScannedTar]] = {}
     begin_anew = False
     for tar in tars:
         for utterance in tar.found.utterances:
@@ -239,7 +239,7 @@ def _contents(row: Row) -> tuple[int, dict[str, int]]:
     return row.json[2], {name: array.crc for name, array in row.arrays.items()}
 
 
-def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str | int]:
+def _labels(tars: list[ScannedTar], classes: list[str] | None) -> dict[str, str | int]:
     """Label of each utterance by key: a name, or without given classes perhaps a number.
 
     Raises:
@@ -284,7 +284,7 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
     return labels
 
 
-def _check_utterances(tars: list[ForeignTar]) -> None:
+def _check_utterances(tars: list[ScannedTar]) -> None:
     """Refuse a dataset without features, or whose modalities are not of one size each."""
     forms = forms_of(tars)
     if not forms:
@@ -303,7 +303,7 @@ def _check_utterances(tars: list[ForeignTar]) -> None:
             raise ValueError(f"{name} has {dims} features per step ({where}); make all with the same encoder")
 
 
-def _slow(tars: list[ForeignTar]) -> str | None:
+def _slow(tars: list[ScannedTar]) -> str | None:
     """Why the dataset cannot be read in place; None if it can."""
     for tar in tars:
         if tar.found.slow:
@@ -314,12 +314,12 @@ def _slow(tars: list[ForeignTar]) -> str | None:
     return None
 
 
-def _dtype(tars: list[ForeignTar]) -> str:
+def _dtype(tars: list[ScannedTar]) -> str:
     half = all(np.dtype(dtype).itemsize == 2 for found in forms_of(tars).values() for _, dtype in found)
     return "float16" if half else "float32"
 
 
-def _decoded(tars: list[ForeignTar], labels: dict[str, str | int], classes: list[str]) -> Iterator[Sample]:
+def _decoded(tars: list[ScannedTar], labels: dict[str, str | int], classes: list[str]) -> Iterator[Sample]:
     """The utterances, as packing takes them. Keys lose what packing does not allow in them."""
     splits = split_of(tars)
     for tar in tars:

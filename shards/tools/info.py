@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.class_checks import check_class_counts, check_label
+from shards.format.class_checks import check_class_counts, parse_metadata
 from shards.format.feature_space import describe, recorded_spaces
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, ShardEntry, choose_split
-from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.printable import join_lines
 from shards.storage.store import Store, open_dataset, open_file, read_range
 from shards.streaming.reader import INDEX_THREADS
@@ -281,11 +280,9 @@ def _preview(
         data = read_range(store, entry.name, start, stop) if steps else b""
         features[name] = np.frombuffer(data, dtype).reshape(-1, modality.dim)
     start, size = int(index.json_offset[row]), int(index.json_size[row])
-    at, key, label = f"{store.url}/{entry.name}", str(index.key[row]), int(index.label[row])
-    meta = parse_json(read_range(store, entry.name, start, start + size), f"{at}: {key}") if size else {}
-    if not isinstance(meta, dict):
-        raise ValueError(f"{at}: {key}: its metadata are no JSON object; pack it again")
-    check_label(meta, key, label, manifest, at)
+    content = read_range(store, entry.name, start, start + size) if size else b""
+    key, label = str(index.key[row]), int(index.label[row])
+    meta = parse_metadata(content, key, label, manifest, f"{store.url}/{entry.name}")
     meta.pop("label", None)
     return Preview(split, entry.name, key, manifest.classes[label], meta, features)
 

@@ -19,7 +19,7 @@ LABELS = ("json", "cls")
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedMember:
     """A member, the key of its utterance, and what follows the key in its name, without the dot."""
 
     header: Header
@@ -32,7 +32,7 @@ class Named:
         return self.ending.rpartition(".")[2].lower()
 
 
-def assign(headers: Iterable[Header], label_member: str | None = None) -> list[Named]:
+def assign_keys(headers: Iterable[Header], label_member: str | None = None) -> list[NamedMember]:
     """The utterance of each member, in their order.
 
     Args:
@@ -81,8 +81,8 @@ def _before(ending: str, labels: Collection[str]) -> str | None:
     return None
 
 
-def _named(header: Header, within: Collection[str]) -> Named:
+def _named(header: Header, within: Collection[str]) -> NamedMember:
     for more in sorted(within, key=len, reverse=True):
         if header.ending.startswith(f"{more}."):
-            return Named(header, f"{header.key}.{more}", header.ending[len(more) + 1 :])
-    return Named(header, header.key, header.ending)
+            return NamedMember(header, f"{header.key}.{more}", header.ending[len(more) + 1 :])
+    return NamedMember(header, header.key, header.ending)

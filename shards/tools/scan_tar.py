@@ -29,7 +29,7 @@ from shards.format.tar_members import Member, contents, headers
 from shards.safe_io.expansion import copy_bounded, load_npz
 from shards.safe_io.git_lfs import refuse_pointer
 from shards.safe_io.printable import printable
-from shards.tools.member_names import ARRAYS, Named, assign
+from shards.tools.member_names import ARRAYS, NamedMember, assign_keys
 
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
 # Of a member or array that has no name of its own.
@@ -83,7 +83,7 @@ class Utterance:
 
 
 @dataclass
-class Survey:
+class TarScan:
     """What a tar holds.
 
     Attributes:
@@ -101,7 +101,7 @@ class Survey:
     without_arrays: list[str]
 
 
-def survey(path: Path, shown: str, label: str, label_member: str | None = None) -> Survey:
+def scan_tar(path: Path, shown: str, label: str, label_member: str | None = None) -> TarScan:
     """Read a tar from end to end and tell what it holds.
 
     Args:
@@ -121,7 +121,7 @@ def survey(path: Path, shown: str, label: str, label_member: str | None = None) 
     tar = path
     try:
         with uncompressed(path) as tar:
-            named = {each.header.name: each for each in assign(headers(tar), label_member)}
+            named = {each.header.name: each for each in assign_keys(headers(tar), label_member)}
             used = []
             for each in named.values():
                 _refuse_pickles(each)
@@ -144,7 +144,7 @@ def survey(path: Path, shown: str, label: str, label_member: str | None = None) 
     forms = _forms(utterances, shown)
     slow += [f"{shown}: {printable(u.row.key)}: {why}" for u in utterances if (why := _slow(u))][:1]
     without = [key for key, utterance in found.items() if not utterance.arrays]
-    return Survey(utterances, forms, slow[0] if slow else None, ignored, without)
+    return TarScan(utterances, forms, slow[0] if slow else None, ignored, without)
 
 
 @contextlib.contextmanager
@@ -179,7 +179,7 @@ def read_array(tar: Path, array: ArrayAt | ArrayInNpz) -> np.ndarray:
     return values.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _refuse_pickles(named: Named) -> None:
+def _refuse_pickles(named: NamedMember) -> None:
     if named.kind in PICKLES:
         raise ValueError(
             f"{named.header.name}: pickled files are never read, since they can run code; write its arrays "
@@ -187,7 +187,7 @@ def _refuse_pickles(named: Named) -> None:
         )
 
 
-def _means_something(named: Named, label_member: str | None) -> bool:
+def _means_something(named: NamedMember, label_member: str | None) -> bool:
     """Whether a member is part of an utterance; like webdataset, none is whose name begins with a dot."""
     ending = named.ending.lower()
     if named.header.base.startswith("."):
@@ -195,7 +195,7 @@ def _means_something(named: Named, label_member: str | None) -> bool:
     return ending in ("json", label_member) or named.kind in (*ARRAYS, "cls")
 
 
-def _ending(named: Named) -> str:
+def _ending(named: NamedMember) -> str:
     """Under which a member that is left out is counted."""
     if named.header.base.startswith("."):
         return "hidden"

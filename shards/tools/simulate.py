@@ -32,7 +32,7 @@ SYNTHETIC_STEPS, SYNTHETIC_STEP_BYTES = 210, 1_700
 
 
 @dataclass(frozen=True)
-class Layout:
+class SplitSizes:
     """The part of a split that a plan depends on.
 
     Attributes:
@@ -63,7 +63,7 @@ class Report:
     """What an epoch asks of a cluster.
 
     Attributes:
-        layout: of the split.
+        sizes: of the split.
         nodes, gpus_per_node, global_batch_size, streams: what was asked, and the plan's number of streams.
         steps_per_epoch: the last of them has `last_step` utterances.
         window: rows of a stream among which a row may change places.
@@ -80,7 +80,7 @@ class Report:
             of a perfect shuffle.
     """
 
-    layout: Layout
+    sizes: SplitSizes
     nodes: int
     gpus_per_node: int
     global_batch_size: int
@@ -102,8 +102,8 @@ class Report:
     same_shard_ideal: float
 
 
-def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
-    """The layout of a split of a dataset.
+def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
+    """The sizes of a split of a dataset.
 
     Raises:
         ValueError: there is no such split.
@@ -116,7 +116,7 @@ def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
         with ThreadPoolExecutor(INDEX_THREADS) as threads:
             return list(threads.map(reader.work, shards))
 
-    return Layout(
+    return SplitSizes(
         name=f"{store.url}#{split}",
         utterances=np.array([shard.utterances for shard in shards], np.int64),
         bytes=np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64),
@@ -125,8 +125,8 @@ def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
     )
 
 
-def synthetic_layout(size: str) -> Layout:
-    """The layout of a made-up data set, such as "100000000x10000": utterances x shards.
+def synthetic_sizes(size: str) -> SplitSizes:
+    """The sizes of a made-up data set, such as "100000000x10000": utterances x shards.
 
     Raises:
         ValueError: it says something else.
@@ -136,7 +136,7 @@ def synthetic_layout(size: str) -> Layout:
         raise ValueError(f"{size!r}: must be UTTERANCESxSHARDS, such as 100000000x10000")
     utterances, shards = int(match[1]), int(match[2])
     counts = np.diff(np.arange(shards + 1) * utterances // shards)
-    return Layout(
+    return SplitSizes(
         name=size,
         utterances=counts,
         bytes=counts * (SYNTHETIC_STEPS * SYNTHETIC_STEP_BYTES),
@@ -146,7 +146,7 @@ def synthetic_layout(size: str) -> Layout:
 
 
 def simulate(
-    layout: Layout,
+    sizes: SplitSizes,
     nodes: int,
     gpus_per_node: int,
     global_batch_size: int,
@@ -155,10 +155,10 @@ def simulate(
     seed: int = 0,
     window: int = WINDOW,
 ) -> Report:
-    """Plan an epoch of a layout for a cluster, and tell what comes of it.
+    """Plan an epoch of a sizes for a cluster, and tell what comes of it.
 
     Args:
-        layout: of the split.
+        sizes: of the split.
         nodes, gpus_per_node: one rank per GPU; a node's ranks are consecutive.
         global_batch_size: utterances per step over all ranks.
         streams, seed, window: see `plan`.
@@ -173,21 +173,21 @@ def simulate(
     ranks = nodes * gpus_per_node
     _, share = places_of_rank(global_batch_size, 0, ranks)
     plan = make_plan(
-        layout.utterances,
+        sizes.utterances,
         global_batch_size,
         streams=streams,
         seed=seed,
         window=window,
-        work=layout.work,
+        work=sizes.work,
     )
     node_places = share * gpus_per_node
     needed = [shards_of_places(plan, node * node_places, node_places) for node in range(nodes)]
-    node_bytes = [int(layout.bytes[shards].sum()) for shards in needed]
-    sample = _sample(plan, layout, ranks)
-    plain = _sample(replace(plan, work=None, memo={}), layout, ranks)
-    fractions = layout.utterances / plan.rows
+    node_bytes = [int(sizes.bytes[shards].sum()) for shards in needed]
+    sample = _sample(plan, sizes, ranks)
+    plain = _sample(replace(plan, work=None, memo={}), sizes, ranks)
+    fractions = sizes.utterances / plan.rows
     return Report(
-        layout=layout,
+        sizes=sizes,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         global_batch_size=global_batch_size,
@@ -199,7 +199,7 @@ def simulate(
         node_shards=_spread([len(shards) for shards in needed]),
         fetched_bytes=sum(node_bytes),
         cache_bytes=max(
-            working_set(plan, layout.bytes, node * node_places, node_places) for node in range(nodes)
+            working_set(plan, sizes.bytes, node * node_places, node_places) for node in range(nodes)
         ),
         sampled_steps=len(sample["excess"]),
         sampled_ranks=min(ranks, SAMPLED_RANKS),
@@ -212,9 +212,9 @@ def simulate(
     )
 
 
-def _sample(plan: Plan, layout: Layout, ranks: int) -> dict[str, list[float]]:
+def _sample(plan: Plan, sizes: SplitSizes, ranks: int) -> dict[str, list[float]]:
     """Per sampled step, consecutive ones of the middle of an epoch: balance and quality of the shuffle."""
-    first_row = np.cumsum(layout.utterances) - layout.utterances
+    first_row = np.cumsum(sizes.utterances) - sizes.utterances
     work: dict[int, np.ndarray] = {}
     found: dict[str, list[float]] = {
         name: [] for name in ("excess", "distance", "neighbour_distance", "same_shard")
@@ -229,7 +229,7 @@ def _sample(plan: Plan, layout: Layout, ranks: int) -> dict[str, list[float]]:
             places = places_of_rank(plan.global_batch_size, rank, ranks)
             _, shard, row = rows_of_step(plan, 0, step, *places)
             new = [s for s in np.unique(shard).tolist() if s not in work]
-            work |= dict(zip(new, layout.work(new), strict=True))
+            work |= dict(zip(new, sizes.work(new), strict=True))
             totals.append(sum(int(work[s][r]) for s, r in zip(shard.tolist(), row.tolist(), strict=True)))
             stored.append(first_row[shard] + row)
             shards.append(shard)
@@ -269,14 +269,13 @@ def _spread(values: list[Any]) -> Spread:
 
 def format_report(report: Report) -> str:
     """The report as text, a line per figure."""
-    r, layout = report, report.layout
-    lengths = "lengths drawn" if layout.drawn else "lengths as indexed"
-    shards = f"{r.node_shards.low:,.0f} - {r.node_shards.high:,.0f} of {len(layout.utterances):,}"
+    r, sizes = report, report.sizes
+    lengths = "lengths drawn" if sizes.drawn else "lengths as indexed"
+    shards = f"{r.node_shards.low:,.0f} - {r.node_shards.high:,.0f} of {len(sizes.utterances):,}"
     lines = [
         (
             "data",
-            f"{layout.name}: {layout.utterances.sum():,} utterances, "
-            f"{format_bytes(float(layout.bytes.sum()))}",
+            f"{sizes.name}: {sizes.utterances.sum():,} utterances, {format_bytes(float(sizes.bytes.sum()))}",
         ),
         ("ranks", f"{r.nodes:,} nodes x {r.gpus_per_node} GPUs, global batch {r.global_batch_size:,}"),
         ("steps per epoch", f"{r.steps_per_epoch:,}, the last of {r.last_step:,} utterances"),
@@ -285,7 +284,7 @@ def format_report(report: Report) -> str:
         ("bytes per node", f"{format_bytes(r.node_bytes.low)} - {format_bytes(r.node_bytes.high)}"),
         (
             "fetched in all",
-            f"{format_bytes(r.fetched_bytes)}, {r.fetched_bytes / layout.bytes.sum():.2f} x the data",
+            f"{format_bytes(r.fetched_bytes)}, {r.fetched_bytes / sizes.bytes.sum():.2f} x the data",
         ),
         ("cache per node", f"{format_bytes(r.cache_bytes)} at a time at most ({r.cache_bytes:,} bytes)"),
         (

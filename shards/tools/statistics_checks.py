@@ -1,4 +1,4 @@
-"""Moments of a manifest compared with the values that its shards hold: training standardizes with them."""
+"""Statistics of a manifest compared with the values that its shards hold: training standardizes with them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.format.index import ShardIndex
-from shards.format.schema import Modality, SplitMoments
-from shards.format.statistics import Moments, merge, moments_of
+from shards.format.schema import Modality, SplitStatistics
+from shards.format.statistics import Statistics, merge, statistics_of
 
 # Values that are held at a time; their float64 copies take several times as much.
 CHUNK_BYTES = 4 << 20
-# Moments may differ by this share of the spread, and by float32's own rounding of the mean: no features are
+# Statistics may differ by this share of the spread, and by float32's own rounding of the mean: no features are
 # stored more exactly, and a constant stream has no spread.
 OF_SPREAD = 1e-3
 OF_MEAN = 1e-7
 
 
-def shard_moments(path: Path, index: ShardIndex, modalities: dict[str, Modality]) -> dict[str, Moments]:
-    """Moments by modality of all values in a shard, read where its index says that they lie.
+def shard_statistics(path: Path, index: ShardIndex, modalities: dict[str, Modality]) -> dict[str, Statistics]:
+    """Statistics by modality of all values in a shard, read where its index says that they lie.
 
     Raises:
         ValueError: the shard ends amid an array; names the shard.
@@ -30,12 +30,12 @@ def shard_moments(path: Path, index: ShardIndex, modalities: dict[str, Modality]
     moments = {}
     with open(path, "rb") as file:
         for name, form in modalities.items():
-            none = Moments(0, np.zeros(form.dim), np.zeros(form.dim))
-            moments[name] = reduce(merge, map(moments_of, _chunks(file, path, index, name, form)), none)
+            none = Statistics(0, np.zeros(form.dim), np.zeros(form.dim))
+            moments[name] = reduce(merge, map(statistics_of, _chunks(file, path, index, name, form)), none)
     return moments
 
 
-def wrong_moments(told: SplitMoments, shards: Iterable[Moments]) -> str | None:
+def statistics_mismatch(told: SplitStatistics, shards: Iterable[Statistics]) -> str | None:
     """How the moments of a split and modality differ from those of its shards; None if they do not."""
     found = reduce(merge, shards)
     if told.count != found.count:

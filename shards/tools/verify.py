@@ -24,17 +24,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.format.class_checks import WrongManifest, check_class_counts, check_label, label_field
+from shards.format.class_checks import WrongManifest, check_class_counts, label_field, parse_metadata
 from shards.format.hashing import hash_file
 from shards.format.index import ShardIndex, index_tar
 from shards.format.index_file import load_index
 from shards.format.schema import MANIFEST, Manifest, Modality, ShardEntry, read_in_place
-from shards.format.statistics import Moments
-from shards.safe_io.bounded_json import parse_json
+from shards.format.statistics import Statistics
 from shards.safe_io.printable import join_lines
 from shards.storage.store import Store, call_store, open_dataset
 from shards.tools.info import format_bytes
-from shards.tools.statistics_checks import shard_moments, wrong_moments
+from shards.tools.statistics_checks import shard_statistics, statistics_mismatch
 
 # Faults shown in the text; all are in the result.
 SHOWN = 50
@@ -127,7 +126,7 @@ def format_verified(found: Verified) -> str:
 
 def _check_shard(
     store: Store, entry: ShardEntry, manifest: Manifest
-) -> tuple[ShardIndex | None, dict[str, Moments] | None, list[Fault]]:
+) -> tuple[ShardIndex | None, dict[str, Statistics] | None, list[Fault]]:
     """A shard's index, where that is sound, its moments, where both are, and the faults of both."""
     index, faults = None, []
     with _local(store, entry.index, entry.index_bytes) as path:
@@ -150,7 +149,7 @@ def _check_shard(
             if differing := _told_otherwise(path, entry.name, index, manifest):
                 return index, None, [*faults, *differing]
             try:
-                return index, shard_moments(path, index, manifest.modalities), faults
+                return index, shard_statistics(path, index, manifest.modalities), faults
             except ValueError as error:
                 cause = str(error).removeprefix(f"{path}: ")
                 return index, None, [*faults, Fault(entry.name, None, cause)]
@@ -199,15 +198,12 @@ def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) ->
         return faults
     with open(path, "rb") as file:
         for row in np.flatnonzero(index.json_size).tolist():
-            key = str(index.key[row])
+            key, label = str(index.key[row]), int(index.label[row])
             file.seek(int(index.json_offset[row]))
             try:
-                meta = parse_json(file.read(int(index.json_size[row])), "json")
-                check_label(
-                    meta if isinstance(meta, dict) else {}, key, int(index.label[row]), manifest, name
-                )
+                parse_metadata(file.read(int(index.json_size[row])), key, label, manifest, name)
             except ValueError as error:
-                faults.append(Fault(name, key, str(error).removeprefix(f"{name}: {key!r}: ")))
+                faults.append(Fault(name, key, str(error).removeprefix(f"{name}: {key!r:.80}: ")))
     return faults
 
 
@@ -221,10 +217,10 @@ class _Told:
     counts: np.ndarray
     hashes: np.ndarray
     keys: bytes
-    moments: dict[str, Moments] | None
+    moments: dict[str, Statistics] | None
 
 
-def _told(index: ShardIndex, moments: dict[str, Moments] | None, classes: int) -> _Told:
+def _told(index: ShardIndex, moments: dict[str, Statistics] | None, classes: int) -> _Told:
     keys = index.key.tolist()
     hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
     counts = np.bincount(index.label, minlength=classes)
@@ -244,14 +240,14 @@ def _check_counts(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]
 
 
 def _check_moments(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]:
-    """Moments of a split, where all its shards are sound."""
+    """Statistics of a split, where all its shards are sound."""
     for name, split in manifest.splits.items():
         shards = [told[shard.name].moments if shard.name in told else None for shard in split.shards]
         sound = [moments for moments in shards if moments is not None]
         if not sound or len(sound) < len(shards):
             continue
         for modality, moments in split.moments.items():
-            if wrong := wrong_moments(moments, (shard[modality] for shard in sound)):
+            if wrong := statistics_mismatch(moments, (shard[modality] for shard in sound)):
                 at = f"splits.{name}.moments.{modality}"
                 yield Fault(MANIFEST, None, f"{at}: {wrong}; pack the dataset again")
 

@@ -157,7 +157,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         ]
     ),
     "awtpn shards index URL": Elsewhere(
-        ["integration/test_object_store.py::test_foreign_tars_are_indexed_in_the_bucket"]
+        ["integration/test_object_store.py::test_tars_are_indexed_in_the_bucket"]
     ),
     # One model, whatever the layout.
     "awtpn doctor": Run(says="matrix products repeat bit for bit"),

@@ -116,7 +116,8 @@ AWAY = """
 import sys
 from fsspec.implementations.memory import MemoryFileSystem
 import fsspec, glob, os
-from shards import FeatureStream, retry
+from shards import FeatureStream
+from shards.storage import retry
 
 retry.FIRST_PAUSE_S = retry.LONGEST_PAUSE_S = 1e6
 folder, cache = sys.argv[1:]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from shards_support import CLASSES, DIMS, corpus, pack, utterance
 
+from shards import FeatureStream
 from shards.storage.store import open_dataset
 from shards.streaming.reader import ShardReader
 from shards.tools.info import format_bytes, format_info, format_preview, info, preview
@@ -243,7 +244,7 @@ def test_an_index_that_is_named_but_none(dataset: Path, content: bytes | None, t
     assert told in fault.cause
 
 
-def test_metadata_that_are_no_object_are_told_by_preview(dataset: Path) -> None:
+def test_metadata_that_are_no_object_are_refused_by_every_reader(dataset: Path) -> None:
     """The manifest names the shard's bytes as they are."""
     shard = dataset / "train-000000.tar"
     content = shard.read_bytes()
@@ -253,8 +254,16 @@ def test_metadata_that_are_no_object_are_told_by_preview(dataset: Path) -> None:
     manifest = (dataset / "manifest.json").read_text()
     digests = [hashlib.sha256(each).hexdigest() for each in (content, shard.read_bytes())]
     (dataset / "manifest.json").write_text(manifest.replace(*digests))
-    with pytest.raises(ValueError, match=r"train-000000\.tar: train-0: its metadata are no JSON object"):
+    with pytest.raises(ValueError, match=r"train-000000\.tar: 'train-0': its metadata are not a JSON object"):
         next(preview(str(dataset)))
+    fault, *_ = verify(str(dataset), progress=False).faults
+    assert (fault.file, fault.key, fault.cause.partition(";")[0]) == (
+        "train-000000.tar",
+        "train-0",
+        "its metadata are not a JSON object",
+    )
+    with pytest.raises(ValueError, match="'train-0': its metadata are not a JSON object"):
+        list(FeatureStream(str(dataset)).metadata())
 
 
 def test_no_workers(dataset: Path) -> None:
