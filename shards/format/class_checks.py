@@ -1,8 +1,8 @@
 """The label of an utterance is stored twice; here the two are compared.
 
-An index holds labels as positions in the manifest's list of classes. The utterance's JSON member in the tar holds
-the name. If someone reorders the classes in a manifest, every position means another class, and only the JSON
-members can tell. The reader, `verify`, `info` and `preview` call these checks.
+An index holds labels as positions in the manifest's list of classes. The utterance's JSON member in the tar
+holds the name. If someone reorders the classes in a manifest, every position means another class, and only
+the JSON members can tell. The reader, `verify`, `info` and `preview` call these checks.
 """
 
 from __future__ import annotations

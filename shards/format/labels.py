@@ -22,6 +22,9 @@ from shards.safe_io.file_names import as_text, is_text
 MISSING = {"nan", "NaN", "NAN", "None", "NULL", "<NA>", "NaT", "N/A"}
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# Variation selectors and the combining grapheme joiner. The other invisible characters, such as zero-width
+# spaces and byte order marks, have Unicode's category "Cf" (format).
+INVISIBLE = re.compile("[\u034f\ufe00-\ufe0f]")
 SHOWN = 4
 
 
@@ -65,8 +68,9 @@ def label_name(value: Any, classes: Collection[str] = ()) -> str:
         raise ValueError(f"its label {error}") from None
     if name in classes:
         return name
-    if not name:
-        raise ValueError("has no label; fill it in, or leave it out")
+    if not _visible(name):
+        shown = f" ({name!r})" if name else ""
+        raise ValueError(f"has no label{shown}; fill it in, or leave it out")
     if name in MISSING:
         raise ValueError(
             f"has no label ({name!r}); fill it in, or leave it out; if it is a class, name all "
@@ -82,7 +86,8 @@ def found_classes(labels: Iterable[Any], at: str) -> list[str]:
     Labels that name none are passed over: their utterances are refused one by one.
 
     Raises:
-        ValueError: there is no label at all, or some differ in nothing but case, white space or Unicode form.
+        ValueError: there is no label at all, or some differ only in case, white space, Unicode form or
+            invisible characters.
     """
     counts: Counter[str] = Counter()
     for label in labels:
@@ -99,8 +104,8 @@ def found_classes(labels: Iterable[Any], at: str) -> list[str]:
         told = "; ".join(", ".join(f"{name!r} ({counts[name]})" for name in names) for names in twice[:SHOWN])
         more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
         raise ValueError(
-            f"{at}: labels differ only in case, white space or Unicode form: {told}{more}; write them alike, "
-            "or, if they are classes of their own, name all classes (--labels)"
+            f"{at}: labels differ only in case, white space, Unicode form or invisible characters: {told}"
+            f"{more}; write them alike, or, if they are classes of their own, name all classes (--labels)"
         )
     return sorted(counts, key=_order)
 
@@ -117,7 +122,7 @@ def given_classes(names: Iterable[Any]) -> list[str]:
     except ValueError as error:
         raise ValueError(f"classes {given}: a name {error}") from None
     classes = [whole[1] if (whole := WHOLE.fullmatch(name)) else name for name in classes]
-    if not classes or len(set(classes)) != len(classes) or not all(classes):
+    if not classes or len(set(classes)) != len(classes) or not all(map(_visible, classes)):
         raise ValueError(f"classes {given}: must be distinct names, at least one")
     if bad := [name for name in classes if not is_text(name)]:
         raise ValueError(f"class {as_text(bad[0])!r}: its name is not in UTF-8; rename it")
@@ -125,7 +130,16 @@ def given_classes(names: Iterable[Any]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """The same text for names that look alike: compared by it, never shown."""
+    return " ".join(_visible(unicodedata.normalize("NFKC", name)).casefold().split())
+
+
+def _visible(text: str) -> str:
+    """The text without invisible characters and white space at its ends."""
+    if text.isascii():
+        return text.strip()
+    kept = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return INVISIBLE.sub("", kept).strip()
 
 
 def _order(name: str) -> tuple[bool, float, str]:

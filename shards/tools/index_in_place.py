@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -186,14 +187,44 @@ def _publish(store: Store, work: Path) -> str:
             remote = f"{store.root}/{name}"
             call_store(store, partial(store.fs.put_file, str(work / name), remote), f"{store.url}/{name}")
         store.fs.invalidate_cache()
+        # What an earlier indexing put into the cache: the manifest beside the tars is found before it.
+        shutil.rmtree(store.indexed, ignore_errors=True)
         return store.url
     except (OSError, NotImplementedError) as error:
         logger.info("%s cannot be written (%s): the index goes to %s", store.url, error, store.indexed)
-    with explain_unwritable(store.indexed):
-        store.indexed.mkdir(parents=True, exist_ok=True)
+    new = new_index_folder(store)
     for name in names:
-        shutil.copy(work / name, store.indexed / name)
+        shutil.copy(work / name, new / name)
+    put_in_place(new, store.indexed)
     return str(store.indexed)
+
+
+def new_index_folder(store: Store) -> Path:
+    """An empty folder beside `store.indexed`, on the same disk, so that it can take its place by renaming.
+
+    Raises:
+        CacheUnwritable: the cache cannot be written.
+    """
+    new = store.indexed.with_name(f"{store.indexed.name}.new")
+    with explain_unwritable(new):
+        # An interrupted indexing may have left one.
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+    return new
+
+
+def put_in_place(new: Path, old: Path) -> None:
+    """Rename the complete folder `new` to `old`, and remove what was there before.
+
+    A folder cannot be replaced by one system call. Between the two renames there is none; if the process is
+    killed then, indexing again makes it, and the tars themselves are never touched.
+    """
+    aside = old.with_name(f"{old.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        os.rename(old, aside)
+    os.rename(new, old)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def index_name(tar: str) -> str:

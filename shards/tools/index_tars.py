@@ -27,7 +27,6 @@ from shards.format.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_
 from shards.packing.pack import pack
 from shards.safe_io.file_names import is_text
 from shards.safe_io.printable import get_logger, printable
-from shards.storage.cache import explain_unwritable
 from shards.storage.credentials import redact_url
 from shards.storage.store import (
     NoManifest,
@@ -38,7 +37,15 @@ from shards.storage.store import (
     read_manifest,
     split_url,
 )
-from shards.tools.index_in_place import ScannedTar, forms_of, index_in_place, index_name, split_of
+from shards.tools.index_in_place import (
+    ScannedTar,
+    forms_of,
+    index_in_place,
+    index_name,
+    new_index_folder,
+    put_in_place,
+    split_of,
+)
 from shards.tools.scan_tar import read_array, scan_tar, uncompressed
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
@@ -121,28 +128,33 @@ def index_url(
     provenance: dict[str, Any] = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
     if label_member is None:
         provenance[LABEL_FIELD] = label
-    shutil.rmtree(store.indexed, ignore_errors=True)
     if slow is None:
         folder, manifest = index_in_place(store, tars, labels, names, provenance)
     else:
         folder = out or str(store.indexed)
-        if not out:
-            with explain_unwritable(store.indexed):
-                store.indexed.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s; decoding all shards into %s", slow, folder)
-        manifest = pack(
-            _decoded(tars, labels, names),
-            folder,
-            classes=names,
-            provenance=provenance,
-            dtype=dtype or _dtype(tars),
-            storage_options=storage_options if out else None,
-            progress=progress,
-        )
-        if indexed_before and not out:
-            # It would hide what was decoded.
-            manifest_url = f"{store.url}/{MANIFEST}"
-            call_store(store, lambda: store.fs.rm_file(f"{store.root}/{MANIFEST}"), manifest_url)
+        # An earlier decoding in the cache stays in use until the new one is complete.
+        new = None if out else new_index_folder(store)
+        try:
+            manifest = pack(
+                _decoded(tars, labels, names),
+                out or str(new),
+                classes=names,
+                provenance=provenance,
+                dtype=dtype or _dtype(tars),
+                storage_options=storage_options if out else None,
+                progress=progress,
+            )
+        except BaseException:
+            if new is not None:
+                shutil.rmtree(new, ignore_errors=True)
+            raise
+        if new is not None:
+            put_in_place(new, store.indexed)
+            if indexed_before:
+                # A manifest beside the tars is found before that in the cache.
+                manifest_url = f"{store.url}/{MANIFEST}"
+                call_store(store, lambda: store.fs.rm_file(f"{store.root}/{MANIFEST}"), manifest_url)
     ignored = sum((tar.found.ignored for tar in tars), Counter[str]())
     if ignored:
         logger.warning("%s: members left out, by extension: %s", store.url, dict(ignored))

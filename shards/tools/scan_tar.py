@@ -270,13 +270,13 @@ def _set_label(
     # `<key>.cls` is the label, whatever other members are called; of others there must be one.
     chosen = ["cls"] if "cls" in texts else sorted(texts)
     value = row.meta.get(field_name)
-    if value is None and len(chosen) > 1:
-        raise ValueError(
-            f"{row.key}: two labels, {' and '.join(f'.{name} {texts[name]!r}' for name in chosen[:2])}; tell "
-            f"which with --label_member {chosen[0]}"
-        )
-    ignored.update(f".{name}" for name in texts.keys() - ({*chosen} if len(chosen) == 1 else {}))
-    text = _position(texts[chosen[0]]) if len(chosen) == 1 else None
+    if len(chosen) > 1:
+        # One .cls member is compared with a label in JSON. Of several it is unclear which one to compare.
+        both = " and ".join(f".{name} {texts[name]!r}" for name in chosen[:2])
+        beside = "" if value is None else f", beside the label {value!r}"
+        raise ValueError(f"{row.key}: two labels, {both}{beside}; tell which with --label_member {chosen[0]}")
+    ignored.update(f".{name}" for name in texts.keys() - {*chosen})
+    text = _position(texts[chosen[0]]) if chosen else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     utterance.label, utterance.second = (text, None) if value is None else (value, text)

@@ -71,6 +71,10 @@ def test_transcripts_are_no_labels(tmp_path: Path, cache: Path, capsys: pytest.C
         ({"u0.cls": b"0", "u2.cls": b"0"}, None),
         ({"u0.cls": b"0", "u1.cls": b"0"}, r"u1: two labels, 'calm' and .* 0, and .*u0 'happy' beside the"),
         ({"u0.speaker.cls": b"s1", "u0.cls": b"happy"}, None),
+        (
+            {"u0.a.cls": b"0", "u0.b.cls": b"1"},
+            r"u0: two labels, .a.cls '0' and .b.cls '1', beside the label 'happy'; tell which",
+        ),
         ({"u0.npz": npz(label=np.array("calm"))}, r"u0: its JSON member says label 'happy', its .npz member"),
         ({"u0.npz": npz(label=np.array("happy"))}, None),
         ({"u1.cls": "café".encode("latin1")}, r"u1.cls: a label that is not in UTF-8"),

@@ -528,3 +528,42 @@ def test_labels_are_compared_with_the_field_that_indexing_was_told(tmp_path: Pat
         list(preview(str(folder)))
     with pytest.raises(ValueError, match="by the manifest"):
         list(FeatureStream(str(folder), cache_dir=cache).epoch(0))
+
+
+def compressed(folder: Path) -> Path:
+    for path in folder.glob("*.tar"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return folder
+
+
+def test_a_decoding_stays_until_the_new_one_is_complete(tmp_path: Path, cache: Path) -> None:
+    folder = compressed(plain(tmp_path / "d"))
+    first = index(folder, cache)
+    not_finite = npy(np.full((2, 6), np.nan, "<f2"))
+    write_tar(folder / "part-2.tar", [("v0.json", b'{"label": "calm"}'), ("v0.audio.npy", not_finite)])
+    with pytest.raises(ValueError, match=r"v0.*nan"):
+        index(folder, cache)
+    assert_streams(folder, cache)
+    (folder / "part-2.tar").unlink()
+    again = index(folder, cache)
+    assert (again.folder, again.manifest.splits) == (first.folder, first.manifest.splits)
+    assert_streams(folder, cache)
+    assert [path.name for path in cache.iterdir()] == [Path(first.folder).name], "no other folder is left"
+
+
+def test_an_index_in_the_cache_stays_until_the_new_one_is_complete(
+    tmp_path: Path, cache: Path, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain(tmp_path / "web" / "d")
+    made = index(f"{web}/d", cache)
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shards.tools.index_in_place.shutil.copy", full)
+        with pytest.raises(OSError, match="No space left"):
+            index(f"{web}/d", cache)
+    assert_streams(f"{web}/d", cache)
+    assert index(f"{web}/d", cache).folder == made.folder
+    assert_streams(f"{web}/d", cache)
