@@ -1,7 +1,7 @@
 """Streaming moments per feature dimension, and the guard that they give to a cast.
 
-All sums are float64. Statistics are merged pairwise (Chan et al.), which stays exact where a feature's mean is
-large beside its spread and a plain sum of squares would cancel.
+All sums are float64. Statistics are merged pairwise (Chan et al.), which stays exact where a feature's mean
+is large beside its spread and a plain sum of squares would cancel.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from shards.format.statistics import Statistics, merge, statistics_of
 
 # Values that are held at a time; their float64 copies take several times as much.
 CHUNK_BYTES = 4 << 20
-# Statistics may differ by this share of the spread, and by float32's own rounding of the mean: no features are
-# stored more exactly, and a constant stream has no spread.
+# Statistics may differ by this share of the spread, and by float32's own rounding of the mean: no features
+# are stored more exactly, and a constant stream has no spread.
 OF_SPREAD = 1e-3
 OF_MEAN = 1e-7
 

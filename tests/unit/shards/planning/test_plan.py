@@ -255,3 +255,12 @@ def test_hundred_million_utterances_on_4096_ranks() -> None:
     assert rows == pytest.approx(100e6 / world_size, rel=0.01)
     assert took < 10
     assert peak < 100e6
+
+
+def test_the_example_of_the_module() -> None:
+    plan = make_plan([3, 3, 2], 4, streams=2, shuffle=False)
+    steps = []
+    for step in range(plan.steps_per_epoch):
+        _, shard, row = rows_of_step(plan, 0, step, 0, 4)
+        steps.append(" ".join(f"{'abc'[s]}{r}" for s, r in zip(shard, row, strict=True)))
+    assert steps == ["a0 a1 b1 b2", "a2 b0 c0 c1"]

@@ -88,7 +88,7 @@ def test_an_iterator_does_not_pass_a_fork(dataset: Path) -> None:
     next(batches)
 
     def go_on() -> None:
-        with pytest.raises(RuntimeError, match="begun before a fork"):
+        with pytest.raises(RuntimeError, match="started before a fork"):
             next(batches)
 
     in_fork(go_on)

@@ -262,7 +262,7 @@ def test_shard_that_shrinks_while_open(tmp_path: Path) -> None:
     list(stream.epoch(0))
     for tar in (tmp_path / "d").glob("*.tar"):
         os.truncate(tar, 700)
-    with pytest.raises(ValueError, match=r"tar: ends at \d+ bytes, amid an array"):
+    with pytest.raises(ValueError, match=r"tar: ends at \d+ bytes, within an array"):
         list(stream.epoch(1))
 
 
