@@ -26,7 +26,7 @@ RATE_SETTING = {"audio": "rate", "video": "fps"}
 
 
 def extraction_provenance(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """For the manifest: each modality's feature space and encoder settings, the time, and package versions."""
+    """For the manifest: each modality's feature space and encoder settings, time, and package versions."""
     return {
         "features": {
             name: {"space": space_of(encoder.settings), "settings": encoder.settings}
@@ -38,7 +38,7 @@ def extraction_provenance(encoders: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def constant_provenance(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]:
-    """For the manifest: how extraction treated modalities that never change, such as silence or a still picture.
+    """For the manifest: how extraction treated modalities that never change, such as silence.
 
     Args:
         kept: features were made of them as of others; else they count as missing.
@@ -69,7 +69,7 @@ def space_of(settings: Mapping[str, Any]) -> str:
 
 
 def recorded_spaces(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Per modality what `extraction_provenance` recorded; without modalities for which nothing was recorded."""
+    """Per modality what `extraction_provenance` recorded; modalities without a record are left out."""
     features = provenance.get("features")
     if not isinstance(features, dict):
         return {}
@@ -88,7 +88,7 @@ def _is_record(entry: Any) -> bool:
 
 
 def reopenable(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those of `recorded_spaces` whose encoder can be opened again; of a corpus' own features it is unknown."""
+    """Those of `recorded_spaces` whose encoder can be opened again; not a corpus' own features."""
     return {
         name: entry
         for name, entry in recorded_spaces(provenance).items()

@@ -30,9 +30,8 @@ from shards.safe_io.expansion import read_npy_header
 
 # Characters. Longer text, such as transcripts, is not for selecting, and NumPy stores text at a fixed width.
 LONGEST_COLUMN = 128
-# The data of a `.npy` member begin at a multiple of this many bytes: headers are padded to 16 bytes or,
-# today, 64, and tar members begin at multiples of 512. So arrays in a memory-mapped tar are aligned for any
-# dtype.
+# The data of a `.npy` member begin at a multiple of this many bytes: its header is padded to 16 bytes (today
+# to 64), and tar members begin at multiples of 512. `index_file` refuses other offsets as damaged or forged.
 ALIGNMENT = 16
 
 
@@ -178,7 +177,7 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
 
 
 def readable_in_place(array: ArrayAt) -> bool:
-    """Whether the reader can use the bytes as they are: little-endian float16 or float32, aligned, C order."""
+    """Whether the reader can use the bytes as they are: aligned, little-endian float16 or float32, C."""
     aligned = array.offset % ALIGNMENT == 0
     return aligned and array.dtype.str in ("<f2", "<f4") and len(array.shape) == 2 and not array.fortran
 

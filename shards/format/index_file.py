@@ -170,7 +170,7 @@ def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardE
 def _check_extents(
     index: ShardIndex, entry: ShardEntry, modalities: dict[str, Modality], links: bool
 ) -> None:
-    """Check that every array and JSON member is inside the shard, and at least a tar header after the one before.
+    """Check that arrays and JSON members are inside the shard, with at least a tar header between them.
 
     Args:
         links: tars of other programs may have hard links, so several utterances may share one member.

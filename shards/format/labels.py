@@ -1,8 +1,11 @@
-"""From what a source gives as a label to the name of a class, the same way for every source.
+"""Turn a label of any source into the name of a class, by the same rules for all sources.
 
-Class names are text in Unicode's composed form (NFC) without white space around. Byte strings are UTF-8, and
-numbers that are whole have no decimals: 1, 1.0 and "1.0" are the class "1". What says that there is no label
-(null, NaN, an empty text, or one of these printed) is no class.
+- Class names are text in Unicode's composed form (NFC), without white space at the ends. Byte strings are
+  UTF-8.
+- Whole numbers have no decimals: 1, 1.0 and "1.0" are the class "1".
+- null, NaN, empty text, and these values printed as text ("nan", "None") mean that there is no label.
+- Labels that look alike, since they differ only in case, white space, Unicode form or invisible characters,
+  are refused: they are most often one class with typing errors, which would be trained as two.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy as np
 
 from shards.safe_io.file_names import as_text, is_text
 
-# How programs print that there is no value. In lower case "none" and "null" may well be classes.
+# Text by which programs print a missing value. "none" and "null" in lower case may be classes.
 MISSING = {"nan", "NaN", "NAN", "None", "NULL", "<NA>", "NaT", "N/A"}
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -29,7 +32,7 @@ SHOWN = 4
 
 
 def text_of(value: Any) -> str:
-    """A single value as text; "" where it is none (null or NaN).
+    """A single value as text; "" for null and NaN.
 
     Raises:
         ValueError: bytes that are not UTF-8, or not a single value.
@@ -53,14 +56,14 @@ def text_of(value: Any) -> str:
 
 
 def label_name(value: Any, classes: Collection[str] = ()) -> str:
-    """The class that a label names.
+    """The name of the class of a label.
 
     Args:
         value: text, bytes, or a number.
-        classes: names that are known to be classes, even if they look like none ("None").
+        classes: names that are known to be classes, even if they look like a missing value ("None").
 
     Raises:
-        ValueError: there is no label, or it is no single value.
+        ValueError: there is no label, or it is not a single value.
     """
     try:
         name = text_of(value)
@@ -81,9 +84,9 @@ def label_name(value: Any, classes: Collection[str] = ()) -> str:
 
 
 def found_classes(labels: Iterable[Any], at: str) -> list[str]:
-    """The classes that labels name: numbers by their value, then names in alphabetical order.
+    """The classes of these labels: numbers by their value, then names in alphabetical order.
 
-    Labels that name none are passed over: their utterances are refused one by one.
+    Missing labels are ignored here: packing refuses or skips their utterances one by one.
 
     Raises:
         ValueError: there is no label at all, or some differ only in case, white space, Unicode form or
@@ -111,10 +114,10 @@ def found_classes(labels: Iterable[Any], at: str) -> list[str]:
 
 
 def given_classes(names: Iterable[Any]) -> list[str]:
-    """Class names that a user or a file gives in label order, brought into the form of labels.
+    """Class names that a user or a file gives, in the order of the labels' numbers, in the form of labels.
 
     Raises:
-        ValueError: there is none, one is empty, or one is there twice.
+        ValueError: there are none, a name is empty, or two are equal.
     """
     given = list(names)
     try:

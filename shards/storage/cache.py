@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
-# How long to wait for room that other users of the cache may give free.
+# How long to wait until other processes close files, so that there is room in the cache.
 ROOM_WAIT_S = 60.0
 POLL_S = 0.1
 
-CACHE_VARIABLE = "AWTPN_CACHE_DIR"  # names the cache where no option does
+CACHE_VARIABLE = "AWTPN_CACHE_DIR"  # environment variable: the cache folder if no option names one
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
 
 LOCK = ".lock"
-# Names that fetched files have: nothing else in the folder is ever removed or counted.
+# Names of cached files. Nothing else in the folder is ever removed or counted.
 CACHED = re.compile(r"[0-9a-f]{16}-[^/]+")
 PART = re.compile(r"\.[0-9a-f]{16}-[^/]+\.(\d+)\.part")
 
@@ -54,19 +54,19 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDI
 
 
 class CacheFull(OSError):
-    """The budget has no room, since all that is there is in use."""
+    """The limit is reached, and all files in the cache are in use."""
 
 
 class CacheUnwritable(OSError):
-    """The cache cannot be made or written; no ValueError, since nothing of the data is damaged."""
+    """The cache folder cannot be created or written. Not a ValueError, which would mean damaged data."""
 
 
 @contextlib.contextmanager
 def explain_unwritable(folder: Path) -> Iterator[None]:
-    """Say in one line how to choose another cache where `folder`, of a cache, cannot be made or written.
+    """Turn an OSError about `folder`, in a cache, into one line that says how to choose another cache.
 
     Raises:
-        CacheUnwritable: it cannot; a full disk stays the OSError that it is.
+        CacheUnwritable: the folder cannot be created or written. Other OSErrors, such as a full disk, stay.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def parse_bytes(size: int | str) -> int:
     """A number of bytes: 200000, "200GB" (powers of 1000) or "200GiB" (powers of 1024).
 
     Raises:
-        ValueError: neither.
+        ValueError: it is not a number of bytes.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
     if isinstance(size, bool) or not found or found[2] not in UNITS:

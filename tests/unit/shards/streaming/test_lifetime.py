@@ -178,7 +178,7 @@ def test_whoever_is_stopped_asks_no_more() -> None:
         stop.set()
         raise ConnectionError("gone")
 
-    with pytest.raises(OSError, match="s3://b/x: no longer wanted"):
+    with pytest.raises(OSError, match="s3://b/x: no longer needed"):
         retrying(call, "s3://b/x", stop=stop)
     assert len(asked) == 1
 

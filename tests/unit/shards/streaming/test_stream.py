@@ -330,7 +330,7 @@ def test_a_dim_changed_by_hand_is_found(tmp_path: Path) -> None:
     moments["mean"].pop(), moments["std"].pop()
     path.write_text(json.dumps(record))
     told = (
-        r"index.npz: audio is float16 \[steps, 5\], by the manifest float16 \[steps, 4\]: which was changed"
+        r"index.npz: audio is float16 \[steps, 5\], by the manifest float16 \[steps, 4\]: one of the two was"
     )
     with pytest.raises(ValueError, match=told):
         list(FeatureStream(str(tmp_path / "d")).epoch(0))
