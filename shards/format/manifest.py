@@ -229,7 +229,7 @@ def _check_classes(classes: list[str], at: str) -> None:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{at}: classes[{i}] {_shown(name)} is no text; pack it again") from None
+            raise ValueError(f"{at}: classes[{i}] {_shown(name)} is not valid text; pack it again") from None
         if not name or name in seen:
             told = f"{_shown(name)} is there twice" if name else "is empty"
             raise ValueError(f"{at}: classes[{i}] {told}; classes are distinct names, pack it again")

@@ -2,7 +2,7 @@
 
 Python's own reader raises RecursionError for deep nesting and accepts integers of any length, which NumPy and
 floats cannot hold: the user would get a traceback much later that does not name the file. If an object has a
-key twice, it silently takes the last value. All JSON of the project is read by this module.
+key twice, it silently takes the last value. All files that others may have written are read by it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Foreign tars that are read in place: an index for each and a manifest, as packing would have made them."""
+"""Make a dataset of tars of other programs that can be read in place: an index per tar, and a manifest.
+
+They are as packing would have made them, so that reading needs no other code. `index_tars` calls this.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from shards.storage.cache import explain_unwritable
 from shards.storage.store import Store, call_store
 from shards.tools.scan_tar import TarScan, read_array
 
-# Words in the names of tars that tell their split.
+# Words in the names of tars, and the split that each stands for.
 SPLITS = {word: name for word, name in WORDS.items() if name != "all"} | {"eval": "test"}
 
 logger = get_logger(__name__)
@@ -41,14 +44,14 @@ logger = get_logger(__name__)
 
 @dataclass
 class ScannedTar:
-    """A tar of the dataset, on local disk."""
+    """A tar of the dataset, on local disk, and what was found in it."""
 
     name: str
     url: str
     path: Path
     size: int
     sha256: str
-    found: TarScan
+    scan: TarScan
 
 
 def index_in_place(
@@ -58,14 +61,14 @@ def index_in_place(
     classes: list[str],
     provenance: dict[str, Any],
 ) -> tuple[str, Manifest]:
-    """Write indexes and manifest, beside the tars if that can be written.
+    """Write indexes and manifest, beside the tars if that place is writable.
 
     Returns:
-        Where they lie, and the manifest.
+        The folder with indexes and manifest, and the manifest.
 
     Raises:
-        ValueError: an utterance has no steps or a value that is not finite, or readers would refuse the
-            manifest: nothing is written then.
+        ValueError: an utterance has no time steps or a value that is not finite, or a reader would refuse the
+            manifest. Nothing is written then.
     """
     modalities = {
         name: Modality(dim, np.dtype(dtype).name) for name, [(dim, dtype)] in forms_of(tars).items()
@@ -93,11 +96,11 @@ def index_in_place(
 
 @dataclass
 class _IndexedShard:
-    """An indexed tar as a part of its split."""
+    """An indexed tar, before it is added to its split."""
 
     entry: ShardEntry
     index: ShardIndex
-    moments: dict[str, Statistics]
+    statistics: dict[str, Statistics]
 
 
 def _index_tar(
@@ -107,8 +110,8 @@ def _index_tar(
     modalities: dict[str, Modality],
     work: Path,
 ) -> _IndexedShard:
-    """Write a tar's index into `work`."""
-    utterances = tar.found.utterances
+    """Write the index of a tar into `work`."""
+    utterances = tar.scan.utterances
     positions = [classes.index(str(labels[utterance.row.key])) for utterance in utterances]
     index = build_index([utterance.row for utterance in utterances], positions, modalities, classes)
     path = work / index_name(tar.name)
@@ -123,17 +126,17 @@ def _index_tar(
         index_sha256=hash_file(path),
         steps={name: int(index.steps[name].sum()) for name in modalities},
     )
-    return _IndexedShard(entry, index, _moments(tar, modalities))
+    return _IndexedShard(entry, index, _statistics(tar, modalities))
 
 
-def _moments(tar: ScannedTar, modalities: dict[str, Modality]) -> dict[str, Statistics]:
+def _statistics(tar: ScannedTar, modalities: dict[str, Modality]) -> dict[str, Statistics]:
     """Statistics per modality of a tar's features.
 
     Raises:
-        ValueError: an utterance has no steps, or a value that is not finite.
+        ValueError: an utterance has no time steps, or a value that is not finite.
     """
-    moments = {name: Statistics(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
-    for utterance in tar.found.utterances:
+    statistics = {name: Statistics(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    for utterance in tar.scan.utterances:
         at = f"{tar.url}: {printable(utterance.row.key)}"
         if not any(array.shape[0] for array in utterance.arrays.values()):
             raise ValueError(f"{at}: no steps in any modality; leave the utterance out")
@@ -145,28 +148,28 @@ def _moments(tar: ScannedTar, modalities: dict[str, Modality]) -> dict[str, Stat
                     f"{at}: {name} is {values[step, dimension]} at step {step}, dimension {dimension}; "
                     "repair it"
                 )
-            moments[name] = merge(moments[name], statistics_of(values))
-    return moments
+            statistics[name] = merge(statistics[name], statistics_of(values))
+    return statistics
 
 
 def _split(parts: list[_IndexedShard], modalities: dict[str, Modality], num_classes: int) -> Split:
-    moments = {name: parts[0].moments[name] for name in modalities}
+    statistics = {name: parts[0].statistics[name] for name in modalities}
     for part in parts[1:]:
-        moments = {name: merge(moments[name], part.moments[name]) for name in modalities}
+        statistics = {name: merge(statistics[name], part.statistics[name]) for name in modalities}
     counts = sum(np.bincount(part.index.label, minlength=num_classes) for part in parts)
     return Split(
         utterances=sum(part.entry.utterances for part in parts),
-        steps={name: moments[name].count for name in modalities},
+        steps={name: statistics[name].count for name in modalities},
         class_counts=np.asarray(counts).tolist(),
         moments={
-            name: SplitStatistics(m.count, m.mean.tolist(), m.std.tolist()) for name, m in moments.items()
+            name: SplitStatistics(m.count, m.mean.tolist(), m.std.tolist()) for name, m in statistics.items()
         },
         shards=[part.entry for part in parts],
     )
 
 
 def _columns(indexes: list[ShardIndex]) -> dict[str, str]:
-    """Metadata to select by: columns of every tar, of one kind (integers may mix with floats)."""
+    """Metadata to select by: columns that every tar has, of one kind (integers may mix with floats)."""
     kinds = {"b": "bool", "i": "int", "f": "float", "U": "str"}
     columns = {}
     for name in sorted(set.intersection(*(set(index.columns) for index in indexes))):
@@ -177,17 +180,21 @@ def _columns(indexes: list[ShardIndex]) -> dict[str, str]:
 
 
 def _publish(store: Store, work: Path) -> str:
-    """Put all files of `work` beside the tars, the manifest last; where none can be put, into the cache."""
+    """Put all files of `work` beside the tars; if that place is not writable, into the cache.
+
+    The manifest is written last: a folder with one holds a complete dataset.
+    """
     names = sorted((path.name for path in work.iterdir()), key=lambda name: name == MANIFEST)
     try:
-        # Over http a file can at best be posted to some program.
+        # Over http files cannot be written; fsspec would send a POST request.
         if store.url.startswith(("http://", "https://")):
             raise PermissionError(f"{store.url}: read-only")
         for name in names:
             remote = f"{store.root}/{name}"
             call_store(store, partial(store.fs.put_file, str(work / name), remote), f"{store.url}/{name}")
         store.fs.invalidate_cache()
-        # What an earlier indexing put into the cache: the manifest beside the tars is found before it.
+        # An earlier indexing may have put its files into the cache. The manifest beside the tars replaces
+        # them.
         shutil.rmtree(store.indexed, ignore_errors=True)
         return store.url
     except (OSError, NotImplementedError) as error:
@@ -228,19 +235,21 @@ def put_in_place(new: Path, old: Path) -> None:
 
 
 def index_name(tar: str) -> str:
+    """The name of the index of a tar."""
     return f"{tar.removesuffix('.tar')}.index.npz"
 
 
 def forms_of(tars: list[ScannedTar]) -> dict[str, set[tuple[int, str]]]:
+    """Per modality the forms (features per time step, dtype) that occur in the tars."""
     forms: dict[str, set[tuple[int, str]]] = {}
     for tar in tars:
-        for name, found in tar.found.forms.items():
+        for name, found in tar.scan.forms.items():
             forms.setdefault(name, set()).update(found)
     return dict(sorted(forms.items()))
 
 
 def split_of(tars: list[ScannedTar]) -> dict[str, str]:
-    """Split of each tar by the words in its name; where one has none, all are the split "all"."""
+    """The split of each tar, by words in its name. If one name has no such word, all are in split "all"."""
     found = {}
     for tar in tars:
         words = [SPLITS[word] for word in re.split(r"[^a-z]+", tar.name.lower()) if word in SPLITS]

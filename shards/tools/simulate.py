@@ -1,9 +1,8 @@
-"""What an epoch would ask of a cluster, told from the plan alone: no shard is read.
+"""`awtpn shards simulate`: what an epoch would need of a cluster, computed from the plan alone.
 
-Counts of shards, bytes and steps are exact. Balance and shuffling are measured on a sample of steps and
-ranks, which the report states; of a dataset the indexes of the shards that these touch are read, for the
-lengths of their utterances, which the manifest does not tell. Those of a made-up one are drawn around their
-mean as those of speech are spread.
+The numbers of shards, bytes and steps are exact. Balance and shuffling are measured on a sample of steps and
+ranks, which the report states. For that, the lengths of utterances come from the indexes of the shards in the
+sample; for a synthetic dataset they are drawn from a log-normal distribution, as those of speech.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ from shards.tools.info import format_bytes
 
 SAMPLED_STEPS, SAMPLED_RANKS = 16, 512
 
-# Standard deviation of the logarithm of lengths, and the extremes over the mean: those of spoken utterances.
+# Lengths of spoken utterances: standard deviation of the logarithm, and the extremes divided by the mean.
 LENGTH_SPREAD, SHORTEST, LONGEST = 0.55, 1 / 7, 4.3
-# A synthetic utterance: its mean segments and frames, and bytes for each (1,024 and 512 features of float16).
+# A synthetic utterance: its mean number of segments and frames, and bytes of one (1,024 or 512 float16
+# features).
 SYNTHETIC_STEPS, SYNTHETIC_STEP_BYTES = 210, 1_700
 
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """The part of a split that a plan depends on.
+    """The sizes of a split's shards and utterances, on which a plan depends.
 
     Attributes:
         name: for the report.
         utterances, bytes: [shards] int64 each; bytes with the index.
-        work: segments and frames of each utterance of shards.
-        drawn: whether `work` is made up.
+        work: gives the segments and frames of each utterance of shards.
+        drawn: whether `work` is drawn at random.
     """
 
     name: str
@@ -60,23 +60,26 @@ class Spread:
 
 @dataclass(frozen=True)
 class Report:
-    """What an epoch asks of a cluster.
+    """What an epoch needs of a cluster.
 
     Attributes:
         sizes: of the split.
-        nodes, gpus_per_node, global_batch_size, streams: what was asked, and the plan's number of streams.
+        nodes, gpus_per_node, global_batch_size: as given.
+        streams: number of canonical streams of the plan.
         steps_per_epoch: the last of them has `last_step` utterances.
-        window: rows of a stream among which a row may change places.
-        node_bytes, node_shards: fetched per node in the course of an epoch, and no others in further ones.
-        fetched_bytes: over all nodes; a shard that several nodes need counts for each.
-        cache_bytes: an upper bound of what a node needs at a time: the smallest `cache_limit` that is taken.
-        sampled_steps, sampled_ranks: those on which what follows was measured.
-        excess: by which part the rank with the most segments and frames exceeds the mean rank of its step.
-        excess_unbalanced: the same without the balancing of steps.
-        distance: between two utterances of a batch, in rows as stored: the mean over that of a perfect
-            shuffle, a third of all rows.
-        neighbour_distance: the same for utterances in consecutive places, which mostly share a stream.
-        same_shard: the chance that two utterances of a batch come from one shard; `same_shard_ideal` is that
+        window: rows of a canonical stream within which a row is shuffled.
+        node_bytes, node_shards: downloaded per node in the first epoch; later epochs need the same shards.
+        fetched_bytes: over all nodes; a shard that several nodes need counts once for each.
+        cache_bytes: an upper bound of what a node needs at a time: the smallest `cache_limit` that is
+            accepted.
+        sampled_steps, sampled_ranks: number of steps and ranks on which the following figures were measured.
+        excess: by how much the rank with the most work (segments and frames) exceeds the mean rank of its
+            step, as a fraction of the mean.
+        excess_unbalanced: the same without balancing.
+        distance: mean distance between two utterances of a batch, in rows as stored, as a fraction of that of
+            a perfect shuffle, which is a third of all rows.
+        neighbor_distance: the same for utterances at consecutive places, which mostly are of one stream.
+        same_shard: probability that two utterances of a batch are from one shard; `same_shard_ideal` is that
             of a perfect shuffle.
     """
 
@@ -97,13 +100,13 @@ class Report:
     excess: Spread
     excess_unbalanced: Spread
     distance: float
-    neighbour_distance: float
+    neighbor_distance: float
     same_shard: float
     same_shard_ideal: float
 
 
 def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
-    """The sizes of a split of a dataset.
+    """The sizes of a split of a dataset; the lengths of utterances are read from the indexes when needed.
 
     Raises:
         ValueError: there is no such split.
@@ -126,10 +129,10 @@ def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
 
 
 def synthetic_sizes(size: str) -> SplitSizes:
-    """The sizes of a made-up data set, such as "100000000x10000": utterances x shards.
+    """The sizes of a synthetic dataset, such as "100000000x10000": utterances x shards.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: `size` is not of that form.
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size.replace("_", ""))
     if match is None:
@@ -155,7 +158,7 @@ def simulate(
     seed: int = 0,
     window: int = WINDOW,
 ) -> Report:
-    """Plan an epoch of a sizes for a cluster, and tell what comes of it.
+    """Plan an epoch for a cluster, and report what it needs.
 
     Args:
         sizes: of the split.
@@ -206,21 +209,21 @@ def simulate(
         excess=_spread(sample["excess"]),
         excess_unbalanced=_spread(plain["excess"]),
         distance=float(np.mean(sample["distance"]) / (plan.rows / 3)),
-        neighbour_distance=float(np.mean(sample["neighbour_distance"]) / (plan.rows / 3)),
+        neighbor_distance=float(np.mean(sample["neighbor_distance"]) / (plan.rows / 3)),
         same_shard=float(np.mean(sample["same_shard"])),
         same_shard_ideal=float(np.square(fractions).sum()),
     )
 
 
 def _sample(plan: Plan, sizes: SplitSizes, ranks: int) -> dict[str, list[float]]:
-    """Per sampled step, consecutive ones of the middle of an epoch: balance and quality of the shuffle."""
+    """Balance and quality of the shuffle in consecutive steps in the middle of an epoch."""
     first_row = np.cumsum(sizes.utterances) - sizes.utterances
     work: dict[int, np.ndarray] = {}
     found: dict[str, list[float]] = {
-        name: [] for name in ("excess", "distance", "neighbour_distance", "same_shard")
+        name: [] for name in ("excess", "distance", "neighbor_distance", "same_shard")
     }
     chosen = np.unique(np.linspace(0, ranks - 1, min(ranks, SAMPLED_RANKS)).astype(int)).tolist()
-    # All but the last, which may be partial, if there are others.
+    # Without the last step, which may be partial, unless it is the only one.
     full = max(1, plan.steps_per_epoch - 1)
     begin = max(0, min(full // 2, full - SAMPLED_STEPS))
     for step in range(begin, min(begin + SAMPLED_STEPS, full)):
@@ -235,7 +238,7 @@ def _sample(plan: Plan, sizes: SplitSizes, ranks: int) -> dict[str, list[float]]
             shards.append(shard)
             apart.append(np.abs(np.diff(stored[-1])))
         found["excess"].append(max(totals) * len(totals) / sum(totals) - 1)
-        found["neighbour_distance"].append(_mean(np.concatenate(apart)))
+        found["neighbor_distance"].append(_mean(np.concatenate(apart)))
         found["distance"].append(_mean_distance(np.concatenate(stored)))
         _, count = np.unique(np.concatenate(shards), return_counts=True)
         pairs = max(1, count.sum() * (count.sum() - 1))
@@ -246,7 +249,7 @@ def _sample(plan: Plan, sizes: SplitSizes, ranks: int) -> dict[str, list[float]]
 def _mean_distance(positions: np.ndarray) -> float:
     """Mean distance over all pairs."""
     n = len(positions)
-    # In order, the k-th is subtracted from all after it and diminished by all before it.
+    # In ascending order, the k-th position is added in k pairs and subtracted in n - 1 - k pairs.
     weight = 2 * np.arange(n) - n + 1
     return float((np.sort(positions) * weight).sum() / max(1, n * (n - 1) // 2))
 
@@ -256,7 +259,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _drawn_work(shard: int, utterances: int) -> np.ndarray:
-    """Segments and frames of each utterance of a made-up shard: log-normal about their mean."""
+    """Segments and frames of each utterance of a synthetic shard, from a log-normal distribution."""
     rng = np.random.default_rng(shard)
     spread = rng.lognormal(-(LENGTH_SPREAD**2) / 2, LENGTH_SPREAD, utterances)
     work: np.ndarray = np.maximum(1, SYNTHETIC_STEPS * np.clip(spread, SHORTEST, LONGEST)).astype(np.int64)
@@ -268,7 +271,7 @@ def _spread(values: list[Any]) -> Spread:
 
 
 def format_report(report: Report) -> str:
-    """The report as text, a line per figure."""
+    """The report as text, one figure per line."""
     r, sizes = report, report.sizes
     lengths = "lengths drawn" if sizes.drawn else "lengths as indexed"
     shards = f"{r.node_shards.low:,.0f} - {r.node_shards.high:,.0f} of {len(sizes.utterances):,}"
@@ -293,7 +296,7 @@ def format_report(report: Report) -> str:
         ),
         ("  unbalanced", f"{r.excess_unbalanced.mean:.1%}, {r.excess_unbalanced.high:.1%} at worst"),
         ("apart in storage", f"a batch's utterances {r.distance:.0%} as far as after a perfect shuffle"),
-        ("  neighbours", f"{r.neighbour_distance:.0%}"),
+        ("  neighbors", f"{r.neighbor_distance:.0%}"),
         ("  same shard", f"{r.same_shard:.3%} of pairs; {r.same_shard_ideal:.3%} after a perfect shuffle"),
         ("sampled", f"the last five: {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}"),
     ]

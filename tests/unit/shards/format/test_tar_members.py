@@ -109,7 +109,7 @@ def test_of_two_members_that_may_be_labels_one_is_to_be_named(tmp_path: Path, ca
 
 def test_labels_that_are_no_text_are_refused(tmp_path: Path, cache: Path) -> None:
     write_tar(tmp_path / "d" / "a.tar", [*members_of(0)[:2], ("u0.json", b'{"label": "\\udce9"}')])
-    with pytest.raises(ValueError, match=r"a.tar: u0: label '\\udce9' is no text"):
+    with pytest.raises(ValueError, match=r"a.tar: u0: label '\\udce9' is not in UTF-8"):
         index(tmp_path / "d", cache)
 
 
@@ -307,7 +307,11 @@ def test_an_array_of_less_than_nothing_is_refused_by_name(tmp_path: Path, cache:
     ("tar", "modality", "message"),
     [
         ("x" * 191 + ".tar", "audio", r"/x+\.tar: its index's name would be too long; rename it, shorter"),
-        ("a.tar", "m" * 101, r"a\.tar: u0\.m+\.npy: 'm+' is no name of a modality: at most 100 letters"),
+        (
+            "a.tar",
+            "m" * 101,
+            r"a\.tar: u0\.m+\.npy: 'm+' is not a valid name of a modality: at most 100 letters",
+        ),
     ],
 )
 def test_names_that_no_reader_takes_leave_the_folder_as_it_was(

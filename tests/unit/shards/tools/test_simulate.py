@@ -89,7 +89,7 @@ def test_balance_and_shuffle_of_a_cluster() -> None:
     report = simulate(synthetic_sizes("200000x400"), 8, 4, 1024)
     assert report.excess.mean < 0.5 * report.excess_unbalanced.mean
     assert report.distance == pytest.approx(1, abs=0.1)
-    assert report.neighbour_distance < report.distance
+    assert report.neighbor_distance < report.distance
     assert report.fetched_bytes < 1.2 * report.sizes.bytes.sum()
     assert report.node_shards.high < 400 / 8 + 3
 
