@@ -277,9 +277,10 @@ def _set_label(
     value = row.meta.get(field_name)
     if len(chosen) > 1:
         # One .cls member is compared with a label in JSON. Of several it is unclear which one to compare.
-        both = " and ".join(f".{name} {texts[name]!r}" for name in chosen[:2])
+        first_two = " and ".join(f".{name} {texts[name]!r}" for name in chosen[:2])
         beside = "" if value is None else f", beside the label {value!r}"
-        raise ValueError(f"{row.key}: two labels, {both}{beside}; tell which with --label_member {chosen[0]}")
+        fix = f"tell which with --label_member {chosen[0]}"
+        raise ValueError(f"{row.key}: two labels, {first_two}{beside}; {fix}")
     ignored.update(f".{name}" for name in texts.keys() - {*chosen})
     text = _position(texts[chosen[0]]) if chosen else None
     if isinstance(value, float) and value.is_integer():
