@@ -187,8 +187,8 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 PROCESS = """
 import random, sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_shards_cache import Fetches, cache_of, content
+sys.path[:0] = {folders!r}
+from test_cache import Fetches, cache_of, content
 fetches, rng = Fetches(0.002), random.Random(int(sys.argv[2]))
 cache = cache_of(Path(sys.argv[1]), 500)
 opened = []
@@ -207,7 +207,7 @@ print(len(fetches.asked))
 
 
 def process(tmp_path: Path, seed: int, rounds: int) -> subprocess.Popen[str]:
-    code = PROCESS.format(tests=str(REPO / "tests"))
+    code = PROCESS.format(folders=[str(Path(__file__).parent), str(REPO / "tests")])
     return subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(seed), str(rounds)],
         stdout=subprocess.PIPE,
