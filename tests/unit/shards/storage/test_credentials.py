@@ -369,7 +369,7 @@ def test_what_a_process_prints_by_itself(capsys: pytest.CaptureFixture[str]) -> 
         assert_nowhere(shown.encode(), "output")
         assert "http://host/x" in shown
     assert captured.err.count("RuntimeError: *** of http://host/x") == 3
-    assert "test_secrets.py" in captured.err, "it is a traceback still"
+    assert "test_credentials.py" in captured.err, "it is a traceback still"
 
 
 def test_data_is_written_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
