@@ -161,7 +161,7 @@ def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardE
     if np.any(steps[~there]):
         raise ValueError(f"an utterance without {name} has steps of it")
     if np.any(offset[there] % ALIGNMENT):
-        raise ValueError(f"{name} does not lie where the data of a .npy member begins")
+        raise ValueError(f"{name} does not begin where the data of a .npy member can")
     total = int(steps.sum(dtype=np.int64))
     if total != entry.steps.get(name, 0):
         raise ValueError(f"{total} steps of {name}, {entry.steps.get(name, 0)} by the manifest")

@@ -104,10 +104,12 @@ def found_classes(labels: Iterable[Any], at: str) -> list[str]:
     for name in sorted(counts):
         alike.setdefault(_folded(name), []).append(name)
     if twice := [names for names in alike.values() if len(names) > 1]:
-        told = "; ".join(", ".join(f"{name!r} ({counts[name]})" for name in names) for names in twice[:SHOWN])
+        listed = "; ".join(
+            ", ".join(f"{name!r} ({counts[name]})" for name in names) for names in twice[:SHOWN]
+        )
         more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
         raise ValueError(
-            f"{at}: labels differ only in case, white space, Unicode form or invisible characters: {told}"
+            f"{at}: labels differ only in case, white space, Unicode form or invisible characters: {listed}"
             f"{more}; write them alike, or, if they are classes of their own, name all classes (--labels)"
         )
     return sorted(counts, key=_order)

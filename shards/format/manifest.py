@@ -123,12 +123,12 @@ def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bo
     for name in (shard.name, shard.index):
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(
-                f"{at}: {_shown(name)} is not a plain file name; shards lie beside their manifest"
+                f"{at}: {_shown(name)} is not a plain file name; shards are beside their manifest"
             )
     for name, digest in (("sha256", shard.sha256), ("index_sha256", shard.index_sha256)):
         if not SHA256.fullmatch(digest):
             raise ValueError(
-                f"{at}: {name} {_shown(digest)} is no hash of 64 hexadecimal digits; pack it again"
+                f"{at}: {name} {_shown(digest)} is not a hash of 64 hexadecimal digits; pack it again"
             )
     _check_steps(shard.steps, modalities, at)
     features = sum(
@@ -176,42 +176,42 @@ def _parse_split(
     steps = _dict(record, "steps", int, at)
     _check_steps(steps, modalities, at)
     found = _field(record, "moments", dict, at)
-    moments = {
+    statistics = {
         name: _parse_statistics(_field(found, name, dict, f"{at}.moments"), m, f"{at}.moments.{name}")
         for name, m in modalities.items()
     }
     for name in modalities:
         counts = {
             "steps": steps.get(name, 0),
-            "moments": moments[name].count,
+            "moments": statistics[name].count,
             "shards": sum(shard.steps.get(name, 0) for shard in shards),
         }
         if len(set(counts.values())) > 1:
             raise ValueError(f"{at}: {name} has other numbers of steps by its parts: {counts}; pack it again")
-    return Split(utterances, steps, class_counts, moments, shards)
+    return Split(utterances, steps, class_counts, statistics, shards)
 
 
 def _parse_statistics(record: Any, modality: Modality, at: str) -> SplitStatistics:
-    moments = SplitStatistics(
+    statistics = SplitStatistics(
         _field(record, "count", int, at),
         _list(record, "mean", float, at),
         _list(record, "std", float, at),
     )
-    if not len(moments.mean) == len(moments.std) == modality.dim:
+    if not len(statistics.mean) == len(statistics.std) == modality.dim:
         raise ValueError(
-            f"{at}: {len(moments.mean)} means and {len(moments.std)} deviations of {modality.dim} features "
-            "per step; pack it again"
+            f"{at}: {len(statistics.mean)} means and {len(statistics.std)} deviations of {modality.dim} "
+            "features per step; pack it again"
         )
     # Mean and deviation cannot exceed the largest value of the dtype, except by rounding.
     largest = float(np.finfo(modality.dtype).max) * 1.0001
-    for name, values, least in (("mean", moments.mean, -largest), ("std", moments.std, 0.0)):
+    for name, values, least in (("mean", statistics.mean, -largest), ("std", statistics.std, 0.0)):
         for i, value in enumerate(values):
             if not least <= value <= largest:  # written so that NaN is refused too
                 raise ValueError(
                     f"{at}: {name}[{i}] is {value!s:.40}, which {modality.dtype} values cannot have; "
                     "pack it again"
                 )
-    return moments
+    return statistics
 
 
 # --- Checks --------------------------------------------------------------------------------------
@@ -231,15 +231,15 @@ def _check_classes(classes: list[str], at: str) -> None:
         except UnicodeEncodeError:
             raise ValueError(f"{at}: classes[{i}] {_shown(name)} is not valid text; pack it again") from None
         if not name or name in seen:
-            told = f"{_shown(name)} is there twice" if name else "is empty"
-            raise ValueError(f"{at}: classes[{i}] {told}; classes are distinct names, pack it again")
+            cause = f"{_shown(name)} is there twice" if name else "is empty"
+            raise ValueError(f"{at}: classes[{i}] {cause}; classes are distinct names, pack it again")
         seen.add(name)
 
 
 def _check_steps(steps: dict[str, int], modalities: dict[str, Modality], at: str) -> None:
     for name in steps:
         if name not in modalities:
-            raise ValueError(f"{at}: steps of {_shown(name)}, which is no modality; pack it again")
+            raise ValueError(f"{at}: steps of {_shown(name)}, which is not a modality; pack it again")
 
 
 def _check_files(shards: list[ShardEntry], at: str) -> None:

@@ -43,8 +43,8 @@ def usual_names(names: Iterable[str]) -> dict[str, str]:
 
 def renamed(names: dict[str, str], at: str) -> str | None:
     """A line that lists the splits which got another name; None if there are none."""
-    told = [f"{name!r} is {usual!r} here" for name, usual in names.items() if name != usual]
-    return f"{at}: split {', '.join(told)}" if told else None
+    lines = [f"{name!r} is {usual!r} here" for name, usual in names.items() if name != usual]
+    return f"{at}: split {', '.join(lines)}" if lines else None
 
 
 def find_split(wanted: str, splits: Iterable[str]) -> str | None:

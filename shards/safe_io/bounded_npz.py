@@ -28,8 +28,8 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
     # For forged bytes, `zipfile` and NumPy's header parser raise all kinds of errors: RecursionError,
     # MemoryError, SyntaxError, struct.error, NotImplementedError, UnicodeDecodeError, ...
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{told:.200}") from None
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{cause:.200}") from None
 
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:

@@ -138,7 +138,7 @@ def open_cached(
                 # Else the name might survive a power cut that the content did not.
                 with open(part, "rb") as written:
                     os.fsync(written.fileno())
-                # Whoever counts meanwhile could miss both names.
+                # Under the lock: a process that adds up sizes at this moment could see neither name.
                 with _locked(cache.root / LOCK):
                     os.replace(part, path)
             except BaseException:
@@ -192,7 +192,7 @@ def _make_room(cache: Cache, part: Path, size: int) -> None:
     files = sorted(found for found in _files(cache.root) if found[1] != part)
     held = sum(each for _, _, each in files)
     for _, path, each in files:
-        # What does not fit into an empty cache is no reason to empty it.
+        # Nothing is removed for a file that would not even fit into an empty cache.
         if held + size <= cache.limit or size > cache.limit:
             break
         if (unused := _open_exclusive(path)) is not None:

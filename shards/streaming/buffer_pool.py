@@ -5,7 +5,7 @@ that was used before. So a stream reads into the same few buffers again and agai
 
 How: every lease is a new view of a buffer, and tensors made from the view hold a reference to it. When the
 last tensor is gone, including views that a user cut and kept, a finalizer of the view returns the buffer.
-Nobody counts references or calls a function.
+No code counts references or frees buffers.
 
 Page-locked buffers come from PyTorch's own pool. In addition it waits for asynchronous copies: a buffer that
 is freed while copies from it are under way, on any CUDA stream, is reused only after they have finished.

@@ -249,10 +249,10 @@ class FeatureStream:
             ValueError, OSError: as `epoch` does.
         """
         if self._rows is None and self.rank == 0:
-            moments = self.manifest.splits[self.split].moments
+            statistics = self.manifest.splits[self.split].moments
             return {
                 name: sums_from_statistics(m.count, np.array(m.mean), np.array(m.std))
-                for name, m in moments.items()
+                for name, m in statistics.items()
                 if name in self.modalities
             }
         total = {

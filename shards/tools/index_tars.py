@@ -294,7 +294,7 @@ def _labels(tars: list[ScannedTar], classes: list[str] | None) -> dict[str, str 
                     )
             if classes is not None and isinstance(value, int):
                 if not 0 <= value < len(classes):
-                    raise ValueError(f"{at}: label {value} is no position in the classes {classes}")
+                    raise ValueError(f"{at}: label {value} is not a position in the classes {classes}")
                 value = classes[value]
             if classes is not None and value not in classes:
                 raise ValueError(f"{at}: label {value!r} is unknown; the classes are {classes}")

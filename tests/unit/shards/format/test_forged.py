@@ -135,10 +135,10 @@ def in_two_splits(record: Record) -> None:
 
 
 FORGED: dict[str, tuple[Callable[[Record], Any], str]] = {
-    "hash that is a path": (set_in_shard("sha256", "../../../my"), "'../../../my' is no hash"),
-    "hash of the index": (set_in_shard("index_sha256", "../" * 30), "index_sha256 .* is no hash"),
-    "hash in capitals": (set_in_shard("sha256", "A" * 64), "is no hash"),
-    "hash and newline": (set_in_shard("sha256", "a" * 64 + "\n"), "is no hash"),
+    "hash that is a path": (set_in_shard("sha256", "../../../my"), "'../../../my' is not a hash"),
+    "hash of the index": (set_in_shard("index_sha256", "../" * 30), "index_sha256 .* is not a hash"),
+    "hash in capitals": (set_in_shard("sha256", "A" * 64), "is not a hash"),
+    "hash and newline": (set_in_shard("sha256", "a" * 64 + "\n"), "is not a hash"),
     "name that is a path": (set_in_shard("index", "../x"), "not a plain file name"),
     "long name": (set_in_shard("name", "x" * 300), "not a plain file name"),
     "10^12 utterances": (utterances(10**12), "do not fit into"),
@@ -209,7 +209,7 @@ def test_a_hash_that_is_a_path_touches_nothing(remote: str, tmp_path: Path) -> N
         lambda: list(preview(remote, cache_dir=cache)),
         lambda: verify(remote, cache_dir=cache, progress=False),
     ):
-        assert "is not a plain file name" in refusal(look) or "is no hash" in refusal(look)
+        assert "is not a plain file name" in refusal(look) or "is not a hash" in refusal(look)
     assert thesis.read_text() == "the only copy"
     assert [p.name for p in (tmp_path / "home").iterdir() if p.is_file()] == ["my-thesis.tex"]
 
@@ -404,8 +404,8 @@ INDEXES: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "offset past the end": (put("offset.video", 1, 2**40), "reaches past the end of its shard"),
     "offset near 2^63": (put("offset.video", 1, 2**63 - 64), "reaches past the end of its shard"),
     "end past the end": (put("offset.video", 1, 20_480 - 16), "reaches past the end"),
-    "offset between two values": (add("offset.audio", 0, 1), "does not lie where the data"),
-    "offset of the next step": (add("offset.audio", 0, 10), "does not lie where the data"),
+    "offset between two values": (add("offset.audio", 0, 1), "does not begin where the data"),
+    "offset of the next step": (add("offset.audio", 0, 10), "does not begin where the data"),
     "the same array twice": (the_same_array_twice, "steps of audio|overlaps what lies before"),
     "arrays of two modalities in one place": (video_over_audio, "overlaps what is before it"),
     "array over a header": (grow, "overlaps what is before it|steps"),

@@ -307,7 +307,7 @@ def damaged_manifest(folder: Path, change: dict[str, Any]) -> str:
         ),
         (
             {"modalities": {"audio": {"dim": 5, "dtype": "float16"}}},
-            r"steps of 'video', which is no modality",
+            r"steps of 'video', which is not a modality",
         ),
         ({"classes": ["calm", 1, "sad"]}, r"manifest.json: classes\[1\] must be str, not 1"),
         ({"classes": ["calm"]}, r"splits.train: class_counts \[2, 1, 1\] do not add up to 4 .* of 1 classes"),

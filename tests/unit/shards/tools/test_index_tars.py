@@ -234,7 +234,7 @@ def test_labels_as_numbers(tmp_path: Path, cache: Path) -> None:
     assert index(folder, cache).manifest.classes == ["0", "1"]
     assert index(folder, cache, classes=LABELS).manifest.splits["all"].class_counts == [5, 5]
     assert_streams(folder, cache)
-    with pytest.raises(ValueError, match=r"u1: label 1 is no position in the classes \['happy'\]"):
+    with pytest.raises(ValueError, match=r"u1: label 1 is not a position in the classes \['happy'\]"):
         index(folder, cache, classes=["happy"])
 
 
