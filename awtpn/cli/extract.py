@@ -297,11 +297,11 @@ def describe() -> str:
 
 def report(manifest: Manifest, out: str) -> None:
     """Print what an extraction wrote, and how to train on it."""
-    from shards.format.feature_space import constant_of
+    from shards.format.feature_space import recorded_constant
 
     print_splits(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} lists them with the causes")
-    for name, count in constant_of(manifest.provenance)[1].items():
+    for name, count in recorded_constant(manifest.provenance)[1].items():
         print(f"{count} clips have no features of {name}, which never changes; --keep_constant keeps it")
     print(f"extracted; train with: {how_to_train(manifest, out)}")

@@ -18,7 +18,7 @@ from shards.safe_io.printable import join_lines, printable
 from shards.storage.store import open_dataset
 from shards.tools.index_tars import index_url
 from shards.tools.info import format_info, format_preview, info, preview
-from shards.tools.simulate import format_report, layout_of, simulate, synthetic_layout
+from shards.tools.simulate import format_report, simulate, split_sizes, synthetic_sizes
 from shards.tools.verify import format_verified, verify
 
 # Columns of metadata that corpora are cross-validated by.
@@ -239,11 +239,11 @@ def _add_simulate(actions: Any) -> None:
 
 def _run_simulate(options: argparse.Namespace) -> None:
     if options.synthetic:
-        layout = synthetic_layout(options.url)
+        layout = synthetic_sizes(options.url)
     else:
         named_once(options.url, options.split)
         store, manifest, fragment = open_dataset(options.url, options.cache_dir, options.storage_options)
-        layout = layout_of(store, manifest, fragment or options.split or "train")
+        layout = split_sizes(store, manifest, fragment or options.split or "train")
     report = simulate(
         layout, options.nodes, options.gpus_per_node, options.global_batch, streams=options.streams
     )

@@ -34,7 +34,7 @@ PACKAGES = ("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webd
 TOKEN_FILE = ".token"  # what rank 0 writes there, other ranks must find
 CLOCK_SKEW_S = 30.0
 # How long a file written on one host may take to be seen on another: NFS looks again after some seconds.
-PATIENCE_S = 10.0
+RETRY_BUDGET_S = 10.0
 # Room for a few checkpoints of a model of the published size, and its logs.
 LEAST_FREE_BYTES = 1 << 30
 
@@ -109,7 +109,7 @@ def _look_at(run_dir: Path, token: str | None, unwritable: str | None) -> dict[s
 
 def _appears(file: Path, text: str) -> bool:
     """`file` holds `text`, or soon will."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + RETRY_BUDGET_S
     while True:
         with contextlib.suppress(OSError):
             if file.read_text() == text:

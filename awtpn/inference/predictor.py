@@ -18,7 +18,7 @@ from awtpn.model.network import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.extraction.pipeline import UNDECODABLE, decode_ahead, encode
 from shards.extraction.reopen_encoder import reopen_encoder
-from shards.format.feature_space import CONSTANT, constant_of, reopenable
+from shards.format.feature_space import CONSTANT, recorded_constant, reopenable
 from shards.safe_io.printable import get_logger
 from shards.sources.base import Clip
 
@@ -172,7 +172,7 @@ class Predictor:
         """As `predict_recordings`, one after another; for a recording that cannot be used the cause."""
         encoders = self.encoders()
         clips = [Clip(str(path), "", "", Path(path), Path(path)) for path in paths]
-        keep_constant, _ = constant_of(self.model.provenance)
+        keep_constant, _ = recorded_constant(self.model.provenance)
         with closing(decode_ahead(clips, encoders, threads, keep_constant)) as decoded:
             for clip, sample in zip(clips, encode(decoded, encoders, batch), strict=True):
                 assert clip.audio is not None

@@ -313,7 +313,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         Raises:
             ValueError: a setting that no model can have.
         """
-        config = from_record(ModelConfig, card["model"], "the card's model", others=True)
+        config = from_record(ModelConfig, card["model"], "the card's model", ignore_unknown=True)
         model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
         model.provenance = card.get("provenance") or {}
         model.record = {key: value for key, value in card.items() if key not in model.card()}

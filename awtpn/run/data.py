@@ -20,7 +20,7 @@ from shards.format.feature_space import check_same_space
 from shards.format.schema import dump_manifest
 from shards.format.split_names import find_split
 from shards.sources.demo import ensure_demo
-from shards.storage.cache import telling_of_unwritable
+from shards.storage.cache import explain_unwritable
 from shards.storage.local_path import local_path
 from shards.storage.store import default_cache, open_dataset
 
@@ -64,7 +64,7 @@ def demo_dataset(cache_dir: str | None) -> str:
         CacheUnwritable: the cache cannot be written.
     """
     cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
-    with telling_of_unwritable(cache):
+    with explain_unwritable(cache):
         return ensure_demo(cache)
 
 

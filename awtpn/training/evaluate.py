@@ -200,8 +200,10 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     if not file.is_file() or split not in ROLES:
         raise ValueError(f"say what to evaluate on with --data: {file} does not tell of a split {split!r}")
     recorded = read_section(run_dir, "data")
-    select = from_record(SelectConfig, recorded.pop("select", {}), f"{file}: data.select", others=True)
-    data = from_record(DataConfig, recorded, f"{file}: data", others=True)
+    select = from_record(
+        SelectConfig, recorded.pop("select", {}), f"{file}: data.select", ignore_unknown=True
+    )
+    data = from_record(DataConfig, recorded, f"{file}: data", ignore_unknown=True)
     data.select = select
     # The run folder keeps no credentials.
     data.cache_dir, data.storage_options = options.cache_dir, options.storage_options or {}

@@ -11,9 +11,9 @@ import numpy as np
 from shards import FeatureStream
 from shards.streaming.common_utterances import (
     Common,
-    common,
-    common_keys,
-    contents,
+    common_by_content,
+    common_by_key,
+    content_hashes,
     same_dataset,
     same_shards,
     why_not_comparable,
@@ -103,7 +103,7 @@ def _contents(streams: list[FeatureStream]) -> tuple[dict[int, np.ndarray | None
     """
     cause = why_not_comparable(streams)
     few = cause is None
-    known = {id(stream): None if cause else contents(stream) for stream in streams}
+    known = {id(stream): None if cause else content_hashes(stream) for stream in streams}
     if cause is None and any(found is None for found in known.values()):
         cause = "a dataset of an early version has no checksums; pack it again"
     if cause is None:
@@ -121,8 +121,8 @@ def _alike(train: FeatureStream, other: FeatureStream, known: dict[int, np.ndarr
         return Common(0, other.num_utterances, [])
     of_train, of_other = known[id(train)], known[id(other)]
     if of_train is None or of_other is None:
-        return common_keys(train, other)
-    return common_keys(train, other, np.isin(of_other, of_train[of_train != 0]))
+        return common_by_key(train, other)
+    return common_by_key(train, other, np.isin(of_other, of_train[of_train != 0]))
 
 
 def _common(one: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]) -> Common:
@@ -130,7 +130,7 @@ def _common(one: FeatureStream, other: FeatureStream, known: dict[int, np.ndarra
     of_one, of_other = known[id(one)], known[id(other)]
     if of_one is None or of_other is None:
         return Common(one.overlap(other), other.num_utterances, [])
-    return common(of_one, of_other, other)
+    return common_by_content(of_one, of_other, other)
 
 
 def _named(stream: FeatureStream) -> str:

@@ -24,7 +24,7 @@ from shards.extraction.heartbeat import RankMonitor, heartbeat_monitor, heartbea
 from shards.extraction.pipeline import UNDECODABLE, DecodedClip, decode_ahead, encode
 from shards.extraction.shard_jobs import AllGatherObject, ExtractionPlan, ShardJob, plan_jobs
 from shards.extraction.shard_records import ShardRecord, read_records, write_record
-from shards.format.feature_space import CONSTANT, extraction_provenance, making_of_constant
+from shards.format.feature_space import CONSTANT, constant_provenance, extraction_provenance
 from shards.format.schema import BadSample, Manifest, Sample
 from shards.packing.output_folder import (
     OutputFolder,
@@ -270,7 +270,7 @@ def write_dataset(
         logger.warning("%s: %s", url, error)
         provenance["warning"] = str(error)
     constant = sum((Counter(record.constant) for record in records), Counter[str]())
-    provenance |= making_of_constant(keep_constant, constant)
+    provenance |= constant_provenance(keep_constant, constant)
     manifest = manifest_of(shards, state, provenance, len(skipped))
     for name in state.dims.keys() - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", url, name)

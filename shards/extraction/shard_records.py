@@ -15,7 +15,7 @@ import numpy as np
 from shards.extraction.pipeline import UNDECODABLE
 from shards.format.manifest import parse_shard
 from shards.format.schema import DTYPES, Modality
-from shards.format.statistics import Moments
+from shards.format.statistics import Statistics
 from shards.packing.output_folder import RECORD_SUFFIX, OutputFolder, publish, write_json_lines
 from shards.packing.shard_writer import FinishedShard, ShardStats
 from shards.safe_io.bounded_json import parse_json
@@ -126,13 +126,13 @@ def _load_shard(record: dict[str, Any], at: str) -> FinishedShard:
     return FinishedShard(entry, stats)
 
 
-def _dump_statistics(statistics: Moments) -> list[Any]:
+def _dump_statistics(statistics: Statistics) -> list[Any]:
     return [statistics.count, statistics.mean.tolist(), statistics.deviation.tolist()]
 
 
-def _load_statistics(record: list[Any]) -> Moments:
+def _load_statistics(record: list[Any]) -> Statistics:
     count, mean, deviation = record
-    found = Moments(count, np.array(mean, np.float64), np.array(deviation, np.float64))
+    found = Statistics(count, np.array(mean, np.float64), np.array(deviation, np.float64))
     if not isinstance(count, int) or found.mean.ndim != 1 or found.deviation.shape != found.mean.shape:
         raise TypeError("statistics are a count, means and deviations")
     return found

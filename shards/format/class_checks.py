@@ -1,7 +1,8 @@
-"""The label of an utterance by two witnesses: its index, with the manifest's classes, and its JSON member.
+"""The label of an utterance is stored twice; here the two are compared.
 
-An index holds positions. Whoever changes the order of the classes in a manifest gives every utterance of two
-classes the other's label, and nothing but the metadata in the tar still knows better.
+An index holds labels as positions in the manifest's list of classes. The utterance's JSON member in the tar
+holds the name. If someone reorders the classes in a manifest, every position means another class, and only
+the JSON members can tell. The reader, `verify`, `info` and `preview` call these checks.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import numpy as np
 
 from shards.format.labels import label_name
 from shards.format.schema import LABEL_FIELD, Manifest, Split, read_in_place
+from shards.safe_io.bounded_json import parse_json
 
 
 class WrongManifest(ValueError):
-    """The manifest contradicts what it names, so no part of the dataset can be relied on."""
+    """The manifest contradicts the files that it names, so no part of the dataset can be trusted.
+
+    It is never skipped as damage of one utterance is.
+    """
 
 
 def label_field(manifest: Manifest) -> str | None:
-    """The field of JSON members that holds the label; None where that is not known.
+    """The field of JSON members that holds the label; None where it is not known.
 
-    Packing writes it. Tars that others made, and that are read in place, have it where indexing was told.
+    Packing writes "label". For tars of other programs that are read in place, indexing records the field.
     """
     if not read_in_place(manifest):
         return "label"
@@ -30,28 +35,26 @@ def label_field(manifest: Manifest) -> str | None:
     return field if isinstance(field, str) else None
 
 
-def check_label(meta: Mapping[str, Any], key: str, label: int, manifest: Manifest, at: str) -> None:
-    """Compare the label of an utterance's metadata with the name that the manifest has for its label.
+def parse_metadata(content: bytes, key: str, label: int, manifest: Manifest, at: str) -> dict[str, Any]:
+    """The metadata of an utterance, from its JSON member.
 
     Args:
-        meta: content of the JSON member; one that has no label says nothing.
+        content: the JSON member; empty where the utterance has none, which gives an empty dict.
         key: of the utterance.
-        label: position in the manifest's classes.
+        label: by the index: position in the manifest's classes.
         manifest: of the dataset.
-        at: the shard, for the message.
+        at: the shard, for error messages.
 
     Raises:
-        WrongManifest: they differ.
+        WrongManifest: the metadata name another class than `label`.
+        ValueError: the content is not a JSON object.
     """
-    field = label_field(manifest)
-    given = None if field is None else meta.get(field)
-    name = manifest.classes[label]
-    if given is None or _same(given, label, name):
-        return
-    raise WrongManifest(
-        f"{at}: {key!r:.80}: its label is {given!r:.60} in the shard, and {name!r:.60} by the manifest: "
-        "were its classes changed? restore them, or pack it again"
-    )
+    at = f"{at}: {key!r:.80}"
+    meta = parse_json(content, at) if content else {}
+    if not isinstance(meta, dict):
+        raise ValueError(f"{at}: its metadata are not a JSON object; pack it again")
+    _check_label(meta, label, manifest, at)
+    return meta
 
 
 def check_class_counts(counts: Iterable[np.ndarray], split: Split, at: str) -> None:
@@ -65,21 +68,35 @@ def check_class_counts(counts: Iterable[np.ndarray], split: Split, at: str) -> N
 
 
 def wrong_counts(split: Split, at: str) -> WrongManifest:
-    """The error of class counts that are not those of the indexes."""
+    """The error for class counts that differ from those of the indexes."""
     return WrongManifest(
         f"{at}: class_counts {split.class_counts!s:.100} of the manifest are not those of its shards' "
         "indexes; pack it again"
     )
 
 
+def _check_label(meta: Mapping[str, Any], label: int, manifest: Manifest, at: str) -> None:
+    """Compare the label in the metadata, if there is one, with the class at position `label`."""
+    field = label_field(manifest)
+    given = None if field is None else meta.get(field)
+    name = manifest.classes[label]
+    if given is None or _same(given, label, name):
+        return
+    raise WrongManifest(
+        f"{at}: its label is {given!r:.60} in the shard, and {name!r:.60} by the manifest: "
+        "were its classes changed? restore them, or pack it again"
+    )
+
+
 def _same(given: Any, label: int, name: str) -> bool:
-    """Whether a label as a tar has it names the class `name`, or is the number of its position."""
-    if isinstance(given, str) and given.strip() == name.strip():  # as early versions took labels
+    """Whether a label as it stands in a tar is the name of the class, or its position."""
+    # Early versions stored labels with white space around.
+    if isinstance(given, str) and given.strip() == name.strip():
         return True
     try:
         if label_name(given, [name]) == name:
             return True
     except ValueError:
         return False
-    # Of tars that were indexed with given classes.
+    # Tars of other programs may hold positions, if they were indexed with a given list of classes.
     return isinstance(given, int | float) and not isinstance(given, bool) and given == label

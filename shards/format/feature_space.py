@@ -1,8 +1,8 @@
-"""How features were made, as the manifest records it; and which features mean the same.
+"""Which features are compatible: recorded by extraction, compared by training, evaluation and prediction.
 
-A feature space is what an encoder's settings decide of the values, not where or with which versions they were
-computed. Its name is the encoder's with a digest of those settings: features of one name may be mixed, and a
-model that was trained on one takes no other.
+Two features are of the same feature space if the encoder settings that determine their values are equal. The
+device and the versions of packages do not count. The name of a feature space is the encoder's name with a
+hash of those settings. Features of one space may be mixed; a model trained on one space refuses any other.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any
 
 from shards.safe_io.versions import installed_version
 
-# Settings that change how features are computed, and their last digits, but not what they mean.
-INCIDENTAL = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
-# In a clip's metadata: its streams that never change, and are taken as missing. In the manifest: how many.
+# Settings that change how features are computed, and perhaps their last digits, but not their meaning.
+COMPUTE_SETTINGS = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
+# In a clip's metadata: its modalities that never change and count as missing. In the manifest: how many.
 CONSTANT = "constant_streams"
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
-SELF_EVIDENT = ("id", "version")  # of a description
-# What an encoder's settings tell of the sound or the pictures that it takes.
-PACE = {"audio": "rate", "video": "fps"}
+# Settings that a description leaves out.
+NOT_DESCRIBED = ("id", "version")
+# The setting that gives the rate of an encoder's input.
+RATE_SETTING = {"audio": "rate", "video": "fps"}
 
 
 def extraction_provenance(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """For the manifest: per modality its feature space and the encoder's settings; when, and with what."""
+    """For the manifest: each modality's feature space and encoder settings, time, and package versions."""
     return {
         "features": {
             name: {"space": space_of(encoder.settings), "settings": encoder.settings}
@@ -37,18 +38,18 @@ def extraction_provenance(encoders: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def making_of_constant(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]:
-    """For the manifest: what became of streams that never change, and how many clips go without one.
+def constant_provenance(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]:
+    """For the manifest: how extraction treated modalities that never change, such as silence.
 
     Args:
-        kept: features were made of them as of others.
-        counts: by modality.
+        kept: features were made of them as of others; else they count as missing.
+        counts: number of such clips by modality.
     """
     return {CONSTANT: {"taken_as": "present" if kept else "missing", **dict(sorted(counts.items()))}}
 
 
-def constant_of(provenance: Mapping[str, Any]) -> tuple[bool, dict[str, int]]:
-    """What `making_of_constant` recorded. Before it was, such streams were kept."""
+def recorded_constant(provenance: Mapping[str, Any]) -> tuple[bool, dict[str, int]]:
+    """`kept` and `counts` of `constant_provenance`. Datasets without the record kept such modalities."""
     found = provenance.get(CONSTANT)
     if not isinstance(found, Mapping):
         return True, {}
@@ -57,11 +58,11 @@ def constant_of(provenance: Mapping[str, Any]) -> tuple[bool, dict[str, int]]:
 
 
 def space_of(settings: Mapping[str, Any]) -> str:
-    """The name of the feature space that an encoder of these settings makes: "logmel-3f9a02c1d4"."""
+    """The name of the feature space of an encoder with these settings: "logmel-3f9a02c1d4"."""
     decisive = _decisive(settings)
     name = str(settings["id"]).rpartition("/")[2]
     if "sha256" in decisive:
-        # A folder may be renamed, and be a copy of what the hub has: what is in it counts.
+        # A model folder may be renamed, or be a copy of one on the hub: its content decides.
         decisive = {key: value for key, value in decisive.items() if key not in ("id", "revision")}
         name = str(settings.get("model_type", name))
     text = json.dumps(decisive, sort_keys=True)
@@ -69,7 +70,7 @@ def space_of(settings: Mapping[str, Any]) -> str:
 
 
 def recorded_spaces(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Per modality what `making` recorded; empty for features of which nobody knows how they were made."""
+    """Per modality what `extraction_provenance` recorded; modalities without a record are left out."""
     features = provenance.get("features")
     if not isinstance(features, dict):
         return {}
@@ -77,7 +78,7 @@ def recorded_spaces(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _is_record(entry: Any) -> bool:
-    """Whoever made a manifest or a card may have written anything there."""
+    """Whether it is such a record: a manifest or model card of another program may hold anything there."""
     settings = entry.get("settings") if isinstance(entry, dict) else None
     return (
         isinstance(settings, dict)
@@ -88,22 +89,21 @@ def _is_record(entry: Any) -> bool:
 
 
 def reopenable(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those of `recorded` that `reopen` takes: of a corpus' own features nothing but their name is known."""
+    """Those of `recorded_spaces` whose encoder can be opened again; not a corpus' own features."""
     return {
         name: entry
         for name, entry in recorded_spaces(provenance).items()
-        if PACE.get(name) in entry["settings"]
+        if RATE_SETTING.get(name) in entry["settings"]
     }
 
 
 def differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], modalities: Iterable[str]
 ) -> dict[str, tuple[str, str]]:
-    """Modalities whose feature spaces differ, and descriptions of both that tell them apart.
+    """Modalities whose feature spaces differ, with descriptions of both.
 
     Args:
-        ours: a provenance; where it or `theirs` tells nothing of a modality, nothing can be said of it.
-        theirs: another.
+        ours, theirs: two provenances; a modality that one of them does not record is not compared.
         modalities: those to compare.
     """
     a, b = recorded_spaces(ours), recorded_spaces(theirs)
@@ -120,17 +120,17 @@ def differences(
 def check_same_space(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], modalities: Iterable[str], complaint: str, fix: str
 ) -> None:
-    """Refuse features that the model does not know, even where they are as wide.
+    """Refuse features of another feature space than the model's, even if they have the same size.
 
     Args:
         ours: the provenance of what the model was trained on.
         theirs: that of other features.
         modalities: those to compare.
-        complaint: begins the message.
-        fix: ends it.
+        complaint: start of the error message.
+        fix: end of the error message.
 
     Raises:
-        ValueError: a modality's feature spaces differ; describes both.
+        ValueError: the feature spaces of a modality differ; describes both.
     """
     found = differences(ours, theirs, modalities)
     if found:
@@ -139,11 +139,11 @@ def check_same_space(
 
 
 def describe(settings: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> str:
-    """An encoder in words: "facebook/wav2vec2-base (layer 9, step_seconds 0.1)".
+    """An encoder as text: "facebook/wav2vec2-base (layer 9, step_seconds 0.1)".
 
-    Beside another of the same name, only those settings that differ are told.
+    With `beside`, another encoder of the same name, only the settings that differ are listed.
     """
-    shown = {name: value for name, value in _decisive(settings).items() if name not in SELF_EVIDENT}
+    shown = {name: value for name, value in _decisive(settings).items() if name not in NOT_DESCRIBED}
     if beside is not None and beside.get("id") == settings.get("id"):
         other = _decisive(beside)
         shown = {name: v for name, v in _decisive(settings).items() if other.get(name) != v and name != "id"}
@@ -155,7 +155,7 @@ def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _decisive(value) if isinstance(value, Mapping) else value
         for name, value in settings.items()
-        if name not in INCIDENTAL
+        if name not in COMPUTE_SETTINGS
     }
 
 

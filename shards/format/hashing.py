@@ -1,4 +1,4 @@
-"""TODO."""
+"""SHA-256 of files: the manifest names every shard and index by it."""
 
 from __future__ import annotations
 

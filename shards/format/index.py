@@ -1,13 +1,14 @@
-"""The byte-offset index of a shard: where every array lies in the tar, so that one read fetches it.
+"""The byte-offset index of a shard: where each array is in the tar, so that one read fetches it.
 
-An index is made by reading the finished tar, never from what the writer meant to write: it proves the write,
-and it can be made for tars that others wrote. On disk it is an uncompressed `.npz`:
+An index is always made by reading the finished tar, and never from what the writer intended. So it checks
+what was written, and it can be made for tars of other programs too. Packing and `awtpn shards index` make it,
+the reader uses it. On disk it is an uncompressed `.npz`:
 
     key [U] str, label [U] int32, json.offset [U] int64, json.size [U] int32,
     offset.<modality> [U] int64 (first byte of the array's data; -1: missing),
-    steps.<modality> [U] int32, crc.<modality> [U] uint32 (CRC-32 of the array's data), crc.json [U] uint32,
-    form.<modality> str ("float16 [steps, 40]"), column.<name> [U] (metadata that can be selected by),
-    classes [C] str (the class names that the labels are positions in).
+    steps.<modality> [U] int32 (time steps), crc.<modality> [U] uint32 (CRC-32 of the array's data),
+    crc.json [U] uint32, form.<modality> str ("float16 [steps, 40]"),
+    column.<name> [U] (metadata to select by), classes [C] str (class names; labels are positions in them).
 
 `index_file` writes and reads it.
 """
@@ -27,17 +28,18 @@ from shards.format.tar_members import Member, members
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.expansion import read_npy_header
 
-# Transcripts and the like are metadata, but nobody selects by them, and fixed-width arrays would swell.
+# Characters. Longer text, such as transcripts, is not for selecting, and NumPy stores text at a fixed width.
 LONGEST_COLUMN = 128
-# Data of an array begins at a multiple of so many bytes, by the format of `.npy` (today of 64).
+# The data of a `.npy` member begin at a multiple of this many bytes: its header is padded to 16 bytes (today
+# to 64), and tar members begin at multiples of 512. `index_file` refuses other offsets as damaged or forged.
 ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the U utterances of a shard lie; arrays as in the module's docstring.
+    """Where the U utterances of a shard are; arrays as in the module's docstring.
 
-    An early index has neither `crc`, `form` nor `classes`.
+    An index of an early version has no `crc`, `form` and `classes`.
     """
 
     key: np.ndarray
@@ -54,7 +56,7 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class ArrayAt:
-    """An array in a tar: the first byte of its data, what they are, and their CRC-32."""
+    """An array in a tar: the offset of its data in bytes, shape, dtype, order, and the CRC-32 of the data."""
 
     offset: int
     shape: tuple[int, ...]
@@ -65,12 +67,12 @@ class ArrayAt:
 
 @dataclass
 class Row:
-    """What a tar tells of one utterance.
+    """The members of one utterance in a tar.
 
     Attributes:
-        key: its name.
+        key: name of the utterance.
         arrays: by modality.
-        json: offset, size and CRC-32 of its JSON member; a size of 0 where it has none.
+        json: offset, size and CRC-32 of its JSON member; the size is 0 if it has none.
         meta: content of that member.
     """
 
@@ -81,7 +83,7 @@ class Row:
 
 
 def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -> ShardIndex:
-    """Index a shard of our own by reading it.
+    """Make the index of a shard that packing wrote, by reading it.
 
     Args:
         path: a tar on local disk.
@@ -112,7 +114,7 @@ def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -
 def build_index(
     rows: list[Row], labels: list[int], modalities: dict[str, Modality], classes: list[str]
 ) -> ShardIndex:
-    """The index of a shard's rows, in their order; `labels` are positions in the classes."""
+    """The index of these rows, in their order; `labels` are positions in `classes`."""
     offset, steps, crc = {}, {}, {}
     for name in modalities:
         found = [row.arrays.get(name) for row in rows]
@@ -134,10 +136,10 @@ def build_index(
 
 
 def add_json(row: Row, member: Member, path: Path) -> None:
-    """Take an utterance's JSON member into its row.
+    """Add an utterance's JSON member to its row.
 
     Raises:
-        ValueError: it is not a JSON object, or a second one.
+        ValueError: it is not a JSON object, or the row has one already.
     """
     content = member.content.read()
     try:
@@ -151,10 +153,10 @@ def add_json(row: Row, member: Member, path: Path) -> None:
 
 
 def add_array(row: Row, name: str, member: Member, path: Path) -> None:
-    """Take an utterance's `.npy` member into its row.
+    """Add an utterance's `.npy` member to its row.
 
     Raises:
-        ValueError: it is no array of numbers, is cut short, or is a second one of its modality.
+        ValueError: it is not an array of numbers, is cut short, or the row has one of this modality already.
     """
     at = f"{path}: {member.name}"
     if name in row.arrays:
@@ -166,7 +168,7 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
     if dtype.hasobject:
         raise ValueError(f"{at}: holds pickled objects, which are never read; write an array of numbers")
     if any(length < 0 for length in shape):
-        raise ValueError(f"{at}: {dtype} of shape {shape}: no array has less than nothing; write it again")
+        raise ValueError(f"{at}: {dtype} of shape {shape}: a length is negative; write it again")
     header = member.content.tell()
     data = member.content.read()
     if len(data) != dtype.itemsize * math.prod(shape):
@@ -175,7 +177,7 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
 
 
 def readable_in_place(array: ArrayAt) -> bool:
-    """Whether the reader can take the bytes as they are."""
+    """Whether the reader can use the bytes as they are: aligned, little-endian float16 or float32, C."""
     aligned = array.offset % ALIGNMENT == 0
     return aligned and array.dtype.str in ("<f2", "<f4") and len(array.shape) == 2 and not array.fortran
 
@@ -191,14 +193,15 @@ def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
 
 
 def form_of(modality: Modality) -> str:
+    """The form of a modality's arrays as the index records it: "float16 [steps, 40]"."""
     return f"{modality.dtype} [steps, {modality.dim}]"
 
 
 def scalar_kind(value: Any) -> str | None:
-    """Kind of a metadata value that can be selected by ("bool", "int", "float", "str"), else None."""
+    """Kind of a metadata value ("bool", "int", "float", "str"); None if it cannot be selected by."""
     if isinstance(value, str) and len(value) > LONGEST_COLUMN:
         return None
-    # NumPy's fixed-width integers would not hold it.
+    # NumPy's int64 cannot hold it.
     if isinstance(value, int) and abs(value) >= 2**63:
         return None
     kind = type(value).__name__
@@ -206,7 +209,7 @@ def scalar_kind(value: Any) -> str | None:
 
 
 def _columns(metas: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Columns whose value is a scalar of one kind in every utterance of the shard."""
+    """Metadata fields that are scalars of one kind in every utterance of the shard."""
     columns = {}
     for name in sorted(set.intersection(*(set(meta) for meta in metas)) - {"label"} if metas else ()):
         kinds = {scalar_kind(meta[name]) for meta in metas}

@@ -1,8 +1,8 @@
-"""An index on disk: written, and read back only if every array in it can be what it says.
+"""Write an index, and read it only if its arrays are consistent with each other and with the manifest.
 
-An index decides which bytes of a shard are taken for which features, and under which label. Its hash in the
-manifest proves that it is the one which the manifest names, and no more. So an index that no packing makes is
-refused here, by a few operations on whole arrays, before it has us read other bytes.
+An index decides which bytes of a shard become which features, and with which label. Its hash proves only that
+it is the file which the manifest names; both may be damaged or forged. So every value is checked here, by a
+few operations on whole arrays, before any byte of a shard is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shards.format.schema import INDEXED, Manifest, Modality, ShardEntry
 from shards.format.tar_members import BLOCK
 from shards.safe_io.bounded_npz import read_npz
 
-# Kinds of NumPy's that values of a manifest's column have: integers may mix with floats.
+# NumPy's dtype kinds for a column of each kind; a column of floats may be integers in some shards.
 KINDS = {"bool": "b", "int": "i", "float": "fi", "str": "U"}
 KIND_NAMES = {"U": "text", "b": "bool", "i": "whole numbers", "fi": "numbers"}
 
@@ -44,7 +44,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
 
 
 def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> ShardIndex:
-    """Read an index, if it is the one the manifest names and fits what else that says.
+    """Read an index, if it is the one that the manifest names and consistent with it.
 
     Args:
         index_file: the `.npz`.
@@ -53,29 +53,30 @@ def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> S
 
     Raises:
         WrongManifest: it was made with other classes.
-        ValueError: it is damaged, no index, one of another shard or of other features, or one that no packing
-            makes: its arrays overlap, reach beyond the shard, or do not fit each other. One line.
+        ValueError: it is damaged, not an index, the index of another shard or of other features, or its
+            arrays overlap, reach beyond the shard, or do not fit each other. One line.
     """
-    again = "`awtpn shards index` makes it again" if INDEXED in manifest.provenance else "pack it again"
-    # An index is small, and a damaged one would have us read noise: its hash is checked every time.
+    fix = "`awtpn shards index` makes it again" if INDEXED in manifest.provenance else "pack it again"
+    # An index is small, and a damaged one would make us read noise as features: its hash is checked every
+    # time.
     if hash_of(index_file) != entry.index_sha256:
-        raise ValueError(f"{index_file.name}: not the index the manifest names: damaged or replaced; {again}")
+        raise ValueError(f"{index_file.name}: not the index the manifest names: damaged or replaced; {fix}")
     try:
         arrays = read_npz(index_file)
         if "key" not in arrays:
             raise ValueError("array 'key' is missing")
     except ValueError as error:
-        raise ValueError(f"{index_file.name}: not the index of a shard ({error}); {again}") from None
+        raise ValueError(f"{index_file.name}: not the index of a shard ({error}); {fix}") from None
     try:
         index = _index(arrays, entry, manifest)
         _check_values(index, entry, manifest)
     except ValueError as error:
-        raise type(error)(f"{index_file.name}: {error}; {again}") from None
+        raise type(error)(f"{index_file.name}: {error}; {fix}") from None
     return index
 
 
 def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest) -> ShardIndex:
-    """The arrays by name, if all are there, of the right kind and of one length."""
+    """The arrays by name, if none is missing and all have the right dtype and length."""
     utterances = arrays["key"].size
     if utterances != entry.utterances:
         raise ValueError(f"{utterances} utterances, {entry.utterances} by the manifest")
@@ -94,7 +95,7 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
 
     offset, steps = {}, {}
     for name in manifest.modalities:
-        # A modality that none of the shard's utterances has may be left out.
+        # A modality that no utterance of the shard has may be missing in the index.
         there = f"offset.{name}" in arrays or f"steps.{name}" in arrays
         offset[name] = take(f"offset.{name}", np.int64) if there else np.full(utterances, -1)
         steps[name] = take(f"steps.{name}", np.int32) if there else np.zeros(utterances, np.int32)
@@ -112,7 +113,7 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
         offset=offset,
         steps=steps,
         columns={name: take(f"column.{name}", KINDS[kind]) for name, kind in manifest.columns.items()},
-        # An early index has none of these.
+        # An index of an early version has none of these.
         crc={n: take(f"crc.{n}", np.uint32) for n in (*offset, "json") if f"crc.{n}" in arrays},
         form=form,
         classes=classes,
@@ -120,9 +121,9 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
 
 
 def _check_values(index: ShardIndex, entry: ShardEntry, manifest: Manifest) -> None:
-    """Raise ValueError where the manifest contradicts the index, or the tar cannot hold what that tells."""
+    """Raise ValueError if the index contradicts the manifest, or the tar cannot hold what it lists."""
     if index.classes is not None:
-        # NumPy's text loses zeros at its end.
+        # NumPy drops zero characters at the end of text.
         _check_classes(index.classes.tolist(), [name.rstrip("\0") for name in manifest.classes])
     if len(index.label) and not 0 <= index.label.min() <= index.label.max() < len(manifest.classes):
         raise ValueError(
@@ -130,24 +131,26 @@ def _check_values(index: ShardIndex, entry: ShardEntry, manifest: Manifest) -> N
             "classes"
         )
     if len(set(index.key.tolist())) != len(index.key):
-        raise ValueError("a key is there twice")
+        raise ValueError("two utterances have the same key")
     for name, modality in manifest.modalities.items():
         if name in index.form and str(index.form[name]) != form_of(modality):
-            told = f"{index.form[name]!s:.60}, by the manifest {form_of(modality)}"
-            raise ValueError(f"{name} is {told}: which was changed")
+            both = f"{index.form[name]!s:.60}, by the manifest {form_of(modality)}"
+            raise ValueError(f"{name} is {both}: one of the two was changed")
         _check_steps(name, index.offset[name], index.steps[name], entry)
     _check_extents(index, entry, manifest.modalities, links=INDEXED in manifest.provenance)
 
 
 def _check_classes(indexed: list[str], named: list[str]) -> None:
-    """Positions in another list of classes would be other labels."""
+    """Compare the index's classes with the manifest's: labels are positions in them."""
     if indexed == named:
         return
     if len(indexed) != len(named):
-        raise WrongManifest(f"{len(indexed)} classes, {len(named)} by the manifest: which was changed")
+        raise WrongManifest(
+            f"{len(indexed)} classes, {len(named)} by the manifest: one of the two was changed"
+        )
     i = next(i for i, name in enumerate(named) if name != indexed[i])
     raise WrongManifest(
-        f"class {i} is {indexed[i]!r:.40}, by the manifest {named[i]!r:.40}: which was changed"
+        f"class {i} is {indexed[i]!r:.40}, by the manifest {named[i]!r:.40}: one of the two was changed"
     )
 
 
@@ -156,9 +159,9 @@ def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardE
         raise ValueError(f"an utterance has {steps.min()} steps of {name}")
     there = offset != -1
     if np.any(steps[~there]):
-        raise ValueError(f"an utterance that lacks {name} has steps of it")
+        raise ValueError(f"an utterance without {name} has steps of it")
     if np.any(offset[there] % ALIGNMENT):
-        raise ValueError(f"{name} does not lie where the data of a .npy member begins")
+        raise ValueError(f"{name} does not begin where the data of a .npy member can")
     total = int(steps.sum(dtype=np.int64))
     if total != entry.steps.get(name, 0):
         raise ValueError(f"{total} steps of {name}, {entry.steps.get(name, 0)} by the manifest")
@@ -167,16 +170,17 @@ def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardE
 def _check_extents(
     index: ShardIndex, entry: ShardEntry, modalities: dict[str, Modality], links: bool
 ) -> None:
-    """Everything lies in a member of its own: within the shard, at least a header apart from all else.
+    """Check that arrays and JSON members are inside the shard, with at least a tar header between them.
 
-    With `links`, as tars of others may have them, several may be one and the same member.
+    Args:
+        links: tars of other programs may have hard links, so several utterances may share one member.
     """
     offsets, sizes = [index.json_offset], [index.json_size.astype(np.int64)]
     for name, modality in modalities.items():
         offsets.append(index.offset[name])
         row_bytes = modality.dim * np.dtype(modality.dtype).itemsize
         sizes.append(index.steps[name].astype(np.int64) * row_bytes)
-    # An utterance's members follow each other in a tar, so that this is nearly sorted.
+    # Row by row: an utterance's members follow each other in a tar, so this is nearly sorted.
     start, size = np.stack(offsets, axis=1).ravel(), np.stack(sizes, axis=1).ravel()
     if np.any(size < 0):
         raise ValueError("a JSON member has a negative size")
@@ -195,4 +199,4 @@ def _check_extents(
     ends = -(-(start + size) // BLOCK) * BLOCK + BLOCK
     if np.any(start[1:] < ends[:-1]):
         first = int(start[1:][start[1:] < ends[:-1]][0])
-        raise ValueError(f"what begins at byte {first} of its shard overlaps what lies before it")
+        raise ValueError(f"what begins at byte {first} of its shard overlaps what is before it")

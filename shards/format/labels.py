@@ -1,8 +1,11 @@
-"""From what a source gives as a label to the name of a class, the same way for every source.
+"""Turn a label of any source into the name of a class, by the same rules for all sources.
 
-Class names are text in Unicode's composed form (NFC) without white space around. Byte strings are UTF-8, and
-numbers that are whole have no decimals: 1, 1.0 and "1.0" are the class "1". What says that there is no label
-(null, NaN, an empty text, or one of these printed) is no class.
+- Class names are text in Unicode's composed form (NFC), without white space at the ends. Byte strings are
+  UTF-8.
+- Whole numbers have no decimals: 1, 1.0 and "1.0" are the class "1".
+- null, NaN, empty text, and these values printed as text ("nan", "None") mean that there is no label.
+- Labels that look alike, since they differ only in case, white space, Unicode form or invisible characters,
+  are refused: they are most often one class with typing errors, which would be trained as two.
 """
 
 from __future__ import annotations
@@ -18,15 +21,18 @@ import numpy as np
 
 from shards.safe_io.file_names import as_text, is_text
 
-# How programs print that there is no value. In lower case "none" and "null" may well be classes.
+# Text by which programs print a missing value. "none" and "null" in lower case may be classes.
 MISSING = {"nan", "NaN", "NAN", "None", "NULL", "<NA>", "NaT", "N/A"}
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# Variation selectors and the combining grapheme joiner. The other invisible characters, such as zero-width
+# spaces and byte order marks, have Unicode's category "Cf" (format).
+INVISIBLE = re.compile("[\u034f\ufe00-\ufe0f]")
 SHOWN = 4
 
 
 def text_of(value: Any) -> str:
-    """A single value as text; "" where it is none (null or NaN).
+    """A single value as text; "" for null and NaN.
 
     Raises:
         ValueError: bytes that are not UTF-8, or not a single value.
@@ -50,14 +56,14 @@ def text_of(value: Any) -> str:
 
 
 def label_name(value: Any, classes: Collection[str] = ()) -> str:
-    """The class that a label names.
+    """The name of the class of a label.
 
     Args:
         value: text, bytes, or a number.
-        classes: names that are known to be classes, even if they look like none ("None").
+        classes: names that are known to be classes, even if they look like a missing value ("None").
 
     Raises:
-        ValueError: there is no label, or it is no single value.
+        ValueError: there is no label, or it is not a single value.
     """
     try:
         name = text_of(value)
@@ -65,8 +71,9 @@ def label_name(value: Any, classes: Collection[str] = ()) -> str:
         raise ValueError(f"its label {error}") from None
     if name in classes:
         return name
-    if not name:
-        raise ValueError("has no label; fill it in, or leave it out")
+    if not _visible(name):
+        shown = f" ({name!r})" if name else ""
+        raise ValueError(f"has no label{shown}; fill it in, or leave it out")
     if name in MISSING:
         raise ValueError(
             f"has no label ({name!r}); fill it in, or leave it out; if it is a class, name all "
@@ -77,12 +84,13 @@ def label_name(value: Any, classes: Collection[str] = ()) -> str:
 
 
 def found_classes(labels: Iterable[Any], at: str) -> list[str]:
-    """The classes that labels name: numbers by their value, then names in alphabetical order.
+    """The classes of these labels: numbers by their value, then names in alphabetical order.
 
-    Labels that name none are passed over: their utterances are refused one by one.
+    Missing labels are ignored here: packing refuses or skips their utterances one by one.
 
     Raises:
-        ValueError: there is no label at all, or some differ in nothing but case, white space or Unicode form.
+        ValueError: there is no label at all, or some differ only in case, white space, Unicode form or
+            invisible characters.
     """
     counts: Counter[str] = Counter()
     for label in labels:
@@ -96,20 +104,22 @@ def found_classes(labels: Iterable[Any], at: str) -> list[str]:
     for name in sorted(counts):
         alike.setdefault(_folded(name), []).append(name)
     if twice := [names for names in alike.values() if len(names) > 1]:
-        told = "; ".join(", ".join(f"{name!r} ({counts[name]})" for name in names) for names in twice[:SHOWN])
+        listed = "; ".join(
+            ", ".join(f"{name!r} ({counts[name]})" for name in names) for names in twice[:SHOWN]
+        )
         more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
         raise ValueError(
-            f"{at}: labels differ only in case, white space or Unicode form: {told}{more}; write them alike, "
-            "or, if they are classes of their own, name all classes (--labels)"
+            f"{at}: labels differ only in case, white space, Unicode form or invisible characters: {listed}"
+            f"{more}; write them alike, or, if they are classes of their own, name all classes (--labels)"
         )
     return sorted(counts, key=_order)
 
 
 def given_classes(names: Iterable[Any]) -> list[str]:
-    """Class names that a user or a file gives in label order, brought into the form of labels.
+    """Class names that a user or a file gives, in the order of the labels' numbers, in the form of labels.
 
     Raises:
-        ValueError: there is none, one is empty, or one is there twice.
+        ValueError: there are none, a name is empty, or two are equal.
     """
     given = list(names)
     try:
@@ -117,7 +127,7 @@ def given_classes(names: Iterable[Any]) -> list[str]:
     except ValueError as error:
         raise ValueError(f"classes {given}: a name {error}") from None
     classes = [whole[1] if (whole := WHOLE.fullmatch(name)) else name for name in classes]
-    if not classes or len(set(classes)) != len(classes) or not all(classes):
+    if not classes or len(set(classes)) != len(classes) or not all(map(_visible, classes)):
         raise ValueError(f"classes {given}: must be distinct names, at least one")
     if bad := [name for name in classes if not is_text(name)]:
         raise ValueError(f"class {as_text(bad[0])!r}: its name is not in UTF-8; rename it")
@@ -125,7 +135,16 @@ def given_classes(names: Iterable[Any]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """The same text for names that look alike: compared by it, never shown."""
+    return " ".join(_visible(unicodedata.normalize("NFKC", name)).casefold().split())
+
+
+def _visible(text: str) -> str:
+    """The text without invisible characters and white space at its ends."""
+    if text.isascii():
+        return text.strip()
+    kept = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return INVISIBLE.sub("", kept).strip()
 
 
 def _order(name: str) -> tuple[bool, float, str]:

@@ -1,7 +1,8 @@
-"""The text of `manifest.json` -> a `Manifest` whose every name, size and count can be relied on.
+"""Parse `manifest.json` into a `Manifest`, and check every name, size and count in it.
 
-A manifest may come from anywhere. Its names become paths, its counts become arrays, and planning uses it
-alone, before any shard is opened. So all of it is checked here, counts against the bytes that the files have.
+A manifest may come from anywhere. Its names become paths, its counts become sizes of arrays, and planning
+uses it before any shard is opened. So all of it is checked here; counts must fit the sizes of the files.
+Opening a dataset calls this, and packing calls it on its own manifest before it writes it.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from shards.format.schema import (
     Modality,
     ShardEntry,
     Split,
-    SplitMoments,
+    SplitStatistics,
 )
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.git_lfs import refuse_pointer_text
 
-# Counts and sizes are below this, alone and added up: floats and every JSON reader hold them exactly.
+# Counts and sizes, and their sums, are below this: float64 and every JSON reader hold such integers exactly.
 COUNT_LIMIT = 2**53
-# Planning holds a few numbers for every thousand utterances of a split.
+# Of a split. Planning holds a few numbers in memory for every thousand utterances.
 MOST_UTTERANCES = 2**34
-# Of the manifest: a million shards have less.
+# Largest manifest; one with a million shards is smaller.
 MANIFEST_BYTES = 1 << 30
-# An index is read whole.
+# Largest index; an index is read into memory as a whole.
 INDEX_BYTES = 1 << 32
-# Of an utterance's arrays at least one is in the tar, behind a header.
+# Least bytes of an utterance in a tar: the header of one array.
 LEAST_TAR_BYTES = 512
-# An index has a letter of the key, the label, and offset and size of the metadata of each.
+# Least bytes of an utterance in an index: one letter of the key, the label, offset and size of the metadata.
 LEAST_INDEX_BYTES = 20
 
 
@@ -97,10 +98,17 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
 
 
 def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bool = False) -> ShardEntry:
-    """A shard's entry; what it counts must fit into its bytes.
+    """Parse the entry of a shard.
+
+    Args:
+        record: what JSON gave.
+        modalities: of the dataset.
+        at: where the record is, for error messages.
+        links: the tar may have hard links, by which several utterances share one array.
 
     Raises:
-        ValueError: a field is missing, of the wrong type or impossible.
+        ValueError: a field is missing, of the wrong type or impossible, such as more features than the file's
+            bytes can hold.
     """
     shard = ShardEntry(
         name=_field(record, "name", str, at),
@@ -115,12 +123,12 @@ def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bo
     for name in (shard.name, shard.index):
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(
-                f"{at}: {_shown(name)} is not a plain file name; shards lie beside their manifest"
+                f"{at}: {_shown(name)} is not a plain file name; shards are beside their manifest"
             )
     for name, digest in (("sha256", shard.sha256), ("index_sha256", shard.index_sha256)):
         if not SHA256.fullmatch(digest):
             raise ValueError(
-                f"{at}: {name} {_shown(digest)} is no hash of 64 hexadecimal digits; pack it again"
+                f"{at}: {name} {_shown(digest)} is not a hash of 64 hexadecimal digits; pack it again"
             )
     _check_steps(shard.steps, modalities, at)
     features = sum(
@@ -168,42 +176,42 @@ def _parse_split(
     steps = _dict(record, "steps", int, at)
     _check_steps(steps, modalities, at)
     found = _field(record, "moments", dict, at)
-    moments = {
-        name: _parse_moments(_field(found, name, dict, f"{at}.moments"), m, f"{at}.moments.{name}")
+    statistics = {
+        name: _parse_statistics(_field(found, name, dict, f"{at}.moments"), m, f"{at}.moments.{name}")
         for name, m in modalities.items()
     }
     for name in modalities:
         counts = {
             "steps": steps.get(name, 0),
-            "moments": moments[name].count,
+            "moments": statistics[name].count,
             "shards": sum(shard.steps.get(name, 0) for shard in shards),
         }
         if len(set(counts.values())) > 1:
             raise ValueError(f"{at}: {name} has other numbers of steps by its parts: {counts}; pack it again")
-    return Split(utterances, steps, class_counts, moments, shards)
+    return Split(utterances, steps, class_counts, statistics, shards)
 
 
-def _parse_moments(record: Any, modality: Modality, at: str) -> SplitMoments:
-    moments = SplitMoments(
+def _parse_statistics(record: Any, modality: Modality, at: str) -> SplitStatistics:
+    statistics = SplitStatistics(
         _field(record, "count", int, at),
         _list(record, "mean", float, at),
         _list(record, "std", float, at),
     )
-    if not len(moments.mean) == len(moments.std) == modality.dim:
+    if not len(statistics.mean) == len(statistics.std) == modality.dim:
         raise ValueError(
-            f"{at}: {len(moments.mean)} means and {len(moments.std)} deviations of {modality.dim} features "
-            "per step; pack it again"
+            f"{at}: {len(statistics.mean)} means and {len(statistics.std)} deviations of {modality.dim} "
+            "features per step; pack it again"
         )
-    # Neither can exceed the largest value that the dtype holds, but by a rounding error.
+    # Mean and deviation cannot exceed the largest value of the dtype, except by rounding.
     largest = float(np.finfo(modality.dtype).max) * 1.0001
-    for name, values, least in (("mean", moments.mean, -largest), ("std", moments.std, 0.0)):
+    for name, values, least in (("mean", statistics.mean, -largest), ("std", statistics.std, 0.0)):
         for i, value in enumerate(values):
-            if not least <= value <= largest:  # which holds for NaN, too
+            if not least <= value <= largest:  # written so that NaN is refused too
                 raise ValueError(
                     f"{at}: {name}[{i}] is {value!s:.40}, which {modality.dtype} values cannot have; "
                     "pack it again"
                 )
-    return moments
+    return statistics
 
 
 # --- Checks --------------------------------------------------------------------------------------
@@ -221,21 +229,21 @@ def _check_classes(classes: list[str], at: str) -> None:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{at}: classes[{i}] {_shown(name)} is no text; pack it again") from None
+            raise ValueError(f"{at}: classes[{i}] {_shown(name)} is not valid text; pack it again") from None
         if not name or name in seen:
-            told = f"{_shown(name)} is there twice" if name else "is empty"
-            raise ValueError(f"{at}: classes[{i}] {told}; classes are distinct names, pack it again")
+            cause = f"{_shown(name)} is there twice" if name else "is empty"
+            raise ValueError(f"{at}: classes[{i}] {cause}; classes are distinct names, pack it again")
         seen.add(name)
 
 
 def _check_steps(steps: dict[str, int], modalities: dict[str, Modality], at: str) -> None:
     for name in steps:
         if name not in modalities:
-            raise ValueError(f"{at}: steps of {_shown(name)}, which is no modality; pack it again")
+            raise ValueError(f"{at}: steps of {_shown(name)}, which is not a modality; pack it again")
 
 
 def _check_files(shards: list[ShardEntry], at: str) -> None:
-    """Every file has one place: an utterance that is read twice would be trained on and tested on."""
+    """Check that no file is named twice: its utterances could be trained on and tested on."""
     seen: set[str] = set()
     for shard in shards:
         for name in (shard.name, shard.index):
@@ -244,7 +252,7 @@ def _check_files(shards: list[ShardEntry], at: str) -> None:
             seen.add(name)
     size = sum(shard.bytes for shard in shards)
     if size >= COUNT_LIMIT:
-        raise ValueError(f"{at}: its shards have {size} bytes, more than can be; pack it again")
+        raise ValueError(f"{at}: its shards have {size} bytes, which is more than is possible; pack it again")
 
 
 # --- Fields --------------------------------------------------------------------------------------
@@ -274,7 +282,7 @@ def _dict(record: Any, name: str, kind: type, at: str) -> Any:
 
 
 def _check_kind(value: Any, kind: type, at: str) -> None:
-    """Raise ValueError unless it is of a kind. Integers of a manifest are counts."""
+    """Raise ValueError unless `value` is of the kind. Integers of a manifest are counts: not negative."""
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     if not fits or (kind is int and not 0 <= value < COUNT_LIMIT):
         found = type(value).__name__ if kind in (dict, list) else _shown(value)
@@ -285,5 +293,5 @@ def _check_kind(value: Any, kind: type, at: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value of whoever made the manifest, in an error message: short, and without control characters."""
+    """A value of the manifest for an error message: short, and with control characters escaped."""
     return f"{value!r:.60}"

@@ -1,7 +1,8 @@
-"""What a sample, a shard and a manifest are.
+"""The dataclasses of a dataset: sample, modality, shard, split, manifest.
 
 A dataset is a folder of shards (plain WebDataset tars), an index beside each shard, and one `manifest.json`.
-The manifest is the contract between packing and reading: planning an epoch needs nothing else.
+The manifest is the contract between packing and reading: it is all that planning an epoch needs. Its keys are
+the names of the fields here, so a renamed field would break datasets that exist.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
 COLUMN_KINDS = ("bool", "int", "float", "str")
-# In the provenance of tars that others made. Where it says besides that they were decoded, ours lie there.
+# Keys of the provenance of a dataset that `awtpn shards index` made from tars of other programs: when; why
+# the tars could not be read in place and were decoded into shards of our own, or None; and the field of their
+# JSON members that holds the label.
 INDEXED, DECODED = "indexed", "decoded"
-# And the field of their JSON members that holds the label.
 LABEL_FIELD = "label_field"
 
-# A file name of the manifest is joined to folders of this machine, so it must not be able to leave them. In a
-# cache it gets a hash and a size added to it, and file systems allow 255 bytes.
+# File names of the manifest are joined to local folders, so they must not be able to leave them. The cache
+# adds a hash and a size to the name, and file systems allow 255 bytes.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-# "json" is what the index calls the metadata.
+# Not "json": the index uses this name for the metadata.
 MODALITY_NAME = re.compile(r"(?!json$)[a-z][a-z0-9_]{0,99}")
 
 
@@ -41,8 +43,8 @@ class Sample:
         key: name of the utterance, unique in the dataset.
         split: name of the split it belongs to.
         label: name of its class.
-        features: per modality an array [T, D] (steps, features per step), or None where it has none.
-        meta: JSON-able facts about the utterance; scalars can be selected by when streaming.
+        features: per modality an array [T, D] (time steps, features per time step), or None if it is missing.
+        meta: metadata of the utterance, of types that JSON has; streams can select by scalars.
         source: the file it came from, for error messages.
     """
 
@@ -56,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BadSample:
-    """An utterance that a source could not read: packing refuses or skips it, as it was told to."""
+    """An utterance that a source could not read; packing refuses or skips it, by its option `on_bad`."""
 
     key: str
     cause: str
@@ -65,7 +67,7 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Modality:
-    """One stream of steps: features per step and the dtype they are stored in."""
+    """Features per time step of a modality, and the dtype in which they are stored."""
 
     dim: int
     dtype: str
@@ -73,7 +75,7 @@ class Modality:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as the manifest knows it; `bytes` and the hashes are those of the files."""
+    """One shard: its files with sizes and SHA-256, its utterances, and time steps by modality."""
 
     name: str
     utterances: int
@@ -86,8 +88,8 @@ class ShardEntry:
 
 
 @dataclass(frozen=True)
-class SplitMoments:
-    """Mean [D] and standard deviation [D] over all `count` steps of a modality, of the values as stored."""
+class SplitStatistics:
+    """Mean [D] and standard deviation [D] over all `count` time steps of a modality, of stored values."""
 
     count: int
     mean: list[float]
@@ -96,12 +98,15 @@ class SplitMoments:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its size, its classes (counts in the manifest's class order) and its shards in order."""
+    """One split: its size, time steps by modality, counts per class, statistics by modality, and shards.
+
+    The field of the statistics is called `moments`, as the key of the manifest is.
+    """
 
     utterances: int
     steps: dict[str, int]
     class_counts: list[int]
-    moments: dict[str, SplitMoments]
+    moments: dict[str, SplitStatistics]
     shards: list[ShardEntry]
 
 
@@ -113,9 +118,9 @@ class Manifest:
         modalities: by name, in alphabetical order.
         classes: class names; a label is a position in this list.
         columns: metadata that every utterance has, by kind: "bool", "int", "float" or "str".
-        splits: by name, in the order in which packing met them.
+        splits: by name, in the order in which they first occurred in packing.
         provenance: how the features were made; free-form.
-        skipped: bad samples that packing left out (`skipped.jsonl` lists them).
+        skipped: number of bad samples that packing left out (`skipped.jsonl` lists them).
         schema_version: of the layout on disk.
     """
 
@@ -129,17 +134,17 @@ class Manifest:
 
 
 def read_in_place(manifest: Manifest) -> bool:
-    """Whether the shards are tars that others made, read where they lie."""
+    """Whether the shards are tars of other programs that are read in place."""
     return INDEXED in manifest.provenance and not manifest.provenance.get(DECODED)
 
 
 def choose_split(manifest: Manifest, split: str, url: str) -> str:
     """A split by its name, or by another name for the same ("val" is "valid" or "dev", see `split_names`).
 
-    A dataset whose only split is "all" gives that one, whatever is asked for.
+    A dataset whose only split is "all" gives that one for every name.
 
     Raises:
-        ValueError: there is no such split, or several that may be meant.
+        ValueError: there is no such split, or several with that meaning.
     """
     if found := find_split(split, manifest.splits):
         return found

@@ -1,10 +1,10 @@
-"""What splits are called, here and elsewhere: "valid" and "dev" are "val"."""
+"""Names of splits: corpora write "valid" or "dev" for what is "val" here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Not "eval": some mean the validation by it, others the test.
+# Without "eval", which means validation in some corpora and test in others.
 WORDS = {
     "train": "train",
     "training": "train",
@@ -21,15 +21,15 @@ WORDS = {
 
 
 def meaning(name: str) -> str:
-    """The usual name of a split, "train", "val", "test" or "all"; one of another kind as it is."""
+    """The usual name of a split: "train", "val", "test" or "all"; any other name as it is."""
     return WORDS.get(name.strip().lower(), name)
 
 
 def usual_names(names: Iterable[str]) -> dict[str, str]:
-    """What a source's splits shall be called in the dataset.
+    """The names that a source's splits get in the dataset.
 
-    Those of which two mean the same ("dev" beside "val") keep their names: they are two. In another case
-    ("Train" beside "train") they are one.
+    Two names of the same meaning ("dev" beside "val") are two splits and keep their names. Names that differ
+    only in case ("Train" beside "train") are one split.
     """
     found = {name: meaning(name) for name in dict.fromkeys(names)}
     words: dict[str, set[str]] = {}
@@ -42,13 +42,13 @@ def usual_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def renamed(names: dict[str, str], at: str) -> str | None:
-    """A line that tells which splits were given another name; None where none was."""
-    told = [f"{name!r} is {usual!r} here" for name, usual in names.items() if name != usual]
-    return f"{at}: split {', '.join(told)}" if told else None
+    """A line that lists the splits which got another name; None if there are none."""
+    lines = [f"{name!r} is {usual!r} here" for name, usual in names.items() if name != usual]
+    return f"{at}: split {', '.join(lines)}" if lines else None
 
 
 def find_split(wanted: str, splits: Iterable[str]) -> str | None:
-    """The split of that name, else the one that means the same; None where there is none, or several."""
+    """The split of that name, else the one of the same meaning; None if there is none, or several."""
     there = list(splits)
     if wanted in there:
         return wanted
@@ -57,10 +57,10 @@ def find_split(wanted: str, splits: Iterable[str]) -> str | None:
 
 
 def named_once(url: str, option: str | None) -> str | None:
-    """The split that a user names in the URL (`URL#dev`) or with --split; None where neither does.
+    """The split that a user names in the URL (`URL#dev`) or with --split; None if neither is given.
 
     Raises:
-        ValueError: they name two splits.
+        ValueError: they name different splits.
     """
     fragment = url.partition("#")[2]
     if fragment and option and meaning(fragment) != meaning(option):

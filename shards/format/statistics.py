@@ -1,7 +1,7 @@
-"""Streaming moments per feature dimension, and the guard that they give to a cast.
+"""Mean and spread per feature dimension, computed in chunks; and a check of casts to float16 that uses them.
 
-All sums are float64. Moments are merged pairwise (Chan et al.), which stays exact where a feature's mean is
-large beside its spread and a plain sum of squares would cancel.
+All sums are float64. Statistics are merged pairwise (Chan et al.), which stays exact where a feature's mean
+is large beside its spread and a plain sum of squares would cancel.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A cast that disturbs a dimension by more than this share of its spread would ruin the feature.
+# Largest error of a cast that is accepted, as a share of the dimension's standard deviation.
 CAST_TOLERANCE = 0.01
-# Below this share of a dimension's mean, float64's own rounding is all that is left.
+# Errors below this share of the mean are float64's own rounding, and not the cast's.
 ROUNDING = 1e-14
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Number of steps, mean [D], and sum of squared deviations from the mean [D], in float64."""
+class Statistics:
+    """Number of time steps, mean [D], and sum of squared deviations from the mean [D], in float64."""
 
     count: int
     mean: np.ndarray
@@ -26,32 +26,32 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
-        """Population standard deviation [D]; zeros where there were no steps."""
+        """Population standard deviation [D]; zeros if there are no time steps."""
         return np.sqrt(self.deviation / max(self.count, 1))
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Number of steps, sum [D] and sum of squares [D], in float64: what ranks add up."""
+    """Number of time steps, sum [D] and sum of squares [D], in float64, to be added over ranks."""
 
     count: int
     sum: np.ndarray
     sum_of_squares: np.ndarray
 
 
-def moments_of(values: np.ndarray) -> Moments:
-    """Moments of `values` [T, D]."""
+def statistics_of(values: np.ndarray) -> Statistics:
+    """Statistics of `values` [T, D]."""
     values = values.astype(np.float64, copy=False)
     if len(values) == 0:
-        return Moments(0, np.zeros(values.shape[1]), np.zeros(values.shape[1]))
+        return Statistics(0, np.zeros(values.shape[1]), np.zeros(values.shape[1]))
     mean = values.mean(axis=0)
-    apart = values - mean
-    # Without an array of squares, which would take most of the time.
-    return Moments(len(values), mean, np.einsum("td,td->d", apart, apart))
+    deviation = values - mean
+    # einsum makes no array of squares, which would take most of the time.
+    return Statistics(len(values), mean, np.einsum("td,td->d", deviation, deviation))
 
 
-def merge(a: Moments | None, b: Moments) -> Moments:
-    """Moments of the steps of `a` and `b` together; None stands for no steps."""
+def merge(a: Statistics | None, b: Statistics) -> Statistics:
+    """Statistics of the time steps of `a` and `b` together; None means no time steps."""
     if a is None or a.count == 0:
         return b
     if b.count == 0:
@@ -59,7 +59,7 @@ def merge(a: Moments | None, b: Moments) -> Moments:
     count = a.count + b.count
     delta = b.mean - a.mean
     mean = a.mean + delta * (b.count / count)
-    return Moments(count, mean, a.deviation + b.deviation + delta**2 * (a.count * b.count / count))
+    return Statistics(count, mean, a.deviation + b.deviation + delta**2 * (a.count * b.count / count))
 
 
 def sums_of(values: np.ndarray) -> Sums:
@@ -69,23 +69,23 @@ def sums_of(values: np.ndarray) -> Sums:
 
 
 def add(a: Sums, b: Sums) -> Sums:
-    """Sums of the steps of `a` and `b` together."""
+    """Sums of the time steps of `a` and `b` together."""
     return Sums(a.count + b.count, a.sum + b.sum, a.sum_of_squares + b.sum_of_squares)
 
 
-def sums_from_moments(count: int, mean: np.ndarray, std: np.ndarray) -> Sums:
-    """The sums that steps with this mean [D] and population standard deviation [D] have."""
+def sums_from_statistics(count: int, mean: np.ndarray, std: np.ndarray) -> Sums:
+    """The sums of `count` time steps with this mean [D] and population standard deviation [D]."""
     return Sums(count, mean * count, (np.square(std) + np.square(mean)) * count)
 
 
-def ruined_dimension(values: Moments, error: Moments, tolerance: float = CAST_TOLERANCE) -> int | None:
-    """The dimension that a cast disturbs most, if it does so beyond `tolerance` of its spread.
+def lossy_dimension(values: Statistics, error: Statistics, tolerance: float = CAST_TOLERANCE) -> int | None:
+    """The dimension with the largest cast error, if the error exceeds `tolerance` of its spread; else None.
 
     Args:
-        values: moments of the values before the cast.
-        error: moments of (cast value - value). A constant error moves a feature without blurring it, and
-            standardisation takes it out again: the spread of the error is what counts.
-        tolerance: share of the spread.
+        values: statistics of the values before the cast.
+        error: statistics of (cast value - value). Only its spread counts: a constant error moves all values
+            of a dimension alike, and standardization removes it.
+        tolerance: largest error, as a share of the standard deviation of the values.
     """
     excess = error.std - tolerance * values.std - ROUNDING * np.abs(values.mean)
     worst = int(np.argmax(excess))

@@ -1,8 +1,10 @@
-"""The members of a tar, in order, and the refusal of a tar that is not whole.
+"""List the members of a tar with their offsets, and refuse a tar that is damaged or cut short.
 
-`tarfile` takes a damaged header for the end of the archive, and says nothing; here it is an error. So is what
-a reader of plain files would drop or mix up without a word: links that lead out of the tar, devices, sparse
-files, and a name that is there twice. A hard link is its target: it lies where that does.
+`tarfile` takes a damaged header for the end of the archive, without an error; here it is one. Also refused is
+what would be dropped or confused otherwise: symbolic links, devices, sparse files, and two members of one
+name. A hard link has the offset and size of its target.
+
+Indexing a shard (`index`) and scanning tars of other programs (`tools.scan_tar`) use it.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ from typing import IO
 from shards.safe_io.file_names import as_text, is_clutter, is_text
 
 BLOCK = 512
-# Of what a tar may hold beside files, links and folders.
+# Names of member types for error messages.
 DEVICES = {tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """Where a file of a tar lies.
+    """Where a file of a tar is.
 
     Attributes:
         name: in the tar.
-        offset, size: of its content, in bytes; of a hard link those of its target.
+        offset, size: of its content, in bytes; for a hard link those of its target.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Header:
 
     @property
     def folder(self) -> str:
-        """The folder in which it lies, "" at the top."""
+        """The folder of the file, "" at the top."""
         return self.name.removeprefix("./").rpartition("/")[0]
 
     @property
@@ -47,7 +49,7 @@ class Header:
 
     @property
     def key(self) -> str:
-        """Of its utterance, by webdataset's rule: the name up to the first dot of its last part."""
+        """Key of its utterance by webdataset's rule: the name up to the first dot of its last part."""
         stem = self.base.partition(".")[0]
         return f"{self.folder}/{stem}" if self.folder else stem
 
@@ -59,7 +61,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a tar, of an utterance's files one.
+    """A file of a tar, which is one of an utterance's files, with its content.
 
     Attributes:
         name: in the tar.
@@ -88,10 +90,10 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def contents(path: Path, found: list[Header]) -> Iterator[tuple[Header, IO[bytes]]]:
-    """Each of these files of a tar with its content, one in memory at a time.
+    """Each of these files of a tar with its content; one content is in memory at a time.
 
     Raises:
-        ValueError: the tar became shorter.
+        ValueError: the tar ends within a file.
     """
     with open(path, "rb") as file:
         for header in found:
@@ -103,17 +105,17 @@ def contents(path: Path, found: list[Header]) -> Iterator[tuple[Header, IO[bytes
 
 
 def headers(path: Path) -> list[Header]:
-    """Where all files of an uncompressed tar lie, in order; what operating systems left is passed over.
+    """Where all files of an uncompressed tar are, in order; without files that operating systems add.
 
     Raises:
-        ValueError: the tar is damaged or cut short (names it and the byte), or a member cannot be read as a
-            file, or is there twice; names it.
+        ValueError: the tar is damaged or cut short (names the byte), a member cannot be read as a file, or
+            two members have one name (names the member).
     """
     found: dict[str, Header] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                # webdataset's own notes are named like __this__.
+                # webdataset names its own metadata like __this__.
                 if info.isdir() or is_clutter(info.name) or _is_note(info.name):
                     continue
                 plain = posixpath.normpath(info.name)
@@ -123,6 +125,7 @@ def headers(path: Path) -> list[Header]:
                         "the tar again with one"
                     )
                 found[plain] = _header(info, found, f"{path}: {as_text(info.name)}")
+            # Where tarfile stopped. A whole tar has a block of zeros there.
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); fetch or write it again") from None
@@ -136,10 +139,10 @@ def headers(path: Path) -> list[Header]:
 
 
 def _header(info: tarfile.TarInfo, found: dict[str, Header], at: str) -> Header:
-    """Where a member's content lies.
+    """Where a member's content is.
 
     Raises:
-        ValueError: it has none of its own that could be read as it is.
+        ValueError: it has no content in the tar that can be read as it is.
     """
     if not is_text(info.name):
         raise ValueError(f"{at}: its name is not in UTF-8; write the tar again with such names")

@@ -19,8 +19,8 @@ import webdataset
 from shards.format.hashing import hash_file
 from shards.format.index import index_tar, scalar_kind
 from shards.format.index_file import save_index
-from shards.format.schema import Manifest, Modality, ShardEntry, Split, SplitMoments
-from shards.format.statistics import Moments, merge, moments_of
+from shards.format.schema import Manifest, Modality, ShardEntry, Split, SplitStatistics
+from shards.format.statistics import Statistics, merge, statistics_of
 from shards.packing.output_folder import OutputFolder, check_still_ours, publish
 from shards.packing.validation import EncodedSample, PackingState, check_cast
 from shards.safe_io.file_names import as_text
@@ -40,8 +40,8 @@ class ShardStats:
 
     class_counts: np.ndarray
     utterances: int = 0
-    statistics: dict[str, Moments] = field(default_factory=dict)
-    casts: dict[str, tuple[Moments, Moments]] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    casts: dict[str, tuple[Statistics, Statistics]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, set[str | None]]] = field(default_factory=dict)
 
 
@@ -87,7 +87,7 @@ def write_sample(shard: ShardWriter, key: str, sample: EncodedSample, classes: l
     stats.utterances += 1
     stats.class_counts[classes.index(sample.label)] += 1
     for name, values in sample.arrays.items():
-        stats.statistics[name] = merge(stats.statistics.get(name), moments_of(values))
+        stats.statistics[name] = merge(stats.statistics.get(name), statistics_of(values))
     for name, cast in sample.casts.items():
         stats.casts[name] = _merge_cast(stats.casts.get(name), cast)
     for name, value in json.loads(sample.json_member).items():
@@ -173,7 +173,9 @@ def sum_stats(parts: list[ShardStats]) -> ShardStats:
     return total
 
 
-def _merge_cast(a: tuple[Moments, Moments] | None, b: tuple[Moments, Moments]) -> tuple[Moments, Moments]:
+def _merge_cast(
+    a: tuple[Statistics, Statistics] | None, b: tuple[Statistics, Statistics]
+) -> tuple[Statistics, Statistics]:
     return b if a is None else (merge(a[0], b[0]), merge(a[1], b[1]))
 
 
@@ -188,14 +190,14 @@ def _columns(total: ShardStats) -> dict[str, str]:
 
 
 def _split(shards: list[ShardEntry], stats: ShardStats, modalities: dict[str, Modality]) -> Split:
-    none = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    none = {name: Statistics(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
     found = {name: (none | stats.statistics)[name] for name in modalities}
     return Split(
         utterances=stats.utterances,
         steps={name: of.count for name, of in found.items()},
         class_counts=stats.class_counts.tolist(),
         moments={
-            name: SplitMoments(of.count, of.mean.tolist(), of.std.tolist()) for name, of in found.items()
+            name: SplitStatistics(of.count, of.mean.tolist(), of.std.tolist()) for name, of in found.items()
         },
         shards=shards,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.format.labels import label_name
 from shards.format.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
-from shards.format.statistics import CAST_TOLERANCE, Moments, moments_of, ruined_dimension
+from shards.format.statistics import CAST_TOLERANCE, Statistics, lossy_dimension, statistics_of
 
 FIX_PRECISION = "pack with dtype='float32' (--dtype float32), or scale the feature"
 
@@ -45,7 +45,7 @@ class EncodedSample:
     """
 
     arrays: dict[str, np.ndarray]
-    casts: dict[str, tuple[Moments, Moments]]
+    casts: dict[str, tuple[Statistics, Statistics]]
     label: str
     json_member: bytes
 
@@ -106,12 +106,12 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
     for name, values in arrays.items():
         if values.dtype != state.dtype:
             exact = values.astype(np.float64)
-            casts[name] = moments_of(exact), moments_of(stored[name] - exact)
+            casts[name] = statistics_of(exact), statistics_of(stored[name] - exact)
     return EncodedSample(stored, casts, label, json_member)
 
 
 def check_cast(
-    casts: dict[str, tuple[Moments, Moments]], dtype: np.dtype, tolerance: float = CAST_TOLERANCE
+    casts: dict[str, tuple[Statistics, Statistics]], dtype: np.dtype, tolerance: float = CAST_TOLERANCE
 ) -> None:
     """Refuse a dtype whose rounding error is too large for a feature.
 
@@ -124,7 +124,7 @@ def check_cast(
         ValueError: names the modality and the dimension.
     """
     for name, (values, error) in casts.items():
-        dimension = ruined_dimension(values, error, tolerance)
+        dimension = lossy_dimension(values, error, tolerance)
         if dimension is not None:
             off, spread = error.std[dimension], values.std[dimension]
             raise ValueError(

@@ -1,4 +1,5 @@
-"""Which rank reads what, and when: pure functions of explicit rank and world size.
+"""Which rank reads which utterances at which step: pure functions of explicit rank and world size.
 
-- `plan`: the order of utterances; `balance`: equal work for ranks; `cache_demand`: shards needed at a time
+- `plan`: the order of utterances; `balance`: steps and ranks of equal work; `cache_demand`: bytes of shards
+  that a node needs at a time
 """

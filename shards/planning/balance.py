@@ -1,82 +1,91 @@
-"""Steps of equal work: an arrangement of a stream's rows that helps all numbers of ranks, depends on none.
+"""Order the rows of a window so that steps, and equal parts of steps, take about equal work.
 
-The rows of a window are dealt to groups of a few consecutive steps: of rows of about one length each group
-gets as many, which ones is drawn. A group's rows are dealt to its steps, the longest first, each to the step
-that has least so far; then each step's rows, in the same way, to its halves, their halves, and so on. Every
-stream does so for itself, from the lengths of its own rows, so a rank still needs the indexes of its own
-shards alone; and as every stream's steps come out alike, so do the totals of ranks, however many share the
-streams, or a stream.
+A step takes as long as its slowest rank. So the rows of a window are ordered such that all steps, and within
+a step all ranks, get about the same number of time steps. The order does not depend on the number of ranks:
+each step is split into halves of equal work, these again, and so on, so the shares of 2, 4, 8, ... ranks are
+balanced too.
 
-Groups are there so that who meets whom is drawn anew in each epoch: were a whole window dealt to the step
-that has least, its longest and its shortest rows would meet every time.
+1. The window's rows are split into groups of GROUP_STEPS steps. Each group gets rows of all lengths.
+2. A group's rows go to its steps by the greedy rule of scheduling (longest processing time first): the
+   longest row first, each to the step with the least work so far.
+3. Each step's rows go to its parts by the same rule, and so on.
+
+Groups keep the shuffle random: if a whole window were balanced at once, its longest and its shortest rows
+would meet in every epoch. Each stream is balanced alone, from the lengths of its own rows, so a rank needs
+only the indexes of its own shards.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Steps in a group.
-STEPS = 8
+# Steps per group.
+GROUP_STEPS = 8
 
 
-def balance_steps(work: np.ndarray, share: int, turn: int) -> np.ndarray:
-    """Order rows so that each `share` of them are about equal work, and so are equal parts of these.
+def balance_steps(work: np.ndarray, rows_per_step: int, rotation: int) -> np.ndarray:
+    """Order rows so that steps of `rows_per_step` rows, and equal parts of steps, take about equal work.
 
     Args:
         work: [n] of each row, at least 0, in the order drawn.
-        share: rows per step. Those that n has beyond a multiple of it stay where they are.
-        turn: the step, counted round, that gets the longest row. Streams that have too few rows per step to
-            be balanced alone balance each other where their turns differ.
+        rows_per_step: rows of this stream in a step. The rest of n beyond whole steps keeps its order.
+        rotation: number of the step, modulo the steps, that gets the longest row. If streams have too few
+            rows per step to be balanced alone, different rotations make them balance each other.
 
     Returns:
         [n], the rows in their new order.
     """
-    whole = len(work) // share * share
-    grouped = whole // (STEPS * share) * (STEPS * share)
-    groups = [*_alike(work[:grouped], grouped // (STEPS * share)), np.arange(grouped, whole)]
-    found = [group[_balanced(work[group], share, turn)] for group in groups if len(group)]
+    whole = len(work) // rows_per_step * rows_per_step
+    grouped = whole // (GROUP_STEPS * rows_per_step) * (GROUP_STEPS * rows_per_step)
+    groups = [
+        *_split_evenly(work[:grouped], grouped // (GROUP_STEPS * rows_per_step)),
+        np.arange(grouped, whole),
+    ]
+    found = [group[_balance(work[group], rows_per_step, rotation)] for group in groups if len(group)]
     return np.concatenate([*found, np.arange(whole, len(work))])
 
 
-def _alike(work: np.ndarray, groups: int) -> np.ndarray:
-    """Groups of rows that are alike in their lengths, [groups, n / groups]."""
+def _split_evenly(work: np.ndarray, groups: int) -> np.ndarray:
+    """Groups with the same mix of lengths, [groups, n / groups] rows."""
     if groups == 0:
         return np.zeros((0, 0), np.int64)
-    like = np.argsort(-work, kind="stable").reshape(-1, groups)
-    # Rows come in the order drawn: among those of about one length it tells who goes to which group.
-    return np.sort(np.sort(like, axis=1).T, axis=1)
+    # Each line holds `groups` rows of about one length, and gives one of them to each group.
+    lines = np.argsort(-work, kind="stable").reshape(-1, groups)
+    # Rows are numbered in the order drawn, so sorting a line by number assigns its rows at random.
+    return np.sort(np.sort(lines, axis=1).T, axis=1)
 
 
-def _balanced(work: np.ndarray, share: int, turn: int) -> np.ndarray:
+def _balance(work: np.ndarray, rows_per_step: int, rotation: int) -> np.ndarray:
+    """Rows of a group: first split into steps, then each step into equal parts, down to single rows."""
     parts = np.argsort(-work, kind="stable")[None]
-    for bins in (len(work) // share, *_prime_factors(share)):
-        parts = _deal(parts, work, bins, turn)
+    for bins in (len(work) // rows_per_step, *_prime_factors(rows_per_step)):
+        parts = _assign(parts, work, bins, rotation)
     return parts.ravel()
 
 
-def _deal(parts: np.ndarray, work: np.ndarray, bins: int, turn: int) -> np.ndarray:
-    """Deal the rows of each part, the longest first, to bins of equally many rows and about equal work.
+def _assign(parts: np.ndarray, work: np.ndarray, bins: int, rotation: int) -> np.ndarray:
+    """Split each part into bins of equally many rows and about equal work.
 
     Args:
         parts: [k, n] rows, by descending work within each part.
         work: of every row.
         bins: divides n.
-        turn: the bin, counted round, that gets the first row.
+        rotation: number of the bin, modulo `bins`, that gets the first row.
 
     Returns:
         [k * bins, n / bins] rows, again by descending work.
     """
     k, n = parts.shape
-    dealt = np.empty((k, bins, n // bins), parts.dtype)
-    # Less than any row's work differs: it only decides between bins that have equally much.
-    total = np.tile((np.arange(bins) - turn) % bins / (bins + 1), (k, 1))
+    assigned = np.empty((k, bins, n // bins), parts.dtype)
+    # Below 1, which is the least difference of work: it only decides between bins with equal work.
+    total = np.tile((np.arange(bins) - rotation) % bins / (bins + 1), (k, 1))
     part = np.arange(k)[:, None]
     for nth in range(n // bins):
         rows = parts[:, nth * bins : (nth + 1) * bins]
         least_first = np.argsort(total, axis=1, kind="stable")
-        dealt[part, least_first, nth] = rows
+        assigned[part, least_first, nth] = rows
         total[part, least_first] += work[rows]
-    return dealt.reshape(k * bins, n // bins)
+    return assigned.reshape(k * bins, n // bins)
 
 
 def _prime_factors(n: int) -> list[int]:

@@ -1,4 +1,9 @@
-"""How many bytes of shards a node must hold at a time, and the refusal of a cache limit below that."""
+"""How many bytes of shards a node needs at a time; a cache limit below that is refused.
+
+Under a smaller limit the node's ranks would wait for each other's shards to be closed, and a run would stop
+with a full cache hours after its start. `FeatureStream` checks the limit when it opens; `simulate` reports
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +17,21 @@ from shards.storage.store import Store
 
 
 def working_set(plan: Plan, size: np.ndarray, first_place: int, num_places: int) -> int:
-    """An upper bound, over all epochs and steps, of the shards wanted at a time (see `plan.shards_ahead`).
+    """An upper bound, over all epochs and steps, of the bytes needed at a time (see `plan.shards_ahead`).
 
     It is tight for shards of about one size: a stretch of a stream overlaps as many pieces as fit into it,
     and one more at each end.
 
     Args:
         plan: the plan.
-        size: [shards] of each shard, in bytes.
-        first_place, num_places: of the global batch, those that the node reads.
+        size: [shards] bytes of each shard, with its index.
+        first_place, num_places: the places of the global batch that the node reads.
 
     Returns:
         Bytes.
     """
     share, window = plan.batch_share, plan.window_rows
-    # The windows of a step and the one that follows; steps that do not divide a window lie in two at times.
+    # A step's windows and the next one. Where steps do not divide a window, a step may lie in two.
     stretch = (2 if window % share == 0 else 3) * window
     most = 0
     touched: set[int] = set()
@@ -35,7 +40,7 @@ def working_set(plan: Plan, size: np.ndarray, first_place: int, num_places: int)
         inside = int(np.searchsorted(np.cumsum(np.sort(rows)), stretch - 2, "right"))
         most += int(np.sort(size[shard])[::-1][: inside + 2].sum())
         touched.update(shard.tolist())
-    # Neighbouring streams share a shard, which was counted twice.
+    # Neighboring streams may share a shard, which the sum counts twice.
     return min(most, int(size[sorted(touched)].sum()))
 
 
@@ -48,18 +53,19 @@ def check_limit(
     local_world_size: int,
     at: str,
 ) -> None:
-    """Refuse a cache limit that the ranks of this node would exceed with what they need at a time.
+    """Refuse a cache limit below what the ranks of this node need at a time.
 
     Args:
         store: the dataset's folder.
         plan: the plan.
-        shards: those that it plans.
+        shards: the shards of the plan.
         rank, world_size: of this process.
-        local_world_size: ranks of this node, consecutive ones.
+        local_world_size: number of ranks on this node; their ranks are consecutive.
         at: the split's URL, for error messages.
 
     Raises:
-        ValueError: names the number needed; or the node's ranks do not divide all.
+        ValueError: the limit is too small (names the bytes needed), or `local_world_size` does not divide
+            `world_size`.
     """
     local = local_world_size
     if local < 1 or world_size % local:
@@ -77,9 +83,9 @@ def check_limit(
 
 
 def _pieces(plan: Plan, stream: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shards that a stream has rows of, and how many of each."""
+    """The shards that a stream has rows of, and the number of its rows in each."""
     low, high = stream * plan.rows // plan.streams, (stream + 1) * plan.rows // plan.streams
     first = int(np.searchsorted(plan.starts, low, "right")) - 1
     last = int(np.searchsorted(plan.starts, high, "left"))
     rows = np.minimum(plan.starts[first + 1 : last + 1], high) - np.maximum(plan.starts[first:last], low)
-    return plan.dealt[first:last][rows > 0], rows[rows > 0]
+    return plan.shard_order[first:last][rows > 0], rows[rows > 0]

@@ -1,17 +1,35 @@
-"""The order of utterances: a pure, lazy function of (counts, seed, epoch, global batch).
+"""The order of utterances: a pure function of the shards' row counts, seed, epoch and global batch size.
 
-Global order first, ranks second. Step s of epoch e holds the same utterances in the same places of the global
-batch whatever the number of ranks; rank r of W reads places [rB/W, (r+1)B/W).
+What it guarantees, for every store and every cluster (B: global batch size, W: number of ranks):
 
-Locality comes from streams. The rows of all shards, in an order drawn once per run, are cut into S ranges
-equal within one row; stream i owns range i and, in every global batch, the places [iB/S, (i+1)B/S). Where W
-divides S a rank touches the shards of its own streams alone.
+- Layout-free: step s of epoch e holds the same utterances at the same places of the global batch, for every W
+  that divides B and for any gradient accumulation. Rank r reads the places [r B / W, (r + 1) B / W).
+- Elastic: a run that stopped at step s resumes there on any other W. The order at any step is computed
+  directly; nothing before it is replayed, and there is no state to save.
+- Exactly once: an epoch holds each selected row once. All ranks run the same number of steps; only the last
+  step may have empty places.
+- Local: where W divides the number of canonical streams S, a rank reads only the shards of its own streams,
+  the same ones in every epoch.
 
-Within a stream each epoch draws anew: the order of its pieces (a piece is what the stream owns of a shard),
-the order of blocks of rows within a piece, and the order of rows within windows of consecutive blocks. Every
-draw is keyed by what it is for, so any position of a stream is found without replaying those before it, at a
-cost of the stream's pieces and one window. Where lengths are known, the rows of a window are then arranged so
-that steps are of equal work (see `balance`): this needs the lengths of that window's rows alone.
+How: the shards, in an order drawn once per run, are concatenated, and their rows are cut into S ranges whose
+sizes differ by at most one. Range i is canonical stream i (config key `data.streams`; not a `FeatureStream`).
+It fills the places [i B / S, (i + 1) B / S) of every global batch. S belongs to the order: a run keeps it.
+
+Example, not shuffled: shards a, b, c of 3, 3 and 2 rows, B = 4, S = 2. Stream 0 is a0 a1 a2 b0, stream 1 is
+b1 b2 c0 c1.
+
+    place     0   1   2   3
+    step 0    a0  a1  b1  b2      1 rank reads places 0-3
+    step 1    a2  b0  c0  c1      2 ranks: rank 0 reads places 0-1 (shards a, b), rank 1 places 2-3 (b, c)
+
+Shuffling: each epoch draws, within each stream, the order of its pieces (a piece is the part of a shard that
+the stream owns), the order of blocks of rows within a piece, and the order of rows within windows of
+consecutive blocks. So a shard is needed during one short stretch of an epoch. The key of every draw says what
+is drawn, so any window is found at the cost of ordering the stream's pieces and one window. Where the lengths
+of rows are known, the rows of a window are then arranged so that steps are of equal work (see `balance`);
+this reads the lengths of that window's rows only.
+
+`FeatureStream` calls this for training, `simulate` to predict what a cluster reads.
 """
 
 from __future__ import annotations
@@ -21,39 +39,40 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.planning.balance import STEPS, balance_steps
+from shards.planning.balance import GROUP_STEPS, balance_steps
 
-# Rows among which a row may change places, over all streams together.
+# Rows within which a row is shuffled, over all streams together.
 WINDOW = 16_384
-# Below this a stream's windows are too short to mix, however many streams share WINDOW.
+# Windows of a stream are at least this long: shorter ones shuffle too little, however many streams share
+# WINDOW.
 SMALLEST_WINDOW = 1_024
-# Blocks per window: the more, the more distant rows of a large shard meet.
+# Blocks per window. More blocks mix rows of a large shard that lie further apart.
 BLOCKS_PER_WINDOW = 4
 
-# What a draw is for: first word of its key.
-_DEAL, _PIECES, _BLOCKS, _ROWS, _TURN = range(5)
+# What is drawn: the first word of each draw's key.
+_SHARD_ORDER, _PIECES, _BLOCKS, _ROWS, _ROTATION = range(5)
 
-# Shards -> the work of each row of each of them.
+# Maps shards to the work of their rows (the time steps of an utterance), an array [rows] for each shard.
 Work = Callable[[list[int]], list[np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The order of a split or selection. Make it with `make_plan`; all functions here read it only.
+    """The order of a split or selection. Made by `make_plan`; the functions here only read it.
 
     Attributes:
-        dealt: shards in the order in which they are dealt to streams.
-        starts: first row of each dealt shard in their concatenation, then the number of all rows.
+        shard_order: [shards] the shards in the order in which they are concatenated.
+        starts: [shards + 1] first row of each shard in the concatenation, then the number of all rows.
         window_rows: rows per window of a stream.
-        work: tells how much work rows are; None: steps are not balanced.
-        memo: the latest draws of each stream: a cache of pure results, never a state.
+        work: gives the work of rows; None: steps are not balanced.
+        memo: the latest draws of each stream. It caches results of pure functions, and is not state.
     """
 
     global_batch_size: int
     streams: int
     seed: int
     shuffle: bool
-    dealt: np.ndarray
+    shard_order: np.ndarray
     starts: np.ndarray
     window_rows: int
     work: Work | None = None
@@ -68,12 +87,12 @@ class Plan:
 
     @property
     def batch_share(self) -> int:
-        """Places of the global batch that each stream fills."""
+        """Number of places of the global batch that each stream fills."""
         return self.global_batch_size // self.streams
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps, the same on every rank: until the longest stream is through."""
+        """Number of steps, the same on every rank: as many as the longest stream needs."""
         longest = -(-self.rows // self.streams)
         return -(-longest // self.batch_share)
 
@@ -97,8 +116,8 @@ def make_plan(
             global batch of at most a quarter of the shards.
         seed: of all draws.
         shuffle: False keeps the manifest's order within each stream.
-        window: rows among which a row may change places, over all streams together.
-        work: tells how much work the rows of shards are, to balance steps; has no effect without shuffling.
+        window: rows within which a row is shuffled, over all streams together.
+        work: gives the work of the rows of shards, to balance steps; has no effect without shuffling.
 
     Raises:
         ValueError: no rows, a negative seed, or the streams do not divide the global batch.
@@ -114,30 +133,30 @@ def make_plan(
         streams = default_streams(int(np.count_nonzero(counts)), global_batch_size) if shuffle else 1
     if streams < 1 or global_batch_size % streams:
         raise ValueError(f"{streams} streams do not divide the global batch of {global_batch_size}")
-    dealt = _permutation(len(counts), seed, _DEAL) if shuffle else np.arange(len(counts))
+    shard_order = _permutation(len(counts), seed, _SHARD_ORDER) if shuffle else np.arange(len(counts))
     share = global_batch_size // streams
-    # Whole steps, so that none is balanced in two parts.
+    # A window holds whole steps, so that each step is balanced as one.
     window_steps = -(-max(window // streams, SMALLEST_WINDOW) // share)
     return Plan(
         global_batch_size=global_batch_size,
         streams=streams,
         seed=seed,
         shuffle=shuffle,
-        dealt=dealt,
-        starts=np.concatenate([[0], np.cumsum(counts[dealt])]),
+        shard_order=shard_order,
+        starts=np.concatenate([[0], np.cumsum(counts[shard_order])]),
         window_rows=window_steps * share,
         work=work if shuffle else None,
     )
 
 
 def default_streams(shards: int, global_batch_size: int) -> int:
-    """The largest divisor of the global batch of at most a quarter of the shards: 4 or more per stream."""
+    """The largest divisor of the global batch that leaves each stream about 4 shards or more."""
     most = max(1, min(shards // 4, global_batch_size))
     return next(s for s in range(most, 0, -1) if global_batch_size % s == 0)
 
 
 def places_of_rank(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First place and number of places of the global batch that a rank owns.
+    """First place and number of places of the global batch that a rank reads.
 
     Raises:
         ValueError: the ranks do not divide the global batch, or there is no such rank.
@@ -163,8 +182,8 @@ def rows_of_step(
         first_place, num_places: the range; `places_of_rank` gives a rank's.
 
     Returns:
-        place, shard, row, each [U] int64, by ascending place. Places left empty by the last step of an epoch
-        are not among them.
+        place, shard, row, each [U] int64, by ascending place. Empty places of an epoch's last step are left
+        out.
     """
     share = plan.batch_share
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -192,7 +211,7 @@ def rows_of_step(
 def shards_ahead(plan: Plan, epoch: int, step: int, first_place: int, num_places: int) -> list[int]:
     """Shards that a range of places needs at a step and soon after, the most urgent first.
 
-    Those of the current window of each stream, then those of the next.
+    They are the shards of each stream's current window, then those of its next window.
     """
     share = plan.batch_share
     wanted: dict[int, None] = {}
@@ -205,19 +224,19 @@ def shards_ahead(plan: Plan, epoch: int, step: int, first_place: int, num_places
 
 
 def windows_ahead(plan: Plan, step: int) -> range:
-    """The windows of a step and the one after: `shards_ahead` changes only when they do."""
+    """The windows that a step reads, and the next one. `shards_ahead` changes only when these do."""
     begin, end = step * plan.batch_share, (step + 1) * plan.batch_share
     return range(begin // plan.window_rows, (end - 1) // plan.window_rows + 2)
 
 
 def shards_of_places(plan: Plan, first_place: int, num_places: int) -> np.ndarray:
-    """Shards that a range of places needs in the course of an epoch, whichever: each once, ascending."""
+    """Shards that a range of places needs during an epoch, each once, ascending; the same in every epoch."""
     share = plan.batch_share
     streams = first_place // share, -(-(first_place + num_places) // share)
     low, high = _stream_range(plan, streams[0])[0], _stream_range(plan, streams[1] - 1)[1]
     first, last = _overlapping(plan.starts, low, high)
     inside = np.arange(first, last)
-    return np.sort(plan.dealt[inside[np.diff(plan.starts)[inside] > 0]])
+    return np.sort(plan.shard_order[inside[np.diff(plan.starts)[inside] > 0]])
 
 
 def _stream_rows(plan: Plan, stream: int) -> int:
@@ -226,7 +245,7 @@ def _stream_rows(plan: Plan, stream: int) -> int:
 
 
 def _stream_range(plan: Plan, stream: int) -> tuple[int, int]:
-    """Rows of the dealt concatenation that a stream owns: equal over streams within one."""
+    """First row and end of a stream in the concatenation. The sizes of streams differ by at most one."""
     return stream * plan.rows // plan.streams, (stream + 1) * plan.rows // plan.streams
 
 
@@ -245,9 +264,9 @@ def _window(plan: Plan, epoch: int, stream: int, window: int) -> tuple[np.ndarra
         order = _permutation(len(position), plan.seed, _ROWS, epoch, stream, window)
         shard, row = shard[order], row[order]
     if plan.work is not None:
-        # The turn of neighbouring streams differs, so that they balance each other.
-        turn = int(_permutation(STEPS, plan.seed, _TURN, epoch, window)[0]) + stream
-        order = balance_steps(_work_of(plan.work, shard, row), plan.batch_share, turn)
+        # Neighboring streams get different rotations, so that their remaining differences balance each other.
+        rotation = int(_permutation(GROUP_STEPS, plan.seed, _ROTATION, epoch, window)[0]) + stream
+        order = balance_steps(_work_of(plan.work, shard, row), plan.batch_share, rotation)
         shard, row = shard[order], row[order]
     plan.memo[_ROWS, stream] = ((epoch, window), (shard, row))
     return shard, row
@@ -273,7 +292,8 @@ def _blocks(plan: Plan, epoch: int, stream: int) -> tuple[np.ndarray, ...]:
     """The blocks of a stream in the epoch's order.
 
     Returns:
-        Shard and first row of each block, and where in the stream each starts, then the stream's length.
+        shard [blocks] and first row [blocks] of each block, and start [blocks + 1]: the position in the
+        stream at which each block starts, then the stream's length.
     """
     if (known := plan.memo.get((_BLOCKS, stream))) and known[0] == (epoch, 0):
         return known[1]
@@ -282,7 +302,7 @@ def _blocks(plan: Plan, epoch: int, stream: int) -> tuple[np.ndarray, ...]:
     last = int(np.searchsorted(plan.starts, high, "left"))
     begin = np.maximum(plan.starts[first:last], low)
     length = np.minimum(plan.starts[first + 1 : last + 1], high) - begin
-    shard, begin = plan.dealt[first:last], begin - plan.starts[first:last]
+    shard, begin = plan.shard_order[first:last], begin - plan.starts[first:last]
     if plan.shuffle:
         order = _permutation(len(shard), plan.seed, _PIECES, epoch, stream)
         shard, begin, length = shard[order], begin[order], length[order]
@@ -292,7 +312,7 @@ def _blocks(plan: Plan, epoch: int, stream: int) -> tuple[np.ndarray, ...]:
     piece = np.repeat(np.arange(len(shard)), blocks)
     nth = np.arange(len(piece)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
     if plan.shuffle:
-        # Blocks stay within their piece, so that a shard is needed for one stretch of the epoch.
+        # Blocks stay within their piece, so that a shard is needed during one stretch of the epoch only.
         drawn = _permutation(len(piece), plan.seed, _BLOCKS, epoch, stream)
         order = np.lexsort((drawn, piece))
         piece, nth = piece[order], nth[order]
@@ -306,7 +326,7 @@ def _blocks(plan: Plan, epoch: int, stream: int) -> tuple[np.ndarray, ...]:
 def _permutation(n: int, *key: int) -> np.ndarray:
     """A permutation of n, the same for the same key on every machine.
 
-    Made from raw bits: NumPy keeps those stable over its releases, its own `permutation` not.
+    It sorts raw bits: NumPy keeps those stable over its releases, but not the results of its `permutation`.
     """
     bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
     return np.argsort(bits, kind="stable")

@@ -1,7 +1,9 @@
-"""Files and words of others: bounded where they are read, escaped where they are shown.
+"""Files and text of others: read with limits, and escaped where they are shown.
 
-- `bounded_json`, `bounded_npz`, `bounded_yaml`, `json_fields`: no more depth, size or fields than make sense;
-  `expansion`: how far a file may unpack; `git_lfs`: pointers instead of files
-- `json_text`: JSON without NaN; `printable`: text and tables in a terminal or log; `markdown`: in Markdown
-- `file_names`: clutter, bytes that are no text, Unicode forms; `versions`: of installed packages
+- `bounded_json`, `bounded_npz`, `bounded_yaml`, `json_fields`: limits on depth, size and fields; `expansion`:
+  on how much a file may unpack to; `git_lfs`: refuses pointer files
+- `json_text`: writes JSON without NaN; `printable`: text and tables for a terminal or log; `markdown`: text
+  and tables in Markdown
+- `file_names`: files of operating systems, names that are not UTF-8, Unicode forms; `versions`: of installed
+  packages
 """

@@ -1,8 +1,8 @@
-"""The one reader of JSON that others may have written: manifests, metadata, model cards, run records.
+"""Read JSON that others may have written: manifests, metadata, model cards, run records.
 
-Python's own raises RecursionError for deep nesting, and gives integers of any length, which NumPy and floats
-cannot take: errors that reach the user as a traceback, long after and far from the file. Of a key that an
-object has twice it takes the last value without a word.
+Python's own reader raises RecursionError for deep nesting and accepts integers of any length, which NumPy and
+floats cannot hold: the user would get a traceback much later that does not name the file. If an object has a
+key twice, it silently takes the last value. All files that others may have written are read by it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-# Ours nest 6 levels deep. Whoever walks through what was read may use several frames for a level.
+# Levels of nesting. Our files have 6. Recursive code that reads the result may use several frames per level.
 DEEPEST = 64
-# A float holds a number of 308 digits, so that such an integer can still be compared with one.
+# Digits of an integer. Floats hold numbers of up to 308 digits, so such an integer can be compared with a
+# float.
 MOST_DIGITS = 300
-# Characters of a key in an error message.
+# Characters of a key that an error message shows.
 SHOWN_KEY = 80
 
 
 def parse_json(text: str | bytes, at: str | Path) -> Any:
-    """Read a JSON document whose nesting and integers are bounded, and whose objects have each key once.
+    """Read a JSON document, with limits on nesting and integers, and without duplicate keys.
 
     Args:
         text: of the document; bytes are UTF-8, -16 or -32.
@@ -39,7 +40,7 @@ def parse_json(text: str | bytes, at: str | Path) -> Any:
         raise ValueError(f"{at}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{at}: not JSON ({error})") from None
-    # Most documents have too few brackets to be deep, and counting is quick.
+    # Counting brackets is fast, and most documents have too few of them to be nested too deeply.
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
     if raw.count(b"{") + raw.count(b"[") > DEEPEST:
         _check_depth(found, at)
@@ -76,7 +77,7 @@ def _integer(digits: str) -> int:
 
 
 def _check_depth(found: Any, at: str | Path) -> None:
-    """Level by level, so that the walk itself cannot run out of stack."""
+    """Check the nesting level by level, without recursion, which could itself run out of stack."""
     level = [found]
     for _ in range(DEEPEST):
         level = [

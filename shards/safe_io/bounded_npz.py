@@ -1,7 +1,7 @@
-"""Arrays of a `.npz` that others may have written: never more memory than the file has bytes.
+"""Read an uncompressed `.npz` that others may have written, with no more memory than the file has bytes.
 
-NumPy allocates what an array's header claims, and inflates what a compressed member holds, before it checks
-either.
+NumPy allocates the size that an array's header claims, and decompresses members, without checking either
+first. Indexes of shards are read by this module; features of users, which may be compressed, by `expansion`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
     """All arrays of an uncompressed `.npz`, by name.
 
     Raises:
-        ValueError: it is no such file, is damaged, or claims to hold more than it has bytes. One line.
+        ValueError: it is not such a file, is damaged, or claims to hold more than its bytes. One line.
     """
     try:
         return _read(file)
-    # What `zipfile` and NumPy's parser of headers raise for bytes that someone chose is of every kind:
-    # RecursionError, MemoryError, SyntaxError, struct.error, NotImplementedError, UnicodeDecodeError, ...
+    # For forged bytes, `zipfile` and NumPy's header parser raise all kinds of errors: RecursionError,
+    # MemoryError, SyntaxError, struct.error, NotImplementedError, UnicodeDecodeError, ...
     except Exception as error:
         message = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{message:.200}") from None
@@ -35,7 +35,7 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        # Members may share their bytes, or be compressed a thousandfold.
+        # Members of a forged file may share bytes, or be compressed by a factor of 1,000.
         claimed = sum(member.file_size for member in members)
         if claimed > size:
             raise ValueError(f"its arrays claim {claimed} bytes, and the file has {size}")

@@ -1,7 +1,7 @@
-"""YAML that others may have written: a few lines of aliases can stand for more values than memory holds.
+"""Read YAML that others may have written, with a limit on the values that its aliases stand for.
 
-PyYAML itself reads them in no time, as one value is shared by all its aliases. Whoever walks through what was
-read, or writes it out, does not come to an end.
+A few lines of nested aliases can stand for more values than memory can hold. PyYAML reads them quickly, since
+all aliases share one value, but code that walks through the result or writes it out never ends.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-# A configuration has about a hundred.
+# A configuration has about a hundred values.
 MOST_VALUES = 100_000
 TOO_MANY = f"its aliases stand for more than {MOST_VALUES:,} values; write fewer"
 
@@ -23,10 +23,10 @@ def parse_yaml(text: str) -> Any:
     """Read a YAML document as `yaml.safe_load` does, if its aliases stand for few enough values.
 
     Raises:
-        TooManyValuesError: they do not.
-        ValueError: a date that is none.
-        yaml.YAMLError: no YAML.
-        RecursionError: nested too deeply, or within itself.
+        TooManyValuesError: they stand for too many.
+        ValueError: an impossible date.
+        yaml.YAMLError: the text is not YAML.
+        RecursionError: it is nested too deeply, or contains itself.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -40,18 +40,21 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_values(node: yaml.Node) -> None:
-    """Refuse a document that stands for too many values once its aliases are written out.
+    """Refuse a document that has too many values when its aliases are expanded.
 
     Raises:
-        TooManyValuesError: it does.
-        RecursionError: it is nested too deeply, or within itself.
+        TooManyValuesError: it has too many.
+        RecursionError: it is nested too deeply, or contains itself.
     """
     if _count(node, {}) > MOST_VALUES:
         raise TooManyValuesError(TOO_MANY)
 
 
 def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Keys and values in a node, with itself; `known` has the nodes counted before, as aliases share them."""
+    """Number of keys and values in a node, with the node itself; `known` holds nodes counted before.
+
+    Aliases share nodes, so each is counted once, and the time does not grow with the expanded size.
+    """
     if node not in known:
         within = []
         if isinstance(node, yaml.MappingNode):

@@ -1,7 +1,7 @@
-"""Files that claim or unpack to far more than they hold: bounded before memory or disk is taken.
+"""Limit how many bytes a file may unpack to, before memory or disk space is used for them.
 
-A file of N bytes may give `most_bytes(N)`. Features compress by a factor of 2 to 10, padded ones by some 50;
-a file of zeros, with which a download could fill a disk, by 1,000.
+A file of N bytes may unpack to `most_bytes(N)`. Features compress by a factor of 2 to 10, padded features by
+about 50; a file of zeros, which could fill a disk, by 1,000. Sources, and `awtpn shards index`, read by this.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ import numpy as np
 
 from shards.safe_io.git_lfs import refuse_pointer
 
-# Whoever trusts a file that compresses better raises it with this variable.
+# Environment variable that raises the factor, for a file that is trusted and compresses better.
 VARIABLE = "AWTPN_MOST_EXPANSION"
 MOST_EXPANSION = 100.0
-# A small file may expand by more: this much harms nobody.
+# Any file may unpack to this many bytes: that does no harm.
 ALWAYS = 64 << 20
 BLOCK = 1 << 20
 
-# What reading a damaged .npz or .npy raises.
+# Errors that reading a damaged .npz or .npy raises.
 DAMAGED = (
     *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, MemoryError, OverflowError),
     *(RuntimeError, NotImplementedError, struct.error),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
 
-# Python 3.11's parser of literals, which reads the header of every array, fails at times when two threads use
-# it at once: "AST constructor recursion depth mismatch" (CPython issue 106905).
+# NumPy reads the header of an array with Python's parser of literals. That of Python 3.11 sometimes fails if
+# two threads use it at the same time: "AST constructor recursion depth mismatch" (CPython issue 106905).
 _parsing = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    # A child that was forked amid it would wait for a thread that it does not have.
+    # Without this, a child that is forked while a thread holds the lock would wait for ever.
     os.register_at_fork(
         before=_parsing.acquire, after_in_parent=_parsing.release, after_in_child=_parsing.release
     )
 
 
 def most_bytes(packed: int) -> int:
-    """How many bytes a file, member or dataset that takes `packed` bytes may unpack to.
+    """How many bytes a file, member or dataset of `packed` bytes may unpack to.
 
     Raises:
-        ValueError: the variable AWTPN_MOST_EXPANSION holds no factor.
+        ValueError: the environment variable AWTPN_MOST_EXPANSION is not a factor of at least 1.
     """
     text = os.environ.get(VARIABLE)
     try:
@@ -62,10 +62,10 @@ def most_bytes(packed: int) -> int:
 
 
 def check_expansion(unpacked: int, packed: int, at: str) -> None:
-    """Refuse what claims to unpack to more than `most_bytes`.
+    """Refuse a file that unpacks to more than `most_bytes(packed)`.
 
     Raises:
-        ValueError: names it, both sizes, and how to have it read all the same.
+        ValueError: it does; names the file, both sizes, and how to allow it.
     """
     if unpacked > most_bytes(packed):
         raise ValueError(
@@ -76,10 +76,10 @@ def check_expansion(unpacked: int, packed: int, at: str) -> None:
 
 
 def copy_bounded(source: IO[bytes], target: IO[bytes], packed: int, at: str) -> None:
-    """Copy all of a stream that unpacks `packed` bytes.
+    """Copy all that `source` gives, which unpacks a file of `packed` bytes.
 
     Raises:
-        ValueError: it unpacks to more than `most_bytes`.
+        ValueError: it unpacks to more than `most_bytes(packed)`.
     """
     copied = 0
     while block := source.read(BLOCK):
@@ -93,7 +93,7 @@ def load_npy(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no array of plain values, or shorter than it claims; names the file.
+        ValueError: it is not an array of plain values, or shorter than it claims; names the file.
     """
     refuse_pointer(path)
     with open(path, "rb") as file:
@@ -104,12 +104,12 @@ def load_npy(path: Path) -> np.ndarray:
 
 
 def load_npz(file: str | Path | BinaryIO, at: str, only: str | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz`, by name; what they claim is checked before it is read.
+    """The arrays of a `.npz`, by name. Their claimed sizes are checked before they are read.
 
     Args:
         file: path or open file.
-        at: how to name it in messages.
-        only: read this array alone.
+        at: its name in error messages.
+        only: read only this array.
 
     Raises:
         FileNotFoundError: no such file.
@@ -142,10 +142,10 @@ def load_npz(file: str | Path | BinaryIO, at: str, only: str | None = None) -> d
 
 
 def read_npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and dtype of an open `.npy`, which then stands at its data.
+    """Shape, whether in Fortran order, and dtype of an open `.npy`; the stream is at the data afterwards.
 
     Raises:
-        ValueError: it has no such header.
+        ValueError: it has no valid header.
     """
     try:
         version = np.lib.format.read_magic(stream)
@@ -154,7 +154,7 @@ def read_npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
                 return np.lib.format.read_array_header_1_0(stream)
             return np.lib.format.read_array_header_2_0(stream)
     except (SyntaxError, tokenize.TokenError, MemoryError, RecursionError, TypeError, KeyError) as error:
-        # A header is parsed as Python.
+        # Python's parser raises these for a forged header.
         raise ValueError(f"no header of a .npy array ({type(error).__name__})") from None
 
 
@@ -173,7 +173,7 @@ def read_npy(stream: Any, size: int) -> np.ndarray:
     claimed = elements * dtype.itemsize
     if any(length < 0 for length in shape) or claimed > size:
         raise ValueError(
-            f"{dtype} of shape {shape} are {claimed} bytes, and it has {size}: cut short or forged"
+            f"{dtype} of shape {shape} needs {claimed} bytes, and it has {size}: cut short or forged"
         )
     flat = np.empty(math.prod(shape), dtype)
     left = memoryview(flat.view(np.uint8) if claimed else b"")  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Names of files as systems have them: clutter among them, bytes that are no text, letters in two forms.
+"""File names of all operating systems: files that the systems add, names that are not UTF-8, Unicode forms.
 
-A name on a disk is bytes. Python reads those that are not UTF-8 as half characters (surrogates), which
-neither JSON in UTF-8 nor a terminal takes. And a letter such as "é" is one character or two, the letter and
-its accent (the Unicode forms NFC and NFD): macOS unpacks names in the second, most tables have the first.
+A file name on disk is bytes. Python reads bytes that are not UTF-8 as lone surrogates, which JSON in UTF-8
+and terminals refuse. And a letter such as "é" may be one character (Unicode form NFC) or a letter and its
+accent (NFD): macOS unpacks archives with names in NFD, while most tables have NFC.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-# Windows' and Linux' folder views, macOS' icons, and the folder in which macOS' archiver keeps its own.
+# Files for the folder views of Windows and Linux, icons of macOS, and the folder that the archiver of macOS
+# adds.
 CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", ".ds_store", ".directory"}
-# macOS keeps what a file system does not take of a file's attributes in "._NAME" beside it.
+# macOS stores attributes that a file system does not support in a file "._NAME" beside the file.
 APPLE_DOUBLE = "._"
+# Folders whose listings are kept in memory.
 LISTED_FOLDERS = 256
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file, by its name or one of its folders', is one that an operating system left.
+    """Whether an operating system added this file, by its name or the name of one of its folders.
 
     Args:
         name: a path with slashes.
@@ -30,7 +32,7 @@ def is_clutter(name: str) -> bool:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is text, and not bytes that are none."""
+    """Whether a name is valid text, without bytes that are not UTF-8 (lone surrogates)."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -39,7 +41,7 @@ def is_text(name: str) -> bool:
 
 
 def as_text(value: Any) -> Any:
-    """Strings, also those in mappings and lists, with bytes that are no text escaped: "tr\\xe4urig"."""
+    """Strings, also in mappings and lists, with bytes that are not UTF-8 escaped: "tr\\xe4urig"."""
     if isinstance(value, str):
         return value if is_text(value) else _escaped(value)
     if isinstance(value, dict):
@@ -50,7 +52,7 @@ def as_text(value: Any) -> Any:
 
 
 def _escaped(text: str) -> str:
-    # Half characters that stand for no byte, as JSON can bring them, are escaped by their number.
+    # Surrogates that do not stand for a byte, which JSON may contain, are escaped by their number.
     return (
         "".join(f"\\x{ord(mark) - 0xDC00:02x}" if 0xDC80 <= ord(mark) <= 0xDCFF else mark for mark in text)
         .encode(errors="backslashreplace")
@@ -59,18 +61,18 @@ def _escaped(text: str) -> str:
 
 
 def composed(text: str) -> str:
-    """Text in the form in which a letter and its accent are one character (NFC)."""
+    """Text in Unicode's form NFC, in which a letter and its accent are one character."""
     return unicodedata.normalize("NFC", text)
 
 
 def existing(path: Path) -> Path:
-    """The file of this name, or where there is none the one of the same name in another Unicode form.
+    """The file of this name; if there is none, the file of the same name in another Unicode form.
 
     Args:
         path: as a table names it.
 
     Returns:
-        `path` itself if it is there, or no other, or more than one in its place.
+        `path` itself if it exists, or if not exactly one other file has the name in another form.
     """
     if str(path).isascii() or os.path.exists(path):
         return path
@@ -85,7 +87,7 @@ def existing(path: Path) -> Path:
 
 @lru_cache(LISTED_FOLDERS)
 def _names(folder: str, changed_ns: int) -> dict[str, list[str]]:
-    """The names in a folder, by their composed form."""
+    """The names in a folder, by their form NFC. `changed_ns` is part of the cache's key only."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         names.setdefault(composed(name), []).append(name)

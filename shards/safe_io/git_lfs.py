@@ -1,4 +1,7 @@
-"""Pointers that Git LFS leaves in the place of large files, where these were not fetched with the rest."""
+"""Refuse Git LFS pointers: small text files that stand for large files which were not downloaded.
+
+Without this, the reader of such a file would say that it is damaged.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ POINTER = b"version https://git-lfs.github.com/spec"
 
 
 def refuse_pointer(path: str | Path, shown: str | None = None) -> None:
-    """Refuse a Git LFS pointer; a file that cannot be opened is left to whoever opens it next.
+    """Refuse a file that is a Git LFS pointer. A file that cannot be opened is not refused here.
 
     Args:
         path: of the file, on local disk.
-        shown: how to name it in the message.
+        shown: its name in the error message; default: the path.
 
     Raises:
-        ValueError: it is a pointer; says how to fetch the file itself.
+        ValueError: it is a pointer; says how to download the file itself.
     """
     try:
         with open(path, "rb") as file:
@@ -26,10 +29,10 @@ def refuse_pointer(path: str | Path, shown: str | None = None) -> None:
 
 
 def refuse_pointer_text(content: bytes | str, shown: str) -> None:
-    """`refuse_pointer` of content that was read already.
+    """`refuse_pointer` for content that was read already.
 
     Raises:
-        ValueError: as there.
+        ValueError: as in `refuse_pointer`.
     """
     first = content[: len(POINTER)]
     if (first.encode(errors="replace") if isinstance(first, str) else first) == POINTER:

@@ -1,4 +1,7 @@
-"""Dataclasses out of JSON that others may have written: every field known, of its type, and bounded."""
+"""Make a dataclass from JSON that others may have written; unknown fields and wrong types are refused.
+
+Model cards and positions of checkpoints are read by this.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,31 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-# Integers that torch and NumPy hold.
+# torch and NumPy hold integers below this.
 INTEGERS = 2**63
 
 
-def from_record(kind: type[T], record: Any, at: str, *, others: bool = False, finite: bool = True) -> T:
-    """A dataclass of plain fields; those that the record lacks keep their defaults.
+def from_record(
+    kind: type[T], record: Any, at: str, *, ignore_unknown: bool = False, finite: bool = True
+) -> T:
+    """Make a dataclass of plain fields; fields that the record does not have keep their defaults.
 
     Args:
         kind: the dataclass; its fields are bool, int, float, str, Literal, lists, dicts or unions of these.
-        record: what JSON gave.
-        at: what it is, for error messages.
-        others: leave fields out that the dataclass does not know, instead of refusing them.
+        record: the value read from JSON.
+        at: its name in error messages.
+        ignore_unknown: ignore fields that the dataclass does not have, instead of refusing them.
         finite: refuse floats that are NaN or infinite.
 
     Raises:
-        ValueError: no mapping, an unknown field, or a value of another type; names it. One line.
+        ValueError: not a mapping, an unknown field, or a value of another type; names it. One line.
     """
     if not isinstance(record, Mapping):
-        raise ValueError(f"{at} is no mapping")
+        raise ValueError(f"{at} is not a mapping")
     hints = get_type_hints(kind)
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     unknown = [name for name in record if name not in known]
-    if unknown and not others:
+    if unknown and not ignore_unknown:
         raise ValueError(f"{at} has a field {unknown[0]!r:.60}, which this code does not know")
     values = {name: value for name, value in record.items() if name in known}
     for name, value in values.items():
@@ -52,7 +57,7 @@ def _fits(value: Any, hint: Any, finite: bool) -> bool:
         return isinstance(value, dict) and all(_fits(each, inner[1], finite) for each in value.values())
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Torch takes no integer beyond in the place of a float either.
+        # A larger integer overflows in torch, also where a float is expected.
         small = not isinstance(value, int) or abs(value) < INTEGERS
         return number and small and (not finite or abs(value) < math.inf)
     if hint is int:

@@ -1,6 +1,6 @@
-"""JSON as its standard has it, which knows no NaN and no infinity: what is written, any reader can read.
+"""Write JSON as the standard defines it, without NaN and infinity, so that every program can read it.
 
-Python's own writer puts the words NaN and Infinity, at which jq, JavaScript and most others stop.
+Python's own writer writes the words NaN and Infinity, which jq, JavaScript and most other readers refuse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def json_text(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
-    """`value` as JSON, in one line unless there is an indent.
+    """`value` as JSON; in one line, unless `indent` is given.
 
     Raises:
         ValueError: a number in it is NaN or infinite; says where.
@@ -26,11 +26,11 @@ def json_text(value: Any, *, indent: int | None = None, ensure_ascii: bool = Tru
 
 
 def find_not_finite(value: Any, at: str = "") -> tuple[str, float] | None:
-    """Where the first number that is NaN or infinite stands in nested mappings and lists, and the number.
+    """The first number in nested mappings and lists that is NaN or infinite, with its position ("optim.lr").
 
     Args:
-        value: to look through.
-        at: where `value` itself stands: "optim" gives "optim.lr".
+        value: to search.
+        at: position of `value` itself: "optim" gives "optim.lr".
     """
     if isinstance(value, float):
         return None if math.isfinite(value) else (at, float(value))

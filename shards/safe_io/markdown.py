@@ -1,7 +1,7 @@
-"""Markdown that holds words of data: names of classes, datasets and files are shown, never interpreted.
+"""Write Markdown with text from data, such as names of classes, which is shown and never interpreted.
 
-`Markdown` is text that is Markdown already; every other text is escaped where it enters a table, a code span
-or a block. So are control characters, which no page needs.
+A value of the type `Markdown` is Markdown already. Any other text is escaped when it is put into a table, a
+code span or a code block, control characters included. Reports, model cards and TensorBoard texts use this.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from collections.abc import Iterable, Sequence
 
 from shards.safe_io.printable import column_sides, printable, printable_lines
 
-# "<", and "&" where an entity may follow: not every dialect of Markdown takes a backslash before them.
+# "<", and "&" before an entity, become entities: not every dialect of Markdown allows a backslash before
+# them.
 ENTITIES = re.compile(r"<|&(?=[\w#])")
-# What begins markup anywhere in a line; "_" does not within a word.
+# Characters that begin markup anywhere in a line; "_" does not begin any within a word.
 MARKS = re.compile(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])")
 
 
 class Markdown(str):
-    """Text that is Markdown already, and is not to be escaped again."""
+    """Text that is Markdown already and is not escaped again."""
 
     __slots__ = ()
 
 
 def inline(text: object) -> Markdown:
-    """Any text as Markdown that shows it as it is, for within a line; `Markdown` is left alone."""
+    """Any text as Markdown that shows it unchanged, within a line; `Markdown` is returned as it is."""
     if isinstance(text, Markdown):
         return text
     marked = MARKS.sub(r"\\\g<0>", printable(text))
@@ -32,21 +33,22 @@ def inline(text: object) -> Markdown:
 
 
 def bold(text: object) -> Markdown:
-    """Any text, emphasised."""
+    """Any text in bold."""
     return Markdown(f"**{inline(text)}**")
 
 
 def code(text: object) -> Markdown:
-    """Any text as a code span in a table, where a bar needs its backslash."""
+    """Any text as a code span in a table, in which "|" needs a backslash."""
     shown = printable(text).replace("|", r"\|")
     fence = "`" * (_longest_run(shown) + 1)
-    # A space beside the fence is part of the fence: needed where the text itself begins or ends with one.
+    # Markdown removes one space beside each fence: needed if the text itself begins or ends with "`" or a
+    # space.
     margin = " " if shown[:1] in ("`", " ", "") or shown[-1:] in ("`", " ") else ""
     return Markdown(f"{fence}{margin}{shown}{margin}{fence}")
 
 
 def block(text: object, language: str = "") -> Markdown:
-    """Any lines as a code block."""
+    """Lines of text as a code block."""
     shown = printable_lines(text)
     fence = "`" * max(3, _longest_run(shown) + 1)
     return Markdown(f"{fence}{language}\n{shown.rstrip()}\n{fence}")
@@ -64,5 +66,5 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], align: str =
 
 
 def _longest_run(text: str) -> int:
-    """Backticks of the longest run of them."""
+    """Length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)

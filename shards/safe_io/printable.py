@@ -1,8 +1,8 @@
-"""Words from data on their way to a terminal or a log: what would steer a terminal is shown as an escape.
+"""Escape control characters in text from data, before it is printed to a terminal or written to a log.
 
-Keys, class names, metadata and file names come from whoever made a dataset. A control sequence in one of them
-could rewrite what the terminal shows, a line end could forge a line of a log, and a bidirectional override
-makes one name look like another.
+Keys, class names, metadata and file names are written by whoever made a dataset. A control sequence in one of
+them could change what the terminal shows, a line end could forge a line of a log, and a bidirectional
+override could make one name look like another.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from itertools import zip_longest
 
 
 def printable(text: object, keep: str = "") -> str:
-    """`text` in one line, its control and format characters as Python writes them: ESC as `\\x1b`.
+    """`text` in one line, with control and format characters escaped as in Python: ESC is `\\x1b`.
 
-    So are lone surrogates (file names in another encoding), which no terminal could encode.
+    Lone surrogates (file names that are not UTF-8) are escaped too, since a terminal cannot encode them.
 
     Args:
         text: anything; its `str` is shown.
-        keep: control characters that stay as they are.
+        keep: control characters that are not escaped.
     """
     words = str(text)
     if words.isprintable():
         return words
-    return "".join(c if c in keep or _harmless(c) else _escape(c) for c in words)
+    return "".join(c if c in keep or _is_shown(c) else _escape(c) for c in words)
 
 
 def printable_lines(text: object) -> str:
-    """As `printable`, for a text of several lines: line ends and tabs stay."""
+    """As `printable`, for text of several lines: line ends and tabs are not escaped."""
     return printable(text, keep="\n\t")
 
 
 def join_lines(lines: Iterable[object]) -> str:
-    """Lines that hold words of data as one text; a line end within such a word makes no line of its own."""
+    """Join lines that contain text from data; line ends within a line are escaped."""
     return "\n".join(map(printable, lines))
 
 
@@ -60,7 +60,7 @@ def column_sides(align: str, columns: int) -> str:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module; each of its messages stays one line that steers no terminal."""
+    """The logger of a module; each message is logged as one line, with control characters escaped."""
     logger = logging.getLogger(name)
     if not any(isinstance(known, _OneLine) for known in logger.filters):
         logger.addFilter(_OneLine())
@@ -73,8 +73,8 @@ class _OneLine(logging.Filter):
         return True
 
 
-def _harmless(character: str) -> bool:
-    # "Zs": spaces of other widths, as in "20\N{NO-BREAK SPACE}%"; only the usual one counts as printable.
+def _is_shown(character: str) -> bool:
+    # "Zs": spaces of other widths, as in "20\N{NO-BREAK SPACE}%", which Python does not count as printable.
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 

@@ -1,6 +1,6 @@
-"""Any store: local disk, http, S3, SFTP and all that fsspec knows.
+"""Read datasets from any store: local disk, http, S3, SFTP and all other file systems of fsspec.
 
-- `store`: URL -> verified local file; `cache`: within a budget, shared by processes; `file_lock`: locks
-  on open files; `retry`; `timeouts`; `sftp`
-- `credentials`: kept out of all that is shown; `local_path`: a path that a user wrote
+- `store`: URL -> verified local file; `cache`: of limited size, shared by processes; `file_lock`: locks on
+  open files; `retry`; `timeouts`; `sftp`
+- `credentials`: removed from all output; `local_path`: a path that a user wrote
 """

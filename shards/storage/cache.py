@@ -22,17 +22,17 @@ from typing import BinaryIO
 from shards.storage import file_lock
 from shards.storage.file_lock import NoFileLocks, open_locked
 
-# How long to wait for room that other users of the cache may give free.
+# How long to wait until other processes close files, so that there is room in the cache.
 ROOM_WAIT_S = 60.0
 POLL_S = 0.1
 
-CACHE_VARIABLE = "AWTPN_CACHE_DIR"  # names the cache where no option does
+CACHE_VARIABLE = "AWTPN_CACHE_DIR"  # environment variable: the cache folder if no option names one
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
 
 LOCK = ".lock"
-# Names that fetched files have: nothing else in the folder is ever removed or counted.
+# Names of cached files. Nothing else in the folder is ever removed or counted.
 CACHED = re.compile(r"[0-9a-f]{16}-[^/]+")
 PART = re.compile(r"\.[0-9a-f]{16}-[^/]+\.(\d+)\.part")
 
@@ -56,19 +56,19 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDI
 
 
 class CacheFull(OSError):
-    """The budget has no room, since all that is there is in use."""
+    """The limit is reached, and all files in the cache are in use."""
 
 
 class CacheUnwritable(OSError):
-    """The cache cannot be made or written; no ValueError, since nothing of the data is damaged."""
+    """The cache folder cannot be created or written. Not a ValueError, which would mean damaged data."""
 
 
 @contextlib.contextmanager
-def telling_of_unwritable(folder: Path) -> Iterator[None]:
-    """Say in one line how to choose another cache where `folder`, of a cache, cannot be made or written.
+def explain_unwritable(folder: Path) -> Iterator[None]:
+    """Turn an OSError about `folder`, in a cache, into one line that says how to choose another cache.
 
     Raises:
-        CacheUnwritable: it cannot; a full disk stays the OSError that it is.
+        CacheUnwritable: the folder cannot be created or written. Other OSErrors, such as a full disk, stay.
     """
     try:
         yield
@@ -85,7 +85,7 @@ def parse_bytes(size: int | str) -> int:
     """A number of bytes: 200000, "200GB" (powers of 1000) or "200GiB" (powers of 1024).
 
     Raises:
-        ValueError: neither.
+        ValueError: it is not a number of bytes.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
     if isinstance(size, bool) or not found or found[2] not in UNITS:
@@ -123,7 +123,7 @@ def open_cached(
         if (file := _open_shared(path, size)) is not None:
             return file
         try:
-            with telling_of_unwritable(cache.folder):
+            with explain_unwritable(cache.folder):
                 cache.folder.mkdir(parents=True, exist_ok=True)
                 claimed = _acquire(cache, path, part, size)
         except CacheFull:
@@ -140,7 +140,7 @@ def open_cached(
                 # Else the name might survive a power cut that the content did not.
                 with open(part, "rb") as written:
                     os.fsync(written.fileno())
-                # Whoever counts meanwhile could miss both names.
+                # Under the lock: a process that adds up sizes at this moment could see neither name.
                 with _locked(cache.root / LOCK):
                     os.replace(part, path)
             except BaseException:
@@ -194,7 +194,7 @@ def _make_room(cache: Cache, part: Path, size: int) -> None:
     files = sorted(found for found in _files(cache.root) if found[1] != part)
     held = sum(each for _, _, each in files)
     for _, path, each in files:
-        # What does not fit into an empty cache is no reason to empty it.
+        # Nothing is removed for a file that would not even fit into an empty cache.
         if held + size <= cache.limit or size > cache.limit:
             break
         if (unused := _open_exclusive(path)) is not None:

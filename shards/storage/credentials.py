@@ -1,8 +1,8 @@
-"""Keeping credentials out of everything that is printed, logged, raised or recorded.
+"""Remove credentials from everything that is printed, logged, raised or recorded.
 
-Code that is given a URL, storage options or a command line tells `remember_secrets` or `remember_command`.
-From then on `redact` blots their secrets out of any text, and beside them whatever looks like one: user and
-password or the query of a URL, an authorization header, a token of a well-known form.
+Code that gets a URL, storage options or a command line calls `remember_secrets` or `remember_command` first.
+From then on `redact` replaces these secrets in any text, and also what looks like a secret: user, password
+and query of a URL, an authorization header, a token of a known form.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ import yaml
 
 from shards.safe_io.bounded_yaml import parse_yaml
 
-BLOT = "***"
-# Shorter secrets are blotted out within URLs and options only: in a text "a" stands everywhere.
+REDACTED = "***"
+# Shorter secrets are replaced in URLs and options only: a secret "a" would match everywhere in a text.
 SHORTEST = 4
-# Shorter ones are blotted out where they are a word of their own: "pass" not in "passes".
+# Shorter secrets are replaced only as whole words: "pass" is not replaced in "passes".
 SHORTEST_WITHIN_WORDS = 8
-# Pieces of a password that a file system took for a host or a port, worth blotting out.
+# Pieces of a password which a file system took for a host or a port are replaced if they have this length.
 SHORTEST_PIECE = 3
-# A user's name is no secret, but services take tokens in its place: nobody's name is as long as these.
+# A user name is not secret, but some services take a token in its place. Longer "names" count as tokens.
 LONGEST_NAME = 15
 
 # Variables from which file systems take credentials: AWS_SECRET_ACCESS_KEY, HF_TOKEN, ...
 SECRET_VARIABLE = re.compile(
     r"((^|_|API)KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?|CONNECTION_STRING)S?(_|$)"
 )
-# Shorter values of such variables are flags, and blotting them out would make messages unreadable.
+# Shorter values of such variables are flags, not secrets; replacing them would make messages unreadable.
 SHORTEST_VARIABLE = 8
-# User and password in a URL, up to the last "@": a password may hold "/", "@", "?" and "#" that should be
-# encoded, and better hide too much of a path than show half of it. A port is none, nor is what begins a
-# chained URL. (`Path` turns "//" into "/".)
+# User and password in a URL, up to the last "@": a password may hold "/", "@", "?" and "#" that the user did
+# not encode; it is better to hide too much of a path than to show a part of the password. A port is not a
+# password, and neither is "::" of a chained URL. (`Path` turns "//" into "/".)
 USER = re.compile(
     r"(?P<slashes>:/{1,2}|//)"
     r"(?:(?P<user>[^/@:?#\s]*):(?!:|\d{2,5}(?:[/?#]|$))(?P<password>[^?]*|[^/@]*)@|(?P<alone>[^/@?#\s]*)@)"
 )
 # The protocols whose URLs name a container before the "@", or a user who needs no password.
 NO_TOKEN = re.compile(r"(abfss?|wasbs?|az|sftp|ssh|ftp|smb|hdfs|webhdfs)$")
-# Options that say where, how or in whose name; and options that are secrets even if they are numbers.
+# Options that are not secret: addresses, modes, user names. And options that are secret even if they are
+# numbers.
 HARMLESS_OPTION = re.compile(
     r"url|region|protocol|endpoint|version|mode|style|profile|project|encoding|agent|accept|content-"
     r"|account_name|user(name)?$|login$|host",
     re.IGNORECASE,
 )
 SECRET_OPTION = re.compile(r"pass|pw|secret|token|key|auth|pin$|credential", re.IGNORECASE)
-# Of the pairs that HTTP encodes together.
+# Options that hold the user name which HTTP encodes together with the password.
 NAME_OPTION = re.compile(r"user|login|^key$", re.IGNORECASE)
 
 STORAGE_OPTIONS = "storage_options"
-# What looks like a secret, wherever it came from.
+# What looks like a secret, in any text.
 URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^\s\"'<>]+")
 OPTION_IN_TEXT = re.compile(
     r"""(--[\w.]*storage_options  # and what follows: =VALUE; an entry's .NAME VALUE; quoted text or a mapping
@@ -78,7 +79,7 @@ TOKEN_IN_TEXT = re.compile(
     r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9]{16,}\w*|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"
 )
 
-# All secrets of this process. A dict, whose changes are atomic: no lock that a fork could find held.
+# All secrets of this process. A dict, since its changes are atomic: a lock could be held at a fork.
 _remembered: dict[str, None] = {}
 _compiled: tuple[int, re.Pattern[str] | None] = (0, None)
 
@@ -87,13 +88,13 @@ _compiled: tuple[int, re.Pattern[str] | None] = (0, None)
 
 
 def redact_url(url: str) -> str:
-    """The URL without user, password and query (signed URLs carry credentials there), to be shown.
+    """The URL without user, password and query (signed URLs have credentials there), to be shown.
 
-    The fragment stays where it is the name of a split.
+    The fragment stays if it is the name of a split.
     """
     address, mark, fragment = _without_user(url).partition("#")
     if "=" in fragment:
-        fragment = BLOT
+        fragment = REDACTED
     return address.partition("?")[0].rstrip("/") + mark + fragment.partition("?")[0]
 
 
@@ -104,10 +105,10 @@ def _without_user(url: str) -> str:
 def secrets_in(url: str = "", storage_options: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Everything in URL, options and environment that may be a credential, the longest first.
 
-    Better one word too many: the result is only used to blot out parts of messages.
+    It may contain words that are not secret: they are only used to replace parts of messages.
     """
     found = {*_of_url(url), *_of_options(storage_options or {}), *_of_environment()}
-    # A file system may show them encoded, or decode what came in the URL.
+    # A file system may show them in encoded form, or decode those that came in the URL.
     return tuple(
         sorted({form for secret in found if secret for form in _forms(secret)}, key=lambda x: (-len(x), x))
     )
@@ -121,7 +122,7 @@ def _of_url(url: str) -> Iterator[str]:
             yield from (piece for piece in re.split("[/@?#]", password) if len(piece) >= SHORTEST_PIECE)
             yield _basic(user, password)
         protocol = url[: found.start()].rpartition("::")[2].rpartition("=")[2]
-        # Of "TOKEN@", "TOKEN:@" and "TOKEN:x-oauth-basic@" the user is the token.
+        # In "TOKEN@", "TOKEN:@" and "TOKEN:x-oauth-basic@" the user name is the token.
         if user and not NO_TOKEN.match(protocol):
             bare = password in (None, "", "x-oauth-basic")
             if len(user) > LONGEST_NAME or (bare and len(user) >= SHORTEST):
@@ -170,7 +171,7 @@ def _of_value(name: str, value: Any) -> Iterator[str]:
 
 def _of_environment() -> Iterator[str]:
     for name, value in os.environ.items():
-        # The path of a file with credentials is not secret.
+        # The path of a file that holds credentials is not secret.
         if SECRET_VARIABLE.search(name) and len(value) >= SHORTEST_VARIABLE and not os.path.exists(value):
             yield value
 
@@ -181,7 +182,7 @@ def _basic(user: str, password: str) -> str:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """The ways in which libraries, shells and pages write a secret."""
+    """The encodings in which libraries, shells and web pages show a secret."""
     for plain in {secret, unquote(secret)}:
         coded = plain.encode(errors="surrogateescape")
         yield plain
@@ -192,18 +193,18 @@ def _forms(secret: str) -> Iterator[str]:
             yield base64.urlsafe_b64encode(coded).decode().rstrip("=")
 
 
-# --- The register --------------------------------------------------------------------------------
+# --- Remembered secrets --------------------------------------------------------------------------
 
 
 def remember_secrets(url: str = "", storage_options: Mapping[str, Any] | None = None) -> None:
-    """From now on `redact` blots out what in URL, options and environment may be a credential."""
+    """Make `redact` replace everything in URL, options and environment that may be a credential."""
     for secret in secrets_in(url, storage_options):
         if len(secret) >= SHORTEST:
             _remembered.setdefault(secret)
 
 
 def remember_command(words: Sequence[str]) -> None:
-    """`remember_secrets` of a command line, well-formed or not: to be called before it is parsed."""
+    """`remember_secrets` of a command line. Call it before parsing, whose errors may quote the words."""
     remember_secrets()
     for i, word in enumerate(words):
         if ":/" in word:
@@ -212,7 +213,7 @@ def remember_command(words: Sequence[str]) -> None:
         if names_storage_options(name):
             given = [value] if mark else [*words[i + 1 : i + 2]]
             if given and given[0].startswith("{") and not given[0].endswith("}"):
-                # Not quoted: the shell has cut it into words.
+                # The user did not quote it, so the shell split it into words.
                 rest = words[i + 1 :] if mark else words[i + 2 :]
                 end = next((n for n, other in enumerate(rest) if other.endswith("}")), len(rest))
                 until = next((n for n, other in enumerate(rest) if other.startswith("--")), len(rest))
@@ -223,25 +224,26 @@ def remember_command(words: Sequence[str]) -> None:
 
 
 def remember_written(name: str, text: str) -> None:
-    """`remember_secrets` of an option's value as it is written on a command line: JSON, YAML or a word."""
+    """`remember_secrets` of an option's value as written on a command line: JSON, YAML or a word."""
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping):
-        # Malformed, so that an error may show it: whatever stands for a value.
+        # It may be malformed, and an error message may quote it: every word that may be a value counts as
+        # secret.
         pieces = re.findall(r"(?<=[:=\s\"'])[^\"',{}\[\]\s]*[^\"',:{}\[\]\s](?![^\"',{}\[\]\s])", f" {text}")
         value = {"secret": [text, *pieces]} if re.search(r"[{\[:]", text) else {name: text}
     remember_secrets(storage_options=value)
 
 
 def forget_secrets() -> None:
-    """Empty the register, for tests."""
+    """Forget all secrets, for tests."""
     _remembered.clear()
 
 
 def names_storage_options(option: str) -> bool:
-    """Whether it is `--storage_options`, an abbreviation, an entry of it, or a slip of the pen."""
+    """Whether it is `--storage_options`, an entry of it, or an abbreviation or misspelling of it."""
     if not option.startswith("--"):
         return False
     return any(
@@ -265,43 +267,43 @@ def _pattern() -> re.Pattern[str] | None:
     return _compiled[1]
 
 
-# --- Blotting out --------------------------------------------------------------------------------
+# --- Redaction -----------------------------------------------------------------------------------
 
 
 def redact(text: object) -> str:
-    """The text without any secret: those that were remembered, and what looks like one."""
+    """The text with all secrets replaced: those that were remembered, and what looks like one."""
     shown = str(text)
     if (pattern := _pattern()) is not None:
-        shown = pattern.sub(BLOT, shown)
-    shown = OPTION_IN_TEXT.sub(rf"\1{BLOT}", shown)
-    shown = HEADER_IN_TEXT.sub(rf"\1\2{BLOT}", shown)
-    shown = FIELD_IN_TEXT.sub(rf"\1\2{BLOT}", shown)
-    shown = TOKEN_IN_TEXT.sub(BLOT, shown)
+        shown = pattern.sub(REDACTED, shown)
+    shown = OPTION_IN_TEXT.sub(rf"\1{REDACTED}", shown)
+    shown = HEADER_IN_TEXT.sub(rf"\1\2{REDACTED}", shown)
+    shown = FIELD_IN_TEXT.sub(rf"\1\2{REDACTED}", shown)
+    shown = TOKEN_IN_TEXT.sub(REDACTED, shown)
     return URL_IN_TEXT.sub(_redact_match, shown) if ":/" in shown else shown
 
 
 def _redact_match(found: re.Match[str]) -> str:
     shown = _without_user(found[0])
-    # "URL?..." is how messages tell of a query that they do not show.
-    shown = re.sub(r"\?(?!\.\.\.)[^\s#)\]]+", f"?{BLOT}", shown)
-    return re.sub(r"#[^\s)\]]*=[^\s)\]]*", f"#{BLOT}", shown)
+    # Our own messages write "URL?..." for a query that they do not show.
+    shown = re.sub(r"\?(?!\.\.\.)[^\s#)\]]+", f"?{REDACTED}", shown)
+    return re.sub(r"#[^\s)\]]*=[^\s)\]]*", f"#{REDACTED}", shown)
 
 
 def shown_words(words: Sequence[str]) -> list[str]:
-    """The words of a command line as they may be shown: URLs without credentials, no storage options.
+    """The words of a command line to be shown: URLs without credentials, and no storage options.
 
-    Those that differ hold what is secret.
+    Words that differ from the given ones hold secrets.
     """
     shown, secret = [], False
     for word in words:
         name, mark, _ = word.partition("=")
         option = names_storage_options(name)
         if secret:
-            shown.append(BLOT)
+            shown.append(REDACTED)
         elif option and mark:
-            shown.append(f"{name}={BLOT}")
+            shown.append(f"{name}={REDACTED}")
         elif not option and STORAGE_OPTIONS in word:  # --data '{"storage_options": {...}}'
-            shown.append(f"{name}={BLOT}" if mark and name.startswith("--") else BLOT)
+            shown.append(f"{name}={REDACTED}" if mark and name.startswith("--") else REDACTED)
         else:
             shown.append(redact(redact_url(word) if ":/" in word else word))
         secret = option and not mark
@@ -309,10 +311,10 @@ def shown_words(words: Sequence[str]) -> list[str]:
 
 
 def redact_command(words: Sequence[str]) -> str:
-    """A command line for the record."""
+    """A command line without secrets, to be recorded."""
     return " ".join(shlex.quote(word) for word in shown_words(words))
 
 
 def has_secrets(word: str) -> bool:
-    """Whether a word of a command line shows a credential: of a URL, or among options for file systems."""
+    """Whether a word of a command line holds a credential, in a URL or in storage options."""
     return STORAGE_OPTIONS in word or redact(word) != word

@@ -1,4 +1,7 @@
-"""A path that a user names -> a path on this machine; never a folder whose name is a URL."""
+"""Turn a path that a user wrote into a path on this machine, and refuse URLs where only paths are supported.
+
+Without the check, `Path("s3://bucket/run")` would create a local folder named "s3:".
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 from shards.storage.credentials import redact_url
 
-# "s3://bucket/run", "simplecache::s3://...", and "s3:/bucket/run", which a Path makes of the first.
+# "s3://bucket/run", "simplecache::s3://...", and "s3:/bucket/run", into which Path turns the first.
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)(?:::|:/)")
 LOCAL_SCHEMES = ("file", "local")
 
@@ -18,10 +21,10 @@ def local_path(text: str | Path, what: str = "") -> Path:
 
     Args:
         text: what the user wrote.
-        what: the key or option, for the error.
+        what: name of the key or option, for the error message.
 
     Raises:
-        ValueError: a URL of another scheme, which this place does not take; or a `~USER` that does not exist.
+        ValueError: a URL of another scheme than `file`, or a `~USER` that does not exist.
     """
     text, shown = str(text), f"{what} {redact_url(str(text))}".lstrip()
     if found := URL.match(text):
@@ -38,7 +41,8 @@ def local_path(text: str | Path, what: str = "") -> Path:
         text = f"/{rest}"
     elif text.lower().startswith("file:"):
         raise ValueError(f"{shown}: write file:///ABSOLUTE/PATH, or the path alone")
-    expanded = os.path.expanduser(text)  # of the text, since a Path makes "~" of "./~"
+    # Expand the text and not a Path, which would turn "./~", a folder of that name, into "~".
+    expanded = os.path.expanduser(text)
     if expanded == text and text.startswith("~"):
         user = text.partition("/")[0]
         raise ValueError(f"{shown}: no home folder is known for {user}; a file of that name: ./{user}")
@@ -46,7 +50,7 @@ def local_path(text: str | Path, what: str = "") -> Path:
 
 
 def local_or_url(text: str) -> str:
-    """A dataset's address for where a path or a URL will do: local ones as `local_path` has them."""
+    """An address that may be a path or a URL: paths and file URLs become paths as in `local_path`."""
     found = URL.match(text)
     is_local = text.startswith("~") if found is None else found[1].lower() in LOCAL_SCHEMES
     return str(local_path(text)) if is_local else text

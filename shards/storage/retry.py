@@ -1,4 +1,9 @@
-"""Calling a store again while it fails in ways that may pass, and giving up in bounded time."""
+"""Repeat a request to a store while it fails with errors that may be temporary; give up after a limited time.
+
+`store.call_store` wraps every request to a remote store in `retrying`, so that a run survives a server
+restart or a lost connection. Errors that a repetition cannot change, such as a missing file, are raised at
+once.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +17,19 @@ from typing import TypeVar
 from shards.safe_io.printable import get_logger
 from shards.storage.credentials import redact
 
-# Pauses of 0.5, 1, 2, ... 16, 16 s: a server that restarts within about 45 s is waited for.
+# Pauses of 0.5, 1, 2, ... 16, 16 s, so that a server may take about 45 s to restart.
 ATTEMPTS = 8
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 16.0
-# Where each attempt hangs until its own timeout, fewer of them are enough.
-PATIENCE_S = 120.0
-# Wrong bytes may be a proxy's fault and pass; but each attempt moves a whole shard.
+# No further attempt begins after this time: attempts that hang until their timeout take much longer than
+# pauses.
+RETRY_BUDGET_S = 120.0
+# Wrong content may be a temporary error of a proxy; but each attempt transfers a whole shard, so there are
+# few.
 CONTENT_ATTEMPTS = 3
 
-# Asking again changes nothing about these. (Stores answer FileNotFoundError to a wrong bucket, too; a missing
-# package and an unknown storage option show at the first call.)
+# Errors that a repetition does not change. (Stores raise FileNotFoundError for a wrong bucket too; a missing
+# package or an unknown storage option raises ImportError or TypeError at the first call.)
 PERMANENT = (
     FileNotFoundError,
     PermissionError,
@@ -32,15 +39,16 @@ PERMANENT = (
     ImportError,
     TypeError,
 )
-# botocore's, google-auth's and paramiko's, which are no OSErrors: by name, since none of them need be there.
-REFUSED = {
+# Authentication errors of botocore, google-auth and paramiko, which are not OSErrors. By name, since these
+# packages are optional.
+AUTH_ERRORS = {
     *("NoCredentialsError", "PartialCredentialsError"),
     *("NoAuthTokenError", "RefreshError"),
     *("AuthenticationException", "BadHostKeyException"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# Nor about these, which are no kinds of error of their own.
-LASTING = (*DISK_FULL, errno.EROFS, errno.ENAMETOOLONG)
+# Permanent errors that have no class of their own.
+PERMANENT_ERRNOS = (*DISK_FULL, errno.EROFS, errno.ENAMETOOLONG)
 
 T = TypeVar("T")
 
@@ -48,7 +56,7 @@ logger = get_logger(__name__)
 
 
 class WrongContent(Exception):
-    """What arrived is not what the manifest names: cut short on its way, or another file by now."""
+    """A downloaded file is not the one that the manifest names: cut short in transfer, or replaced since."""
 
 
 def retrying(
@@ -56,42 +64,44 @@ def retrying(
     url: str,
     stop: threading.Event | None = None,
 ) -> T:
-    """Call, and call again with growing pauses.
+    """Call, and repeat the call with growing pauses while it fails with errors that may be temporary.
 
     Args:
-        call: asks the store for something.
+        call: sends a request to the store.
         url: for messages.
-        stop: set when what is asked for is no longer wanted; nothing is asked, nor waited for, from then on.
+        stop: set when the result is no longer needed; no further attempt is made, and pauses end.
 
     Raises:
-        FileNotFoundError, PermissionError, ...: at once, with secrets removed.
-        ValueError: what came was the wrong content, time and again.
-        OSError: the last cause, after the last attempt; a full or read-only disk at once; or it was stopped.
+        FileNotFoundError, PermissionError, ...: permanent errors, at once, with secrets removed.
+        ValueError: the content was wrong in all attempts.
+        OSError: after the last attempt, with the last cause; at once for a full or read-only disk; or `stop`
+            was set.
     """
     stop = stop or threading.Event()
     begin = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         if stop.is_set():
-            raise OSError(f"{url}: no longer wanted")
+            raise OSError(f"{url}: no longer needed")
         try:
             return call()
-        # Whatever it is: aiohttp's and botocore's errors for a server that died are no OSErrors.
+        # Any exception: the errors of aiohttp and botocore for a lost server are not OSErrors.
         except Exception as error:
             cause = redact(error)
             if isinstance(error, PERMANENT):
                 raise type(error)(f"{url}: {cause}") from None
-            if _refused(error):
+            if _is_auth_error(error):
                 raise PermissionError(
                     f"{url}: {type(error).__name__}: {cause}; check the credentials"
                 ) from None
-            if isinstance(error, OSError) and error.errno in LASTING:
+            if isinstance(error, OSError) and error.errno in PERMANENT_ERRNOS:
                 raise OSError(error.errno, f"{url}: {cause}") from None
             most = CONTENT_ATTEMPTS if isinstance(error, WrongContent) else ATTEMPTS
-            if attempt >= most or time.monotonic() - begin > PATIENCE_S:
+            if attempt >= most or time.monotonic() - begin > RETRY_BUDGET_S:
                 kind = ValueError if isinstance(error, WrongContent) else OSError
                 raise kind(
                     f"{url}: {attempt} attempts failed, the last by {type(error).__name__}: {cause}"
                 ) from None
+            # Random, so that many ranks do not ask a restarted server at the same moment.
             pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
             logger.warning(
                 "%s: %s: %s; trying again in %.1f s", url, type(error).__name__, cause[:300], pause
@@ -100,8 +110,8 @@ def retrying(
     raise AssertionError("unreachable")
 
 
-def _refused(error: Exception) -> bool:
-    """Whether the store knows no such user, or not with these rights."""
-    # gcsfs says nothing but the word.
+def _is_auth_error(error: Exception) -> bool:
+    """Whether the store refuses the credentials or lacks a permission."""
+    # gcsfs raises a plain OSError with this text.
     forbidden = type(error) is OSError and str(error).startswith("Forbidden")
-    return forbidden or type(error).__name__ in REFUSED or getattr(error, "status", None) in (401, 403)
+    return forbidden or type(error).__name__ in AUTH_ERRORS or getattr(error, "status", None) in (401, 403)

@@ -1,7 +1,8 @@
-"""One SSH connection among threads: asked in turn, not waited for without end, opened again when lost.
+"""Share one SFTP connection among threads: one request at a time, with a timeout, and reconnect when lost.
 
-paramiko's SFTP client gives the answer to one thread's question to another (measured: two threads that ask at
-once both wait for ever), waits for a frozen server without end, and stays dead once its server has been away.
+paramiko's SFTP client needs all three. It mixes up the answers of threads (measured: two threads that send
+requests at the same time both wait for ever), it waits for a hanging server without limit, and it never
+reconnects.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from shards.storage.timeouts import READ_S
 
 T = TypeVar("T")
 
-# By file system, which has one connection each; downloads from several hosts go side by side.
-_turns: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+# One lock per file system, which has one connection; downloads from several hosts run in parallel.
+_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 
 
 def call_serialized(fs: Any, call: Callable[[], T]) -> T:
-    """`call()`, which uses `fs`; other threads that ask the same one wait for their turn.
+    """`call()`, which uses `fs`, while no other thread uses it.
 
     Args:
         fs: an fsspec SFTPFileSystem.
-        call: asks it for something.
+        call: sends a request to it.
 
     Raises:
         Exception: what `call` raises, or paramiko when it cannot connect again.
     """
-    with _turns.setdefault(fs, threading.RLock()):
+    with _locks.setdefault(fs, threading.RLock()):
         transport = fs.client.get_transport()
         if transport is None or not transport.is_active():
             fs.client.connect(fs.host, **fs.ssh_kwargs)
@@ -40,6 +41,6 @@ def call_serialized(fs: Any, call: Callable[[], T]) -> T:
         except (FileNotFoundError, PermissionError):
             raise
         except Exception:
-            # Answers under way would be taken for those to the next question.
+            # Close: an answer that arrives late would be taken for that of the next request.
             fs.client.close()
             raise

@@ -1,8 +1,8 @@
-"""Any fsspec URL -> verified local files.
+"""Open a dataset at any fsspec URL, and give its files as verified local files.
 
-Local datasets are read in place. Files of remote ones are fetched whole into a cache that the processes of a
-node share (`cache`), by calls that are repeated while they fail in ways that may pass (`retry`). Credentials
-stay out of every message (`credentials`).
+Local datasets are read in place. Files of remote datasets are downloaded as a whole into a cache that the
+processes of a node share (`cache`). Requests are repeated on temporary errors (`retry`), and credentials are
+removed from every message (`credentials`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from shards.storage.cache import CACHE_VARIABLE, ROOM_WAIT_S, Cache, CacheFull, 
 from shards.storage.credentials import redact, redact_url, remember_secrets
 from shards.storage.local_path import local_path
 from shards.storage.retry import DISK_FULL, WrongContent, retrying
-from shards.storage.timeouts import EXTRAS, SFTP, with_patience
+from shards.storage.timeouts import EXTRAS, SFTP, with_timeouts
 
 T = TypeVar("T")
 
 
 def default_cache() -> Path:
-    """The cache where no option names one."""
+    """The cache folder if no option names one."""
     if named := os.environ.get(CACHE_VARIABLE):
         return local_path(named, CACHE_VARIABLE)
     home = os.path.expanduser("~")
-    # A user whom nobody knows a home of is told, once a cache is needed, that it cannot be written.
+    # A user without a home folder gets the error that the cache cannot be written, and only if one is needed.
     return Path("/nonexistent" if home == "~" else home) / ".cache" / "awtpn-shards"
 
 
@@ -50,10 +50,11 @@ class Store:
         url: for messages and comparisons; without credentials.
         fs: the fsspec file system.
         root: path of the folder on `fs`.
-        cache: for fetched files; None where the files are local and read in place.
-        indexed: folder on local disk for what indexing a read-only place adds to it (see `foreign`).
-        overlay: `indexed` where the manifest came from there, and files are to be looked for there first.
-        stop: set when what is being fetched is no longer wanted.
+        cache: for downloaded files; None if the files are local and read in place.
+        indexed: local folder in the cache for the indexes or decoded shards that `tools.index_tars` cannot or
+            need not write beside the tars.
+        overlay: `indexed`, if the manifest was found there; files are then looked for there first.
+        stop: set when the files being downloaded are no longer needed.
     """
 
     url: str
@@ -79,7 +80,7 @@ def split_url(url: str) -> tuple[str, str, str | None]:
 
 
 def dataset_name(url: str) -> str:
-    """The name of a dataset's folder, for other files and folders: nothing of it can be a credential.
+    """The name of a dataset's folder, to name other files and folders by; it holds no credentials.
 
     "https://me:secret@host/iemocap/manifest.json?token=secret#dev" is "iemocap".
     """
@@ -103,8 +104,8 @@ def open_store(
         cache_limit: bytes that the cache may hold, over all datasets in it; a number, or like "200GB".
 
     Raises:
-        ValueError: no file system for this URL, its package is missing, or no such limit; or a URL with a
-            query.
+        ValueError: there is no file system for this URL or its package is missing, the limit is not a number
+            of bytes, or the URL has a query.
     """
     options = storage_options or {}
     remember_secrets(url, options)
@@ -115,28 +116,29 @@ def open_store(
             "data.storage_options (--storage_options), as the file system takes it"
         )
     limit = None if cache_limit is None else parse_bytes(cache_limit)
-    patient = with_patience(url, options)
+    all_options = with_timeouts(url, options)
     try:
-        if url.partition("://")[0] in SFTP:  # which connects at once
-            fs, root = retrying(lambda: url_to_fs(url, **patient), shown)
+        # Only SFTP connects when the file system is made, so only then it can fail temporarily.
+        if url.partition("://")[0] in SFTP:
+            fs, root = retrying(lambda: url_to_fs(url, **all_options), shown)
         else:
-            fs, root = url_to_fs(url, **patient)
+            fs, root = url_to_fs(url, **all_options)
     except (ImportError, ValueError, TypeError) as error:
         extra = EXTRAS.get(url.partition("://")[0]) if isinstance(error, ImportError) else None
         fix = f'; pip install "awtpn-at-scale[{extra}]"' if extra else ""
         raise ValueError(f"{shown}: cannot open: {redact(error)}{fix}") from None
-    # Two URLs that differ in anything, the endpoint's options excepted, must not share files; where only the
-    # options differ the hash in a cached file's name tells datasets apart.
-    place = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:16]
+    # One folder per URL. Two stores that differ only in their options, such as the endpoint, share a folder;
+    # the hash in a cached file's name keeps their files apart.
+    folder = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:16]
     caches = local_path(cache_dir, "cache_dir") if cache_dir else default_cache()
-    indexed = caches / f"{place}.indexed"
+    indexed = caches / f"{folder}.indexed"
     if isinstance(fs, LocalFileSystem):
         return Store(root, fs, root, None, indexed)
-    return Store(shown, fs, root, Cache(caches, caches / place, limit), indexed)
+    return Store(shown, fs, root, Cache(caches, caches / folder, limit), indexed)
 
 
-def reopened(store: Store) -> Store:
-    """The store for a process that was forked: neither connections nor event loops come along.
+def reopen_after_fork(store: Store) -> Store:
+    """The store for a forked process, with new connections and event loops: those of the parent do not work.
 
     Raises:
         OSError: the store cannot be reached.
@@ -162,7 +164,7 @@ def open_dataset(
         The folder, the manifest, and the split that the URL's fragment names.
 
     Raises:
-        ValueError: there is no dataset, or not one that this code can read.
+        ValueError: there is no dataset, or it is one that this code cannot read.
         OSError: the store cannot be reached.
     """
     folder, name, split = split_url(str(url))
@@ -177,7 +179,7 @@ def open_dataset(
 
 
 class NoManifest(ValueError):
-    """There is no manifest where one should be."""
+    """There is no manifest at the URL."""
 
 
 def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
@@ -185,7 +187,7 @@ def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
 
     Raises:
         NoManifest: there is none.
-        ValueError: it is not a manifest this code can read.
+        ValueError: it is not a manifest, or this code cannot read it.
         OSError: the store cannot be reached.
     """
     url = f"{store.url}/{name}"
@@ -194,10 +196,10 @@ def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         if store.cache is None and Path(store.root).is_file():
             raise NoManifest(
-                f"{store.url} is a file, and a packed dataset is a folder: `awtpn pack` makes one of "
-                "features, `awtpn extract` of recordings"
+                f"{store.url} is a file, and a packed dataset is a folder: `awtpn pack` makes one from "
+                "features, `awtpn extract` from recordings"
             ) from None
-        # Of a local file there is no more to say; a store may tell whether it is the bucket that is missing.
+        # The message of a remote store may say more, such as that the bucket is missing.
         cause = "" if store.cache is None else f" ({str(error).removeprefix(f'{url}: ')})"
         raise NoManifest(
             f"{url}: no such file{cause}; give the URL of a packed dataset's folder (was its packing "
@@ -207,9 +209,10 @@ def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
 
 
 def open_file(store: Store, name: str, size: int, sha256: str, wait_s: float = ROOM_WAIT_S) -> BinaryIO:
-    """Open a verified local copy of a file of the dataset, fetched if need be.
+    """Open a verified local copy of a file of the dataset, downloaded if needed.
 
-    A local file is used in place; of it only the size is checked, which is free.
+    A local file is used in place, and only its size is checked: hashing all shards at start would take
+    minutes.
 
     Args:
         store: the dataset's folder.
@@ -219,10 +222,10 @@ def open_file(store: Store, name: str, size: int, sha256: str, wait_s: float = R
         wait_s: how long to wait for room in a cache with a limit.
 
     Returns:
-        The file; as long as it is open it stays in the cache.
+        The file; while it is open it stays in the cache.
 
     Raises:
-        ValueError: the file is missing or is not the one the manifest names.
+        ValueError: the file is missing or is not the one that the manifest names.
         OSError: the store cannot be reached, or the cache is full.
     """
     if store.overlay and (store.overlay / name).is_file():
@@ -230,7 +233,8 @@ def open_file(store: Store, name: str, size: int, sha256: str, wait_s: float = R
     if store.cache is None:
         return _open_local(Path(store.root) / name, size)
     assert SHA256.fullmatch(sha256), sha256
-    # The hash in the name keeps the files of a dataset apart from those of an earlier one at the same URL.
+    # With the hash in the name, files of an earlier dataset at the same URL are not taken for files of this
+    # one.
     cached = f"{sha256[:16]}-{name}"
     url = f"{store.url}/{name}"
 
@@ -251,7 +255,7 @@ def open_file(store: Store, name: str, size: int, sha256: str, wait_s: float = R
 
 
 def fetch_new(store: Store, name: str) -> tuple[Path, int, str]:
-    """Path, size and SHA-256 of a file whose hash is not known yet; a remote one is fetched into the cache.
+    """Path, size and SHA-256 of a file that no manifest names yet; a remote one is downloaded into the cache.
 
     Raises:
         FileNotFoundError: no such file.
@@ -263,7 +267,8 @@ def fetch_new(store: Store, name: str) -> tuple[Path, int, str]:
     url = f"{store.url}/{name}"
     size = int(call_store(store, lambda: store.fs.info(f"{store.root}/{name}"), url)["size"])
     store.cache.folder.mkdir(parents=True, exist_ok=True)
-    # A name of ours, but of no hash: replaced by the next such fetch.
+    # The hash is known only after the download, so the file gets a name with zeros first. A file of that name
+    # is left from an interrupted call.
     unverified = f"{'0' * 16}-{name}"
     (store.cache.folder / unverified).unlink(missing_ok=True)
 
@@ -278,7 +283,7 @@ def fetch_new(store: Store, name: str) -> tuple[Path, int, str]:
 
 
 def read_range(store: Store, name: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file of the dataset, read where it lies.
+    """Bytes [start, stop) of a file of the dataset, without downloading all of it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -293,7 +298,7 @@ def read_range(store: Store, name: str, start: int, stop: int) -> bytes:
 
 
 def call_store(store: Store, call: Callable[[], T], url: str) -> T:
-    """Call something of the store's file system; of a remote one with patience, see `retry.retrying`."""
+    """Call a function of the store's file system; for a remote store with retries, see `retry.retrying`."""
     if store.cache is None:
         return call()
     if store.url.partition("://")[0] in SFTP:

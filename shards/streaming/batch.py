@@ -1,4 +1,8 @@
-"""What a rank gets per step: utterances of different lengths, packed without padding."""
+"""What a rank gets per step: utterances of different lengths, packed without padding.
+
+`FeatureStream` makes a `FeatureBatch` per step; the trainer cuts it into micro-batches and moves it to a
+device.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +31,12 @@ class Ragged:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Steps per sequence, [B] int32, on the device of `offsets`."""
+        """Time steps per sequence, [B] int32, on the device of `offsets`."""
         return self.offsets[1:] - self.offsets[:-1]
 
     @property
     def host_lengths(self) -> list[int]:
-        """Steps per sequence, known without waiting for a device."""
+        """Time steps per sequence, known without waiting for a device."""
         lengths: list[int] = self.host_offsets.diff().tolist()
         return lengths
 
@@ -48,12 +52,12 @@ class FeatureBatch:
         features: per modality the features of all B utterances; a missing modality is an empty sequence.
         label: [B] int64, positions in the manifest's classes.
         host_label: `label` on the host, so that it is known there without waiting for a device.
-        key: names of the utterances.
+        key: [B] names of the utterances.
         place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
-        first_place, num_places: the places this batch stands for; in an epoch's last step some are empty.
+        first_place, num_places: the range of places of this batch; in an epoch's last step some are empty.
         epoch, step: 0-based.
-        damaged: name and cause of each utterance that was left out, whose place is therefore empty; see
-            `FeatureStream`. Micro-batches have those of the whole batch.
+        damaged: name and cause of each utterance that was left out because it is damaged (its place is
+            empty); see `FeatureStream`. Micro-batches have those of the whole batch.
     """
 
     features: dict[str, Ragged]
@@ -68,7 +72,7 @@ class FeatureBatch:
     damaged: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Number of utterances B: 0 where all places are empty."""
+        """Number of utterances B; 0 if all places are empty."""
         return len(self.key)
 
     @property
@@ -77,7 +81,7 @@ class FeatureBatch:
         return sum(ragged.values.nbytes for ragged in self.features.values())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
-        """The batch with features and labels on `device`; what the host needs to know stays on the host."""
+        """The batch with features and labels on `device`; the attributes for the host stay on the host."""
         move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}
         features = {
             name: replace(ragged, values=ragged.values.to(**move), offsets=ragged.offsets.to(**move))
@@ -86,7 +90,7 @@ class FeatureBatch:
         return replace(self, features=features, label=self.label.to(**move))
 
     def pin(self) -> FeatureBatch:
-        """The batch in page-locked memory, from which copies to a GPU need not wait."""
+        """The batch in page-locked memory, from which copies to a GPU are asynchronous."""
         features = {
             name: replace(ragged, values=ragged.values.pin_memory(), offsets=ragged.offsets.pin_memory())
             for name, ragged in self.features.items()
@@ -105,9 +109,9 @@ class FeatureBatch:
         return self.cut([self.first_place + i * share for i in range(n + 1)])
 
     def cut(self, edges: Sequence[int]) -> list[FeatureBatch]:
-        """Cut at places: part i holds those from `edges[i]` up to `edges[i + 1]`.
+        """Cut at places: part i holds the places from `edges[i]` to `edges[i + 1] - 1`.
 
-        The features are views. Places remain those of the global batch. A part whose places are all empty has
+        The features are views. Places stay those of the global batch. A part whose places are all empty has
         no utterances.
 
         Args:
@@ -131,7 +135,7 @@ class FeatureBatch:
     def fingerprint(self) -> int:
         """Sum modulo 2^64 of a 64-bit hash of every (place, key).
 
-        Summed modulo 2^64 over ranks and micro-batches it is the same however places were dealt to them.
+        Summed modulo 2^64 over ranks and micro-batches, it is the same for every layout.
         """
         total = 0
         for place, key in zip(self.place.tolist(), self.key, strict=True):

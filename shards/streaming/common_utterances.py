@@ -1,8 +1,10 @@
-"""Which utterances of one stream another one has, too, whatever their datasets, splits and keys are called.
+"""Which utterances two streams share, whatever their datasets, splits and keys are called.
 
-Utterances are the same if all their arrays are: by the CRC-32 and the number of steps of each, which the
-indexes hold, so that no features are read. A copy in another dtype, or features that were made anew, count as
-other ones: only their keys may tell, see `common_keys`.
+Two utterances are the same if all their arrays are: compared by the CRC-32 and the number of time steps of
+each array. The indexes hold both, so no features are read. A copy in another dtype, or features that were
+extracted again, do not compare as equal; only their keys may show it, see `common_by_key`.
+
+Training uses it to refuse evaluation data that it trains on.
 """
 
 from __future__ import annotations
@@ -16,20 +18,21 @@ import numpy as np
 from shards.streaming.reader import INDEX_THREADS
 from shards.streaming.stream import FeatureStream
 
-# Beyond these the comparison would take longer than about ten seconds, and is left out.
+# With more, the comparison would take longer than about ten seconds, and is left out.
 MOST_UTTERANCES = 2_000_000
-MOST_REMOTE_INDEXES = 1_000  # small files, but each is fetched by itself
+MOST_REMOTE_INDEXES = 1_000  # small files, but each needs a request
+# Keys that are given as examples.
 NAMES = 5
 
 
 @dataclass(frozen=True)
 class Common:
-    """Utterances of a stream that another one has, too.
+    """Utterances of a stream that are also in another one.
 
     Attributes:
-        count: how many.
-        of: utterances of the stream.
-        names: keys of the first ones.
+        count: number of them.
+        of: number of all utterances of the stream.
+        names: keys of the first of them.
     """
 
     count: int
@@ -38,32 +41,32 @@ class Common:
 
 
 def same_shards(one: FeatureStream, other: FeatureStream) -> bool:
-    """Whether both read the same split, or copies of it, by the hashes of their shards."""
+    """Whether both read the same split or copies of it, compared by the hashes of their shards."""
     return _hashes(one) == _hashes(other)
 
 
 def same_dataset(one: FeatureStream, other: FeatureStream) -> bool:
-    """Whether both read splits of one dataset, or copies of it: there a key names one utterance alone."""
+    """Whether both read splits of one dataset or of copies of it, in which keys are unique."""
     return one.manifest.splits == other.manifest.splits
 
 
 def why_not_comparable(streams: list[FeatureStream]) -> str | None:
-    """Why these streams' utterances are too many to compare; None where they are not."""
+    """Why these streams are too large to compare; None if they are not."""
     utterances = sum(stream.num_utterances for stream in streams)
     if utterances > MOST_UTTERANCES:
         return f"{utterances:,} utterances are more than {MOST_UTTERANCES:,}"
-    # By their content: two streams of one split read the same files.
+    # Counted by hash, since two streams of one split read the same files.
     remote = {entry.index_sha256 for s in streams if s.store.cache is not None for entry in s.shards}
     if len(remote) > MOST_REMOTE_INDEXES:
         return f"{len(remote):,} remote index files are more than {MOST_REMOTE_INDEXES:,}"
     return None
 
 
-def contents(stream: FeatureStream) -> np.ndarray | None:
+def content_hashes(stream: FeatureStream) -> np.ndarray | None:
     """A hash of each selected utterance's arrays, [U] uint64 in the manifest's order.
 
-    It is 0 for an utterance that has none of the modalities, or whose index is damaged where the stream
-    leaves out what is damaged. None for a dataset of an early version, whose indexes hold no checksums.
+    It is 0 for an utterance without any of the modalities, and for one whose index is damaged if the stream
+    skips damage. None for a dataset of an early version, whose indexes hold no checksums.
 
     Raises:
         ValueError: an index is missing or damaged.
@@ -75,18 +78,24 @@ def contents(stream: FeatureStream) -> np.ndarray | None:
     return np.concatenate(known) if len(known) == len(found) else None
 
 
-def common(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> Common:
-    """The utterances of `other` = contents(stream) that are among `one`, contents of another stream."""
+def common_by_content(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> Common:
+    """The utterances of `stream` that another stream has too.
+
+    Args:
+        one: content hashes [U] of the other stream.
+        other: content hashes [U] of `stream`.
+        stream: to look up keys.
+    """
     found = np.flatnonzero(np.isin(other, one[one != 0]))
     return Common(len(found), len(other), list(_names(stream, found[:NAMES])))
 
 
-def common_keys(one: FeatureStream, other: FeatureStream, known: np.ndarray | None = None) -> Common:
+def common_by_key(one: FeatureStream, other: FeatureStream, known: np.ndarray | None = None) -> Common:
     """The selected utterances of `other` whose keys are among those of `one`.
 
     Args:
         one, other: streams of two datasets.
-        known: places in `other`, [U] bool in the manifest's order, that are not looked at.
+        known: [U] bool in the manifest's order: utterances of `other` to leave out.
 
     Raises:
         ValueError: an index is missing or damaged.
@@ -94,14 +103,14 @@ def common_keys(one: FeatureStream, other: FeatureStream, known: np.ndarray | No
     """
     names = np.concatenate(_keys(one))
     of_other = np.concatenate(_keys(other))
-    # No utterance has an empty key: it stands for those of a damaged index.
+    # No utterance has an empty key; it marks utterances of a damaged index.
     same = np.isin(of_other, names[names != ""])
     found = np.flatnonzero(same if known is None else same & ~known)
     return Common(len(found), len(of_other), [str(key) for key in of_other[found[:NAMES]]])
 
 
 def _keys(stream: FeatureStream) -> list[np.ndarray]:
-    """The keys of each shard's selected utterances; empty ones where its index is damaged and left out."""
+    """The keys of each shard's selected utterances; empty ones where its index is damaged and skipped."""
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         return list(pool.map(lambda shard: _keys_of_shard(stream, shard), range(len(stream.shards))))
 
@@ -140,20 +149,20 @@ def _contents_of_shard(stream: FeatureStream, shard: int) -> np.ndarray | None:
 
 
 def _mix(words: np.ndarray) -> np.ndarray:
-    """Splitmix64's finaliser: every bit of a word decides about every bit of the result, [U] uint64."""
+    """The finalizer of splitmix64: every bit of the result depends on every bit of the word, [U] uint64."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
-def _names(stream: FeatureStream, places: np.ndarray) -> Iterator[str]:
-    """Keys of the utterances at these places among the selected ones, in the manifest's order."""
+def _names(stream: FeatureStream, positions: np.ndarray) -> Iterator[str]:
+    """Keys of the utterances at these positions among the selected ones, in the manifest's order."""
     ends = np.cumsum([len(stream.selected(shard)) for shard in range(len(stream.shards))])
-    for place in places.tolist():
-        shard = int(np.searchsorted(ends, place, side="right"))
+    for position in positions.tolist():
+        shard = int(np.searchsorted(ends, position, side="right"))
         rows = stream.selected(shard)
-        yield str(stream.index(shard).key[rows[place - ends[shard]]])
+        yield str(stream.index(shard).key[rows[position - ends[shard]]])
 
 
 def _hashes(stream: FeatureStream) -> list[str]:

@@ -1,4 +1,8 @@
-"""Threads that may wait for a store: neither whoever stops them nor the interpreter's exit waits for them."""
+"""An executor whose threads may hang in a request to a store without blocking anyone.
+
+The interpreter joins the threads of a standard ThreadPoolExecutor at exit, so one download that retries for
+minutes would keep a finished process alive as long.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,22 @@ T = TypeVar("T")
 
 
 class DaemonThreads(Executor):
-    """A ThreadPoolExecutor of daemon threads: those of the standard library are joined at exit.
+    """A ThreadPoolExecutor of daemon threads.
 
     Args:
-        most: threads, each started when it has something to do; `submit` must be called from one thread.
+        max_threads: each is started when there is work for it. `submit` must be called from one thread only.
         name: of the threads.
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._max_threads, self._name = max_threads, name
         self._threads: list[threading.Thread] = []
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
 
     def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = Future()
         self._calls.put((future, partial(call, *args, **kwargs)))
-        if len(self._threads) < self._most:
+        if len(self._threads) < self._max_threads:
             thread = threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -49,8 +53,8 @@ class DaemonThreads(Executor):
 
 
 def _work(calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
-    while (asked := calls.get()) is not None:
-        future, call = asked
+    while (item := calls.get()) is not None:
+        future, call = item
         if not future.set_running_or_notify_cancel():
             continue
         try:
@@ -59,5 +63,5 @@ def _work(calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> N
             future.set_exception(error)
         else:
             future.set_result(result)
-        # Else the latest result would live until the next call.
-        del asked, future, call
+        # Else this frame would hold the result, and its memory, until the next call.
+        del item, future, call

@@ -1,4 +1,7 @@
-"""Ahead of need: batches made in a thread, and copied to a GPU while it works on the one before."""
+"""Read batches ahead in a thread, and copy the next batch to the GPU while the current one is used.
+
+`FeatureStream.epoch` uses both. Without them every step would wait for the disk, and for the copy.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 
 from shards.streaming.batch import FeatureBatch
 
-# A reader amid a retried download is not waited for any longer; its thread dies with the process.
+# How long to wait for the thread at the end. If it retries a download, it is left; it ends with the process.
 JOIN_S = 5.0
 
 T = TypeVar("T")
@@ -26,33 +29,33 @@ def read_ahead(
     budget: int,
     size_of: Callable[[T], int],
 ) -> Iterator[T]:
-    """Iterate `make(stopped)` in a thread of its own; its exceptions come out here.
+    """Iterate `make(stopped)` in a thread; its exceptions are raised here.
 
-    One thread; within a batch, reading is shared among several (see `reads`). Further ones here
+    It is one thread; the arrays of a batch are read by several (see `scattered_reads`). More threads here
     would mostly wait for the interpreter's lock.
 
     Args:
-        make: opens the iterator, in the thread that reads it. It is given an event that is set when nobody
-            wants more: the thread may be waiting for a store then.
-        depth: items that may lie ready; 0 reads without a thread, when asked.
-        budget: bytes that may lie ready. Reading goes on while less do, so that one item may exceed it:
-            however large, an item is read ahead.
+        make: opens the iterator, in the thread. It gets an event that is set when no more items are needed,
+            since the thread may be waiting for a store at that time.
+        depth: items that may be ready; 0 uses no thread and makes each item when it is asked for.
+        budget: bytes that may be ready. The next item is made while fewer are, so one item may exceed it: an
+            item of any size is read ahead.
         size_of: bytes of an item.
 
     Raises:
-        RuntimeError: the process was forked since the first item: no thread comes along.
+        RuntimeError: the process was forked since the first item; threads do not survive a fork.
     """
     stopped = threading.Event()
     if depth == 0:
         yield from make(stopped)
         return
-    born = os.getpid()
+    pid = os.getpid()
     changed = threading.Condition()
     ready: deque[tuple[T, int]] = deque()
     failure: list[BaseException] = []
     held, done = 0, False
 
-    def may_go_on() -> bool:
+    def has_room() -> bool:
         return stopped.is_set() or not ready or (len(ready) < depth and held < budget)
 
     def produce() -> None:
@@ -64,10 +67,11 @@ def read_ahead(
                     with changed:
                         ready.append((item, size))
                         held += size
-                        # Else this thread would keep a batch, and its buffer, that the consumer has let go.
+                        # Else this frame would hold the batch, and its buffer, after the consumer has freed
+                        # it.
                         del item
                         changed.notify()
-                        changed.wait_for(may_go_on)
+                        changed.wait_for(has_room)
                         if stopped.is_set():
                             break
         except BaseException as error:
@@ -80,22 +84,22 @@ def read_ahead(
     thread = threading.Thread(target=produce, name="shards-read", daemon=True)
 
     def end() -> None:
-        # After a fork the lock may be held for ever, by a thread that is not there.
-        if os.getpid() == born:
+        # In a fork the lock may be held for ever, by a thread that the fork does not have.
+        if os.getpid() == pid:
             stopped.set()
             with changed:
                 changed.notify()
             thread.join(timeout=JOIN_S)
 
     thread.start()
-    # While the interpreter shuts down, Python ends a daemon thread as it returns from a function of torch,
-    # where C++ does not allow that: the process would abort. So this thread ends before.
+    # At shutdown, Python ends a daemon thread when it returns from a function of torch, where C++ does not
+    # allow it: the process would abort. So the thread is ended before.
     atexit.register(end)
     try:
         while True:
-            if os.getpid() != born:
+            if os.getpid() != pid:
                 raise RuntimeError(
-                    "an iterator begun before a fork ends with it: begin it in the new process"
+                    "this iterator was started before a fork; start it again in the new process"
                 )
             with changed:
                 changed.wait_for(lambda: ready or done)
@@ -114,13 +118,13 @@ def read_ahead(
 
 
 def to_device_ahead(batches: Iterable[FeatureBatch], device: torch.device | str) -> Iterator[FeatureBatch]:
-    """The batches on `device`; on CUDA each is copied there while the one before is worked on.
+    """The batches on `device`; on CUDA each is copied there while the one before is used.
 
-    Copies run on a stream of their own, and overlap with work where the batches lie in page-locked memory, as
-    those of `FeatureStream` do in a process that uses CUDA. The host never waits for them: the consumer's
-    current stream does. A batch's memory on either side is reused only when all that was asked of it on both
-    streams has been done. Anywhere but on CUDA a batch is moved when its turn comes: on the CPU it passes
-    unchanged.
+    Copies run on a CUDA stream of their own. They overlap with computation if the batches are in page-locked
+    memory, as those of `FeatureStream` are in a process that uses CUDA. The host never waits for a copy; the
+    consumer's current CUDA stream does. A batch's memory, on the host and on the device, is reused only when
+    both CUDA streams have finished with it. On other devices a batch is moved when it is asked for; on the
+    CPU it stays as it is.
 
     Args:
         batches: on the host.
@@ -130,12 +134,12 @@ def to_device_ahead(batches: Iterable[FeatureBatch], device: torch.device | str)
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    copies = torch.cuda.Stream(device)
+    copy_stream = torch.cuda.Stream(device)
     waiting: tuple[FeatureBatch, torch.cuda.Event] | None = None
     for batch in batches:
-        with torch.cuda.stream(copies):
-            sent = batch.to(device, non_blocking=True), copies.record_event()
-        # The host's side is no longer needed: its pool knows of the copy.
+        with torch.cuda.stream(copy_stream):
+            sent = batch.to(device, non_blocking=True), copy_stream.record_event()
+        # The batch on the host can go: PyTorch's pool reuses its memory only after the copy.
         del batch
         if waiting is not None:
             yield _receive(*waiting)
@@ -146,7 +150,11 @@ def to_device_ahead(batches: Iterable[FeatureBatch], device: torch.device | str)
 
 
 def _receive(batch: FeatureBatch, copied: torch.cuda.Event) -> FeatureBatch:
-    """Let the current stream wait for a batch's copy, and its memory for the current stream's work."""
+    """Make the current CUDA stream wait for the copy, and mark the memory as used by this CUDA stream.
+
+    Without `record_stream` the allocator, which knows only the stream of the copy, could reuse the memory
+    while the current stream still reads it.
+    """
     current = torch.cuda.current_stream(batch.label.device)
     current.wait_event(copied)
     batch.label.record_stream(current)

@@ -1,4 +1,8 @@
-"""Rows of shards -> packed arrays, read from the page cache or the disk straight into their places."""
+"""Read utterances (rows of shards) into packed arrays, without a copy between the page cache and the batch.
+
+`FeatureStream` calls `ShardReader.features` for every batch. This and `scattered_reads` are the hot path:
+NumPy works on whole batches, and Python code per utterance is avoided.
+"""
 
 from __future__ import annotations
 
@@ -15,47 +19,49 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from shards.format.class_checks import WrongManifest, check_label, wrong_counts
+from shards.format.class_checks import WrongManifest, parse_metadata, wrong_counts
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, Modality, ShardEntry
-from shards.safe_io.bounded_json import parse_json
 from shards.storage.cache import ROOM_WAIT_S
-from shards.storage.store import Store, open_file, reopened
+from shards.storage.store import Store, open_file, reopen_after_fork
 from shards.streaming.batch import Ragged
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
 from shards.streaming.scattered_reads import Reads, crc_mismatches, read_into, read_scattered
 
-# Open files and indexes kept: well below the usual limit of 1,024 open files of a process.
+# Open files and indexes that are kept; well below the usual limit of 1,024 open files per process.
 OPEN_SHARDS = 256
-# Threads that share the arrays of a batch: reading is copying, and one core does not fill the memory bus.
+# Threads that read the arrays of a batch. Reading is copying memory, and one core does not fill the memory
+# bus.
 READ_THREADS = 2
-# Indexes fetched at a time: they are small, so the wait is for answers, not for bytes.
+# Indexes fetched at a time. They are small, so the time goes into waiting for answers, not into transfer.
 INDEX_THREADS = 8
 
+# All readers of the process, for `_after_fork`.
 _readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()
 
 
 class ShardHandle:
-    """A shard's file descriptor and index; closed when nothing refers to it any longer.
+    """A shard's open file and index; the file is closed when nothing refers to the handle any longer.
 
     Attributes:
-        where: [U, 1 + 2 m] int64: label, then per modality the offset and the steps of each utterance's
-            array, side by side so that one look-up finds all that reading a row needs.
+        locations: [U, 1 + 2 m] int64: per utterance its label, then for each of the m modalities the offset
+            and the time steps of its array. In one array, so that one look-up gives all that reading a row
+            needs.
     """
 
     def __init__(self, file: BinaryIO, index: ShardIndex, modalities: Iterable[str]) -> None:
-        # In a cache nobody removes a file that is open.
+        # While the file is open, no process removes it from the cache.
         self.file = file
         self.path = Path(file.name)
         self.index = index
         columns = [column for name in modalities for column in (index.offset[name], index.steps[name])]
-        self.where = np.stack([index.label, *columns], axis=1, dtype=np.int64)
+        self.locations = np.stack([index.label, *columns], axis=1, dtype=np.int64)
         self.fd = file.fileno()
 
-    def read_soon(self) -> None:
-        """Have the kernel read the shard from the disk in one go, ahead of the rows in the plan's order."""
+    def will_need(self) -> None:
+        """Ask the kernel to read the whole shard sequentially, before rows are read in the plan's order."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
@@ -71,9 +77,11 @@ class Utterances:
     Attributes:
         features: packed, by modality.
         label: [B] int64.
-        key: names.
-        kept: [B] int64, ascending: positions among those asked for; all of them unless some are damaged.
-        damaged: of the others the name (the key, or shard#row where the index cannot tell it) and the cause.
+        key: [B] names of the utterances.
+        kept: [B] int64, ascending: positions of the utterances read among those asked for. All, unless some
+            are damaged.
+        damaged: for each of the others its name (the key, or shard#row where the index is damaged) and the
+            cause.
     """
 
     features: dict[str, Ragged]
@@ -84,16 +92,17 @@ class Utterances:
 
 
 class ShardReader:
-    """Reads utterances of a split, keeping its latest shards open. Threads may share it, and so may forks.
+    """Reads utterances of a split, and keeps its latest shards open. Safe to use from threads and after a
+    fork.
 
     Args:
         store: the dataset's folder.
         manifest: of the dataset.
         split: name of the split.
-        modalities: those to be read; default all.
-        pool: of the buffers that are read into.
-        skip_damaged: leave out what is damaged or missing for good, instead of raising; what was found so is
-            not looked at again.
+        modalities: those to read; default all.
+        pool: of the buffers to read into.
+        skip_damaged: leave out utterances that are damaged or permanently missing, instead of raising; they
+            are remembered and not read again.
         check_crc: compare every array with the CRC-32 in its index.
     """
 
@@ -120,11 +129,14 @@ class ShardReader:
         self._damaged: dict[int, dict[int, tuple[str, str]]] = {}
         self._class_counts = np.zeros(len(manifest.classes), np.int64)
         self._counted: set[int] = set()
-        self._start(forked=False)
+        self._init_process_state(forked=False)
         _readers.add(self)
 
-    def _start(self, forked: bool) -> None:
-        """What does not survive a fork: locks that others held, threads, connections."""
+    def _init_process_state(self, forked: bool) -> None:
+        """Create what a fork does not copy in a usable state: the lock and the threads.
+
+        The store's connections are opened again only when needed, since a fork may never read.
+        """
         self._forked = forked
         self._lock = threading.Lock()
         self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
@@ -132,21 +144,21 @@ class ShardReader:
     def _store(self, stop: threading.Event | None) -> Store:
         with self._lock:
             if self._forked:
-                self.store, self._forked = reopened(self.store), False
+                self.store, self._forked = reopen_after_fork(self.store), False
             return replace(self.store, stop=stop)
 
     def index(
         self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
     ) -> ShardIndex:
-        """The index of a shard, fetched and verified if need be; the shard itself is not touched.
+        """The index of a shard, fetched and verified if need be; the shard itself is not read.
 
         Args:
             shard: number of it.
             wait_s: how long to wait for room in a cache with a limit.
-            stop: set when it is no longer wanted; then a store that is away is not waited for.
+            stop: set when it is no longer needed; then retries of an unreachable store end.
 
         Raises:
-            ValueError, OSError: as `store.open_file` and `index.load_index` do.
+            ValueError, OSError: as `store.open_file` and `index_file.load_index` do.
         """
         entry = self.shards[shard]
         sizes = entry.index_bytes, entry.index_sha256
@@ -156,10 +168,10 @@ class ShardReader:
         return index
 
     def _count_classes(self, shard: int, index: ShardIndex) -> None:
-        """Hold the manifest's class counts against the indexes that were read so far.
+        """Compare the manifest's class counts with those of the indexes read so far.
 
-        Both add up to the same number of utterances, so that counts which are nowhere exceeded when all
-        indexes are read are right.
+        Both add up to the same number of utterances. So if the indexes exceed the manifest's count of no
+        class, the counts are equal once all indexes are read.
         """
         with self._lock:
             if shard not in self._counted:
@@ -169,10 +181,10 @@ class ShardReader:
                 raise wrong_counts(self.split, self.at)
 
     def check_class_counts(self) -> None:
-        """Read the indexes that were not read yet, so that the manifest's class counts are certain.
+        """Read all indexes that were not read yet, to check the manifest's class counts.
 
         Raises:
-            WrongManifest: they are not those of the indexes.
+            WrongManifest: they differ from those of the indexes.
             ValueError, OSError: as `index` does.
         """
         with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
@@ -185,12 +197,12 @@ class ShardReader:
         try:
             self.index(shard)
         except (ValueError, FileNotFoundError) as error:
-            self._leave_out(shard, error, None)
+            self._record_damage(shard, error, None)
 
     def open(
         self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
     ) -> ShardHandle:
-        """A shard, ready to read; fetched and verified if need be; not kept where it is no longer wanted.
+        """A shard, ready to read; fetched and verified if need be. It is not kept open if `stop` is set.
 
         Args: as of `index`.
 
@@ -217,20 +229,25 @@ class ShardReader:
         return opened
 
     def _check_labels(self, opened: ShardHandle) -> None:
-        """Of a shard whose index was made before it knew the classes: compare an utterance of each.
+        """Compare the metadata of one utterance per class with the index, for an early index without classes.
 
         Raises:
-            WrongManifest: its metadata have another label.
+            WrongManifest: the metadata name another class.
         """
         for row in np.unique(opened.index.label, return_index=True)[1].tolist():
             try:
-                meta = self._meta(opened, row)
-            except ValueError:  # damaged metadata tell nothing, nor does training need them
+                self._metadata(opened, row)
+            except WrongManifest:
+                raise
+            except ValueError:
+                # Damaged metadata are no evidence about the classes, and training does not need them.
                 continue
-            self._check_label(opened, row, meta)
 
-    def keep(self, shards: Iterable[int]) -> None:
-        """Close all but these, so that a cache with a limit may remove them; else do nothing."""
+    def close_all_but(self, shards: Iterable[int]) -> None:
+        """Close all shards but these, so that a cache with a limit can remove their files.
+
+        Without a limit nothing is removed, so the shards stay open for the next epoch.
+        """
         if self.store.cache is None or self.store.cache.limit is None:
             return
         wanted = set(shards)
@@ -239,9 +256,9 @@ class ShardReader:
                 del self._open[shard]
 
     def work(self, shard: int, stop: threading.Event | None = None) -> np.ndarray:
-        """Steps of each utterance of a shard over the modalities, [U] int64; the shard itself is not touched.
+        """Time steps of each utterance of a shard, summed over modalities, [U] int64; reads only the index.
 
-        They are 0 where its index is damaged and that is to be skipped.
+        They are 0 where the index is damaged and `skip_damaged` is set.
 
         Raises:
             ValueError, OSError: as `index` does.
@@ -254,7 +271,7 @@ class ShardReader:
             steps = self.index(shard, stop=stop).steps
             total = np.stack([steps[name] for name in self.modalities]).sum(0, np.int64)
         except (ValueError, FileNotFoundError) as error:
-            self._leave_out(shard, error, stop)
+            self._record_damage(shard, error, stop)
         with self._lock:
             self._steps[shard] = total
             while len(self._steps) > OPEN_SHARDS:
@@ -276,12 +293,12 @@ class ShardReader:
             OSError: the store cannot be reached.
         """
         while True:
-            kept, damaged = self._sound(shard, row)
+            kept, damaged = self._known_damage(shard, row)
             if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
                 return Utterances(*read, kept, damaged)
 
-    def _sound(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
-        """Which of some rows are not known to be damaged, [B]; of the others name and cause."""
+    def _known_damage(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+        """Positions of the rows that are not known to be damaged, [B]; name and cause of the others."""
         lost = {}
         if self._damaged:
             for i, (s, r) in enumerate(zip(shard.tolist(), row.tolist(), strict=True)):
@@ -289,10 +306,10 @@ class ShardReader:
                     lost[i] = self._damaged[s][r]
         return np.delete(np.arange(len(row)), list(lost)), dict(lost.values())
 
-    def _leave_out(
+    def _record_damage(
         self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
     ) -> None:
-        """Remember that rows of a shard, or all, are damaged; raise the cause where that is not skipped."""
+        """Remember that these rows of a shard (default: all) are damaged; raise unless damage is skipped."""
         if not self.skip_damaged or isinstance(cause, WrongManifest):
             raise cause
         entry = self.shards[shard]
@@ -306,7 +323,7 @@ class ShardReader:
     def _read(
         self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
     ) -> tuple[dict[str, Ragged], torch.Tensor, list[str]] | None:
-        """Features, labels and keys of rows; None where damage was found: then read again without it."""
+        """Features, labels and keys of rows; None if damage was found and recorded: then read again."""
         where = np.empty((len(row), 1 + 2 * len(self.modalities)), np.int64)
         key = np.empty(len(row), object)
         order = np.argsort(shard, kind="stable")
@@ -316,11 +333,11 @@ class ShardReader:
             try:
                 opened[s] = self.open(s, stop=stop)
             except (ValueError, FileNotFoundError) as error:
-                self._leave_out(s, error, stop)
+                self._record_damage(s, error, stop)
                 return None
         for one, mine in zip(opened.values(), np.split(order, first[1:]), strict=False):
             rows = row[mine]
-            where[mine] = one.where[rows]
+            where[mine] = one.locations[rows]
             key[mine] = one.index.key[rows]
 
         features, reads = {}, []
@@ -337,20 +354,25 @@ class ShardReader:
             if not (self.skip_damaged and self._close_shrunk(opened)):
                 raise
             return None
-        if self.check_crc and self._differ(opened, shard, row, key, reads):
+        if self.check_crc and self._record_crc_mismatches(opened, shard, row, key, reads):
             return None
         label = torch.from_numpy(where[:, 0].copy())
         return features, label.pin_memory() if pin else label, key.tolist()
 
     def _close_shrunk(self, opened: dict[int, ShardHandle]) -> bool:
-        """Close shards that are shorter by now: opening them mends a cached one, or tells the damage."""
+        """Close shards whose files have become shorter. Opening them again refetches a cached file, or
+        raises.
+
+        Returns:
+            Whether there were any.
+        """
         with self._lock:
             shrunk = [s for s, one in opened.items() if os.fstat(one.fd).st_size < self.shards[s].bytes]
             for shard in shrunk:
                 self._open.pop(shard, None)
         return bool(shrunk)
 
-    def _differ(
+    def _record_crc_mismatches(
         self,
         opened: dict[int, ShardHandle],
         shard: np.ndarray,
@@ -358,22 +380,23 @@ class ShardReader:
         key: np.ndarray,
         reads: list[Reads],
     ) -> bool:
-        """Whether arrays that were read are not those of the index; they are accounted for."""
+        """Record arrays whose CRC-32 is not that of the index; whether there are any."""
         found = False
         for name, of in zip(self.modalities, reads, strict=True):
             places = list(zip(shard.tolist(), row.tolist(), strict=True))
             crc = [opened[s].index.crc[name][r] if name in opened[s].index.crc else -1 for s, r in places]
             for i in crc_mismatches(of, np.array(crc, np.int64), self._helpers, READ_THREADS):
                 (s, r), found = places[i], True
-                # One cause for all of a shard, where they are only told of.
+                # Without the key, so that skipped utterances of a shard have one cause and are reported
+                # together.
                 what = name if self.skip_damaged else f"{name} of {key[i]!r}"
                 fix = "pack it again" if self.store.cache is None else "remove this file from the cache"
-                cause = f"{opened[s].path}: {what} has not the CRC-32 of the index: damaged; {fix}"
-                self._leave_out(s, ValueError(cause), None, [r])
+                cause = f"{opened[s].path}: the CRC-32 of {what} is not that of the index: damaged; {fix}"
+                self._record_damage(s, ValueError(cause), None, [r])
         return found
 
     def _allocate(self, steps: np.ndarray, modality: Modality, pin: bool) -> tuple[Ragged, memoryview]:
-        """Packed features of the given lengths, yet to be read, and their memory."""
+        """Packed features of the given lengths, not read yet, and their memory."""
         offsets = np.zeros(len(steps) + 1, np.int32)
         np.cumsum(steps, out=offsets[1:])
         dtype = getattr(torch, modality.dtype)
@@ -383,7 +406,7 @@ class ShardReader:
         return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
 
     def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
-        """Key, and JSON member with the label's name, of rows of a shard.
+        """Key and metadata (the JSON member, with the label's name) of rows of a shard.
 
         Raises:
             ValueError: the shard is missing or damaged, or has another label than the index.
@@ -392,30 +415,24 @@ class ShardReader:
         opened = self.open(shard)
         found = []
         for row in rows:
-            meta = self._meta(opened, row)
-            self._check_label(opened, row, meta)
-            # Shards that others made may have none, or another form of the label.
+            meta = self._metadata(opened, row)
+            # Tars of other programs may have no label there, or in another form.
             label = {"label": self.manifest.classes[opened.index.label[row]]}
             found.append((str(opened.index.key[row]), meta | label))
         return found
 
-    def _meta(self, opened: ShardHandle, row: int) -> dict[str, Any]:
-        """The JSON member of a row; empty where it has none."""
-        member = bytearray(int(opened.index.json_size[row]))
-        read_into(opened.fd, memoryview(member), int(opened.index.json_offset[row]), opened.path)
-        meta = parse_json(bytes(member), f"{opened.path}: {opened.index.key[row]}") if member else {}
-        if not isinstance(meta, dict):
-            raise ValueError(f"{opened.path}: {opened.index.key[row]}: not a JSON object; pack it again")
-        return meta
-
-    def _check_label(self, opened: ShardHandle, row: int, meta: dict[str, Any]) -> None:
-        key, label = str(opened.index.key[row]), int(opened.index.label[row])
-        check_label(meta, key, label, self.manifest, str(opened.path))
+    def _metadata(self, opened: ShardHandle, row: int) -> dict[str, Any]:
+        """The JSON member of a row; raises as `parse_metadata` does."""
+        index = opened.index
+        member = bytearray(int(index.json_size[row]))
+        read_into(opened.fd, memoryview(member), int(index.json_offset[row]), opened.path)
+        key, label = str(index.key[row]), int(index.label[row])
+        return parse_metadata(bytes(member), key, label, self.manifest, str(opened.path))
 
 
 def _after_fork() -> None:
     for reader in list(_readers):
-        reader._start(forked=True)
+        reader._init_process_state(forked=True)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,8 @@
-"""Many arrays, few system calls: what lies close together in a file is read by one."""
+"""Read many arrays with few system calls: arrays that are close together in a file are read by one `preadv`.
+
+The reader calls this once per batch. The arrays of an utterance follow each other in a tar, so one call reads
+at least all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-# Between arrays that are read together lie headers, padding and small members. Copying this many bytes of
-# them costs less than another call, which must wait for the interpreter's lock when it returns.
+# Between arrays that are read together there are tar headers, padding and small members. Copying up to this
+# many bytes of them costs less than another call, which waits for the interpreter's lock when it returns.
 LARGEST_GAP = 8192
 # Buffers per call, below Linux's limit of 1,024.
 BUFFERS_PER_CALL = 512
 
-# What lies in the gaps is read into here and never looked at, by all threads at once.
+# The bytes of gaps go here. Nobody reads them, so all threads may write here at the same time.
 _GAP = memoryview(bytearray(LARGEST_GAP))
 
 
 @dataclass(frozen=True)
 class Reads:
-    """N arrays to read, into memory where they lie one after the other.
+    """N arrays to read into one block of memory, one after the other.
 
     Attributes:
-        file: [N], which file each is in.
-        offset, size: [N] each, in bytes; one of size 0 is nowhere.
-        memory: sum of sizes, in bytes.
+        file: [N] number of the file of each array.
+        offset, size: [N] each, in bytes; arrays of size 0 are not read.
+        memory: of as many bytes as the sizes add up to.
     """
 
     file: np.ndarray
@@ -41,17 +45,16 @@ def read_scattered(
 ) -> None:
     """Read all arrays, a part of them in each of `share` threads.
 
-    The kernel copies without the interpreter's lock, so threads copy at the same time; what each does with
-    the lock in between is a small part of it.
+    `preadv` releases the interpreter's lock while the kernel copies, so the threads copy at the same time.
 
     Args:
-        files: descriptor and path of each file; paths for error messages.
+        files: descriptor and path of each file; the path is for error messages.
         reads: what to read.
-        helpers: threads for all parts but one, which the caller reads itself.
+        helpers: threads for all parts but one, which the calling thread reads.
         share: number of parts.
 
     Raises:
-        ValueError: a file ends amid an array.
+        ValueError: a file ends within an array.
     """
     target = np.repeat(np.arange(len(reads)), [len(r.size) for r in reads])
     file, offset, size = (
@@ -82,19 +85,19 @@ def read_scattered(
     try:
         read_part(0)
     finally:
-        # Memory that is still written to must not be given back, whatever has gone wrong here.
+        # Wait also after an error: the caller frees the memory, and the other threads may still write to it.
         wait(others)
     for other in others:
         other.result()
 
 
 def crc_mismatches(reads: Reads, crc: np.ndarray, helpers: Executor, share: int) -> list[int]:
-    """Which arrays that were read have not the CRC-32 they should have; they are shared as in `read_all`.
+    """Numbers of the arrays whose CRC-32 differs from the one given.
 
     Args:
         reads: what was read; empty arrays are not compared.
-        crc: [N] what is wanted.
-        helpers, share: as of `read_all`.
+        crc: [N] the CRC-32 of each array by its index.
+        helpers, share: as in `read_scattered`.
     """
     ends, sizes = np.cumsum(reads.size).tolist(), reads.size.tolist()
     arrays = [place for place in zip(range(len(ends)), ends, sizes, crc.tolist(), strict=True) if place[2]]
@@ -118,29 +121,31 @@ def _read_run(fd: int, path: Path, parts: list[memoryview], offsets: list[int], 
             buffers += (_GAP[:gap], part)
         if os.preadv(fd, buffers, offsets[0]) == offsets[-1] + len(parts[-1]) - offsets[0]:
             return
-    # There is no such call, or it ended early: by a signal, the kernel's limit per call, or the file's end.
+    # There is no preadv, or it read less: because of a signal, the kernel's limit per call or the file's end.
     for part, offset in zip(parts, offsets, strict=True):
         read_into(fd, part, offset, path)
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
-    """Fill `view` with the bytes of a file from `offset` on, in one system call as a rule.
+    """Fill `view` with the bytes of a file from `offset` on; usually one system call.
 
     Raises:
-        ValueError: the file ends before.
+        ValueError: the file ends before `view` is full.
     """
     done = 0
     while done < len(view):
         count = _read_some(fd, view[done:], offset + done)
         if count == 0:
-            raise ValueError(f"{path}: ends at {offset + done} bytes, amid an array; damaged, pack it again")
+            raise ValueError(
+                f"{path}: ends at {offset + done} bytes, within an array; damaged, pack it again"
+            )
         done += count
 
 
 def _read_some(fd: int, view: memoryview, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(fd, [view], offset)
-    # macOS before 11 has no preadv: the same with one copy more.
+    # macOS before 11 has no preadv; this makes one more copy.
     data = os.pread(fd, len(view), offset)
     view[: len(data)] = data
     return len(data)

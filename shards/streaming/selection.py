@@ -1,4 +1,7 @@
-"""Rows of a split whose metadata have wanted values: one packing serves every fold of a cross-validation."""
+"""Select rows of a split by their metadata, so that one dataset serves every fold of a cross-validation.
+
+`FeatureStream(select=...)` calls it. It reads the indexes of all shards, and no shard.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from shards.streaming.reader import INDEX_THREADS, ShardReader
 
 # Values shown in an error.
 SHOWN = 20
-# By the kind of a column the types of its values, and what to tell of others.
+# Types of values that may be compared with a column of each kind, and the hint for other values.
 KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "bool": (bool,),
@@ -35,16 +38,16 @@ def select_rows(
 
     Args:
         reader: of the split; the indexes of all its shards are read.
-        select: {column: value or list of values}; a row must match all columns. Values are of the column's
-            kind: "04" is not 4, nor is true 1.
+        select: {column: value or list of values}; a row must match all columns. Values must be of the
+            column's kind: "04" is not 4, and true is not 1.
         manifest: of the dataset.
         at: the split's URL, for error messages.
 
     Returns:
-        Per shard the matching rows, ascending; and how many of each class they are, [C] int64.
+        Per shard the matching rows, ascending; and the number of them per class, [C] int64.
 
     Raises:
-        ValueError: no such column, or a value that no utterance of the split has.
+        ValueError: the dataset has no such column, or no utterance of the split has one of the values.
         OSError: the store cannot be reached.
     """
     wanted: dict[str, set[Any]] = {}
@@ -81,7 +84,7 @@ def select_rows(
 
 
 def _matching(index: ShardIndex, wanted: dict[str, set[Any]], seen: dict[str, set[Any]]) -> np.ndarray:
-    """Rows of a shard that match; adds the values that are there to `seen`."""
+    """Rows of a shard that match; adds the values of the columns to `seen`."""
     match = np.ones(len(index.key), bool)
     for column, values in wanted.items():
         present, which = np.unique(index.columns[column], return_inverse=True)

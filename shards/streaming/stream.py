@@ -1,17 +1,18 @@
-"""Plan + store -> a rank's FeatureBatches, read ahead of need.
+"""`FeatureStream`: the batches of one rank, from any store, read ahead of training.
 
-What holds for every stream, whatever the store, the number of shards and of canonical streams:
+It joins the plan (which utterances), the store (files on local disk), the reader (packed arrays) and
+prefetch. What holds for every store and number of shards:
 
 - Same batches: step s of epoch e holds the same utterances in the same places for every number of ranks that
-  divides the global batch, and for any accumulation.
-- Exactly once: an epoch holds each selected utterance once; all ranks run the same number of steps, of which
-  the last alone may be partial.
-- Resume: `epoch(e, s)` continues as if it had never stopped, and replays nothing.
-- Locality: where the ranks divide the streams, a rank reads the shards of its own streams alone, the same in
-  every epoch.
-- Order: seeded, another one each epoch; `shuffle=False` is the manifest's.
-- Memory: a batch, and whatever is cut from it, may be kept for as long as one likes; those that nobody keeps
-  take at most twice `prefetch_bytes` (ready, and free for reuse) and two batches, however large shards are.
+  divides the global batch size, and for any gradient accumulation (see `planning.plan`).
+- Exactly once: an epoch holds each selected utterance once. All ranks run the same number of steps; only the
+  last step may be partial.
+- Resume: `epoch(e, s)` starts at step s directly; it does not replay the steps before.
+- Locality: where the number of ranks divides that of canonical streams, a rank reads only the shards of its
+  own canonical streams, the same in every epoch.
+- Order: drawn from the seed, another one in each epoch; `shuffle=False` gives the manifest's order.
+- Memory: a batch and views of it may be kept as long as needed. Batches that are not kept take at most twice
+  `prefetch_bytes` (ready, and free for reuse) and two batches, whatever the size of shards.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 
 from shards.format.index import ShardIndex
 from shards.format.schema import Manifest, Modality, ShardEntry, choose_split
-from shards.format.statistics import Sums, add, sums_from_moments, sums_of
+from shards.format.statistics import Sums, add, sums_from_statistics, sums_of
 from shards.planning.cache_demand import check_limit
 from shards.planning.plan import (
     WINDOW,
@@ -47,14 +48,16 @@ from shards.streaming.prefetch import read_ahead, to_device_ahead
 from shards.streaming.reader import INDEX_THREADS, ShardReader
 from shards.streaming.selection import select_rows
 
-# Utterances read at a time for statistics: enough to spread the cost of a call, small beside a batch buffer.
+# Utterances read at a time for statistics: many enough to make the cost per call small, few enough for
+# memory.
 STATISTICS_CHUNK = 256
-# Shards fetched at a time, per process; by SFTP they take turns, since a connection serves one at a time.
+# Shards fetched at a time, per process. By SFTP one at a time, since a connection serves one request at a
+# time.
 FETCHES = 4
-# The kernel is told to read a shard from the disk as a whole where at least this part of it will be wanted.
+# The kernel is asked to read a whole shard ahead if at least this share of its utterances is selected.
 READ_WHOLE = 0.5
 
-# Bytes of batches that may lie ready: tens of batches of the usual sizes.
+# Bytes of batches that may be ready: tens of batches of the usual sizes.
 PREFETCH_BYTES = 256 << 20
 
 
@@ -63,14 +66,14 @@ class FeatureStream:
 
     Attributes:
         url: of the dataset, without credentials.
-        name: the last part of `url`; of the demo, whose folder has a made-up one, "the built-in demo".
+        name: the last part of `url`, or "the built-in demo".
         manifest: of the dataset.
         split: name of the split that is read.
         classes: class names; labels are positions in it.
         modalities: those that are read, with dim and dtype.
         num_utterances: selected, over all ranks.
         steps_per_epoch: the same on every rank.
-        streams: canonical streams of the plan; a run must keep it to keep its order.
+        streams: number of canonical streams of the plan; a run must keep it to keep its order.
     """
 
     def __init__(
@@ -100,32 +103,35 @@ class FeatureStream:
 
         Args:
             url: dataset folder or manifest, any fsspec URL; a fragment `#dev` names the split.
-            split: its name; a dataset whose only split is "all" gives that one, whatever is asked for.
+            split: its name; a dataset whose only split is "all" gives that one for every name.
             global_batch_size: utterances per step over all ranks.
-            rank, world_size: which share of each step to read; the ranks must divide the global batch.
+            rank, world_size: which share of each step to read; `world_size` must divide the global batch.
             seed: of the order.
             shuffle: False gives the manifest's order.
             cache_dir: where shards of remote datasets are kept; see `store.open_store`.
             select: {column: value or list of values}: only utterances whose metadata match all of them.
-            streams: into which the data is dealt, see `planning.plan`; default by the number of shards.
+            streams: number of canonical streams, see `planning.plan`; default by the number of shards.
             storage_options: for the fsspec file system: credentials, endpoint.
             cache_limit: bytes that the cache may hold over all datasets in it, or like "200GB". It must hold
                 what the node's ranks need at a time, of all streams that are read at the same time.
             modalities: those to read; default all.
-            window: utterances among which one may change places, see `planning.plan`; of each stream at least
-                1,024, however small it is.
-            prefetch: batches that a thread reads ahead; 0 reads when asked.
-            prefetch_bytes: a smaller number lies ready where they would exceed this together, but one does.
-            balance: shuffle so that steps, and ranks' shares of them, are of about equal length in total.
-            local_world_size: ranks of this node, which are consecutive and share `cache_limit`.
-            skip_damaged: leave out what is damaged or missing for good (never what a store that is away has).
-                Steps and places stay what they are, and batches tell what they lack. All ranks must see the
-                same damage: utterances of a damaged index count as of no length when steps are balanced.
-            check_crc: compare every array that is read with the CRC-32 in its index: of a local file nothing
-                else is looked at but the size.
+            window: utterances within which one is shuffled, see `planning.plan`; at least 1,024 for each
+                canonical stream.
+            prefetch: batches that a thread reads ahead; 0 reads each when it is asked for.
+            prefetch_bytes: bytes that batches read ahead may have together; one is always read ahead.
+            balance: order utterances so that steps, and ranks' shares of steps, have about equally many time
+                steps in total.
+            local_world_size: number of ranks on this node; their ranks are consecutive and share
+                `cache_limit`.
+            skip_damaged: leave out utterances that are damaged or permanently missing; an unreachable store
+                still raises. Steps and places stay as they are, and batches name what they lack. All ranks
+                must see the same damage: utterances of a damaged index count as having no time steps when
+                steps are balanced.
+            check_crc: compare every array that is read with the CRC-32 in its index. Else only the size of a
+                local file is checked.
 
         Raises:
-            ValueError: anything above is not in the dataset, does not divide or is out of range.
+            ValueError: an argument names what the dataset does not have, does not divide or is out of range.
             OSError: the store cannot be reached.
         """
         if prefetch < 0 or prefetch_bytes < 1:
@@ -133,9 +139,9 @@ class FeatureStream:
             raise ValueError(f"prefetch must be at least 0 and prefetch_bytes at least 1, not {given}")
         self.store, self.manifest, fragment = open_dataset(str(url), cache_dir, storage_options, cache_limit)
         self.url = self.store.url
-        # The demo lies in a cache, in a folder whose name says nothing.
-        made_up = self.manifest.provenance.get("format") == "demo"
-        self.name = "the built-in demo" if made_up else self.url.rstrip("/").rpartition("/")[2]
+        # The demo is made in a cache, in a folder whose name means nothing to a user.
+        is_demo = self.manifest.provenance.get("format") == "demo"
+        self.name = "the built-in demo" if is_demo else self.url.rstrip("/").rpartition("/")[2]
         self.split = choose_split(self.manifest, fragment or split, self.store.url)
         self.classes = self.manifest.classes
         self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)
@@ -184,19 +190,19 @@ class FeatureStream:
     ) -> Iterator[FeatureBatch]:
         """This rank's batches of an epoch, one per step, from `start_step` on.
 
-        Reading starts with the first batch asked for. Closing the iterator stops it. Batches, and whatever is
-        cut from them, may be kept: their memory is used again only when nothing refers to it any longer. In a
-        process that uses CUDA it is page-locked.
+        Reading starts when the first batch is asked for, and stops when the iterator is closed. Batches and
+        views of them may be kept: their memory is reused only when nothing refers to it. In a process that
+        uses CUDA it is page-locked.
 
         Args:
             epoch, start_step: 0-based.
-            device: where the batches shall be; on CUDA the next is copied while one is worked on. Default:
-                the host.
+            device: where the batches shall be; on CUDA the next one is copied while the current one is used.
+                Default: the host.
 
         Raises:
             ValueError: there is no such epoch or step; while iterating: a shard is missing or damaged.
             OSError: while iterating: the store cannot be reached.
-            RuntimeError: the process was forked amid iterating. (The stream itself may be used in a fork.)
+            RuntimeError: the process was forked during the iteration. (A fork may call `epoch` itself.)
         """
         if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"epoch {epoch}, step {start_step}: an epoch has {self.steps_per_epoch} steps")
@@ -213,10 +219,10 @@ class FeatureStream:
         """Selected utterances per class over all ranks, [C] int64.
 
         Args:
-            check: read all indexes that were not read yet, and compare; else the manifest is believed.
+            check: compare the manifest's counts with all indexes; else they are taken as they are.
 
         Raises:
-            ValueError: the manifest's counts are not those of the indexes, or one is damaged.
+            ValueError: the manifest's counts differ from those of the indexes, or an index is damaged.
             OSError: the store cannot be reached.
         """
         if check:
@@ -231,22 +237,22 @@ class FeatureStream:
         """
         for shard in range(len(self._shards)):
             yield from self._reader.metadata(shard, self.selected(shard).tolist())
-            self._reader.keep(())
+            self._reader.close_all_but(())
 
     def statistics(self) -> dict[str, Sums]:
-        """This rank's share of the sums over all selected utterances, per modality.
+        """This rank's part of the sums over all selected utterances, per modality.
 
-        Added up over ranks they are exact. Nothing is read where nothing is deselected: then the manifest
-        knows them, and rank 0 tells them alone.
+        Added over ranks they are the sums over the whole selection. Without a selection nothing is read: rank
+        0 returns the manifest's statistics, all other ranks return zeros.
 
         Raises:
             ValueError, OSError: as `epoch` does.
         """
         if self._rows is None and self.rank == 0:
-            moments = self.manifest.splits[self.split].moments
+            statistics = self.manifest.splits[self.split].moments
             return {
-                name: sums_from_moments(m.count, np.array(m.mean), np.array(m.std))
-                for name, m in moments.items()
+                name: sums_from_statistics(m.count, np.array(m.mean), np.array(m.std))
+                for name, m in statistics.items()
                 if name in self.modalities
             }
         total = {
@@ -262,7 +268,7 @@ class FeatureStream:
         for start in range(0, len(row), STATISTICS_CHUNK):
             chunk = slice(start, start + STATISTICS_CHUNK)
             found = self._reader.features(shard[chunk], row[chunk])
-            self._reader.keep(shard[chunk].tolist())
+            self._reader.close_all_but(shard[chunk].tolist())
             for name, ragged in found.features.items():
                 total[name] = add(total[name], sums_of(ragged.values.numpy()))
         return total
@@ -270,8 +276,8 @@ class FeatureStream:
     def overlap(self, other: FeatureStream) -> int:
         """Number of utterances of `other` that are the same rows of the same shards, by the shards' hashes.
 
-        It finds the same split of one dataset under whatever URL, and copies of its shards. Of other shards
-        with the same features see `shards.streaming.common_utterances`.
+        It finds the same split under another URL, and copies of its shards. For other shards with the same
+        features see `shards.streaming.common_utterances`.
         """
         own = {entry.sha256: shard for shard, entry in enumerate(self._shards)}
         return sum(
@@ -282,16 +288,16 @@ class FeatureStream:
 
     @property
     def shards(self) -> Sequence[ShardEntry]:
-        """Those of the split, in order."""
+        """The shards of the split, in the manifest's order."""
         return self._shards
 
     @property
     def skips_damaged(self) -> bool:
-        """Whether what is damaged is left out."""
+        """Whether damaged utterances are left out."""
         return self._reader.skip_damaged
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of a shard, fetched and verified if need be; the shard itself is not touched.
+        """The index of a shard, fetched and verified if need be; the shard itself is not read.
 
         Raises:
             ValueError: it is missing or damaged.
@@ -313,7 +319,7 @@ class FeatureStream:
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
 
     def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
-        """Steps of each selected utterance of shards, over the modalities."""
+        """Time steps of each selected utterance of shards, summed over the modalities."""
         with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
             work = list(threads.map(partial(self._reader.work, stop=stopped), shards))
         return work if self._rows is None else [w[self._rows[s]] for s, w in zip(shards, work, strict=True)]
@@ -329,22 +335,22 @@ class FeatureStream:
                 if windows != windows_ahead(plan, step):
                     windows = windows_ahead(plan, step)
                     wanted = shards_ahead(plan, epoch, step, *places)
-                    self._reader.keep(wanted)
+                    self._reader.close_all_but(wanted)
                     for shard in (shard for shard in wanted if shard not in asked):
                         fetching.submit(self._fetch, shard, stopped)
                     asked = set(wanted)
                 yield self._batch(plan, epoch, step, pin, stopped)
         finally:
-            # One that is under way would hold up whoever closes the iterator; what it opens is not kept.
+            # Do not wait: a download that is under way would block the caller. What it opens is not kept.
             stopped.set()
             fetching.shutdown(wait=False, cancel_futures=True)
-            self._reader.keep(())
+            self._reader.close_all_but(())
 
     def _fetch(self, shard: int, stopped: threading.Event) -> None:
-        # A failure here is no one's yet: whoever needs the shard tries again and tells.
+        # Errors are ignored here: `_batch` opens the shard again when it needs it, and raises.
         opened = self._reader.open(shard, wait_s=0.0, stop=stopped)
         if len(self.selected(shard)) >= READ_WHOLE * self._shards[shard].utterances:
-            opened.read_soon()
+            opened.will_need()
 
     def _batch(self, plan: Plan, epoch: int, step: int, pin: bool, stopped: threading.Event) -> FeatureBatch:
         place, shard, row = rows_of_step(plan, epoch, step, self._first_place, self._num_places)

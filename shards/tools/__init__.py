@@ -1,6 +1,7 @@
 """What `awtpn shards` does with datasets.
 
-- `info`: what is in one; `verify`: every hash and statistic, with `statistics_checks`; `simulate`: what a
-  cluster reads
-- tars of others: `index_tars`, `scan_tar`, `member_names` (whose a member is), `index_in_place`
+- `info`: what is in a dataset; `verify`: checks every hash and statistic, with `statistics_checks`;
+  `simulate`: what the nodes of a cluster would read
+- tars of other programs: `index_tars`, `scan_tar`, `member_names` (which utterance a member belongs to),
+  `index_in_place`
 """

@@ -1,7 +1,11 @@
-"""Foreign tars that are read in place: an index for each and a manifest, as packing would have made them."""
+"""Make a dataset of tars of other programs that can be read in place: an index per tar, and a manifest.
+
+They are as packing would have made them, so that reading needs no other code. `index_tars` calls this.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -16,53 +20,61 @@ from shards.format.hashing import hash_file
 from shards.format.index import ShardIndex, build_index
 from shards.format.index_file import save_index
 from shards.format.manifest import parse_manifest
-from shards.format.schema import MANIFEST, Manifest, Modality, ShardEntry, Split, SplitMoments, dump_manifest
+from shards.format.schema import (
+    MANIFEST,
+    Manifest,
+    Modality,
+    ShardEntry,
+    Split,
+    SplitStatistics,
+    dump_manifest,
+)
 from shards.format.split_names import WORDS
-from shards.format.statistics import Moments, merge, moments_of
+from shards.format.statistics import Statistics, merge, statistics_of
 from shards.safe_io.printable import get_logger, printable
-from shards.storage.cache import telling_of_unwritable
+from shards.storage.cache import explain_unwritable
 from shards.storage.store import Store, call_store
-from shards.tools.scan_tar import Survey, read_array
+from shards.tools.scan_tar import TarScan, read_array
 
-# Words in the names of tars that tell their split.
+# Words in the names of tars, and the split that each stands for.
 SPLITS = {word: name for word, name in WORDS.items() if name != "all"} | {"eval": "test"}
 
 logger = get_logger(__name__)
 
 
 @dataclass
-class ForeignTar:
-    """A tar of the dataset, on local disk."""
+class ScannedTar:
+    """A tar of the dataset, on local disk, and what was found in it."""
 
     name: str
     url: str
     path: Path
     size: int
     sha256: str
-    found: Survey
+    scan: TarScan
 
 
 def index_in_place(
     store: Store,
-    tars: list[ForeignTar],
+    tars: list[ScannedTar],
     labels: dict[str, str | int],
     classes: list[str],
     provenance: dict[str, Any],
 ) -> tuple[str, Manifest]:
-    """Write indexes and manifest, beside the tars if that can be written.
+    """Write indexes and manifest, beside the tars if that place is writable.
 
     Returns:
-        Where they lie, and the manifest.
+        The folder with indexes and manifest, and the manifest.
 
     Raises:
-        ValueError: an utterance has no steps or a value that is not finite, or readers would refuse the
-            manifest: nothing is written then.
+        ValueError: an utterance has no time steps or a value that is not finite, or a reader would refuse the
+            manifest. Nothing is written then.
     """
     modalities = {
         name: Modality(dim, np.dtype(dtype).name) for name, [(dim, dtype)] in forms_of(tars).items()
     }
     splits, work = split_of(tars), Path(tempfile.mkdtemp(prefix="awtpn-index-"))
-    parts: dict[str, list[_AdoptedShard]] = {}
+    parts: dict[str, list[_IndexedShard]] = {}
     try:
         for tar in tars:
             part = _index_tar(tar, labels, classes, modalities, work)
@@ -83,23 +95,23 @@ def index_in_place(
 
 
 @dataclass
-class _AdoptedShard:
-    """An indexed tar as a part of its split."""
+class _IndexedShard:
+    """An indexed tar, before it is added to its split."""
 
     entry: ShardEntry
     index: ShardIndex
-    moments: dict[str, Moments]
+    statistics: dict[str, Statistics]
 
 
 def _index_tar(
-    tar: ForeignTar,
+    tar: ScannedTar,
     labels: dict[str, str | int],
     classes: list[str],
     modalities: dict[str, Modality],
     work: Path,
-) -> _AdoptedShard:
-    """Write a tar's index into `work`."""
-    utterances = tar.found.utterances
+) -> _IndexedShard:
+    """Write the index of a tar into `work`."""
+    utterances = tar.scan.utterances
     positions = [classes.index(str(labels[utterance.row.key])) for utterance in utterances]
     index = build_index([utterance.row for utterance in utterances], positions, modalities, classes)
     path = work / index_name(tar.name)
@@ -114,17 +126,17 @@ def _index_tar(
         index_sha256=hash_file(path),
         steps={name: int(index.steps[name].sum()) for name in modalities},
     )
-    return _AdoptedShard(entry, index, _moments(tar, modalities))
+    return _IndexedShard(entry, index, _statistics(tar, modalities))
 
 
-def _moments(tar: ForeignTar, modalities: dict[str, Modality]) -> dict[str, Moments]:
-    """Moments per modality of a tar's features.
+def _statistics(tar: ScannedTar, modalities: dict[str, Modality]) -> dict[str, Statistics]:
+    """Statistics per modality of a tar's features.
 
     Raises:
-        ValueError: an utterance has no steps, or a value that is not finite.
+        ValueError: an utterance has no time steps, or a value that is not finite.
     """
-    moments = {name: Moments(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
-    for utterance in tar.found.utterances:
+    statistics = {name: Statistics(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    for utterance in tar.scan.utterances:
         at = f"{tar.url}: {printable(utterance.row.key)}"
         if not any(array.shape[0] for array in utterance.arrays.values()):
             raise ValueError(f"{at}: no steps in any modality; leave the utterance out")
@@ -136,26 +148,28 @@ def _moments(tar: ForeignTar, modalities: dict[str, Modality]) -> dict[str, Mome
                     f"{at}: {name} is {values[step, dimension]} at step {step}, dimension {dimension}; "
                     "repair it"
                 )
-            moments[name] = merge(moments[name], moments_of(values))
-    return moments
+            statistics[name] = merge(statistics[name], statistics_of(values))
+    return statistics
 
 
-def _split(parts: list[_AdoptedShard], modalities: dict[str, Modality], num_classes: int) -> Split:
-    moments = {name: parts[0].moments[name] for name in modalities}
+def _split(parts: list[_IndexedShard], modalities: dict[str, Modality], num_classes: int) -> Split:
+    statistics = {name: parts[0].statistics[name] for name in modalities}
     for part in parts[1:]:
-        moments = {name: merge(moments[name], part.moments[name]) for name in modalities}
+        statistics = {name: merge(statistics[name], part.statistics[name]) for name in modalities}
     counts = sum(np.bincount(part.index.label, minlength=num_classes) for part in parts)
     return Split(
         utterances=sum(part.entry.utterances for part in parts),
-        steps={name: moments[name].count for name in modalities},
+        steps={name: statistics[name].count for name in modalities},
         class_counts=np.asarray(counts).tolist(),
-        moments={name: SplitMoments(m.count, m.mean.tolist(), m.std.tolist()) for name, m in moments.items()},
+        moments={
+            name: SplitStatistics(m.count, m.mean.tolist(), m.std.tolist()) for name, m in statistics.items()
+        },
         shards=[part.entry for part in parts],
     )
 
 
 def _columns(indexes: list[ShardIndex]) -> dict[str, str]:
-    """Metadata to select by: columns of every tar, of one kind (integers may mix with floats)."""
+    """Metadata to select by: columns that every tar has, of one kind (integers may mix with floats)."""
     kinds = {"b": "bool", "i": "int", "f": "float", "U": "str"}
     columns = {}
     for name in sorted(set.intersection(*(set(index.columns) for index in indexes))):
@@ -166,40 +180,76 @@ def _columns(indexes: list[ShardIndex]) -> dict[str, str]:
 
 
 def _publish(store: Store, work: Path) -> str:
-    """Put all files of `work` beside the tars, the manifest last; where none can be put, into the cache."""
+    """Put all files of `work` beside the tars; if that place is not writable, into the cache.
+
+    The manifest is written last: a folder with one holds a complete dataset.
+    """
     names = sorted((path.name for path in work.iterdir()), key=lambda name: name == MANIFEST)
     try:
-        # Over http a file can at best be posted to some program.
+        # Over http files cannot be written; fsspec would send a POST request.
         if store.url.startswith(("http://", "https://")):
             raise PermissionError(f"{store.url}: read-only")
         for name in names:
             remote = f"{store.root}/{name}"
             call_store(store, partial(store.fs.put_file, str(work / name), remote), f"{store.url}/{name}")
         store.fs.invalidate_cache()
+        # An earlier indexing may have put its files into the cache. The manifest beside the tars replaces
+        # them.
+        shutil.rmtree(store.indexed, ignore_errors=True)
         return store.url
     except (OSError, NotImplementedError) as error:
         logger.info("%s cannot be written (%s): the index goes to %s", store.url, error, store.indexed)
-    with telling_of_unwritable(store.indexed):
-        store.indexed.mkdir(parents=True, exist_ok=True)
+    new = new_index_folder(store)
     for name in names:
-        shutil.copy(work / name, store.indexed / name)
+        shutil.copy(work / name, new / name)
+    put_in_place(new, store.indexed)
     return str(store.indexed)
 
 
+def new_index_folder(store: Store) -> Path:
+    """An empty folder beside `store.indexed`, on the same disk, so that it can take its place by renaming.
+
+    Raises:
+        CacheUnwritable: the cache cannot be written.
+    """
+    new = store.indexed.with_name(f"{store.indexed.name}.new")
+    with explain_unwritable(new):
+        # An interrupted indexing may have left one.
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+    return new
+
+
+def put_in_place(new: Path, old: Path) -> None:
+    """Rename the complete folder `new` to `old`, and remove what was there before.
+
+    A folder cannot be replaced by one system call. Between the two renames there is none; if the process is
+    killed then, indexing again makes it, and the tars themselves are never touched.
+    """
+    aside = old.with_name(f"{old.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        os.rename(old, aside)
+    os.rename(new, old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def index_name(tar: str) -> str:
+    """The name of the index of a tar."""
     return f"{tar.removesuffix('.tar')}.index.npz"
 
 
-def forms_of(tars: list[ForeignTar]) -> dict[str, set[tuple[int, str]]]:
+def forms_of(tars: list[ScannedTar]) -> dict[str, set[tuple[int, str]]]:
+    """Per modality the forms (features per time step, dtype) that occur in the tars."""
     forms: dict[str, set[tuple[int, str]]] = {}
     for tar in tars:
-        for name, found in tar.found.forms.items():
+        for name, found in tar.scan.forms.items():
             forms.setdefault(name, set()).update(found)
     return dict(sorted(forms.items()))
 
 
-def split_of(tars: list[ForeignTar]) -> dict[str, str]:
-    """Split of each tar by the words in its name; where one has none, all are the split "all"."""
+def split_of(tars: list[ScannedTar]) -> dict[str, str]:
+    """The split of each tar, by words in its name. If one name has no such word, all are in split "all"."""
     found = {}
     for tar in tars:
         words = [SPLITS[word] for word in re.split(r"[^a-z]+", tar.name.lower()) if word in SPLITS]

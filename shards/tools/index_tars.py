@@ -1,10 +1,13 @@
-"""Shards that others made: indexed where they lie, or, where that cannot be read in place, decoded once.
+"""`awtpn shards index`: make a dataset of tars of other programs, by indexing them in place or decoding them.
 
-Keys stay as they are if they are unique. Where they begin anew in each tar, as webdataset's often do, each
-gets the name of its tar before it: `train-000000/000017`, decoded `train-000000_000017`.
+Tars whose arrays the reader can use as they are get an index each, and a manifest. Other tars (compressed
+ones, `.npz` members, other dtypes) are decoded once, into shards of our own.
 
-What is added, one index per tar and the manifest, lies beside the tars, or, where that place is read-only, in
-the cache. Decoded shards are an ordinary packing, in the cache: `open_dataset` finds either by the same URL.
+Indexes and manifest are put beside the tars, or into the cache if that place is read-only. Decoded shards are
+put into the cache. `open_dataset` finds either by the URL of the tars.
+
+Keys stay as they are if they are unique. If several tars have the same keys, as those of webdataset often do,
+each key gets the name of its tar as a prefix: `train-000000/000017`, decoded `train-000000_000017`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ from shards.format.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_
 from shards.packing.pack import pack
 from shards.safe_io.file_names import is_text
 from shards.safe_io.printable import get_logger, printable
-from shards.storage.cache import telling_of_unwritable
 from shards.storage.credentials import redact_url
 from shards.storage.store import (
     NoManifest,
@@ -38,8 +40,16 @@ from shards.storage.store import (
     read_manifest,
     split_url,
 )
-from shards.tools.index_in_place import ForeignTar, forms_of, index_in_place, index_name, split_of
-from shards.tools.scan_tar import read_array, survey, uncompressed
+from shards.tools.index_in_place import (
+    ScannedTar,
+    forms_of,
+    index_in_place,
+    index_name,
+    new_index_folder,
+    put_in_place,
+    split_of,
+)
+from shards.tools.scan_tar import read_array, scan_tar, uncompressed
 
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
 
@@ -48,15 +58,16 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Indexed:
-    """What indexing has made.
+    """Result of indexing.
 
     Attributes:
-        url: of the dataset, to be streamed from.
-        folder: where index and manifest lie.
+        url: of the dataset, for streaming.
+        folder: where indexes and manifest are.
         manifest: of the dataset.
-        decoded: why the shards had to be decoded; None where they are read in place.
-        ignored: how many members of what extension were left out.
-        without_arrays: keys of utterances that have a label or metadata, but no array: left out, too.
+        decoded: why the tars were decoded; None if they are read in place.
+        ignored: number of members that were left out, by extension.
+        without_arrays: keys of utterances that were left out because they have a label or metadata, but no
+            array.
     """
 
     url: str
@@ -82,22 +93,22 @@ def index_url(
     """Make the tars of a folder a dataset that `FeatureStream` reads.
 
     Args:
-        url: any fsspec URL of a folder of tars. Names with words like "train" or "test" tell their split.
+        url: any fsspec URL of a folder of tars. Words like "train" or "test" in a tar's name give its split.
         classes: class names; labels that are numbers are positions in it. Default: all labels found, sorted.
-        label: JSON field that holds the label; where there is none, `.cls` members are looked for.
-        label_member: ending of the members whose text is the label instead, such as "txt": those of text are
-            taken for transcripts otherwise, and left out.
-        dtype: "float16" or "float32" for what has to be decoded; default: float16 where all is.
-        out: URL of a new folder for decoded shards, whether or not they have to be: say for many nodes to
-            read. Default: the cache of this machine, if they have to be.
-        cache_dir: where remote tars, decoded shards and what a read-only place does not take are kept.
+        label: JSON field that holds the label. Utterances without it need a `.cls` member.
+        label_member: ending of the members whose text is the label instead, such as "txt". Without it, `.txt`
+            members count as transcripts and are left out.
+        dtype: "float16" or "float32" for decoded shards; default: float16 if all arrays are, else float32.
+        out: URL of a new folder; the tars are decoded into it even if they could be read in place, for
+            example for many nodes to read. Default: decode into the cache of this machine, only if needed.
+        cache_dir: for remote tars, decoded shards, and indexes of read-only places.
         storage_options: for the fsspec file system.
         progress: show a bar on stderr.
 
     Raises:
-        ValueError: there are no tars, one is damaged or holds what is never read, an utterance has no label
-            or two, no steps, is there twice, or its features differ in size from others'; names the tar and
-            the member or key.
+        ValueError: there are no tars; a tar is damaged or holds pickles; an utterance has no label or two, no
+            time steps, occurs twice, or its features differ in size from others'; names the tar and the
+            member or key.
         OSError: the store cannot be reached.
     """
     if classes is not None:
@@ -110,55 +121,60 @@ def index_url(
     for name in tqdm(_tar_names(store), desc="index", unit="tar", disable=not progress):
         path, size, sha256 = fetch_new(store, name)
         at = f"{store.url}/{name}"
-        tars.append(ForeignTar(name, at, path, size, sha256, survey(path, at, label, label_member)))
-    _tell_dotted(tars)
+        tars.append(ScannedTar(name, at, path, size, sha256, scan_tar(path, at, label, label_member)))
+    _warn_dotted_keys(tars)
     _make_keys_unique(tars)
     labels = _labels(tars, classes)
     _check_utterances(tars)
     names = classes or found_classes(labels.values(), store.url)
-    slow = f"to be written to {redact_url(out)}" if out else _slow(tars)
-    # This mark tells that the manifest may be made again; a packing's may not.
-    provenance: dict[str, Any] = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: slow}
+    reason = f"to be written to {redact_url(out)}" if out else _decode_reason(tars)
+    # The key INDEXED marks a manifest that may be replaced by indexing again; that of a packing may not.
+    provenance: dict[str, Any] = {INDEXED: datetime.now(UTC).isoformat(timespec="seconds"), DECODED: reason}
     if label_member is None:
         provenance[LABEL_FIELD] = label
-    shutil.rmtree(store.indexed, ignore_errors=True)
-    if slow is None:
+    if reason is None:
         folder, manifest = index_in_place(store, tars, labels, names, provenance)
     else:
         folder = out or str(store.indexed)
-        if not out:
-            with telling_of_unwritable(store.indexed):
-                store.indexed.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("%s; decoding all shards into %s", slow, folder)
-        manifest = pack(
-            _decoded(tars, labels, names),
-            folder,
-            classes=names,
-            provenance=provenance,
-            dtype=dtype or _dtype(tars),
-            storage_options=storage_options if out else None,
-            progress=progress,
-        )
-        if indexed_before and not out:
-            # It would hide what was decoded.
-            manifest_url = f"{store.url}/{MANIFEST}"
-            call_store(store, lambda: store.fs.rm_file(f"{store.root}/{MANIFEST}"), manifest_url)
-    ignored = sum((tar.found.ignored for tar in tars), Counter[str]())
+        logger.info("%s; decoding all shards into %s", reason, folder)
+        # An earlier decoding in the cache stays in use until the new one is complete.
+        new = None if out else new_index_folder(store)
+        try:
+            manifest = pack(
+                _decoded(tars, labels, names),
+                out or str(new),
+                classes=names,
+                provenance=provenance,
+                dtype=dtype or _dtype(tars),
+                storage_options=storage_options if out else None,
+                progress=progress,
+            )
+        except BaseException:
+            if new is not None:
+                shutil.rmtree(new, ignore_errors=True)
+            raise
+        if new is not None:
+            put_in_place(new, store.indexed)
+            if indexed_before:
+                # A manifest beside the tars is found before that in the cache.
+                manifest_url = f"{store.url}/{MANIFEST}"
+                call_store(store, lambda: store.fs.rm_file(f"{store.root}/{MANIFEST}"), manifest_url)
+    ignored = sum((tar.scan.ignored for tar in tars), Counter[str]())
     if ignored:
         logger.warning("%s: members left out, by extension: %s", store.url, dict(ignored))
-    without = [key for tar in tars for key in tar.found.without_arrays]
+    without = [key for tar in tars for key in tar.scan.without_arrays]
     if without:
         logger.warning(
             "%s: %d utterances have no array; the first is %s", store.url, len(without), without[0]
         )
-    return Indexed(out or store.url, folder, manifest, slow, dict(ignored), without)
+    return Indexed(out or store.url, folder, manifest, reason, dict(ignored), without)
 
 
 def _indexed_before(store: Store) -> bool:
-    """Whether an earlier indexing has left its manifest beside the tars.
+    """Whether there is a manifest of an earlier indexing beside the tars.
 
     Raises:
-        ValueError: a packing has.
+        ValueError: it is the manifest of a packing.
     """
     try:
         manifest = read_manifest(store)
@@ -191,10 +207,10 @@ def _tar_names(store: Store) -> list[str]:
     return names
 
 
-def _tell_dotted(tars: list[ForeignTar]) -> None:
-    """Say so where keys are longer than webdataset takes them to be."""
+def _warn_dotted_keys(tars: list[ScannedTar]) -> None:
+    """Warn once if keys hold dots, since webdataset itself would end them at the first dot."""
     for tar in tars:
-        for utterance in tar.found.utterances:
+        for utterance in tar.scan.utterances:
             key = utterance.row.key
             if "." in (base := key.rpartition("/")[2]):
                 logger.warning(
@@ -207,31 +223,31 @@ def _tell_dotted(tars: list[ForeignTar]) -> None:
                 return
 
 
-def _make_keys_unique(tars: list[ForeignTar]) -> None:
-    """Put the name of its tar before every key, if keys are unique within their tars alone.
+def _make_keys_unique(tars: list[ScannedTar]) -> None:
+    """Prefix every key with the name of its tar, if keys are unique only within tars.
 
     Raises:
-        ValueError: it is one utterance, not one key, that is there twice.
+        ValueError: two tars have the same utterance, with the same content, and not only the same key.
     """
-    met: dict[str, tuple[Row, ForeignTar]] = {}
-    begin_anew = False
+    seen: dict[str, tuple[Row, ScannedTar]] = {}
+    repeated = False
     for tar in tars:
-        for utterance in tar.found.utterances:
+        for utterance in tar.scan.utterances:
             row = utterance.row
-            first, where = met.setdefault(row.key, (row, tar))
+            first, where = seen.setdefault(row.key, (row, tar))
             if first is row:
                 continue
-            begin_anew = True
+            repeated = True
             if row.arrays and _contents(row) == _contents(first):
                 raise ValueError(
-                    f"{tar.url}: {printable(row.key)}: this utterance is in the dataset twice, in "
-                    f"{where.name}, too; remove one"
+                    f"{tar.url}: {printable(row.key)}: this utterance is in the dataset twice, also in "
+                    f"{where.name}; remove one"
                 )
-    if not begin_anew:
+    if not repeated:
         return
-    logger.warning("keys begin anew in each tar: the tar's name is put before them, TAR/KEY")
+    logger.warning("several tars have the same keys: each key gets its tar's name as a prefix, TAR/KEY")
     for tar in tars:
-        for utterance in tar.found.utterances:
+        for utterance in tar.scan.utterances:
             utterance.row.key = f"{tar.name.partition('.tar')[0]}/{utterance.row.key}"
 
 
@@ -239,18 +255,20 @@ def _contents(row: Row) -> tuple[int, dict[str, int]]:
     return row.json[2], {name: array.crc for name, array in row.arrays.items()}
 
 
-def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str | int]:
-    """Label of each utterance by key: a name, or without given classes perhaps a number.
+def _labels(tars: list[ScannedTar], classes: list[str] | None) -> dict[str, str | int]:
+    """Label of each utterance by key: a name, or a number if no classes are given.
 
     Raises:
-        ValueError: there is none, it is of no use, or a key is there twice.
+        ValueError: an utterance has no label, an unknown one or two that differ, or two have the same key.
     """
     labels: dict[str, str | int] = {}
-    # Per text of a .cls member the label that its utterance has from elsewhere, and where that was found.
-    beside: dict[str | int, tuple[str | int, str]] = {}
+    # A .cls member beside a JSON label may be the number of the class. Then each number must always stand for
+    # one label: this maps the content of .cls members to the label beside it, and to where it was found
+    # first.
+    cls_meaning: dict[str | int, tuple[str | int, str]] = {}
     for tar in tars:
-        for utterance in tar.found.utterances:
-            key, value, second = utterance.row.key, utterance.label, utterance.second
+        for utterance in tar.scan.utterances:
+            key, value, cls_label = utterance.row.key, utterance.label, utterance.cls_label
             at = f"{tar.url}: {printable(key)}"
             if key in labels:
                 raise ValueError(f"{at}: this key is in the dataset twice; rename one")
@@ -265,18 +283,18 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
                     "those are no transcripts), or add .cls members"
                 )
             if isinstance(value, str) and not is_text(value):
-                raise ValueError(f"{at}: label {value!r} is no text; write it again, in UTF-8")
-            if second is not None:
-                other, where = beside.setdefault(second, (value, at))
-                if (type(second) is type(value) and second != value) or other != value:
-                    than = f", and {where} {other!r} beside the same" if other != value else ""
+                raise ValueError(f"{at}: label {value!r} is not in UTF-8; write it again")
+            if cls_label is not None:
+                other, where = cls_meaning.setdefault(cls_label, (value, at))
+                if (type(cls_label) is type(value) and cls_label != value) or other != value:
+                    elsewhere = f", and {where} {other!r} beside the same" if other != value else ""
                     raise ValueError(
-                        f"{at}: two labels, {value!r} and in its .cls member {second!r}{than}; remove one, "
-                        "or tell which with --label_member cls"
+                        f"{at}: two labels, {value!r} and in its .cls member {cls_label!r}{elsewhere}; "
+                        "remove one, or tell which with --label_member cls"
                     )
             if classes is not None and isinstance(value, int):
                 if not 0 <= value < len(classes):
-                    raise ValueError(f"{at}: label {value} is no position in the classes {classes}")
+                    raise ValueError(f"{at}: label {value} is not a position in the classes {classes}")
                 value = classes[value]
             if classes is not None and value not in classes:
                 raise ValueError(f"{at}: label {value!r} is unknown; the classes are {classes}")
@@ -284,8 +302,8 @@ def _labels(tars: list[ForeignTar], classes: list[str] | None) -> dict[str, str 
     return labels
 
 
-def _check_utterances(tars: list[ForeignTar]) -> None:
-    """Refuse a dataset without features, or whose modalities are not of one size each."""
+def _check_utterances(tars: list[ScannedTar]) -> None:
+    """Refuse a dataset without features, or with a modality that has arrays of different sizes."""
     forms = forms_of(tars)
     if not forms:
         raise ValueError(
@@ -297,34 +315,34 @@ def _check_utterances(tars: list[ForeignTar]) -> None:
             where = {
                 dim: tar.url
                 for tar in reversed(tars)
-                for dim, _ in tar.found.forms.get(name, ())
+                for dim, _ in tar.scan.forms.get(name, ())
                 if dim in dims
             }
             raise ValueError(f"{name} has {dims} features per step ({where}); make all with the same encoder")
 
 
-def _slow(tars: list[ForeignTar]) -> str | None:
-    """Why the dataset cannot be read in place; None if it can."""
+def _decode_reason(tars: list[ScannedTar]) -> str | None:
+    """Why the tars cannot be read in place; None if they can."""
     for tar in tars:
-        if tar.found.slow:
-            return tar.found.slow
+        if tar.scan.decode_reason:
+            return tar.scan.decode_reason
     for name, found in forms_of(tars).items():
         if len(found) > 1:
             return f"{name} is of several dtypes: {sorted(dtype for _, dtype in found)}"
     return None
 
 
-def _dtype(tars: list[ForeignTar]) -> str:
+def _dtype(tars: list[ScannedTar]) -> str:
     half = all(np.dtype(dtype).itemsize == 2 for found in forms_of(tars).values() for _, dtype in found)
     return "float16" if half else "float32"
 
 
-def _decoded(tars: list[ForeignTar], labels: dict[str, str | int], classes: list[str]) -> Iterator[Sample]:
-    """The utterances, as packing takes them. Keys lose what packing does not allow in them."""
+def _decoded(tars: list[ScannedTar], labels: dict[str, str | int], classes: list[str]) -> Iterator[Sample]:
+    """The utterances as samples for packing; characters that packing does not allow in keys become "_"."""
     splits = split_of(tars)
     for tar in tars:
         with uncompressed(tar.path) as plain:
-            for utterance in tar.found.utterances:
+            for utterance in tar.scan.utterances:
                 key = utterance.row.key
                 yield Sample(
                     key=re.sub(r"[\s./\\]+", "_", key),

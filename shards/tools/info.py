@@ -1,4 +1,4 @@
-"""What a dataset is and what is in it, for people: `info` and `preview`, and their texts."""
+"""`awtpn shards info` and `preview`: show what a dataset is, and its first utterances."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.class_checks import check_class_counts, check_label
+from shards.format.class_checks import check_class_counts, parse_metadata
 from shards.format.feature_space import describe, recorded_spaces
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, ShardEntry, choose_split
-from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.printable import join_lines, table_lines
 from shards.storage.store import Store, open_dataset, open_file, read_range
 from shards.streaming.reader import INDEX_THREADS
 
+# Of histograms of lengths; characters of the longest bar; characters of a line; values shown of a first step.
 BINS = 12
 BAR = 40
 WIDTH = 110
@@ -31,12 +31,12 @@ FIRST_VALUES = 4
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many steps the utterances of a split have in a modality.
+    """How many time steps the utterances of a split have in a modality.
 
     Attributes:
-        missing: utterances that lack it; all else is over those that have it.
-        least, median, most: steps.
-        edges: bin i holds the lengths edges[i] to edges[i + 1] - 1.
+        missing: utterances without the modality; the other attributes are over utterances with it.
+        least, median, most: time steps.
+        edges: bin i holds lengths of edges[i] to edges[i + 1] - 1.
         counts: utterances per bin.
     """
 
@@ -50,7 +50,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """A split: its size, its balance (utterances by class), and lengths by modality."""
+    """A split: its size, utterances per class, and lengths by modality."""
 
     utterances: int
     shards: int
@@ -62,7 +62,7 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class Info:
-    """A dataset; `indexed_in` is the folder of its index where that does not lie beside its shards."""
+    """A dataset; `indexed_in` is the folder of its indexes, if they are not beside its shards."""
 
     url: str
     manifest: Manifest
@@ -72,7 +72,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Preview:
-    """An utterance: its metadata and features, by modality an array [T, D] in the stored dtype."""
+    """An utterance: its metadata, and per modality its features, an array [T, D] in the stored dtype."""
 
     split: str
     shard: str
@@ -89,13 +89,13 @@ def info(
     storage_options: dict[str, Any] | None = None,
     lengths: bool = True,
 ) -> Info:
-    """Tell what a dataset is. Shards are not read, but the index of each.
+    """Describe a dataset. It reads the index of each shard, and no shard.
 
     Args:
         url: of its folder or manifest; a fragment `#dev` chooses a split.
         cache_dir: where remote indexes are kept.
         storage_options: for the fsspec file system.
-        lengths: False leaves out the lengths, and reads no index.
+        lengths: False leaves out the lengths, and then no index is read.
 
     Raises:
         ValueError: there is no dataset, or an index is damaged.
@@ -132,12 +132,12 @@ def preview(
     cache_dir: str | Path | None = None,
     storage_options: dict[str, Any] | None = None,
 ) -> Iterator[Preview]:
-    """The first utterances of a split; only their bytes are read, not whole shards.
+    """The first utterances of a split. Only their bytes are read, and not whole shards.
 
     Args:
         url: of the dataset's folder or manifest; a fragment `#dev` names the split.
-        n: how many.
-        split: its name; default the first of the manifest.
+        n: number of utterances.
+        split: its name; default: the first of the manifest.
         cache_dir: where remote indexes are kept.
         storage_options: for the fsspec file system.
 
@@ -157,7 +157,7 @@ def preview(
 
 
 def format_info(found: Info) -> str:
-    """`info` as a text."""
+    """The result of `info` as text."""
     manifest = found.manifest
     lines = [f"{found.url}  (schema {manifest.schema_version})"]
     if found.indexed_in:
@@ -189,7 +189,7 @@ def format_info(found: Info) -> str:
 
 
 def _made(provenance: dict[str, Any]) -> list[str]:
-    """Provenance, a fact a line; of features first their space, then what it is made of."""
+    """Provenance, one entry per line; for features first the feature space, then the encoder's settings."""
     features = recorded_spaces(provenance)
     lines = []
     for name, entry in features.items():
@@ -214,7 +214,7 @@ def _plain(value: Any) -> str:
 
 
 def _wrapped(text: str, margin: str) -> list[str]:
-    # Long words are commands and paths, to be copied whole.
+    # Long words are not broken: they are commands and paths that a user may copy.
     return textwrap.wrap(
         text,
         WIDTH,
@@ -226,7 +226,7 @@ def _wrapped(text: str, margin: str) -> list[str]:
 
 
 def format_preview(found: Preview) -> str:
-    """An utterance of `preview` as a text."""
+    """An utterance of `preview` as text."""
     lines = [f"{found.key}  ({found.split}, {found.shard})  label: {found.label}"]
     for name, values in found.features.items():
         if not len(values):
@@ -243,7 +243,7 @@ def format_preview(found: Preview) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes, readable: 1.5 GB."""
+    """A number of bytes as text: 1.5 GB."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
@@ -282,17 +282,15 @@ def _preview(
         data = read_range(store, entry.name, start, stop) if steps else b""
         features[name] = np.frombuffer(data, dtype).reshape(-1, modality.dim)
     start, size = int(index.json_offset[row]), int(index.json_size[row])
-    at, key, label = f"{store.url}/{entry.name}", str(index.key[row]), int(index.label[row])
-    meta = parse_json(read_range(store, entry.name, start, start + size), f"{at}: {key}") if size else {}
-    if not isinstance(meta, dict):
-        raise ValueError(f"{at}: {key}: its metadata are no JSON object; pack it again")
-    check_label(meta, key, label, manifest, at)
+    content = read_range(store, entry.name, start, start + size) if size else b""
+    key, label = str(index.key[row]), int(index.label[row])
+    meta = parse_metadata(content, key, label, manifest, f"{store.url}/{entry.name}")
     meta.pop("label", None)
     return Preview(split, entry.name, key, manifest.classes[label], meta, features)
 
 
 def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:
-    """A histogram, one line for each row."""
+    """A histogram as text, one line per row."""
     total, most = sum(count for _, count in rows) or 1, max((count for _, count in rows), default=0) or 1
     cells = [
         [f"    {what} {name}", f"{count:,}", f"{count / total:.1%}", "#" * round(BAR * count / most)]

@@ -1,10 +1,13 @@
-"""Which utterance each member of a foreign tar belongs to, and what it is of it.
+"""Find the key of each member of a tar of another program, also if keys hold dots.
 
-By webdataset's rule a key ends at the first dot of a name's last part: `u0.audio.npy` and `u0.json` are two
-members of `u0`. Who names utterances with dots (`dia0.utt1.audio.npy`, `dia0.utt1.json`) would find all those
-of `dia0` in one. The members that tell labels show which is meant: where each of a key's begins as its arrays
-do, with something between the key and its own ending, and none has nothing there, that something belongs to
-the key. Where some arrays fit and others do not, nobody can tell, and the tar is refused.
+By webdataset's rule a key ends at the first dot of the file name: `u0.audio.npy` and `u0.json` are members of
+utterance `u0`. If keys hold dots (`dia0.utt1.audio.npy`, `dia0.utt1.json`), this rule would join all
+utterances of `dia0` into one. The members with labels show which is meant:
+
+- If a key by webdataset's rule has `dia0.json`, the key is `dia0`.
+- If it has only `dia0.utt1.json`, `dia0.utt2.json` and so on, and all its arrays begin with `dia0.utt1.`,
+  `dia0.utt2.` and so on, the keys are `dia0.utt1`, `dia0.utt2` and so on.
+- If some arrays fit and others do not, it cannot be decided, and the tar is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ LABELS = ("json", "cls")
 
 
 @dataclass(frozen=True)
-class Named:
-    """A member, the key of its utterance, and what follows the key in its name, without the dot."""
+class NamedMember:
+    """A member, the key of its utterance, and the ending: what follows the key in its name."""
 
     header: Header
     key: str
@@ -32,15 +35,15 @@ class Named:
         return self.ending.rpartition(".")[2].lower()
 
 
-def assign(headers: Iterable[Header], label_member: str | None = None) -> list[Named]:
-    """The utterance of each member, in their order.
+def assign_keys(headers: Iterable[Header], label_member: str | None = None) -> list[NamedMember]:
+    """The key of each member, in the order of `headers`.
 
     Args:
         headers: of a tar.
-        label_member: ending of further members that tell labels.
+        label_member: ending of further members that hold labels.
 
     Raises:
-        ValueError: names with dots of which nobody can tell where the key ends; names the member and the fix.
+        ValueError: it cannot be decided where a key with dots ends; names the member and the fix.
     """
     headers = list(headers)
     labels = (*((label_member.lower(),) if label_member else ()), *LABELS)
@@ -52,7 +55,7 @@ def assign(headers: Iterable[Header], label_member: str | None = None) -> list[N
 
 
 def _within(key: str, endings: Collection[str], labels: Collection[str]) -> set[str]:
-    """What stands between webdataset's key and the members' own endings; empty where nothing does."""
+    """The parts of names that belong to the key after webdataset's key ("utt1"); empty if there are none."""
     found = {before for ending in endings if (before := _before(ending, labels)) is not None}
     arrays = [ending for ending in endings if ending.rpartition(".")[2].lower() in ARRAYS]
     if not found or "" in found or not arrays:
@@ -72,7 +75,7 @@ def _within(key: str, endings: Collection[str], labels: Collection[str]) -> set[
 
 
 def _before(ending: str, labels: Collection[str]) -> str | None:
-    """What stands before a label's own ending; None for what is no label."""
+    """The part of an ending before that of a label ("utt1" of "utt1.json"); None if it is not a label's."""
     for label in labels:
         if ending.lower() == label:
             return ""
@@ -81,8 +84,8 @@ def _before(ending: str, labels: Collection[str]) -> str | None:
     return None
 
 
-def _named(header: Header, within: Collection[str]) -> Named:
+def _named(header: Header, within: Collection[str]) -> NamedMember:
     for more in sorted(within, key=len, reverse=True):
         if header.ending.startswith(f"{more}."):
-            return Named(header, f"{header.key}.{more}", header.ending[len(more) + 1 :])
-    return Named(header, header.key, header.ending)
+            return NamedMember(header, f"{header.key}.{more}", header.ending[len(more) + 1 :])
+    return NamedMember(header, header.key, header.ending)

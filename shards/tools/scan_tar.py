@@ -1,8 +1,10 @@
-"""What a tar that others made holds: its utterances, their arrays and labels; and what is refused.
+"""Scan a tar of another program: find its utterances with their arrays and labels, or refuse it.
 
-Arrays are members `<key>.<modality>.npy` or in `<key>....npz`, labels the field of a JSON member, else the
-content of a `.cls` member, or of one that the caller names: a `.txt` may be a transcript, so it is a label
-only then. Pickles are never opened: whoever wrote one could make us run anything.
+Arrays are members `<key>.<modality>.npy`, or are in members `<key>....npz`. The label is a field of the JSON
+member, else the content of a `.cls` member, or of the member that the caller names (a `.txt` member may be a
+transcript, so it is a label only if it is named). Pickles are never opened, since they can run any code.
+
+`index_tars` scans every tar with it before it writes anything.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from shards.format.tar_members import Member, contents, headers
 from shards.safe_io.expansion import copy_bounded, load_npz
 from shards.safe_io.git_lfs import refuse_pointer
 from shards.safe_io.printable import printable
-from shards.tools.member_names import ARRAYS, Named, assign
+from shards.tools.member_names import ARRAYS, NamedMember, assign_keys
 
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
-# Of a member or array that has no name of its own.
+# Modality of a member or array without a name.
 UNNAMED = "features"
-# Members that are left out are counted by their whole ending, but for those of so many dots or more.
+# Members that are left out are counted by their whole ending; endings with this many dots by the last part
+# only.
 MOST_DOTS = 2
 
 # First bytes of a compressed file, and how to open it.
@@ -47,7 +50,7 @@ COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
 
 @dataclass(frozen=True)
 class ArrayInNpz:
-    """An array in a `.npz` member: where the member lies, the array's name in it, and what it is."""
+    """An array in a `.npz` member: offset and size of the member, the array's name in it, shape and dtype."""
 
     offset: int
     size: int
@@ -58,15 +61,15 @@ class ArrayInNpz:
 
 @dataclass
 class Utterance:
-    """An utterance of a foreign tar.
+    """An utterance of a tar of another program.
 
     Attributes:
         row: its arrays that are `.npy` members, and its JSON member.
-        packed: by modality its arrays in `.npz` members.
-        scalars: by name those in its `.npz` members.
-        texts: by ending its members that may be labels.
-        label: as found: a name or a position; None where there is none.
-        second: what its `.cls` member says where another member is its label; None where there is none.
+        packed: by modality, its arrays in `.npz` members.
+        scalars: by name, scalars in its `.npz` members.
+        texts: by ending, its text members that may be labels.
+        label: as found: a name or a position; None if there is none.
+        cls_label: the content of its `.cls` member, if its label is from another member; else None.
     """
 
     row: Row
@@ -74,7 +77,7 @@ class Utterance:
     scalars: dict[str, Any] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     label: Any = None
-    second: Any = None
+    cls_label: Any = None
 
     @property
     def arrays(self) -> dict[str, ArrayAt | ArrayInNpz]:
@@ -83,73 +86,75 @@ class Utterance:
 
 
 @dataclass
-class Survey:
-    """What a tar holds.
+class TarScan:
+    """The content of a tar.
 
     Attributes:
         utterances: in the order of their first members.
-        forms: per modality the forms (features per step, dtype) in which it was found.
-        slow: why the tar cannot be read in place; None if it can.
-        ignored: how many members of what extension mean nothing here.
+        forms: per modality the forms (features per time step, dtype) that occur.
+        decode_reason: why the tar cannot be read in place; None if it can.
+        ignored: number of members that are not used, by extension.
         without_arrays: keys of utterances that have a JSON member, but no array.
     """
 
     utterances: list[Utterance]
     forms: dict[str, set[tuple[int, str]]]
-    slow: str | None
+    decode_reason: str | None
     ignored: Counter[str]
     without_arrays: list[str]
 
 
-def survey(path: Path, shown: str, label: str, label_member: str | None = None) -> Survey:
-    """Read a tar from end to end and tell what it holds.
+def scan_tar(path: Path, shown: str, label: str, label_member: str | None = None) -> TarScan:
+    """Read a whole tar and list its content.
 
     Args:
         path: on local disk; may be compressed by gzip, bzip2 or xz.
-        shown: its URL, for messages.
+        shown: its URL, for error messages.
         label: the JSON field that holds the label.
         label_member: ending, in lower case, of the members whose text is the label instead, such as "txt".
 
     Raises:
-        ValueError: it is damaged, holds what is never read, or two labels of one utterance; names the tar and
-            the member.
+        ValueError: it is damaged, holds pickles, or an utterance has two labels; names the tar and the
+            member.
     """
     found: dict[str, Utterance] = {}
     ignored: Counter[str] = Counter()
     refuse_pointer(path, shown)
-    slow = [f"{shown} is compressed"] if is_compressed(path) else []
+    decode_reason = f"{shown} is compressed" if is_compressed(path) else None
     tar = path
     try:
         with uncompressed(path) as tar:
-            named = {each.header.name: each for each in assign(headers(tar), label_member)}
+            named = {each.header.name: each for each in assign_keys(headers(tar), label_member)}
             used = []
             for each in named.values():
                 _refuse_pickles(each)
-                if _means_something(each, label_member):
+                if _is_used(each, label_member):
                     used.append(each.header)
                     found.setdefault(each.key, Utterance(Row(each.key)))
                 else:
-                    ignored[_ending(each)] += 1
+                    ignored[_counted_as(each)] += 1
             for header, content in contents(tar, used):
                 each = named[header.name]
                 member = Member(
                     header.name, each.key, each.ending.lower(), header.offset, header.size, content
                 )
-                _take(found[each.key], member, each.kind, tar)
+                _add_member(found[each.key], member, each.kind, tar)
         for utterance in found.values():
             _set_label(utterance, label, label_member, ignored)
     except (ValueError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise ValueError(f"{shown}: {printable(error).removeprefix(f'{tar}: ')}") from None
     utterances = [utterance for utterance in found.values() if utterance.arrays]
     forms = _forms(utterances, shown)
-    slow += [f"{shown}: {printable(u.row.key)}: {why}" for u in utterances if (why := _slow(u))][:1]
+    for utterance in utterances:
+        if decode_reason is None and (why := _decode_reason(utterance)):
+            decode_reason = f"{shown}: {printable(utterance.row.key)}: {why}"
     without = [key for key, utterance in found.items() if not utterance.arrays]
-    return Survey(utterances, forms, slow[0] if slow else None, ignored, without)
+    return TarScan(utterances, forms, decode_reason, ignored, without)
 
 
 @contextlib.contextmanager
 def uncompressed(path: Path) -> Iterator[Path]:
-    """The tar itself, or a temporary copy that is not compressed."""
+    """The path of the tar itself, or of a temporary uncompressed copy."""
     if (unpack := is_compressed(path)) is None:
         yield path
         return
@@ -161,14 +166,14 @@ def uncompressed(path: Path) -> Iterator[Path]:
 
 
 def is_compressed(path: Path) -> Callable[[Path], Any] | None:
-    """How to open a file that is compressed; None for one that is not."""
+    """The function that opens a compressed file; None if the file is not compressed."""
     with open(path, "rb") as file:
         first = file.read(8)
     return next((unpack for magic, unpack in COMPRESSED.items() if first.startswith(magic)), None)
 
 
 def read_array(tar: Path, array: ArrayAt | ArrayInNpz) -> np.ndarray:
-    """An array of an uncompressed tar, in this machine's byte order."""
+    """An array of an uncompressed tar, converted to this machine's byte order, which torch requires."""
     with open(tar, "rb") as file:
         file.seek(array.offset)
         if isinstance(array, ArrayInNpz):
@@ -179,7 +184,7 @@ def read_array(tar: Path, array: ArrayAt | ArrayInNpz) -> np.ndarray:
     return values.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _refuse_pickles(named: Named) -> None:
+def _refuse_pickles(named: NamedMember) -> None:
     if named.kind in PICKLES:
         raise ValueError(
             f"{named.header.name}: pickled files are never read, since they can run code; write its arrays "
@@ -187,23 +192,23 @@ def _refuse_pickles(named: Named) -> None:
         )
 
 
-def _means_something(named: Named, label_member: str | None) -> bool:
-    """Whether a member is part of an utterance; like webdataset, none is whose name begins with a dot."""
+def _is_used(named: NamedMember, label_member: str | None) -> bool:
+    """Whether a member is part of an utterance. As in webdataset, one whose name begins with "." is not."""
     ending = named.ending.lower()
     if named.header.base.startswith("."):
         return False
     return ending in ("json", label_member) or named.kind in (*ARRAYS, "cls")
 
 
-def _ending(named: Named) -> str:
-    """Under which a member that is left out is counted."""
+def _counted_as(named: NamedMember) -> str:
+    """The extension under which a member that is left out is counted."""
     if named.header.base.startswith("."):
         return "hidden"
     return f".{named.ending.lower()}" if named.ending.count(".") < MOST_DOTS else f"*.{named.kind}"
 
 
-def _take(utterance: Utterance, member: Member, kind: str, tar: Path) -> None:
-    """Take a member into its utterance."""
+def _add_member(utterance: Utterance, member: Member, kind: str, tar: Path) -> None:
+    """Add a member to its utterance."""
     name = member.extension.rpartition(".")[0]
     if member.extension == "json":
         add_json(utterance.row, member, tar)
@@ -241,8 +246,8 @@ def _modality(name: str, member: str) -> str:
     plain = re.sub(r"[^a-z0-9_]", "_", name.lower()) or UNNAMED
     if not MODALITY_NAME.fullmatch(plain):
         raise ValueError(
-            f"{member}: {name!r} is no name of a modality: at most 100 letters, the first from a to z, "
-            "and not json"
+            f"{member}: {name!r} is not a valid name of a modality: at most 100 letters, the first from a to "
+            "z, and not json"
         )
     return plain
 
@@ -250,10 +255,10 @@ def _modality(name: str, member: str) -> str:
 def _set_label(
     utterance: Utterance, field_name: str, label_member: str | None, ignored: Counter[str]
 ) -> None:
-    """Set the label as found: a named member's text, else JSON's field, else the text of `.cls`.
+    """Set the label: the text of the named member, else the JSON field, else the text of `.cls`.
 
     Raises:
-        ValueError: there are two; names both.
+        ValueError: there are two labels; names both.
     """
     row, texts, scalars = utterance.row, utterance.texts, utterance.scalars
     both = field_name in row.meta and field_name in scalars
@@ -267,28 +272,29 @@ def _set_label(
         utterance.label = _position(texts.get(label_member))
         ignored.update(f".{name}" for name in texts.keys() - {label_member})
         return
-    # `<key>.cls` is the label, whatever other members are called; of others there must be one.
+    # `<key>.cls` is the label, whatever other `.cls` members there are. Without it there must be only one.
     chosen = ["cls"] if "cls" in texts else sorted(texts)
     value = row.meta.get(field_name)
-    if value is None and len(chosen) > 1:
-        raise ValueError(
-            f"{row.key}: two labels, {' and '.join(f'.{name} {texts[name]!r}' for name in chosen[:2])}; tell "
-            f"which with --label_member {chosen[0]}"
-        )
-    ignored.update(f".{name}" for name in texts.keys() - ({*chosen} if len(chosen) == 1 else {}))
-    text = _position(texts[chosen[0]]) if len(chosen) == 1 else None
+    if len(chosen) > 1:
+        # One .cls member is compared with a label in JSON. Of several it is unclear which one to compare.
+        first_two = " and ".join(f".{name} {texts[name]!r}" for name in chosen[:2])
+        beside = "" if value is None else f", beside the label {value!r}"
+        fix = f"tell which with --label_member {chosen[0]}"
+        raise ValueError(f"{row.key}: two labels, {first_two}{beside}; {fix}")
+    ignored.update(f".{name}" for name in texts.keys() - {*chosen})
+    text = _position(texts[chosen[0]]) if chosen else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    utterance.label, utterance.second = (text, None) if value is None else (value, text)
+    utterance.label, utterance.cls_label = (text, None) if value is None else (value, text)
 
 
 def _position(text: str | None) -> str | int | None:
-    """A label that was read as text: digits are a position."""
+    """A label that was read as text; digits are a position in the classes."""
     return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else text
 
 
 def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, str]]]:
-    """Per modality the forms in which it was found."""
+    """Per modality the forms (features per time step, dtype) that occur; refuses what cannot be features."""
     forms: dict[str, set[tuple[int, str]]] = {}
     for utterance in utterances:
         for name, array in utterance.arrays.items():
@@ -301,7 +307,7 @@ def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, 
     return forms
 
 
-def _slow(utterance: Utterance) -> str | None:
+def _decode_reason(utterance: Utterance) -> str | None:
     if utterance.packed:
         return "a .npz member"
     for name, array in utterance.row.arrays.items():

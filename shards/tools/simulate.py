@@ -1,9 +1,8 @@
-"""What an epoch would ask of a cluster, told from the plan alone: no shard is read.
+"""`awtpn shards simulate`: what an epoch would need of a cluster, computed from the plan alone.
 
-Counts of shards, bytes and steps are exact. Balance and shuffling are measured on a sample of steps and
-ranks, which the report states; of a dataset the indexes of the shards that these touch are read, for the
-lengths of their utterances, which the manifest does not tell. Those of a made-up one are drawn around their
-mean as those of speech are spread.
+The numbers of shards, bytes and steps are exact. Balance and shuffling are measured on a sample of steps and
+ranks, which the report states. For that, the lengths of utterances come from the indexes of the shards in the
+sample; for a synthetic dataset they are drawn from a log-normal distribution, as those of speech.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ from shards.tools.info import format_bytes
 
 SAMPLED_STEPS, SAMPLED_RANKS = 16, 512
 
-# Standard deviation of the logarithm of lengths, and the extremes over the mean: those of spoken utterances.
+# Lengths of spoken utterances: standard deviation of the logarithm, and the extremes divided by the mean.
 LENGTH_SPREAD, SHORTEST, LONGEST = 0.55, 1 / 7, 4.3
-# A synthetic utterance: its mean segments and frames, and bytes for each (1,024 and 512 features of float16).
+# A synthetic utterance: its mean number of segments and frames, and bytes of one (1,024 or 512 float16
+# features).
 SYNTHETIC_STEPS, SYNTHETIC_STEP_BYTES = 210, 1_700
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The part of a split that a plan depends on.
+class SplitSizes:
+    """The sizes of a split's shards and utterances, on which a plan depends.
 
     Attributes:
         name: for the report.
         utterances, bytes: [shards] int64 each; bytes with the index.
-        work: segments and frames of each utterance of shards.
-        drawn: whether `work` is made up.
+        work: gives the segments and frames of each utterance of shards.
+        drawn: whether `work` is drawn at random.
     """
 
     name: str
@@ -60,27 +60,30 @@ class Spread:
 
 @dataclass(frozen=True)
 class Report:
-    """What an epoch asks of a cluster.
+    """What an epoch needs of a cluster.
 
     Attributes:
-        layout: of the split.
-        nodes, gpus_per_node, global_batch_size, streams: what was asked, and the plan's number of streams.
+        sizes: of the split.
+        nodes, gpus_per_node, global_batch_size: as given.
+        streams: number of canonical streams of the plan.
         steps_per_epoch: the last of them has `last_step` utterances.
-        window: rows of a stream among which a row may change places.
-        node_bytes, node_shards: fetched per node in the course of an epoch, and no others in further ones.
-        fetched_bytes: over all nodes; a shard that several nodes need counts for each.
-        cache_bytes: an upper bound of what a node needs at a time: the smallest `cache_limit` that is taken.
-        sampled_steps, sampled_ranks: those on which what follows was measured.
-        excess: by which part the rank with the most segments and frames exceeds the mean rank of its step.
-        excess_unbalanced: the same without the balancing of steps.
-        distance: between two utterances of a batch, in rows as stored: the mean over that of a perfect
-            shuffle, a third of all rows.
-        neighbour_distance: the same for utterances in consecutive places, which mostly share a stream.
-        same_shard: the chance that two utterances of a batch come from one shard; `same_shard_ideal` is that
+        window: rows of a canonical stream within which a row is shuffled.
+        node_bytes, node_shards: downloaded per node in the first epoch; later epochs need the same shards.
+        fetched_bytes: over all nodes; a shard that several nodes need counts once for each.
+        cache_bytes: an upper bound of what a node needs at a time: the smallest `cache_limit` that is
+            accepted.
+        sampled_steps, sampled_ranks: number of steps and ranks on which the following figures were measured.
+        excess: by how much the rank with the most work (segments and frames) exceeds the mean rank of its
+            step, as a fraction of the mean.
+        excess_unbalanced: the same without balancing.
+        distance: mean distance between two utterances of a batch, in rows as stored, as a fraction of that of
+            a perfect shuffle, which is a third of all rows.
+        neighbor_distance: the same for utterances at consecutive places, which mostly are of one stream.
+        same_shard: probability that two utterances of a batch are from one shard; `same_shard_ideal` is that
             of a perfect shuffle.
     """
 
-    layout: Layout
+    sizes: SplitSizes
     nodes: int
     gpus_per_node: int
     global_batch_size: int
@@ -97,13 +100,13 @@ class Report:
     excess: Spread
     excess_unbalanced: Spread
     distance: float
-    neighbour_distance: float
+    neighbor_distance: float
     same_shard: float
     same_shard_ideal: float
 
 
-def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
-    """The layout of a split of a dataset.
+def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
+    """The sizes of a split of a dataset; the lengths of utterances are read from the indexes when needed.
 
     Raises:
         ValueError: there is no such split.
@@ -116,7 +119,7 @@ def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
         with ThreadPoolExecutor(INDEX_THREADS) as threads:
             return list(threads.map(reader.work, shards))
 
-    return Layout(
+    return SplitSizes(
         name=f"{store.url}#{split}",
         utterances=np.array([shard.utterances for shard in shards], np.int64),
         bytes=np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64),
@@ -125,18 +128,18 @@ def layout_of(store: Store, manifest: Manifest, split: str) -> Layout:
     )
 
 
-def synthetic_layout(size: str) -> Layout:
-    """The layout of a made-up data set, such as "100000000x10000": utterances x shards.
+def synthetic_sizes(size: str) -> SplitSizes:
+    """The sizes of a synthetic dataset, such as "100000000x10000": utterances x shards.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: `size` is not of that form.
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size.replace("_", ""))
     if match is None:
         raise ValueError(f"{size!r}: must be UTTERANCESxSHARDS, such as 100000000x10000")
     utterances, shards = int(match[1]), int(match[2])
     counts = np.diff(np.arange(shards + 1) * utterances // shards)
-    return Layout(
+    return SplitSizes(
         name=size,
         utterances=counts,
         bytes=counts * (SYNTHETIC_STEPS * SYNTHETIC_STEP_BYTES),
@@ -146,7 +149,7 @@ def synthetic_layout(size: str) -> Layout:
 
 
 def simulate(
-    layout: Layout,
+    sizes: SplitSizes,
     nodes: int,
     gpus_per_node: int,
     global_batch_size: int,
@@ -155,10 +158,10 @@ def simulate(
     seed: int = 0,
     window: int = WINDOW,
 ) -> Report:
-    """Plan an epoch of a layout for a cluster, and tell what comes of it.
+    """Plan an epoch for a cluster, and report what it needs.
 
     Args:
-        layout: of the split.
+        sizes: of the split.
         nodes, gpus_per_node: one rank per GPU; a node's ranks are consecutive.
         global_batch_size: utterances per step over all ranks.
         streams, seed, window: see `plan`.
@@ -173,21 +176,21 @@ def simulate(
     ranks = nodes * gpus_per_node
     _, share = places_of_rank(global_batch_size, 0, ranks)
     plan = make_plan(
-        layout.utterances,
+        sizes.utterances,
         global_batch_size,
         streams=streams,
         seed=seed,
         window=window,
-        work=layout.work,
+        work=sizes.work,
     )
     node_places = share * gpus_per_node
     needed = [shards_of_places(plan, node * node_places, node_places) for node in range(nodes)]
-    node_bytes = [int(layout.bytes[shards].sum()) for shards in needed]
-    sample = _sample(plan, layout, ranks)
-    plain = _sample(replace(plan, work=None, memo={}), layout, ranks)
-    fractions = layout.utterances / plan.rows
+    node_bytes = [int(sizes.bytes[shards].sum()) for shards in needed]
+    sample = _sample(plan, sizes, ranks)
+    plain = _sample(replace(plan, work=None, memo={}), sizes, ranks)
+    fractions = sizes.utterances / plan.rows
     return Report(
-        layout=layout,
+        sizes=sizes,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         global_batch_size=global_batch_size,
@@ -199,28 +202,28 @@ def simulate(
         node_shards=_spread([len(shards) for shards in needed]),
         fetched_bytes=sum(node_bytes),
         cache_bytes=max(
-            working_set(plan, layout.bytes, node * node_places, node_places) for node in range(nodes)
+            working_set(plan, sizes.bytes, node * node_places, node_places) for node in range(nodes)
         ),
         sampled_steps=len(sample["excess"]),
         sampled_ranks=min(ranks, SAMPLED_RANKS),
         excess=_spread(sample["excess"]),
         excess_unbalanced=_spread(plain["excess"]),
         distance=float(np.mean(sample["distance"]) / (plan.rows / 3)),
-        neighbour_distance=float(np.mean(sample["neighbour_distance"]) / (plan.rows / 3)),
+        neighbor_distance=float(np.mean(sample["neighbor_distance"]) / (plan.rows / 3)),
         same_shard=float(np.mean(sample["same_shard"])),
         same_shard_ideal=float(np.square(fractions).sum()),
     )
 
 
-def _sample(plan: Plan, layout: Layout, ranks: int) -> dict[str, list[float]]:
-    """Per sampled step, consecutive ones of the middle of an epoch: balance and quality of the shuffle."""
-    first_row = np.cumsum(layout.utterances) - layout.utterances
+def _sample(plan: Plan, sizes: SplitSizes, ranks: int) -> dict[str, list[float]]:
+    """Balance and quality of the shuffle in consecutive steps in the middle of an epoch."""
+    first_row = np.cumsum(sizes.utterances) - sizes.utterances
     work: dict[int, np.ndarray] = {}
     found: dict[str, list[float]] = {
-        name: [] for name in ("excess", "distance", "neighbour_distance", "same_shard")
+        name: [] for name in ("excess", "distance", "neighbor_distance", "same_shard")
     }
     chosen = np.unique(np.linspace(0, ranks - 1, min(ranks, SAMPLED_RANKS)).astype(int)).tolist()
-    # All but the last, which may be partial, if there are others.
+    # Without the last step, which may be partial, unless it is the only one.
     full = max(1, plan.steps_per_epoch - 1)
     begin = max(0, min(full // 2, full - SAMPLED_STEPS))
     for step in range(begin, min(begin + SAMPLED_STEPS, full)):
@@ -229,13 +232,13 @@ def _sample(plan: Plan, layout: Layout, ranks: int) -> dict[str, list[float]]:
             places = places_of_rank(plan.global_batch_size, rank, ranks)
             _, shard, row = rows_of_step(plan, 0, step, *places)
             new = [s for s in np.unique(shard).tolist() if s not in work]
-            work |= dict(zip(new, layout.work(new), strict=True))
+            work |= dict(zip(new, sizes.work(new), strict=True))
             totals.append(sum(int(work[s][r]) for s, r in zip(shard.tolist(), row.tolist(), strict=True)))
             stored.append(first_row[shard] + row)
             shards.append(shard)
             apart.append(np.abs(np.diff(stored[-1])))
         found["excess"].append(max(totals) * len(totals) / sum(totals) - 1)
-        found["neighbour_distance"].append(_mean(np.concatenate(apart)))
+        found["neighbor_distance"].append(_mean(np.concatenate(apart)))
         found["distance"].append(_mean_distance(np.concatenate(stored)))
         _, count = np.unique(np.concatenate(shards), return_counts=True)
         pairs = max(1, count.sum() * (count.sum() - 1))
@@ -246,7 +249,7 @@ def _sample(plan: Plan, layout: Layout, ranks: int) -> dict[str, list[float]]:
 def _mean_distance(positions: np.ndarray) -> float:
     """Mean distance over all pairs."""
     n = len(positions)
-    # In order, the k-th is subtracted from all after it and diminished by all before it.
+    # In ascending order, the k-th position is added in k pairs and subtracted in n - 1 - k pairs.
     weight = 2 * np.arange(n) - n + 1
     return float((np.sort(positions) * weight).sum() / max(1, n * (n - 1) // 2))
 
@@ -256,7 +259,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _drawn_work(shard: int, utterances: int) -> np.ndarray:
-    """Segments and frames of each utterance of a made-up shard: log-normal about their mean."""
+    """Segments and frames of each utterance of a synthetic shard, from a log-normal distribution."""
     rng = np.random.default_rng(shard)
     spread = rng.lognormal(-(LENGTH_SPREAD**2) / 2, LENGTH_SPREAD, utterances)
     work: np.ndarray = np.maximum(1, SYNTHETIC_STEPS * np.clip(spread, SHORTEST, LONGEST)).astype(np.int64)
@@ -268,15 +271,14 @@ def _spread(values: list[Any]) -> Spread:
 
 
 def format_report(report: Report) -> str:
-    """The report as text, a line per figure."""
-    r, layout = report, report.layout
-    lengths = "lengths drawn" if layout.drawn else "lengths as indexed"
-    shards = f"{r.node_shards.low:,.0f} - {r.node_shards.high:,.0f} of {len(layout.utterances):,}"
+    """The report as text, one figure per line."""
+    r, sizes = report, report.sizes
+    lengths = "lengths drawn" if sizes.drawn else "lengths as indexed"
+    shards = f"{r.node_shards.low:,.0f} - {r.node_shards.high:,.0f} of {len(sizes.utterances):,}"
     lines = [
         (
             "data",
-            f"{layout.name}: {layout.utterances.sum():,} utterances, "
-            f"{format_bytes(float(layout.bytes.sum()))}",
+            f"{sizes.name}: {sizes.utterances.sum():,} utterances, {format_bytes(float(sizes.bytes.sum()))}",
         ),
         ("ranks", f"{r.nodes:,} nodes x {r.gpus_per_node} GPUs, global batch {r.global_batch_size:,}"),
         ("steps per epoch", f"{r.steps_per_epoch:,}, the last of {r.last_step:,} utterances"),
@@ -285,7 +287,7 @@ def format_report(report: Report) -> str:
         ("bytes per node", f"{format_bytes(r.node_bytes.low)} - {format_bytes(r.node_bytes.high)}"),
         (
             "fetched in all",
-            f"{format_bytes(r.fetched_bytes)}, {r.fetched_bytes / layout.bytes.sum():.2f} x the data",
+            f"{format_bytes(r.fetched_bytes)}, {r.fetched_bytes / sizes.bytes.sum():.2f} x the data",
         ),
         ("cache per node", f"{format_bytes(r.cache_bytes)} at a time at most ({r.cache_bytes:,} bytes)"),
         (
@@ -294,7 +296,7 @@ def format_report(report: Report) -> str:
         ),
         ("  unbalanced", f"{r.excess_unbalanced.mean:.1%}, {r.excess_unbalanced.high:.1%} at worst"),
         ("apart in storage", f"a batch's utterances {r.distance:.0%} as far as after a perfect shuffle"),
-        ("  neighbours", f"{r.neighbour_distance:.0%}"),
+        ("  neighbors", f"{r.neighbor_distance:.0%}"),
         ("  same shard", f"{r.same_shard:.3%} of pairs; {r.same_shard_ideal:.3%} after a perfect shuffle"),
         ("sampled", f"the last five: {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}"),
     ]

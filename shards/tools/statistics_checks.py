@@ -1,4 +1,7 @@
-"""Moments of a manifest compared with the values that its shards hold: training standardizes with them."""
+"""Compare the statistics in a manifest with the values in the shards; training standardizes features by them.
+
+`verify` calls this. A manifest with wrong statistics would pass all checks of hashes, and spoil training.
+"""
 
 from __future__ import annotations
 
@@ -10,39 +13,39 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.format.index import ShardIndex
-from shards.format.schema import Modality, SplitMoments
-from shards.format.statistics import Moments, merge, moments_of
+from shards.format.schema import Modality, SplitStatistics
+from shards.format.statistics import Statistics, merge, statistics_of
 
-# Values that are held at a time; their float64 copies take several times as much.
+# Bytes of values in memory at a time; their float64 copies take several times as much.
 CHUNK_BYTES = 4 << 20
-# Moments may differ by this share of the spread, and by float32's own rounding of the mean: no features are
-# stored more exactly, and a constant stream has no spread.
+# Accepted differences: this share of the standard deviation, and of the mean float32's own rounding. Features
+# are stored as float32 at most, and a feature that never changes has no deviation.
 OF_SPREAD = 1e-3
 OF_MEAN = 1e-7
 
 
-def shard_moments(path: Path, index: ShardIndex, modalities: dict[str, Modality]) -> dict[str, Moments]:
-    """Moments by modality of all values in a shard, read where its index says that they lie.
+def shard_statistics(path: Path, index: ShardIndex, modalities: dict[str, Modality]) -> dict[str, Statistics]:
+    """Statistics by modality of all values in a shard, read at the offsets of its index.
 
     Raises:
-        ValueError: the shard ends amid an array; names the shard.
+        ValueError: the shard ends within an array; names the shard.
     """
-    moments = {}
+    statistics = {}
     with open(path, "rb") as file:
         for name, form in modalities.items():
-            none = Moments(0, np.zeros(form.dim), np.zeros(form.dim))
-            moments[name] = reduce(merge, map(moments_of, _chunks(file, path, index, name, form)), none)
-    return moments
+            none = Statistics(0, np.zeros(form.dim), np.zeros(form.dim))
+            statistics[name] = reduce(merge, map(statistics_of, _chunks(file, path, index, name, form)), none)
+    return statistics
 
 
-def wrong_moments(told: SplitMoments, shards: Iterable[Moments]) -> str | None:
-    """How the moments of a split and modality differ from those of its shards; None if they do not."""
+def statistics_mismatch(stated: SplitStatistics, shards: Iterable[Statistics]) -> str | None:
+    """How the manifest's statistics of a split and modality differ from those of its shards; None if not."""
     found = reduce(merge, shards)
-    if told.count != found.count:
-        return f"count is {told.count}, in the shards {found.count}"
+    if stated.count != found.count:
+        return f"count is {stated.count}, in the shards {found.count}"
     allowed = OF_SPREAD * found.std + OF_MEAN * np.abs(found.mean)
-    for what, ours, theirs in (("mean", told.mean, found.mean), ("std", told.std, found.std)):
-        # Not the other way round: NaN is wrong, too.
+    for what, ours, theirs in (("mean", stated.mean, found.mean), ("std", stated.std, found.std)):
+        # Written so that NaN counts as wrong.
         wrong = np.flatnonzero(~(np.abs(np.asarray(ours) - theirs) <= allowed))
         if len(wrong):
             first = int(wrong[0])
@@ -51,7 +54,7 @@ def wrong_moments(told: SplitMoments, shards: Iterable[Moments]) -> str | None:
 
 
 def _chunks(file: BinaryIO, path: Path, index: ShardIndex, name: str, form: Modality) -> Iterator[np.ndarray]:
-    """All steps [T, D] of a modality, about `CHUNK_BYTES` at a time."""
+    """All time steps [T, D] of a modality, about `CHUNK_BYTES` at a time."""
     dtype = np.dtype(form.dtype)
     row_bytes = form.dim * dtype.itemsize
     most = max(1, CHUNK_BYTES // row_bytes)
@@ -64,7 +67,7 @@ def _chunks(file: BinaryIO, path: Path, index: ShardIndex, name: str, form: Moda
             steps = min(left, free)
             data = file.read(steps * row_bytes)
             if len(data) < steps * row_bytes:
-                raise ValueError(f"{path}: ends amid {name} of {str(index.key[row])!r}")
+                raise ValueError(f"{path}: ends within {name} of {str(index.key[row])!r}")
             held.append(data)
             left -= steps
             free -= steps

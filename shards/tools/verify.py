@@ -1,12 +1,12 @@
-"""Every byte of a dataset checked against the hashes of its manifest, and what is damaged named.
+"""`awtpn shards verify`: check every file of a dataset against its manifest, and name what is damaged.
 
-A shard whose hash is wrong is looked into: its index knows where every array lies and the CRC-32 of its
-bytes, so the utterances that are hit can be told from those that are whole.
-
-Hashes prove that the files belong together, not that they agree. So a shard that packing made is indexed
-again and compared; of tars that others made the index's CRC-32s are compared with the bytes that it names.
-Labels are compared with those of the metadata, and the manifest's class counts with the labels. The
-manifest's moments, with which training standardizes, are compared with those of the values in the shards.
+1. The SHA-256 of every shard and index. If that of a shard is wrong, the CRC-32s in its index show which
+   utterances are damaged.
+2. Hashes prove that a file is the one that the manifest names, but not that its content is consistent. So a
+   shard that packing made is indexed again, and compared with its index. For tars of other programs, the
+   CRC-32s in the index are compared with the bytes.
+3. Labels are compared with those of the metadata, the manifest's class counts with the labels, and its
+   statistics, by which training standardizes features, with the values in the shards.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.format.class_checks import WrongManifest, check_class_counts, check_label, label_field
+from shards.format.class_checks import WrongManifest, check_class_counts, label_field, parse_metadata
 from shards.format.hashing import hash_file
 from shards.format.index import ShardIndex, index_tar
 from shards.format.index_file import load_index
 from shards.format.schema import MANIFEST, Manifest, Modality, ShardEntry, read_in_place
-from shards.format.statistics import Moments
-from shards.safe_io.bounded_json import parse_json
+from shards.format.statistics import Statistics
 from shards.safe_io.printable import join_lines
 from shards.storage.store import Store, call_store, open_dataset
 from shards.tools.info import format_bytes
-from shards.tools.statistics_checks import shard_moments, wrong_moments
+from shards.tools.statistics_checks import shard_statistics, statistics_mismatch
 
-# Faults shown in the text; all are in the result.
+# Faults that the text shows; the result has all of them.
 SHOWN = 50
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that is not what the manifest names; or, where `key` is set, an utterance in it that is hit."""
+    """A file that differs from the manifest; or, if `key` is set, a damaged utterance in it."""
 
     file: str
     key: str | None
@@ -51,7 +50,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found: how much was checked, and every fault."""
+    """The result of `verify`: how much was checked, and every fault."""
 
     url: str
     files: int
@@ -68,11 +67,11 @@ def verify(
     cache_dir: str | Path | None = None,
     storage_options: dict[str, Any] | None = None,
 ) -> Verified:
-    """Check every file of a dataset where it lies: remote ones are fetched anew, past the cache.
+    """Check every file of a dataset at its URL. Remote files are downloaded, and not read from the cache.
 
     Args:
         url: of its folder or manifest.
-        workers: shards that are checked at a time; remote ones take their room on the cache's disk meanwhile.
+        workers: shards that are checked at a time; remote ones need space on the cache's disk meanwhile.
         progress: show a bar on stderr.
         cache_dir: where remote files are put while they are checked.
         storage_options: for the fsspec file system.
@@ -92,27 +91,27 @@ def verify(
         ThreadPoolExecutor(workers) as threads,
     ):
 
-        def check(entry: ShardEntry) -> tuple[_Told | None, list[Fault]]:
-            index, moments, faults = _check_shard(store, entry, manifest)
+        def check(entry: ShardEntry) -> tuple[_ShardFacts | None, list[Fault]]:
+            index, statistics, faults = _check_shard(store, entry, manifest)
             with lock:
                 bar.update(entry.bytes + entry.index_bytes)
-            return None if index is None else _told(index, moments, len(manifest.classes)), faults
+            return None if index is None else _shard_facts(index, statistics, len(manifest.classes)), faults
 
         checked = dict(zip((entry.name for entry in entries), threads.map(check, entries), strict=True))
     faults = [fault for _, found in checked.values() for fault in found]
-    told = {name: found for name, (found, _) in checked.items() if found is not None}
-    faults += [*_check_counts(told, manifest), *_check_moments(told, manifest), *_check_keys(told)]
+    facts = {name: found for name, (found, _) in checked.items() if found is not None}
+    faults += [*_check_counts(facts, manifest), *_check_statistics(facts, manifest), *_check_keys(facts)]
     utterances = sum(entry.utterances for entry in entries)
     return Verified(store.url, 2 * len(entries), size, utterances, faults)
 
 
 def format_verified(found: Verified) -> str:
-    """`verify` as a text."""
+    """The result of `verify` as text."""
     checked = (
         f"{found.url}: {found.files:,} files, {format_bytes(found.bytes)}, {found.utterances:,} utterances"
     )
     if not found.faults:
-        return f"{checked}: all as the manifest names them"
+        return f"{checked}: all as in the manifest"
     keys = {(fault.file, fault.key) for fault in found.faults if fault.key is not None}
     files = {fault.file for fault in found.faults}
     lines = [f"{checked}: DAMAGED: {len(files):,} files, {len(keys):,} utterances named"]
@@ -127,8 +126,8 @@ def format_verified(found: Verified) -> str:
 
 def _check_shard(
     store: Store, entry: ShardEntry, manifest: Manifest
-) -> tuple[ShardIndex | None, dict[str, Moments] | None, list[Fault]]:
-    """A shard's index, where that is sound, its moments, where both are, and the faults of both."""
+) -> tuple[ShardIndex | None, dict[str, Statistics] | None, list[Fault]]:
+    """A shard's index, if it is valid; its statistics, if the shard is valid too; and the faults of both."""
     index, faults = None, []
     with _local(store, entry.index, entry.index_bytes) as path:
         cause = _wrong(path, entry.index_bytes, entry.index_sha256)
@@ -147,28 +146,28 @@ def _check_shard(
         if not cause:
             if index is None:
                 return None, None, faults
-            if differing := _told_otherwise(path, entry.name, index, manifest):
+            if differing := _index_mismatches(path, entry.name, index, manifest):
                 return index, None, [*faults, *differing]
             try:
-                return index, shard_moments(path, index, manifest.modalities), faults
+                return index, shard_statistics(path, index, manifest.modalities), faults
             except ValueError as error:
                 cause = str(error).removeprefix(f"{path}: ")
                 return index, None, [*faults, Fault(entry.name, None, cause)]
         if index is None or not index.crc:
-            unknown = f"{cause}; none of its {entry.utterances} utterances can be vouched for"
+            unknown = f"{cause}; none of its {entry.utterances} utterances can be checked"
             return index, None, [*faults, Fault(entry.name, None, unknown)]
-        hit = list(_damaged(path, entry.name, index, manifest.modalities))
-        keys = len({fault.key for fault in hit})
-        tells = (
-            f"{keys} of its {entry.utterances} utterances are hit"
-            if hit
-            else ("all its utterances are whole, the damage lies between them")
+        damaged = list(_damaged(path, entry.name, index, manifest.modalities))
+        keys = len({fault.key for fault in damaged})
+        extent = (
+            f"{keys} of its {entry.utterances} utterances are damaged"
+            if damaged
+            else "none of its utterances is damaged, the damage is between them"
         )
-        return index, None, [*faults, Fault(entry.name, None, f"{cause}; {tells}"), *hit]
+        return index, None, [*faults, Fault(entry.name, None, f"{cause}; {extent}"), *damaged]
 
 
-def _told_otherwise(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
-    """What an index tells otherwise than its shard, whose bytes are those that the manifest names."""
+def _index_mismatches(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
+    """Differences between an index and its shard, whose hash is right."""
     if read_in_place(manifest):
         return [*_damaged(path, name, index, manifest.modalities), *_mislabeled(path, name, index, manifest)]
     if mislabeled := _mislabeled(path, name, index, manifest):
@@ -186,94 +185,95 @@ def _told_otherwise(path: Path, name: str, index: ShardIndex, manifest: Manifest
         pairs[f"steps of {modality}"] = index.steps[modality], now.steps[modality]
     pairs |= {f"CRC-32 of {part}": (crc, now.crc[part]) for part, crc in index.crc.items()}
     return [
-        Fault(name, str(index.key[row]), f"{part}: the index points elsewhere than the shard; pack it again")
+        Fault(name, str(index.key[row]), f"{part}: the index differs from the shard; pack it again")
         for part, (ours, found) in pairs.items()
         for row in np.flatnonzero(ours != found).tolist()
     ]
 
 
 def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
-    """Utterances whose metadata have another label than the index gives them by the manifest's classes."""
+    """Utterances whose metadata are damaged, or name another class than the index and the manifest do."""
     faults: list[Fault] = []
     if label_field(manifest) is None:
         return faults
     with open(path, "rb") as file:
         for row in np.flatnonzero(index.json_size).tolist():
-            key = str(index.key[row])
+            key, label = str(index.key[row]), int(index.label[row])
             file.seek(int(index.json_offset[row]))
             try:
-                meta = parse_json(file.read(int(index.json_size[row])), "json")
-                check_label(
-                    meta if isinstance(meta, dict) else {}, key, int(index.label[row]), manifest, name
-                )
+                parse_metadata(file.read(int(index.json_size[row])), key, label, manifest, name)
             except ValueError as error:
-                faults.append(Fault(name, key, str(error).removeprefix(f"{name}: {key!r}: ")))
+                faults.append(Fault(name, key, str(error).removeprefix(f"{name}: {key!r:.80}: ")))
     return faults
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What of a shard is kept until all are read.
+class _ShardFacts:
+    """What is kept of a shard until all shards are read.
 
-    Class counts [C], hashes [U] of keys and the keys by its index, and its moments, where it is sound.
+    Attributes:
+        counts: [C] utterances per class, by its index.
+        hashes: [U] of keys.
+        keys: joined by zero bytes, since a million Python strings would take much more memory.
+        statistics: by modality; None if the shard is damaged.
     """
 
     counts: np.ndarray
     hashes: np.ndarray
     keys: bytes
-    moments: dict[str, Moments] | None
+    statistics: dict[str, Statistics] | None
 
 
-def _told(index: ShardIndex, moments: dict[str, Moments] | None, classes: int) -> _Told:
+def _shard_facts(index: ShardIndex, statistics: dict[str, Statistics] | None, classes: int) -> _ShardFacts:
     keys = index.key.tolist()
     hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
     counts = np.bincount(index.label, minlength=classes)
-    return _Told(counts, hashes, "\0".join(keys).encode(errors="replace"), moments)
+    return _ShardFacts(counts, hashes, "\0".join(keys).encode(errors="replace"), statistics)
 
 
-def _check_counts(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]:
-    """Class counts of a split, where all its indexes are sound."""
+def _check_counts(facts: dict[str, _ShardFacts], manifest: Manifest) -> Iterator[Fault]:
+    """Check the class counts of each split whose indexes are all valid."""
     for name, split in manifest.splits.items():
-        if all(shard.name in told for shard in split.shards):
+        if all(shard.name in facts for shard in split.shards):
             try:
                 check_class_counts(
-                    (told[shard.name].counts for shard in split.shards), split, f"splits.{name}"
+                    (facts[shard.name].counts for shard in split.shards), split, f"splits.{name}"
                 )
             except WrongManifest as error:
                 yield Fault(MANIFEST, None, str(error))
 
 
-def _check_moments(told: dict[str, _Told], manifest: Manifest) -> Iterator[Fault]:
-    """Moments of a split, where all its shards are sound."""
+def _check_statistics(facts: dict[str, _ShardFacts], manifest: Manifest) -> Iterator[Fault]:
+    """Check the statistics of each split whose shards are all valid."""
     for name, split in manifest.splits.items():
-        shards = [told[shard.name].moments if shard.name in told else None for shard in split.shards]
-        sound = [moments for moments in shards if moments is not None]
+        shards = [facts[shard.name].statistics if shard.name in facts else None for shard in split.shards]
+        sound = [statistics for statistics in shards if statistics is not None]
         if not sound or len(sound) < len(shards):
             continue
-        for modality, moments in split.moments.items():
-            if wrong := wrong_moments(moments, (shard[modality] for shard in sound)):
+        for modality, statistics in split.moments.items():
+            if wrong := statistics_mismatch(statistics, (shard[modality] for shard in sound)):
                 at = f"splits.{name}.moments.{modality}"
                 yield Fault(MANIFEST, None, f"{at}: {wrong}; pack the dataset again")
 
 
-def _check_keys(told: dict[str, _Told]) -> Iterator[Fault]:
-    """Keys that are in two shards; an index has each but once."""
-    names = list(told)
-    hashes = np.concatenate([each.hashes for each in told.values()] or [np.zeros(0, np.int64)])
-    sizes = [len(each.hashes) for each in told.values()]
+def _check_keys(facts: dict[str, _ShardFacts]) -> Iterator[Fault]:
+    """Keys that are in two shards. (Within a shard, reading the index has refused duplicates.)"""
+    names = list(facts)
+    hashes = np.concatenate([each.hashes for each in facts.values()] or [np.zeros(0, np.int64)])
+    sizes = [len(each.hashes) for each in facts.values()]
     shard = np.repeat(np.arange(len(names)), sizes)
     row = np.arange(len(hashes)) - np.repeat(np.cumsum(sizes) - sizes, sizes) if names else hashes
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     for first, second in zip(order[again].tolist(), order[again + 1].tolist(), strict=True):
         name, other = names[shard[second]], names[shard[first]]
-        key = told[name].keys.split(b"\0")[row[second]].decode()
-        yield Fault(name, key, f"this key is in {other}, too; pack it again")
+        key = facts[name].keys.split(b"\0")[row[second]].decode()
+        yield Fault(name, key, f"this key is also in {other}; pack it again")
 
 
 @contextlib.contextmanager
 def _local(store: Store, name: str, size: int) -> Iterator[Path | None]:
-    """The file as it is in the store now, on local disk; None where there is none."""
+    """The file as it is in the store now, on local disk; None if it does not exist."""
     overlay = store.overlay / name if store.overlay else None
     if overlay and overlay.is_file():
         yield overlay
@@ -291,7 +291,7 @@ def _local(store: Store, name: str, size: int) -> Iterator[Path | None]:
 
 
 def _wrong(path: Path | None, size: int, sha256: str) -> str:
-    """How a file differs from what the manifest names; empty if it does not."""
+    """How a file differs from the manifest's entry; empty if it does not."""
     if path is None:
         return "missing"
     found = path.stat().st_size
@@ -301,7 +301,7 @@ def _wrong(path: Path | None, size: int, sha256: str) -> str:
 
 
 def _damaged(path: Path, name: str, index: ShardIndex, modalities: dict[str, Modality]) -> Iterator[Fault]:
-    """The arrays and JSON members of a shard whose bytes are not those that were packed."""
+    """The arrays and JSON members of a shard whose CRC-32 is not that of the index."""
     parts = {"json": (index.json_offset, index.json_size.astype(np.int64))}
     for modality, form in modalities.items():
         row_bytes = form.dim * np.dtype(form.dtype).itemsize

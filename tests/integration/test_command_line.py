@@ -78,7 +78,7 @@ def test_shards_are_shown_checked_and_simulated(corpus: str, capsys: pytest.Capt
     awtpn("shards", "preview", corpus, "-n", 1)
     assert "train-000" in capsys.readouterr().out
     awtpn("shards", "verify", corpus)
-    assert "80 utterances: all as the manifest names them" in capsys.readouterr().out
+    assert "80 utterances: all as in the manifest" in capsys.readouterr().out
     cluster = ("--nodes", 2, "--gpus-per-node", 2, "--global-batch", 16)
     awtpn("shards", "simulate", corpus, *cluster)
     assert "2 nodes x 2 GPUs" in capsys.readouterr().out

@@ -221,7 +221,7 @@ def test_silent_server(
     dataset: tuple[str, Manifest], proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = stream(dataset[0], proxy.endpoint, tmp_path, storage={"config_kwargs": {"read_timeout": 1}})
-    monkeypatch.setattr("shards.storage.retry.PATIENCE_S", 0.0)
+    monkeypatch.setattr("shards.storage.retry.RETRY_BUDGET_S", 0.0)
     proxy.hang = True
     with pytest.raises(OSError, match=r"s3://features/voices/train-\S+: 1 attempts failed, .*[Tt]imeout"):
         keys(read)
@@ -272,7 +272,7 @@ def test_object_changed_during_training(
         keys(read)
 
 
-def test_foreign_tars_are_indexed_in_the_bucket(
+def test_tars_are_indexed_in_the_bucket(
     dataset: tuple[str, Manifest], swift: laboratory.Swift, tmp_path: Path
 ) -> None:
     """Indexed from one machine, streamed and verified on another."""
@@ -280,8 +280,8 @@ def test_foreign_tars_are_indexed_in_the_bucket(
 
     store = s3fs.S3FileSystem(**options(swift.endpoint))
     for shard in dataset[1].splits["train"].shards:
-        store.copy(f"features/voices/{shard.name}", f"features/foreign/{shard.name}")
-    url, storage = "s3://features/foreign", options(swift.endpoint)
+        store.copy(f"features/voices/{shard.name}", f"features/tars/{shard.name}")
+    url, storage = "s3://features/tars", options(swift.endpoint)
     made = index_url(url, cache_dir=tmp_path / "one", storage_options=storage, progress=False)
     assert (made.folder, made.decoded) == (url, None)
     assert keys(stream(url, swift.endpoint, tmp_path / "other")) == KEYS

@@ -163,7 +163,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         ]
     ),
     "awtpn shards index URL": Elsewhere(
-        ["integration/test_object_store.py::test_foreign_tars_are_indexed_in_the_bucket"]
+        ["integration/test_object_store.py::test_tars_are_indexed_in_the_bucket"]
     ),
     # Fault tolerance; Reproducibility across layouts.
     "awtpn doctor": Run(says="matrix products repeat bit for bit"),

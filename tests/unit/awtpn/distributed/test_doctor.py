@@ -227,7 +227,7 @@ def test_facts_of_this_machine_are_healthy(tmp_path: Path, corpus: str) -> None:
 
 
 def test_a_token_of_another_rank_0_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(doctor, "RETRY_BUDGET_S", 0.0)
     (tmp_path / doctor.TOKEN_FILE).write_text("of another run")
     facts = doctor.collect_host_info(1, tmp_path, token="ours")
     assert not facts["run_dir"]["shared"]

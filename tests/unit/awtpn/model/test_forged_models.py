@@ -173,7 +173,7 @@ STATES: dict[str, tuple[Callable[[Record], Any], str]] = {
     "negative batch": (at(global_batch_size=-8), "global_batch_size cannot be -8"),
     "damaged no names": (at(damaged=[1]), r"position.damaged cannot be \[1\]"),
     "unknown field": (at(stride=3), "a field 'stride', which this code does not know"),
-    "no position": (lambda state: state.update(position=3), "position is no mapping"),
+    "no position": (lambda state: state.update(position=3), "position is not a mapping"),
     "another format": (lambda state: state.update(format_version=2), "format version 1"),
     "files elsewhere": (file_named("../../../etc/passwd", bytes=1, sha256="0" * 64), "not a plain file name"),
     "files without hash": (file_named(CARD_FILE, bytes=1, sha256="x"), "no size and hash of 64"),

@@ -20,7 +20,7 @@ from shards.extraction.encoders import open_audio_encoder, open_video_encoder
 from shards.extraction.extract import extract
 from shards.extraction.media import ConstantStream, read_audio, read_frames
 from shards.extraction.shard_jobs import extraction_id
-from shards.format.feature_space import constant_of
+from shards.format.feature_space import recorded_constant
 from shards.format.schema import Manifest
 from shards.sources.base import Clip, ClipSource
 from shards.tools.info import format_info, info
@@ -171,7 +171,7 @@ def test_a_stream_that_never_changes_is_missing_and_told(
         f"{path}: its picture never changes: 5 alike; {kept}",
     }
     assert manifest.provenance["constant_streams"] == {"taken_as": "missing", "audio": 2, "video": 1}
-    assert constant_of(manifest.provenance) == (False, {"audio": 2, "video": 1})
+    assert recorded_constant(manifest.provenance) == (False, {"audio": 2, "video": 1})
     assert "constant_streams: taken_as missing, audio 2, video 1" in format_info(info(str(tmp_path / "d")))
     assert "2 clips are without their audio, which never changes; keep_constant keeps it" in caplog.text
     assert "1 clips are without their video, which never changes" in caplog.text
@@ -182,7 +182,7 @@ def test_it_is_kept_if_one_says_so(films: Path, tmp_path: Path) -> None:
     manifest, found = made(films, tmp_path / "d", ALL, keep_constant=True)
     assert found.keys() == {*ALL}
     assert all({"audio.npy", "video.npy"} <= each.keys() for each in found.values())
-    assert constant_of(manifest.provenance) == (True, {})
+    assert recorded_constant(manifest.provenance) == (True, {})
     assert manifest.skipped == 0
 
 
@@ -195,7 +195,7 @@ def test_extractions_that_differ_in_it_are_not_mixed(films: Path, tmp_path: Path
     with pytest.raises(ValueError, match="holds a finished dataset"):
         made(films, tmp_path / "kept", names)
     # A dataset of then says nothing of it, and was made so.
-    assert constant_of({}) == constant_of({"constant_streams": "?"}) == (True, {})
+    assert recorded_constant({}) == recorded_constant({"constant_streams": "?"}) == (True, {})
 
 
 def test_a_corpus_without_sound_has_no_modality_of_it(

@@ -135,17 +135,17 @@ def in_two_splits(record: Record) -> None:
 
 
 FORGED: dict[str, tuple[Callable[[Record], Any], str]] = {
-    "hash that is a path": (set_in_shard("sha256", "../../../my"), "'../../../my' is no hash"),
-    "hash of the index": (set_in_shard("index_sha256", "../" * 30), "index_sha256 .* is no hash"),
-    "hash in capitals": (set_in_shard("sha256", "A" * 64), "is no hash"),
-    "hash and newline": (set_in_shard("sha256", "a" * 64 + "\n"), "is no hash"),
+    "hash that is a path": (set_in_shard("sha256", "../../../my"), "'../../../my' is not a hash"),
+    "hash of the index": (set_in_shard("index_sha256", "../" * 30), "index_sha256 .* is not a hash"),
+    "hash in capitals": (set_in_shard("sha256", "A" * 64), "is not a hash"),
+    "hash and newline": (set_in_shard("sha256", "a" * 64 + "\n"), "is not a hash"),
     "name that is a path": (set_in_shard("index", "../x"), "not a plain file name"),
     "long name": (set_in_shard("name", "x" * 300), "not a plain file name"),
     "10^12 utterances": (utterances(10**12), "do not fit into"),
     "10^30 utterances": (utterances(10**30), "must be a count below"),
     "utterances beyond the index": (set_in_shard("index_bytes", 60), "4 utterances do not fit into 60 bytes"),
     "large index": (set_in_shard("index_bytes", 10**14), "the index do not fit|the index does not fit"),
-    "bytes without end": (set_in_shard("bytes", 2**53 - 1), "more than can be"),
+    "bytes without end": (set_in_shard("bytes", 2**53 - 1), "more than is possible"),
     "steps beyond the bytes": (lambda r: shard(r)["steps"].update(audio=10**6), "features of .* do not fit"),
     "steps that do not add up": (lambda r: shard(r)["steps"].update(audio=1), "other numbers of steps"),
     "steps of a stranger": (lambda r: shard(r)["steps"].update({"\x1b[2J": 1}), r"steps of '\\x1b\[2J'"),
@@ -155,7 +155,10 @@ FORGED: dict[str, tuple[Callable[[Record], Any], str]] = {
     "mean beyond float16": (set_moment("mean", 1e6), r"mean\[2\] is 1000000.0"),
     "classes twice": (lambda r: r.update(classes=["a", "b", "a"]), r"classes\[2\] 'a' is there twice"),
     "class empty": (lambda r: r.update(classes=["a", "", "b"]), r"classes\[1\] is empty"),
-    "class no text": (lambda r: r.update(classes=["a", "\ud800", "b"]), r"classes\[1\] '\\ud800' is no text"),
+    "class no text": (
+        lambda r: r.update(classes=["a", "\ud800", "b"]),
+        r"classes\[1\] '\\ud800' is not valid text",
+    ),
     "schema version 0": (lambda r: r.update(schema_version=0), "schema version 0"),
     "shard twice": (twice, "is named twice"),
     "shard in two splits": (in_two_splits, "is named twice"),
@@ -206,7 +209,7 @@ def test_a_hash_that_is_a_path_touches_nothing(remote: str, tmp_path: Path) -> N
         lambda: list(preview(remote, cache_dir=cache)),
         lambda: verify(remote, cache_dir=cache, progress=False),
     ):
-        assert "is not a plain file name" in refusal(look) or "is no hash" in refusal(look)
+        assert "is not a plain file name" in refusal(look) or "is not a hash" in refusal(look)
     assert thesis.read_text() == "the only copy"
     assert [p.name for p in (tmp_path / "home").iterdir() if p.is_file()] == ["my-thesis.tex"]
 
@@ -401,22 +404,22 @@ INDEXES: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "offset past the end": (put("offset.video", 1, 2**40), "reaches past the end of its shard"),
     "offset near 2^63": (put("offset.video", 1, 2**63 - 64), "reaches past the end of its shard"),
     "end past the end": (put("offset.video", 1, 20_480 - 16), "reaches past the end"),
-    "offset between two values": (add("offset.audio", 0, 1), "does not lie where the data"),
-    "offset of the next step": (add("offset.audio", 0, 10), "does not lie where the data"),
+    "offset between two values": (add("offset.audio", 0, 1), "does not begin where the data"),
+    "offset of the next step": (add("offset.audio", 0, 10), "does not begin where the data"),
     "the same array twice": (the_same_array_twice, "steps of audio|overlaps what lies before"),
-    "arrays of two modalities in one place": (video_over_audio, "overlaps what lies before it"),
-    "array over a header": (grow, "overlaps what lies before it|steps"),
-    "missing, but with steps": (put("offset.audio", 0, -1), "lacks audio has steps of it"),
+    "arrays of two modalities in one place": (video_over_audio, "overlaps what is before it"),
+    "array over a header": (grow, "overlaps what is before it|steps"),
+    "missing, but with steps": (put("offset.audio", 0, -1), "without audio has steps of it"),
     "negative steps": (put("steps.audio", 0, -3), "has -3 steps of audio"),
     "steps without end": (put("steps.audio", 0, 2**31 - 1), "steps of audio, .* by the manifest"),
     "a step more": (add("steps.audio", 0, 1), "steps of audio, .* by the manifest"),
     "label out of range": (put("label", 0, 3), "a label is 0 or 3, and there are 3 classes"),
     "label negative": (put("label", 0, -1), "a label is -1 or"),
-    "key twice": (lambda arrays: put("key", 0, arrays["key"][1])(arrays), "a key is there twice"),
+    "key twice": (lambda arrays: put("key", 0, arrays["key"][1])(arrays), "two utterances have the same key"),
     "json past the end": (put("json.offset", 0, 2**30), "reaches past the end"),
     "json of negative size": (put("json.size", 0, -1), "a JSON member has a negative size"),
     "json not at a block": (add("json.offset", 1, 64), "does not begin where a member of a tar does"),
-    "json over an array": (put("json.size", 0, 5_000), "overlaps what lies before it"),
+    "json over an array": (put("json.size", 0, 5_000), "overlaps what is before it"),
     "other form": (
         lambda arrays: arrays.update({"form.audio": np.array("float32 [steps, 5]")}),
         "audio is float32",
@@ -542,4 +545,4 @@ def test_an_index_of_right_form_that_tells_otherwise_is_found_by_verify(
 def test_a_key_in_two_shards_is_found_by_verify(dataset: Path) -> None:
     forge(dataset, "test-000000.index.npz", put("key", 0, "train-3"))
     causes = [fault.cause for fault in verify(str(dataset), progress=False).faults]
-    assert any("this key is in train-00000" in cause for cause in causes)
+    assert any("this key is also in train-00000" in cause for cause in causes)

@@ -77,6 +77,21 @@ def test_labels_that_differ_in_case_or_spaces_only_are_refused_with_their_counts
         found_classes([None, ""], "t")
 
 
+@pytest.mark.parametrize("mark", ["\u200b", "\u200d", "\ufeff", "\u00ad", "\u2060", "\ufe0f"])
+def test_labels_that_differ_in_invisible_characters_only_are_refused(mark: str) -> None:
+    shown = repr(f"ha{mark}ppy")
+    with pytest.raises(ValueError, match=r"invisible characters: .*write them alike") as caught:
+        found_classes(["happy", f"ha{mark}ppy"], "t")
+    if mark != "\ufe0f":  # which Python prints as it is
+        assert shown in str(caught.value)
+        assert shown.isascii(), "the message shows where the character is"
+    assert found_classes([f"ha{mark}ppy", "sad"], "t") == [f"ha{mark}ppy", "sad"], "alone it is a name"
+    with pytest.raises(ValueError, match="has no label"):
+        label_name(mark)
+    with pytest.raises(ValueError, match="must be distinct names"):
+        given_classes(["happy", mark])
+
+
 def test_given_classes_are_labels_too() -> None:
     assert given_classes([" happy", b"sad", 1.0]) == ["happy", "sad", "1"]
     with pytest.raises(ValueError, match="must be distinct names"):

@@ -71,6 +71,10 @@ def test_transcripts_are_no_labels(tmp_path: Path, cache: Path, capsys: pytest.C
         ({"u0.cls": b"0", "u2.cls": b"0"}, None),
         ({"u0.cls": b"0", "u1.cls": b"0"}, r"u1: two labels, 'calm' and .* 0, and .*u0 'happy' beside the"),
         ({"u0.speaker.cls": b"s1", "u0.cls": b"happy"}, None),
+        (
+            {"u0.a.cls": b"0", "u0.b.cls": b"1"},
+            r"u0: two labels, .a.cls '0' and .b.cls '1', beside the label 'happy'; tell which",
+        ),
         ({"u0.npz": npz(label=np.array("calm"))}, r"u0: its JSON member says label 'happy', its .npz member"),
         ({"u0.npz": npz(label=np.array("happy"))}, None),
         ({"u1.cls": "café".encode("latin1")}, r"u1.cls: a label that is not in UTF-8"),
@@ -105,7 +109,7 @@ def test_of_two_members_that_may_be_labels_one_is_to_be_named(tmp_path: Path, ca
 
 def test_labels_that_are_no_text_are_refused(tmp_path: Path, cache: Path) -> None:
     write_tar(tmp_path / "d" / "a.tar", [*members_of(0)[:2], ("u0.json", b'{"label": "\\udce9"}')])
-    with pytest.raises(ValueError, match=r"a.tar: u0: label '\\udce9' is no text"):
+    with pytest.raises(ValueError, match=r"a.tar: u0: label '\\udce9' is not in UTF-8"):
         index(tmp_path / "d", cache)
 
 
@@ -303,7 +307,11 @@ def test_an_array_of_less_than_nothing_is_refused_by_name(tmp_path: Path, cache:
     ("tar", "modality", "message"),
     [
         ("x" * 191 + ".tar", "audio", r"/x+\.tar: its index's name would be too long; rename it, shorter"),
-        ("a.tar", "m" * 101, r"a\.tar: u0\.m+\.npy: 'm+' is no name of a modality: at most 100 letters"),
+        (
+            "a.tar",
+            "m" * 101,
+            r"a\.tar: u0\.m+\.npy: 'm+' is not a valid name of a modality: at most 100 letters",
+        ),
     ],
 )
 def test_names_that_no_reader_takes_leave_the_folder_as_it_was(

@@ -64,8 +64,8 @@ def step_rows(plan: Plan, epoch: int, step: int, world_size: int = 1) -> list[tu
 
 
 def all_rows(plan: Plan) -> list[tuple[int, int]]:
-    counts = np.zeros(len(plan.dealt), np.int64)
-    counts[plan.dealt] = np.diff(plan.starts)
+    counts = np.zeros(len(plan.shard_order), np.int64)
+    counts[plan.shard_order] = np.diff(plan.starts)
     return [(shard, row) for shard, count in enumerate(counts.tolist()) for row in range(count)]
 
 
@@ -149,12 +149,14 @@ def test_order_is_pinned() -> None:
 PINNED = [(0, 0, 0), (1, 1, 0), (2, 1, 3), (3, 3, 1), (4, 2, 0), (5, 2, 2)]
 
 
-@given(work=st.lists(st.integers(0, 700), max_size=200), share=st.integers(1, 24), turn=st.integers(0, 99))
+@given(
+    work=st.lists(st.integers(0, 700), max_size=200), share=st.integers(1, 24), rotation=st.integers(0, 99)
+)
 @settings(deadline=None)
 def test_balancing_loses_no_row_and_leaves_the_rest_of_a_step_in_place(
-    work: list[int], share: int, turn: int
+    work: list[int], share: int, rotation: int
 ) -> None:
-    order = balance_steps(np.array(work, np.int64), share, turn)
+    order = balance_steps(np.array(work, np.int64), share, rotation)
     assert sorted(order.tolist()) == list(range(len(work)))
     whole = len(work) // share * share
     assert order[whole:].tolist() == list(range(whole, len(work)))
@@ -253,3 +255,12 @@ def test_hundred_million_utterances_on_4096_ranks() -> None:
     assert rows == pytest.approx(100e6 / world_size, rel=0.01)
     assert took < 10
     assert peak < 100e6
+
+
+def test_the_example_of_the_module() -> None:
+    plan = make_plan([3, 3, 2], 4, streams=2, shuffle=False)
+    steps = []
+    for step in range(plan.steps_per_epoch):
+        _, shard, row = rows_of_step(plan, 0, step, 0, 4)
+        steps.append(" ".join(f"{'abc'[s]}{r}" for s, r in zip(shard, row, strict=True)))
+    assert steps == ["a0 a1 b1 b2", "a2 b0 c0 c1"]

@@ -179,7 +179,7 @@ print(len(fetches.asked))
 
 
 def process(tmp_path: Path, seed: int, rounds: int) -> subprocess.Popen[str]:
-    code = PROCESS.format(tests=[str(REPO / "tests"), str(Path(__file__).parent)])
+    code = PROCESS.format(tests=str(REPO / "tests"))
     return subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(seed), str(rounds)],
         stdout=subprocess.PIPE,

@@ -26,7 +26,7 @@ from shards.storage.store import (
     read_manifest,
     split_url,
 )
-from shards.storage.timeouts import with_patience
+from shards.storage.timeouts import with_timeouts
 
 
 @pytest.fixture(autouse=True)
@@ -298,19 +298,19 @@ def test_local_files_are_asked_for_once(tmp_path: Path) -> None:
 
 
 def test_hanging_attempts_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.storage.retry.PATIENCE_S", -1.0)
+    monkeypatch.setattr("shards.storage.retry.RETRY_BUDGET_S", -1.0)
     with pytest.raises(OSError, match="1 attempts failed, the last by Answer: status 503"):
         retrying(lambda: (_ for _ in ()).throw(Answer(503)), "s3://b/x")
 
 
 def test_timeouts_are_set_and_options_rule() -> None:
     options = {"key": "k", "config_kwargs": {"read_timeout": 3}}
-    merged = with_patience("s3://b/d", options)
+    merged = with_timeouts("s3://b/d", options)
     assert merged["key"] == "k"
     assert merged["config_kwargs"]["read_timeout"] == 3
     assert merged["config_kwargs"]["connect_timeout"] == 10
-    assert with_patience("https://h/d", {})["client_kwargs"]["timeout"].sock_read == 20
-    assert with_patience("memory://d", {"a": 1}) == {"a": 1}
+    assert with_timeouts("https://h/d", {})["client_kwargs"]["timeout"].sock_read == 20
+    assert with_timeouts("memory://d", {"a": 1}) == {"a": 1}
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,9 @@ def test_a_flipped_bit_is_seen_where_arrays_are_checked(dataset: Path, prefetch:
         key, at = str(index["key"][row]), int(index["offset.video"][row])
     flip(dataset / f"{SHARD}.tar", at)
     assert left_out(read(dataset)) == {}
-    with pytest.raises(ValueError, match=rf"{SHARD}.tar: video of '{key}' has not the CRC-32 of the index"):
+    with pytest.raises(
+        ValueError, match=rf"{SHARD}.tar: the CRC-32 of video of '{key}' is not that of the index"
+    ):
         list(read(dataset, check_crc=True, skip_damaged=False, prefetch=prefetch)[0].epoch(0))
     stream = read(dataset, check_crc=True, prefetch=prefetch)
     for epoch in (0, 1):

@@ -88,7 +88,7 @@ def test_an_iterator_does_not_pass_a_fork(dataset: Path) -> None:
     next(batches)
 
     def go_on() -> None:
-        with pytest.raises(RuntimeError, match="begun before a fork"):
+        with pytest.raises(RuntimeError, match="started before a fork"):
             next(batches)
 
     in_fork(go_on)
@@ -178,7 +178,7 @@ def test_whoever_is_stopped_asks_no_more() -> None:
         stop.set()
         raise ConnectionError("gone")
 
-    with pytest.raises(OSError, match="s3://b/x: no longer wanted"):
+    with pytest.raises(OSError, match="s3://b/x: no longer needed"):
         retrying(call, "s3://b/x", stop=stop)
     assert len(asked) == 1
 

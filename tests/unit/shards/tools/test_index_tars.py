@@ -234,7 +234,7 @@ def test_labels_as_numbers(tmp_path: Path, cache: Path) -> None:
     assert index(folder, cache).manifest.classes == ["0", "1"]
     assert index(folder, cache, classes=LABELS).manifest.splits["all"].class_counts == [5, 5]
     assert_streams(folder, cache)
-    with pytest.raises(ValueError, match=r"u1: label 1 is no position in the classes \['happy'\]"):
+    with pytest.raises(ValueError, match=r"u1: label 1 is not a position in the classes \['happy'\]"):
         index(folder, cache, classes=["happy"])
 
 
@@ -299,11 +299,17 @@ def object_npz() -> bytes:
         (partial(with_member, "u9x.json", b"[1]"), r"u9x.json: not a JSON object"),
         (
             partial(with_member, "x.audio.npy", npy(np.zeros((2, 6), "<f2"))),
-            r"part-1.tar: x: this .* twice, in part-0.tar",
+            r"part-1.tar: x: this .* twice, also in part-0.tar",
         ),
-        (partial(with_member, "u0.json.npy", npy(np.zeros((2, 6)))), r"'json' is no name of a modality"),
+        (
+            partial(with_member, "u0.json.npy", npy(np.zeros((2, 6)))),
+            r"'json' is not a valid name of a modality",
+        ),
         (partial(with_member, "u0.b.npy", npy(np.zeros((2, 0)))), r"b is float64 of shape \(2, 0\)"),
-        (partial(with_member, "u0.9.npy", npy(np.zeros((2, 6), "<f2"))), r"'9' is no name of a modality"),
+        (
+            partial(with_member, "u0.9.npy", npy(np.zeros((2, 6), "<f2"))),
+            r"'9' is not a valid name of a modality",
+        ),
         (partial(recast, lambda a: a * np.float16("nan")), r"part-0.tar: u0: audio is nan at step 0"),
         (partial(recast, lambda a: a[:0]), r"part-0.tar: u0: no steps in any modality"),
         (partial(recast, lambda a: a[:, : len(a)]), r"audio has \[2, 3, 4, 5, 6\] features per step"),
@@ -325,7 +331,7 @@ def test_refusals_name_tar_and_member(tmp_path: Path, cache: Path, change: Any, 
 def test_the_same_key_in_two_tars(tmp_path: Path, cache: Path) -> None:
     for name in ("a.tar", "b.tar"):
         write_tar(tmp_path / "d" / name, members_of(0))
-    with pytest.raises(ValueError, match=r"b.tar: u0: this utterance is in the dataset twice, in a.tar, too"):
+    with pytest.raises(ValueError, match=r"b.tar: u0: this utterance is in the dataset twice, also in a.tar"):
         index(tmp_path / "d", cache)
 
 
@@ -338,7 +344,7 @@ def test_keys_that_begin_anew_in_each_tar(
         files = [file for i in range(5) for file in members_of(part * 5 + i, f"{i:06d}")]
         write_tar(tmp_path / "d" / f"all-{part}.tar", files)
     made = index(tmp_path / "d", cache, out=str(tmp_path / "out") if decoded else None)
-    assert "keys begin anew in each tar" in caplog.text
+    assert "several tars have the same keys" in caplog.text
     assert_streams(made.url, cache, lambda i: f"all-{i // 5}{'_' if decoded else '/'}{i % 5:06d}")
 
 
@@ -528,3 +534,42 @@ def test_labels_are_compared_with_the_field_that_indexing_was_told(tmp_path: Pat
         list(preview(str(folder)))
     with pytest.raises(ValueError, match="by the manifest"):
         list(FeatureStream(str(folder), cache_dir=cache).epoch(0))
+
+
+def compressed(folder: Path) -> Path:
+    for path in folder.glob("*.tar"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return folder
+
+
+def test_a_decoding_stays_until_the_new_one_is_complete(tmp_path: Path, cache: Path) -> None:
+    folder = compressed(plain(tmp_path / "d"))
+    first = index(folder, cache)
+    not_finite = npy(np.full((2, 6), np.nan, "<f2"))
+    write_tar(folder / "part-2.tar", [("v0.json", b'{"label": "calm"}'), ("v0.audio.npy", not_finite)])
+    with pytest.raises(ValueError, match=r"v0.*nan"):
+        index(folder, cache)
+    assert_streams(folder, cache)
+    (folder / "part-2.tar").unlink()
+    again = index(folder, cache)
+    assert (again.folder, again.manifest.splits) == (first.folder, first.manifest.splits)
+    assert_streams(folder, cache)
+    assert [path.name for path in cache.iterdir()] == [Path(first.folder).name], "no other folder is left"
+
+
+def test_an_index_in_the_cache_stays_until_the_new_one_is_complete(
+    tmp_path: Path, cache: Path, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain(tmp_path / "web" / "d")
+    made = index(f"{web}/d", cache)
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shards.tools.index_in_place.shutil.copy", full)
+        with pytest.raises(OSError, match="No space left"):
+            index(f"{web}/d", cache)
+    assert_streams(f"{web}/d", cache)
+    assert index(f"{web}/d", cache).folder == made.folder
+    assert_streams(f"{web}/d", cache)

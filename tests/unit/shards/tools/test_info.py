@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from shards_support import CLASSES, DIMS, corpus, pack, utterance
 
+from shards import FeatureStream
 from shards.storage.store import open_dataset
 from shards.streaming.reader import ShardReader
 from shards.tools.info import format_bytes, format_info, format_preview, info, preview
@@ -86,7 +87,7 @@ def test_verify_a_sound_dataset(dataset: Path, remote: str, tmp_path: Path) -> N
     for url in (str(dataset), remote):
         found = verify(url, progress=False, cache_dir=tmp_path / "cache")
         assert (found.faults, found.utterances) == ([], 47)
-        assert "all as the manifest names them" in format_verified(found)
+        assert "all as in the manifest" in format_verified(found)
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -178,7 +179,7 @@ def header(path: Path) -> None:
     [
         (truncate, r"\d+ bytes, \d+ by the manifest", True),
         (swap, r"bytes, \d+ by the manifest|hash is not", True),
-        (header, "its hash is not the manifest's; all its utterances are whole", False),
+        (header, "its hash is not the manifest's; none of its utterances is damaged", False),
         (Path.unlink, "missing", False),
     ],
 )
@@ -195,7 +196,7 @@ def test_a_damaged_index(dataset: Path) -> None:
     flip(dataset / "train-000002.tar", 3_000)
     found = verify(str(dataset), progress=False)
     assert [fault.file for fault in found.faults] == ["train-000002.index.npz", "train-000002.tar"]
-    assert "can be vouched for" in found.faults[1].cause
+    assert "can be checked" in found.faults[1].cause
 
 
 @pytest.mark.parametrize("where", ["middle", "end"])
@@ -243,7 +244,7 @@ def test_an_index_that_is_named_but_none(dataset: Path, content: bytes | None, t
     assert told in fault.cause
 
 
-def test_metadata_that_are_no_object_are_told_by_preview(dataset: Path) -> None:
+def test_metadata_that_are_no_object_are_refused_by_every_reader(dataset: Path) -> None:
     """The manifest names the shard's bytes as they are."""
     shard = dataset / "train-000000.tar"
     content = shard.read_bytes()
@@ -253,8 +254,16 @@ def test_metadata_that_are_no_object_are_told_by_preview(dataset: Path) -> None:
     manifest = (dataset / "manifest.json").read_text()
     digests = [hashlib.sha256(each).hexdigest() for each in (content, shard.read_bytes())]
     (dataset / "manifest.json").write_text(manifest.replace(*digests))
-    with pytest.raises(ValueError, match=r"train-000000\.tar: train-0: its metadata are no JSON object"):
+    with pytest.raises(ValueError, match=r"train-000000\.tar: 'train-0': its metadata are not a JSON object"):
         next(preview(str(dataset)))
+    fault, *_ = verify(str(dataset), progress=False).faults
+    assert (fault.file, fault.key, fault.cause.partition(";")[0]) == (
+        "train-000000.tar",
+        "train-0",
+        "its metadata are not a JSON object",
+    )
+    with pytest.raises(ValueError, match="'train-0': its metadata are not a JSON object"):
+        list(FeatureStream(str(dataset)).metadata())
 
 
 def test_no_workers(dataset: Path) -> None:
@@ -281,4 +290,4 @@ def test_indexes_without_crcs_still_read(dataset: Path) -> None:
     assert verify(str(dataset), progress=False).faults == []
     flip(dataset / "train-000002.tar", 3_000)
     [fault] = verify(str(dataset), progress=False).faults
-    assert "can be vouched for" in fault.cause
+    assert "can be checked" in fault.cause

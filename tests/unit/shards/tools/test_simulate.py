@@ -15,12 +15,19 @@ from shards_support import DIMS, corpus, pack, utterance
 from shards import FeatureStream
 from shards.planning.plan import make_plan, places_of_rank, rows_of_step, shards_of_places
 from shards.storage.store import open_dataset
-from shards.tools.simulate import Layout, _mean_distance, format_report, layout_of, simulate, synthetic_layout
+from shards.tools.simulate import (
+    SplitSizes,
+    _mean_distance,
+    format_report,
+    simulate,
+    split_sizes,
+    synthetic_sizes,
+)
 
 
-def layout(folder: Path, split: str = "train") -> Layout:
+def layout(folder: Path, split: str = "train") -> SplitSizes:
     store, manifest, _ = open_dataset(str(folder))
-    return layout_of(store, manifest, split)
+    return split_sizes(store, manifest, split)
 
 
 @given(data=st.data())
@@ -72,28 +79,28 @@ def test_lengths_are_those_of_the_dataset(tmp_path: Path) -> None:
 
 
 def test_one_rank_fetches_all_and_is_its_own_mean() -> None:
-    report = simulate(synthetic_layout("1000x10"), 1, 1, 8)
+    report = simulate(synthetic_sizes("1000x10"), 1, 1, 8)
     assert report.node_shards.low == report.node_shards.high == 10
-    assert report.fetched_bytes == report.layout.bytes.sum()
+    assert report.fetched_bytes == report.sizes.bytes.sum()
     assert report.excess.high == report.excess_unbalanced.high == 0
 
 
 def test_balance_and_shuffle_of_a_cluster() -> None:
-    report = simulate(synthetic_layout("200000x400"), 8, 4, 1024)
+    report = simulate(synthetic_sizes("200000x400"), 8, 4, 1024)
     assert report.excess.mean < 0.5 * report.excess_unbalanced.mean
     assert report.distance == pytest.approx(1, abs=0.1)
-    assert report.neighbour_distance < report.distance
-    assert report.fetched_bytes < 1.2 * report.layout.bytes.sum()
+    assert report.neighbor_distance < report.distance
+    assert report.fetched_bytes < 1.2 * report.sizes.bytes.sum()
     assert report.node_shards.high < 400 / 8 + 3
 
 
 def test_512_nodes_in_seconds() -> None:
     begin = time.perf_counter()
-    report = simulate(synthetic_layout("100000000x10000"), 512, 8, 131_072)
+    report = simulate(synthetic_sizes("100000000x10000"), 512, 8, 131_072)
     assert time.perf_counter() - begin < 60
     assert report.steps_per_epoch == 763
     assert report.sampled_ranks == 512
-    assert report.fetched_bytes < 1.1 * report.layout.bytes.sum()
+    assert report.fetched_bytes < 1.1 * report.sizes.bytes.sum()
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=30))
@@ -105,14 +112,14 @@ def test_mean_distance(positions: list[int]) -> None:
 @pytest.mark.parametrize("size", ["", "10", "0x4", "4x", "ax4", "4x4x4"])
 def test_refused_sizes(size: str) -> None:
     with pytest.raises(ValueError, match="must be UTTERANCESxSHARDS"):
-        synthetic_layout(size)
+        synthetic_sizes(size)
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="12 ranks do not divide the global batch of 32"):
-        simulate(synthetic_layout("100x4"), 3, 4, 32)
+        simulate(synthetic_sizes("100x4"), 3, 4, 32)
     with pytest.raises(ValueError, match="at least one of each"):
-        simulate(synthetic_layout("100x4"), 0, 4, 32)
+        simulate(synthetic_sizes("100x4"), 0, 4, 32)
     pack(corpus(4, 0), tmp_path / "d")
     with pytest.raises(ValueError, match="no split 'dev'"):
         layout(tmp_path / "d", "dev")
