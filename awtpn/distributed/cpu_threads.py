@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.learning.settings import LossConfig
-from awtpn.model.network import ModelOutput, StreamOutput
+from awtpn.model.network import ModalityOutput, ModelOutput
 from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch
 
@@ -197,13 +197,15 @@ def join_outputs(outputs: Sequence[ModelOutput]) -> ModelOutput:
     streams = {}
     for modality in outputs[0].streams:
         parts = [output.streams[modality] for output in outputs]
-        joined = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StreamOutput)}
+        joined = {
+            f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(ModalityOutput)
+        }
         steps = np.cumsum([0, *(len(part.h) for part in parts)]).tolist()
         rows = np.cumsum([0, *(len(part.present) for part in parts)]).tolist()
         begins = [part.offsets[:-1] + first for part, first in zip(parts, steps, strict=False)]
         joined["offsets"] = torch.cat([*begins, parts[-1].offsets[-1:] + steps[-2]])
         joined["utterance"] = torch.cat([p.utterance + r for p, r in zip(parts, rows, strict=False)])
-        streams[modality] = StreamOutput(**joined)
+        streams[modality] = ModalityOutput(**joined)
     return ModelOutput(torch.cat([output.logits for output in outputs]), streams)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from awtpn.learning.settings import LossConfig
 from awtpn.model.device import to_device_async
-from awtpn.model.network import ModelOutput, StreamOutput
+from awtpn.model.network import ModalityOutput, ModelOutput
 from awtpn.model.segments import segment_mean
 
 
@@ -91,7 +91,7 @@ def total_loss(terms: Tensor, config: LossConfig) -> Tensor:
     return (terms * to_device_async(config.weights(), terms.device, terms.dtype)).sum()
 
 
-def _align(stream: StreamOutput, label: Tensor, config: LossConfig) -> Tensor:
+def _align(stream: ModalityOutput, label: Tensor, config: LossConfig) -> Tensor:
     """Sum over utterances of the mean over steps of the distance to the true class (Eq. 9)."""
     if config.align_form == "reference":
         of_class = stream.distances
@@ -102,7 +102,7 @@ def _align(stream: StreamOutput, label: Tensor, config: LossConfig) -> Tensor:
 
 
 def _cross_modal(
-    streams: dict[str, StreamOutput], pool: NegativePool, normalizers: LossNormalizers, config: LossConfig
+    streams: dict[str, ModalityOutput], pool: NegativePool, normalizers: LossNormalizers, config: LossConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """intra, inter and contrast (Eq. 10-12); utterances that lack a modality or a negative are masked."""
     audio, video = streams["audio"], streams["video"]

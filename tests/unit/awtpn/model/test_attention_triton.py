@@ -29,7 +29,7 @@ HERE = REPO / "tests"
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # Tables [T, D] have the dtype of q; all other tensors but the tiles are float32.
 KERNELS = {
-    attention_triton.spread_kernel: ("q", "k"),
+    attention_triton.forward_kernel: ("q", "k"),
     attention_triton.query_gradient_kernel: ("q", "k", "dq"),
     attention_triton.key_gradient_kernel: ("q", "k", "dk"),
 }
