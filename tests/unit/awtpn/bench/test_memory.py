@@ -10,7 +10,7 @@ import torch
 from benchmarks import zero_memory
 from support import pack_corpus
 
-from awtpn.bench.machine import allocated_peak
+from awtpn.bench.machine import peak_allocated
 from awtpn.bench.memory_estimate import (
     Buckets,
     Work,
@@ -112,7 +112,7 @@ def test_activations_are_what_torch_allocates(mode: str, dim: int, dropout: floa
         packed_loss(output, label, LossConfig()).backward()
 
     step()  # gradients come into being
-    allocated = allocated_peak(step)
+    allocated = peak_allocated(step)
     steps = {m: sum(of) for m, of in lengths.items()}
     scores = {m: float(np.square(of).sum()) for m, of in lengths.items()}
     work = Work(dims, dim, 7, steps, batch_bytes=0, dropout=dropout > 0, scores=scores)
