@@ -68,12 +68,12 @@ def measure(corpus: str, threads: int, inside: bool, hold: bool) -> dict[str, fl
 
     from awtpn.bench.end_to_end import make_run
     from awtpn.config.schema import parse_command_line
-    from awtpn.distributed.cpu_threads import ONE_PIECE, hold_memory
+    from awtpn.distributed.cpu_threads import ONE_PIECE, retain_freed_memory
     from awtpn.tracking.monitor import Monitor
     from awtpn.training.trainer import train_epoch
 
     if hold:
-        hold_memory()
+        retain_freed_memory()
     config, _ = parse_command_line(
         [
             *("--config", str(ROOT / "configs" / "ravdess.yaml"), "--data.train", corpus),

@@ -145,15 +145,15 @@ def resident(kind: str) -> int:
 
 def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, float, str]:
     """What `awtpn doctor --memory` says: bytes at the peak of training, at saving, and the peak's moment."""
-    from awtpn.bench.memory_estimate import moments, peak, saving_bytes
-    from awtpn.bench.memory_table import data_of, work_of
+    from awtpn.bench.memory_estimate import peak, phase_bytes, saving_bytes
+    from awtpn.bench.memory_table import data_from_corpus, make_workload
     from awtpn.config.schema import parse_command_line
     from awtpn.distributed.batch_layout import make_layout
 
     config, _ = parse_command_line(["--config", str(CONFIG), *overrides])
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
-    work = work_of(config, layout, data_of(config))
-    found = moments(work, engine, ranks, config.train.precision)
+    work = make_workload(config, layout, data_from_corpus(config))
+    found = phase_bytes(work, engine, ranks, config.train.precision)
     moment, most = peak(found)
     return most, max(most, sum(found["rest"].values()) + saving_bytes(work, engine)), moment
 
