@@ -86,9 +86,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("capability", SHARED, ids=lambda capability: f"sm_{capability}")
 @pytest.mark.parametrize(
     ("dtype", "dim"),
-    # float16 takes bfloat16's way, with another name of the same instruction: its widest tiles will do.
+    # The widest D of each tiling; a narrower one takes less. float16 compiles as bfloat16 does, with another
+    # name of the same instruction: its widest tiles are enough.
     [
-        *((dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 128, 256)),
+        *((dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 256)),
         (torch.float16, 256),
     ],
     ids=lambda value: NAMES.get(value, value),
