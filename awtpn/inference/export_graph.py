@@ -75,8 +75,8 @@ class PaddedAWTPN(nn.Module):
             awm = model.awm[modality]
             q, k = h @ awm.query.T, h @ awm.key.T
             attention = masked_softmax((q @ k.mT) * q.shape[-1] ** -0.5, mask[:, None, :])
-            spread = torch.where(mask, (attention @ reliability[..., None])[..., 0], 0.0)
-            weights = spread / (spread.sum(1, keepdim=True) + EPSILON)
+            w = torch.where(mask, (attention @ reliability[..., None])[..., 0], 0.0)
+            weights = w / (w.sum(1, keepdim=True) + EPSILON)
         else:
             weights = mask.float() / mask.sum(1, keepdim=True).clamp(min=1)
         return (weights[..., None] * h).sum(1), weights

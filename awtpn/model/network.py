@@ -192,8 +192,8 @@ class AWM(nn.Module):
             host_offsets: `offsets` on the host, so that the lengths are known without waiting for the device.
         """
         reliability = segment_softmax(-distances.amin(-1), offsets, utterance)
-        spread = self.attend(h, reliability, host_offsets)
-        return spread / (segment_sum(spread, offsets, utterance) + EPSILON)[utterance]
+        w = self.attend(h, reliability, host_offsets)
+        return w / (segment_sum(w, offsets, utterance) + EPSILON)[utterance]
 
     def attend(self, h: Tensor, r: Tensor, host_offsets: Tensor) -> Tensor:
         """See `awtpn.model.attention.reliability_attention`."""

@@ -95,7 +95,8 @@ def main() -> None:
         for name, cost in parts.items():
             print(f"| {name} | {1e6 * cost:.0f} us | {100 * cost / step:.2f} % |")
         print(
-            "\nEstimated (network assumed, not measured): batch counts and class sums, K prototypes of D,\n"
+            "\nEstimated (network assumed, not measured): batch counts and class sums,\n"
+            "K prototypes of width D, "
             f"GPU steps of {1e3 * GPU_STEP_S:.0f} ms (the worst case),"
         )
         print(f"a fabric of {1e6 * FABRIC[0]:.0f} us a hop and {FABRIC[1] / 1e9:.0f} GB/s.\n")

@@ -106,21 +106,21 @@ def measure(corpus: str, threads: int, inside: bool, hold: bool) -> dict[str, fl
 
 def measured(corpus: str, case: int, busy: bool) -> dict[str, float]:
     """Measure one case in a separate process, which prints one JSON line."""
-    neighbour = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
+    busy_process = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
     command = [sys.executable, __file__, "--measure", str(case), "--corpus", corpus]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "MALLOC_"))}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     finally:
-        if neighbour:
-            neighbour.kill()
-            neighbour.wait()
+        if busy_process:
+            busy_process.kill()
+            busy_process.wait()
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def table(rounds: list[dict[str, dict[int, dict[str, float]]]]) -> list[str]:
-    """Medians over rounds, and the ratios to one thread in the same round, with or without the busy process."""
+    """Medians over rounds, and the ratios to one thread in the same round."""
     from awtpn.bench.machine import markdown
 
     lines = []
