@@ -1,4 +1,4 @@
-"""What a computation allocates, counted in values: deterministic, and on the meta device free of charge."""
+"""Count the values that a computation allocates: deterministic, and on the meta device without memory."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def largest_allocation() -> Iterator[Count]:
 
 @contextlib.contextmanager
 def saved_for_backward() -> Iterator[Count]:
-    """Values that autograd keeps between forward and backward, each tensor once."""
+    """Values that autograd keeps between forward and backward; counts each tensor once."""
     count, seen = Count(), {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
-            seen[storage._cdata] = tensor  # alive, so that no other storage takes its place
+            seen[storage._cdata] = tensor  # keep a reference, so that no other storage gets its address
             count.values += tensor.numel()
         return tensor
 
@@ -57,14 +57,14 @@ def saved_for_backward() -> Iterator[Count]:
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """New tensors have shapes and no values; whoever wants to see one fails."""
-    with autocast_spares_meta(), torch.device("meta"):
+    """New tensors have shapes but no values; reading a value fails."""
+    with autocast_ignores_meta(), torch.device("meta"):
         yield
 
 
 @contextlib.contextmanager
-def autocast_spares_meta() -> Iterator[None]:
-    """Autocast has no meta device: there it does nothing instead of failing."""
+def autocast_ignores_meta() -> Iterator[None]:
+    """Make autocast do nothing on the meta device, which it does not support."""
     autocast = torch.autocast
 
     def tolerant(device_type: str, *args: Any, **kwargs: Any) -> Any:

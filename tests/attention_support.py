@@ -1,4 +1,4 @@
-"""What tests of the attention's forms share: inputs, their outcome in float64, how near a form comes."""
+"""Shared by tests of the attention's forms: inputs, their reference results in float64, errors of a form."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from awtpn.model import attention
 
 Form = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
-OUTCOMES = ("spread", "gradient of q", "gradient of k", "gradient of r")
-# The table at the top of awtpn/attention.py: the largest error per utterance, relative to its largest value.
+OUTCOMES = ("w", "gradient of q", "gradient of k", "gradient of r")
+# As in awtpn/model/attention.py: largest error per utterance, relative to the largest value.
 TOLERANCES = {
     torch.float64: (1e-12, 1e-12, 1e-12, 1e-12),
     torch.float32: (1e-5, 1e-4, 1e-4, 1e-5),
@@ -34,9 +34,9 @@ MIXES: dict[str, tuple[int, ...]] = {
 def make_inputs(
     lengths: Sequence[int], dim: int, dtype: torch.dtype, sharpness: float = 1.0
 ) -> tuple[Tensor, ...]:
-    """q, k [T, D] of `dtype`, r [T] as the model makes it, a gradient [T] to pull back; always the same.
+    """q, k [T, D] of `dtype`, r [T] as the model makes it, an upstream gradient [T]; always the same values.
 
-    They are views into larger tables of NaN: what a form reads beyond its batch shows. Scores have a
+    They are views into larger tensors of NaN, so that reading beyond the batch gives NaN. Scores have a
     standard deviation of about 2 * sharpness.
     """
     generator = torch.Generator().manual_seed(0)
@@ -57,19 +57,19 @@ def make_inputs(
 
 
 def outcome(form: Form, inputs: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-    """The spread and the gradients of q, k and r, for the gradient that is the last of `inputs`."""
+    """w and the gradients of q, k and r, for the upstream gradient that is the last of `inputs`."""
     *leaves, upstream = (x.detach() for x in inputs)
     leaves = [x.requires_grad_() for x in leaves]
-    spread = form(*leaves, list(lengths))
-    (spread * upstream).sum().backward()
-    # Without steps there is nothing to differentiate: no gradient and a gradient of zeros say the same.
+    w = form(*leaves, list(lengths))
+    (w * upstream).sum().backward()
+    # Without any steps some forms give no gradient, others an empty one.
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-    return [spread.detach(), *gradients]
+    return [w.detach(), *gradients]
 
 
 @functools.cache
-def truth(lengths: tuple[int, ...], dim: int, dtype: torch.dtype, sharpness: float = 1.0) -> list[Tensor]:
-    """The oracle's outcome in float64, on the values that the inputs of `dtype` hold."""
+def reference(lengths: tuple[int, ...], dim: int, dtype: torch.dtype, sharpness: float = 1.0) -> list[Tensor]:
+    """The outcome of `plain` in float64, on inputs rounded to `dtype`."""
     inputs = [x.double() for x in make_inputs(lengths, dim, dtype, sharpness)]
     return outcome(attention.plain, inputs, lengths)
 
@@ -82,19 +82,19 @@ def worst_errors(
     device: str = "cpu",
     sharpness: float = 1.0,
 ) -> list[float]:
-    """Per outcome the largest error of any utterance, relative to its largest value in the oracle's."""
+    """Per outcome the largest error of any utterance, relative to its largest value in the reference."""
     inputs = [x.to(device) for x in make_inputs(lengths, dim, dtype, sharpness)]
     found = outcome(form, inputs, lengths)
     assert found[0].dtype == inputs[2].dtype
     assert [x.dtype for x in found[1:]] == [x.dtype for x in inputs[:3]]
     return [
         max((_relative(x, y) for x, y in _utterances(one.cpu(), other, lengths)), default=0.0)
-        for one, other in zip(found, truth(lengths, dim, dtype, sharpness), strict=True)
+        for one, other in zip(found, reference(lengths, dim, dtype, sharpness), strict=True)
     ]
 
 
 def contaminated(form: Form, dim: int, dtype: torch.dtype, device: str = "cpu") -> dict[int, set[int]]:
-    """For each utterance that a NaN is put into: the utterances whose outcome changes."""
+    """For each utterance, if a NaN is put into it: the utterances whose outcome changes."""
     lengths = (5, 40, 33, 1, 70)
     clean = [x.to(device) for x in make_inputs(lengths, dim, dtype)]
     before = outcome(form, clean, lengths)
@@ -123,5 +123,5 @@ def _relative(found: Tensor, expected: Tensor) -> float:
     error, size = (found.double() - expected).abs().max().item(), expected.abs().max().item()
     if error == 0:
         return 0.0
-    # A NaN must not compare as small.
+    # `error == error` is False for NaN, which counts as infinite.
     return error / size if size > 0 and error == error else float("inf")

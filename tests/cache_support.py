@@ -1,4 +1,4 @@
-"""Small files in a cache, which count how often they are fetched; for tests and the processes they start."""
+"""Small files in a cache, with a record of which are fetched; also for processes that tests start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def content(i: int, size: int) -> bytes:
 
 
 class Fetches:
-    """Writes file i when asked for it; counts."""
+    """Opens files through a cache; records which of them were fetched."""
 
     def __init__(self, pause_s: float = 0.0) -> None:
         self.asked: list[int] = []

@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests use."""
+"""Fixtures that tests of several folders use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# First, since it sets how the math library multiplies, which must be before torch is loaded. Child processes
-# inherit it, whatever they import first.
+# First, since it sets the math library's mode, which must be done before torch is loaded. Child processes
+# inherit the setting, whatever they import first.
 import awtpn  # noqa: F401
 
 # isort: split
@@ -21,13 +21,13 @@ from shards.storage.credentials import forget_secrets
 
 @pytest.fixture(autouse=True)
 def nothing_secret() -> Iterator[None]:
-    """What one test keeps secret is no secret to the next."""
+    """Forget the secrets that a test registered, so that they do not affect the next test."""
     yield
     forget_secrets()
     logging.setLogRecordFactory(logging.LogRecord)
 
 
-# Build DeepSpeed's CPU communication operator, or find it built; print torch's folder of such operators.
+# Build DeepSpeed's CPU communication operator, unless it is built; print the folder of torch's operators.
 BUILD = """
 from pathlib import Path
 from torch.utils.cpp_extension import _get_build_directory
@@ -39,7 +39,7 @@ print("OPERATORS", Path(_get_build_directory("deepspeed_shm_comm", verbose=False
 
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data.cache_dir in which the demo corpus is packed already."""
+    """A `data.cache_dir` that contains the packed demo corpus."""
     cache = tmp_path_factory.mktemp("demo-cache")
     ensure_demo(cache)
     return cache
@@ -47,16 +47,16 @@ def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small dataset whose last training batch is partial and where some utterances miss a modality."""
+    """A small dataset whose last training batch is partial; some utterances lack a modality."""
     return pack_corpus(tmp_path_factory.mktemp("corpus") / "small")
 
 
 @pytest.fixture(scope="session")
 def deepspeed_operator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DeepSpeed's CPU communication operator is built; the folder to name by TORCH_EXTENSIONS_DIR.
+    """Build DeepSpeed's CPU communication operator; the folder for TORCH_EXTENSIONS_DIR.
 
     DeepSpeed compiles it in the first process that needs it, which may take minutes on a new, busy machine.
-    Every test that starts DeepSpeed asks for this fixture, so that no rank waits for a compiler.
+    Every test that starts DeepSpeed uses this fixture, so that no rank waits for a compiler.
     """
     code, output = run([sys.executable, "-c", BUILD], tmp_path_factory.mktemp("deepspeed") / "log")
     assert code == 0, output

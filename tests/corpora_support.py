@@ -1,7 +1,7 @@
-"""Small faithful copies of the corpora as their owners distribute them: real media, real layouts, real flaws.
+"""Small imitations of the corpora in the form in which they are distributed: media, layouts and known flaws.
 
-Each `write_*` builds one layout under a folder and returns what a reader is given. Media are encoded once a
-session (`clip_bank`) and copied from there.
+Each `write_*` writes one layout into a folder and returns the path that a reader takes. Media are encoded
+once per session (`clip_bank`) and copied from there.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SECONDS = 1.0
 SIZE = (64, 48)  # width, height of every picture
 FPS = 10
 RATE = 16_000
-RED, BLUE = (200, 30, 30), (30, 30, 200)  # left and right half of a picture: a crop shows in its mean
+RED, BLUE = (200, 30, 30), (30, 30, 200)  # left and right half of a picture, so that a crop changes its mean
 
-# What a file cut short or overwritten looks like to a decoder.
+# A file that no decoder can read, like one that was truncated or overwritten.
 GARBAGE = b"\x00\x01 no media at all " * 40
-# What macOS leaves beside files that it copied.
+# Content of a file "._name", which macOS writes beside each file that it copies to a foreign file system.
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 
 
@@ -39,7 +39,7 @@ APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 
 
 def write_sound(path: Path, seconds: float = SECONDS, hertz: float = 220.0) -> Path:
-    """A tone, as loud as its pitch is high; the container goes by the suffix (.wav, .flac, .mp3, ...)."""
+    """Write a tone whose amplitude grows with its pitch; the suffix chooses the format: .wav, .flac, .mp3."""
     import av
 
     codec = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame"}[path.suffix]
@@ -52,7 +52,7 @@ def write_sound(path: Path, seconds: float = SECONDS, hertz: float = 220.0) -> P
 def write_video(
     path: Path, seconds: float = SECONDS, *, sound: bool = True, picture: bool = True, hertz: float = 220.0
 ) -> Path:
-    """A picture red on the left and blue on the right, with a tone; .avi (DivX), .mp4 or .flv.
+    """Write a video, red on the left and blue on the right, with a tone; .avi (DivX), .mp4 or .flv.
 
     Args:
         path: file to write.
@@ -67,7 +67,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         video = container.add_stream(video_codec, rate=FPS) if picture else None
-        # Flash knows 11,025, 22,050 and 44,100 Hz only.
+        # FLV supports only 11,025, 22,050 and 44,100 Hz.
         audio = container.add_stream(audio_codec, rate=44_100, layout="mono") if sound else None
         if video is not None:
             video.width, video.height = SIZE
@@ -108,7 +108,7 @@ def _encode_sound(container: Any, stream: Any, seconds: float, hertz: float) -> 
 
 
 def write_empty_track(path: Path) -> Path:
-    """Pictures, and a track of sound of which nothing was written."""
+    """Write a video with an audio stream that has no packets."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -124,7 +124,7 @@ def write_empty_track(path: Path) -> Path:
 
 @cache
 def clip_bank() -> Path:
-    """A folder for encoded clips of which many copies are needed."""
+    """A folder for encoded clips that `put` copies."""
     bank = Path(mkdtemp(prefix="clips-"))
     atexit.register(shutil.rmtree, bank, ignore_errors=True)
     return bank
@@ -132,13 +132,13 @@ def clip_bank() -> Path:
 
 @cache
 def clip(name: str, hertz: float) -> Path:
-    """A clip of the bank, encoded once: tone.wav, both.avi, both.mp4 or both.flv, with this pitch."""
+    """A clip of this pitch, encoded at its first use: tone.wav, both.avi, both.mp4 or both.flv."""
     path = clip_bank() / f"{hertz:g}" / name
     return write_sound(path, hertz=hertz) if name == "tone.wav" else write_video(path, hertz=hertz)
 
 
 def put(name: str, path: Path, hertz: float = 220.0) -> Path:
-    """A copy of the bank's clip `name` at `path`; splits that are held out need another pitch."""
+    """Copy the bank's clip `name` to `path`; give held-out splits another pitch, so that clips differ."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(clip(name, hertz), path)
     return path
@@ -152,7 +152,7 @@ def put_bytes(path: Path, content: bytes) -> Path:
 
 # --- IEMOCAP -------------------------------------------------------------------------------------
 
-# Per dialog the turns: (who, code, begin, end). Ses01F_impro01: the woman wears the markers.
+# Turns of each dialog: (turn, emotion code, begin, end). In Ses01F_* the female speaker wears the markers.
 IEMOCAP_TURNS = (
     ("F000", "neu", 0.1, 0.5),
     ("M000", "fru", 0.3, 0.8),
@@ -166,9 +166,9 @@ IEMOCAP_TURNS = (
 
 
 def write_iemocap(root: Path, sessions: Iterable[int] = (1, 2), video: bool = True) -> Path:
-    """`IEMOCAP_full_release` with an improvised and a scripted dialog per session.
+    """Write `IEMOCAP_full_release` with an improvised and a scripted dialog per session.
 
-    In Session1 the sound of Ses01F_impro01_M002 is missing; with `video`, so is the picture of
+    The audio of Ses01F_impro01_M002 is missing; with `video`, so is the video of each scripted dialog
     Ses01M_script01_1.
 
     Returns:
@@ -196,7 +196,7 @@ def write_iemocap(root: Path, sessions: Iterable[int] = (1, 2), video: bool = Tr
 
 
 def iemocap_annotation(dialog: str) -> str:
-    """The text of an evaluation file, with the annotators' lines between the turns."""
+    """The text of an evaluation file: a line per turn, and the annotators' lines below it."""
     text = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
     for who, code, begin, end in IEMOCAP_TURNS:
         text += (
@@ -215,7 +215,7 @@ MELD_FOLDERS = {
     "dev": "dev_splits_complete",
     "test": "output_repeated_splits_test",
 }
-# Per split the rows: (dialogue, utterance, speaker, emotion). The names recur over the splits.
+# Rows of each split: (dialogue, utterance, speaker, emotion). File names occur in several splits.
 MELD_ROWS = {
     "train": ((0, 0, "Monica", "joy"), (0, 1, "Mike\x92s Mom", "sadness"), (125, 3, "Phoebe", "neutral")),
     "dev": ((0, 0, "Ross", "anger"), (110, 7, "Rachel", "fear")),
@@ -227,10 +227,10 @@ MELD_HEADER = (
 
 
 def write_meld(root: Path, nested: bool = True, encoding: str = "utf-8") -> Path:
-    """MELD's splits: nested as the archives unpack (`train/train_splits`), or all folders side by side.
+    """Write MELD's splits: nested as the archives unpack (`train/train_splits`), or all folders side by side.
 
-    `train/dia125_utt3.mp4` is broken and `dev/dia110_utt7.mp4` missing, as in the real corpus; the folder of
-    the test split has clips that no row names.
+    As in the real corpus, `train/dia125_utt3.mp4` is damaged, `dev/dia110_utt7.mp4` is missing, and the
+    folder of the test split has clips without a row.
 
     Returns:
         The folder to read.
@@ -247,7 +247,7 @@ def write_meld(root: Path, nested: bool = True, encoding: str = "utf-8") -> Path
         if split == "test":
             put("both.mp4", clips / "final_videos_testdia0_utt0.mp4")
         put_bytes(clips / "._dia0_utt0.mp4", APPLE_DOUBLE)
-        # The archive has the labels of the training split with its clips, the others' beside the folders.
+        # In the archive, the table of the training split is in its folder, the others are one level up.
         table = (base if split == "train" else root) / f"{split}_sent_emo.csv"
         table.write_bytes(meld_table(rows).encode(encoding))
     return root
@@ -266,7 +266,7 @@ def meld_table(rows: Sequence[tuple[int, int, str, str]]) -> str:
 # --- CMU-MOSEI -----------------------------------------------------------------------------------
 
 MOSEI_DIMENSIONS = ["sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear"]
-# Per video (begin, end, then the seven labels) of its utterances; not in the order of time.
+# Utterances of each video: begin, end, then the seven labels; not in order of time.
 MOSEI_LABELS: dict[str, list[list[float]]] = {
     "-3g5yACwYnA": [[2, 4, 1.0, 2 / 3, 0, 0, 0, 0, 0], [0, 2, -0.5, 0, 1, 1, 0, 0, 0]],
     "hh04W3xXa5s": [[-0.4, 1.5, 0.0, 0, 0, 0, 0, 0, 0], [1.5, 4, -2.7, 0, 0, 0, 0, 1 / 3, 2]],
@@ -283,10 +283,10 @@ MOSEI_DIMS = {"audio": 4, "video": 3}
 
 
 def write_mosei(root: Path) -> Path:
-    """Labels, COVAREP and OpenFace as computational sequences, and the folds as the SDK's file and as JSON.
+    """Write labels, COVAREP and OpenFace as computational sequences, the folds as the SDK's file and as JSON.
 
     Feature 0 of a step is the time of its middle, in seconds. Some audio values are -inf and NaN;
-    GdFP_p4eQX0 has no picture; no fold names 98765.
+    GdFP_p4eQX0 has no video; 98765 is in no fold.
 
     Returns:
         The folder of `CMU_MOSEI_Labels.csd`.
@@ -317,7 +317,7 @@ def mosei_steps(modality: str, seconds: float = 4.0) -> tuple[np.ndarray, np.nda
 
 
 def write_aligned_mosei(root: Path) -> Path:
-    """The same cut into segments, `video[i]`, as the SDK aligns them; no folds, which stay the same."""
+    """Write the same data in segments `video[i]`, as the SDK aligns them; without folds."""
     root.mkdir(parents=True, exist_ok=True)
     labels, sequences = {}, {"audio": {}, "video": {}}
     for video, rows in MOSEI_LABELS.items():
@@ -325,7 +325,7 @@ def write_aligned_mosei(root: Path) -> Path:
             labels[f"{video}[{i}]"] = np.array([values]), np.array([[begin, end]])
             for modality, segments in sequences.items():
                 features, intervals = mosei_steps(modality)
-                # The SDK takes every word that touches the segment.
+                # The SDK takes every step that overlaps the segment.
                 inside = (intervals[:, 1] > begin) & (intervals[:, 0] < end)
                 segments[f"{video}[{i}]"] = features[inside], intervals[inside]
     write_sequence(root / "All Labels.csd", "All Labels", labels)
@@ -402,7 +402,7 @@ def write_mmsa(path: Path, splits: Mapping[str, Any] | None = None, protocol: in
 
 
 def write_tree(root: Path, splits: Sequence[str] = ("train", "test")) -> Path:
-    """`[split/]<label>/clip.ext` of two labels: an .mp4 and an .avi each, and a sound without a picture."""
+    """Write `[split/]<label>/clip.ext` for two labels: an .mp4, an .avi and a .wav each."""
     for number, split in enumerate(splits or [""]):
         for label in ("calm", "happy"):
             folder, hertz = root / split / label, 220.0 + 20 * number
@@ -415,7 +415,7 @@ def write_tree(root: Path, splits: Sequence[str] = ("train", "test")) -> Path:
 
 
 def write_clip_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A table of clips, CSV or JSONL by the suffix; columns are those of the first row."""
+    """Write a table of clips, CSV or JSONL by the suffix; its columns are those of the first row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -431,7 +431,7 @@ def write_clip_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def good(source: ClipSource) -> dict[str, Clip]:
-    """The clips of a source, by key: the keys differ, the labels are classes, a file is there."""
+    """The valid clips of a source, by key; checks that keys differ, labels are classes, and files exist."""
     clips = [clip for clip in source.clips if isinstance(clip, Clip)]
     found = {clip.key: clip for clip in clips}
     assert len(found) == len(clips)
@@ -442,5 +442,5 @@ def good(source: ClipSource) -> dict[str, Clip]:
 
 
 def bad(source: ClipSource) -> dict[str, str]:
-    """What is wrong with the bad ones, by key."""
+    """The causes of the source's bad samples, by key."""
     return {clip.key: clip.cause for clip in source.clips if isinstance(clip, BadSample)}

@@ -1,4 +1,4 @@
-"""Hugging Face models of small random weights, saved as their owners do."""
+"""Hugging Face models with small random weights, saved with `save_pretrained`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = {**SMALL, "vocab_size": 50}
 
 
 def save(folder: Path, model: str, config: str, processor: Any, **settings: Any) -> Path:
-    """A model of small random weights and its processor, saved as their owners do."""
+    """Save a model with random weights and its processor."""
     import transformers
 
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
-"""Run the fused attention's kernels in Triton's interpreter, and print as JSON how near they come.
+"""Run the fused attention's kernels in Triton's interpreter, and print their errors as JSON.
 
-Triton decides at import whether kernels are compiled or interpreted, so this is a process of its own:
+Triton decides at import whether kernels are compiled or interpreted, so this runs in a separate process:
 
     TRITON_INTERPRET=1 python tests/interpreted_attention.py
 """
@@ -24,7 +24,7 @@ from attention_support import MIXES, contaminated, make_inputs, outcome, worst_e
 from awtpn.model.attention import FORMS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Widths of all tile shapes, and some that fill no tile: (mix, D).
+# (mix, D): widths for all tile shapes, and some that do not fill a tile.
 CASES = [
     *((mix, 64) for mix in MIXES),
     ("tile edges", 6),
@@ -35,7 +35,7 @@ CASES = [
 
 
 def multiply_bfloat16() -> None:
-    """Teach the interpreter's matrix product bfloat16, which NumPy lacks: it multiplies the bit patterns."""
+    """Patch the interpreter's matrix product for bfloat16, which NumPy lacks: else it multiplies the bits."""
     product = interpreter.InterpreterBuilder.create_dot
 
     def wide(operand: Any) -> Any:
@@ -52,7 +52,7 @@ def multiply_bfloat16() -> None:
 
 def main() -> None:
     multiply_bfloat16()
-    torch.use_deterministic_algorithms(True)  # fills memory that nobody has written yet with NaN
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN, so that unwritten results show
     fused = FORMS["fused"]
     errors = {
         f"{mix}, D {dim}, {name}": worst_errors(fused, MIXES[mix], dim, dtype)

@@ -1,4 +1,4 @@
-"""Recordings encoded for tests: pictures that tell their number, sound that tells its time."""
+"""Recordings encoded for tests: pictures that encode their number, sound whose values encode the time."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ MILLISECOND = Fraction(1, 1000)
 
 
 def numbered(number: int) -> np.ndarray:
-    """A picture [HEIGHT, WIDTH, 3] of black and white bars that spell `number` in binary."""
+    """A picture [HEIGHT, WIDTH, 3] of black and white bars, the bits of `number`."""
     bars = [255 * (number >> bit & 1) for bit in range(BITS)]
     row = np.repeat(np.array(bars, np.uint8), WIDTH // BITS)
     return np.broadcast_to(row[None, :, None], (HEIGHT, WIDTH, 3)).copy()
 
 
 def number_of(picture: np.ndarray) -> int:
-    """The number that a picture of any size spells."""
+    """The number that a picture of any size encodes."""
     columns = (np.arange(BITS) + 0.5) * picture.shape[1] / BITS
     values = picture[picture.shape[0] // 2, columns.astype(int)].mean(axis=1)
     return sum(1 << bit for bit in range(BITS) if values[bit] > 127)
 
 
 def ramp(seconds: float, rate: int = 16000) -> np.ndarray:
-    """Sound [samples] that grows from 0 to 0.5 over 10 s: a sample's value tells its time."""
+    """Sound [samples] that grows from 0 to 0.5 over 10 s, so that a sample's value is its time / 20 s."""
     return (np.arange(round(seconds * rate)) / rate / 20).astype(np.float32)
 
 
 def chirp(seconds: float, rate: int = 16000) -> np.ndarray:
-    """Sound [samples] whose pitch grows: no two stretches of it are alike."""
+    """Sound [samples] whose pitch grows, so that no two parts of it are alike."""
     t = np.arange(round(seconds * rate)) / rate
     return (0.4 * np.sin(2 * np.pi * (200 * t + 150 * t**2))).astype(np.float32)
 
@@ -58,16 +58,16 @@ def record(
     """Encode a recording.
 
     Args:
-        path: its ending chooses the container.
+        path: its suffix chooses the container.
         pictures: [H, W, 3] each.
-        times: when each is first shown, in seconds; default i / fps.
+        times: presentation time of each in seconds; default i / fps.
         fps: nominal rate.
         codec: of the pictures.
         sound: float32 [samples] or [channels, samples].
         rate: of the sound.
         sound_codec: its codec.
         sound_begin: when it begins.
-        gop: pictures from key frame to key frame.
+        gop: key frame interval in pictures.
         rotation: (degrees counter-clockwise, mirrored) of the display matrix.
         options: for the container.
     """

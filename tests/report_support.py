@@ -1,4 +1,4 @@
-"""Run folders as the report reads them, also of hostile names."""
+"""Run folders for tests of the report, also with names that could inject HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_run(
     status: str = "done",
     **settings: float,
 ) -> Path:
-    """The folder of a finished run, as training leaves it, with made-up answers to 60 utterances."""
+    """The folder of a finished run as training writes it, with random predictions for 60 utterances."""
     rng = np.random.default_rng(1_000 * seed + (fold or 0))
     label = np.arange(60) % 3
     predicted = np.where(rng.random(60) < accuracy, label, rng.integers(0, 3, 60))
@@ -86,7 +86,7 @@ def write_predictions(
             out.write(json.dumps(line | {"probabilities": probabilities}) + "\n")
 
 
-# Each closes what it could stand in: an element, an attribute, a table's cell, a code span or block, a link.
+# Each could end what surrounds it: an element, an attribute, a table cell, a code span or block, a link.
 HOSTILE = [
     "<script>alert(document.domain)</script>",
     "\"'><img src=x onerror=alert(1)>",
@@ -95,7 +95,7 @@ HOSTILE = [
 
 
 def make_hostile_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run in which every word that comes from data, settings or a machine tries to be more than text."""
+    """A run in which every text that comes from data, settings or a machine is one of HOSTILE."""
     monkeypatch.setattr(sys.modules[__name__], "CLASSES", HOSTILE)
     run = make_run(folder / HOSTILE[1].replace("/", ""), fold=0, dataset=HOSTILE[2])
     config = yaml.safe_load((run / "config.yaml").read_text())

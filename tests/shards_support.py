@@ -1,4 +1,4 @@
-"""A small corpus for the tests of the data plane."""
+"""A small corpus for tests of the data plane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIMS = {"audio": 5, "video": 3}
 
 
 def utterance(i: int, split: str = "train", **changes: Any) -> Sample:
-    """Utterance i: float16-exact features; every fifth lacks video; metadata `speaker`, `fold`, `gain`."""
+    """Utterance i: features that float16 holds exactly; every fifth lacks video; metadata by i."""
     rng = np.random.default_rng(i)
     features: dict[str, np.ndarray | None] = {
         name: rng.integers(-100, 100, (rng.integers(1, 9), dim)).astype(np.float32) / 8
@@ -59,6 +59,8 @@ def global_keys(streams: list[FeatureStream], epoch: int, start_step: int = 0) -
 
 
 def dying(out: str) -> None:
+    """Pack a corpus in a process that exits after its last sample, before packing is complete."""
+
     def samples() -> Iterator[Sample]:
         yield from corpus()
         os._exit(9)

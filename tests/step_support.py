@@ -1,4 +1,4 @@
-"""A training run without data, launcher or files: what tests of one optimizer step need."""
+"""A training run without data, launcher or files, for tests of one optimizer step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_run(
     global_batch: int,
     accumulation: int = 1,
 ) -> Run:
-    """A run of one process, ready for `training.trainer.train_step`; what a step does not use is absent."""
+    """A run of one process for `training.trainer.train_step`; fields that a step does not use are None."""
     absent: Any = None
     return Run(
         config=config,

@@ -1,4 +1,4 @@
-"""What the tests share: small models, batches and corpora, and launches that cannot outlive their test."""
+"""Shared by the tests: small models, batches and corpora; starting processes that end with their test."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ CLASSES = ["calm", "happy", "sad"]
 DIMS = {"audio": 6, "video": 5}
 ALONE = World(0, 1, 0, torch.device("cpu"), None, "none")
 
-# Seconds that a test waits for any process, answer or sign at most: so long that only a hang reaches it, also
-# on a machine several times slower than those of CI. The limit of a whole test is in pyproject.toml.
+# Most seconds that a test waits for a process or an event. Only a hang reaches it, also on a machine several
+# times slower than those of CI. The limit of a whole test is in pyproject.toml.
 LIMIT = 600.0
-# How far apart results may lie that are the same but for the last bits of matrix products.
+# Largest relative difference of results that differ only by the last bits of matrix products.
 SAME = 1e-5
-# What of a metrics line is a matter of speed, not of learning.
+# Fields of a metrics line that depend on the machine's speed.
 TIMINGS = ("utterances_per_s", "data_wait")
 
 
@@ -48,7 +48,7 @@ TIMINGS = ("utterances_per_s", "data_wait")
 
 
 def small_model(*, dtype: torch.dtype = torch.float64, learnable: bool = True, **settings: Any) -> AWTPN:
-    """A model of random weights, the same for the same settings, with prototypes that stand apart."""
+    """A model with random weights, the same for the same settings, and prototypes from N(0, 1)."""
     torch.manual_seed(1)
     config = ModelConfig(**({"shared_dim": 8, "dropout": 0.0} | settings))
     model = AWTPN(config, DIMS, CLASSES, learnable)
@@ -79,14 +79,14 @@ def utterances(
 
 
 def features(of: Sequence[dict[str, Tensor]]) -> dict[str, Ragged]:
-    """Pack utterances as the model takes them; no utterances at all are an empty batch."""
+    """Pack utterances for the model; [] gives an empty batch."""
     return {name: ragged([u[name] for u in of], dim) for name, dim in DIMS.items()}
 
 
 def batch(
     of: Sequence[dict[str, Tensor]], label: Sequence[int], num_places: int | None = None
 ) -> FeatureBatch:
-    """A whole global batch, its last places empty where `num_places` says so."""
+    """A whole global batch of `num_places` places, of which the last may be empty."""
     labels = torch.tensor(label, dtype=torch.int64)
     return FeatureBatch(
         features=features(of),
@@ -102,7 +102,7 @@ def batch(
 
 
 def poison(batch: FeatureBatch) -> FeatureBatch:
-    """The batch with a NaN in its first utterance that has sound."""
+    """The batch with a NaN in its first utterance that has audio."""
     audio = batch.features["audio"]
     values = audio.values.clone()
     values[0] = float("nan")
@@ -113,11 +113,11 @@ def poison(batch: FeatureBatch) -> FeatureBatch:
 
 
 def same_bits_or_close(one: Any, other: Any) -> bool:
-    """The same tensor, array, number or JSON: to the bit where this machine's matrix products repeat.
+    """Whether two tensors, arrays, numbers or JSON values are equal, if matrix products are bit-exact.
 
-    Elsewhere (see `model.matrix_products`) floats may be 1e-5 apart, relative to a tensor's largest value: a
-    hundred times more than the rounding of one float32 product, since steps of training add roundings up.
-    Integers, strings and what is on a GPU are the same everywhere.
+    On machines where they are not (see `awtpn.model.matrix_products`), floats may differ by 1e-5 of the
+    tensor's largest value: a hundred times the rounding of one float32 product, since rounding accumulates
+    over training steps. Integers, strings and tensors on a GPU must be equal everywhere.
     """
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same_bits_or_close(one[k], other[k]) for k in one)
@@ -132,7 +132,7 @@ def same_bits_or_close(one: Any, other: Any) -> bool:
         if exact or torch.equal(one, other):
             return torch.equal(one, other)
         one, other = one.double(), other.double()
-        return bool(((one - other).abs() <= SAME * one.abs().max()).all())  # False of a NaN
+        return bool(((one - other).abs() <= SAME * one.abs().max()).all())  # False for NaN
     if isinstance(one, float) and isinstance(other, float) and not products_repeat():
         return one == pytest.approx(other, rel=SAME, abs=SAME * 1e-3)
     return bool(one == other)
@@ -142,7 +142,7 @@ def same_bits_or_close(one: Any, other: Any) -> bool:
 
 
 def pack_corpus(out: Path, train: int = 52, val: int = 14, test: int = 14) -> str:
-    """A corpus that can be learned: some utterances lack video, some audio; lengths differ."""
+    """Pack a learnable corpus: some utterances lack video, some audio; lengths differ."""
     rng = np.random.default_rng(0)
     directions = {name: rng.normal(0, 1, (len(CLASSES), dim)) for name, dim in DIMS.items()}
     samples = []
@@ -166,18 +166,18 @@ def pack_corpus(out: Path, train: int = 52, val: int = 14, test: int = 14) -> st
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """A clean environment for a child: this interpreter's tools first, one thread, no other launcher."""
-    strangers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    own = {
+    """The environment of a child process: this interpreter's tools, one thread, no launcher's variables."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {
         k: v
         for k, v in os.environ.items()
-        if k not in strangers and not k.startswith(("ACCELERATE_", "TORCHELASTIC_", "DS_", "PYTEST_"))
+        if k not in launcher and not k.startswith(("ACCELERATE_", "TORCHELASTIC_", "DS_", "PYTEST_"))
     }
-    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}"
-    # This checkout, whatever is installed.
-    own["PYTHONPATH"] = f"{REPO}{os.pathsep}{REPO / 'tests'}"
-    # The tests are about processes, not devices.
-    return own | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"} | changes
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    # Import this checkout, whatever is installed.
+    kept["PYTHONPATH"] = f"{REPO}{os.pathsep}{REPO / 'tests'}"
+    # No GPU: these tests are about processes.
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"} | changes
 
 
 def free_port() -> int:
@@ -187,13 +187,13 @@ def free_port() -> int:
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:
-    """Kill a process and all it started: torchrun's workers live in sessions of their own."""
+    """Kill a process and its descendants; a process group would miss torchrun's workers."""
     try:
         root = psutil.Process(process.pid)
-        family = [*root.children(recursive=True), root]
+        tree = [*root.children(recursive=True), root]
     except psutil.NoSuchProcess:
-        family = []
-    for member in family:
+        tree = []
+    for member in tree:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
@@ -201,7 +201,7 @@ def kill_tree(process: subprocess.Popen[Any]) -> None:
 
 @contextlib.contextmanager
 def launched(command: Sequence[str], log: Path, **env: str) -> Iterator[subprocess.Popen[Any]]:
-    """A process in the repository root, its output in `log`; dead when the block ends."""
+    """Start a process in the repository root, with its output in `log`; kill it when the block ends."""
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, cwd=REPO, env=environment(**env)
@@ -213,7 +213,7 @@ def launched(command: Sequence[str], log: Path, **env: str) -> Iterator[subproce
 
 
 def run(command: Sequence[str], log: Path, timeout: float = LIMIT, **env: str) -> tuple[int, str]:
-    """Run to the end: exit code and output."""
+    """Run a process to its end; returns its exit code and output."""
     with launched(command, log, **env) as process:
         try:
             code = process.wait(timeout)
@@ -225,7 +225,7 @@ def run(command: Sequence[str], log: Path, timeout: float = LIMIT, **env: str) -
 def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout: float = 2 * LIMIT) -> None:
     """Run `jobs` one after another on the same `ranks` processes: see tests/distributed/rank_worker.py.
 
-    Starting Python, torch and DeepSpeed takes far longer than any of the small trainings, so they share it.
+    They share processes, since starting Python, torch and DeepSpeed takes far longer than a small training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / f"jobs-{ranks}.json"
@@ -240,12 +240,12 @@ def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout:
             for rank, log in enumerate(logs)
         ]
         deadline = time.monotonic() + timeout
-        # A rank that dies leaves the others waiting for it; nobody should wait with them.
+        # If a rank dies, the others wait for it in a collective: stop waiting for them.
         while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
             assert time.monotonic() < deadline, f"no end after {timeout} s\n" + _tails(logs)
             time.sleep(0.05)
         if any(p.poll() for p in processes):
-            time.sleep(1)  # others that fail by themselves say why
+            time.sleep(1)  # so that other failing ranks can write their errors
             raise AssertionError("a rank failed\n" + _tails(logs))
 
 
@@ -262,7 +262,7 @@ def arguments(settings: dict[str, Any]) -> list[str]:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what depends on the machine's speed."""
+    """The lines of metrics.jsonl, without TIMINGS."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
@@ -276,7 +276,7 @@ def weights(run_dir: Path, checkpoint: str = "latest") -> dict[str, Tensor]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Every figure, weight and moment of two finished runs is the same, by `same_bits_or_close`."""
+    """Assert that metrics, weights and moments of two finished runs are `same_bits_or_close`."""
     ours, theirs = metrics(one), metrics(other)
     assert same_bits_or_close(ours, theirs), "metrics.jsonl"
     for file in (WEIGHTS_FILE, OPTIMIZER_FILE):
@@ -287,13 +287,13 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def assert_same_results(one: Path, other: Path) -> None:
-    """Two files of JSON hold the same figures, by `same_bits_or_close`."""
+    """Assert that the contents of two JSON files are `same_bits_or_close`."""
     ours, theirs = (json.loads(path.read_text()) for path in (one, other))
     assert same_bits_or_close(ours, theirs)
 
 
 def assert_like_runs(one: Path, other: Path, loss: float = 1e-5, weight: float = 1e-4) -> None:
-    """Two runs saw the same data and learned the same from it, to rounding."""
+    """Assert that two runs have the same fingerprints, and the same losses and weights to rounding."""
     ours, theirs = metrics(one), metrics(other)
     assert [(x["step"], x["fingerprint"]) for x in ours] == [(x["step"], x["fingerprint"]) for x in theirs]
     for x, y in zip(ours, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""Tars as others write them: ten utterances in two tars, and what is read of them."""
+"""Tars that other programs wrote: ten utterances in two tars, and a check of what is read from them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def index(folder: Path | str, cache: Path, **options: Any) -> Indexed:
 def assert_streams(
     url: Path | str, cache: Path, keys: Callable[[int], str] = lambda i: f"u{i}", n: int = 10
 ) -> None:
-    """All utterances come, each with its features and its label's name."""
+    """Assert that a stream yields all utterances, each with its features and its label's name."""
     stream = FeatureStream(str(url), global_batch_size=2, cache_dir=cache)
     wanted = {keys(i): i for i in range(n)}
     seen = []
@@ -79,7 +79,7 @@ def assert_streams(
 def relabelled(
     extension: str, label: Callable[[int], str], files: list[tuple[str, bytes]]
 ) -> list[tuple[str, bytes]]:
-    """The label in a text member; no JSON."""
+    """Put the label into a text member instead of the JSON."""
     found = []
     for name, content in files:
         key, _, kind = name.partition(".")

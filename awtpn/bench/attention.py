@@ -1,4 +1,4 @@
-"""The forms of the reliability attention beside each other: time and memory by length."""
+"""Benchmark of the forms of the reliability attention: time and memory by utterance length."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from awtpn.bench.machine import allocated_peak, read_peak, start_peak, synchronise
+from awtpn.bench.machine import peak_allocated, read_peak, start_peak, synchronize
 from awtpn.bench.roofline_account import times
 from awtpn.bench.step import Setting, make_batches
 from awtpn.model.attention import FORMS, FUSED_DIM, choose_form, has_triton
 from shards.safe_io.markdown import table
 
-# Utterances of one length, that a batch has in all about as many steps.
+# Each batch has utterances of one of these lengths, about STEPS steps in all.
 LENGTHS = (20, 120, 600, 5000)
 STEPS = 10_000
 
 
 def run(setting: Setting, dims: Sequence[int], rounds: int) -> str:
-    """Forward and backward of every form that runs here, by length; Markdown."""
+    """Measure forward and backward of every form that runs here; a Markdown table."""
     lines = [f"## Reliability attention, forward and backward, q and k in {setting.precision}", ""]
     columns = ["D, lengths", "form", "chosen", "ms", "MiB", "against plain"]
     rows = []
@@ -32,11 +32,11 @@ def run(setting: Setting, dims: Sequence[int], rounds: int) -> str:
         for name, lengths in [*cases, ("64, log-normal", mixed)]:
             rows += forms(setting, dim, f"{dim}, {name}", lengths, rounds)
             print(f"{dim}, {name}", file=sys.stderr)
-    return "\n".join([*lines, table(columns, rows, "lr"), "", "MiB: growth of the peak over the inputs.", ""])
+    return "\n".join([*lines, table(columns, rows, "lr"), "", "MiB: peak memory beyond the inputs.", ""])
 
 
 def forms(setting: Setting, dim: int, name: str, lengths: list[int], rounds: int) -> list[list[str]]:
-    """A row for each form."""
+    """A table row for each form."""
     device = torch.device(setting.device)
     chosen = choose_form(device.type, setting.dtype, dim, lengths, triton=has_triton(device))
     arguments = inputs(dim, lengths, setting)
@@ -46,8 +46,8 @@ def forms(setting: Setting, dim: int, name: str, lengths: list[int], rounds: int
             continue
         try:
             work = functools.partial(forward_backward, form, *arguments, lengths)
-            work()  # compiles what there is to compile
-            growth = growth_of(work, setting.device)
+            work()  # compiles the kernels
+            growth = peak_growth(work, setting.device)
             seconds = statistics.median(times(work, setting.device, rounds))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -60,18 +60,18 @@ def forms(setting: Setting, dim: int, name: str, lengths: list[int], rounds: int
     return rows
 
 
-def growth_of(work: Callable[[], None], device: str) -> int:
-    """Bytes that `work` takes at most, above those in use before."""
+def peak_growth(work: Callable[[], None], device: str) -> int:
+    """Peak memory of `work` in bytes, beyond what was in use before."""
     if device != "cuda":
-        return allocated_peak(work)
+        return peak_allocated(work)
     before = start_peak(device)
     work()
-    synchronise(device)
+    synchronize(device)
     return read_peak(device) - before
 
 
 def inputs(dim: int, lengths: list[int], setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k [T, D] in the setting's precision, and reliabilities r [T] in float32; all take gradients."""
+    """q and k [T, D] in the setting's precision, and reliabilities r [T] float32; all require gradients."""
     generator = torch.Generator().manual_seed(0)
     q, k = (
         torch.randn(sum(lengths), dim, generator=generator).to(setting.device, setting.dtype).requires_grad_()
@@ -82,6 +82,6 @@ def inputs(dim: int, lengths: list[int], setting: Setting) -> tuple[Tensor, Tens
 
 
 def forward_backward(form: str, q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> None:
-    spread = FORMS[form](q, k, r, lengths)
-    spread.backward(torch.ones_like(spread))
+    w = FORMS[form](q, k, r, lengths)
+    w.backward(torch.ones_like(w))
     q.grad = k.grad = r.grad = None

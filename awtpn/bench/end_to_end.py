@@ -1,8 +1,8 @@
-"""Training from the stream: utterances per second with reading, and what share of it waits for data.
+"""Benchmark of training from the stream: utterances per second, and the share of time that waits for data.
 
-What is timed are epochs of the trainer's own loop in a run of its own: besides the step of `bench.step` the
-ranks' agreement (here of one), fingerprints, negatives, learning rate and seeds, gathering and writing the
-figures. Validation, checkpoints and pictures are left out.
+Times epochs of the trainer's own loop in a temporary run. Besides the step of `bench.step` that includes the
+reduction of batch counts over ranks (here one), fingerprints, negatives, learning rate, seeds and metrics. It
+excludes validation, checkpoints and figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from awtpn.bench.machine import synchronise
+from awtpn.bench.machine import synchronize
 from awtpn.bench.readers import UTTERANCES, write_corpora
 from awtpn.bench.step import Setting
 from awtpn.config.schema import Config
@@ -31,32 +31,35 @@ from awtpn.tracking.monitor import Monitor
 from awtpn.training.trainer import Run, setup, train_epoch
 from shards.safe_io.markdown import table
 
-# A round takes as many epochs as have these together.
+# A round has as many epochs as it takes for at least so many steps.
 LEAST_STEPS = 30
 
 
 def run(
     setting: Setting, dim: int, batch: int, scratch: Path, count: int = UTTERANCES, rounds: int = 3
 ) -> str:
-    """Epochs from shards in `scratch` (page-cached), and of batches in memory, in turn; Markdown."""
+    """Time epochs from shards in `scratch` (page-cached) and of batches in memory, in turn; Markdown."""
     write_corpora(scratch, count, ["shards"])
     passes = math.ceil(LEAST_STEPS / math.ceil(count / batch))
     streamed, resident = [], []
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         config = make_config(setting, dim, batch, scratch / "shards", epochs=1 + 2 * rounds * passes)
-        ours = make_run(config, setting.device, Path(folder))
-        theirs = from_memory(ours)
-        with closing(ours.watchdog), closing(Monitor(ours.dir, True, 0, ours.total_steps)) as monitor:
-            train(ours, monitor, 1)  # warms up
+        from_stream = make_run(config, setting.device, Path(folder))
+        preloaded = from_memory(from_stream)
+        with (
+            closing(from_stream.watchdog),
+            closing(Monitor(from_stream.dir, True, 0, from_stream.total_steps)) as monitor,
+        ):
+            train(from_stream, monitor, 1)  # warm-up
             for number in range(1, rounds + 1):
-                streamed.append(train(ours, monitor, passes))
-                resident.append(train(theirs, monitor, passes))
+                streamed.append(train(from_stream, monitor, passes))
+                resident.append(train(preloaded, monitor, passes))
                 print(f"round {number}: {streamed[-1][0]:,.0f} utterances/s end to end", file=sys.stderr)
-    ratios = [own[0] / other[0] for own, other in zip(streamed, resident, strict=True)]
+    ratios = [one[0] / other[0] for one, other in zip(streamed, resident, strict=True)]
     rows = [
         ["from the stream", f"{median(streamed, 0):,.0f}", f"{median(streamed, 1):.1%}"],
         [
-            "the batches lie on the device already",
+            "batches already on the device",
             f"{median(resident, 0):,.0f}",
             f"{median(resident, 1):.1%}",
         ],
@@ -67,18 +70,17 @@ def run(
             "",
             table(["", "utterances/s", "waiting for data"], rows, "lr"),
             "",
-            "The trainer's own loop, with all that it does in a step; validation, checkpoints and pictures "
-            "aside. "
+            "The trainer's own loop, without validation, checkpoints and figures. "
             f"Medians of {rounds} interleaved rounds of {passes} epochs of {count:,} utterances; from the "
-            f"stream it runs at {statistics.median(ratios):.1%} of the other's speed. Waiting: the host's "
-            "time in asking for batches, of all.",
+            f"stream it reaches {statistics.median(ratios):.1%} of the speed with batches on the device. "
+            "Waiting for data: share of the time in which the host waits for the next batch.",
             "",
         ]
     )
 
 
 def make_config(setting: Setting, dim: int, batch: int, corpus: Path, epochs: int) -> Config:
-    """The defaults at this size."""
+    """The default configuration with this width, batch size and corpus."""
     config = Config()
     config.data.train = str(corpus)
     config.model.shared_dim = dim
@@ -91,7 +93,7 @@ def make_config(setting: Setting, dim: int, batch: int, corpus: Path, epochs: in
 
 
 def make_run(config: Config, device: str, folder: Path) -> Run:
-    """A run of one process in an empty folder, set up as every run is."""
+    """Set up a run of one process in an empty folder."""
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision(config))
     world = World(0, 1, 0, accelerator.device, None, "none")
     layout = make_layout(config.train.global_batch_size, None, world.size)
@@ -99,21 +101,21 @@ def make_run(config: Config, device: str, folder: Path) -> Run:
 
 
 def from_memory(run: Run) -> Run:
-    """The same run, each of whose epochs is its first one, on the device already."""
-    ready = [batch.to(run.world.device) for batch in run.train.epoch(0)]
+    """The same run, but each epoch repeats the batches of epoch 0, which are on the device already."""
+    batches = [batch.to(run.world.device) for batch in run.train.epoch(0)]
     stream = copy.copy(run.train)
-    stream.epoch = lambda *_, **__: iter(ready)  # type: ignore[method-assign]
+    stream.epoch = lambda *_, **__: iter(batches)  # type: ignore[method-assign]
     return replace(run, train=stream, pending=[])
 
 
 def train(run: Run, monitor: Monitor, epochs: int) -> tuple[float, float]:
-    """Utterances per second of so many epochs, and the share of their time spent in asking for batches."""
+    """Train for `epochs` epochs: utterances per second, and the share of the time spent waiting for data."""
     position, before = run.position, run.position.step
     run.since = start = time.perf_counter()
     for _ in range(epochs):
         train_epoch(run, monitor)
         position.epoch, position.epoch_step = position.epoch + 1, 0
-    synchronise(run.world.device.type)
+    synchronize(run.world.device.type)
     seconds = time.perf_counter() - start
     lines = (run.dir / "metrics.jsonl").read_text().splitlines()[before:]
     waited = sum(json.loads(line)["data_wait"] for line in lines)

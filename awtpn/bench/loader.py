@@ -1,16 +1,15 @@
-"""Utterances per second of this project's stream, of its peers and of a bare loop, over the same utterances.
+"""Benchmark of data loaders: utterances per second of this project's stream, other libraries and a bare loop.
 
     python -m awtpn.bench.loader --scratch /somewhere/with/5GB --out tests/benchmarks/results
 
-The peers come with `pip install "awtpn-at-scale[bench]"`; one that is missing is left out of the table, and
-said to be.
+`pip install "awtpn-at-scale[bench]"` installs the other libraries; the table names those that are missing.
 
 The corpus: 3,000 utterances, 1.07 GB (`--utterances` takes fewer); audio [M, 1024] and video [M / 2, 512]
-float16, M log-normal of median 120, 20 to 600. Each reader makes batches of 32 in shuffled order, in one
-process without workers and with one thread of torch's own: the peers padded ones, as their users do, this
-project's stream packed ones. Every figure comes from a process of its own that reads one epoch to warm up and
-times the next; rounds of all readers are interleaved, so that what else the machine does meets all alike, and
-medians are told. Cold figures are taken after the kernel was asked to forget the files.
+float16, M log-normal with median 120, from 20 to 600. Each reader makes batches of 32 in shuffled order, in
+one process without workers and with one torch thread: padded batches with the other libraries, as their users
+do, packed ones with this project's stream. Each measurement runs in its own process, which reads one epoch to
+warm up and times the next. Rounds of all readers are interleaved, so that other load on the machine affects
+all alike; the table shows medians. Cold figures are measured after dropping the files from the page cache.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ from awtpn.bench.readers import (
 from shards.safe_io.markdown import Markdown, table
 from shards.safe_io.versions import installed_version
 
-# --- One measurement, in a process of its own -----------------------------------------------------
+# --- One measurement, in its own process ----------------------------------------------------------
 
 
 def measure(reader: str, scratch: Path, count: int) -> dict[str, float]:
-    """Utterances per second of a second epoch, and by how many bytes reading raised the peak of memory."""
+    """Utterances per second of the first and second epoch, and the growth of peak memory in bytes."""
     before = resident("VmRSS")
     epoch = READERS[reader](scratch)
     first, second = (read_whole(epoch, number, count) for number in range(2))
@@ -58,7 +57,7 @@ def measure(reader: str, scratch: Path, count: int) -> dict[str, float]:
 
 
 def measure_cold(reader: str, scratch: Path, count: int) -> dict[str, float]:
-    """Bytes per second of `cat` or of a first epoch, over files that the kernel was asked to forget."""
+    """Bytes per second of `cat` or of a first epoch, after dropping the files from the page cache."""
     tars = sorted((scratch / "shards").glob("*.tar"))
     for path in tars:
         fd = os.open(path, os.O_RDONLY)
@@ -74,8 +73,12 @@ def measure_cold(reader: str, scratch: Path, count: int) -> dict[str, float]:
 
 
 def measure_gpu(scratch: Path) -> dict[str, float]:
-    """Bytes per second to a GPU: from one large buffer, from filled batches, and read as well; and the share
-    of a step, of 10 ms of matrix products, that waits for data."""
+    """Bytes per second to a GPU, and the share of time that steps of 10 ms wait for data.
+
+    Returns:
+        "copy": of one large buffer; "copy_filled": of batches in memory; "read_and_copy": of batches read
+        from disk; "wait": the share.
+    """
     host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
     device = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     stream = shards.FeatureStream(str(scratch / "shards"), global_batch_size=BATCH)
@@ -98,7 +101,7 @@ def measure_gpu(scratch: Path) -> dict[str, float]:
         for batch in stream.epoch(2, device="cuda"):
             assert batch.label.is_cuda
 
-    copy_filled()  # warms up
+    copy_filled()  # warm-up
     figures = {
         "copy": host.nbytes / on_gpu(lambda: device.copy_(host, non_blocking=True)),
         "copy_filled": size / on_gpu(copy_filled),
@@ -109,22 +112,26 @@ def measure_gpu(scratch: Path) -> dict[str, float]:
     waited, begin, batches = 0.0, time.perf_counter(), stream.epoch(3, device="cuda")
     while True:
         asked = time.perf_counter()
-        given = next(batches, None)
-        if given is None:
+        batch = next(batches, None)
+        if batch is None:
             break
         waited += time.perf_counter() - asked
         for _ in range(products):
             a @ a
-        given.label.sum().item()
+        batch.label.sum().item()
     return figures | {"wait": waited / (time.perf_counter() - begin)}
 
 
 def read_whole(epoch: Epoch, number: int, count: int) -> float:
-    """Seconds that an epoch of `count` utterances takes."""
+    """Seconds that an epoch of `count` utterances takes.
+
+    Raises:
+        RuntimeError: it had another number of utterances.
+    """
     done: list[int] = []
     took = seconds(lambda: done.append(sum(epoch(number))))
     if done != [count]:
-        raise RuntimeError(f"{done[0]} of {count} utterances read: remove what --scratch holds")
+        raise RuntimeError(f"{done[0]} of {count} utterances read: empty the --scratch folder and run again")
     return took
 
 
@@ -134,11 +141,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-# --- All of them, and the table --------------------------------------------------------------------
+# --- All measurements, and the table ---------------------------------------------------------------
 
 
-def apart(kind: str, reader: str, scratch: Path, count: int) -> dict[str, float]:
-    """Measure in a process of its own."""
+def measure_in_process(kind: str, reader: str, scratch: Path, count: int) -> dict[str, float]:
+    """Run one measurement ("warm", "cold" or "gpu") in its own process."""
     command = [sys.executable, "-m", "awtpn.bench.loader", "--scratch", str(scratch)]
     command += ["--utterances", str(count), "--only", kind, reader]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
@@ -147,19 +154,19 @@ def apart(kind: str, reader: str, scratch: Path, count: int) -> dict[str, float]
 
 
 def run(scratch: Path, rounds: int, count: int = UTTERANCES) -> str:
-    """Write the corpus where it is not yet, measure, and tell in Markdown."""
+    """Write the corpus if it does not exist yet, measure, and return the tables in Markdown."""
     absent = {name for name, package in PEERS.items() if not installed_version(package)}
     write_corpora(scratch, count, [name for name in WRITERS if name not in absent])
     warm: dict[str, list[dict[str, float]]] = {n: [] for n in READERS if n not in absent}
     cold: dict[str, list[dict[str, float]]] = {name: [] for name in ("cat", "this stream")}
     for number in range(rounds):
-        for name in rotated(list(warm), number):
-            warm[name].append(apart("warm", name, scratch, count))
+        for name in rotate(list(warm), number):
+            warm[name].append(measure_in_process("warm", name, scratch, count))
             print(f"round {number + 1}: {name}: {warm[name][-1]['second']:,.0f}", file=sys.stderr)
     for number in range(rounds):
-        for name in rotated(list(cold), number):
-            cold[name].append(apart("cold", name, scratch, count))
-    gpu = apart("gpu", "", scratch, count) if torch.cuda.is_available() else None
+        for name in rotate(list(cold), number):
+            cold[name].append(measure_in_process("cold", name, scratch, count))
+    gpu = measure_in_process("gpu", "", scratch, count) if torch.cuda.is_available() else None
     title = (
         f"## Reading {count:,} utterances "
         f"({lengths()[:count].sum() * 2 * (AUDIO + VIDEO // 2) / 1e6:,.0f} MB) in batches of {BATCH}"
@@ -167,7 +174,7 @@ def run(scratch: Path, rounds: int, count: int = UTTERANCES) -> str:
     return "\n".join([title, "", *warm_table(warm, absent), *cold_table(cold), *gpu_table(gpu)]) + "\n"
 
 
-def rotated(names: list[str], by: int) -> list[str]:
+def rotate(names: list[str], by: int) -> list[str]:
     return names[by % len(names) :] + names[: by % len(names)]
 
 
@@ -199,8 +206,8 @@ def warm_table(warm: dict[str, list[dict[str, float]]], absent: set[str]) -> lis
         table(columns, rows, "lr"),
         *missing,
         "",
-        f"Medians of {len(warm['this stream'])} interleaved rounds; memory: by how much reading raised "
-        "the process's peak, imports included.",
+        f"Medians of {len(warm['this stream'])} interleaved rounds; memory: growth of the process's peak "
+        "during reading, imports included.",
         "",
     ]
 
@@ -211,7 +218,7 @@ def cold_table(cold: dict[str, list[dict[str, float]]]) -> list[str]:
         [Markdown("`cat` of the shards"), f"{cat / 1e9:.2f}", "100%"],
         ["this stream, first epoch", f"{ours / 1e9:.2f}", f"{ours / cat:.0%}"],
     ]
-    return [table(["files forgotten by the kernel", "GB/s", Markdown("of `cat`")], rows, "lr"), ""]
+    return [table(["page cache dropped", "GB/s", Markdown("of `cat`")], rows, "lr"), ""]
 
 
 def gpu_table(gpu: dict[str, float] | None) -> list[str]:
@@ -220,7 +227,7 @@ def gpu_table(gpu: dict[str, float] | None) -> list[str]:
     rows = [
         ["one page-locked buffer of 1 GiB", f"{gpu['copy'] / 1e9:.1f} GB/s"],
         ["filled batches", f"{gpu['copy_filled'] / 1e9:.1f} GB/s ({gpu['copy_filled'] / gpu['copy']:.0%})"],
-        ["read, and copied by a stream of its own", f"{gpu['read_and_copy'] / 1e9:.1f} GB/s"],
+        ["read, and copied on a separate CUDA stream", f"{gpu['read_and_copy'] / 1e9:.1f} GB/s"],
         ["waiting for data, of steps of 10 ms", f"{gpu['wait']:.1%}"],
     ]
     return [table(["to the GPU", ""], rows, "lr")]
@@ -228,14 +235,14 @@ def gpu_table(gpu: dict[str, float] | None) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--scratch", type=Path, help="folder for the corpora, 5 GB; kept for the next time")
+    parser.add_argument("--scratch", type=Path, help="folder for the corpora, 5 GB; kept for later runs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--utterances", type=int, default=UTTERANCES)
     parser.add_argument("--out", type=Path, help="folder for loader-<date>.md")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        # Else threads of torch's own pad the peers' batches, and wait for each other where cores are shared.
+        # More torch threads would pad the batches, and wait for each other when the cores are shared.
         torch.set_num_threads(1)
         kind, reader = options.only
         if kind == "gpu":

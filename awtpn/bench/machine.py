@@ -1,4 +1,4 @@
-"""What the figures were measured on, and how much memory they took."""
+"""Describe this machine, measure peak memory, and format tables."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def describe(device: str, threads: int) -> str:
     found = [f"{p} {version}" for p in PACKAGES if (version := installed_version(p))]
     return (
         f"{datetime.now(UTC):%Y-%m-%d}; {cpu()}, {os.cpu_count()} cores, {ram() / 2**30:.0f} GiB; {gpu()}; "
-        f"{threads} threads of torch's own, on {device}; load {os.getloadavg()[0]:.1f} at the start; "
+        f"{threads} torch threads, on {device}; load {os.getloadavg()[0]:.1f} at the start; "
         f"{platform.system()} {platform.release()}; Python {platform.python_version()}, {', '.join(found)}."
     )
 
 
 def hardware(device: str) -> str:
-    """The name of the processor that does the work."""
+    """The name of the GPU, or of the CPU."""
     return torch.cuda.get_device_name() if device == "cuda" else cpu()
 
 
@@ -52,20 +52,20 @@ def ram() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def synchronise(device: str) -> None:
-    """Wait until the device has done all that was asked of it."""
+def synchronize(device: str) -> None:
+    """Wait until the device has finished all queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def resident(kind: str) -> int:
-    """VmRSS, or its peak VmHWM, of this process in bytes (Linux)."""
+    """Resident memory of this process in bytes (Linux): `kind` is VmRSS, or VmHWM for its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) << 10
 
 
 def start_peak(device: str) -> int:
-    """Let the peak begin anew; the bytes in use now."""
+    """Reset the peak; returns the bytes in use now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -74,25 +74,25 @@ def start_peak(device: str) -> int:
 
 
 def read_peak(device: str) -> int:
-    """The most bytes in use since `start_peak`."""
+    """Peak bytes in use since `start_peak`."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
 
 
-def allocated_peak(work: Callable[[], object]) -> int:
-    """The most bytes that PyTorch's CPU allocator gave out at a time during `work`."""
+def peak_allocated(work: Callable[[], object]) -> int:
+    """Peak bytes that PyTorch's CPU allocator had given out during `work`, beyond those before."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as seen:
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         work()
-    assert seen.profiler is not None
-    changes = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    most = current = 0
+    assert profile.profiler is not None
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    peak = current = 0
     for change in sorted(changes, key=lambda e: e.start_ns()):
         current += change.nbytes()
-        most = max(most, current)
-    return most
+        peak = max(peak, current)
+    return peak
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for a process that shall find this package where this one found it."""
+    """The environment for a child process that imports this same package."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

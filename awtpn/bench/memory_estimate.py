@@ -1,10 +1,10 @@
-"""How much memory a rank will need, by engine and ZeRO stage, told before the run.
+"""Estimate a rank's peak memory before a run, by engine and ZeRO stage.
 
-A step's memory peaks at one of four moments: when weights are gathered (ZeRO-3), when forward ends and
-backward begins (all activations live), when backward ends (all gradients live, and the buffers that reduce
-them), or in the optimizer's update. What lives then is known from the parameters, the ranks and the lengths.
-The engines' own buffers are those of PyTorch 2.13's DDP and of DeepSpeed 0.19.8, read from their code and
-checked by measurement (tests/benchmarks/zero_memory.py).
+Memory peaks in one of four phases of a step: when weights are gathered (ZeRO-3), when forward ends (all
+activations exist), when backward ends (all gradients exist, and the buffers that reduce them), or in the
+optimizer's update. The number of parameters, the number of ranks and the utterances' lengths determine what
+exists in each phase. The engines' own buffers are those of PyTorch 2.13's DDP and DeepSpeed 0.19.8, taken
+from their code and checked by measurement (tests/benchmarks/zero_memory.py).
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
 REDUCE_BUCKET = 500_000_000
 PREFETCH_BUCKET = 50_000_000
 LIVE_PARAMETERS = 1_000_000_000
-# Modules, buffers of gloo and code pages that come with the first step, in bytes; on a GPU they stay off it.
+# Host bytes of modules, gloo buffers and code pages that the first step loads; measured.
 LIBRARIES = {"none": 30e6, "ddp": 30e6, "zero0": 30e6, "zero1": 65e6, "zero2": 65e6, "zero3": 65e6}
-# Batches that a stream reads ahead on the host, within its bytes; one more is in use, and one in the making.
-AHEAD = 4
-FLOAT = 4
+# Batches that a stream prefetches on the host, up to PREFETCH_BYTES. One more is in use, one being filled.
+PREFETCH = 4
+FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
-class Work:
-    """A model, and what one rank does with it in a step.
+class Workload:
+    """A model, and the data that one rank processes in an optimizer step.
 
     Attributes:
-        feature_dims: features per step of each modality.
+        feature_dims: features per time step of each modality.
         dim, classes, prototypes_per_class, adaptive, learnable, dropout: of the model; see ModelConfig.
-        steps: per modality the steps of the rank's largest micro-batch.
-        batch_bytes: features of the rank's whole share of a step, as stored.
-        accumulation: micro-batches per step.
+        steps: per modality the time steps of the rank's largest micro-batch.
+        batch_bytes: stored size of the features that the rank processes in an optimizer step.
+        accumulation: micro-batches per optimizer step.
         scores: per modality the attention scores of that micro-batch, the sum of squared lengths. CPUs keep
-            some of them.
+            some of them for backward.
     """
 
     feature_dims: Mapping[str, int]
@@ -75,7 +75,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Buckets:
-    """DeepSpeed's buffers, in elements: `zero_optimization.*` of its configuration."""
+    """Sizes of DeepSpeed's buffers in elements: `zero_optimization.*` of its configuration."""
 
     reduce: int = REDUCE_BUCKET
     prefetch: int = PREFETCH_BUCKET
@@ -83,8 +83,8 @@ class Buckets:
     overlap_comm: bool = False
 
 
-def moments(
-    work: Work,
+def phase_bytes(
+    work: Workload,
     engine: str,
     ranks: int,
     precision: str = "fp32",
@@ -92,42 +92,43 @@ def moments(
     on_gpu: bool = False,
     buckets: Buckets | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Bytes of everything that lives on a rank's device, at each moment when memory may peak.
+    """Bytes on a rank's device, by part, in each phase in which memory may peak.
 
     Args:
-        work: what the rank does.
+        work: model and data of the rank.
         engine: one of ENGINES.
-        ranks: that share the work; `none` has one.
+        ranks: number of ranks; 1 for engine "none".
         precision: train.precision.
-        on_gpu: memory that PyTorch allocates on a GPU. Otherwise growth of the process on a CPU, from the
-            moment before its model is built; there a buffer costs what is written of it, and the host's
-            batches and libraries count, too.
-        buckets: of DeepSpeed.
+        on_gpu: count the memory that PyTorch allocates on a GPU. Otherwise the growth of the process on a CPU
+            since before its model was built: there a buffer takes only the pages that were written, and the
+            host's batches and libraries count too.
+        buckets: DeepSpeed's buffer sizes; default: its own.
 
     Returns:
         {"rest": {...}, "gathering": {...}, "forward": {...}, "backward": {...}, "update": {...}}: part ->
-        bytes; their sum is what the moment takes. "rest" is between steps, and never the peak.
+        bytes; the sum of the parts is the phase's memory. "rest" is between steps, and never the peak.
     """
     buckets = buckets or Buckets()
     deepspeed = engine.startswith("zero")
     stage = int(engine[-1]) if deepspeed else 0
     number, share = work.parameters, work.parameters / ranks
     half = precision != "fp32"
-    # DeepSpeed casts the model; elsewhere autocast keeps float32 weights and casts them in each forward.
+    # DeepSpeed casts the model; the others keep float32 weights, which autocast casts in each forward.
     size = 2 if half and deepspeed else FLOAT
     bucket = min(number, buckets.reduce)
-    # Slices for several ranks are copied together for the reduction.
+    # With several ranks, DeepSpeed copies the bucket's gradients into one flat tensor to reduce them.
     flat = bucket if ranks > 1 else 0
-    # An empty buffer costs nothing on a CPU until it is written to.
+    # On a CPU an allocated buffer takes memory only once it is written.
     reserved = buckets.reduce * (1 + buckets.overlap_comm) if on_gpu else bucket
 
     state = {"weights": size * (share if stage == 3 else number)}
-    held = reducing = waiting = updating = 0.0
+    # Bytes of gradients after backward, of reduction buffers in backward and in forward, and in the update.
+    gradients = reducing = waiting = updating = 0.0
     if stage == 0:
         state["optimizer states"] = 8.0 * number
-        held = size * number
+        gradients = size * number
         if engine == "ddp":
-            state["buckets"] = FLOAT * number  # one more copy of the gradients, which stays
+            state["buckets"] = FLOAT * number  # a second copy of the gradients, which DDP keeps
         elif deepspeed:
             reducing = size * flat
         if deepspeed and half:
@@ -137,27 +138,27 @@ def moments(
         state["master weights"] = FLOAT * share
         state["optimizer states"] = 8.0 * share
         if stage < 3:
-            # The bucket, and a flat copy of it that is reduced; then the rank's own part, flattened and cast.
-            # Where gradients accumulate, ZeRO-2 holds this micro-batch's beside those so far and the bucket.
-            beside = share if stage == 2 and work.accumulation > 1 else 0.0
-            reducing = size * (reserved + max(flat, beside))
-            waiting = size * reserved if on_gpu else 0.0  # set up by the first gradient
-            held = size * (number if stage == 1 else share)
+            # The bucket and its flat copy. With accumulation, ZeRO-2 has this micro-batch's gradients beside
+            # the accumulated ones and the bucket. The update flattens and casts the rank's own gradients.
+            accumulating = share if stage == 2 and work.accumulation > 1 else 0.0
+            reducing = size * (reserved + max(flat, accumulating))
+            waiting = size * reserved if on_gpu else 0.0  # allocated at the first gradient, then kept
+            gradients = size * (number if stage == 1 else share)
             updating = (2 * size + (FLOAT if half else 0)) * share
         else:
             state["gradients"] = size * share
             state["buckets"] = size * float(reserved)
-    # ZeRO-3 gathers weights, and keeps as many as it may; on the way, before there is much else, a bucket or
-    # module of them is there once more.
+    # ZeRO-3 gathers weights, and keeps up to stage3_max_live_parameters of them. While they arrive, a
+    # prefetch bucket or module of them exists twice.
     module = 2 * work.largest
     gathered = size * float(min(number, max(buckets.live, module))) if stage == 3 else 0.0
     arriving = size * min(number, max(buckets.prefetch, module)) if stage == 3 else 0.0
 
-    state["batches"] = 2.0 * work.batch_bytes  # the one in use, and the next
+    state["batches"] = 2.0 * work.batch_bytes  # the current and the next one
     if not on_gpu:
-        state["batches"] += min(AHEAD * work.batch_bytes, PREFETCH_BYTES + work.batch_bytes)
+        state["batches"] += min(PREFETCH * work.batch_bytes, PREFETCH_BYTES + work.batch_bytes)
         state["libraries"] = LIBRARIES[engine]
-    accumulated = held if work.accumulation > 1 else 0.0
+    accumulated = gradients if work.accumulation > 1 else 0.0
     activations = activation_bytes(work, half, autocast=half and not deepspeed, on_gpu=on_gpu)
     found: dict[str, dict[str, float]] = {
         "rest": {},
@@ -168,12 +169,12 @@ def moments(
             "gathered weights": gathered,
             "activations": activations,
         },
-        "backward": {"gradients": held, "gathered weights": gathered, "buckets": reducing},
-        "update": {"gradients": held if stage == 0 else 0.0, "update": updating},
+        "backward": {"gradients": gradients, "gathered weights": gathered, "buckets": reducing},
+        "update": {"gradients": gradients if stage == 0 else 0.0, "update": updating},
     }
-    if stage in (1, 2):  # gradients lie in the bucket, then only this rank's part of them
+    if stage in (1, 2):  # new gradients are in the bucket, which "buckets" counts
         found["backward"]["gradients"] = accumulated
-    return {moment: _sum_up(state, parts) for moment, parts in found.items()}
+    return {phase: _sum_up(state, parts) for phase, parts in found.items()}
 
 
 def _sum_up(*tables: Mapping[str, float]) -> dict[str, float]:
@@ -184,20 +185,20 @@ def _sum_up(*tables: Mapping[str, float]) -> dict[str, float]:
     return {part: size for part, size in total.items() if size}
 
 
-def activation_bytes(work: Work, half: bool, autocast: bool, on_gpu: bool) -> float:
-    """What forward keeps for backward in one micro-batch, and backward's first gradients beside it.
+def activation_bytes(work: Workload, half: bool, autocast: bool, on_gpu: bool) -> float:
+    """Bytes that forward keeps for backward in one micro-batch, and those of backward's first gradients.
 
-    Per step of D shared dims, in elements of the activations' size: ReLU's result, the dropped-out h, the
-    queries (and keys, where the maps stay apart) and the dropout mask (a byte on a GPU); and twice h in
-    float32 for the distances. Half precision keeps two copies of h itself in float32 besides, for distances
-    and pooling. A merged query-key map is kept, too. Backward's first gradients beside all this are some
-    three activations of the larger modality (in half precision: four of float32) and a map's gradient.
+    Per time step and shared dim, forward keeps in the activations' dtype: the result of ReLU, h after
+    dropout, the dropout mask (a byte on a GPU), the queries, and the keys if the query and key maps are not
+    merged; and in float32 h for the distances. In half precision it keeps two more float32 copies of h, for
+    distances and pooling. A merged query-key map is kept too. Backward's first gradients add some three
+    activations of the larger modality (in half precision four, in float32) and a map's gradient.
     """
     size = 2 if half else FLOAT
     kept, largest = float(size * work.dim**2 if work.adaptive else 0), 0.0
     for modality, steps in work.steps.items():
         h = steps * work.dim
-        copies = 2 * size if work.dropout else size  # ReLU's result, and h where dropout made another
+        copies = 2 * size if work.dropout else size  # ReLU's result, and h after dropout
         copies += (1 if on_gpu else size) if work.dropout else 0
         copies += 3 * FLOAT if half else FLOAT
         if work.adaptive:
@@ -208,36 +209,37 @@ def activation_bytes(work: Work, half: bool, autocast: bool, on_gpu: bool) -> fl
         kept += h * copies + steps * work.feature_dims[modality] * size
         largest = max(largest, float(h))
     if autocast:
-        kept += 2 * work.parameters  # the weights' half-precision copies
+        kept += 2 * work.parameters  # half-precision copies of the weights
     return kept + FLOAT * largest * (4 if half else 3)
 
 
 def peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
-    """The moment that takes most, and its bytes."""
-    totals = {moment: math.fsum(parts.values()) for moment, parts in found.items()}
-    worst = max(totals, key=lambda moment: totals[moment])
+    """The phase of `phase_bytes` that takes most memory, and its bytes."""
+    totals = {phase: math.fsum(parts.values()) for phase, parts in found.items()}
+    worst = max(totals, key=lambda phase: totals[phase])
     return worst, totals[worst]
 
 
-def saving_bytes(work: Work, engine: str) -> float:
-    """Host memory that rank 0 takes in addition while it saves: weights and both moments in float32.
+def saving_bytes(work: Workload, engine: str) -> float:
+    """Additional host memory of rank 0 while it saves: weights and both Adam moments in float32.
 
-    Where they are partitioned, the one that is being gathered takes some room of its own.
+    If they are partitioned, gathering the largest tensor takes temporary copies of it.
     """
     gathering = engine in ("zero1", "zero2", "zero3")
     return 12.0 * work.parameters + 3 * FLOAT * work.largest * gathering
 
 
 def largest_steps(mean: float, deviation: float, longest: int, micro_batch: int, accumulation: int) -> int:
-    """Steps that a micro-batch will hardly exceed: three deviations above the mean of such sums.
+    """Time steps that few micro-batches exceed: mean plus three standard deviations of their sum.
 
-    The stream deals ranks shares of about equal work; of a share, micro-batches are draws without
-    replacement, so their sums deviate by sqrt(n (1 - n / N)) times the lengths' deviation.
+    The stream gives all ranks about equal work. A rank's N utterances of an optimizer step are divided into
+    micro-batches of n at random, without replacement, so the standard deviation of their sums is
+    sqrt(n (1 - n / N)) times that of the lengths.
 
     Args:
-        mean, deviation, longest: of the lengths of utterances.
-        micro_batch: utterances of a micro-batch, n.
-        accumulation: micro-batches of a share, N / n.
+        mean, deviation, longest: of the lengths of utterances, in time steps.
+        micro_batch: n.
+        accumulation: N / n.
     """
     likely = micro_batch * mean + 3 * deviation * math.sqrt(micro_batch * (1 - 1 / accumulation))
     return math.ceil(min(likely, micro_batch * longest))

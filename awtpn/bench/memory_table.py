@@ -1,4 +1,4 @@
-"""`awtpn doctor --memory CONFIG`: what a configuration will take on each rank, by engine and ZeRO stage."""
+"""`awtpn doctor --memory CONFIG`: the estimated memory per rank, by engine and ZeRO stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.bench.memory_estimate import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
+from awtpn.bench.memory_estimate import (
+    ENGINES,
+    Buckets,
+    Workload,
+    largest_steps,
+    peak,
+    phase_bytes,
+    saving_bytes,
+)
 from awtpn.config.schema import DEMO, Config, parse_command_line
 from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines.deepspeed import ZERO
@@ -37,13 +45,20 @@ FEATURE_BYTES = {"float16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Data:
-    """What the estimate needs to know of a corpus."""
+    """Sizes and lengths of a corpus.
+
+    Attributes:
+        feature_dims: features per time step, by modality.
+        feature_bytes: per stored feature value.
+        classes: number of classes.
+        mean_steps, deviation, longest: mean, standard deviation and maximum of the time steps per utterance,
+            by modality; an utterance without the modality counts as 0.
+    """
 
     feature_dims: dict[str, int]
     feature_bytes: int
     classes: int
     mean_steps: dict[str, float]
-    """Steps per utterance, those counted that lack the modality."""
     deviation: dict[str, float]
     longest: dict[str, int]
 
@@ -52,16 +67,17 @@ def report(words: Sequence[str]) -> str:
     """The text for `--memory WORDS`: a configuration file, options, and overrides `--section.key VALUE`.
 
     Raises:
-        ValueError: the data is out of reach and nothing stands for it, or DeepSpeed's file asks for what is
-            not estimated; names the fix. Exits with a message on an unknown key.
+        ValueError: the data cannot be read and `--steps` is not given, or DeepSpeed's file has settings that
+            are not estimated; names the fix.
+        SystemExit: an unknown key.
     """
     parser = make_parser()
     options, overrides = parser.parse_known_args(list(words))
-    given = ["--deepspeed", options.deepspeed] if options.deepspeed else []
-    config, launch = parse_command_line(["--config", options.config, *given, *overrides])
+    deepspeed = ["--deepspeed", options.deepspeed] if options.deepspeed else []
+    config, launch = parse_command_line(["--config", options.config, *deepspeed, *overrides])
     file = launch.deepspeed_file
-    buckets = read_buckets(Path(file)) if file else buckets_of(ZERO)
-    data = data_by_hand(options) if options.steps else data_of(config)
+    buckets = read_buckets(Path(file)) if file else parse_buckets(ZERO)
+    data = data_from_options(options) if options.steps else data_from_corpus(config)
     on_gpu = options.device == "cuda"
     lines = []
     for ranks in options.ranks:
@@ -76,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=_device(), help="where it will run")
     parser.add_argument("--deepspeed", metavar="FILE", help="DeepSpeed configuration, for its bucket sizes")
     parser.add_argument(
-        "--steps", nargs="+", metavar="NAME=N", help="steps of the average utterance, instead of the data's"
+        "--steps", nargs="+", metavar="NAME=N", help="mean steps per utterance, instead of reading the data"
     )
     parser.add_argument("--features", nargs="+", metavar="NAME=N", help="with --steps: features per step")
     parser.add_argument("--classes", type=int, default=7, help="with --steps (default: 7)")
@@ -92,27 +108,25 @@ def _device() -> str:
 # --- The data ------------------------------------------------------------------------------------
 
 
-def data_of(config: Config) -> Data:
+def data_from_corpus(config: Config) -> Data:
     """Lengths and dims of the training split, from the manifest and the indexes.
 
     Raises:
-        ValueError: there is no such dataset, or it lacks a modality; names it and the options instead.
+        ValueError: there is no such dataset (names the options to use instead), or it lacks a modality.
         OSError: the store cannot be reached.
     """
     data = config.data
     url = demo_dataset(data.cache_dir) if data.train == DEMO else data.train
-    instead = (
-        "pack it, or say what it will be like: --steps audio=120 video=60 --features audio=1024 video=512"
-    )
+    fix = "pack it, or give its sizes: --steps audio=120 video=60 --features audio=1024 video=512"
     try:
         found = info(url, cache_dir=data.cache_dir, storage_options=data.storage_options)
     except ValueError as error:
-        raise ValueError(f"{error}; {instead}") from None
+        raise ValueError(f"{error}; {fix}") from None
     names = list(found.splits)
     split = found.splits[find_split("train", names) or names[0]]
     missing = [m for m in config.model.modalities if m not in found.manifest.modalities]
     if missing:
-        raise ValueError(f"{found.url} has no {' and no '.join(missing)}; change model.modalities")
+        raise ValueError(f"{found.url} has no {' and no '.join(missing)}: change model.modalities")
     chosen = {m: found.manifest.modalities[m] for m in config.model.modalities}
     return Data(
         feature_dims={m: modality.dim for m, modality in chosen.items()},
@@ -125,7 +139,7 @@ def data_of(config: Config) -> Data:
 
 
 def deviation(lengths: Lengths) -> float:
-    """Standard deviation of the lengths, from their histogram; an utterance without the modality has 0."""
+    """Standard deviation of the lengths, from their histogram; one without the modality counts as 0."""
     middles = (np.array(lengths.edges[:-1]) + np.array(lengths.edges[1:]) - 1) / 2
     counts = np.array([lengths.missing, *lengths.counts], np.float64)
     values = np.array([0.0, *middles])
@@ -135,9 +149,13 @@ def deviation(lengths: Lengths) -> float:
     return float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
 
 
-def data_by_hand(options: argparse.Namespace) -> Data:
-    """What `--steps`, `--features` and `--classes` say. Lengths spread as much as they are long."""
-    steps, dims = pairs(options.steps, "--steps"), pairs(options.features or [], "--features")
+def data_from_options(options: argparse.Namespace) -> Data:
+    """Data of `--steps`, `--features` and `--classes`.
+
+    Assumes float16 features, and lengths whose standard deviation is their mean and whose maximum is ten
+    times their mean.
+    """
+    steps, dims = parse_pairs(options.steps, "--steps"), parse_pairs(options.features or [], "--features")
     if steps.keys() != dims.keys():
         raise ValueError(
             f"--steps names {sorted(steps)}, but --features {sorted(dims)}: give both for each modality"
@@ -146,7 +164,7 @@ def data_by_hand(options: argparse.Namespace) -> Data:
     return Data(dims, 2, options.classes, mean, mean, {m: 10 * n for m, n in steps.items()})
 
 
-def pairs(words: Sequence[str], option: str) -> dict[str, int]:
+def parse_pairs(words: Sequence[str], option: str) -> dict[str, int]:
     """["audio=120"] -> {"audio": 120}."""
     found = {}
     for word in words:
@@ -158,10 +176,10 @@ def pairs(words: Sequence[str], option: str) -> dict[str, int]:
 
 
 def read_buckets(file: Path) -> Buckets:
-    """The buffer sizes of a DeepSpeed configuration.
+    """The buffer sizes of a DeepSpeed configuration file.
 
     Raises:
-        ValueError: it cannot be read, or offloads, which is not estimated.
+        ValueError: it cannot be read, or asks for offloading, which is not estimated.
     """
     try:
         zero = read_json(file).get("zero_optimization", {})
@@ -169,12 +187,12 @@ def read_buckets(file: Path) -> Buckets:
         raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error}") from None
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device", "none") != "none":
-            raise ValueError(f"{file} asks for zero_optimization.{key}, which is not estimated: leave it out")
-    return buckets_of(zero)
+            raise ValueError(f"{file} sets zero_optimization.{key}, which is not estimated: leave it out")
+    return parse_buckets(zero)
 
 
-def buckets_of(zero: Mapping[str, Any]) -> Buckets:
-    """The buffer sizes that `zero_optimization` settings ask for; DeepSpeed's own where they do not."""
+def parse_buckets(zero: Mapping[str, Any]) -> Buckets:
+    """The buffer sizes of `zero_optimization` settings; DeepSpeed's defaults for missing or "auto" ones."""
     default = Buckets()
     sizes = {
         name: default_size if zero.get(key, "auto") == "auto" else int(zero[key])
@@ -187,15 +205,15 @@ def buckets_of(zero: Mapping[str, Any]) -> Buckets:
     return Buckets(**sizes, overlap_comm=zero.get("overlap_comm") is True)
 
 
-def work_of(config: Config, layout: Layout, data: Data) -> Work:
-    """What a rank does in a step of this configuration on this data."""
+def make_workload(config: Config, layout: Layout, data: Data) -> Workload:
+    """The model, and the data that a rank processes in an optimizer step."""
     model, micro = config.model, layout.micro_batch
     steps = {
         m: largest_steps(data.mean_steps[m], data.deviation[m], data.longest[m], micro, layout.accumulation)
         for m in model.modalities
     }
     per_utterance = sum(data.mean_steps[m] * data.feature_dims[m] for m in model.modalities)
-    return Work(
+    return Workload(
         feature_dims={m: data.feature_dims[m] for m in model.modalities},
         dim=model.shared_dim,
         classes=data.classes,
@@ -206,7 +224,7 @@ def work_of(config: Config, layout: Layout, data: Data) -> Work:
         adaptive=model.awm == "adaptive",
         learnable=config.prototypes.update == "gradient",
         dropout=model.dropout > 0,
-        # Of lengths n their mean is E[n], and that of their squares E[n] (E[n] + Var[n] / E[n]).
+        # Sum of squared lengths: steps times E[n^2] / E[n] = E[n] + Var[n] / E[n].
         scores={
             m: of * (data.mean_steps[m] + data.deviation[m] ** 2 / max(data.mean_steps[m], 1.0))
             for m, of in steps.items()
@@ -223,43 +241,44 @@ def heading(name: str, config: Config, data: Data, on_gpu: bool) -> list[str]:
     what = (
         "memory that PyTorch allocates on each GPU (CUDA's own, some 0.5 GB, comes on top)"
         if on_gpu
-        else "growth of each process on a CPU after its model is begun (libraries, some 0.4 GB, come on top)"
+        else "growth of each process on a CPU since its model was built (libraries, some 0.4 GB, come on top)"
     )
     lengths = ", ".join(f"{m} {n:.0f}" for m, n in data.mean_steps.items())
     return [
         f"{name}: shared_dim {config.model.shared_dim}, {train.precision}, global batch "
-        f"{train.global_batch_size}, micro-batch {micro}; steps of the average utterance: {lengths}",
+        f"{train.global_batch_size}, micro-batch {micro}; mean steps per utterance: {lengths}",
         f"Estimated {what}, at its peak in training, in MB.",
     ]
 
 
 def rows(config: Config, data: Data, ranks: int, buckets: Buckets, on_gpu: bool) -> list[str]:
-    """Markdown: a row per engine for one number of ranks, or why there can be none."""
+    """Markdown: a row per engine for one number of ranks, or why this number is not possible."""
     try:
         layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
     except ValueError as error:
         return [f"{ranks} ranks: {error}"]
-    work = work_of(config, layout, data)
+    work = make_workload(config, layout, data)
     engines = [e for e in ENGINES if (e != "ddp" if ranks == 1 else e != "none")]
     found = {
-        e: moments(work, e, ranks, config.train.precision, on_gpu=on_gpu, buckets=buckets) for e in engines
+        e: phase_bytes(work, e, ranks, config.train.precision, on_gpu=on_gpu, buckets=buckets)
+        for e in engines
     }
     return [
         f"{ranks} rank{'s' * (ranks > 1)}: {work.parameters:,} parameters, accumulation "
         f"{layout.accumulation}, largest micro-batch {', '.join(f'{m} {n:,}' for m, n in work.steps.items())}"
-        f" steps; saving takes {saving_bytes(work, engines[-1]) / 1e6:,.0f} MB more of rank 0's host",
+        f" steps; saving takes {saving_bytes(work, engines[-1]) / 1e6:,.0f} MB more on rank 0's host",
         "",
         engine_table(found),
     ]
 
 
 def engine_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A row per engine: the parts at its worst moment, without those that no engine has."""
+    """A row per engine: the parts in its peak phase, without columns that are empty for all engines."""
     worst = {engine: peak(of) for engine, of in found.items()}
-    at_peak = {engine: found[engine][moment] for engine, (moment, _) in worst.items()}
+    at_peak = {engine: found[engine][phase] for engine, (phase, _) in worst.items()}
     shown = [part for part in PARTS if any(part in parts for parts in at_peak.values())]
     rows = []
-    for engine, (moment, total) in worst.items():
+    for engine, (phase, total) in worst.items():
         cells = [f"{at_peak[engine].get(part, 0.0) / 1e6:,.0f}" for part in shown]
-        rows.append([engine, *cells, bold(f"{total / 1e6:,.0f}"), moment])
+        rows.append([engine, *cells, bold(f"{total / 1e6:,.0f}"), phase])
     return table(["engine", *shown, "peak", "in"], rows, f"l{'r' * (len(shown) + 1)}l")

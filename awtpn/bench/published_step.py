@@ -1,7 +1,7 @@
-"""A plain re-implementation of the published forward and losses: padded to the longest utterance, dense.
+"""The benchmarks' baseline: a re-implementation of the published forward pass and losses.
 
-What the benchmarks compare with. It computes what the published code computes, on padded batches, with the
-full M x M attention matrix of every utterance.
+Like the published code it pads batches to the longest utterance and forms the M x M attention matrix of every
+utterance.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 
 class Published(nn.Module):
+    """The published network, for padded batches of audio and video."""
+
     def __init__(self, audio_dim: int, video_dim: int, dim: int, classes: int) -> None:
         super().__init__()
         self.audio = nn.Sequential(nn.Linear(audio_dim, dim), nn.ReLU(), nn.Dropout(0.1))
@@ -22,8 +24,8 @@ class Published(nn.Module):
 
     def distances(self, h: Tensor) -> Tensor:
         flat = h.reshape(-1, h.shape[-1]).float()
-        table = self.prototypes.float()
-        square = flat.square().sum(1, keepdim=True) + table.square().sum(1) - 2 * flat @ table.T
+        prototypes = self.prototypes.float()
+        square = flat.square().sum(1, keepdim=True) + prototypes.square().sum(1) - 2 * flat @ prototypes.T
         return square.clamp(min=0).view(*h.shape[:2], -1)
 
     @staticmethod
@@ -34,7 +36,7 @@ class Published(nn.Module):
         return weights / (weights.sum(-1, keepdim=True) + 1e-8)
 
     def forward(self, audio: Tensor, video: Tensor) -> tuple[Tensor, ...]:
-        """Padded `audio` [B, M, Da] and `video` [B, N, Dv]."""
+        """Padded `audio` [B, M, Da] and `video` [B, N, Dv] -> logits, and per modality h and distances."""
         a, v = self.audio(audio), self.video(video)
         d_a, d_v = self.distances(a), self.distances(v)
         w_a = self.weights(a, d_a, self.q_a, self.k_a)
@@ -46,14 +48,14 @@ class Published(nn.Module):
 def published_loss(model: Published, audio: Tensor, video: Tensor, label: Tensor) -> Tensor:
     """The six terms at the published weights."""
     logits, a, v, d_a, d_v = model(audio, video)
-    at = label[:, None, None]
-    align = sum(d.gather(2, at.expand(-1, d.shape[1], 1)).mean() for d in (d_a, d_v))
+    index = label[:, None, None]
+    align = sum(d.gather(2, index.expand(-1, d.shape[1], 1)).mean() for d in (d_a, d_v))
     a, v = a.mean(1), v.mean(1)
-    own = F.cosine_similarity(a, v)
-    other = v[torch.randperm(len(v), device=v.device)]
-    inter = F.relu(1 + own - F.cosine_similarity(a, other)).mean()
-    other = v[torch.randperm(len(v), device=v.device)]
-    contrast = (a - v).norm(dim=1).mean() + F.relu(1 - (a - other).norm(dim=1)).mean()
-    squares = (logits.softmax(-1) - F.one_hot(label, logits.shape[1])).square().mean()
-    terms = align + 0.5 * (1 - own).mean() + 0.5 * inter + 0.2 * contrast
-    return terms + F.cross_entropy(logits, label) + 0.5 * squares
+    cosine = F.cosine_similarity(a, v)
+    v_neg = v[torch.randperm(len(v), device=v.device)]
+    inter = F.relu(1 + cosine - F.cosine_similarity(a, v_neg)).mean()
+    v_neg = v[torch.randperm(len(v), device=v.device)]
+    contrast = (a - v).norm(dim=1).mean() + F.relu(1 - (a - v_neg).norm(dim=1)).mean()
+    mse = (logits.softmax(-1) - F.one_hot(label, logits.shape[1])).square().mean()
+    terms = align + 0.5 * (1 - cosine).mean() + 0.5 * inter + 0.2 * contrast
+    return terms + F.cross_entropy(logits, label) + 0.5 * mse

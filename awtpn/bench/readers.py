@@ -1,7 +1,7 @@
-"""The benchmark's corpus in each format, and what reads it: this project's stream, its peers, a bare loop.
+"""The loader benchmark's corpus in each format, and its readers: this stream, other libraries, a bare loop.
 
-3,000 utterances, 1.07 GB; audio [M, 1024] and video [M / 2, 512] float16, M log-normal of median 120, 20 to
-600. Each reader opens the corpus and gives, per epoch, the number of utterances of each batch of 32.
+3,000 utterances, 1.07 GB; audio [M, 1024] and video [M / 2, 512] float16, M log-normal with median 120, from
+20 to 600. A reader opens the corpus and returns a function: epoch -> the number of utterances of each batch.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def lengths() -> np.ndarray:
 
 
 def utterance(i: int) -> dict[str, Any]:
-    """Utterance i: noise, cut from a bank so that making it takes no time."""
-    m = int(lengths()[i])
-    if not BANK:
-        BANK.append(np.random.default_rng(1).standard_normal(4 << 20, np.float32).astype(np.float16))
-    first = i * 997 % (BANK[0].size - 600 * AUDIO)
-    audio = BANK[0][first : first + m * AUDIO].reshape(m, AUDIO)
-    video = BANK[0][first : first + m // 2 * VIDEO].reshape(m // 2, VIDEO)
+    """Utterance i: slices of the same noise, so that it takes no time to generate."""
+    m, values = int(lengths()[i]), noise()
+    first = i * 997 % (values.size - 600 * AUDIO)
+    audio = values[first : first + m * AUDIO].reshape(m, AUDIO)
+    video = values[first : first + m // 2 * VIDEO].reshape(m // 2, VIDEO)
     return {"audio": audio, "video": video, "label": i % 4, "key": f"u{i:06d}"}
 
 
-BANK: list[np.ndarray] = []
+@functools.cache
+def noise() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(4 << 20, np.float32).astype(np.float16)
 
 
 def write_shards(folder: Path, count: int) -> None:
@@ -76,7 +76,7 @@ def write_litdata(folder: Path, count: int) -> None:
 
 
 def import_streaming() -> Any:
-    """mosaicml-streaming; it imports torchvision for data sets of images, which may not be there."""
+    """Import mosaicml-streaming, with stubs for torchvision (it imports that for images) if it is missing."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
@@ -96,7 +96,7 @@ Epoch = Callable[[int], Iterator[int]]
 
 
 def padded(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
-    """What users of the peers make of a batch: padded features, lengths, labels."""
+    """Collate a batch as users of the other libraries do: padded features, lengths, labels."""
     audio = [torch.as_tensor(s["audio"]) for s in samples]
     video = [torch.as_tensor(s["video"]) for s in samples]
     return (
@@ -146,14 +146,14 @@ def read_mosaicml(scratch: Path) -> Epoch:
 def read_litdata(scratch: Path) -> Epoch:
     import litdata
 
-    # By default it decodes a window of neighbours with each utterance, which makes it several times slower.
+    # By default it also decodes neighboring utterances, which makes shuffled reading several times slower.
     dataset = litdata.StreamingDataset(str(scratch / "litdata"), shuffle=True, batch_decode=1)
     loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, collate_fn=padded)
     return lambda epoch: (len(batch[0]) for batch in loader)
 
 
 def read_bare(scratch: Path) -> Epoch:
-    """One thread, one `preadv` per array, into two warm buffers by turns; no batches come of it."""
+    """One thread, one `preadv` per array, alternately into two buffers; builds no batches."""
     files, arrays = [], []
     for path in sorted((scratch / "shards").glob("*.tar")):
         index = np.load(path.with_suffix(".index.npz"))
@@ -168,8 +168,8 @@ def read_bare(scratch: Path) -> Epoch:
         for first in range(0, len(order), BATCH):
             buffer, done = buffers[first // BATCH % 2], 0
             for i in order[first : first + BATCH]:
-                fd, *places = arrays[i]
-                for offset, size in zip(places[::2], places[1::2], strict=True):
+                fd, *ranges = arrays[i]
+                for offset, size in zip(ranges[::2], ranges[1::2], strict=True):
                     os.preadv(fd, [buffer[done : done + size]], offset)
                     done += size
             yield len(order[first : first + BATCH])
@@ -189,7 +189,7 @@ WRITERS = {"shards": write_shards, "mosaicml": write_mosaicml, "litdata": write_
 
 
 def write_corpora(scratch: Path, count: int, formats: list[str]) -> None:
-    """The corpus in each format, where it is not yet."""
+    """Write the corpus in each format in which it does not exist yet."""
     for name in formats:
         if not (scratch / name).exists():
             shutil.rmtree(scratch / f"{name}.part", ignore_errors=True)

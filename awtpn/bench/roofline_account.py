@@ -1,7 +1,7 @@
-"""The roofline account, measured: each part of a step on its own, beside the floor that the device sets it.
+"""Benchmark of each part of a training step on its own, beside its roofline floor (`awtpn.bench.roofline`).
 
-FLOPs and bytes are `awtpn.model.flops.step_cost`'s. The device's peaks are measured, too: a large matrix
-product in the precision of the part, and a large copy, read and written.
+The device's peaks are measured too: with a large matrix product in the precision of the part, and with a
+large copy, whose bytes count as read and as written.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from awtpn.bench.machine import synchronise
+from awtpn.bench.machine import synchronize
+from awtpn.bench.roofline import Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.bench.step import CLASSES, DIMS, Setting, make_batches, make_model, make_step, packed_loss
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
-from awtpn.model.flops import PARTS, Cost, Peak, bound_by, floor_s, step_cost, total
-from awtpn.model.network import AWTPN, ModelOutput, StreamOutput
+from awtpn.model.flops import PARTS
+from awtpn.model.network import AWTPN, ModalityOutput, ModelOutput
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from shards.safe_io.markdown import code, table
 
-# Parts whose products are in train.precision; all others are float32 always.
+# Parts whose products are in train.precision; the others are always float32.
 IN_PRECISION = ("ses", "attention")
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 
 
 def measure_peak(device: str, dtype: torch.dtype, repeats: int = 5) -> Peak:
-    """The best that a large product of `dtype` and a large copy reach here."""
+    """The best rates of a large product of `dtype` and of a large copy on this machine."""
     n = PRODUCT[device]
     a = torch.randn(n, n, device=device).to(dtype)
     source = torch.ones(COPY_BYTES[device], dtype=torch.uint8, device=device)
@@ -42,22 +43,22 @@ def measure_peak(device: str, dtype: torch.dtype, repeats: int = 5) -> Peak:
 
 
 def times(work: Callable[[], Any], device: str, repeats: int) -> list[float]:
-    """Seconds of each run of `work`, after one that warms up."""
+    """Seconds of each run of `work`, after a warm-up run."""
     found = []
     for number in range(repeats + 1):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         work()
-        synchronise(device)
+        synchronize(device)
         if number:
             found.append(time.perf_counter() - start)
     return found
 
 
 def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str, Callable[[], None]]:
-    """Each part's forward and backward on its own, fed with what the part before gave.
+    """A function for each part that runs its forward and backward alone, on the output of the part before.
 
-    Inputs that take gradients in a step take them here. The optimiser updates with gradients of ones.
+    Inputs that get gradients in a training step get them here. The optimizer's gradients are ones.
     """
     packed, label, losses = batch["packed"], batch["label"], LossConfig()
     offsets = {m: packed[m].offsets.long() for m in DIMS}
@@ -65,11 +66,11 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
     with torch.no_grad(), setting.autocast():
         output = model(packed)
 
-    def inputs(m: str) -> StreamOutput:
-        """A stream whose tensors are leaves: what the parts after it would see."""
+    def inputs(m: str) -> ModalityOutput:
+        """The modality's output with h, distances and weights as leaves, for the parts that take them."""
         s = output.streams[m]
         h, distances, weights = (t.detach().clone().requires_grad_() for t in (s.h, s.distances, s.weights))
-        return StreamOutput(h, distances, weights, s.pooled, s.mean, s.present, offsets[m], owner[m])
+        return ModalityOutput(h, distances, weights, s.pooled, s.mean, s.present, offsets[m], owner[m])
 
     leaves = {m: inputs(m) for m in DIMS}
 
@@ -97,14 +98,14 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
             ]
         backward(made, [torch.ones_like(w) for w in made])
 
-    def finish() -> None:
+    def losses_part() -> None:
         with setting.autocast():
             streams = {}
             for m, s in leaves.items():
                 wide = s.h.to(s.distances.dtype)
                 pooled = segment_sum(s.weights[:, None] * wide, s.offsets, s.utterance)
                 mean = segment_mean(wide, s.offsets, s.utterance)
-                streams[m] = StreamOutput(
+                streams[m] = ModalityOutput(
                     s.h, s.distances, s.weights, pooled, mean, s.present, s.offsets, s.utterance
                 )
             fused = model.fuse(streams)
@@ -116,18 +117,18 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
     optimizer = make_optimizer(model, OptimConfig(lr=1e-12))
     gradients = [torch.ones_like(p) for p in model.parameters()]
 
-    def optimise() -> None:
+    def optimize() -> None:
         for p, gradient in zip(model.parameters(), gradients, strict=True):
             p.grad = gradient
         nn.utils.clip_grad_norm_(model.parameters(), 1e9)
         optimizer.step()
         optimizer.zero_grad()
 
-    return dict(zip(PARTS, (ses, distances, attention, finish, optimise), strict=True))
+    return dict(zip(PARTS, (ses, distances, attention, losses_part, optimize), strict=True))
 
 
 def run(setting: Setting, dims: Sequence[int], batches: Sequence[int], rounds: int) -> str:
-    """The account of each size, in Markdown."""
+    """Measure and return a table for each size, in Markdown."""
     peaks = {dtype: measure_peak(setting.device, dtype) for dtype in {torch.float32, setting.dtype}}
     reached = ", ".join(f"{p.flops_per_s / 1e9:,.0f} GFLOP/s in {_name(d)}" for d, p in peaks.items())
     copied = max(p.bytes_per_s for p in peaks.values()) / 1e9
@@ -147,7 +148,7 @@ def run(setting: Setting, dims: Sequence[int], batches: Sequence[int], rounds: i
 def account(
     setting: Setting, dim: int, batch: int, peaks: Mapping[torch.dtype, Peak], rounds: int
 ) -> list[str]:
-    """A table for one size: counted, floor, measured; the parts one by one, then the whole step."""
+    """A table for one size: FLOPs and bytes, floor, measured time; each part, then the whole step."""
     made = make_batches(batch, setting.device)[0]
     lengths = {m: made["packed"][m].host_lengths for m in DIMS}
     torch.manual_seed(0)
@@ -206,18 +207,18 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def profile(setting: Setting, dim: int, batch: int, rows: int = 12) -> str:
-    """torch.profiler's summary of three steps: the operations that take most of the time; Markdown."""
+    """torch.profiler's summary of three steps: the `rows` most expensive operations; Markdown."""
     batches, step = make_batches(batch, setting.device)[:3], make_step("packed", dim, setting)
     for made in batches:
         step(made)
-    synchronise(setting.device)
+    synchronize(setting.device)
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if setting.device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=kinds) as profiler:
         for made in batches:
             step(made)
-        synchronise(setting.device)
+        synchronize(setting.device)
     order = f"self_{'device' if setting.device == 'cuda' else 'cpu'}_time_total"
     found = sorted(profiler.key_averages(), key=lambda event: -getattr(event, order))
     whole = sum(getattr(event, order) for event in found) or 1

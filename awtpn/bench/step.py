@@ -1,12 +1,12 @@
-"""Training steps per second and memory: this project's packed step, beside the published padded one.
+"""Benchmark of the training step: this project's packed step beside the published padded one.
 
     python -m awtpn.bench.step                       # CPU, D 256, batch 32, two threads
     python -m awtpn.bench.step --device cuda --precision bf16 --dims 256 1024 4096 --batches 64 256 1024
 
 Utterance lengths are log-normal (audio median 120, 20 to 600; video half as many), features float16
-[M, 1024] and [M/2, 512]. Both run the same parts of a step on the same utterances, in turn: forward, losses,
-backward, clipping, AdamW. (What the trainer does around them is in `bench.end_to_end`.) Medians and their
-ratio. Peak memory growth is measured in a process of its own for each, after a first small step.
+[M, 1024] and [M/2, 512]. Both take the same utterances in turn through forward, losses, backward, clipping
+and AdamW; `bench.end_to_end` adds what the trainer does around a step. The table shows medians and their
+ratio. The growth of peak memory is measured in a separate process for each, after a first small step.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from awtpn.bench.machine import child_environment, describe, read_peak, start_peak, synchronise
+from awtpn.bench.machine import child_environment, describe, read_peak, start_peak, synchronize
 from awtpn.bench.published_step import Published, published_loss
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
-from awtpn.model.flops import step_cost, total
+from awtpn.model.flops import step_flops
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from shards import Ragged
@@ -46,7 +46,7 @@ Step = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how steps are run: "cpu" or "cuda", "fp32" or "bf16", and threads of torch's own."""
+    """Where and how steps run: "cpu" or "cuda", "fp32" or "bf16", number of torch threads."""
 
     device: str
     precision: str
@@ -63,7 +63,7 @@ class Setting:
 
 
 def make_batches(batch: int, device: str) -> list[dict[str, Any]]:
-    """The same utterances packed and as a list, on `device`."""
+    """BATCHES batches of random utterances on `device`, each in packed form and as lists of tensors."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(BATCHES):
@@ -92,7 +92,7 @@ def make_model(dim: int, device: str) -> AWTPN:
 
 
 def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
-    """The loss terms in their default forms; each utterance's negative is the one of the place before it."""
+    """All loss terms in their default forms; the negative of each utterance is the one before it."""
     n = len(label)
     counts = LossNormalizers(n, {"audio": n, "video": n}, n, {"inter": n, "contrast": n}, n)
     row = torch.arange(n, device=label.device).roll(1)
@@ -101,7 +101,7 @@ def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
 
 
 def packed_step(dim: int, device: str, autocast: Callable[[], Any]) -> Step:
-    """This project's step."""
+    """This project's training step."""
     model, losses = make_model(dim, device), LossConfig()
     optimizer = make_optimizer(model, OptimConfig())
 
@@ -114,7 +114,7 @@ def packed_step(dim: int, device: str, autocast: Callable[[], Any]) -> Step:
 
 
 def padded_step(dim: int, device: str, autocast: Callable[[], Any]) -> Step:
-    """The published step, its batches padded as its collate function would."""
+    """The published training step, which pads each batch as the published collate function does."""
     model = Published(AUDIO, VIDEO, dim, CLASSES).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
 
@@ -147,17 +147,17 @@ def utterances_per_s(step: Step, batches: list[dict[str, Any]], device: str) -> 
     start = time.perf_counter()
     for batch in batches:
         step(batch)
-    synchronise(device)
+    synchronize(device)
     return sum(len(b["label"]) for b in batches) / (time.perf_counter() - start)
 
 
 def compare(
     forms: Sequence[str], dim: int, batches: list[dict[str, Any]], setting: Setting, rounds: int
 ) -> dict[str, list[float]]:
-    """Utterances per second of each form, in interleaved rounds; none for one that runs out of memory."""
+    """Utterances per second of each form in interleaved rounds; [] for a form that runs out of memory."""
     steps = {form: make_step(form, dim, setting) for form in forms}
     rates: dict[str, list[float]] = {form: [] for form in forms}
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(rounds + 1):  # round 0 is the warm-up
         for form in list(steps):
             try:
                 rate = utterances_per_s(steps[form], batches, setting.device)
@@ -172,9 +172,9 @@ def compare(
 
 
 def memory_growth(form: str, dim: int, batch: int, setting: Setting) -> float | None:
-    """Peak memory above that of the loaded process with its batches, in MiB, by a process of its own.
+    """Growth of peak memory by the training steps, in MiB, measured in a separate process.
 
-    None where memory did not suffice.
+    None if it ran out of memory.
     """
     command = [sys.executable, "-m", "awtpn.bench.step", "--memory_of", form]
     command += ["--dims", str(dim), "--batches", str(batch), "--device", setting.device]
@@ -190,7 +190,7 @@ def memory_growth(form: str, dim: int, batch: int, setting: Setting) -> float | 
 def print_memory_growth(form: str, dim: int, batch: int, setting: Setting) -> None:
     batches = make_batches(batch, setting.device)
     step = make_step(form, dim, setting)
-    # What libraries load and reserve at their first use, and Adam's moments, are none of a batch's.
+    # A small step first: libraries that load at first use, and Adam's moments, are not counted.
     step(make_batches(2, setting.device)[0])
     before = start_peak(setting.device)
     utterances_per_s(step, batches, setting.device)
@@ -200,7 +200,7 @@ def print_memory_growth(form: str, dim: int, batch: int, setting: Setting) -> No
 def run(
     setting: Setting, dims: Sequence[int], batches: Sequence[int], rounds: int, baseline: bool = True
 ) -> str:
-    """The table, in Markdown; with the published step beside it where `baseline`."""
+    """Measure and return a table in Markdown; with `baseline`, the published step too."""
     forms = list(FORMS) if baseline else ["packed"]
     columns = ["D", "batch", "padding", *(f"{form} utt/s" for form in forms)]
     columns += ["ratio", "lowest - highest"] if baseline else ["lowest - highest"]
@@ -211,7 +211,7 @@ def run(
             made = make_batches(batch, setting.device)
             rates = compare(forms, dim, made, setting, rounds)
             if setting.device == "cuda":
-                torch.cuda.empty_cache()  # the processes that follow need the room
+                torch.cuda.empty_cache()  # the processes of `memory_growth` need the memory
             growth = {form: memory_growth(form, dim, batch, setting) for form in forms}
             rows.append(row(dim, batch, made, rates, growth))
             print(" | ".join(rows[-1]), file=sys.stderr)
@@ -222,10 +222,10 @@ def run(
             "",
             table(columns, rows, "lr"),
             "",
-            "Forward, losses, backward, clipping, AdamW; batches on the device. What a run does besides "
-            "in a step (agreement of ranks, negatives, fingerprints, figures) is in the end-to-end rows. "
-            f"Medians of {rounds} interleaved rounds; FLOPs are those that the "
-            "network needs; MiB: growth of the peak after a first small step, in a process of its own.",
+            "Forward, losses, backward, clipping, AdamW; batches on the device. The end-to-end rows include "
+            "the trainer's other work in a step (reductions over ranks, negatives, fingerprints, metrics). "
+            f"Medians of {rounds} interleaved rounds; FLOPs are those that the network needs; "
+            "MiB: growth of peak memory after a first small step, in a separate process.",
             "",
         ]
     )
@@ -241,21 +241,19 @@ def row(
     waste = np.mean([b["steps"].max() * batch / b["steps"].sum() for b in made])
     cells = [str(dim), str(batch), f"{waste:.2f}x"]
     cells += [f"{statistics.median(r):.0f}" if r else "out of memory" for r in rates.values()]
-    ours = rates["packed"]
+    packed = rates["packed"]
     if "padded" in rates:
-        ratios = [p / q for p, q in zip(ours, rates["padded"], strict=False)]
+        ratios = [p / q for p, q in zip(packed, rates["padded"], strict=False)]
         cells += [f"{statistics.median(ratios):.2f}x" if ratios else "-"]
         cells += [f"{min(ratios):.2f} - {max(ratios):.2f}" if ratios else "-"]
     else:
-        cells += [f"{min(ours):.0f} - {max(ours):.0f}" if ours else "-"]
+        cells += [f"{min(packed):.0f} - {max(packed):.0f}" if packed else "-"]
     flops = sum(
-        total(
-            step_cost({"audio": b["steps"].tolist(), "video": (b["steps"] // 2).tolist()}, DIMS, dim, CLASSES)
-        ).flops
+        sum(step_flops({m: r.host_lengths for m, r in b["packed"].items()}, DIMS, dim, CLASSES).values())
         for b in made
     )
     each = flops / sum(len(b["label"]) for b in made)
-    cells += [f"{statistics.median(ours) * each / 1e9:,.0f}" if ours else "-"]
+    cells += [f"{statistics.median(packed) * each / 1e9:,.0f}" if packed else "-"]
     return cells + ["out of memory" if g is None else f"{g:,.0f}" for g in growth.values()]
 
 

@@ -49,7 +49,7 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     names = picture_names([Path(name) for name in options.input])
     failed = False
     with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
-        for path, answer in predictor.answer_recordings(options.input):
+        for path, answer in predictor.iter_recordings(options.input):
             if isinstance(answer, str):
                 print(printable(f"{path}: not predicted: {answer}"), file=sys.stderr)
                 failed = True

@@ -1,10 +1,10 @@
 """Threads and memory of training on CPUs.
 
-A math library cuts each matrix product over its threads, which meet again after every product: at these sizes
-the meeting costs as much as it saves, and beside a busy process each meeting waits for the slowest thread. So
-a micro-batch is cut into pieces of whole utterances instead, and each piece goes forward and backward on a
-thread of its own. The pieces' gradients are added in their order: the same number of threads gives the same
-bits, and another number gives the same losses and weights to rounding.
+A math library divides each matrix product among its threads, which synchronize after every product. At this
+model's sizes the synchronization costs as much as the threads save, and on a busy machine it waits for the
+slowest thread. So a micro-batch is cut into pieces of whole utterances instead, and each thread runs forward
+and backward of one piece. The pieces' gradients are added in a fixed order: the same number of threads gives
+bit-exact results, another number gives the same losses and weights to rounding.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.learning.settings import LossConfig
-from awtpn.model.network import ModelOutput, StreamOutput
+from awtpn.model.network import ModalityOutput, ModelOutput
 from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch
 
-# Up to so many cores all of them compute; of more, one is left to the thread that reads ahead.
+# With more cores than this, one is left to the prefetching thread.
 FEW_CORES = 2
-# glibc's numbers for mallopt(3).
+# Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 CGROUPS = Path("/sys/fs/cgroup")
-# Random numbers drawn at a time: 512 KiB, which a core's own cache holds.
-DRAWN_AT_ONCE = 1 << 16
+# Random float64 numbers drawn at a time: 512 KiB, which fits into a core's L2 cache.
+DRAW_CHUNK = 1 << 16
 T = TypeVar("T")
 
 
-# --- How many ------------------------------------------------------------------------------------
+# --- Number of threads ---------------------------------------------------------------------------
 
 
 def usable_cores(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
@@ -52,7 +52,7 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cg
 
 
 def cpu_quota(cgroups: Path, membership: Path) -> float:
-    """Cores that control groups grant (version 2 or 1), over all levels; infinity where none limits them."""
+    """The smallest CPU limit of all levels of this process's control groups (v2 or v1), in cores; or inf."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def cpu_quota(cgroups: Path, membership: Path) -> float:
             continue
         root = cgroups / controllers if controllers else cgroups
         folder = root / group.lstrip("/")
-        # Inside a container the group's path may be the host's: then the limit stands at the root.
+        # In a container `group` may be a path of the host. Then the container's limit is at the root.
         for level in (root, *(p for p in (folder, *folder.parents) if root in p.parents)):
             quota = min(quota, _quota_of(level))
     return quota
@@ -82,21 +82,23 @@ def _quota_of(group: Path) -> float:
         return math.inf
 
 
-def choose_threads(asked: int | None, recorded: int, ranks_here: int, environment: Mapping[str, str]) -> int:
-    """Threads of a rank on a CPU.
+def choose_threads(
+    requested: int | None, recorded: int, local_ranks: int, environment: Mapping[str, str]
+) -> int:
+    """Number of threads of a rank on a CPU: the first of these that is set, else from the usable cores.
 
     Args:
-        asked: `train.threads`, which rules.
-        recorded: of the checkpoint that is resumed, or 0: the same number gives the same bits.
-        ranks_here: ranks on this machine, which share its cores.
-        environment: launchers set OMP_NUM_THREADS.
+        requested: `train.threads`.
+        recorded: of the checkpoint that is resumed, or 0. The same number gives bit-exact results.
+        local_ranks: ranks on this machine, which share its cores.
+        environment: of this process; launchers set OMP_NUM_THREADS.
     """
-    if asked or recorded:
-        return asked or recorded
+    if requested or recorded:
+        return requested or recorded
     if (given := environment.get("OMP_NUM_THREADS", "").split(",")[0]).isdigit() and int(given) > 0:
         return int(given)
     cores = usable_cores()
-    return max(1, (cores if cores <= FEW_CORES else cores - 1) // ranks_here)
+    return max(1, (cores if cores <= FEW_CORES else cores - 1) // local_ranks)
 
 
 # --- Pieces of a micro-batch ---------------------------------------------------------------------
@@ -104,13 +106,13 @@ def choose_threads(asked: int | None, recorded: int, ranks_here: int, environmen
 
 @dataclass(frozen=True)
 class PieceThreads:
-    """Threads that work on the pieces of a micro-batch.
+    """Threads that process the pieces of a micro-batch.
 
     Attributes:
-        count: pieces at most; with 1 a micro-batch stays whole.
-        granule: pieces begin at places that this divides, so that negatives stay within their piece.
-        shared_dim: D, by which the work of utterances is weighed.
-        pool: of count - 1 threads; the caller's own works, too.
+        count: largest number of pieces; with 1 a micro-batch is not cut.
+        granule: a piece's first place is a multiple of it, so that negatives are in the same piece.
+        shared_dim: D, to estimate the work of utterances.
+        pool: of count - 1 threads; the calling thread processes a piece too.
     """
 
     count: int = 1
@@ -119,15 +121,16 @@ class PieceThreads:
     pool: ThreadPoolExecutor | None = None
 
     def cut(self, batch: FeatureBatch) -> list[FeatureBatch]:
-        """Pieces of about equal work; one where the batch is not to be cut."""
+        """Cut a batch into at most `count` pieces of about equal work."""
         if self.count == 1:
             return [batch]
         return batch.cut(balanced_edges(batch, self.count, self.granule, self.shared_dim))
 
     def map(self, work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
-        """`work` on each piece's arguments, in their order; the first piece on this thread.
+        """Call `work` for each piece, the first one on this thread; the results in order of the pieces.
 
-        Raises whatever `work` raises, after all have ended.
+        Raises:
+            Exception: whatever `work` raises, after all calls have ended.
         """
         first, *rest = zip(*arguments, strict=True)
         assert not rest or self.pool is not None
@@ -144,9 +147,10 @@ ONE_PIECE = PieceThreads()
 
 
 def make_piece_threads(threads: int, per_batch: int, model: ModelConfig, loss: LossConfig) -> PieceThreads:
-    """Threads for micro-batches of `per_batch` places; the rest of `threads` works inside the products.
+    """Threads for micro-batches of `per_batch` places.
 
-    Negatives of the whole micro-batch (`loss.negatives` reference or global) leave it in one piece.
+    Also sets torch's own threads, if there are more threads than pieces. If negatives come from the whole
+    micro-batch (`loss.negatives` reference or global), it is not cut.
     """
     granule = 1
     if len(model.modalities) > 1:
@@ -156,25 +160,25 @@ def make_piece_threads(threads: int, per_batch: int, model: ModelConfig, loss: L
     torch.set_num_threads(inside)
     if count == 1:
         return ONE_PIECE
-    # A thread takes its number of threads when it first computes.
+    # set_num_threads applies to the calling thread only, so each thread of the pool calls it.
     pool = ThreadPoolExecutor(count - 1, "piece", initializer=torch.set_num_threads, initargs=(inside,))
     return PieceThreads(count, granule, model.shared_dim, pool)
 
 
 def balanced_edges(batch: FeatureBatch, count: int, granule: int, shared_dim: int) -> list[int]:
-    """Places [n + 1] that cut a batch into n <= `count` pieces of whole granules and about equal work."""
+    """Edges [n + 1], in places, of n <= `count` pieces of whole granules and about equal work."""
     work = np.zeros(len(batch), np.int64)
     for ragged in batch.features.values():
         length = ragged.host_offsets.diff().numpy().astype(np.int64)
-        # Multiplications of a step of the projections and maps, and those of attention over M steps.
+        # Multiplications per step, over D: projection F, query-key map D, attention 2 M.
         work += length * (ragged.values.shape[1] + shared_dim + 2 * length)
     first, last = batch.first_place, batch.first_place + batch.num_places
-    inner = np.arange(first + granule, last, granule)  # where a piece may begin
+    inner = np.arange(first + granule, last, granule)  # possible first places of a piece
     before = np.concatenate([[0], np.cumsum(work)])[np.searchsorted(batch.place.numpy(), inner)]
     edges = [first]
     for i in range(1, min(count, len(inner) + 1)):
-        wanted = work.sum() * i / count
-        place = int(inner[np.abs(before - wanted).argmin()])
+        target = work.sum() * i / count
+        place = int(inner[np.abs(before - target).argmin()])
         if place > edges[-1]:
             edges.append(place)
     return [*edges, last]
@@ -183,7 +187,7 @@ def balanced_edges(batch: FeatureBatch, count: int, granule: int, shared_dim: in
 def forward_in_pieces(model: nn.Module, batch: FeatureBatch, threads: PieceThreads) -> ModelOutput:
     """The model's output of a whole batch, without gradients."""
 
-    @torch.no_grad()  # which every thread has to be told
+    @torch.no_grad()  # applies to one thread only, so every thread needs it
     def work(piece: FeatureBatch) -> ModelOutput:
         output: ModelOutput = model(piece.features)
         return output
@@ -193,27 +197,29 @@ def forward_in_pieces(model: nn.Module, batch: FeatureBatch, threads: PieceThrea
 
 
 def join_outputs(outputs: Sequence[ModelOutput]) -> ModelOutput:
-    """One output of consecutive utterances from those of their pieces."""
+    """Concatenate the outputs of the pieces of a batch."""
     streams = {}
     for modality in outputs[0].streams:
         parts = [output.streams[modality] for output in outputs]
-        joined = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StreamOutput)}
+        joined = {
+            f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(ModalityOutput)
+        }
         steps = np.cumsum([0, *(len(part.h) for part in parts)]).tolist()
         rows = np.cumsum([0, *(len(part.present) for part in parts)]).tolist()
         begins = [part.offsets[:-1] + first for part, first in zip(parts, steps, strict=False)]
         joined["offsets"] = torch.cat([*begins, parts[-1].offsets[-1:] + steps[-2]])
         joined["utterance"] = torch.cat([p.utterance + r for p, r in zip(parts, rows, strict=False)])
-        streams[modality] = StreamOutput(**joined)
+        streams[modality] = ModalityOutput(**joined)
     return ModelOutput(torch.cat([output.logits for output in outputs]), streams)
 
 
 def draw_dropout(
     pieces: Sequence[FeatureBatch], config: ModelConfig, dtype: torch.dtype
 ) -> list[dict[str, Tensor] | None]:
-    """Each piece's factors of dropout [T, D] per modality: 0 or 1 / (1 - p).
+    """Each piece's dropout factors [T, D] per modality, 0 or 1 / (1 - p); None without dropout.
 
-    Drawn from torch's global generator for the whole micro-batch, the same numbers as `nn.Dropout` draws
-    within the model: in how many pieces the batch is worked on changes nothing.
+    Drawn from torch's global generator for the whole micro-batch, the same numbers that `nn.Dropout` draws
+    in the model. So the number of pieces does not change them.
     """
     if config.dropout == 0:
         return [None] * len(pieces)
@@ -222,37 +228,37 @@ def draw_dropout(
     for m in config.modalities:
         steps = [len(piece.features[m].values) for piece in pieces]
         whole = torch.empty(sum(steps), config.shared_dim, dtype=dtype)
-        draw = compare_uniform_ if bernoulli_compares() else Tensor.bernoulli_
+        draw = bernoulli_from_uniform_ if bernoulli_is_from_uniform() else Tensor.bernoulli_
         drawn[m] = draw(whole, kept).div_(kept).split(steps)
     return [{m: parts[i] for m, parts in drawn.items()} for i in range(len(pieces))]
 
 
-def compare_uniform_(out: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Fill `out`, which is contiguous, with 1 at probability `p` and with 0 elsewhere.
+def bernoulli_from_uniform_(out: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill the contiguous `out` with 1 with probability `p`, else 0.
 
-    Where `bernoulli_compares`, the numbers are those of `out.bernoulli_(p)`, in a third of its time: that one
-    branches on each number, which no processor can predict.
+    If `bernoulli_is_from_uniform`, it draws the numbers of `out.bernoulli_(p)` in a third of the time:
+    `bernoulli_` branches on each random number, which the processor cannot predict.
     """
     flat = out.view(-1)
-    uniform = torch.empty(min(len(flat), DRAWN_AT_ONCE), dtype=torch.float64)
-    for part in flat.split(DRAWN_AT_ONCE):
+    uniform = torch.empty(min(len(flat), DRAW_CHUNK), dtype=torch.float64)
+    for part in flat.split(DRAW_CHUNK):
         torch.lt(uniform[: len(part)].uniform_(generator=generator), p, out=part)
     return out
 
 
 @functools.cache
-def bernoulli_compares() -> bool:
-    """Whether `bernoulli_` compares one uniform float64 per number with p: it does unless MKL draws."""
+def bernoulli_is_from_uniform() -> bool:
+    """Whether `bernoulli_` compares one uniform float64 per number with p; it does not if it uses MKL."""
     ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     for p in (0.1, 0.5, 0.9):
-        drawn = compare_uniform_(torch.empty(1000), p, ours)
+        drawn = bernoulli_from_uniform_(torch.empty(1000), p, ours)
         if not torch.equal(drawn, torch.empty(1000).bernoulli_(p, generator=theirs)):
             return False
     return torch.equal(ours.get_state(), theirs.get_state())
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], of_pieces: Sequence[Sequence[Tensor]]) -> None:
-    """Add the pieces' gradients, in their order, to those that the parameters have."""
+    """Add the pieces' gradients, in order of the pieces, to the parameters' gradients."""
     total, *others = [list(gradients) for gradients in of_pieces]
     for gradients in others:
         torch._foreach_add_(total, gradients)
@@ -260,22 +266,22 @@ def add_gradients(parameters: Sequence[nn.Parameter], of_pieces: Sequence[Sequen
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
-def learning(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that gradients move, in their order."""
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require gradients, in the model's order."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 # --- Memory --------------------------------------------------------------------------------------
 
 
-def hold_memory() -> bool:
-    """Have the C library keep the memory that tensors leave, for those of the next step.
+def retain_freed_memory() -> bool:
+    """Make glibc keep freed memory for the tensors of the next step.
 
-    By default it maps a large block afresh from the kernel each time and gives it back: every step then pays
-    for clearing each of its pages again. Where MALLOC_* variables say how it shall work, they rule.
+    By default it maps every large block from the kernel and unmaps it when freed, so in each step the kernel
+    clears all its pages again. Changes nothing if a MALLOC_* variable is set.
 
     Returns:
-        Whether it was told so; only glibc can be.
+        Whether the setting was changed; False without glibc.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -283,6 +289,6 @@ def hold_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # No mapped blocks; never shrink the heap; one heap for all threads: a thread's own takes no large blocks.
+    # Map no blocks; never shrink the heap; one heap for all threads, since a thread's own has a size limit.
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in settings)

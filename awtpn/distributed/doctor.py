@@ -1,7 +1,8 @@
-"""Find the usual causes of a bad night before it begins.
+"""Find problems of the hosts, the network and the data before a run starts.
 
-Each rank states facts about itself; one pure function reads all ranks' facts and says what is wrong and what
-to do. Every run does so at its start; `awtpn doctor` does it on its own, alone or under a launcher.
+Each rank collects information about its host (`collect_host_info`); one pure function (`diagnose`) compares
+all ranks' information and returns what is wrong and how to fix it. Every run does this at its start;
+`awtpn doctor` does it without a run, alone or under a launcher.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from shards.storage.credentials import redact_url
 from shards.storage.store import open_dataset
 
 PACKAGES = ("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webdataset", "fsspec")
-TOKEN_FILE = ".token"  # what rank 0 writes there, other ranks must find
+TOKEN_FILE = ".token"  # written by rank 0 into the run folder; the other ranks must be able to read it
 CLOCK_SKEW_S = 30.0
-# How long a file written on one host may take to be seen on another: NFS looks again after some seconds.
-RETRY_BUDGET_S = 10.0
-# Room for a few checkpoints of a model of the published size, and its logs.
+# A file written on one host may appear on another only after some seconds: NFS caches attributes.
+TOKEN_TIMEOUT_S = 10.0
+# Space for a few checkpoints of a model of the published size, and its logs.
 LEAST_FREE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is or may be wrong; an error stops a run."""
+    """A problem and its fix. An error stops a run, a warning does not."""
 
     level: Literal["error", "warning"]
     what: str
@@ -52,7 +53,7 @@ class Finding:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that ranks must share."""
+    """Versions of Python, CUDA and the packages that must be the same on all ranks."""
     packages = {name: installed_version(name) or "missing" for name in PACKAGES}
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or "none"}
 
@@ -66,14 +67,14 @@ def collect_host_info(
     cache_dir: str | None = None,
     storage_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What one rank can say of itself; plain values.
+    """Information about one rank and its host, as plain values that can be sent to other ranks.
 
     Args:
         rank: of this process.
-        run_dir: run folder to look at.
-        token: what rank 0 has written into `run_dir`'s token file.
-        unwritable: why rank 0 could not.
-        urls: packed datasets that must be within reach.
+        run_dir: run folder to check.
+        token: content of the token file that rank 0 wrote into `run_dir`.
+        unwritable: why rank 0 could not write it; None if it could.
+        urls: packed datasets that every rank must be able to read.
         cache_dir, storage_options: for them.
     """
     return {
@@ -83,33 +84,33 @@ def collect_host_info(
         "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
         "time": time.time(),
         "versions": versions(),
-        "run_dir": None if run_dir is None else _look_at(run_dir, token, unwritable),
-        "data": {url: _reach(url, cache_dir, storage_options) for url in urls},
+        "run_dir": None if run_dir is None else _run_dir_info(run_dir, token, unwritable),
+        "data": {url: _dataset_info(url, cache_dir, storage_options) for url in urls},
         "hostfile": missing_hostfile(),
     }
 
 
 def _address() -> str:
-    """The address that this host's name means to itself, which gloo and NCCL may announce to others."""
+    """The address that this host's name resolves to here; gloo and NCCL may announce it to other hosts."""
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return "unknown"
 
 
-def _look_at(run_dir: Path, token: str | None, unwritable: str | None) -> dict[str, Any]:
-    there = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
+def _run_dir_info(run_dir: Path, token: str | None, unwritable: str | None) -> dict[str, Any]:
+    existing = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
     return {
         "path": str(run_dir.resolve()),
-        "shared": token is None or unwritable is not None or _appears(run_dir / TOKEN_FILE, token),
+        "shared": token is None or unwritable is not None or _wait_for_text(run_dir / TOKEN_FILE, token),
         "unwritable": unwritable,
-        "free_bytes": shutil.disk_usage(there).free,
+        "free_bytes": shutil.disk_usage(existing).free,
     }
 
 
-def _appears(file: Path, text: str) -> bool:
-    """`file` holds `text`, or soon will."""
-    deadline = time.monotonic() + RETRY_BUDGET_S
+def _wait_for_text(file: Path, text: str) -> bool:
+    """Whether `file` contains `text` within TOKEN_TIMEOUT_S."""
+    deadline = time.monotonic() + TOKEN_TIMEOUT_S
     while True:
         with contextlib.suppress(OSError):
             if file.read_text() == text:
@@ -119,8 +120,8 @@ def _appears(file: Path, text: str) -> bool:
         time.sleep(0.2)
 
 
-def _reach(url: str, cache_dir: str | None, storage_options: dict[str, Any] | None) -> str:
-    """The manifest's digest, or why the dataset cannot be read."""
+def _dataset_info(url: str, cache_dir: str | None, storage_options: dict[str, Any] | None) -> str:
+    """ "ok" and the manifest's digest, or why the dataset cannot be read."""
     try:
         manifest = open_dataset(url, cache_dir, storage_options)[1]
     except (OSError, ValueError) as error:
@@ -129,13 +130,13 @@ def _reach(url: str, cache_dir: str | None, storage_options: dict[str, Any] | No
     return f"ok, manifest {digest[:12]}"
 
 
-def missing_hostfile() -> str | None:
-    """The hostfile that a `deepspeed` above this process was given, if there is no such file.
+def missing_hostfile(parent: int | None = None) -> str | None:
+    """The hostfile of the `deepspeed` launcher above this process, if that file does not exist; else None.
 
-    DeepSpeed only warns then, and trains on this machine alone. Reads the command lines of the processes
-    above this one (Linux); None where there is nothing to complain of.
+    DeepSpeed only warns then, and trains on this machine alone. Reads the command lines of the parent
+    processes (Linux), from the process `parent` on; default: this process's parent.
     """
-    pid = os.getppid()
+    pid = parent or os.getppid()
     for _ in range(5):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
@@ -150,7 +151,7 @@ def missing_hostfile() -> str | None:
 
 
 def _hostfile(words: Sequence[str]) -> str | None:
-    """The hostfile that a command line of `deepspeed` names."""
+    """The hostfile in a command line of `deepspeed`."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, _, value = word.partition("=")
         if name in ("--hostfile", "-H"):
@@ -159,7 +160,7 @@ def _hostfile(words: Sequence[str]) -> str | None:
 
 
 def diagnose(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
-    """What is wrong, from every rank's `facts` in rank order; errors first."""
+    """All problems, from every rank's `collect_host_info` in rank order; errors first."""
     findings = [
         *_versions_differ(ranks),
         *_run_dirs(ranks),
@@ -178,7 +179,11 @@ def _versions_differ(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
         if len(set(found.values())) > 1:
             listed = ", ".join(f"{host}: {v}" for host, v in found.items())
             findings.append(
-                Finding("error", f"hosts have different versions of {name} ({listed})", "install one on all")
+                Finding(
+                    "error",
+                    f"hosts have different versions of {name} ({listed})",
+                    "install the same version on all hosts",
+                )
             )
     return findings
 
@@ -205,7 +210,9 @@ def _run_dirs(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
             free = folder["free_bytes"] / 2**30
             findings.append(
                 Finding(
-                    "warning", f"{free:.2f} GiB are free at {folder['path']}", "free some, or lower keep_last"
+                    "warning",
+                    f"only {free:.2f} GiB are free at {folder['path']}",
+                    "delete files there, or lower train.keep_last",
                 )
             )
     return findings
@@ -216,19 +223,19 @@ def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
     for url in ranks[0]["data"]:
         shown = redact_url(url)
         for r in ranks:
-            answer = r["data"].get(url, "not asked")
-            if not answer.startswith("ok"):
+            info = r["data"].get(url, "not checked")
+            if not info.startswith("ok"):
                 findings.append(
                     Finding(
                         "error",
-                        f"rank {r['rank']} on {r['host']} cannot read {shown}: {answer}",
+                        f"rank {r['rank']} on {r['host']} cannot read {shown}: {info}",
                         "check the URL, the network and the credentials on that host"
                         if "://" in url
-                        else "check the path: every host needs the dataset there",
+                        else "check the path: every host needs the dataset at this path",
                     )
                 )
-        answers = {r["data"].get(url) for r in ranks}
-        if len(answers) > 1 and all(str(a).startswith("ok") for a in answers):
+        infos = {r["data"].get(url) for r in ranks}
+        if len(infos) > 1 and all(str(info).startswith("ok") for info in infos):
             listed = ", ".join(f"rank {r['rank']}: {r['data'].get(url)}" for r in ranks)
             findings.append(
                 Finding(
@@ -247,7 +254,7 @@ def _clocks(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
         return []
     what = f"the clock of {late['host']} is {skew:.0f} s ahead of that of {early['host']}"
     return [
-        Finding("warning", what, "run an NTP client on both; object stores refuse requests of wrong date")
+        Finding("warning", what, "run an NTP client on both; object stores refuse requests with a wrong date")
     ]
 
 
@@ -264,8 +271,8 @@ def _addresses(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
 def _unreachable(level: Literal["error", "warning"], host: str, address: str) -> Finding:
     return Finding(
         level,
-        f"{host} knows itself as {address}, which other hosts cannot reach",
-        "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that joins the hosts, e.g. eth0",
+        f"the name {host} resolves to {address} on that host, which other hosts cannot reach",
+        "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that connects the hosts, e.g. eth0",
     )
 
 
@@ -274,7 +281,7 @@ def _hostfiles(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
         Finding(
             "error",
             f"deepspeed was given the hostfile {r['hostfile']}, which does not exist",
-            "name one that does",
+            "give the path of an existing file",
         )
         for r in ranks[:1]
         if r["hostfile"]
@@ -282,7 +289,9 @@ def _hostfiles(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
 
 
 def check_network() -> None:
-    """Refuse what would keep this rank from meeting those on other hosts: afterwards none could say why.
+    """Check what would keep this rank from connecting to ranks on other hosts.
+
+    Runs before the process group exists: once a rank waits for a connection, it can report nothing.
 
     Raises:
         ValueError: names this host and the fix.
@@ -290,18 +299,18 @@ def check_network() -> None:
     check_environment()
     if "WORLD_SIZE" not in os.environ and (tasks := _int_variable("SLURM_STEP_NUM_TASKS")) > 1:
         raise ValueError(
-            f"srun started {tasks} processes, but none of them knows of the others, and each would train "
-            "alone: let it start one torchrun on each node (see launch/slurm.sbatch), or unset "
-            "SLURM_STEP_NUM_TASKS for runs of their own"
+            f"srun started {tasks} processes without a launcher, and each would train alone: let srun start "
+            "one torchrun on each node (see launch/slurm.sbatch), or unset SLURM_STEP_NUM_TASKS to start "
+            "independent runs"
         )
     host, address = platform.node(), _address()
     if _spans_hosts() and address.startswith("127.") and not os.environ.get("GLOO_SOCKET_IFNAME"):
         finding = _unreachable("error", host, address)
-        raise ValueError(f"the ranks cannot meet: {finding.what}; fix: {finding.fix}")
+        raise ValueError(f"the ranks cannot connect: {finding.what}; fix: {finding.fix}")
 
 
 def _spans_hosts() -> bool:
-    """A launcher started ranks on other hosts too; an allocation of several nodes alone starts nothing."""
+    """Whether a launcher started ranks on other hosts too; a Slurm allocation of several nodes does not."""
     ranks = _int_variable("WORLD_SIZE")
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # torchrun and accelerate; deepspeed
         if name in os.environ:
@@ -310,7 +319,7 @@ def _spans_hosts() -> bool:
 
 
 def _int_variable(name: str) -> int:
-    """A count in the environment; 1 where there is none."""
+    """A count from the environment; 1 if it is not set."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else 1
 
@@ -324,14 +333,14 @@ def check_cluster(
     *,
     keep_folder: bool = True,
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """Every rank's facts, and what is wrong with them; all ranks call, and all get the same.
+    """Collect every rank's information and diagnose it. Collective: all ranks call it, all get the same.
 
-    A run folder that did not exist stays only with `keep_folder`, and only if nothing is wrong.
+    Creates the run folder; removes it again if there is an error, or without `keep_folder`.
     """
     token = unwritable = None
     if run_dir is not None:
-        made = _missing_folders(run_dir) if world.is_main else []
-        token, unwritable = world.broadcast_object(_leave_token(run_dir) if world.is_main else None)
+        created = _missing_folders(run_dir) if world.is_main else []
+        token, unwritable = world.broadcast_object(_write_token(run_dir) if world.is_main else None)
     ranks = world.all_gather_object(
         collect_host_info(world.rank, run_dir, token, unwritable, urls, cache_dir, storage_options)
     )
@@ -340,22 +349,22 @@ def check_cluster(
             (run_dir / TOKEN_FILE).unlink()
     findings = diagnose(ranks)
     if run_dir is not None and not (keep_folder and all(found.level != "error" for found in findings)):
-        for folder in made:
+        for folder in created:
             with contextlib.suppress(OSError):
                 folder.rmdir()
     return ranks, findings
 
 
 def _missing_folders(run_dir: Path) -> list[Path]:
-    """The run folder and those above it, as far as they do not exist; the innermost first."""
+    """The run folder and its parents that do not exist, the innermost first."""
     try:
         return [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     except OSError:
         return []
 
 
-def _leave_token(run_dir: Path) -> tuple[str, str | None]:
-    """Leave a mark in the run folder, made where it is missing: the mark, and why that was impossible."""
+def _write_token(run_dir: Path) -> tuple[str, str | None]:
+    """Create the run folder and write a random token into it: the token, and the error if that failed."""
     token = secrets.token_hex(8)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -366,10 +375,10 @@ def _leave_token(run_dir: Path) -> tuple[str, str | None]:
 
 
 def doctor_main(run_dir: Path | None, urls: Sequence[str], storage_options: dict[str, Any] | None) -> bool:
-    """What `awtpn doctor` does: print what this machine or these ranks are, and what is wrong with them.
+    """The command `awtpn doctor`: print ranks, versions, bit-exactness of products, and all problems.
 
     Returns:
-        False if a run could not work here.
+        False if there is an error, which would stop a run.
     """
     check_network()
     world = init_process_group()
@@ -379,6 +388,6 @@ def doctor_main(run_dir: Path | None, urls: Sequence[str], storage_options: dict
         print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
         print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))
         print(matrix_products.describe(max(products)))
-        print(printable_lines("\n".join(str(f) for f in findings)) if findings else "nothing wrong found")
+        print(printable_lines("\n".join(str(f) for f in findings)) if findings else "no problems found")
     shutdown()
     return all(f.level != "error" for f in findings)

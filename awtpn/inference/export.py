@@ -1,4 +1,4 @@
-"""A run's model in a folder of its own, to share: weights, config.json, and a model card."""
+"""Export a run's model into a folder to share: weights, config.json, checksums and a model card."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from shards.safe_io.json_text import json_text
 
 
 def export(source: Path, out: Path, *, licence: str | None = None, graph: bool = False) -> None:
-    """Write the model of a run (its best checkpoint), checkpoint or export into a folder of its own.
+    """Write the model of a run (its best checkpoint), checkpoint or export into a new folder.
 
     Args:
         source: the run, checkpoint or export folder.
-        out: the folder to write; it appears when it is complete.
-        licence: of the weights, as the hub names it ("cc-by-nc-sa-4.0").
+        out: the folder to write; it is renamed into place when it is complete.
+        licence: of the weights, by its name on the hub ("cc-by-nc-sa-4.0").
         graph: also write a graph that runs without this package: see `awtpn.inference.export_graph`.
 
     Raises:
-        ValueError: there is no model, or `out` exists.
+        ValueError: `source` has no model, or `out` exists.
     """
     folder = find_model(source)
-    if os.path.lexists(out):  # a link to nothing is there, too
-        raise ValueError(f"{out} exists already: name a folder that does not")
+    if os.path.lexists(out):  # true for a broken link as well, unlike `exists`
+        raise ValueError(f"{out} exists already: name a folder that does not exist")
     card = read_card(folder)
     stored = read_results(source, folder)
     if stored.results is not None:
@@ -41,7 +41,7 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     elif stored.note:
         print(stored.note)
     card = public_card(card)
-    card.pop("graph", None)  # of an export that is exported again: its graphs are not copied
+    card.pop("graph", None)  # if `source` is an export with graphs: they are not copied
     if licence:
         card["licence"] = licence
     temporary = out.with_name(f".{out.name}.tmp")
@@ -62,10 +62,10 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
 
 
 def copy_weights(source: Path, out: Path) -> None:
-    """Copy a safetensors file without notes that other programs may have left in it."""
+    """Copy a safetensors file without its metadata, where other programs may have put private data."""
     with safe_open(source, "pt") as file:
-        notes = file.metadata()
-    if notes:
+        metadata = file.metadata()
+    if metadata:
         save_file(load_file(source), out)
     else:
         shutil.copyfile(source, out)

@@ -1,4 +1,4 @@
-"""From a trained model to answers: labels, probabilities and which steps they rest on."""
+"""Predict with a trained model: labels, probabilities, and the reliability weights of the steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from awtpn.model.device import resolve_device
-from awtpn.model.finite_outputs import NotFiniteError, told
+from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
 from awtpn.model.network import AWTPN
 from shards import BadSample, FeatureStream, Ragged
 from shards.extraction.pipeline import UNDECODABLE, decode_ahead, encode
@@ -29,13 +29,13 @@ Features = Mapping[str, NDArray[Any] | None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One utterance's answer.
+    """The prediction for one utterance.
 
     Attributes:
         label: the most probable class.
         probabilities: by class name; they sum to 1.
-        weights: per modality the steps' reliability weights [T] float32 (Eq. 15-18), which sum to 1; none for
-            a modality that the utterance lacks.
+        weights: per modality the steps' reliability weights [T] float32 (Eq. 15-18), which sum to 1; empty
+            for a modality that the utterance lacks.
     """
 
     label: str
@@ -44,12 +44,12 @@ class Prediction:
 
     @property
     def is_finite(self) -> bool:
-        """Whether this is an answer at all: probabilities and weights are numbers."""
+        """Whether no probability or weight is NaN or infinite."""
         numbers = [np.array(list(self.probabilities.values())), *self.weights.values()]
         return all(bool(np.isfinite(of).all()) for of in numbers)
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON takes it, to six digits."""
+        """The prediction as plain JSON, rounded to six digits."""
         return {
             "label": self.label,
             "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
@@ -58,19 +58,19 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model that takes features of utterances of any lengths.
+    """A trained model that predicts for utterances of any length.
 
         predictor = Predictor.from_pretrained("runs/demo")
-        answers = predictor.predict([{"audio": a, "video": v}, {"audio": b, "video": None}])
+        predictions = predictor.predict([{"audio": a, "video": v}, {"audio": b, "video": None}])
 
-    Features are what the model was trained on, not standardised: the model does that itself. Where it is
-    known how they were made (`awtpn extract`), recordings will do:
+    Features are of the kind that the model was trained on, not standardized: the model standardizes them. If
+    `awtpn extract` made the training features, the predictor takes recordings as well:
 
         predictor.predict_recordings(["clip.mp4"])
     """
 
     def __init__(self, model: AWTPN, device: torch.device | str = "cpu") -> None:
-        """Take over `model`, move it to `device` and put it in eval mode."""
+        """Move `model` to `device` and put it in eval mode, in place."""
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         self._encoders: dict[str, Any] = {}
@@ -80,11 +80,11 @@ class Predictor:
         """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
 
         Args:
-            directory: the folder; where there is none of that name, a hub id, "user/model".
+            directory: the folder; or, if no such path exists, a hub id "user/model".
             device: "cpu", "cuda", "cuda:1".
 
         Raises:
-            ValueError: the folder is none of these, or there is no such device.
+            ValueError: there is no such model or device.
         """
         return cls(AWTPN.from_pretrained(directory), resolve_device(device))
 
@@ -92,29 +92,31 @@ class Predictor:
         """Predict for utterances of different lengths at once.
 
         Args:
-            utterances: per utterance [T, D] of each modality, an array or what NumPy makes one of; None or
-                T = 0 where it is missing.
+            utterances: per utterance [T, F] of each modality, an array or what NumPy converts to one; None or
+                T = 0 if the modality is missing.
 
         Returns:
-            One per utterance, in their order.
+            One prediction per utterance, in the same order.
 
         Raises:
-            ValueError: features have the wrong shape or are not finite, there is no such modality, or an
-                utterance has no steps at all; names the utterance by its place, and the modality.
-            NotFiniteError: the model's outputs for some utterances are not finite; names their places.
+            ValueError: features have the wrong shape or are not finite, the model has no such modality, or an
+                utterance has no steps at all; names the utterance by its index, and the modality.
+            NotFiniteError: the model's outputs for some utterances are not finite; names their indices.
         """
         if isinstance(utterances, Mapping):
-            raise ValueError("predict takes a list of utterances; of a single one: predict([utterance])")
+            raise ValueError(
+                "predict takes a list of utterances: for a single one write predict([utterance])"
+            )
         dims = self.model.feature_dims
-        arrays = [checked(f"utterance {i}", utterance, dims) for i, utterance in enumerate(utterances)]
+        arrays = [check_features(f"utterance {i}", utterance, dims) for i, utterance in enumerate(utterances)]
         features = {m: pack_arrays([of[m] for of in arrays], dim) for m, dim in dims.items()}
-        answers = self._predict(features)
-        if broken := [f"utterance {i}" for i, answer in enumerate(answers) if not answer.is_finite]:
-            raise NotFiniteError(told(broken, len(broken), len(answers)))
-        return answers
+        predictions = self._predict(features)
+        if broken := [f"utterance {i}" for i, found in enumerate(predictions) if not found.is_finite]:
+            raise NotFiniteError(describe_not_finite(broken, len(broken), len(predictions)))
+        return predictions
 
     def predict_stream(self, stream: FeatureStream) -> Iterator[tuple[str, Prediction]]:
-        """(key, prediction) for every utterance that this rank has of a stream's epoch 0, in its order.
+        """(key, prediction) for each of this rank's utterances of a stream's epoch 0, in its order.
 
         Raises:
             ValueError, OSError: as `shards.FeatureStream.epoch` does.
@@ -122,54 +124,60 @@ class Predictor:
         """
         seen = 0
         for batch in stream.epoch(0):
-            answers, seen = self._predict(batch.features), seen + len(batch)
-            if broken := [k for k, answer in zip(batch.key, answers, strict=True) if not answer.is_finite]:
+            predictions, seen = self._predict(batch.features), seen + len(batch)
+            if broken := [k for k, found in zip(batch.key, predictions, strict=True) if not found.is_finite]:
                 where = f"{stream.url}, split {stream.split}"
-                raise NotFiniteError(f"{where}: {told(broken, len(broken), seen)}")
-            yield from zip(batch.key, answers, strict=True)
+                raise NotFiniteError(f"{where}: {describe_not_finite(broken, len(broken), seen)}")
+            yield from zip(batch.key, predictions, strict=True)
 
     def encoders(self, device: str | None = None, **moved: str | None) -> dict[str, Any]:
-        """What made the features that the model was trained on, by modality, opened again; kept once open.
+        """The encoders that made the training features, by modality; opened at the first call, then cached.
 
         Args:
             device: where encoders run; default the model's.
-            moved: by modality, where the encoder's model is now, if not where it was.
+            moved: by modality, the new location of an encoder's model that has moved since the extraction.
 
         Raises:
-            ValueError: nobody recorded how the features were made, or an encoder cannot be had any more.
+            ValueError: how the features were made is not recorded, or an encoder is no longer available.
         """
         if not self._encoders:
-            known = reopenable(self.model.provenance)
-            if missing := [m for m in self.model.feature_dims if m not in known]:
+            recorded = reopenable(self.model.provenance)
+            if missing := [m for m in self.model.feature_dims if m not in recorded]:
                 raise ValueError(
                     f"how the model's features of {' and '.join(missing)} were made is not recorded, so they "
-                    "cannot be made of a recording: give it a dataset of such features, or train a model on "
-                    "one that `awtpn extract` made"
+                    "cannot be extracted from a recording: give a dataset of such features, or train a model "
+                    "on one that `awtpn extract` made"
                 )
             where = device or str(self.device)
             self._encoders = {
-                m: reopen_encoder(m, known[m]["settings"], where, moved.get(m))
+                m: reopen_encoder(m, recorded[m]["settings"], where, moved.get(m))
                 for m in self.model.feature_dims
             }
         return self._encoders
 
     def predict_recordings(self, paths: Sequence[str | Path]) -> list[Prediction]:
-        """Predict for recordings, whose features are made as those that the model was trained on.
+        """Predict for recordings, with features extracted as the training features were.
 
         Raises:
-            ValueError: a recording cannot be used, or as `encoders`; names the file.
+            ValueError: a recording cannot be used (names the file), or as `encoders`.
         """
-        answers = []
-        for path, answer in self.answer_recordings(paths):
-            if isinstance(answer, str):
-                raise ValueError(answer if str(path) in answer else f"{path}: {answer}")
-            answers.append(answer)
-        return answers
+        predictions = []
+        for path, result in self.iter_recordings(paths):
+            if isinstance(result, str):
+                raise ValueError(result if str(path) in result else f"{path}: {result}")
+            predictions.append(result)
+        return predictions
 
-    def answer_recordings(
+    def iter_recordings(
         self, paths: Sequence[str | Path], batch: int = 16, threads: int = 4
     ) -> Iterator[tuple[Path, Prediction | str]]:
-        """As `predict_recordings`, one after another; for a recording that cannot be used the cause."""
+        """(path, prediction) for each recording; for one that cannot be used, (path, cause).
+
+        Args:
+            paths: of the recordings.
+            batch: recordings that an encoder takes at once.
+            threads: that decode.
+        """
         encoders = self.encoders()
         clips = [Clip(str(path), "", "", Path(path), Path(path)) for path in paths]
         keep_constant, _ = recorded_constant(self.model.provenance)
@@ -179,15 +187,18 @@ class Predictor:
                 if isinstance(sample, BadSample):
                     yield clip.audio, sample.cause
                 elif all(values is None for values in sample.features.values()):
-                    yield clip.audio, "there is nothing to go by, say no sound and no face"
+                    yield (
+                        clip.audio,
+                        "no features can be extracted: it may have no sound and no face",
+                    )
                 else:
-                    constant = dict.fromkeys(sample.meta.get(CONSTANT, ()), "it never changes")
+                    constant = dict.fromkeys(sample.meta.get(CONSTANT, ()), "it is constant")
                     for modality, cause in (sample.meta.get(UNDECODABLE, {}) | constant).items():
-                        logger.warning("%s: answered without its %s: %s", clip.audio, modality, cause)
+                        logger.warning("%s: predicted without its %s: %s", clip.audio, modality, cause)
                     try:
                         yield clip.audio, self.predict([sample.features])[0]
                     except NotFiniteError:
-                        yield clip.audio, "the model's outputs for it are NaN or infinite, which is no answer"
+                        yield clip.audio, "the model's outputs for it are NaN or infinite"
 
     @torch.no_grad()
     def _predict(self, features: Mapping[str, Ragged]) -> list[Prediction]:
@@ -212,15 +223,17 @@ class Predictor:
         ]
 
 
-def checked(name: str, utterance: Features, dims: Mapping[str, int]) -> dict[str, NDArray[np.float32] | None]:
-    """The features [T, D] of an utterance for each modality of the model's `dims`; None where it has none.
+def check_features(
+    name: str, utterance: Features, dims: Mapping[str, int]
+) -> dict[str, NDArray[np.float32] | None]:
+    """The features [T, F] of an utterance for each modality in `dims`; None for a missing one.
 
     Raises:
         ValueError: as `Predictor.predict`.
     """
     if not isinstance(utterance, Mapping):
         raise ValueError(
-            f"{name} is no mapping but {type(utterance).__name__}: give features by modality, such as "
+            f"{name} is a {type(utterance).__name__}, not a mapping: give features by modality, such as "
             f"{{{', '.join(f'{m!r}: [steps, {dim}]' for m, dim in dims.items())}}}"
         )
     arrays: dict[str, NDArray[np.float32] | None] = dict.fromkeys(dims)
@@ -233,14 +246,14 @@ def checked(name: str, utterance: Features, dims: Mapping[str, int]) -> dict[str
             array = np.asarray(values, np.float32)
         except (TypeError, ValueError):
             raise ValueError(
-                f"{name}: {modality} is no array of numbers: the model takes [steps, {dims[modality]}]"
+                f"{name}: {modality} is not an array of numbers: the model takes [steps, {dims[modality]}]"
             ) from None
         if array.shape[1:] != (dims[modality],):
             raise ValueError(
-                f"{name}: {modality} is {array.shape}, but the model takes [steps, {dims[modality]}]"
+                f"{name}: {modality} has shape {array.shape}, but the model takes [steps, {dims[modality]}]"
             )
         if not np.isfinite(array).all():
-            raise ValueError(f"{name}: {modality} holds NaN or infinite values; leave such steps out")
+            raise ValueError(f"{name}: {modality} has NaN or infinite values: leave such steps out")
         arrays[modality] = array
     if not any(array is not None and len(array) for array in arrays.values()):
         raise ValueError(f"{name} has no steps in any of {list(dims)}")
@@ -248,8 +261,8 @@ def checked(name: str, utterance: Features, dims: Mapping[str, int]) -> dict[str
 
 
 def pack_arrays(arrays: Sequence[NDArray[Any] | None], dim: int) -> Ragged:
-    """One modality's [T, dim] arrays, one after another; None is an empty one."""
-    present = [np.zeros((0, dim), np.float32) if a is None else a for a in arrays]
-    offsets = torch.tensor([0, *np.cumsum([len(a) for a in present]).tolist()], dtype=torch.int32)
-    values = np.concatenate(present) if present else np.zeros((0, dim), np.float32)
+    """Pack one modality's [T, dim] arrays into a Ragged; None stands for an empty array."""
+    filled = [np.zeros((0, dim), np.float32) if a is None else a for a in arrays]
+    offsets = torch.tensor([0, *np.cumsum([len(a) for a in filled]).tolist()], dtype=torch.int32)
+    values = np.concatenate(filled) if filled else np.zeros((0, dim), np.float32)
     return Ragged(torch.from_numpy(np.ascontiguousarray(values)), offsets, offsets)

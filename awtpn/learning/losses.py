@@ -19,7 +19,7 @@ from torch import Tensor
 
 from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.model.device import to_device_async
-from awtpn.model.network import ModelOutput, StreamOutput
+from awtpn.model.network import ModalityOutput, ModelOutput
 from awtpn.model.segments import segment_mean
 
 
@@ -80,11 +80,11 @@ class LossInputs:
         return next(iter(self.output.streams.values())).distances.new_zeros(())
 
     @cached_property
-    def audio(self) -> StreamOutput:
+    def audio(self) -> ModalityOutput:
         return self.output.streams["audio"]
 
     @cached_property
-    def video(self) -> StreamOutput:
+    def video(self) -> ModalityOutput:
         return self.output.streams["video"]
 
     @cached_property

@@ -1,10 +1,11 @@
 """The network and the files that it is kept in.
 
 - `settings`: the keys `model.*`; imports no torch
-- `network`: SES, TPN and AWM as torch modules; `segments`: sums over utterances; `attention`, and
-  `attention_triton`, its fused kernel; `finite_outputs`: outputs that are not finite, named
-- `files`: weights, card and checksums; `model_card`, `hub`, `privacy`: what is shared of a model;
-  `published_weights`: weights of the published code
-- `device`: which device, and copies to it; `flops`: work of a step; `matrix_products`: does this machine
-  repeat them bit for bit?
+- `network`: SES, TPN and AWM as torch modules; `segments`: sums per utterance; `attention`: the reliability
+  attention, `attention_triton`: its fused GPU kernels
+- `finite_outputs`: names the utterances whose outputs are NaN or infinite
+- `files`: weights, card and checksums; `model_card`, `hub`, `privacy`: for sharing a model;
+  `published_weights`: loads checkpoints of the published code
+- `device`: choose a device, copy to it; `flops`: FLOPs of a training step; `matrix_products`: whether matrix
+  products are bit-exact on this machine
 """

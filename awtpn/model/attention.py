@@ -1,26 +1,26 @@
-"""The reliability attention (Eq. 15-21): what each step's neighbours say of its reliability.
+"""The reliability attention (Eq. 15-18): average the steps' reliabilities by attention within an utterance.
 
-One meaning, `w = softmax(Q K^T / sqrt(D)) r` within each utterance, and the forms that compute it:
+`w = softmax(Q K^T / sqrt(D)) r` for each utterance of M steps: Q, K [M, D], r [M] -> w [M]. Four forms
+compute it:
 
-- `plain`: one utterance after another, literally as written, with its M x M matrix. The oracle of the tests.
-- `Recomputed`: the same walk in chunks of rows; backward computes the scores again, but for the first few
-  million, which are kept. What CPUs use.
-- `Bucketed`: utterances of like length share batched products, in chunks; few launches, any width and dtype.
-  What GPUs use where `fused` cannot be had, and CPUs for short utterances.
-- `fused` (awtpn.model.attention_triton): Triton kernels that form no scores outside the chip, for D <= 256.
+- `plain`: one utterance at a time, as the equation is written, with its M x M matrix. The tests' reference.
+- `Recomputed`: one utterance at a time, in chunks of rows; backward computes most scores again instead of
+  keeping them. The default on CPUs.
+- `Bucketed`: utterances of similar length share batched products, in chunks; few kernel launches, any width
+  and dtype. For GPUs without `fused`, and for short utterances on CPUs.
+- `fused` (awtpn.model.attention_triton): Triton kernels that never write scores to GPU memory, for D <= 256.
 
 All but `plain` keep a few numbers per step for backward, and a bounded number of scores, so memory is linear
-in the steps. Scores, softmax and sums are float32 or wider in all of them, under autocast too. Against
-`plain` in float64 on the same q, k and r, per utterance, the largest error of the spread and of each gradient
-stays within this share of the largest value (half precision rounds dS and the gradients of q and k, which
-float32 sums cannot mend):
+in the number of steps. Scores, softmax and sums are float32 or wider in all forms, under autocast too. The
+table bounds the largest error per utterance relative to the largest value, against `plain` in float64 on the
+same q, k and r (half precision rounds dS and the gradients of q and k, whatever the sums are in):
 
     dtype of q, k      float64     float32     float16     bfloat16
-    spread             1e-12       1e-5        1e-5        1e-5
+    w                  1e-12       1e-5        1e-5        1e-5
     gradient of r      1e-12       1e-5        1e-5        1e-5
     gradients of q, k  1e-12       1e-4        5e-3        2e-2
 
-`choose_form` picks by device, dtype, width and lengths; `reliability_attention` is what the model calls.
+`choose_form` chooses by device, dtype, width and lengths; the model calls `reliability_attention`.
 """
 
 from __future__ import annotations
@@ -41,40 +41,41 @@ from torch import Tensor
 
 from awtpn.model.device import to_device_async
 
-# A chunk's attention matrices hold at most this many scores, which bounds a form's memory.
+# Most scores of a chunk, which bounds the memory of `Recomputed`.
 CHUNK_SCORES = 1 << 20
-# On a CPU so many are kept for backward, 16 MiB per modality: computing those again takes longer.
+# Scores that `Recomputed` keeps for backward, 16 MiB per modality: computing them again would be slower.
 KEPT_SCORES = 1 << 22
+# Most scores of a bucket, which bounds the memory of `Bucketed`.
 BUCKET_SCORES = 1 << 24
-# Within a bucket the shortest utterance has at least this share of the longest one's steps: launches cost
-# more than the M x M products that padding wastes.
+# Least ratio of the shortest to the longest utterance of a bucket: padding wastes products, but further
+# buckets cost kernel launches, which are slower.
 BUCKET_RATIO = 0.5
-# On a CPU, utterances shorter than this on average cost more in calls than in arithmetic.
+# Below this mean length, on a CPU, the calls per utterance cost more than the arithmetic.
 SHORT_STEPS = 24
-# The widest q and k whose tiles the fused kernels hold on the chip.
+# Largest D whose tiles fit into a GPU's registers and shared memory.
 FUSED_DIM = 256
 
 
 def reliability_attention(
     h: Tensor, query: Tensor, key: Tensor, r: Tensor, host_offsets: Tensor, form: str | None = None
 ) -> Tensor:
-    """Spread reliabilities over each utterance's steps by attention.
+    """`softmax(Q K^T / sqrt(D)) r` within each utterance, with Q = h Wq^T and K = h Wk^T.
 
     Args:
         h: [T, D] steps in the shared space, utterance after utterance.
-        query: [D, D] bias-free query map; `key`: [D, D] bias-free key map (y = x W^T).
+        query: Wq [D, D]; `key`: Wk [D, D].
         r: [T] reliability of each step, in at least float32; sums to 1 within an utterance.
-        host_offsets: [B+1] where each utterance's steps begin, on the host. A tensor: of a list torch.compile
-            would take every number of utterances for a case of its own.
-        form: a key of FORMS, for tests and benchmarks; None chooses.
+        host_offsets: [B + 1] where each utterance's steps begin, on the host. A tensor, because torch.compile
+            would recompile for each length of a list.
+        form: a key of FORMS, for tests and benchmarks; None: the fastest.
 
     Returns:
-        [T] in r's dtype: `softmax(Q K^T / sqrt(D)) r`, one value per step.
+        [T] in r's dtype, one value per step.
     """
     steps, dim = h.shape
     lengths = host_offsets.diff().tolist()
     if steps > dim:
-        # Q K^T = h (Wq^T Wk) h^T: with more steps than features, one product of maps saves one over steps.
+        # Q K^T = h (Wq^T Wk) h^T: one product [D, D] x [D, D] replaces one [T, D] x [D, D].
         q, k = h @ (query.T @ key).to(h.dtype), h
     else:
         q, k = F.linear(h, query), F.linear(h, key)
@@ -86,9 +87,14 @@ def reliability_attention(
 def choose_form(
     device_type: str, dtype: torch.dtype, dim: int, lengths: Sequence[int], *, triton: bool
 ) -> str:
-    """The fastest form for `dtype` q and k of width `dim`: a key of FORMS.
+    """The fastest form: a key of FORMS.
 
-    `triton`: the device can run Triton's kernels.
+    Args:
+        device_type: "cpu" or "cuda".
+        dtype: of q and k.
+        dim: D, their width.
+        lengths: steps of each utterance.
+        triton: the device can run Triton kernels; see `has_triton`.
     """
     if device_type == "cpu":
         short = 0 < sum(lengths) < SHORT_STEPS * sum(length > 0 for length in lengths)
@@ -100,9 +106,9 @@ def choose_form(
 
 @functools.cache
 def has_triton(device: torch.device) -> bool:
-    """Triton is installed and works for `device`: an NVIDIA GPU with tensor cores for bfloat16.
+    """Whether Triton is installed and can compile for `device`: an NVIDIA GPU of compute capability >= 8.0.
 
-    It compiles a launcher for each kernel on this machine, for which it needs a C compiler and Python.h.
+    Triton compiles a C launcher for each kernel, for which it needs a C compiler and Python.h.
     """
     if device.type != "cuda" or torch.version.hip is not None:
         return False
@@ -117,17 +123,17 @@ def has_triton(device: torch.device) -> bool:
 
 
 def plain(q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The definition, one utterance at a time: `q`, `k` [T, D], `r` [T] -> [T]."""
+    """The definition, one utterance at a time: `q`, `k` [T, D], `r` [T] -> w [T]."""
     scale = 1.0 / math.sqrt(q.shape[-1])
-    spread = [
+    w = [
         torch.softmax(scale * (q_u @ k_u.T).to(r.dtype), dim=-1) @ r_u
         for q_u, k_u, r_u in zip(q.split(lengths), k.split(lengths), r.split(lengths), strict=True)
     ]
-    return torch.cat(spread) if spread else r * 1.0
+    return torch.cat(w) if w else r * 1.0
 
 
 def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Autocast would round the scores to half precision."""
+    """Run a forward or backward outside autocast, which would round the scores to half precision."""
 
     @functools.wraps(method)
     def run(ctx: Any, first: Tensor, *rest: Any) -> Any:
@@ -137,11 +143,11 @@ def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-# --- One utterance after another -----------------------------------------------------------------
+# --- One utterance at a time ---------------------------------------------------------------------
 
 
 class Recomputed(torch.autograd.Function):
-    """`plain` in linear memory: backward computes most scores again.
+    """`plain` in linear memory: backward computes again all scores but the first KEPT_SCORES.
 
     With A = softmax(S) and w = A r, a gradient g of w gives, per row i and column j,
     dS_ij = g_i A_ij (r_j - w_i) and dr_j = sum_i g_i A_ij.
@@ -150,33 +156,33 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def forward(ctx: Any, q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
-        spread = torch.empty_like(r)
-        ctx.save_for_backward(q, k, r, spread)
+        w = torch.empty_like(r)
+        ctx.save_for_backward(q, k, r, w)
         ctx.lengths, ctx.kept = lengths, []
         room = KEPT_SCORES if any(ctx.needs_input_grad) else 0
         q, k = q.to(r.dtype), k.to(r.dtype)
         for rows, columns in _chunks(lengths):
             attention = _attention_rows(q[rows], k[columns])
-            torch.mv(attention, r[columns], out=spread[rows])
-            keeps = attention.numel() <= room
-            ctx.kept.append(attention if keeps else None)
-            room -= attention.numel() if keeps else 0
-        return spread
+            torch.mv(attention, r[columns], out=w[rows])
+            keep = attention.numel() <= room
+            ctx.kept.append(attention if keep else None)
+            room -= attention.numel() if keep else 0
+        return w
 
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, r, spread = ctx.saved_tensors
+        q, k, r, w = ctx.saved_tensors
         dtype, gradient = q.dtype, gradients[0].contiguous()
         scale = 1.0 / math.sqrt(q.shape[-1])
         q, k = q.to(r.dtype), k.to(r.dtype)
-        # Every step is a row of exactly one chunk, but a column of several: rows are set, columns added up.
+        # A step is a row of exactly one chunk, but a column of several: set dq, add up dk and dr.
         dq, dk, dr = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(r)
         for (rows, columns), kept in zip(_chunks(ctx.lengths), ctx.kept, strict=True):
             attention = _attention_rows(q[rows], k[columns]) if kept is None else kept
             weighted = attention * gradient[rows, None]  # g_i A_ij
             dr[columns] += weighted.sum(0)
-            ds = weighted.mul_((r[columns] - spread[rows, None]).mul_(scale))
+            ds = weighted.mul_((r[columns] - w[rows, None]).mul_(scale))
             torch.mm(ds, k[columns], out=dq[rows])
             dk[columns].addmm_(ds.T, q[rows])
         return dq.to(dtype), dk.to(dtype), dr, None
@@ -187,7 +193,7 @@ def _attention_rows(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _chunks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """(rows, columns) of the attention matrices, a few rows of a long utterance at a time."""
+    """(rows, columns) of each chunk: all columns of an utterance, at most CHUNK_SCORES scores."""
     start = 0
     for length in lengths:
         columns = slice(start, start + length)
@@ -197,71 +203,71 @@ def _chunks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:
         start += length
 
 
-# --- Utterances of like length at once -----------------------------------------------------------
+# --- Batches of utterances of similar length -----------------------------------------------------
 
 
 class Bucketed(torch.autograd.Function):
-    """`Recomputed`, batched over utterances of like length.
+    """`Recomputed`, batched over utterances of similar length.
 
-    A bucket of b utterances is padded to its longest, M steps. A padded place repeats its utterance's first
-    step, so that what is not finite stays within its utterance; as a column it is masked, as a row it has no
-    gradient, and its results go to a place after the last step, which is cut off.
+    A bucket of b utterances is padded to its longest, M steps. Padding repeats the utterance's first step, so
+    that NaN and infinity never reach another utterance. As a column, padding is masked; as a row, it has no
+    gradient, and its results are written to an extra row T, which is cut off.
     """
 
     @staticmethod
     @_without_autocast
     def forward(ctx: Any, q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
         steps = len(r)
-        places = _places(lengths, q.device)
-        spread = r.new_empty(steps + 1)
-        for place in places:
-            padding = place == steps
-            real = torch.where(padding, place[:, :1], place)
-            k_all, r_all = k[real], r[real]
-            for rows in _row_chunks(place):
-                attention = _attention(q[real[:, rows]], k_all, padding)
-                spread[place[:, rows]] = (attention @ r_all[..., None])[..., 0]
-        spread = spread[:steps]
-        ctx.save_for_backward(q, k, r, spread, *places)
-        return spread
+        tables = _bucket_indices(lengths, q.device)
+        w = r.new_empty(steps + 1)
+        for index in tables:
+            padding = index == steps
+            source = torch.where(padding, index[:, :1], index)
+            k_all, r_all = k[source], r[source]
+            for rows in _row_chunks(index):
+                attention = _attention(q[source[:, rows]], k_all, padding)
+                w[index[:, rows]] = (attention @ r_all[..., None])[..., 0]
+        w = w[:steps]
+        ctx.save_for_backward(q, k, r, w, *tables)
+        return w
 
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, r, spread, *places = ctx.saved_tensors
+        q, k, r, w, *tables = ctx.saved_tensors
         steps, dim = q.shape
         scale = 1.0 / math.sqrt(dim)
         dq, dk, dr = q.new_empty(steps + 1, dim), k.new_empty(steps + 1, dim), r.new_empty(steps + 1)
-        for place in places:
-            padding = place == steps
-            real = torch.where(padding, place[:, :1], place)
-            k_all, r_all, w_all = k[real], r[real], spread[real]
-            g_all = gradients[0][real].masked_fill(padding, 0.0)
-            # A and r are about 1 / M each and g may be anything: their product has no room in float16. So the
-            # gradients are taken of g M / max |g|, whose dS lies within [-M, M], and scaled back.
-            unit = g_all.abs().amax(1, keepdim=True).clamp(min=torch.finfo(r.dtype).tiny) / place.shape[1]
+        for index in tables:
+            padding = index == steps
+            source = torch.where(padding, index[:, :1], index)
+            k_all, r_all, w_all = k[source], r[source], w[source]
+            g_all = gradients[0][source].masked_fill(padding, 0.0)
+            # dS = g A (r - w), and A and r are about 1 / M each: dS may underflow or overflow float16. So
+            # compute with g M / max |g| instead of g, for which |dS| <= M, and scale the results back.
+            unit = g_all.abs().amax(1, keepdim=True).clamp(min=torch.finfo(r.dtype).tiny) / index.shape[1]
             g_all = g_all / unit
             back = (unit * scale)[..., None]
             dk_all: Tensor | None = None
             dr_all: Tensor | None = None
-            for rows in _row_chunks(place):
-                q_rows = q[real[:, rows]]
+            for rows in _row_chunks(index):
+                q_rows = q[source[:, rows]]
                 weighted = _attention(q_rows, k_all, padding).mul_(g_all[:, rows, None])  # g_i A_ij
                 dr_rows = weighted.sum(1)
                 ds = weighted.mul_(r_all[:, None, :] - w_all[:, rows, None]).to(q.dtype)
-                dq[place[:, rows]] = (_product(ds, k_all) * back).to(q.dtype)
+                dq[index[:, rows]] = (_product(ds, k_all) * back).to(q.dtype)
                 dk_rows = _product(ds.mT, q_rows)
                 dk_all = dk_rows if dk_all is None else dk_all.add_(dk_rows)
                 dr_all = dr_rows if dr_all is None else dr_all.add_(dr_rows)
             assert dk_all is not None
             assert dr_all is not None
-            dk[place] = (dk_all * back).to(k.dtype)
-            dr[place] = dr_all * unit
+            dk[index] = (dk_all * back).to(k.dtype)
+            dr[index] = dr_all * unit
         return dq[:steps], dk[:steps], dr[:steps], None
 
 
 def buckets(lengths: Sequence[int]) -> list[list[int]]:
-    """Group the utterances that have steps by like length; each appears in exactly one bucket."""
+    """Group the utterances that have steps by similar length; each is in exactly one bucket."""
     groups: list[list[int]] = []
     longest = 0
     for u in sorted((u for u in range(len(lengths)) if lengths[u] > 0), key=lambda u: -lengths[u]):
@@ -274,8 +280,8 @@ def buckets(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _places(lengths: Sequence[int], device: torch.device) -> list[Tensor]:
-    """Per bucket the row numbers [b, M] of its utterances' steps; T where a place is padding."""
+def _bucket_indices(lengths: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Per bucket the row numbers [b, M] of its utterances' steps; T stands for padding."""
     length = np.asarray(lengths, dtype=np.int64)
     start = np.cumsum(length) - length
     tables = []
@@ -284,22 +290,22 @@ def _places(lengths: Sequence[int], device: torch.device) -> list[Tensor]:
         tables.append(np.where(step < length[bucket, None], start[bucket, None] + step, length.sum()))
     if not tables:
         return []
-    # All of them in one transfer.
+    # One transfer to the device for all buckets.
     parts = to_device_async(np.concatenate([t.ravel() for t in tables]), device).split(
         [t.size for t in tables]
     )
     return [part.view(t.shape) for part, t in zip(parts, tables, strict=True)]
 
 
-def _row_chunks(place: Tensor) -> list[slice]:
-    """Rows of a bucket [b, M] to take at a time: all of them, unless its one utterance is very long."""
-    count, longest = place.shape
+def _row_chunks(index: Tensor) -> list[slice]:
+    """Chunks of the M rows of a bucket [b, M]: several only if its single utterance is very long."""
+    count, longest = index.shape
     height = max(1, BUCKET_SCORES // (count * longest))
     return [slice(first, first + height) for first in range(0, longest, height)]
 
 
 def _attention(q: Tensor, k: Tensor, padding: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) over real columns: `q` [b, R, D], `k` [b, M, D] -> [b, R, M]."""
+    """softmax(q k^T / sqrt(D)) without padded columns: `q` [b, R, D], `k` [b, M, D] -> [b, R, M]."""
     scores = _product(q, k.mT)
     mask = torch.zeros_like(padding, dtype=scores.dtype).masked_fill_(padding, float("-inf"))
     torch.add(mask[:, None], scores, alpha=1.0 / math.sqrt(q.shape[-1]), out=scores)
@@ -307,7 +313,7 @@ def _attention(q: Tensor, k: Tensor, padding: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Batched matrix product, in at least float32 although `a` and `b` may be half precision."""
+    """Batched matrix product in at least float32, also of half-precision `a` and `b`."""
     if a.itemsize >= 4:
         return torch.bmm(a, b)
     if a.device.type == "cpu":
@@ -319,7 +325,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _fused(q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
-    from awtpn.model.attention_triton import Fused  # imports Triton, which builds of torch for CPUs lack
+    from awtpn.model.attention_triton import Fused  # imports Triton, which CPU builds of torch lack
 
     return Fused.apply(q, k, r, lengths)
 

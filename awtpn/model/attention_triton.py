@@ -1,17 +1,17 @@
-"""The reliability attention as fused CUDA kernels: nothing of size M x M, and no value matrix, is formed.
+"""The reliability attention as fused CUDA kernels, without an M x M matrix or a value matrix in memory.
 
-A value here is one scalar per step, so what streams past a block of rows is keys and reliabilities alone,
-under an online softmax (Milakov and Gimelshein, 2018). Forward keeps two numbers per step: the spread
-w = A r and the rows' log-sum-exp. Backward computes the scores again from them, as in
-`awtpn.model.attention.Recomputed`: with dS_ij = g_i A_ij (r_j - w_i),
+The values are one scalar per step, so a program reads only keys and reliabilities for its block of rows, with
+an online softmax (Milakov and Gimelshein, 2018). Forward keeps two numbers per step: w = A r and the row's
+log-sum-exp. From them backward computes the scores again, as in `awtpn.model.attention.Recomputed`: with
+dS_ij = g_i A_ij (r_j - w_i),
 
     dq_i = sum_j dS_ij k_j / sqrt(D)     dk_j = sum_i dS_ij q_i / sqrt(D)     dr_j = sum_i g_i A_ij,
 
-in one kernel over blocks of rows and one over blocks of columns: no atomics, so results are the same bits
-each time. All utterances of a batch share a launch; a table of tiles, made on the host, says where each
-block begins and where its utterance does and ends. Scores, softmax and sums are float32 whatever q and k are.
+in one kernel over blocks of rows and one over blocks of columns. They use no atomics, so results are
+bit-exact. One launch serves all utterances of a batch; a table of tiles, made on the host, holds where each
+block and its utterance begin and end. Scores, softmax and sums are float32 for any dtype of q and k.
 
-Imported only where Triton is installed (CUDA builds of torch bring it).
+Imported only where Triton is installed (CUDA builds of torch include it).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from torch import Tensor
 
 from awtpn.model.device import to_device_async
 
-# exp(x) = exp2(LOG2_E x): GPUs have exp2 alone.
+# exp(x) = exp2(LOG2_E x): GPUs have an instruction for exp2 only.
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a kernel cuts its work: a program owns `own` steps and walks over `other` steps at a time."""
+    """Block sizes: a program owns a block of `own` steps and loops over blocks of `other` steps."""
 
     own: int
     other: int
@@ -45,17 +45,17 @@ class Tiling:
 
 
 def tiling(dim: int, dtype: torch.dtype) -> Tiling:
-    """Tiles whose operands fit the registers and the 99 KiB of shared memory of every GPU since sm_80."""
-    if dtype == torch.float32:  # without tensor cores: the threads multiply themselves
+    """Tiles that fit into the registers and the 99 KiB of shared memory of every GPU since sm_80."""
+    if dtype == torch.float32:  # not on tensor cores, so operands take more registers
         return Tiling(32, 32, 4, 1) if dim <= 64 else Tiling(32, 16, 8, 1)
     return Tiling(64, 64, 4 if dim <= 64 else 8, 2)
 
 
 def make_tiles(lengths: Sequence[int], size: int) -> NDArray[np.int32]:
-    """The blocks of at most `size` steps that utterances are cut into: [tiles, 3] of (start, end, first).
+    """Cut utterances into blocks of at most `size` steps: [tiles, 3] of (start, end, first).
 
-    `start` and `end` bound the utterance's steps in the batch, `first` is where the block begins. Blocks of
-    long utterances come first, since they take longest. An utterance without steps has none.
+    `start` and `end` are the bounds of the utterance's steps in the batch, `first` is the block's first step.
+    Blocks of long utterances come first, since they take longest. An utterance without steps has none.
     """
     length = np.asarray(lengths, dtype=np.int64)
     end = np.cumsum(length)
@@ -68,29 +68,29 @@ def make_tiles(lengths: Sequence[int], size: int) -> NDArray[np.int32]:
 
 
 class Fused(torch.autograd.Function):
-    """`plain` by the kernels below: `q`, `k` [T, D], D <= 256, half precision or float32; `r` [T] float32."""
+    """The kernels as an autograd function: `q`, `k` [T, D], D <= 256, half or float32; `r` [T] float32."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
         q, k, r = q.contiguous(), k.contiguous(), r.contiguous()
         tiles = to_device_async(make_tiles(lengths, tiling(q.shape[1], q.dtype).own), q.device)
-        spread, norm = torch.empty_like(r), torch.empty_like(r)
-        launch(spread_kernel, q, tiles, (q, k, r, spread, norm))
-        ctx.save_for_backward(q, k, r, spread, norm, tiles)
-        return spread
+        w, norm = torch.empty_like(r), torch.empty_like(r)
+        launch(forward_kernel, q, tiles, (q, k, r, w, norm))
+        ctx.save_for_backward(q, k, r, w, norm, tiles)
+        return w
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, r, spread, norm, tiles = ctx.saved_tensors
+        q, k, r, w, norm, tiles = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         dq, dk, dr = torch.empty_like(q), torch.empty_like(k), torch.empty_like(r)
-        launch(query_gradient_kernel, q, tiles, (q, k, r, spread, norm, gradient, dq))
-        launch(key_gradient_kernel, q, tiles, (q, k, r, spread, norm, gradient, dk, dr))
+        launch(query_gradient_kernel, q, tiles, (q, k, r, w, norm, gradient, dq))
+        launch(key_gradient_kernel, q, tiles, (q, k, r, w, norm, gradient, dk, dr))
         return dq, dk, dr, None
 
 
 def launch(kernel: Any, q: Tensor, tiles: Tensor, tensors: tuple[Tensor, ...]) -> None:
-    """Run `kernel`, one program per tile, on the stream of q's device."""
+    """Run `kernel`, one program per tile, on the current CUDA stream of q's device."""
     if not len(tiles):
         return
     dim = q.shape[1]
@@ -106,7 +106,7 @@ def launch(kernel: Any, q: Tensor, tiles: Tensor, tensors: tuple[Tensor, ...]) -
 
 
 def constants(dim: int, dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
-    """What a kernel is compiled for; none of it depends on a batch's lengths."""
+    """The kernel's compile-time constants; none depends on a batch's lengths, so nothing is recompiled."""
     shape = tiling(dim, dtype)
     return {
         "D": dim,
@@ -118,7 +118,7 @@ def constants(dim: int, dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
 
 
 def options(dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """How a kernel is compiled."""
+    """Triton's compile options."""
     shape = tiling(dim, dtype)
     return {"num_warps": shape.warps, "num_stages": shape.stages, "enable_fp_fusion": True}
 
@@ -127,7 +127,7 @@ def options(dim: int, dtype: torch.dtype) -> dict[str, Any]:
 def load_steps(table, steps, end, D: tl.constexpr, D_PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows `steps` of `table` [T, D] as [steps, D_PADDED]; zero beyond `end` and beyond D."""
     features = tl.arange(0, D_PADDED)
-    # A batch may hold more than 2^31 values.
+    # int64: a batch may hold more than 2^31 values.
     places = table + steps.to(tl.int64)[:, None] * D + features[None, :]
     return tl.load(places, mask=(steps[:, None] < end) & (features[None, :] < D), other=0.0)
 
@@ -141,7 +141,7 @@ def store_steps(table, steps, end, values, D: tl.constexpr, D_PADDED: tl.constex
 
 
 @triton.jit
-def spread_kernel(  # type: ignore[no-untyped-def]
+def forward_kernel(  # type: ignore[no-untyped-def]
     q,
     k,
     r,
@@ -155,7 +155,7 @@ def spread_kernel(  # type: ignore[no-untyped-def]
     OTHER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """w_i and the base-2 log-sum-exp of row i's scores, for the rows of one tile."""
+    """w_i, into `spread`, and the base-2 log-sum-exp of row i's scores, into `norm`, for one tile of rows."""
     tile = tiles + 3 * tl.program_id(0)
     start, end, first = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     rows = first + tl.arange(0, OWN)
@@ -196,7 +196,7 @@ def query_gradient_kernel(  # type: ignore[no-untyped-def]
     OTHER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dq_i for the rows of one tile."""
+    """dq_i for one tile of rows."""
     tile = tiles + 3 * tl.program_id(0)
     start, end, first = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     rows = first + tl.arange(0, OWN)
@@ -204,8 +204,8 @@ def query_gradient_kernel(  # type: ignore[no-untyped-def]
     g = tl.load(gradient + rows, mask=rows < end, other=0.0)
     w = tl.load(spread + rows, mask=rows < end, other=0.0)
     n = tl.load(norm + rows, mask=rows < end, other=0.0)
-    # A and r are about 1 / M each and g may be anything: their product has no room in float16. So dS is
-    # taken M times as large and without g.
+    # dS = g A (r - w), and A and r are about 1 / M each: dS may underflow or overflow float16. So compute
+    # M dS / g, and multiply by g / M at the end.
     steps = (end - start).to(tl.float32)
     result = tl.zeros([OWN, D_PADDED], tl.float32)
     for column in range(start, end, OTHER):
@@ -237,13 +237,13 @@ def key_gradient_kernel(  # type: ignore[no-untyped-def]
     OTHER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dk_j and dr_j for the columns of one tile."""
+    """dk_j and dr_j for one tile of columns."""
     tile = tiles + 3 * tl.program_id(0)
     start, end, first = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     columns = first + tl.arange(0, OWN)
     k_columns = load_steps(k, columns, end, D, D_PADDED)
     reliability = tl.load(r + columns, mask=columns < end, other=0.0)
-    # As for dq, but g belongs to the rows that are summed over: it is divided by its largest.
+    # As for dq, but the sum runs over g's rows, so g cannot be left out: divide it by max |g| instead.
     steps = (end - start).to(tl.float32)
     sizes = tl.zeros([OTHER], tl.float32)
     for row in range(start, end, OTHER):

@@ -1,4 +1,4 @@
-"""Which device, and small things on their way to it without waiting for it."""
+"""Choose a device; copy small arrays to it without waiting for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def resolve_device(name: torch.device | str) -> torch.device:
-    """The device of a name such as "cpu", "cuda" or "cuda:1".
+    """The device that a name such as "cpu", "cuda" or "cuda:1" stands for.
 
     Raises:
         ValueError: there is no such device here.
@@ -31,10 +31,10 @@ def resolve_device(name: torch.device | str) -> torch.device:
 def to_device_async(
     values: NDArray[Any] | Sequence[float], device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """An array as a tensor on `device`; its dtype is the array's own unless another is asked for.
+    """Copy an array into a tensor on `device`; `dtype` defaults to the array's.
 
-    From pageable memory a copy to a GPU would wait until the device has done all that was asked of it before.
-    From page-locked memory it joins the queue, and PyTorch keeps the memory until it is done.
+    A copy from pageable memory to a GPU waits until the GPU has finished all earlier work. A copy from
+    page-locked memory is queued instead, and PyTorch keeps that memory until the copy is done.
     """
     tensor = torch.as_tensor(values, dtype=dtype)
     if device.type == "cuda":

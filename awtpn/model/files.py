@@ -1,7 +1,7 @@
-"""The files of a model: weights, card and checksums; read only as far as they are what they say.
+"""The files of a model: weights, card and checksums. Read them and check that they are intact.
 
-A checkpoint has the checksums of its files in `checkpoint.json`, a model to share in `checksums.json`. A
-model may come from anywhere: what its card asks for is compared with the weights before memory is taken.
+A checkpoint keeps the checksums of its files in `checkpoint.json`, an export in `checksums.json`. A model may
+come from an untrusted source, so every field is checked before it is used.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
 README_FILE = "README.md"
 CHECKSUMS_FILE = "checksums.json"
-# Of a checkpoint besides: Adam's moments, and the position, with the fingerprints of FILES.
+# A checkpoint also has Adam's moments, and a state: the position in training, and the checksums of FILES.
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
 FILES = (WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE)
 STEP = re.compile(r"step-(\d{8,15})")
 
-# Widths and counts of a network: beyond any, and products of them do not overflow.
+# Upper limit of widths and counts in a card. Products of two of them do not overflow.
 LARGEST = 1 << 24
 
 
@@ -47,16 +47,16 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Write `checksums.json` of these files of a folder. The README is not among them: people edit it."""
+    """Write `checksums.json` for these files of a folder. Leave the README out: users edit it."""
     files = {name: fingerprint(folder / name) for name in names}
     (folder / CHECKSUMS_FILE).write_text(json_text({"format_version": 1, "files": files}, indent=1) + "\n")
 
 
 def check_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Compare files of a model with its `checksums.json`; early exports have none.
+    """Compare files of a model with its `checksums.json`. Exports of early versions have none.
 
     Raises:
-        ValueError: one is not as it was exported; names it.
+        ValueError: a file differs; names it.
     """
     path = folder / CHECKSUMS_FILE
     if not path.is_file():
@@ -64,38 +64,48 @@ def check_checksums(folder: Path, names: Iterable[str]) -> None:
     record = read_json(path)
     files = parse_files(record.get("files") if isinstance(record, dict) else None, str(path))
     if altered := find_altered(folder, files, names, "exported"):
-        raise ValueError(f"{altered}; export it again, or, if you changed it yourself, remove {path}")
+        raise ValueError(f"{altered}; export the model again, or, if you changed it yourself, remove {path}")
 
 
 def parse_files(record: Any, at: str) -> dict[str, dict[str, Any]]:
-    """The size and SHA-256 of files, by name.
+    """Check a record of sizes and SHA-256 hashes by file name, and return it.
 
     Raises:
-        ValueError: a name that could lead out of the folder, or what is no size or hash.
+        ValueError: a name could point outside the folder, or a size or hash is malformed; begins with `at`.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{at}: files are missing")
+        raise ValueError(f"{at}: the field files is missing")
     for name, entry in record.items():
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(f"{at}: files: {name!r:.60} is not a plain file name")
         size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         whole = isinstance(size, int) and not isinstance(size, bool) and size >= 0
         if not whole or not isinstance(digest, str) or not SHA256.fullmatch(digest):
-            raise ValueError(f"{at}: files.{name}: no size and hash of 64 hexadecimal digits")
+            raise ValueError(f"{at}: files.{name} has no size, or no hash of 64 hexadecimal digits")
     return record
 
 
 def find_altered(
-    folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str], was: str
+    folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str], action: str
 ) -> str | None:
-    """What is wrong with the first of `names` that is missing or differs from `files`; None if nothing is."""
+    """Compare files of a folder with their recorded sizes and hashes.
+
+    Args:
+        folder: that holds the files.
+        files: of `parse_files`.
+        names: of the files to compare.
+        action: how they were written, for the message: "saved" or "exported".
+
+    Returns:
+        What is wrong with the first file that is missing or differs; None if all match.
+    """
     for name in names:
         if name not in files:
             return f"{folder}: {name} has no checksum"
         if not (folder / name).is_file():
-            return f"{folder} is not whole: {name} is missing"
+            return f"{folder} is incomplete: {name} is missing"
         if fingerprint(folder / name) != {key: files[name][key] for key in ("bytes", "sha256")}:
-            return f"{folder / name} is not the file that was {was}: its size or sha256 differs"
+            return f"{folder / name} is not the file that was {action}: its size or sha256 differs"
     return None
 
 
@@ -103,10 +113,10 @@ def find_altered(
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a model, whose sizes and names can be relied on.
+    """Read a model's card and check its sizes and names.
 
     Raises:
-        ValueError: it is of no model of this format, or a field is missing or impossible. One line.
+        ValueError: it has another format, or a field is missing or out of range. One line.
     """
     path = folder / CARD_FILE
     card = read_json(path)
@@ -132,10 +142,10 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a `.safetensors` file, of which no more than the header is read.
+    """The shape of every tensor of a `.safetensors` file; reads only its header.
 
     Raises:
-        ValueError: it is no such file, or damaged.
+        ValueError: it is not such a file, or damaged.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -148,7 +158,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a `.safetensors` file, on the CPU.
 
     Raises:
-        ValueError: it is no such file, or damaged.
+        ValueError: it is not such a file, or damaged.
     """
     try:
         return load_file(path)
@@ -157,7 +167,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: no safetensors file, or a damaged one ({' '.join(str(error).split()):.200})")
+    return ValueError(f"{path} is damaged or not a safetensors file ({' '.join(str(error).split()):.200})")
 
 
 def _is_size(value: Any) -> bool:
@@ -168,7 +178,7 @@ def _is_size(value: Any) -> bool:
 
 
 def identity(folder: Path) -> dict[str, Any] | None:
-    """Which weights a checkpoint holds: step and sha256 of the weights; None where nothing records them."""
+    """Which weights a checkpoint holds: their step and sha256; None if that is not recorded."""
     try:
         state = read_json(folder / STATE_FILE)
         return {"step": state["position"]["step"], "sha256": state["files"][WEIGHTS_FILE]["sha256"]}
@@ -177,74 +187,82 @@ def identity(folder: Path) -> dict[str, Any] | None:
 
 
 def model_folder(run_dir: Path) -> Path | None:
-    """The checkpoint that a run is judged by: its best, or else its latest one; None where it has neither."""
+    """A run's best checkpoint, or else its latest one; None if it has neither."""
     root = run_dir / "checkpoints"
     found = ((root / name).resolve() for name in ("best", "latest") if (root / name / CARD_FILE).is_file())
     return next(found, None)
 
 
 def step_folders(root: Path) -> list[Path]:
-    """The folders of checkpoints, by their step; what others put beside them is not ours to touch."""
+    """The folders of checkpoints in `root`, in order of their steps; ignores anything else there."""
     found = [folder for folder in root.glob("step-*") if STEP.fullmatch(folder.name) and folder.is_dir()]
     return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def find_corruption(folder: Path, names: Sequence[str] = FILES) -> str | None:
-    """Why the files of a checkpoint cannot be used, naming one; None if all are whole and as they were saved.
+    """Why a checkpoint cannot be used, naming the file; None if all files are as they were saved.
 
-    With `names`, only these files are looked at: evaluating takes no moments.
+    Args:
+        folder: of the checkpoint.
+        names: the files to check; evaluating, for example, needs no Adam moments.
     """
     path = folder / STATE_FILE
-    if not path.exists() and (other := _other_than_checkpoint(folder)):
-        return other
+    if not path.exists() and (hint := _hint_export_or_run(folder)):
+        return hint
     try:
         files = parse_files(read_state(folder).get("files"), path.name)
     except (OSError, ValueError) as error:
-        told = str(error).removeprefix(f"{path}: ")
-        return f"{folder} is no whole checkpoint: {path.name} cannot be read ({told})"
+        reason = str(error).removeprefix(f"{path}: ")
+        return f"{folder} is not a complete checkpoint: {path.name} cannot be read ({reason})"
     for name in names:
         if name not in files or not (folder / name).is_file():
-            return f"{folder} is no whole checkpoint: {name} is missing"
+            return f"{folder} is not a complete checkpoint: {name} is missing"
     return find_altered(folder, files, names, "saved")
 
 
-def _other_than_checkpoint(folder: Path) -> str | None:
-    """What to do with a folder that is an export, or a run, and no checkpoint; None where it is neither."""
-    has = [(folder / name).is_file() for name in FILES]
-    if has == [name != OPTIMIZER_FILE for name in FILES]:
+def _hint_export_or_run(folder: Path) -> str | None:
+    """What to do if `folder` is an export or a run instead of a checkpoint; None if it is neither."""
+    present = [(folder / name).is_file() for name in FILES]
+    if present == [name != OPTIMIZER_FILE for name in FILES]:
         return (
-            f"{folder} is an export, which has no optimizer state to go on with: start from its weights with "
+            f"{folder} is an export, which has no optimizer state to resume: start from its weights with "
             f"--run.init_from {quote(str(folder))}"
         )
     if steps := step_folders(folder / "checkpoints"):
-        return f"{folder} is a run and no checkpoint: name one of its checkpoints, such as {steps[-1]}"
+        return f"{folder} is a run, not a checkpoint: name one of its checkpoints, such as {steps[-1]}"
     return None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's `checkpoint.json`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or of another format version.
+    """
     state = read_json(folder / STATE_FILE)
     if not isinstance(state, dict) or state.get("format_version") != 1:
-        raise ValueError(f"{folder / STATE_FILE}: not of a checkpoint of format version 1")
+        raise ValueError(f"{folder / STATE_FILE}: not a checkpoint of format version 1")
     return state
 
 
 def newest_intact(
     root: Path,
-    all_but: Path | None = None,
+    exclude: Path | None = None,
     find_problem: Callable[[Path], str | None] = find_corruption,
 ) -> Path | None:
-    """The newest checkpoint in `root` without a problem, `all_but` excepted; None where there is none."""
-    others = (other for other in reversed(step_folders(root)) if other != all_but)
+    """The newest checkpoint in `root`, except `exclude`, in which `find_problem` finds none; else None."""
+    others = (other for other in reversed(step_folders(root)) if other != exclude)
     return next((other for other in others if find_problem(other) is None), None)
 
 
 def find_model(path: Path) -> Path:
-    """The model that `path` means: an export or checkpoint folder itself, or a run's best checkpoint.
+    """The folder of the model at `path`: an export or checkpoint itself, or a run's best checkpoint.
 
-    A path that does not exist but looks like "user/model" is fetched from the Hugging Face Hub.
+    If `path` does not exist and has the form "user/model", download it from the Hugging Face Hub.
 
     Raises:
-        ValueError: there is none; says what was looked for. Or it is not as it was saved or exported.
+        ValueError: there is no model (says where it was searched), or a file differs from its checksum.
     """
     path = locate(path, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,))
     candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "latest"]
@@ -254,10 +272,11 @@ def find_model(path: Path) -> Path:
         folder = folder.resolve()
         refuse_pointer(folder / WEIGHTS_FILE)
         if (folder / STATE_FILE).exists() and (wrong := find_corruption(folder, (WEIGHTS_FILE, CARD_FILE))):
-            sound = newest_intact(folder.parent, all_but=folder)
-            raise ValueError(wrong + (f"; {sound} is whole: name that instead" if sound else ""))
+            intact = newest_intact(folder.parent, exclude=folder)
+            raise ValueError(wrong + (f"; {intact} is intact: name that instead" if intact else ""))
         check_checksums(folder, (WEIGHTS_FILE, CARD_FILE))
         return folder
     raise ValueError(
-        f"{path} is no run, checkpoint or export: none of {', '.join(map(str, candidates))} has {CARD_FILE}"
+        f"{path} is not a run, checkpoint or export: none of "
+        f"{', '.join(map(str, candidates))} has {CARD_FILE}"
     )

@@ -1,6 +1,6 @@
-"""Utterances for which a model computes NaN or infinity: they are named, and nothing is concluded from them.
+"""Find utterances for which the model computes NaN or infinity, and raise an error that names them.
 
-`argmax` of NaN is class 0, so such utterances would count as answered.
+Without this check they would enter the metrics: the `argmax` of NaN is class 0.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SHOWN = 8
-PENDING = 64  # batches whose flags stay on the device, so that not every batch waits for it
+SHOWN = 8  # utterances that an error message names
+PENDING = 64  # batches between two copies of their flags to the host, each of which waits for the device
 
 
 class NotFiniteError(ValueError):
-    """The model computes values that are not finite; raised on every rank alike."""
+    """The model's outputs are NaN or infinite. In an evaluation all ranks raise it."""
 
 
 class FiniteOutputs:
-    """Collects the utterances whose outputs are not finite, over the batches of an evaluation."""
+    """Collects, over the batches of an evaluation, the utterances whose outputs are NaN or infinite."""
 
     def __init__(self) -> None:
         self.count = self.seen = 0
-        self.names: list[str] = []  # the first ones of this rank
+        self.names: list[str] = []  # keys of this rank's first SHOWN such utterances
         self._pending: list[tuple[Sequence[str], Tensor]] = []
 
     def add(self, keys: Sequence[str], outputs: Tensor) -> None:
-        """Look at a batch: the names of its utterances, and their outputs [B, ...] on the device."""
+        """Add a batch: the keys of its B utterances, and their outputs [B, ...] on the device."""
         self._pending.append((keys, outputs.detach().flatten(1).isfinite().all(1)))
         if len(self._pending) >= PENDING:
             self._flush()
@@ -45,32 +45,32 @@ class FiniteOutputs:
         self._pending = []
 
     def check(self, all_gather_object: Callable[[Any], list[Any]], where: str) -> None:
-        """Every rank calls it after its last batch.
+        """Raise if any rank has such utterances. Collective: every rank calls it after its last batch.
 
         Args:
             all_gather_object: `World.all_gather_object`: the value of every rank, on every rank.
             where: the utterances' dataset and split, for the message.
 
         Raises:
-            NotFiniteError: some rank has such utterances; on every rank, with the first names.
+            NotFiniteError: on every rank; names the first utterances.
         """
         self._flush()
-        everyone = all_gather_object((self.count, self.seen, self.names))
-        count, seen = (sum(of_rank[i] for of_rank in everyone) for i in (0, 1))
+        gathered = all_gather_object((self.count, self.seen, self.names))
+        count, seen = (sum(of_rank[i] for of_rank in gathered) for i in (0, 1))
         if count:
-            names = [name for of_rank in everyone for name in of_rank[2]]
-            raise NotFiniteError(f"{where}: {told(names, count, seen)}")
+            names = [name for of_rank in gathered for name in of_rank[2]]
+            raise NotFiniteError(f"{where}: {describe_not_finite(names, count, seen)}")
 
 
-def told(names: Sequence[str], count: int, seen: int) -> str:
-    """What is wrong with `count` of `seen` utterances, of which some names are known, and what to do."""
+def describe_not_finite(names: Sequence[str], count: int, seen: int) -> str:
+    """The error message for `count` of `seen` utterances, of which `names` are some, and the fix."""
     shown = ", ".join(names[:SHOWN]) + (f" and {count - SHOWN} more" if count > SHOWN else "")
     fix = (
         "the model itself may be broken: take an earlier checkpoint, or train again with a lower optim.lr"
         if count == seen > 1
-        else "look for huge values in their features, mend them, or pack the dataset without them"
+        else "look for huge values in their features, correct them, or pack the dataset without them"
     )
     return (
-        f"the model's outputs for {count} of {seen} utterances are NaN or infinite, which is no answer: "
-        f"{shown}; {fix}"
+        f"the model's outputs for {count} of {seen} utterances are NaN or infinite, so they have no "
+        f"prediction: {shown}; {fix}"
     )

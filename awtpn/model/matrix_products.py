@@ -1,13 +1,13 @@
-"""Matrix products that repeat bit for bit: ask the math library for them, and measure whether they do.
+"""Bit-exact matrix products on CPUs: request them from the math library, and measure whether they are.
 
-On x86 PyTorch multiplies float32 and float64 matrices with Intel's MKL. On AMD processors the kernels that
-MKL uses by default add up the terms of a product in another order when an operand begins at another address
-modulo 64 bytes, so the same values give other last bits. MKL's reproducible mode, the environment variable
-MKL_CBWR, ends that. Measured on an AMD EPYC of family 26: both modes use AVX2 instructions and take the same
-time. On Intel processors the mode was not measured, and is not set.
+On x86, PyTorch multiplies float32 and float64 matrices with Intel's MKL. On AMD processors MKL's default
+kernels sum a product's terms in an order that depends on the operands' addresses modulo 64 bytes, so the same
+values can give different last bits. MKL's reproducible mode, the environment variable MKL_CBWR, prevents
+that. Measured on an AMD EPYC of family 26, both modes use AVX2 instructions and take the same time. On Intel
+processors the mode was not measured and is not set.
 
-MKL reads the variable once, before its first product. `awtpn/__init__.py` therefore sets it before it imports
-torch, and this module imports torch only in the functions that multiply.
+MKL reads the variable once, before its first product. So `awtpn/__init__.py` sets it before it imports torch,
+and this module imports torch only in the functions that multiply.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ VARIABLE = "MKL_CBWR"
 REPEATABLE = "AUTO,STRICT"
 AMD = ("AuthenticAMD", "HygonGenuine")
 
-# (M, K, N): narrower and wider than a vector register, and at the sizes of the model's own products.
+# (M, K, N) of the test products: narrower and wider than a vector register, and sizes that the model uses.
 SHAPES = ((5, 6, 5), (40, 6, 40), (33, 64, 33), (70, 33, 1), (120, 256, 120))
-# Where operands begin, in bytes after an address that 64 divides; all of them are addresses of a float64.
+# Addresses of the test operands modulo 64 bytes; all are multiples of 8, as float64 requires.
 ALIGNMENTS = (0, 8, 16, 40)
 DTYPES = ("float32", "float64", "bfloat16")
 
@@ -40,18 +40,18 @@ def request_repeatable_products(
     modules: Collection[str] = sys.modules,
     processor: str | None = None,
 ) -> bool:
-    """Ask MKL for products of the same bits at any alignment, on AMD processors.
+    """On AMD processors, set MKL_CBWR so that products are bit-exact at any alignment.
 
-    The variable stays as it is where it is set already, even to nothing, and where torch is loaded: then the
-    process is another program's, and MKL may have read the variable.
+    Changes nothing if the variable is set already, even to "", or if torch is loaded already: MKL may have
+    read the variable, and the process belongs to another program.
 
     Args:
-        environment: of this process; its child processes inherit the variable.
-        modules: names of the modules that are loaded.
-        processor: what the system says of the processor; None asks it.
+        environment: of this process; child processes inherit the variable.
+        modules: names of the loaded modules.
+        processor: the system's description of the processor; None: read it.
 
     Returns:
-        Whether the variable was set.
+        Whether the variable was set by this call.
     """
     if VARIABLE in environment or "torch" in modules:
         return False
@@ -62,7 +62,7 @@ def request_repeatable_products(
 
 
 def _processor() -> str:
-    """What the system says of the first processor; its vendor is part of it."""
+    """The system's description of the first processor, which includes the vendor."""
     try:
         with Path("/proc/cpuinfo").open() as file:
             return file.read(1024)
@@ -71,11 +71,11 @@ def _processor() -> str:
 
 
 def largest_difference() -> float:
-    """Multiply copies of the same matrices at different alignments, on the CPU.
+    """Multiply copies of the same matrices at different alignments, on the CPU, in each of DTYPES.
 
     Returns:
         The largest difference of an element from the first such product, relative to that product's largest
-        element; 0.0 if all products are the same bits. Of float32, float64 and bfloat16.
+        element; 0.0 if all products have the same bits.
     """
     import torch
 
@@ -95,19 +95,19 @@ def largest_difference() -> float:
     return worst
 
 
-@functools.cache  # of a process: MKL's mode cannot change
+@functools.cache  # MKL's mode cannot change within a process
 def products_repeat() -> bool:
-    """This process's matrix products on the CPU are the same bits wherever in memory their operands are."""
+    """Whether this process's matrix products on the CPU are bit-exact at any alignment of their operands."""
     return largest_difference() == 0.0
 
 
 def _products(a: Tensor, b: Tensor, at_a: int, at_b: int) -> Iterator[Tensor]:
-    """The kinds of products that the model and its gradients consist of: `a` [M, K], `b` [N, K]."""
+    """The kinds of products that the model and its gradients use, of `a` [M, K] and `b` [N, K]."""
     import torch
 
-    x, y, turned = _copy_at(a, at_a), _copy_at(b, at_b), _copy_at(b.T.contiguous(), at_b)
+    x, y, transposed = _copy_at(a, at_a), _copy_at(b, at_b), _copy_at(b.T.contiguous(), at_b)
     yield torch.mm(x, y.T)
-    yield torch.mm(x, turned)
+    yield torch.mm(x, transposed)
     yield torch.mm(x.T, x)
     yield torch.mv(x, y[0])
     yield torch.addmm(y[:, 0], x, y.T)
@@ -115,16 +115,16 @@ def _products(a: Tensor, b: Tensor, at_a: int, at_b: int) -> Iterator[Tensor]:
 
 
 def _copy_at(values: Tensor, offset: int) -> Tensor:
-    """A copy of `values` that begins `offset` bytes after an address that 64 divides."""
+    """A copy of `values` whose address modulo 64 is `offset`."""
     import torch
 
-    room = torch.empty(values.nbytes + 128, dtype=torch.uint8)
-    start = -room.data_ptr() % 64 + offset
-    return room[start : start + values.nbytes].view(values.dtype).view(values.shape).copy_(values)
+    buffer = torch.empty(values.nbytes + 128, dtype=torch.uint8)
+    start = -buffer.data_ptr() % 64 + offset
+    return buffer[start : start + values.nbytes].view(values.dtype).view(values.shape).copy_(values)
 
 
 def describe(difference: float) -> str:
-    """One line for people on a `largest_difference`, and where it is not 0 what may end it."""
+    """Describe a `largest_difference` in one line, and a possible fix in a second one if it is not 0."""
     if difference == 0.0:
         return "matrix products repeat bit for bit: yes"
     import torch
@@ -134,5 +134,7 @@ def describe(difference: float) -> str:
         "alignment differs)"
     )
     if torch.backends.mkl.is_available() and os.environ.get(VARIABLE) != REPEATABLE:
-        line += f"\n  if the last bits matter, set {VARIABLE}={REPEATABLE} in the environment of every rank"
+        line += (
+            f"\n  if you need bit-exact runs, set {VARIABLE}={REPEATABLE} in the environment of every rank"
+        )
     return line

@@ -1,4 +1,4 @@
-"""The model card that goes with shared weights: what it is, what it is for, how good, and its limits."""
+"""The model card, README.md beside shared weights: description, use, results, training data, limits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from shards.safe_io.printable import printable
 
 LIBRARY = "awtpn"
 TAGS = ("emotion-recognition", "multimodal", "audio", "video", "prototypes", "safetensors")
-# Our figures' names on the hub, whose metrics are lists of known words.
+# Our metrics -> the hub's names for them; the hub knows only a fixed list.
 METRICS = {"w-ACC": "accuracy", "w-F1": "f1", "UA": "recall", "macro-F1": "f1"}
 
 
 def render_card(card: Mapping[str, Any], name: str = "AWTPN") -> str:
-    """README.md of a model: YAML front matter that the hub reads, and text for people.
+    """README.md of a model: YAML front matter for the hub, and text for readers.
 
     Args:
-        card: of `AWTPN.card`, with `dataset`, `results`, `licence` and `graph` where they are known; what
-            others may not see of it is left out.
+        card: of `AWTPN.card`, with `dataset`, `results`, `licence` and `graph` if known; only its public part
+            is used.
         name: of the model.
     """
     card = public_card(card)
@@ -43,11 +43,11 @@ def render_card(card: Mapping[str, Any], name: str = "AWTPN") -> str:
 
 
 def front_matter(card: Mapping[str, Any], name: str) -> str:
-    """The YAML block between ---, made by huggingface_hub."""
+    """The YAML block between --- lines, made by huggingface_hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
     role, figures = reported(card)
-    made_up = (card.get("provenance") or {}).get("format") == "demo"
+    synthetic = (card.get("provenance") or {}).get("format") == "demo"
     dataset = printable(card.get("dataset") or "unnamed")
     evaluations = [
         EvalResult(
@@ -67,7 +67,7 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
         library_name=LIBRARY,
         tags=list(TAGS),
         license=card.get("licence"),
-        datasets=None if made_up else [dataset],  # which the hub would make a link of
+        datasets=None if synthetic else [dataset],  # the hub links to a dataset of this name
         metrics=sorted(set(METRICS.values())),
         model_name=printable(name),
         eval_results=evaluations or None,
@@ -76,10 +76,10 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
 
 
 def reported(card: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The split that is reported ("test" before "val"), and its figures; none where nothing is known."""
-    known = card.get("results") or {}
-    role = next((r for r in ("test", "val") if r in known), None)
-    return role, known[role] if role else {}
+    """The split to report ("test", else "val"), and its metrics; (None, {}) without results."""
+    found = card.get("results") or {}
+    role = next((r for r in ("test", "val") if r in found), None)
+    return role, found[role] if role else {}
 
 
 # --- Sections ------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def usage(card: Mapping[str, Any]) -> str:
         f"{shapes}\n"
         f"answer = predictor.predict([{{{arrays}}}])[0]\n"
         "answer.label, answer.probabilities, answer.weights\n```\n\n"
-        "Features are what the model was trained on, not standardised: the model keeps the training "
-        "utterances' statistics and does that itself."
+        "Give the kind of features that the model was trained on, not standardized: the model standardizes "
+        "them with the statistics of its training utterances."
     )
 
 
@@ -121,7 +121,11 @@ def results(card: Mapping[str, Any]) -> str:
         return "This model was exported without results: it has not been evaluated."
     intervals = bootstrap_confusion(np.array(figures["confusion_matrix"], np.int64))
     paper = paper_metrics(str(card.get("dataset") or "")) or {}
-    split = "test" if role == "test" else "validation (which also chose the checkpoint, so they flatter it)"
+    split = (
+        "test"
+        if role == "test"
+        else "validation (which was also used to choose the checkpoint, so the figures are optimistic)"
+    )
     head = ["", "this model", "95 % interval"] + ["paper"] * bool(paper)
     rows = []
     for name in SUMMARY:
@@ -138,7 +142,7 @@ def results(card: Mapping[str, Any]) -> str:
     return (
         f"On {figures['utterances']:,} {split} utterances of {dataset}, per cent.{unknown} "
         "w-ACC: utterances that are right; w-F1: F1 averaged by class size; UA: mean recall. Intervals: "
-        f"{intervals['w-F1'].how}, without strata; they say nothing of other speakers or recordings.\n\n"
+        f"{intervals['w-F1'].how}, without strata; they do not cover other speakers or recordings.\n\n"
         + table(head, rows)
         + "\n\n"
         + table(["class", "precision", "recall", "F1", "utterances"], of_class)
@@ -146,35 +150,36 @@ def results(card: Mapping[str, Any]) -> str:
 
 
 def data(card: Mapping[str, Any]) -> str:
-    """What it was trained on, as far as the shards' manifest said."""
+    """The training data, and how the dataset's manifest says its features were made."""
     trained = f"Trained on {inline(card.get('dataset') or 'data whose name is not recorded')}."
-    known = card.get("provenance")
-    if not known:
+    provenance = card.get("provenance")
+    if not provenance:
         return f"{trained} How its features were made is not recorded."
-    told = block(json.dumps(known, indent=1), "json")
-    return f"{trained} How its features were made, as the manifest recorded it:\n\n{told}"
+    listing = block(json.dumps(provenance, indent=1), "json")
+    return f"{trained} How its features were made, from the dataset's manifest:\n\n{listing}"
 
 
 def files(card: Mapping[str, Any]) -> str:
     lines = [
         "- `model.safetensors`: weights, prototypes, and the feature statistics (`standardise.*`)",
         "- `config.json`: shape of the network, class names in label order, provenance, results",
-        "- `checksums.json`: size and SHA-256 of the others, which loading compares",
+        "- `checksums.json`: size and SHA-256 of the others, checked on loading",
     ]
     lines += [f"- {code(name)}: {inline(what)}" for name, what in (card.get("graph") or {}).items()]
     return "\n".join(lines)
 
 
-UNKNOWN_WEIGHTS = "It is not known whether they were measured on these very weights: nothing recorded that."
+UNKNOWN_WEIGHTS = "Nothing records whether they were measured with exactly these weights."
 INTENDED_USE = """Research on emotion recognition, and comparison with other methods on the same data. The
-reliability weights show which moments an answer rests on; look at them before trusting it."""
+reliability weights show which time steps a prediction is based on; check them before you trust it."""
 
-LIMITS = """- It names the emotion that the training data's annotators or actors would have named. It does not
-  know what anybody feels, and expression differs between people, cultures and situations.
-- Acted or scripted speech, a few speakers, one language or one kind of recording: figures measured there do
-  not carry over to others. Measure on your own data first, and per group of speakers.
-- Probabilities are those of the known classes; anything else is forced into one of them.
-- Features of another encoder, or of other settings of it, give answers that look as sure and mean nothing.
+LIMITS = """- The model predicts the label that annotators or actors of the training data would give. It
+  cannot know what a person feels, and people, cultures and situations differ in how they express emotions.
+- Results measured on acted or scripted speech, a few speakers, one language or one kind of recording do not
+  transfer to others. Evaluate on your own data first, and per group of speakers.
+- Probabilities cover only the known classes; any other emotion is assigned to one of them.
+- Features of another encoder, or of the same encoder with other settings, give confident predictions without
+  any meaning.
 - Not for decisions about people: hiring, policing, schooling, medical or credit decisions. Inferring emotions
   at work and in education is prohibited in the European Union (AI Act, Article 5)."""
 

@@ -1,7 +1,19 @@
-"""AWTPN: shared space -> prototype distances -> reliability weights -> fused emotion logits.
+"""The AWTPN network: shared space (SES) -> prototype distances (TPN) -> step weights (AWM) -> logits.
 
-Each class below is one block of the paper. Only the blocks that own parameters are called with plain
-tensors: DeepSpeed's ZeRO-3 gathers a block's parameters in hooks that see tensors, not dataclasses.
+B utterances have T time steps in all, packed one after another without padding, with F features each. D is
+the shared dim, C the number of classes, K that of prototypes per class. Per modality:
+
+- `SES`, shared space: `h = Dropout(ReLU(W x + b))`, [T, F] -> [T, D]
+- `TPN`, temporal prototypes (Eq. 6-8): `d2(t, c) = max(0, |h_t|^2 + |p_c|^2 - 2 h_t.p_c)` times the distance
+  scale, the minimum over a class's K prototypes: [T, D] -> [T, C]
+- `AWM`, adaptive weights (Eq. 15-18), within each utterance: `r = softmax_t(-min_c d2)`,
+  `w = softmax(Q K^T / sqrt(D)) r`, then `w / (sum_t w + 1e-8)`: [T, D] and [T, C] -> [T]
+
+Then over the modalities (Eq. 19-21): pooled `= sum_t w_t h_t` [B, D]; fused `= alpha_A * audio + beta_V *
+video` [B, D], by default 0.3 and 0.7; logits `= W fused + b` [B, C].
+
+The blocks that own parameters take and give plain tensors: the hooks in which DeepSpeed's ZeRO-3 gathers a
+block's parameters find tensors among its inputs and outputs, but not those within a dataclass.
 """
 
 from __future__ import annotations
@@ -21,6 +33,7 @@ from awtpn.model.files import (
     CARD_FILE,
     CHECKSUMS_FILE,
     WEIGHTS_FILE,
+    find_model,
     read_card,
     read_weights,
     weight_shapes,
@@ -29,28 +42,28 @@ from awtpn.model.files import (
 from awtpn.model.hub import locate
 from awtpn.model.model_card import LIBRARY, render_card
 from awtpn.model.privacy import public_card
-from awtpn.model.published_weights import translate
+from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig
 from shards import Ragged
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.json_text import json_text
 
-EPSILON = 1e-8  # of the weights' normalisation, as published
+EPSILON = 1e-8  # added to the sum that normalizes the weights, as in the published code
 
 
 @dataclass
-class StreamOutput:
-    """What the model found in one modality. T steps in all, B utterances, D shared dim, C classes.
+class ModalityOutput:
+    """The intermediate results of one modality: T steps in all, B utterances, D shared dim, C classes.
 
     Attributes:
         h: [T, D] steps in the shared space.
         distances: [T, C] scaled squared distance to each class's nearest prototype (Eq. 6-8).
         weights: [T] reliability weights, which sum to 1 within an utterance (Eq. 15-18).
-        pooled: [B, D] reliability-weighted sum of steps; zero for an utterance without this modality.
-        mean: [B, D] plain time mean, which the cross-modal losses compare.
+        pooled: [B, D] sum of the steps times their weights; zero for an utterance without this modality.
+        mean: [B, D] unweighted mean over the steps, which the cross-modal losses compare.
         present: [B] bool: the utterance has at least one step of this modality.
-        offsets: [B + 1] int64, where each utterance's steps begin.
+        offsets: [B + 1] int64: utterance u has the steps `offsets[u]` to `offsets[u + 1]`.
         utterance: [T] int64, the utterance that each step belongs to.
     """
 
@@ -66,22 +79,22 @@ class StreamOutput:
 
 @dataclass
 class ModelOutput:
-    """What the model says of B utterances, and what led to it.
+    """The logits of B utterances, and the intermediate results.
 
     Attributes:
-        logits: [B, C], float32 or wider; their softmax is the probabilities.
-        streams: by modality.
+        logits: [B, C], float32 or wider; their softmax gives the class probabilities.
+        streams: intermediate results by modality.
     """
 
     logits: Tensor
-    streams: dict[str, StreamOutput]
+    streams: dict[str, ModalityOutput]
 
 
 class Float32Buffers(nn.Module):
-    """A module whose buffers move with the model but never lose float32 precision.
+    """A module whose buffers follow the model to its device, but are never cast to half precision.
 
-    Engines cast whole modules to half precision; a feature mean of -18.4 or a slow moving average has no
-    room in bfloat16.
+    Engines cast whole modules to half precision. bfloat16 has 8 significant bits: too few for feature means
+    such as -18.4, and for moving averages that change by 1 % a step.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
@@ -94,10 +107,10 @@ class Float32Buffers(nn.Module):
         return self
 
 
-class Standardise(Float32Buffers):
-    """(x - mean) / std per feature, in float32, with the training utterances' statistics.
+class Standardize(Float32Buffers):
+    """(x - mean) / std per feature, in float32, with statistics of the training utterances.
 
-    Until `set_statistics` is called it is the identity, exactly.
+    The identity, bit for bit, until `set_statistics` is called.
     """
 
     mean: Tensor
@@ -109,71 +122,78 @@ class Standardise(Float32Buffers):
         self.register_buffer("std", torch.ones(dim))
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Take `mean` and `std` [D]; a feature that never varies keeps a divisor of 1."""
+        """Set `mean` and `std` [F]; a feature that is constant up to rounding is divided by 1."""
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [T, D] in any precision -> [T, D] in float32 or wider."""
+        """`x` [T, F] in any precision -> [T, F] in float32 or wider."""
         if x.device.type == "cpu":
-            # Here a subtraction of mixed types widens into memory of its own, fresh from the kernel: 8 times
-            # slower than in place.
-            widened = x.to(torch.promote_types(x.dtype, self.mean.dtype), copy=True).sub_(self.mean)
+            # On a CPU, x - mean of mixed dtypes writes to newly mapped memory: 8 times slower than in place.
+            centered = x.to(torch.promote_types(x.dtype, self.mean.dtype), copy=True).sub_(self.mean)
         else:
-            widened = x - self.mean  # one pass less over the largest tensor
-        return widened.mul_(self.std.reciprocal())
+            centered = x - self.mean  # casts and subtracts in one pass over the largest tensor
+        return centered.mul_(self.std.reciprocal())
 
 
 class SES(nn.Linear):
-    """Shared-space projection of one modality: `h = ReLU(W x + b)`; dropout follows in AWTPN."""
+    """Projection of one modality into the shared space: `h = ReLU(W x + b)`; AWTPN applies the dropout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [T, D_modality] -> [T, D], not negative."""
+        """`x` [T, F] -> [T, D], not negative."""
         return torch.relu(super().forward(x.to(self.weight.dtype)))
 
 
 class TPN(Float32Buffers):
-    """The prototype table `[C*K, D]` and each step's distance to each class (Eq. 6-8)."""
+    """The prototypes [C * K, D], K consecutive rows per class, and the distances to them (Eq. 6-8)."""
 
     prototypes: Tensor
 
     def __init__(self, classes: int, per_class: int, dim: int, learnable: bool) -> None:
         super().__init__()
         self.shape = (classes, per_class)
-        table = 0.02 * torch.randn(classes * per_class, dim)
+        prototypes = 0.02 * torch.randn(classes * per_class, dim)
         if learnable:
-            self.prototypes = nn.Parameter(table)
+            self.prototypes = nn.Parameter(prototypes)
         else:
-            # Moved by class means instead of gradients: a buffer, which no engine partitions or casts.
-            self.register_buffer("prototypes", table)
+            # Updated by class means, not by gradients. A buffer: engines partition and cast parameters.
+            self.register_buffer("prototypes", prototypes)
 
     def forward(self, h: Tensor, scale: float) -> Tensor:
         """Scaled squared distances: `h` [T, D] -> [T, C], in float32 or wider."""
         wide = torch.promote_types(h.dtype, torch.float32)
-        h, table = h.to(wide), self.prototypes.to(wide)
+        h, p = h.to(wide), self.prototypes.to(wide)
         with torch.autocast(h.device.type, enabled=False):
-            # The expanded square costs one matrix product; rounding can push it below zero.
-            square = h.square().sum(1, keepdim=True) + table.square().sum(1) - 2 * h @ table.T
+            # |h - p|^2 expanded, so that it takes one matrix product; rounding can make it negative.
+            square = h.square().sum(1, keepdim=True) + p.square().sum(1) - 2 * h @ p.T
         nearest = square.clamp(min=0).unflatten(1, self.shape).amin(-1)
         return scale * nearest
 
 
 class AWM(nn.Module):
-    """Reliability weights of one modality (Eq. 15-18): distances in, one weight per step out."""
+    """Reliability weights of one modality, one per step (Eq. 15-18)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        bound = dim**-0.5  # nn.Linear's own initialisation
+        bound = dim**-0.5  # as nn.Linear initializes its weights
         self.query = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
         self.key = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
 
     def forward(
         self, h: Tensor, distances: Tensor, offsets: Tensor, utterance: Tensor, host_offsets: Tensor
     ) -> Tensor:
-        """`h` [T, D], `distances` [T, C] -> weights [T] that sum to 1 within each utterance."""
+        """Weights [T] that sum to 1 within each utterance.
+
+        Args:
+            h: [T, D] steps in the shared space.
+            distances: [T, C] of TPN.
+            offsets: [B + 1] int64, where each utterance's steps begin.
+            utterance: [T] int64, the utterance of each step.
+            host_offsets: `offsets` on the host, so that the lengths are known without waiting for the device.
+        """
         reliability = segment_softmax(-distances.amin(-1), offsets, utterance)
-        spread = self.attend(h, reliability, host_offsets)
-        return spread / (segment_sum(spread, offsets, utterance) + EPSILON)[utterance]
+        w = self.attend(h, reliability, host_offsets)
+        return w / (segment_sum(w, offsets, utterance) + EPSILON)[utterance]
 
     def attend(self, h: Tensor, r: Tensor, host_offsets: Tensor) -> Tensor:
         """See `awtpn.model.attention.reliability_attention`."""
@@ -181,20 +201,20 @@ class AWM(nn.Module):
 
 
 class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
-    """The whole network: packed features of B utterances -> logits [B, C] and what led to them.
+    """The whole network: packed features of B utterances -> logits [B, C] and intermediate results.
 
         model = AWTPN.from_pretrained("my-model")
-        model(batch.features).logits.softmax(-1)  # [B, C], of a batch as `shards.FeatureStream` yields them
+        model(batch.features).logits.softmax(-1)  # [B, C]; batch: a FeatureBatch of a shards.FeatureStream
 
-    `save_pretrained(DIR)` and `push_to_hub(USER/MODEL)` are huggingface_hub's, in our format: config.json,
-    model.safetensors and a model card.
+    `save_pretrained(DIR)` and `push_to_hub(USER/MODEL)` come from huggingface_hub and write this package's
+    format: config.json, model.safetensors and a model card.
 
     Attributes:
-        config: its shape.
-        feature_dims: features per step that it takes, by modality.
-        classes: the emotions' names, in label order.
-        provenance: how the features that it is trained on were made, as their manifest says.
-        record: what else its card told: the dataset's name, results, a licence.
+        config: sizes, scales and fusion weights.
+        feature_dims: features per step, by modality.
+        classes: class names in label order.
+        provenance: how the features of its training data were made, from the dataset's manifest.
+        record: the other fields of the card that it was loaded from: dataset name, results, license.
     """
 
     def __init__(
@@ -204,16 +224,16 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         classes: Sequence[str],
         learnable_prototypes: bool = True,
     ) -> None:
-        """A network with random weights, drawn from torch's global generator.
+        """Initialize with random weights, drawn from torch's global generator.
 
         Args:
-            config: widths, scales and weights.
-            feature_dims: features per step of each modality in `config.modalities`; others are not used.
-            classes: the emotions' names, in label order.
-            learnable_prototypes: False when class means move the prototypes (`prototypes.update: ema`).
+            config: sizes, scales and fusion weights.
+            feature_dims: features per step of each modality in `config.modalities`; others are ignored.
+            classes: class names in label order.
+            learnable_prototypes: False if class means update the prototypes (`prototypes.update: ema`).
 
         Raises:
-            ValueError: a setting that no model can have, or a modality that the features lack.
+            ValueError: a setting is out of range, or `feature_dims` lacks a modality.
         """
         super().__init__()
         config.validate()
@@ -229,7 +249,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.provenance: dict[str, Any] = {}
         self.record: dict[str, Any] = {}
         dim = config.shared_dim
-        self.standardise = nn.ModuleDict({m: Standardise(d) for m, d in self.feature_dims.items()})
+        self.standardise = nn.ModuleDict({m: Standardize(d) for m, d in self.feature_dims.items()})
         self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
         self.dropout = nn.Dropout(config.dropout)
         self.tpn = TPN(len(self.classes), config.prototypes_per_class, dim, learnable_prototypes)
@@ -239,15 +259,15 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
     def forward(
         self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
     ) -> ModelOutput:
-        """Logits and streams of B utterances; B may be 0.
+        """Logits and intermediate results of B utterances; B may be 0.
 
         Args:
-            features: per modality its steps packed one after another, as they were extracted: standardising
-                them is the model's own first layer. An utterance may lack one modality, but not both.
-            dropout: per modality the factors [T, D] to take for dropout; default: drawn here when training.
+            features: per modality the packed steps as extracted, not standardized: the model does that in its
+                first layer. An utterance may lack one modality, but not both.
+            dropout: per modality the factors [T, D] that h is multiplied by; default: drawn here in training.
         """
         streams = {
-            m: self.stream(m, features[m], None if dropout is None else dropout[m])
+            m: self.encode(m, features[m], None if dropout is None else dropout[m])
             for m in self.config.modalities
         }
         fused = self.fuse(streams)
@@ -255,21 +275,22 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         return ModelOutput(logits.to(fused.dtype), streams)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Have torch compile all but the attention, which loops over lengths that differ in every batch.
+        """Compile all but the attention, which loops over lengths that differ in every batch.
 
-        Takes torch.compile's arguments.
+        Args:
+            args, kwargs: of torch.compile.
         """
-        # Asked for only here: the compiler takes a second to import, which no other command should wait for.
+        # Not a decorator on `attend`: it would import the compiler, which takes a second, in every command.
         for awm in self.awm.values():
             awm.attend = torch.compiler.disable(awm.attend)
         super().compile(*args, **kwargs)
 
     def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
-        """Standardise a modality's features by these [D_modality] from now on; the model keeps them."""
-        cast(Standardise, self.standardise[modality]).set_statistics(mean, std)
+        """Set the `mean` and `std` [F] that standardize a modality's features; they are saved as weights."""
+        cast(Standardize, self.standardise[modality]).set_statistics(mean, std)
 
-    def stream(self, modality: str, ragged: Ragged, dropout: Tensor | None = None) -> StreamOutput:
-        """One modality's way through SES, TPN and AWM (Eq. 6-8, 15-18)."""
+    def encode(self, modality: str, ragged: Ragged, dropout: Tensor | None = None) -> ModalityOutput:
+        """SES, TPN and AWM of one modality (Eq. 6-8, 15-18)."""
         offsets = ragged.offsets.long()
         utterance = utterance_of_step(offsets, len(ragged.values))
         h = self.ses[modality](self.standardise[modality](ragged.values))
@@ -283,19 +304,22 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         else:
             weights = (1 / offsets.diff().to(distances.dtype))[utterance]
             pooled = mean
-        return StreamOutput(h, distances, weights, pooled, mean, offsets.diff() > 0, offsets, utterance)
+        return ModalityOutput(h, distances, weights, pooled, mean, offsets.diff() > 0, offsets, utterance)
 
-    def fuse(self, streams: Mapping[str, StreamOutput]) -> Tensor:
-        """Weighted sum of the pooled streams [B, D] (Eq. 19-21); a lone stream has weight 1."""
-        alone = torch.stack([s.present for s in streams.values()]).sum(0) == 1  # [B]
-        shares = []
-        for modality, stream in streams.items():
-            weight = torch.full_like(stream.pooled[:, 0], self.config.fusion_weight(modality))
-            shares.append(weight.masked_fill(alone, 1.0)[:, None] * stream.pooled)
-        return torch.stack(shares).sum(0)
+    def fuse(self, streams: Mapping[str, ModalityOutput]) -> Tensor:
+        """Weighted sum of the modalities' pooled vectors, [B, D] (Eq. 19-21).
+
+        In an utterance with only one modality, that modality has weight 1.
+        """
+        only_one = torch.stack([output.present for output in streams.values()]).sum(0) == 1  # [B]
+        weighted = []
+        for modality, output in streams.items():
+            weight = torch.full_like(output.pooled[:, 0], self.config.fusion_weight(modality))
+            weighted.append(weight.masked_fill(only_one, 1.0)[:, None] * output.pooled)
+        return torch.stack(weighted).sum(0)
 
     def card(self) -> dict[str, Any]:
-        """Everything but the weights that rebuilds this model; plain JSON."""
+        """All that is needed besides the weights to rebuild this model; plain JSON."""
         return self.record | {
             "format": "awtpn",
             "format_version": 1,
@@ -308,10 +332,10 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> AWTPN:
-        """A model with fresh weights of the shape that `card()` described.
+        """Build the model that a `card()` describes, with random weights.
 
         Raises:
-            ValueError: a setting that no model can have.
+            ValueError: a setting is out of range.
         """
         config = from_record(ModelConfig, card["model"], "the card's model", ignore_unknown=True)
         model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
@@ -320,26 +344,24 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         return model
 
     @classmethod
-    def from_pretrained(cls, place: str | Path, **hub: Any) -> AWTPN:  # type: ignore[override]
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> AWTPN:  # type: ignore[override]
         """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
 
-        It is on the CPU and in eval mode.
+        The model is on the CPU and in eval mode.
 
         Args:
-            place: the folder, of which a model's holds `config.json` beside `model.safetensors`; or, where
-                there is no such path, a hub id, "user/model".
+            source: the folder of an export, checkpoint or run; or, if no such path exists, a hub id
+                "user/model".
             hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see
                 `awtpn.model.hub.locate`.
 
         Raises:
-            ValueError: a file is missing, is not of this format or not as it was exported, or the hub has no
+            ValueError: a file is missing, has another format or differs from its checksum, or the hub has no
                 such model.
         """
-        from awtpn.model.files import find_model  # which knows runs, and imports this file
-
-        folder = find_model(locate(place, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,), **hub))
+        folder = find_model(locate(source, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,), **hub))
         if not (folder / WEIGHTS_FILE).is_file():
-            raise ValueError(f"{folder} is no whole model: it has no {WEIGHTS_FILE}")
+            raise ValueError(f"{folder} is not a complete model: it has no {WEIGHTS_FILE}")
         card = read_card(folder)
         check_shapes(card, folder)
         model = cls.from_card(card)
@@ -354,7 +376,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README.md that goes with the weights; huggingface_hub's mixin calls it."""
+        """The README.md to save beside the weights; huggingface_hub's mixin calls this."""
         return ModelCard(render_card(self.card()))
 
     @classmethod
@@ -364,41 +386,46 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
         config: ModelConfig | None = None,
         classes: Sequence[str] | None = None,
     ) -> AWTPN:
-        """Load the published code's checkpoint (`awtpn_best.pth`: a bare state_dict).
+        """Load a checkpoint of the published code (`awtpn_best.pth`: a bare state_dict).
 
-        Sizes are read from the tensors; `config` gives what the file doesn't hold (fusion weights, distance
-        scales), `classes` the labels' names. Load the file itself with
-        `torch.load(path, map_location="cpu", weights_only=True)`.
+        Args:
+            state_dict: `torch.load(path, map_location="cpu", weights_only=True)`. It determines the sizes.
+            config: what the file does not hold: fusion weights and distance scales.
+            classes: class names; default "class_0", "class_1", ...
 
         Raises:
-            ValueError: keys are missing or unknown; the message names them.
+            ValueError: keys are missing or unknown, or the number of class names differs; names them.
         """
-        settings, dims, names, ours = translate(state_dict, asdict(config) if config else {}, classes)
-        model = cls(ModelConfig(**settings), dims, names).to(ours["tpn.prototypes"].dtype)
-        model.load_state_dict(ours, strict=False)  # the published code has no feature statistics
+        settings, dims, names, weights = convert_state_dict(
+            state_dict, asdict(config) if config else {}, classes
+        )
+        model = cls(ModelConfig(**settings), dims, names).to(weights["tpn.prototypes"].dtype)
+        model.load_state_dict(weights, strict=False)  # the published code has no feature statistics
         return model.eval()
 
 
 def check_shapes(card: Mapping[str, Any], folder: Path) -> None:
-    """Compare the network that a card describes with the weights beside it, before either takes memory.
+    """Compare the tensor shapes that a card implies with those in the weights file, before memory is taken.
+
+    A forged card could otherwise ask for any amount of memory.
 
     Args:
         card: of `read_card`.
         folder: that holds the weights.
 
     Raises:
-        ValueError: they differ, or it describes none; names the first tensor that differs.
+        ValueError: the shapes differ, or the card's settings are out of range; names the first such tensor.
     """
-    there = weight_shapes(folder / WEIGHTS_FILE)
+    stored = weight_shapes(folder / WEIGHTS_FILE)
     try:
-        with torch.device("meta"):  # tensors of a shape, without memory
+        with torch.device("meta"):  # tensors with a shape, but without memory
             model = AWTPN.from_card(card)
-    except (RuntimeError, ValueError) as error:  # of sizes whose product overflows, or of its settings
+    except (RuntimeError, ValueError) as error:  # a product of sizes overflows, or a setting is out of range
         raise ValueError(f"{folder / CARD_FILE}: {' '.join(str(error).split()):.200}") from None
     described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in {**described, **there}:
-        if described.get(name) != there.get(name):
+    for name in {**described, **stored}:
+        if described.get(name) != stored.get(name):
             raise ValueError(
                 f"{folder}: {CARD_FILE} describes another network than {WEIGHTS_FILE} holds: {name:.60} is "
-                f"{described.get(name, 'missing')} by the card and {there.get(name, 'missing')} in the file"
+                f"{described.get(name, 'missing')} by the card and {stored.get(name, 'missing')} in the file"
             )

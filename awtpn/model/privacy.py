@@ -1,8 +1,8 @@
-"""What an export tells: how the model and its features were made, and nothing of whose machine made them.
+"""Filter a model's card for publication: keep how the model and its features were made; drop private data.
 
-A run's own card keeps the whole record of its data: command lines, paths, whatever a source noted. Whatever
-leaves the machine (`awtpn export`, `save_pretrained`, `push_to_hub`) passes through `public_card`, which
-keeps what is listed here and leaves out all else.
+A run's own card keeps the whole record of its data, with command lines and paths. Whatever leaves the machine
+(`awtpn export`, `save_pretrained`, `push_to_hub`) passes through `public_card`, which keeps only the fields
+listed here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-# Of a card. The dataset's name, the provenance and the results are filtered in turn.
+# Public fields of a card. `public_card` also filters the content of dataset, provenance and results.
 CARD = (
     "format",
     "format_version",
@@ -27,7 +27,7 @@ CARD = (
     "provenance",
     "results",
 )
-# Of a manifest's provenance. Left out are source, command, pattern, warning and whatever nobody listed.
+# Public fields of a manifest's provenance. Others, such as source, command, pattern and warning, are dropped.
 PROVENANCE = {
     *(
         "format",
@@ -44,24 +44,24 @@ PROVENANCE = {
     *("date", "extracted", "packed", "indexed", "license", "files", "folds", "crop", "limit"),
     *("label_map", "label_set", "labels", "splits", "left_out", "repaired_steps"),
 }
-# Of an encoder's settings, those that are words; numbers are all told: they name nothing.
+# Public text fields of an encoder's settings. Numbers are always public: they identify nobody.
 SETTINGS = {
     *("id", "corpus", "version", "revision", "sha256", "model_type", "dtype", "summary", "mel", "window"),
     *("statistics", "faces", "detector", "opencv", "emotions"),
 }
-# Of results: names of classes, and the weights that were measured.
-WORDS_OF_RESULTS = {"labels", "sha256"}
+# Public text fields of results: class names, and the hash of the weights that were evaluated.
+RESULT_TEXTS = {"labels", "sha256"}
 
-# Begins a path of some machine ("C:\\x" and "me@host:/x", too), or a URL, which tells of a store.
-PLACE = re.compile(r"[/~]|\\\\|\.{1,2}[/\\]|[\w+.@-]+:[/\\~]")
-WITHIN = re.compile(rf"(?<![\w./\\])(?:{PLACE.pattern})[^\s'\",;]*")
+# The beginning of a path ("C:\\x" and "me@host:/x" too) or URL. Paths and URLs may identify users and stores.
+PATH_START = re.compile(r"[/~]|\\\\|\.{1,2}[/\\]|[\w+.@-]+:[/\\~]")
+PATH_WITHIN = re.compile(rf"(?<![\w./\\])(?:{PATH_START.pattern})[^\s'\",;]*")
 
 
 def public_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a model's card that others may see."""
+    """The public part of a model's card."""
     shown = {name: value for name, value in card.items() if name in CARD}
     filters: dict[str, Callable[[Any], Any]] = {
-        "dataset": last_name,
+        "dataset": basename,
         "provenance": public_provenance,
         "results": public_results,
     }
@@ -69,47 +69,47 @@ def public_card(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """How features were made, of a manifest's `provenance`; paths in it are their last names."""
+    """The public part of a manifest's `provenance`; paths in it are reduced to their last part."""
     shown = {name: value for name, value in provenance.items() if name in PROVENANCE}
     for name, filtered in (("features", _features), ("settings", _settings)):
         if name in shown:
             shown[name] = filtered(shown[name])
-    return {name: without_places(value) for name, value in shown.items()}
+    return {name: strip_paths(value) for name, value in shown.items()}
 
 
 def public_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures, with no words but the names of classes."""
-    return _numbers(results, WORDS_OF_RESULTS)
+    """All numbers, and the texts under RESULT_TEXTS."""
+    return _drop_texts(results, RESULT_TEXTS)
 
 
-def without_places(value: Any) -> Any:
-    """`value` with the last name alone of each path and URL that stands in its texts."""
+def strip_paths(value: Any) -> Any:
+    """`value` with `basename` applied to every text within."""
     if isinstance(value, Mapping):
-        return {last_name(str(key)): without_places(each) for key, each in value.items()}
+        return {basename(str(key)): strip_paths(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [without_places(each) for each in value]
-    return last_name(value) if isinstance(value, str) else value
+        return [strip_paths(each) for each in value]
+    return basename(value) if isinstance(value, str) else value
 
 
-def last_name(text: str) -> str:
-    """A text in which paths and URLs are their last names: "s3://bucket/x" -> "x".
+def basename(text: str) -> str:
+    """Replace each path and URL in a text by its last part: "s3://bucket/x" -> "x".
 
-    "facebook/hubert", a name on a hub, stays.
+    A hub id, "facebook/hubert", stays.
     """
-    if PLACE.match(text) or (text.count("/") > 1 and not re.search(r"\s", text)):
-        return _name(text)
-    return WITHIN.sub(lambda found: _name(found[0]), text)
+    if PATH_START.match(text) or (text.count("/") > 1 and not re.search(r"\s", text)):
+        return _last_part(text)
+    return PATH_WITHIN.sub(lambda found: _last_part(found[0]), text)
 
 
-def _name(path: str) -> str:
-    # Of a URL without its query, which may hold a signature.
+def _last_part(path: str) -> str:
+    # Drop a URL's query, which may hold a signature.
     path = path.partition("?")[0] if "://" in path else path
     windows = re.match(r"[A-Za-z]:\\|\\\\", path) or "/" not in path
     return (PureWindowsPath if windows else PurePosixPath)(path).name
 
 
 def _features(features: Any) -> Any:
-    """Per modality the feature space and the encoder's settings; see `extraction_provenance`."""
+    """Per modality the feature space and the encoder's public settings; see `extraction_provenance`."""
     if not isinstance(features, Mapping):
         return features
     return {
@@ -122,16 +122,16 @@ def _features(features: Any) -> Any:
 def _settings(settings: Any) -> Any:
     if not isinstance(settings, Mapping):
         return settings
-    shown = _numbers(settings, SETTINGS)
+    shown = _drop_texts(settings, SETTINGS)
     return shown | ({"versions": settings["versions"]} if "versions" in settings else {})
 
 
-def _numbers(record: Mapping[str, Any], words: set[str]) -> dict[str, Any]:
-    """A record without what holds texts, but for those under a key in `words`."""
+def _drop_texts(record: Mapping[str, Any], public: set[str]) -> dict[str, Any]:
+    """A record without texts and lists of texts, except those under a key in `public`; recursive."""
     return {
-        key: _numbers(value, words) if isinstance(value, Mapping) else value
+        key: _drop_texts(value, public) if isinstance(value, Mapping) else value
         for key, value in record.items()
-        if key in words or not _is_text(value)
+        if key in public or not _is_text(value)
     }
 
 

@@ -1,4 +1,4 @@
-"""The published code's checkpoints, as weights of ours."""
+"""Convert checkpoints of the published code to the names of this package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-# What the published code calls each tensor, and what we do.
+# Name of each tensor in the published code -> its name here.
 REFERENCE_KEYS = {
     "ses.audio_proj.0.weight": "ses.audio.weight",
     "ses.audio_proj.0.bias": "ses.audio.bias",
@@ -23,32 +23,33 @@ REFERENCE_KEYS = {
 }
 
 
-def translate(
+def convert_state_dict(
     state_dict: Mapping[str, Tensor], settings: Mapping[str, Any], classes: Sequence[str] | None
 ) -> tuple[dict[str, Any], dict[str, int], list[str], dict[str, Tensor]]:
-    """What a published state_dict says, in our words.
+    """Convert a state_dict of the published code.
 
     Args:
         state_dict: of the published code.
-        settings: those of `ModelConfig` that tensors do not tell.
-        classes: the labels' names; default "class_0" and so on.
+        settings: fields of `ModelConfig` that the tensors do not determine.
+        classes: class names; default "class_0", "class_1", ...
 
     Returns:
-        Settings of `ModelConfig`, widths of the features, names of the classes, weights.
+        Fields of `ModelConfig`, features per step by modality, class names, and the state_dict for `AWTPN`.
 
     Raises:
-        ValueError: keys are missing or unknown, or the number of names is another; says which.
+        ValueError: keys are missing or unknown, or the number of class names differs; names them.
     """
     missing, unknown = REFERENCE_KEYS.keys() - state_dict.keys(), state_dict.keys() - REFERENCE_KEYS.keys()
     if missing or unknown:
         raise ValueError(
-            f"no published AWTPN state_dict: missing {sorted(missing)}, unknown {sorted(unknown)}"
+            f"not a state_dict of the published code: missing keys {sorted(missing)}, "
+            f"unknown keys {sorted(unknown)}"
         )
-    ours = {REFERENCE_KEYS[name]: tensor for name, tensor in state_dict.items()}
-    count, dim = ours["tpn.prototypes"].shape
+    converted = {REFERENCE_KEYS[name]: tensor for name, tensor in state_dict.items()}
+    count, dim = converted["tpn.prototypes"].shape
     names = list(classes) if classes is not None else [f"class_{i}" for i in range(count)]
     if len(names) != count:
         raise ValueError(f"the checkpoint has {count} classes, but {len(names)} names were given")
     fixed = {"prototypes_per_class": 1, "modalities": ["audio", "video"], "awm": "adaptive"}
-    dims = {m: ours[f"ses.{m}.weight"].shape[1] for m in ("audio", "video")}
-    return {**settings, "shared_dim": dim, **fixed}, dims, names, ours
+    dims = {m: converted[f"ses.{m}.weight"].shape[1] for m in ("audio", "video")}
+    return {**settings, "shared_dim": dim, **fixed}, dims, names, converted

@@ -1,11 +1,11 @@
-"""TODO."""
+"""The configuration section `model`. Imports no torch, so that `--help` starts fast."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-WIDEST = 1 << 16  # maps of this width squared take 17 GB each
+WIDEST = 1 << 16  # a [WIDEST, WIDEST] query or key map takes 17 GB in float32
 
 
 @dataclass
@@ -27,16 +27,20 @@ class ModelConfig:
     distance_scale_video: float = 1.0
     """Factor on video's squared distances."""
     modalities: list[str] = field(default_factory=lambda: ["audio", "video"])
-    """Streams to use: both, or one of "audio" and "video"."""
+    """Modalities to use: both, or one of "audio" and "video"."""
     awm: Literal["adaptive", "uniform"] = "adaptive"
     """adaptive: weigh steps by reliability (the paper); uniform: plain averages (its ablation)."""
 
     def validate(self) -> None:
-        """Raise ValueError, naming the key, for a setting that no model can have."""
+        """Check the settings.
+
+        Raises:
+            ValueError: a value is out of range; names the key.
+        """
         if not self.modalities or set(self.modalities) - {"audio", "video"}:
             raise ValueError(f"model.modalities must name audio, video or both, not {self.modalities}")
         if len(set(self.modalities)) != len(self.modalities):
-            raise ValueError(f"model.modalities names a stream twice: {self.modalities}")
+            raise ValueError(f"model.modalities names a modality twice: {self.modalities}")
         for name in ("shared_dim", "prototypes_per_class"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")

@@ -165,7 +165,7 @@ def find_resume_problem(folder: Path, names: Sequence[str] = FILES) -> str | Non
         parse_adam(state, folder)
     except (OSError, ValueError) as error:
         told = str(error).removeprefix(f"{folder / STATE_FILE}: ")
-        return f"{folder} is no whole checkpoint: {STATE_FILE} cannot be read ({told})"
+        return f"{folder} is not a complete checkpoint: {STATE_FILE} cannot be read ({told})"
     return None
 
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from awtpn.model.flops import step_cost, total
+from awtpn.model.flops import step_flops
 from awtpn.model.network import AWTPN
 from shards import FeatureBatch
 
@@ -20,13 +20,13 @@ WORK = ("flops", "steps", "bytes", "padded_bytes")
 def batch_cost(batch: FeatureBatch, model: AWTPN) -> NDArray[np.float64]:
     """Work of a rank's share of an optimizer step: [4] in the order of WORK.
 
-    `flops` are those that the network needs (`awtpn.model.flops.step_cost`), without recomputation and
+    `flops` are those that the network needs (`awtpn.model.flops.step_flops`), without recomputation and
     padding; `steps` are segments and frames; `padded_bytes` is the features' size if each modality were
     padded to the longest utterance of this share.
     """
     lengths = {m: batch.features[m].host_lengths for m in model.feature_dims}
     config = model.config
-    cost = step_cost(
+    flops = step_flops(
         lengths,
         model.feature_dims,
         config.shared_dim,
@@ -38,7 +38,7 @@ def batch_cost(batch: FeatureBatch, model: AWTPN) -> NDArray[np.float64]:
     padded = sum(max(of, default=0) * len(of) * features[m][:1].nbytes for m, of in lengths.items())
     steps = sum(len(values) for values in features.values())
     own = sum(values.nbytes for values in features.values())
-    return np.array([total(cost).flops, steps, own, padded], dtype=np.float64)
+    return np.array([sum(flops.values()), steps, own, padded], dtype=np.float64)
 
 
 def throughput(seconds: float, utterances: int, waited: float, work: Sequence[float]) -> dict[str, float]:

@@ -34,9 +34,9 @@ from awtpn.distributed.cpu_threads import (
     add_gradients,
     choose_threads,
     draw_dropout,
-    hold_memory,
-    learning,
     make_piece_threads,
+    retain_freed_memory,
+    trainable_parameters,
     usable_cores,
 )
 from awtpn.distributed.engine_state import is_deepspeed, unwrap, unwrap_optimizer
@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         doctor.check_network()
         accelerator, world, layout = init_engine(config, launch)
         if world.device.type == "cpu" and world.engine in ("none", "ddp"):
-            hold_memory()  # ZeRO is there to save memory instead
+            retain_freed_memory()  # ZeRO is there to save memory instead
         run_dir = prepare_run_dir(config, world)
         with exclusive_run(run_dir, world):
             return train(setup(config, accelerator, world, layout, run_dir, stop))
@@ -563,7 +563,7 @@ def backward_in_pieces(
         Each piece's output and terms, in their order.
     """
     model = unwrap(run.model)
-    parameters = learning(model)
+    parameters = trainable_parameters(model)
 
     def work(piece: FeatureBatch, begin: int, dropout: Any) -> tuple[ModelOutput, Tensor, tuple[Tensor, ...]]:
         output, shares, loss = forward(piece, begin, dropout)

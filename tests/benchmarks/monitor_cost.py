@@ -1,12 +1,12 @@
-"""What TensorBoard, metrics.jsonl and their pictures cost of a run's time.
+"""Benchmark of monitoring: the share of a run's time that TensorBoard, metrics.jsonl and figures take.
 
     python tests/benchmarks/monitor_cost.py                                  # the demo
     python tests/benchmarks/monitor_cost.py --config configs/ravdess.yaml --data.train data/ravdess \\
         --data.select.train '{fold: [0, 1]}' --data.select.val '{fold: 2}' --data.select.test '{fold: 3}'
 
-Takes the arguments of launch/train.py. Times every function that exists for being looked at, in a real run of
-one process, and prints its share of the time from the first step to the results (matplotlib's import is in
-that of the first picture).
+Takes the arguments of launch/train.py. Times every monitoring function in a real run of one process, and
+prints its share of the time from the first step to the results. (The first figure includes the import of
+matplotlib.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from awtpn.tracking.snapshot import SnapshotCollector
 from awtpn.training import trainer
 from shards.safe_io.markdown import bold, table
 
-# What is timed: where the name stands that is called, and what it is for. None of them calls another.
+# The timed functions: module or class that holds the name, name, and purpose. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [
     (monitor.Monitor, "log_step", "scalars of each step"),
     (monitor.Monitor, "log_throughput", "throughput, memory"),

@@ -1,12 +1,13 @@
-"""What keeping one prototype table on all ranks costs: measured, and on paper for clusters.
+"""Benchmark of synchronizing the prototypes over ranks: measured, and estimated for clusters.
 
     torchrun --standalone --nproc-per-node 2 tests/benchmarks/prototype_sync.py
 
-Measured over two ranks: a training step at the published size, the reduction of facts before it
-(`reduce_batch_counts`), the reduction of class sums (prototypes moved by class means; by gradient they travel
-with all other gradients), and the comparison of tables (every `prototypes.check_every` steps). The latency
-and bandwidth of a reduction are fitted to sizes from 8 bytes to 8 MB, and put into the model of a ring
-within reach of a tree: time(n) = 2 ceil(log2 n) latency + 2 (n - 1) / n * bytes / bandwidth.
+Measured over two ranks: a training step at the published size, the reduction of batch counts before it
+(`reduce_batch_counts`), the reduction of class sums (for prototypes updated by class means; those updated by
+gradient are reduced with all other gradients), and the comparison of prototypes (every
+`prototypes.check_every` steps). Latency and bandwidth of a reduction are fitted to sizes from 8 bytes to 8
+MB. The estimate takes the latency of a tree and the bandwidth of a ring:
+time(n) = 2 ceil(log2 n) latency + 2 (n - 1) / n * bytes / bandwidth.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from shards.safe_io.markdown import table
 
 DIM, BATCH, CHECK_EVERY = 256, 32, 100
 NODES, GPUS = (8, 64, 512), 8
-# A step on a GPU is far shorter than here. 1 ms is what this model may take at best: the worst case for sync.
+# A step on a GPU is far shorter than on this CPU. 1 ms is a lower limit, the worst case for synchronization.
 GPU_STEP_S = 1e-3
 # One InfiniBand port per GPU, as NCCL reaches it: latency per hop in s, bandwidth in bytes/s.
 FABRIC = (8e-6, 20e9)
@@ -56,14 +57,15 @@ def fit_line(sizes: list[int], times: list[float]) -> tuple[float, float]:
     return times[0], bandwidth
 
 
-def on_paper(ranks: int, size: int, latency: float, bandwidth: float) -> float:
+def estimated_s(ranks: int, size: int, latency: float, bandwidth: float) -> float:
+    """Estimated seconds of a reduction of `size` bytes."""
     return 2 * math.ceil(math.log2(ranks)) * latency + 2 * (ranks - 1) / ranks * size / bandwidth
 
 
 def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    facts = torch.zeros(8 + CLASSES, dtype=torch.int64)
+    counts = torch.zeros(8 + CLASSES, dtype=torch.int64)
     sums = torch.zeros(CLASSES, DIM + 1)
     model = AWTPN(
         ModelConfig(shared_dim=DIM), {"audio": 1024, "video": 512}, [str(c) for c in range(CLASSES)]
@@ -74,9 +76,9 @@ def main() -> None:
     train(batches[0])
     step = seconds(lambda: [train(batch) for batch in batches], 5) / len(batches)
     parts = {
-        "facts of the step (every step)": seconds(lambda: dist.all_reduce(facts), 200),
+        "batch counts (every step)": seconds(lambda: dist.all_reduce(counts), 200),
         "class sums (every step, EMA)": seconds(lambda: dist.all_reduce(sums), 200),
-        f"comparison of tables (1 step in {CHECK_EVERY})": seconds(
+        f"comparison of prototypes (1 step in {CHECK_EVERY})": seconds(
             lambda: find_divergent_replicas(tensors, None), 20
         )
         / CHECK_EVERY,
@@ -93,7 +95,8 @@ def main() -> None:
         rows = [[name, f"{1e6 * c:.0f} us", f"{100 * c / step:.2f} %"] for name, c in parts.items()]
         print(table(["part", "per step", "share of step"], rows, "lr"))
         print(
-            "\nOn paper (network assumed, not measured): facts and class sums, K prototypes of width D,\n"
+            "\nEstimated (network assumed, not measured): batch counts and class sums,\n"
+            "K prototypes of width D, "
             f"GPU steps of {1e3 * GPU_STEP_S:.0f} ms (the worst case),"
         )
         print(f"a fabric of {1e6 * FABRIC[0]:.0f} us a hop and {FABRIC[1] / 1e9:.0f} GB/s.\n")
@@ -102,8 +105,8 @@ def main() -> None:
             cells = []
             for dim, k in ((256, 1), (8192, 4)):
                 size = CLASSES * k * (dim + 1) * 4
-                cost = on_paper(nodes * GPUS, size, *FABRIC) + on_paper(
-                    nodes * GPUS, facts.numel() * 8, *FABRIC
+                cost = estimated_s(nodes * GPUS, size, *FABRIC) + estimated_s(
+                    nodes * GPUS, counts.numel() * 8, *FABRIC
                 )
                 cells += [f"{1e6 * cost:.0f} us", f"{100 * cost / (GPU_STEP_S + cost):.1f} %"]
             rows.append([f"{nodes} x {GPUS}", *cells])

@@ -1,12 +1,12 @@
-"""The second thread of training on a CPU: what it brings, alone and beside a busy process.
+"""Benchmark of a second thread for training on a CPU, alone and beside a busy process.
 
     python tests/benchmarks/threads.py --out tests/benchmarks/results
 
-Trained are 386 utterances of 100 audio and 100 video steps with the settings of configs/ravdess.yaml, in the
-trainer's own loop, by a process of its own per figure; the cases take turns. Cases: one thread; two threads
-that share each matrix product (the math library's own way); two threads that share each micro-batch, an
-utterance going to one of them; the first two also without memory held between steps, where no process is busy
-beside them. The busy process is a Python loop.
+Trains on 386 utterances of 100 audio and 100 video steps with the settings of configs/ravdess.yaml, in the
+trainer's own loop, with a separate process per measurement; the cases take turns. Cases: one thread; two
+threads that share each matrix product, as the math library does by default; two threads that divide the
+utterances of each micro-batch; and the first two without memory retained between steps, without a busy
+process. The busy process is a Python loop.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ sys.path.insert(0, str(ROOT))
 
 UTTERANCES, STEPS, FEATURES = 386, 100, 27
 EPOCHS = 4  # timed, after one to warm up
-# Name, threads, whether they share products, whether memory is held.
+# Name, threads, whether they share products, whether freed memory is retained.
 CASES = [
-    ("one thread, memory given back", 1, False, False),
+    ("one thread, memory returned", 1, False, False),
     ("one thread", 1, False, True),
-    ("two threads inside products, memory given back", 2, True, False),
+    ("two threads inside products, memory returned", 2, True, False),
     ("two threads inside products", 2, True, True),
     ("two threads over utterances", 2, False, True),
 ]
@@ -68,12 +68,12 @@ def measure(corpus: str, threads: int, inside: bool, hold: bool) -> dict[str, fl
 
     from awtpn.bench.end_to_end import make_run
     from awtpn.config.schema import parse_command_line
-    from awtpn.distributed.cpu_threads import ONE_PIECE, hold_memory
+    from awtpn.distributed.cpu_threads import ONE_PIECE, retain_freed_memory
     from awtpn.tracking.monitor import Monitor
     from awtpn.training.trainer import train_epoch
 
     if hold:
-        hold_memory()
+        retain_freed_memory()
     config, _ = parse_command_line(
         [
             *("--config", str(ROOT / "configs" / "ravdess.yaml"), "--data.train", corpus),
@@ -105,22 +105,22 @@ def measure(corpus: str, threads: int, inside: bool, hold: bool) -> dict[str, fl
 
 
 def measured(corpus: str, case: int, busy: bool) -> dict[str, float]:
-    """One case in a process of its own, whose standard output is one JSON line."""
-    neighbour = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
+    """Measure one case in a separate process, which prints one JSON line."""
+    busy_process = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
     command = [sys.executable, __file__, "--measure", str(case), "--corpus", corpus]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "MALLOC_"))}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     finally:
-        if neighbour:
-            neighbour.kill()
-            neighbour.wait()
+        if busy_process:
+            busy_process.kill()
+            busy_process.wait()
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def table(rounds: list[dict[str, dict[int, dict[str, float]]]]) -> list[str]:
-    """Medians over rounds, and each round's ratios to one thread beside the same neighbor."""
+    """Medians over rounds, and the ratios to one thread in the same round."""
     from shards.safe_io.markdown import table as markdown_table
 
     lines = []

@@ -1,13 +1,12 @@
-"""Peak memory of real runs per rank, by engine and ZeRO stage, beside what `awtpn doctor --memory` says.
+"""Benchmark of peak memory per rank, beside the estimate of `awtpn doctor --memory`.
 
     python tests/benchmarks/zero_memory.py --out tests/benchmarks/results
 
-Each row is a run of launch/train.py with configs/large.yaml at a smaller width, on CPU ranks. Measured is by
-how much a rank's resident memory grew from the moment before its model was built to its peak in training,
-before the first checkpoint (VmHWM, Linux); the largest of all ranks. PyTorch's compiler, which optimizers
-import, is loaded before. Freed memory is given back to the system at once (MALLOC_*_THRESHOLD_), and oneDNN
-keeps no scratch memory for shapes of the past (*_CAPACITY): in bf16 it would keep some for every shape that
-it ever met.
+Each row is a run of launch/train.py with configs/large.yaml at a smaller width, on CPU ranks. The measured
+value is the growth of a rank's resident memory from before its model is built to its peak in training, before
+the first checkpoint (VmHWM, Linux); the largest of all ranks. PyTorch's compiler, which optimizers import, is
+loaded before. Environment variables make the allocator return freed memory at once (MALLOC_*_THRESHOLD_), and
+keep oneDNN from caching scratch memory (*_CAPACITY), which it would do in bf16 for every shape that it saw.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def write_corpus(folder: Path, utterances: int = GLOBAL * STEPS, median: int = 4
 
 
 def settings(engine: str, precision: str, dim: int, corpus: str) -> list[str]:
-    """The run's overrides of configs/large.yaml; as `awtpn doctor --memory` takes them, too."""
+    """The run's overrides of configs/large.yaml; `awtpn doctor --memory` takes the same."""
     given: dict[str, Any] = {
         "data.train": corpus,
         "model.shared_dim": dim,
@@ -83,14 +82,14 @@ def settings(engine: str, precision: str, dim: int, corpus: str) -> list[str]:
 
 
 def measure(engine: str, precision: str, ranks: int, overrides: list[str], folder: Path) -> dict[str, float]:
-    """Run it; by how many bytes the largest rank grew in training, and rank 0 while it saved.
+    """Run it; returns the growth in bytes of the largest rank in training, and of rank 0 while it saved.
 
     Raises:
         RuntimeError: the run failed; ends with its output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     launcher = [sys.executable]
-    if engine != "none":  # under torchrun even a lone rank would get DDP
+    if engine != "none":  # under torchrun a single rank gets DDP too
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [*launcher, __file__, "--rank_of", str(folder), "--config", str(CONFIG), *overrides]
     command += ["--run.dir", str(folder / "run")]
@@ -110,8 +109,8 @@ def measure(engine: str, precision: str, ranks: int, overrides: list[str], folde
 
 
 def run_rank(folder: Path, argv: list[str]) -> None:
-    """launch/train.py with two looks at this process's memory: before the model is built, and at saving."""
-    # PyTorch's compiler comes with the first optimizer: code of some 150 MB, and nothing of the run's own.
+    """Run launch/train.py, and read this process's memory before the model is built and when it saves."""
+    # The first optimizer imports PyTorch's compiler, some 150 MB of code: load it before the first reading.
     importlib.import_module("torch._dynamo")
     from awtpn.training import trainer
 
@@ -123,17 +122,17 @@ def run_rank(folder: Path, argv: list[str]) -> None:
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
             before.append(resident("VmRSS"))
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
         return model(*args, **kwargs)
 
-    def look_and_save(run: trainer.Run, *args: Any, **kwargs: Any) -> None:
+    def measure_and_save(run: trainer.Run, *args: Any, **kwargs: Any) -> None:
         training = resident("VmHWM") - before[0]
         save(run, *args, **kwargs)
         figures = {"training": training, "saving": resident("VmHWM") - before[0]}
         (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
 
     build.from_card = model.from_card  # type: ignore[attr-defined]
-    trainer.AWTPN, trainer.save = build, look_and_save  # type: ignore[assignment, misc]
+    trainer.AWTPN, trainer.save = build, measure_and_save  # type: ignore[assignment, misc]
     script = ROOT / "launch" / "train.py"
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")
@@ -146,18 +145,18 @@ def resident(kind: str) -> int:
 
 
 def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, float, str]:
-    """What `awtpn doctor --memory` says: bytes at the peak of training, at saving, and the peak's moment."""
-    from awtpn.bench.memory_estimate import moments, peak, saving_bytes
-    from awtpn.bench.memory_table import data_of, work_of
+    """The estimate of `awtpn doctor --memory`: bytes in training and at saving, and the peak phase."""
+    from awtpn.bench.memory_estimate import peak, phase_bytes, saving_bytes
+    from awtpn.bench.memory_table import data_from_corpus, make_workload
     from awtpn.config.schema import parse_command_line
     from awtpn.distributed.batch_layout import make_layout
 
     config, _ = parse_command_line(["--config", str(CONFIG), *overrides])
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
-    work = work_of(config, layout, data_of(config))
-    found = moments(work, engine, ranks, config.train.precision)
-    moment, most = peak(found)
-    return most, max(most, sum(found["rest"].values()) + saving_bytes(work, engine)), moment
+    work = make_workload(config, layout, data_from_corpus(config))
+    found = phase_bytes(work, engine, ranks, config.train.precision)
+    phase, most = peak(found)
+    return most, max(most, sum(found["rest"].values()) + saving_bytes(work, engine)), phase
 
 
 def main() -> None:
@@ -187,9 +186,9 @@ def run(options: argparse.Namespace, scratch: Path) -> str:
             for precision in options.precisions:
                 overrides = settings(engine, precision, options.dim, corpus)
                 got = measure(engine, precision, ranks, overrides, scratch / f"{ranks}-{engine}-{precision}")
-                said, saving, moment = estimate(engine, ranks, overrides)
-                training = [f"{got['training'] / 1e6:.0f}", f"{said / 1e6:.0f}"]
-                training += [f"{said / got['training'] - 1:+.1%}", moment]
+                estimated, saving, phase = estimate(engine, ranks, overrides)
+                training = [f"{got['training'] / 1e6:.0f}", f"{estimated / 1e6:.0f}"]
+                training += [f"{estimated / got['training'] - 1:+.1%}", phase]
                 kept = [f"{got['saving'] / 1e6:.0f}", f"{saving / 1e6:.0f}"]
                 rows.append([str(ranks), engine, precision, *training, *kept])
                 print(" ".join(rows[-1]), file=sys.stderr, flush=True)
@@ -209,7 +208,7 @@ def run(options: argparse.Namespace, scratch: Path) -> str:
 
 
 def computed() -> str:
-    """What `awtpn doctor --memory` says of the whole configuration, on features of the usual widths."""
+    """The output of `awtpn doctor --memory` for the whole configuration, with features of usual widths."""
     from awtpn.bench.memory_table import report
 
     words = ["--ranks", "8", "64", "512", "--device", "cuda", "--train.global_batch_size", "8192"]

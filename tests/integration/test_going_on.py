@@ -182,7 +182,7 @@ def test_altered_weights_are_not_tested(train: Any, score: Score, tmp_path: Path
     weights = (tmp_path / "checkpoints" / "best").resolve() / WEIGHTS_FILE
     content = weights.read_bytes()
     weights.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-    refusal = rf"{weights} is not the file that was saved: .*; \S+step-00000012 is whole: name that instead"
+    refusal = rf"{weights} is not the file that was saved: .*; \S+step-00000012 is intact: name that instead"
     for use in (lambda: train(tmp_path), lambda: Predictor.from_pretrained(tmp_path)):
         with pytest.raises(ValueError, match=refusal):
             use()

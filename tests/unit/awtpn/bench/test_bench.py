@@ -13,10 +13,11 @@ from support import metrics
 
 from awtpn.bench import attention, end_to_end, loader, readers, roofline_account, step
 from awtpn.bench.published_step import Published, published_loss
+from awtpn.bench.roofline import Peak, step_cost
 from awtpn.cli import main
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.settings import LossConfig
-from awtpn.model.flops import PARTS, Peak, step_cost
+from awtpn.model.flops import PARTS
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.tracking.monitor import Monitor
@@ -98,7 +99,7 @@ def test_the_parts_make_up_the_step() -> None:
         "distances": {"tpn"},
         "attention": {"awm"},
         "losses": {"classifier"},
-        "optimiser": set(),
+        "optimizer": set(),
     }
     assert sum(map(len, reached.values())) == len(list(model.parameters()))
 
@@ -139,7 +140,7 @@ def test_readers_read_all_and_refuse_another_corpus(scratch: Path) -> None:
         found = loader.measure(reader, scratch, 40)
         assert found["second"] > 0
     assert loader.measure_cold("cat", scratch, 40)["cold"] > 0
-    with pytest.raises(RuntimeError, match="40 of 41 utterances read: remove what --scratch holds"):
+    with pytest.raises(RuntimeError, match="40 of 41 utterances read: empty the --scratch folder"):
         loader.measure("this stream", scratch, 41)
 
 

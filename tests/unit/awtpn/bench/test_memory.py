@@ -10,14 +10,14 @@ import torch
 from benchmarks import zero_memory
 from support import pack_corpus
 
-from awtpn.bench.machine import allocated_peak
+from awtpn.bench.machine import peak_allocated
 from awtpn.bench.memory_estimate import (
     Buckets,
-    Work,
+    Workload,
     activation_bytes,
     largest_steps,
-    moments,
     peak,
+    phase_bytes,
     saving_bytes,
 )
 from awtpn.bench.memory_table import read_buckets
@@ -30,12 +30,12 @@ from awtpn.model.settings import ModelConfig
 from shards.streaming.stream import PREFETCH_BYTES
 
 # Of a model of 1,000 x 8 + 8 + 2 * 8^2 + 7 * 8 + 7 * 8 + 7 parameters.
-WORK = Work({"audio": 1000}, 8, 7, {"audio": 100}, batch_bytes=200_000, dropout=False)
+WORK = Workload({"audio": 1000}, 8, 7, {"audio": 100}, batch_bytes=200_000, dropout=False)
 P = 8000 + 8 + 128 + 56 + 56 + 7
 
 
-def on_gpu(engine: str, ranks: int, precision: str = "bf16", work: Work = WORK, **buckets: int) -> dict:
-    return moments(work, engine, ranks, precision, on_gpu=True, buckets=Buckets(**buckets))
+def on_gpu(engine: str, ranks: int, precision: str = "bf16", work: Workload = WORK, **buckets: int) -> dict:
+    return phase_bytes(work, engine, ranks, precision, on_gpu=True, buckets=Buckets(**buckets))
 
 
 def test_model_states_by_hand() -> None:
@@ -59,15 +59,19 @@ def test_model_states_by_hand() -> None:
 def test_buckets_are_reserved_on_a_gpu_and_filled_on_a_cpu() -> None:
     one = on_gpu("zero2", 2, "fp32", reduce=10 * P)["backward"]["buckets"]
     assert one == 4 * (10 * P + P)  # the bucket, and a flat copy of what is in it
-    both = moments(WORK, "zero2", 2, "fp32", on_gpu=True, buckets=Buckets(reduce=10 * P, overlap_comm=True))
+    both = phase_bytes(
+        WORK, "zero2", 2, "fp32", on_gpu=True, buckets=Buckets(reduce=10 * P, overlap_comm=True)
+    )
     assert both["backward"]["buckets"] - one == 4 * 10 * P
-    assert moments(WORK, "zero2", 2, "fp32", buckets=Buckets(reduce=10 * P))["backward"]["buckets"] == 8 * P
+    assert (
+        phase_bytes(WORK, "zero2", 2, "fp32", buckets=Buckets(reduce=10 * P))["backward"]["buckets"] == 8 * P
+    )
     # Alone there is nothing to copy together.
-    assert moments(WORK, "zero2", 1, "fp32")["backward"]["buckets"] == 4 * P
+    assert phase_bytes(WORK, "zero2", 1, "fp32")["backward"]["buckets"] == 4 * P
 
 
 def test_accumulation_holds_gradients_while_forward_runs() -> None:
-    several = Work({"audio": 1000}, 8, 7, {"audio": 100}, batch_bytes=200_000, accumulation=4)
+    several = Workload({"audio": 1000}, 8, 7, {"audio": 100}, batch_bytes=200_000, accumulation=4)
     held = {
         engine: on_gpu(engine, 4, work=several)["forward"].get("gradients")
         for engine in ("ddp", "zero1", "zero2")
@@ -77,16 +81,16 @@ def test_accumulation_holds_gradients_while_forward_runs() -> None:
 
 
 def test_more_ranks_and_higher_stages_take_less() -> None:
-    wide = Work({"audio": 1024}, 8192, 7, {"audio": 300}, batch_bytes=1e6)
+    wide = Workload({"audio": 1024}, 8192, 7, {"audio": 300}, batch_bytes=1e6)
 
     def most(engine: str, ranks: int) -> float:
-        return peak(moments(wide, engine, ranks, "bf16"))[1]
+        return peak(phase_bytes(wide, engine, ranks, "bf16"))[1]
 
     assert most("ddp", 8) > most("zero1", 8) >= most("zero2", 8)
     assert most("zero2", 8) > most("zero2", 64) > most("zero2", 512)
     assert saving_bytes(wide, "ddp") == 12 * wide.parameters
-    large = Work({"audio": 1024}, 8, 7, {"audio": 300}, batch_bytes=2.0 * PREFETCH_BYTES)
-    assert moments(large, "none", 1)["rest"]["batches"] == 7 * PREFETCH_BYTES  # reading ahead is bounded
+    large = Workload({"audio": 1024}, 8, 7, {"audio": 300}, batch_bytes=2.0 * PREFETCH_BYTES)
+    assert phase_bytes(large, "none", 1)["rest"]["batches"] == 7 * PREFETCH_BYTES  # reading ahead is bounded
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16", "autocast"])
@@ -112,10 +116,10 @@ def test_activations_are_what_torch_allocates(mode: str, dim: int, dropout: floa
         packed_loss(output, label, LossConfig()).backward()
 
     step()  # gradients come into being
-    allocated = allocated_peak(step)
+    allocated = peak_allocated(step)
     steps = {m: sum(of) for m, of in lengths.items()}
     scores = {m: float(np.square(of).sum()) for m, of in lengths.items()}
-    work = Work(dims, dim, 7, steps, batch_bytes=0, dropout=dropout > 0, scores=scores)
+    work = Workload(dims, dim, 7, steps, batch_bytes=0, dropout=dropout > 0, scores=scores)
     estimate = activation_bytes(work, mode != "fp32", autocast=mode == "autocast", on_gpu=False)
     assert estimate == pytest.approx(allocated, rel=0.15)
 
@@ -171,7 +175,7 @@ def test_the_command_reads_the_data_and_takes_overrides(
 def test_what_cannot_be_estimated_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {{train: {tmp_path / 'nowhere'}}}\n")
-    with pytest.raises(SystemExit, match=r"nowhere.*or say what it will be like: --steps audio=120"):
+    with pytest.raises(SystemExit, match=r"nowhere.*or give its sizes: --steps audio=120"):
         main(["doctor", "--memory", str(config)])
     with pytest.raises(SystemExit, match=r"--steps names .*audio.*, but --features"):
         main(["doctor", "--memory", str(config), "--steps", "audio=10"])

@@ -236,7 +236,7 @@ def test_a_recording_is_answered_by_the_stream_that_can_be_decoded(
     [line] = lines(capsys.readouterr().out)
     assert not line["weights"]["audio"]
     assert line["weights"]["video"]
-    assert f"{film}: answered without its audio: {film}: no sound can be decoded" in caplog.text
+    assert f"{film}: predicted without its audio: {film}: no sound can be decoded" in caplog.text
 
 
 def test_what_cannot_be_predicted_from_says_why(

@@ -138,17 +138,20 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("utterances", "told"),
     [
-        ({"audio": [[0.0] * 6]}, r"takes a list of utterances; of a single one: predict\(\[utterance\]\)$"),
+        (
+            {"audio": [[0.0] * 6]},
+            r"takes a list of utterances: for a single one write predict\(\[utterance\]\)$",
+        ),
         (
             [{"audio": np.ones((2, 6))}, np.ones((2, 6))],
-            "utterance 1 is no mapping but ndarray: give features",
+            "utterance 1 is a ndarray, not a mapping: give features",
         ),
         ([{"audoi": np.ones((2, 6))}], "utterance 0 has audoi, but the model takes audio and video$"),
-        ([{"video": [[1.0] * 5, [np.nan] * 5]}], "utterance 0: video holds NaN or infinite values"),
-        ([{"audio": np.full((1, 6), np.inf)}], "utterance 0: audio holds NaN or infinite values"),
-        ([{"audio": [[1.0] * 6, [1.0]]}], r"utterance 0: audio is no array of numbers: .*\[steps, 6\]"),
-        ([{"audio": "clip.wav"}], "utterance 0: audio is no array of numbers"),
-        ([{"audio": np.ones(6)}], r"utterance 0: audio is \(6,\), but the model takes \[steps, 6\]"),
+        ([{"video": [[1.0] * 5, [np.nan] * 5]}], "utterance 0: video has NaN or infinite values"),
+        ([{"audio": np.full((1, 6), np.inf)}], "utterance 0: audio has NaN or infinite values"),
+        ([{"audio": [[1.0] * 6, [1.0]]}], r"utterance 0: audio is not an array of numbers: .*\[steps, 6\]"),
+        ([{"audio": "clip.wav"}], "utterance 0: audio is not an array of numbers"),
+        ([{"audio": np.ones(6)}], r"utterance 0: audio has shape \(6,\), but the model takes \[steps, 6\]"),
         ([{"audio": None}], "utterance 0 has no steps in any of"),
     ],
 )

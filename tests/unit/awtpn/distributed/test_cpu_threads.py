@@ -271,7 +271,7 @@ def test_dropout_is_bernoullis_whatever_the_threads(
     p: float, dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one, two and three threads the very bits of `bernoulli_`, which `nn.Dropout` draws with."""
-    monkeypatch.setattr(cpu_threads, "DRAWN_AT_ONCE", at_once)
+    monkeypatch.setattr(cpu_threads, "DRAW_CHUNK", at_once)
     whole = a_batch()
     seed_randomness(0, 5, 0, 0)
     kept = 1 - p
@@ -295,9 +295,9 @@ def test_another_bernoulli_draws_itself(monkeypatch: pytest.MonkeyPatch) -> None
         return out.copy_(torch.rand(out.shape, generator=generator) < p)
 
     monkeypatch.setattr(torch.Tensor, "bernoulli_", other)
-    compares = cpu_threads.bernoulli_compares.__wrapped__
+    compares = cpu_threads.bernoulli_is_from_uniform.__wrapped__
     assert not compares()
-    monkeypatch.setattr(cpu_threads, "bernoulli_compares", compares)
+    monkeypatch.setattr(cpu_threads, "bernoulli_is_from_uniform", compares)
     whole = a_batch()
     seed_randomness(0, 5, 0, 0)
     expected = torch.empty(len(whole.features["audio"].values), 8).bernoulli_(0.6).div_(0.6)
@@ -364,8 +364,8 @@ def test_threads_change_no_figure(settings: dict[str, Any], corpus: str, tmp_pat
 
 FAULTS = """
 import resource, torch
-from awtpn.distributed.cpu_threads import hold_memory
-assert hold_memory()
+from awtpn.distributed.cpu_threads import retain_freed_memory
+assert retain_freed_memory()
 def step(rows):
     x = torch.ones(rows, 1024)
     return (torch.cat([x, x * 2]) @ torch.ones(1024, 8)).sum()
@@ -387,4 +387,4 @@ def test_memory_that_is_held_causes_no_page_faults() -> None:
 
 def test_what_the_environment_says_of_memory_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert not cpu_threads.hold_memory()
+    assert not cpu_threads.retain_freed_memory()

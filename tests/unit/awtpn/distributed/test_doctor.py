@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ALONE, LIMIT, REPO
+from support import ALONE, LIMIT
 
 from awtpn.config.schema import Config
 from awtpn.distributed import doctor
@@ -63,7 +63,7 @@ def test_other_versions() -> None:
     finding = only_finding(ranks)
     assert finding.level == "error"
     assert finding.what == "hosts have different versions of torch (node-1: 2.13.0, node-2: 2.12.0)"
-    assert finding.fix == "install one on all"
+    assert finding.fix == "install the same version on all hosts"
 
 
 def test_a_run_folder_that_is_not_shared() -> None:
@@ -89,7 +89,7 @@ def test_a_full_disk() -> None:
     ranks[0]["run_dir"]["free_bytes"] = 1 << 28
     finding = only_finding(ranks)
     assert finding.level == "warning"
-    assert finding.what == "0.25 GiB are free at /runs/meld"
+    assert finding.what == "only 0.25 GiB are free at /runs/meld"
     assert "keep_last" in finding.fix
 
 
@@ -127,7 +127,9 @@ def test_a_host_that_knows_itself_by_an_address_of_no_use() -> None:
         r["address"] = "127.0.1.1"
     finding = only_finding(ranks)
     assert finding.level == "warning"
-    assert finding.what == "node-2 knows itself as 127.0.1.1, which other hosts cannot reach"
+    assert (
+        finding.what == "the name node-2 resolves to 127.0.1.1 on that host, which other hosts cannot reach"
+    )
     assert "GLOO_SOCKET_IFNAME" in finding.fix
 
     for r in ranks:
@@ -149,7 +151,7 @@ def test_a_hostfile_that_deepspeed_did_not_find() -> None:
     finding = only_finding(ranks)
     assert finding.level == "error"
     assert finding.what == "deepspeed was given the hostfile hosts.txt, which does not exist"
-    assert finding.fix == "name one that does"
+    assert finding.fix == "give the path of an existing file"
 
 
 def test_errors_come_first() -> None:
@@ -190,7 +192,7 @@ def test_ranks_that_could_not_meet_do_not_try(
     if not refused:
         doctor.check_network()
         return
-    with pytest.raises(ValueError, match=r"knows itself as 127\.0\.1\.1(.|\n)*set GLOO_SOCKET_IFNAME"):
+    with pytest.raises(ValueError, match=r"resolves to 127\.0\.1\.1(.|\n)*set GLOO_SOCKET_IFNAME"):
         doctor.check_network()
 
 
@@ -204,7 +206,9 @@ def test_processes_of_srun_that_know_nothing_of_each_other(monkeypatch: pytest.M
     """Each would train alone on all the data, in one run folder."""
     forget_launchers(monkeypatch)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    with pytest.raises(ValueError, match=r"srun started 2 processes, but .* one torchrun on each node"):
+    with pytest.raises(
+        ValueError, match=r"srun started 2 processes without a launcher, .* one torchrun on each node"
+    ):
         doctor.check_network()
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -227,7 +231,7 @@ def test_facts_of_this_machine_are_healthy(tmp_path: Path, corpus: str) -> None:
 
 
 def test_a_token_of_another_rank_0_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "RETRY_BUDGET_S", 0.0)
+    monkeypatch.setattr(doctor, "TOKEN_TIMEOUT_S", 0.0)
     (tmp_path / doctor.TOKEN_FILE).write_text("of another run")
     facts = doctor.collect_host_info(1, tmp_path, token="ours")
     assert not facts["run_dir"]["shared"]
@@ -240,13 +244,17 @@ def test_a_missing_package_is_a_version_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_hostfile_of_a_deepspeed_above(tmp_path: Path) -> None:
     """Found over the launcher in between, on a stand-in for the command of that name."""
-    ask = "from awtpn.distributed.doctor import missing_hostfile; print(missing_hostfile())"
-    between = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
+    between = "import os; print(os.getpid(), flush=True); input()"
     deepspeed = tmp_path / "deepspeed"
     deepspeed.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {between!r}])")
     command = [sys.executable, str(deepspeed), "--hostfile", "nowhere/hosts", "train.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=REPO)
-    assert done.stdout.strip() == "nowhere/hosts"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
+        try:
+            assert launcher.stdout is not None
+            assert doctor.missing_hostfile(int(launcher.stdout.readline())) == "nowhere/hosts"
+        finally:
+            launcher.communicate("\n", timeout=LIMIT)
+    assert doctor.missing_hostfile() is None
 
 
 @pytest.mark.parametrize(
@@ -275,7 +283,7 @@ def test_training_does_not_start_on_data_out_of_reach(tmp_path: Path) -> None:
     assert "rank 0 on " in str(refusal.value)
     assert f"cannot read {tmp_path / 'nowhere'}" in str(refusal.value)
     assert "error: " not in str(refusal.value), "launch/train.py writes that"
-    assert "fix: check the path: every host needs the dataset there" in str(refusal.value)
+    assert "fix: check the path: every host needs the dataset at this path" in str(refusal.value)
     assert not (tmp_path / "run" / "status.json").exists()
 
 

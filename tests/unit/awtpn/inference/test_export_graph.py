@@ -86,5 +86,5 @@ def test_onnx_is_named_and_computes_the_same(graphs: tuple[AWTPN, Path, dict[str
 def test_a_graph_that_is_off_is_found() -> None:
     model = small_model(dtype=torch.float32)
     padded = PaddedAWTPN(model)
-    with pytest.raises(RuntimeError, match=r"graph is 1\.0e-01 off the model"):
+    with pytest.raises(RuntimeError, match=r"graph differs from the model by 1\.0e-01"):
         check(model, lambda inputs: [output + 0.1 for output in padded(*inputs)], "graph")

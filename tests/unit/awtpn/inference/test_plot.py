@@ -72,7 +72,7 @@ def test_a_frame_is_as_clear_as_the_steps_of_its_time(tmp_path: Path) -> None:
     assert clear[at.astype(int)] == pytest.approx([1.0, 0.25 + 0.75 * 5 / 7, 0.25], abs=0.02)
 
 
-@pytest.mark.parametrize("seconds", [0.01, 0.2, 600.0])
+@pytest.mark.parametrize("seconds", [0.01, 0.2, 60.0])
 def test_recordings_of_any_length_are_drawn(tmp_path: Path, seconds: float) -> None:
     steps = max(1, round(10 * seconds))
     weights = answer(audio=[1 / steps] * steps, video=[1 / steps] * steps)

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
 from awtpn.learning.settings import TERMS, LossConfig
-from awtpn.model.network import ModelOutput, StreamOutput
+from awtpn.model.network import ModalityOutput, ModelOutput
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from shards import FeatureBatch
 
 
-def stream(mean: list[list[float]], distances: list[list[float]], lengths: list[int]) -> StreamOutput:
+def stream(mean: list[list[float]], distances: list[list[float]], lengths: list[int]) -> ModalityOutput:
     offsets = torch.tensor([0, *np.cumsum(lengths)])
     size = len(lengths)
     means = torch.tensor(mean, dtype=torch.float64, requires_grad=True)
-    return StreamOutput(
+    return ModalityOutput(
         h=torch.zeros(sum(lengths), 2),
         distances=torch.tensor(distances, dtype=torch.float64),
         weights=torch.zeros(sum(lengths)),

@@ -29,7 +29,7 @@ HERE = REPO / "tests"
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # Tables [T, D] have the dtype of q; all other tensors but the tiles are float32.
 KERNELS = {
-    attention_triton.spread_kernel: ("q", "k"),
+    attention_triton.forward_kernel: ("q", "k"),
     attention_triton.query_gradient_kernel: ("q", "k", "dq"),
     attention_triton.key_gradient_kernel: ("q", "k", "dk"),
 }
@@ -86,9 +86,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("capability", SHARED, ids=lambda capability: f"sm_{capability}")
 @pytest.mark.parametrize(
     ("dtype", "dim"),
-    # float16 takes bfloat16's way, with another name of the same instruction: its widest tiles will do.
+    # The widest D of each tiling; a narrower one takes less. float16 compiles as bfloat16 does, with another
+    # name of the same instruction: its widest tiles are enough.
     [
-        *((dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 128, 256)),
+        *((dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 256)),
         (torch.float16, 256),
     ],
     ids=lambda value: NAMES.get(value, value),

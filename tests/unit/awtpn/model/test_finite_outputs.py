@@ -241,7 +241,7 @@ def test_a_graph_is_not_equal_to_nothing() -> None:
         outputs = list(padded(*inputs))
         return [*outputs[:-1], outputs[-1] * math.nan]
 
-    with pytest.raises(RuntimeError, match=r"model\.pt2 is nan off the model"):
+    with pytest.raises(RuntimeError, match=r"model\.pt2 differs from the model by nan"):
         check(model, late, "model.pt2")
     with torch.no_grad():
         model.classifier.bias.fill_(math.nan)

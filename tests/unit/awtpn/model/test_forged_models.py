@@ -93,7 +93,7 @@ def test_a_card_that_is_none_is_refused(model: Path, text: str) -> None:
 def test_weights_that_are_none_are_refused(model: Path, content: bytes) -> None:
     (model / WEIGHTS_FILE).write_bytes(content)
     told = refusal(lambda: AWTPN.from_pretrained(model))
-    assert f"{WEIGHTS_FILE}: no safetensors file" in told
+    assert f"{WEIGHTS_FILE} is damaged or not a safetensors file" in told
 
 
 def test_exports_carry_checksums(model: Path, tmp_path: Path) -> None:
@@ -117,12 +117,12 @@ def test_exports_carry_checksums(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (None, "files are missing"),
+        (None, "the field files is missing"),
         ({}, "has no checksum"),
         ({"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}, "is not a plain file name"),
-        ({WEIGHTS_FILE: {"bytes": 1, "sha256": "x"}}, "no size and hash of 64"),
-        ({WEIGHTS_FILE: {"bytes": -1, "sha256": "0" * 64}}, "no size and hash of 64"),
-        ({WEIGHTS_FILE: 3}, "no size and hash of 64"),
+        ({WEIGHTS_FILE: {"bytes": 1, "sha256": "x"}}, "has no size, or no hash of 64"),
+        ({WEIGHTS_FILE: {"bytes": -1, "sha256": "0" * 64}}, "has no size, or no hash of 64"),
+        ({WEIGHTS_FILE: 3}, "has no size, or no hash of 64"),
     ],
 )
 def test_checksums_that_are_none_are_refused(model: Path, files: Any, told: str) -> None:
@@ -176,7 +176,7 @@ STATES: dict[str, tuple[Callable[[Record], Any], str]] = {
     "no position": (lambda state: state.update(position=3), "position is not a mapping"),
     "another format": (lambda state: state.update(format_version=2), "format version 1"),
     "files elsewhere": (file_named("../../../etc/passwd", bytes=1, sha256="0" * 64), "not a plain file name"),
-    "files without hash": (file_named(CARD_FILE, bytes=1, sha256="x"), "no size and hash of 64"),
+    "files without hash": (file_named(CARD_FILE, bytes=1, sha256="x"), "has no size, or no hash of 64"),
     "no files": (lambda state: state.update(files={}), f"{WEIGHTS_FILE} is missing"),
     "Adam before its first step": (lambda state: state.update(adam_step=-1), "adam_step .* cannot be -1"),
     "Adam's step NaN": (lambda state: state.update(adam_step=float("nan")), "adam_step .* cannot be nan"),

@@ -146,14 +146,14 @@ def test_a_folder_wins_over_the_hub(hub: tuple[Path, list[str]], tmp_path: Path)
 
 def test_neither_folder_nor_hub_is_told_with_the_fix(hub: tuple[Path, list[str]], tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"someone/else is no folder here, .* no such model: .*hf auth login"
+        ValueError, match=r"someone/else is not a folder on this machine, .* from the hub: .*hf auth login"
     ):
         AWTPN.from_pretrained("someone/else")
-    with pytest.raises(ValueError, match=r"nowhere is no run, checkpoint or export: .* USER/MODEL"):
+    with pytest.raises(ValueError, match=r"nowhere is not a run, checkpoint or export: .* USER/MODEL"):
         AWTPN.from_pretrained("nowhere")
     hub[1].clear()
     (tmp_path / "runs").mkdir()
-    with pytest.raises(ValueError, match=r"runs/demo is no run, checkpoint or export"):
+    with pytest.raises(ValueError, match=r"runs/demo is not a run, checkpoint or export"):
         find_model(Path("runs/demo"))
     assert hub[1] == [], "a mistyped path does not wait for a network"
 
@@ -200,10 +200,10 @@ def test_models_are_pushed_with_their_card(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        (401, r" \(log in with `hf auth login` and a token that may write there\)$"),
-        (403, r" \(log in with `hf auth login` and a token that may write there\)$"),
+        (401, r" \(log in with `hf auth login` and a token with write access\)$"),
+        (403, r" \(log in with `hf auth login` and a token with write access\)$"),
         (400, r"[^()]+$"),
-        (None, r" \(is http://127\.0\.0\.1:\d+ to be reached from here\?\)$"),
+        (None, r" \(can this machine reach http://127\.0\.0\.1:\d+\?\)$"),
     ],
 )
 def test_a_push_that_fails_says_why(
@@ -226,7 +226,7 @@ def test_a_push_that_fails_says_why(
         if status is None:
             server.server_close()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(ValueError, match="^someone/m: the hub did not take the model: .*" + told):
+        with pytest.raises(ValueError, match="^someone/m: the upload to the hub failed: .*" + told):
             upload(tmp_path, "someone/m", token="hf_a")
     finally:
         server.shutdown()

@@ -50,7 +50,7 @@ def test_results_stand_in_front_matter_and_text() -> None:
 
 def test_validation_figures_are_called_that() -> None:
     front, body = sections(render_card(card(results={"val": summarize(CONFUSION, CLASSES)})))
-    assert "they flatter it" in body
+    assert "the figures are optimistic" in body
     assert front["model-index"][0]["results"][0]["dataset"]["split"] == "val"
 
 

@@ -14,7 +14,7 @@ from support import CLASSES, DIMS, features, same_bits_or_close, small_model, ut
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
 from awtpn.learning.settings import LossConfig
 from awtpn.model.files import CARD_FILE, WEIGHTS_FILE
-from awtpn.model.network import AWTPN, TPN, Standardise
+from awtpn.model.network import AWTPN, TPN, Standardize
 from awtpn.model.settings import ModelConfig
 
 LENGTHS = [(4, 3), (1, 6), (5, 0), (2, 2), (0, 4)]
@@ -105,7 +105,7 @@ def test_buffers_survive_half_precision() -> None:
 
 
 def test_standardise() -> None:
-    standardise = Standardise(3)
+    standardise = Standardize(3)
     x = torch.tensor([[1.0, 5.0, -18.0], [3.0, 5.0, -19.0]])
     assert torch.equal(standardise(x), x), "the identity, exactly, until it has statistics"
     # The second feature never varies but for rounding: dividing by that would blow up what comes later.
@@ -162,7 +162,7 @@ def test_the_model_survives_a_round_trip(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no run, checkpoint or export: none of .* has config\.json"):
+    with pytest.raises(ValueError, match=r"not a run, checkpoint or export: none of .* has config\.json"):
         AWTPN.from_pretrained(tmp_path)
     model = small_model(dtype=torch.float32)
     (tmp_path / CARD_FILE).write_text(json.dumps(model.card()))

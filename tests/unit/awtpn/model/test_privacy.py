@@ -23,7 +23,7 @@ from awtpn.inference.export import copy_weights
 from awtpn.metrics.classification import summarize
 from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model
 from awtpn.model.model_card import render_card
-from awtpn.model.privacy import last_name, public_card, public_provenance
+from awtpn.model.privacy import basename, public_card, public_provenance
 from awtpn.training.trainer import main as train
 from shards import Sample, pack
 from shards.extraction.encoders import open_audio_encoder, open_video_encoder
@@ -168,7 +168,7 @@ def test_settings_of_built_in_encoders_stay_whole(built_in: str) -> None:
     ],
 )
 def test_places_are_their_last_names(text: str, shown: str) -> None:
-    assert last_name(text) == shown
+    assert basename(text) == shown
 
 
 def test_names_cannot_write_into_a_model_card() -> None:

@@ -71,7 +71,7 @@ def test_a_checkpoint_is_a_model(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -
     run.mkdir()
     (run / "checkpoints").symlink_to(folder.parent)
     assert files.find_model(run) == folder, "latest, where there is no best"
-    with pytest.raises(ValueError, match=r"nowhere is no run, checkpoint or export"):
+    with pytest.raises(ValueError, match=r"nowhere is not a run, checkpoint or export"):
         files.find_model(folder.parent / "nowhere")
 
 
@@ -119,7 +119,9 @@ def test_a_broken_state_file_is_refused_by_name(
 ) -> None:
     path = saved[0] / STATE_FILE
     path.unlink() if text is None else path.write_text(text)
-    assert re.search(r"no whole checkpoint: checkpoint\.json", str(checkpoint.find_resume_problem(saved[0])))
+    assert re.search(
+        r"not a complete checkpoint: checkpoint\.json", str(checkpoint.find_resume_problem(saved[0]))
+    )
 
 
 def test_an_export_and_a_run_are_no_checkpoints(
@@ -137,7 +139,7 @@ def test_an_export_and_a_run_are_no_checkpoints(
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match=f"--run.init_from {export}"):
         resolve_resume(config, tmp_path / "there")
-    told = f"{run} is a run and no checkpoint: name one of its checkpoints, such as {run}/checkpoints/step-"
+    told = f"{run} is a run, not a checkpoint: name one of its checkpoints, such as {run}/checkpoints/step-"
     assert str(checkpoint.find_resume_problem(run)).startswith(told)
 
 

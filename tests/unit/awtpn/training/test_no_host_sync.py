@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from allocations import autocast_spares_meta
+from allocations import autocast_ignores_meta
 from step_support import make_run
 from support import CLASSES, DIMS, batch, utterances
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class _Factories(TorchFunctionMode):
 def no_waiting() -> ExitStack:
     """Within it, waiting for the meta device raises Waits."""
     stack = ExitStack()
-    stack.enter_context(autocast_spares_meta())
+    stack.enter_context(autocast_ignores_meta())
     stack.enter_context(_Operations())
     stack.enter_context(_Factories())
     return stack

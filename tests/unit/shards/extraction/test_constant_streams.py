@@ -221,9 +221,9 @@ def test_a_prediction_takes_it_as_the_training_data_did(
             ModelConfig(), {name: m.dim for name, m in manifest.modalities.items()}, ["calm", "happy"]
         )
         model.provenance = manifest.provenance
-        answers = dict(Predictor(model).answer_recordings([films / "mute.mkv", films / "nothing.mkv"]))
+        answers = dict(Predictor(model).iter_recordings([films / "mute.mkv", films / "nothing.mkv"]))
         mute, nothing = answers.values()
         assert not isinstance(mute, str)
         assert bool(len(mute.weights["audio"])) == keep
         assert isinstance(nothing, str) == (not keep)
-    assert "mute.mkv: answered without its audio: it never changes" in caplog.text
+    assert "mute.mkv: predicted without its audio: it is constant" in caplog.text

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from cache_support import Fetches, cache_of, content, name
@@ -159,6 +160,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 PROCESS = """
 import random, sys, time
 from pathlib import Path
+from typing import BinaryIO
 sys.path.insert(0, {tests!r})
 from cache_support import Fetches, cache_of, content
 fetches, rng = Fetches(0.002), random.Random(int(sys.argv[2]))
