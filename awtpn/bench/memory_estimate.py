@@ -13,18 +13,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from awtpn.distributed.engines import ENGINES
+from awtpn.distributed.engines.deepspeed_config import Buckets
 from awtpn.model.attention import KEPT_SCORES
 from awtpn.model.flops import parameter_count
 from shards.streaming.stream import PREFETCH_BYTES
 
-ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
-
-# DeepSpeed's defaults, in elements.
-REDUCE_BUCKET = 500_000_000
-PREFETCH_BUCKET = 50_000_000
-LIVE_PARAMETERS = 1_000_000_000
-# Modules, buffers of gloo and code pages that come with the first step, in bytes; on a GPU they stay off it.
-LIBRARIES = {"none": 30e6, "ddp": 30e6, "zero0": 30e6, "zero1": 65e6, "zero2": 65e6, "zero3": 65e6}
 # Batches that a stream reads ahead on the host, within its bytes; one more is in use, and one in the making.
 AHEAD = 4
 FLOAT = 4
@@ -73,16 +67,6 @@ class Work:
         return max(self.dim**2 if self.adaptive else 0, *(f * self.dim for f in self.feature_dims.values()))
 
 
-@dataclass(frozen=True)
-class Buckets:
-    """DeepSpeed's buffers, in elements: `zero_optimization.*` of its configuration."""
-
-    reduce: int = REDUCE_BUCKET
-    prefetch: int = PREFETCH_BUCKET
-    live: int = LIVE_PARAMETERS
-    overlap_comm: bool = False
-
-
 def moments(
     work: Work,
     engine: str,
@@ -109,12 +93,11 @@ def moments(
         bytes; their sum is what the moment takes. "rest" is between steps, and never the peak.
     """
     buckets = buckets or Buckets()
-    deepspeed = engine.startswith("zero")
-    stage = int(engine[-1]) if deepspeed else 0
+    use = ENGINES[engine].memory
+    stage = use.stage
     number, share = work.parameters, work.parameters / ranks
     half = precision != "fp32"
-    # DeepSpeed casts the model; elsewhere autocast keeps float32 weights and casts them in each forward.
-    size = 2 if half and deepspeed else FLOAT
+    size = 2 if half and use.half_weights else FLOAT
     bucket = min(number, buckets.reduce)
     # Slices for several ranks are copied together for the reduction.
     flat = bucket if ranks > 1 else 0
@@ -126,11 +109,11 @@ def moments(
     if stage == 0:
         state["optimizer states"] = 8.0 * number
         held = size * number
-        if engine == "ddp":
-            state["buckets"] = FLOAT * number  # one more copy of the gradients, which stays
-        elif deepspeed:
+        if use.gradient_copy:
+            state["buckets"] = FLOAT * number
+        if use.flat_buckets:
             reducing = size * flat
-        if deepspeed and half:
+        if use.half_weights and half:
             state["master weights"] = FLOAT * number
             updating = FLOAT * number  # the gradients, cast
     else:
@@ -156,9 +139,9 @@ def moments(
     state["batches"] = 2.0 * work.batch_bytes  # the one in use, and the next
     if not on_gpu:
         state["batches"] += min(AHEAD * work.batch_bytes, PREFETCH_BYTES + work.batch_bytes)
-        state["libraries"] = LIBRARIES[engine]
+        state["libraries"] = use.libraries
     accumulated = held if work.accumulation > 1 else 0.0
-    activations = activation_bytes(work, half, autocast=half and not deepspeed, on_gpu=on_gpu)
+    activations = activation_bytes(work, half, autocast=half and not use.half_weights, on_gpu=on_gpu)
     found: dict[str, dict[str, float]] = {
         "rest": {},
         "gathering": {"gradients": accumulated, "gathered weights": gathered + arriving},
@@ -224,7 +207,7 @@ def saving_bytes(work: Work, engine: str) -> float:
 
     Where they are partitioned, the one that is being gathered takes some room of its own.
     """
-    gathering = engine in ("zero1", "zero2", "zero3")
+    gathering = ENGINES[engine].memory.stage > 0
     return 12.0 * work.parameters + 3 * FLOAT * work.largest * gathering
 
 

@@ -6,17 +6,16 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from awtpn.bench.memory_estimate import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
+from awtpn.bench.memory_estimate import Work, largest_steps, moments, peak, saving_bytes
 from awtpn.config.schema import DEMO, Config, parse_command_line
 from awtpn.distributed.batch_layout import Layout, make_layout
-from awtpn.distributed.engines.deepspeed import ZERO
+from awtpn.distributed.engines import engines_for
+from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, buckets_of, read_buckets
 from awtpn.run.data import demo_dataset
 from shards.format.split_names import find_split
-from shards.safe_io.bounded_json import read_json
 from shards.tools.info import Lengths, info
 
 PARTS = (
@@ -156,36 +155,6 @@ def pairs(words: Sequence[str], option: str) -> dict[str, int]:
     return found
 
 
-def read_buckets(file: Path) -> Buckets:
-    """The buffer sizes of a DeepSpeed configuration.
-
-    Raises:
-        ValueError: it cannot be read, or offloads, which is not estimated.
-    """
-    try:
-        zero = read_json(file).get("zero_optimization", {})
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error}") from None
-    for key in ("offload_optimizer", "offload_param"):
-        if zero.get(key, {}).get("device", "none") != "none":
-            raise ValueError(f"{file} asks for zero_optimization.{key}, which is not estimated: leave it out")
-    return buckets_of(zero)
-
-
-def buckets_of(zero: Mapping[str, Any]) -> Buckets:
-    """The buffer sizes that `zero_optimization` settings ask for; DeepSpeed's own where they do not."""
-    default = Buckets()
-    sizes = {
-        name: default_size if zero.get(key, "auto") == "auto" else int(zero[key])
-        for name, key, default_size in (
-            ("reduce", "reduce_bucket_size", default.reduce),
-            ("prefetch", "stage3_prefetch_bucket_size", default.prefetch),
-            ("live", "stage3_max_live_parameters", default.live),
-        )
-    }
-    return Buckets(**sizes, overlap_comm=zero.get("overlap_comm") is True)
-
-
 def work_of(config: Config, layout: Layout, data: Data) -> Work:
     """What a rank does in a step of this configuration on this data."""
     model, micro = config.model, layout.micro_batch
@@ -239,7 +208,7 @@ def rows(config: Config, data: Data, ranks: int, buckets: Buckets, on_gpu: bool)
     except ValueError as error:
         return [f"{ranks} ranks: {error}"]
     work = work_of(config, layout, data)
-    engines = [e for e in ENGINES if (e != "ddp" if ranks == 1 else e != "none")]
+    engines = engines_for(ranks)
     found = {
         e: moments(work, e, ranks, config.train.precision, on_gpu=on_gpu, buckets=buckets) for e in engines
     }

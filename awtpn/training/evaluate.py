@@ -52,7 +52,7 @@ def evaluate(
     world: World,
     on_batch: Callable[[], None] = lambda: None,
     predictions: Path | None = None,
-    look: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
+    on_output: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
     threads: PieceThreads = ONE_PIECE,
 ) -> dict[str, Any]:
     """Figures of `model` over `stream`, all on every rank: `classification.summarise`, and the cross-entropy.
@@ -78,7 +78,7 @@ def evaluate(
             surprise += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
             finite.add(batch.key, output.logits)
             record(batch, output.logits)
-            look(batch, output)
+            on_output(batch, output)
             on_batch()
         model.train(training)
         finite.check(

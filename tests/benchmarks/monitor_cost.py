@@ -25,13 +25,13 @@ import torch
 
 from awtpn.tracking import figures, monitor, tensorboard
 from awtpn.tracking.snapshot import SnapshotCollector
-from awtpn.training import trainer
+from awtpn.training import step, trainer
 
 # What is timed: where the name stands that is called, and what it is for. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [
     (monitor.Monitor, "log_step", "scalars of each step"),
     (monitor.Monitor, "log_pace", "throughput, memory"),
-    (trainer, "work_of_batch", "FLOPs, bytes and padding of each step"),
+    (step, "batch_cost", "FLOPs, bytes and padding of each step"),
     (SnapshotCollector, "add", "collecting in validations"),
     (SnapshotCollector, "gather", "gathering over ranks"),
     (tensorboard.Board, "settings", "settings, HParams"),

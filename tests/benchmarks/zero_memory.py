@@ -111,9 +111,9 @@ def run_rank(folder: Path, argv: list[str]) -> None:
     """launch/train.py with two looks at this process's memory: before the model is built, and at saving."""
     # PyTorch's compiler comes with the first optimizer: code of some 150 MB, and nothing of the run's own.
     importlib.import_module("torch._dynamo")
-    from awtpn.training import trainer
+    from awtpn.training import setup, trainer
 
-    model, save = trainer.AWTPN, trainer.save
+    model, save = setup.AWTPN, trainer.save
     before: list[int] = []
 
     def build(*args: Any, **kwargs: Any) -> Any:
@@ -130,8 +130,7 @@ def run_rank(folder: Path, argv: list[str]) -> None:
         figures = {"training": training, "saving": resident("VmHWM") - before[0]}
         (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
 
-    build.from_card = model.from_card  # type: ignore[attr-defined]
-    trainer.AWTPN, trainer.save = build, look_and_save  # type: ignore[assignment, misc]
+    setup.AWTPN, trainer.save = build, look_and_save  # type: ignore[assignment, misc]
     script = ROOT / "launch" / "train.py"
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")

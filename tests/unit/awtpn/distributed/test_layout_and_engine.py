@@ -19,7 +19,8 @@ from support import REPO
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.accelerate_launch import RANK_VARIABLES, Asked, asked_of_accelerate, torchrun_options
 from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
-from awtpn.distributed.engines.deepspeed import ZERO, deepspeed_settings, load_communication_op
+from awtpn.distributed.engines.deepspeed import load_communication_op
+from awtpn.distributed.engines.deepspeed_config import ZERO, deepspeed_settings
 from awtpn.distributed.world import (
     check_engine,
     check_port,
@@ -28,6 +29,7 @@ from awtpn.distributed.world import (
     init_engine,
     launched_ranks,
 )
+from awtpn.learning.settings import LossConfig
 
 BY_ACCELERATE = {"ACCELERATE_USE_DEEPSPEED": "true"}
 LAYOUT = Layout(global_batch=32, micro_batch=8, accumulation=2)
@@ -61,17 +63,17 @@ def test_a_layout_that_does_not_divide_is_refused() -> None:
 
 
 def test_a_layout_that_would_change_the_negatives_is_refused() -> None:
-    config = Config()
-    config.loss.negatives, config.loss.negative_group = "group", 8
-    check_negatives(config, Layout(32, 8, 4))
+    both = ["audio", "video"]
+    group = LossConfig(negatives="group", negative_group=8)
+    check_negatives(group, both, Layout(32, 8, 4))
+    check_negatives(group, ["audio"], Layout(32, 4, 8))
     with pytest.raises(ValueError, match="negative_group 8 does not divide the micro-batch of 4"):
-        check_negatives(config, Layout(32, 4, 8))
-    config.loss.negatives = "global"
-    check_negatives(config, Layout(32, 4, 1))
+        check_negatives(group, both, Layout(32, 4, 8))
+    whole = LossConfig(negatives="global")
+    check_negatives(whole, both, Layout(32, 4, 1))
     with pytest.raises(ValueError, match=r"negatives=global.*accumulation is 2"):
-        check_negatives(config, Layout(32, 4, 2))
-    config.loss.negatives = "reference"
-    check_negatives(config, Layout(32, 3, 2))
+        check_negatives(whole, both, Layout(32, 4, 2))
+    check_negatives(LossConfig(negatives="reference"), both, Layout(32, 3, 2))
 
 
 # --- Ranks ---------------------------------------------------------------------------------------
@@ -197,19 +199,14 @@ def test_accelerate_divides_no_loss(no_accelerator: None, monkeypatch: pytest.Mo
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    config = Config()
-    config.train.precision = "fp16"
-    check_precision(config, on_gpu=True, deepspeed=False)
-    check_precision(config, on_gpu=False, deepspeed=True)
+    check_precision("fp16", has_fp16=True)
     with pytest.raises(ValueError, match=r"precision=fp16 needs a GPU"):
-        check_precision(config, on_gpu=False, deepspeed=False)
-    config.train.precision = "bf16"
-    check_precision(config, on_gpu=False, deepspeed=False)
+        check_precision("fp16", has_fp16=False)
+    check_precision("bf16", has_fp16=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    check_precision(config, on_gpu=False, deepspeed=False)
-    config.train.precision = "fp32"
+    check_precision("bf16", has_fp16=False)
     with pytest.raises(ValueError, match=r"mixed precision bf16.*precision=fp32"):
-        check_precision(config, on_gpu=False, deepspeed=False)
+        check_precision("fp32", has_fp16=False)
 
 
 def test_a_setting_in_a_file_of_accelerate_is_told_as_the_files(
@@ -224,20 +221,20 @@ def test_a_setting_in_a_file_of_accelerate_is_told_as_the_files(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    config, told = Config(), re.escape(f"Accelerate's configuration file {file} says")
+    told = re.escape(f"Accelerate's configuration file {file} says")
     parent(["accelerate", "launch", "launch/train.py"])
     with pytest.raises(ValueError, match=f"^{told} mixed precision fp16, .* leave it out there"):
-        check_precision(config, on_gpu=True, deepspeed=False)
+        check_precision("fp32", has_fp16=True)
     with pytest.raises(ValueError, match=f"^{told} 2 ranks"):
         launched_ranks()
     with pytest.raises(ValueError, match=f"^{told} --use_fsdp"):
         check_engine(os.environ)
     parent(["accelerate", "launch", "--mixed_precision", "fp16", "launch/train.py"])
     with pytest.raises(ValueError, match=r"^accelerate launch says mixed precision fp16"):
-        check_precision(config, on_gpu=True, deepspeed=False)
+        check_precision("fp32", has_fp16=True)
     parent(["torchrun", "launch/train.py"])  # which this package puts in between on a CPU
     with pytest.raises(ValueError, match=re.escape(f"or its configuration file {file}) says mixed")):
-        check_precision(config, on_gpu=True, deepspeed=False)
+        check_precision("fp32", has_fp16=True)
 
 
 # --- The environment -----------------------------------------------------------------------------
