@@ -89,7 +89,7 @@ def init_engine(config: Config, launch: Launch) -> tuple[Accelerator, World, Lay
     wait = timedelta(seconds=2 * config.train.timeout + 60)
 
     check_port(os.environ)
-    _rendezvous_again(on_gpu, wait)
+    _rendezvous_after_restart(on_gpu, wait)
     accelerator = engine.make_accelerator(mixed_precision(precision), on_gpu, launched, wait, settings)
     world = _world(accelerator, launched, name, wait)
     check_same_everywhere(world, config)
@@ -104,40 +104,45 @@ def init_process_group(wait: timedelta = timedelta(minutes=30)) -> World:
     """
     launched, on_gpu = launched_ranks(), use_gpu()
     check_port(os.environ)
-    _rendezvous_again(on_gpu, wait)
+    _rendezvous_after_restart(on_gpu, wait)
     return _world(join_ranks(on_gpu, wait), launched, "none", wait)
 
 
 def shutdown() -> None:
-    """Wait for the other ranks and part from them."""
+    """Wait for the other ranks, and leave the process group."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def launched_ranks() -> int:
-    """Ranks that the launcher started, by its environment; checked against what was asked of it."""
+    """The number of ranks, by the launcher's environment.
+
+    Raises:
+        ValueError: `accelerate launch` was asked for another number.
+    """
     check_environment()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if asked := asked_of_accelerate():
-        # Where nobody says how many processes, there is at least one on each machine.
+        # Without --num_processes, there is at least one process on each machine.
         processes = asked.processes or max(launched, asked.machines)
         check_world_size(who_says("num_processes"), processes, launched)
     return launched
 
 
 def use_gpu() -> bool:
-    """There is a GPU, and `accelerate launch --cpu` did not say to leave it alone."""
+    """There is a GPU, and `accelerate launch --cpu` was not given."""
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
 
 
 def check_port(environment: Mapping[str, str]) -> None:
-    """Refuse a port that another program has, where this rank is to open it for the others to meet at.
+    """Refuse a rendezvous port that another program uses, on the rank that has to open it.
 
-    torch.distributed would say so in a screenful of C++ frames. Not under torchrun, which has opened it.
+    torch.distributed's own error is a screenful of C++ frames. Under torchrun nothing is checked: torchrun
+    itself has opened the port.
 
     Raises:
-        ValueError: names the port and how each launcher is told another one.
+        ValueError: names the port, and each launcher's option for another one.
     """
     opens = environment.get("RANK") == "0" and int(environment.get("WORLD_SIZE", "1")) > 1
     by_torchrun = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -145,7 +150,7 @@ def check_port(environment: Mapping[str, str]) -> None:
         return
     port = int(environment["MASTER_PORT"])
     with socket.socket() as probe:
-        # A connection that has just ended does not count, as it does not for torch.
+        # As torch does: a port whose last connection has just ended is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -158,11 +163,11 @@ def check_port(environment: Mapping[str, str]) -> None:
             ) from None
 
 
-def _rendezvous_again(on_gpu: bool, wait: timedelta) -> None:
-    """After a restart by torchrun, meet under names of this attempt.
+def _rendezvous_after_restart(on_gpu: bool, wait: timedelta) -> None:
+    """After a restart by torchrun, exchange addresses under keys of this attempt.
 
-    All attempts share torchrun's store, in which the addresses of the ranks that died still stand: a rank
-    that reads them before their successors have written theirs would call the dead.
+    All attempts share torchrun's store, which still has the addresses of the ranks that ended. A rank that
+    reads those before the new ranks have written theirs would wait for a process that is gone.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
@@ -204,7 +209,7 @@ def check_engine(environment: Mapping[str, str]) -> None:
 
 
 def check_world_size(who: str, found: int | None, launched: int) -> None:
-    """Raise ValueError if `who` counts other ranks than the launcher started; None: no opinion."""
+    """Raise ValueError if `who` found another number of ranks than the launcher started; None: unknown."""
     if found is not None and found != launched:
         raise ValueError(
             f"{who} says {found} ranks, but the launcher's environment says {launched}: every rank would "

@@ -1,4 +1,4 @@
-"""What a run says and writes about its steps, and what it checks between them."""
+"""What a run prints and writes about its steps, and what it checks between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN = 8  # names listed in a message
 
 
 def announce(run: Run, monitor: Monitor) -> None:
-    """Say what is trained, on what and where, before the first step; and warn of what may be a mistake."""
+    """Print what is trained, on what and where, and warnings on settings that may be mistakes."""
     train, world, layout = run.train, run.world, run.layout
     start_at = f", resumed at step {run.position.step}" if run.position.step else ""
     monitor.say(
@@ -111,7 +111,7 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     ]
     what = _listed(named, SHOWN) if named else "no utterance alone"
     run.position.skipped += 1
-    monitor.say(f"step {step['step']} left out: loss {loss} or its gradient is not finite, broken by: {what}")
+    monitor.say(f"step {step['step']} skipped: loss {loss} or its gradient is not finite, broken by: {what}")
     if run.position.skipped > run.config.train.skip_budget:
         raise ValueError(
             f"{run.position.skipped} steps were not finite, more than train.skip_budget "
@@ -136,7 +136,7 @@ def check_replicas(run: Run, monitor: Monitor) -> None:
     if any(rank == 0 for rank, _ in divergent):
         raise RuntimeError(f"after step {run.position.step} rank 0 itself differs from the others: {what}")
     resync_from_rank0(tensors, sorted({name for _, name in divergent}), run.optimizer)
-    monitor.say(f"healed from rank 0 after step {run.position.step}: {what}")
+    monitor.say(f"weights copied from rank 0 after step {run.position.step}: {what}")
 
 
 def _listed(names: list[str], most: int) -> str:

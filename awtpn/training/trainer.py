@@ -1,8 +1,8 @@
 """Training, from the command line to the results: setup -> fit -> validate -> save -> test.
 
-Reads top to bottom. Every rank runs every line; what only the main rank does (writing files, printing)
-hides in `Monitor` and `checkpoint`. Per step there is one small reduction over ranks (`reduce_batch_counts`)
-and no other wait for the device; figures stay on it until `log_every` steps have gathered.
+Reads top to bottom. Every rank runs every line; `Monitor` and `checkpoint` write files and print on the main
+rank only. Per step there is one small reduction over ranks (`reduce_batch_counts`), and the host never waits
+for the device: losses and norms stay there, and are fetched every `log_every` steps.
 """
 
 from __future__ import annotations
@@ -43,11 +43,15 @@ from awtpn.training.step import train_step
 
 
 class Stopped(Exception):
-    """A signal told some rank to stop; raised on every rank at the same place."""
+    """Some rank got a signal to stop; every rank raises this at the same place."""
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Train as the command line says; returns what `results.json` holds (empty if stopped early)."""
+    """Train as the command line says.
+
+    Returns:
+        The content of `results.json`; empty if a signal stopped the run.
+    """
     with stop_on_signals() as stop:
         config, launch = parse_command_line(argv)
         doctor.check_network()
@@ -60,34 +64,36 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Fit and test, while status.json says how it stands."""
+    """Fit and test; status.json tells the state of the run."""
     about = describe(run.world, run.position.threads) if run.world.is_main else {}
 
-    def say(status: Status, **details: Any) -> None:
+    def set_status(status: Status, **details: Any) -> None:
         if run.world.is_main:
             write_status(run.dir, status, **about, **details)
 
-    say("running")
+    set_status("running")
     try:
         fit(run)
         check_any_step_counted(run.position)
         results = test(run)
     except Stopped:
-        say("preempted", **describe_steps(run.position), damaged=len(run.position.damaged))
+        set_status("preempted", **describe_steps(run.position), damaged=len(run.position.damaged))
         if run.world.is_main:
             print(f"stopped by a signal after step {run.position.step}; the run can be resumed")
         return {}
     except BaseException as error:
-        with contextlib.suppress(OSError, ValueError):  # a full disk must not hide what happened
-            # After a second Ctrl-C a rank may also learn by an error that another one has gone.
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # a full disk must not hide `error`
+            # After a second Ctrl-C, a collective fails on ranks that wait for one that has ended.
             if run.stop.at_once or isinstance(error, KeyboardInterrupt):
-                say("preempted", step=saved_step(run))
+                set_status("preempted", step=saved_step(run))
             else:
-                say("failed", error=f"{type(error).__name__}: {error}", **describe_steps(run.position))
+                set_status("failed", error=f"{type(error).__name__}: {error}", **describe_steps(run.position))
         raise
     finally:
         run.watchdog.close()
-    say("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
+    set_status("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
     shutdown()
     return results
 
@@ -102,10 +108,10 @@ def saved_step(run: Run) -> int:
 
 
 def fit(run: Run) -> None:
-    """Train to the end.
+    """Train to the last step, with validations and checkpoints.
 
     Raises:
-        Stopped: by a signal; what was done is in a checkpoint.
+        Stopped: by a signal; a checkpoint holds all steps done.
     """
     position, options = run.position, run.config.train
     check_stop(run)
@@ -115,20 +121,20 @@ def fit(run: Run) -> None:
         table = run.engine.gather_parameter(unwrap(run.model).tpn.prototypes).numpy()
         monitor.describe(position.step, run.config, run.train, run.world, position.threads, table)
         if run.val_changed:
-            rejudge_best(run, monitor)
+            reevaluate_best(run, monitor)
         run.since = time.perf_counter()
         while position.step < run.total_steps or position.validated < position.step:
             try:
-                whole = train_epoch(run, monitor)
+                finished = train_epoch(run, monitor)
                 ends = position.step >= run.total_steps
                 validate = ends or (position.epoch + 1) % options.validate_every == 0
                 best = validate and validate_epoch(run, monitor)
-            # Within an epoch, or a validation, with which the run then goes on.
+            # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, NotFiniteError):
                 flush(run, monitor)
                 save(run)
                 raise
-            if whole:
+            if finished:
                 position.epoch, position.epoch_step = position.epoch + 1, 0
             save(run, best=best)
             check_stop(run)
@@ -138,14 +144,21 @@ def fit(run: Run) -> None:
 
 
 def check_stop(run: Run) -> None:
-    """Between two pieces of work: tell the watchdog, and stop on all ranks where some rank was told to."""
+    """Reset the watchdog; raise Stopped on every rank if any rank got a stop signal."""
     run.watchdog.beat()
     if run.world.sum(np.array([run.stop.is_set()], dtype=np.int64))[0]:
         raise Stopped
 
 
 def train_epoch(run: Run, monitor: Monitor) -> bool:
-    """Train on the rest of the epoch at `run.position`; False if the run ends within it (max_steps)."""
+    """Train on the rest of the epoch at `run.position`.
+
+    Returns:
+        Whether the epoch was finished; not if the run ends within it (`train.max_steps`).
+
+    Raises:
+        Stopped: some rank got a stop signal.
+    """
     position, options = run.position, run.config.train
     run.model.train()
     batches = iter(run.train.epoch(position.epoch, position.epoch_step, device=run.world.device))
@@ -165,7 +178,7 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
             check_replicas(run, monitor)
         if info.stop:
             raise Stopped
-        ends = position.epoch_step == run.train.steps_per_epoch  # then the epoch's own checkpoint follows
+        ends = position.epoch_step == run.train.steps_per_epoch  # `fit` saves then
         if options.checkpoint_every and position.step % options.checkpoint_every == 0 and not ends:
             flush(run, monitor)
             save(run)
@@ -174,7 +187,11 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
 
 
 def validate_epoch(run: Run, monitor: Monitor) -> bool:
-    """Validate; True if this is the best model so far (without validation data the latest is)."""
+    """Evaluate on the validation data.
+
+    Returns:
+        Whether this model is the best so far; without validation data the latest always is.
+    """
     position = run.position
     if run.val is None:
         position.validated = position.best_step = position.step
@@ -185,8 +202,8 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
         run.model, run.val, run.world, partial(check_stop, run), on_output=collector.add, threads=run.threads
     )
     position.validated = position.step
-    found = figures["w-F1"], -figures["cross-entropy"]
-    best = found > (position.best_f1, -position.best_entropy)  # of equals the surer one
+    # Of equal F1, the smaller cross-entropy is better.
+    best = (figures["w-F1"], -figures["cross-entropy"]) > (position.best_f1, -position.best_entropy)
     if best:
         position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
         position.best_step = position.step
@@ -194,36 +211,36 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
     return best
 
 
-def rejudge_best(run: Run, monitor: Monitor) -> None:
-    """Give the best checkpoint its figures on the validation data of now; older ones cannot be compared.
+def reevaluate_best(run: Run, monitor: Monitor) -> None:
+    """Evaluate the best checkpoint on the validation data, which has changed since it was chosen.
 
     Raises:
-        Stopped: by a signal; no checkpoint has changed, so the next start comes here again.
+        Stopped: by a signal; no checkpoint has changed, so the next start does this again.
     """
     position = run.position
     if not position.best_step:
         return
-    changed = f"another set of validation data than before step {position.step}"
+    changed = f"the validation data has changed since step {position.step}"
     if run.val is None:
         position.best_f1, position.best_entropy = -1.0, 0.0
         monitor.say(
-            f"{changed}, namely none: from the next epoch's end on, the latest checkpoint is the best"
+            f"{changed}, there is none now: from the end of the next epoch, the latest checkpoint is the best"
         )
         return
     model, _ = best_model(run)
     figures = evaluate(model, run.val, run.world, partial(check_stop, run), threads=run.threads)
     position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
     monitor.say(
-        f"{changed}: best is chosen anew, beginning with the best checkpoint so far, of step "
+        f"{changed}: later models are compared with the best checkpoint so far, of step "
         f"{position.best_step}: val w-F1 {figures['w-F1']:.4f}"
     )
 
 
 def save(run: Run, best: bool = False) -> None:
-    """Save a checkpoint on all ranks, and mark it as the best where it is.
+    """Save a checkpoint; every rank calls. `best` marks it as the best.
 
     Raises:
-        RuntimeError: it could not be written (a full disk), on every rank; earlier checkpoints are untouched.
+        RuntimeError: it could not be written (a full disk), on every rank; earlier checkpoints are unchanged.
     """
     root, error = run.checkpoints, None
     run.watchdog.beat()
@@ -234,7 +251,10 @@ def save(run: Run, best: bool = False) -> None:
         )
         if run.world.is_main:
             checkpoint.prune(root, run.config.train.keep_last)
-    except (OSError, SafetensorError) as failure:  # the main rank alone writes; the others must know
+    except (
+        OSError,
+        SafetensorError,
+    ) as failure:  # only the main rank writes
         error = str(failure)
     if error := run.world.broadcast_object(error):
         latest = checkpoint.find_latest(root)
@@ -245,7 +265,7 @@ def save(run: Run, best: bool = False) -> None:
 
 
 def count_time(run: Run) -> dict[str, float]:
-    """Add the time since it was last counted to `run.position`; returns what the run took so far."""
+    """Add the time since the last call to `run.position`; returns the seconds of the whole run so far."""
     position, now = run.position, time.perf_counter()
     position.seconds += now - run.counted
     position.rank_seconds += run.world.size * (now - run.counted)
@@ -257,10 +277,10 @@ def count_time(run: Run) -> dict[str, float]:
 
 
 def best_model(run: Run) -> tuple[AWTPN, dict[str, Any] | None]:
-    """The best checkpoint's model, whole on every rank, and its `checkpoint.identity`; every rank calls.
+    """The best checkpoint's model, whole on every rank, and its `files.identity`; every rank calls.
 
     Raises:
-        ValueError: there is none, or it is not as it was saved.
+        ValueError: there is none, or it is damaged.
     """
     model = AWTPN.from_card(run.card).to(run.world.device).eval()
 
@@ -269,7 +289,7 @@ def best_model(run: Run) -> tuple[AWTPN, dict[str, Any] | None]:
         checkpoint.load_weights(folder, model)
         return files.identity(folder)
 
-    # The main rank alone knows for sure what `best` names: other hosts may still see an older link.
+    # Rank 0 reads it and broadcasts: other hosts may still see an older link `best` on a shared file system.
     identity = run_on_rank0(run.world, load)
     if run.world.size > 1:
         broadcast_from_rank0(run.engine.replicated_tensors(model))
@@ -280,12 +300,12 @@ def test(run: Run) -> dict[str, Any]:
     """Evaluate the best checkpoint on validation and test data; write and print the results.
 
     Raises:
-        Stopped: by a signal; nothing of the results is written.
+        Stopped: by a signal; no results are written then.
     """
-    model, measured = best_model(run)
+    model, identity = best_model(run)
     results: dict[str, Any] = {
         "best_step": run.position.best_step or run.position.step,
-        "checkpoint": measured,
+        "checkpoint": identity,
         **describe_steps(run.position),
     }
     snapshots = {}

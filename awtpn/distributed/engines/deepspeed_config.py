@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: filled from the run's, refused where it contradicts it."""
+"""DeepSpeed's configuration, completed from the run's; contradictions are refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from shards.safe_io.json_text import find_not_finite
 from shards.storage.local_path import local_path
 
 DEFAULT_ZERO_STAGE = 2
-# Where no DeepSpeed file says otherwise; those in configs/deepspeed say the same. DeepSpeed's own sizes suit
-# models of billions: they would keep all weights of ours gathered at stage 3, and 1 GB of buffers.
+# Used without a DeepSpeed file; the files in configs/deepspeed have the same values. DeepSpeed's own defaults
+# are for models of billions of parameters: at stage 3 they would keep all our weights gathered, and 1 GB of
+# buffers.
 ZERO: dict[str, Any] = {
     "overlap_comm": True,
     "contiguous_gradients": True,
@@ -41,10 +42,10 @@ class Buckets:
 def deepspeed_settings(
     config: Config, launch: Launch, layout: Layout, environment: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """DeepSpeed's configuration, or None where nobody asked for DeepSpeed.
+    """DeepSpeed's configuration, or None if neither launcher nor run asks for DeepSpeed.
 
-    The run's configuration rules. `auto` or absent keys of a DeepSpeed file are filled from it; another
-    explicit value there, or in Accelerate's flags, is refused.
+    The run's configuration has precedence. Keys of a DeepSpeed file that are absent or `auto` are filled from
+    it; another explicit value there, or in Accelerate's flags, is refused.
 
     Raises:
         ValueError: lists every key in conflict, with both values.
@@ -91,14 +92,14 @@ def deepspeed_settings(
         if name in settings:
             conflicts.append(f"{name} is set in {where}, but belongs to the run's optim.* keys")
     if config.train.precision == "fp16" and stage == 0:
-        # Its optimizer divides gradients by a loss scale that its backward has not multiplied losses by.
+        # Its optimizer divides gradients by a loss scale, but its backward does not multiply losses by it.
         raise ValueError(
             "DeepSpeed's ZeRO stage 0 scales no losses in fp16, and would hardly train: "
             "use --train.zero_stage 1 or higher, train without DeepSpeed, or in bf16"
         )
     if conflicts:
         raise ValueError("the DeepSpeed configuration contradicts the run's:\n- " + "\n- ".join(conflicts))
-    # Any optimizer: ours is torch's AdamW, made by awtpn.learning.optimizer.
+    # Otherwise DeepSpeed refuses optimizers that are not its own; ours is torch's AdamW.
     settings["zero_allow_untested_optimizer"] = True
     return settings
 
@@ -124,7 +125,7 @@ def _read_deepspeed_file(file: str) -> dict[str, Any]:
 
 
 def _accelerate_flags(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What `accelerate launch --use_deepspeed` says by flags instead of a DeepSpeed file."""
+    """Settings that `accelerate launch --use_deepspeed` takes as flags, instead of a DeepSpeed file."""
     flags: dict[str, Any] = {}
     if stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"):
         flags["zero_optimization.stage"] = int(stage)
@@ -132,12 +133,12 @@ def _accelerate_flags(environment: Mapping[str, str]) -> dict[str, Any]:
     if clipping not in ("auto", "none"):
         flags["gradient_clipping"] = float(clipping)
     accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
-    if accumulation.isdigit() and int(accumulation) > 1:  # 1 is what Accelerate says when nobody did
+    if accumulation.isdigit() and int(accumulation) > 1:  # 1 is Accelerate's default
         flags["gradient_accumulation_steps"] = int(accumulation)
     for kind in ("OPTIMIZER", "PARAM"):
         if environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{kind}_DEVICE", "none") != "none":
             raise ValueError(
-                f"offloading the {kind.lower()} by Accelerate's flags: put it in a DeepSpeed file"
+                f"Accelerate's flags ask for offloading the {kind.lower()}: use a DeepSpeed file instead"
             )
     return flags
 
