@@ -232,7 +232,7 @@ def add_gradients(parameters: Sequence[nn.Parameter], of_pieces: Sequence[Sequen
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
-def learning(model: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that gradients move, in their order."""
     return [p for p in model.parameters() if p.requires_grad]
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from awtpn.distributed.cpu_threads import add_gradients, draw_dropout, learning
+from awtpn.distributed.cpu_threads import add_gradients, draw_dropout, trainable_parameters
 from awtpn.distributed.engines import unwrap
 from awtpn.learning import prototypes
 from awtpn.learning.losses import total_loss
@@ -131,7 +131,7 @@ def backward_in_pieces(
         Each piece's output and terms, in their order.
     """
     model = unwrap(run.model)
-    parameters = learning(model)
+    parameters = trainable_parameters(model)
 
     def work(piece: FeatureBatch, begin: int, dropout: Any) -> tuple[ModelOutput, Tensor, tuple[Tensor, ...]]:
         output, terms, loss = forward(piece, begin, dropout)

@@ -82,9 +82,7 @@ def train(run: Run) -> dict[str, Any]:
             print(f"stopped by a signal after step {run.position.step}; the run can be resumed")
         return {}
     except BaseException as error:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # a full disk must not hide `error`
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not hide `error`
             # After a second Ctrl-C, a collective fails on ranks that wait for one that has ended.
             if run.stop.at_once or isinstance(error, KeyboardInterrupt):
                 set_status("preempted", step=saved_step(run))

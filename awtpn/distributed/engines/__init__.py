@@ -13,13 +13,13 @@ from typing import Any
 
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.batch_layout import Layout
-from awtpn.distributed.engines.base import Engine, unwrap, unwrap_optimizer
+from awtpn.distributed.engines.base import Engine, unwrap
 from awtpn.distributed.engines.ddp import DDP
 from awtpn.distributed.engines.deepspeed import ZERO_STAGES
 from awtpn.distributed.engines.deepspeed_config import deepspeed_settings
 from awtpn.distributed.engines.single import SINGLE
 
-__all__ = ["ENGINES", "Engine", "choose_engine", "engines_for", "unwrap", "unwrap_optimizer"]
+__all__ = ["ENGINES", "Engine", "choose_engine", "engines_for", "unwrap"]
 
 ENGINES: dict[str, Engine] = {
     "none": SINGLE,

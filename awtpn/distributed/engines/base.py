@@ -79,7 +79,7 @@ def make_accelerator(
 
 
 def join_ranks(on_gpu: bool, wait: timedelta, precision: str | None = None) -> Accelerator:
-    """Accelerate without DeepSpeed, whatever its launcher says; the default precision is the launcher's."""
+    """Accelerate without DeepSpeed, whatever its launcher says. `precision` None takes the launcher's."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     return Accelerator(cpu=not on_gpu, mixed_precision=precision, kwargs_handlers=handlers(on_gpu, wait))
 
@@ -99,8 +99,9 @@ def handlers(on_gpu: bool, wait: timedelta) -> list[Any]:
 def wrap(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model and optimizer under the engine."""
-    # Neither the loader (the plan decides the order of the data) nor the schedule (a function of the step).
+    """The model and optimizer, wrapped by the engine."""
+    # Accelerate also offers to wrap loader and schedule: it would deal out batches by itself, and step the
+    # schedule once per rank.
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     return wrapped, wrapped_optimizer
 
