@@ -162,7 +162,7 @@ def test_a_rank_that_hangs_ends_the_run_with_all_stacks(night: Night) -> None:
     stacks = {path.name: path.read_text() for path in (folder / "stacks").iterdir()}
     assert sorted(stacks) == ["rank-0.txt", "rank-1.txt"], output
     assert "in hang" in stacks["rank-1.txt"]
-    assert "in agree" in stacks["rank-0.txt"]
+    assert "in reduce_batch_counts" in stacks["rank-0.txt"]
     assert status(folder)["status"] == "failed"
 
 
