@@ -1,4 +1,4 @@
-"""Evaluate a trained model on a split, alone or over many ranks, with the same figures.
+"""Evaluate a trained model on a split; on any number of ranks the metrics are the same.
 
 python launch/evaluate.py --checkpoint runs/demo
 python launch/evaluate.py --checkpoint my-model --data data/iemocap#all --select '{"session": "Ses05"}'
@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--select", type=json_object, metavar="JSON", help="utterances by metadata, e.g. '{\"fold\": 3}'"
     )
-    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write the figures there, as JSON")
+    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write the metrics there, as JSON")
     parser.add_argument(
         "--predictions", type=path_argument, metavar="FILE", help="write a JSON line per utterance there"
     )

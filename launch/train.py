@@ -1,11 +1,11 @@
-"""Train AWTPN; the one script of every launcher.
+"""Train AWTPN, under any launcher.
 
     python launch/train.py                                     # the demo, in a minute
     accelerate launch launch/train.py --config configs/iemocap.yaml --data.train s3://corpus/iemocap
     torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
     deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json --config ...
 
-`--help` lists every key; `--print_config` shows the configuration that a command line means.
+`--help` lists every key; `--print_config` shows the whole configuration of a command line.
 """
 
 import sys
@@ -29,8 +29,8 @@ def train(words: list[str]) -> None:
 if __name__ == "__main__":
     run_command(
         train,
-        # Wrong settings or data: the message says what to change, a traceback would bury it.
+        # Wrong settings or data: the message says what to change, and a traceback would hide it.
         errors=(ValueError, CacheUnwritable),
-        interrupted="interrupted; the same command, with the same --run.dir, goes on from the last "
+        interrupted="interrupted; the same command, with the same --run.dir, resumes from the last "
         "checkpoint",
     )

@@ -16,7 +16,7 @@ from awtpn.distributed.batch_layout import Layout
 from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.world import World
 from awtpn.run.position import Position
-from awtpn.training.trainer import Run
+from awtpn.training.run_state import Run
 
 
 def make_run(
@@ -28,7 +28,7 @@ def make_run(
     global_batch: int,
     accumulation: int = 1,
 ) -> Run:
-    """A run of one process for `training.trainer.train_step`; fields that a step does not use are None."""
+    """A run of one process for `training.step.train_step`; fields that a step does not use are None."""
     absent: Any = None
     return Run(
         config=config,

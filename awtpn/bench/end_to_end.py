@@ -28,7 +28,9 @@ from awtpn.distributed.batch_layout import make_layout
 from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.world import World, mixed_precision
 from awtpn.tracking.monitor import Monitor
-from awtpn.training.trainer import Run, setup, train_epoch
+from awtpn.training.run_state import Run
+from awtpn.training.setup import setup
+from awtpn.training.trainer import train_epoch
 from shards.safe_io.markdown import table
 
 # A round has as many epochs as it takes for at least so many steps.
@@ -94,7 +96,7 @@ def make_config(setting: Setting, dim: int, batch: int, corpus: Path, epochs: in
 
 def make_run(config: Config, device: str, folder: Path) -> Run:
     """Set up a run of one process in an empty folder."""
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision(config))
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision(config.train.precision))
     world = World(0, 1, 0, accelerator.device, None, "none")
     layout = make_layout(config.train.global_batch_size, None, world.size)
     return setup(config, accelerator, world, layout, folder, StopFlag())

@@ -13,18 +13,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from awtpn.distributed.engines import ENGINES
+from awtpn.distributed.engines.deepspeed_config import Buckets
 from awtpn.model.attention import KEPT_SCORES
 from awtpn.model.flops import parameter_count
 from shards.streaming.stream import PREFETCH_BYTES
 
-ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
-
-# DeepSpeed's defaults, in elements.
-REDUCE_BUCKET = 500_000_000
-PREFETCH_BUCKET = 50_000_000
-LIVE_PARAMETERS = 1_000_000_000
-# Host bytes of modules, gloo buffers and code pages that the first step loads; measured.
-LIBRARIES = {"none": 30e6, "ddp": 30e6, "zero0": 30e6, "zero1": 65e6, "zero2": 65e6, "zero3": 65e6}
 # Batches that a stream prefetches on the host, up to PREFETCH_BYTES. One more is in use, one being filled.
 PREFETCH = 4
 FLOAT = 4  # bytes
@@ -73,16 +67,6 @@ class Workload:
         return max(self.dim**2 if self.adaptive else 0, *(f * self.dim for f in self.feature_dims.values()))
 
 
-@dataclass(frozen=True)
-class Buckets:
-    """Sizes of DeepSpeed's buffers in elements: `zero_optimization.*` of its configuration."""
-
-    reduce: int = REDUCE_BUCKET
-    prefetch: int = PREFETCH_BUCKET
-    live: int = LIVE_PARAMETERS
-    overlap_comm: bool = False
-
-
 def phase_bytes(
     work: Workload,
     engine: str,
@@ -109,12 +93,12 @@ def phase_bytes(
         bytes; the sum of the parts is the phase's memory. "rest" is between steps, and never the peak.
     """
     buckets = buckets or Buckets()
-    deepspeed = engine.startswith("zero")
-    stage = int(engine[-1]) if deepspeed else 0
+    use = ENGINES[engine].memory
+    stage = use.stage
     number, share = work.parameters, work.parameters / ranks
     half = precision != "fp32"
     # DeepSpeed casts the model; the others keep float32 weights, which autocast casts in each forward.
-    size = 2 if half and deepspeed else FLOAT
+    size = 2 if half and use.half_weights else FLOAT
     bucket = min(number, buckets.reduce)
     # With several ranks, DeepSpeed copies the bucket's gradients into one flat tensor to reduce them.
     flat = bucket if ranks > 1 else 0
@@ -127,11 +111,11 @@ def phase_bytes(
     if stage == 0:
         state["optimizer states"] = 8.0 * number
         gradients = size * number
-        if engine == "ddp":
+        if use.gradient_copy:
             state["buckets"] = FLOAT * number  # a second copy of the gradients, which DDP keeps
-        elif deepspeed:
+        if use.flat_buckets:
             reducing = size * flat
-        if deepspeed and half:
+        if use.half_weights and half:
             state["master weights"] = FLOAT * number
             updating = FLOAT * number  # the gradients, cast
     else:
@@ -157,9 +141,9 @@ def phase_bytes(
     state["batches"] = 2.0 * work.batch_bytes  # the current and the next one
     if not on_gpu:
         state["batches"] += min(PREFETCH * work.batch_bytes, PREFETCH_BYTES + work.batch_bytes)
-        state["libraries"] = LIBRARIES[engine]
+        state["libraries"] = use.libraries
     accumulated = gradients if work.accumulation > 1 else 0.0
-    activations = activation_bytes(work, half, autocast=half and not deepspeed, on_gpu=on_gpu)
+    activations = activation_bytes(work, half, autocast=half and not use.half_weights, on_gpu=on_gpu)
     found: dict[str, dict[str, float]] = {
         "rest": {},
         "gathering": {"gradients": accumulated, "gathered weights": gathered + arriving},
@@ -225,7 +209,7 @@ def saving_bytes(work: Workload, engine: str) -> float:
 
     If they are partitioned, gathering the largest tensor takes temporary copies of it.
     """
-    gathering = engine in ("zero1", "zero2", "zero3")
+    gathering = ENGINES[engine].memory.stage > 0
     return 12.0 * work.parameters + 3 * FLOAT * work.largest * gathering
 
 

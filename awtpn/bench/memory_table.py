@@ -6,25 +6,16 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from awtpn.bench.memory_estimate import (
-    ENGINES,
-    Buckets,
-    Workload,
-    largest_steps,
-    peak,
-    phase_bytes,
-    saving_bytes,
-)
+from awtpn.bench.memory_estimate import Workload, largest_steps, peak, phase_bytes, saving_bytes
 from awtpn.config.schema import DEMO, Config, parse_command_line
 from awtpn.distributed.batch_layout import Layout, make_layout
-from awtpn.distributed.engines.deepspeed import ZERO
+from awtpn.distributed.engines import engines_for
+from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, parse_buckets, read_buckets
 from awtpn.run.data import demo_dataset
 from shards.format.split_names import find_split
-from shards.safe_io.bounded_json import read_json
 from shards.safe_io.markdown import bold, table
 from shards.tools.info import Lengths, info
 
@@ -175,36 +166,6 @@ def parse_pairs(words: Sequence[str], option: str) -> dict[str, int]:
     return found
 
 
-def read_buckets(file: Path) -> Buckets:
-    """The buffer sizes of a DeepSpeed configuration file.
-
-    Raises:
-        ValueError: it cannot be read, or asks for offloading, which is not estimated.
-    """
-    try:
-        zero = read_json(file).get("zero_optimization", {})
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error}") from None
-    for key in ("offload_optimizer", "offload_param"):
-        if zero.get(key, {}).get("device", "none") != "none":
-            raise ValueError(f"{file} sets zero_optimization.{key}, which is not estimated: leave it out")
-    return parse_buckets(zero)
-
-
-def parse_buckets(zero: Mapping[str, Any]) -> Buckets:
-    """The buffer sizes of `zero_optimization` settings; DeepSpeed's defaults for missing or "auto" ones."""
-    default = Buckets()
-    sizes = {
-        name: default_size if zero.get(key, "auto") == "auto" else int(zero[key])
-        for name, key, default_size in (
-            ("reduce", "reduce_bucket_size", default.reduce),
-            ("prefetch", "stage3_prefetch_bucket_size", default.prefetch),
-            ("live", "stage3_max_live_parameters", default.live),
-        )
-    }
-    return Buckets(**sizes, overlap_comm=zero.get("overlap_comm") is True)
-
-
 def make_workload(config: Config, layout: Layout, data: Data) -> Workload:
     """The model, and the data that a rank processes in an optimizer step."""
     model, micro = config.model, layout.micro_batch
@@ -258,7 +219,7 @@ def rows(config: Config, data: Data, ranks: int, buckets: Buckets, on_gpu: bool)
     except ValueError as error:
         return [f"{ranks} ranks: {error}"]
     work = make_workload(config, layout, data)
-    engines = [e for e in ENGINES if (e != "ddp" if ranks == 1 else e != "none")]
+    engines = engines_for(ranks)
     found = {
         e: phase_bytes(work, e, ranks, config.train.precision, on_gpu=on_gpu, buckets=buckets)
         for e in engines

@@ -1,7 +1,8 @@
-"""What `accelerate launch` was asked for, and the ranks that it leaves for others to start.
+"""Reads the command line of `accelerate launch`, and starts the ranks that it does not start on a CPU.
 
-On a machine without GPUs Accelerate starts one process, whatever was asked, and hands on only some of the
-words. Each machine would then train alone on all the data, so those words are read where they were written.
+On a machine without GPUs Accelerate starts one process per machine, whatever number was asked for, and passes
+on only some options. Each machine would then train alone on all the data. So the options are read from the
+command line of the parent process.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ RANK_VARIABLES = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line of `accelerate launch` says, or else its configuration file."""
+    """What was asked of `accelerate launch` by its command line, or else by its configuration file."""
 
     processes: int | None
-    """Over all machines; None where neither says."""
+    """Over all machines; None if neither gives it."""
     machines: int
     machine_rank: int | None
     file: str | None = field(default=None, compare=False)
-    """The configuration file that it read."""
+    """The configuration file that Accelerate read."""
     flags: frozenset[str] = field(default=frozenset(), compare=False)
-    """The options that its command line gives itself, e.g. "mixed_precision"."""
+    """The options that the command line itself gives, e.g. "mixed_precision"."""
 
 
 def asked_of_accelerate() -> Asked | None:
@@ -56,7 +57,7 @@ def asked_of_accelerate() -> Asked | None:
     options = parser.parse_args(words[start:])
     flags = frozenset(name for name, value in vars(options).items() if value != parser.get_default(name))
     processes, machines, rank = options.num_processes, options.num_machines, options.machine_rank
-    # The same precedence as Accelerate's: its default file counts, but not beside --cpu.
+    # The same precedence as Accelerate's: it reads its default file, but not together with --cpu.
     if options.config_file or (Path(default_config_file).is_file() and not options.cpu):
         file = options.config_file or str(default_config_file)
         config = load_config_from_file(options.config_file)
@@ -67,9 +68,9 @@ def asked_of_accelerate() -> Asked | None:
 
 
 def who_says(option: str) -> str:
-    """Where an option of `accelerate launch` was set, for an error: by its command line or in which file."""
+    """Where an option of `accelerate launch` was set, for error messages: its command line, or which file."""
     asked = asked_of_accelerate()
-    if asked is None:  # its ranks were started by torchrun in between; the file is named if there is one
+    if asked is None:  # torchrun stands between it and this process: name the file if there is one
         from accelerate.commands.config.config_args import default_config_file
 
         there = Path(default_config_file).is_file()
@@ -80,10 +81,10 @@ def who_says(option: str) -> str:
 
 
 def check_environment() -> None:
-    """Take variables of launchers that are set but empty as not set, and refuse what is no number.
+    """Unset variables of launchers that are empty.
 
     Raises:
-        ValueError: names the variable.
+        ValueError: one is not a number; names it.
     """
     for name in RANK_VARIABLES:
         value = os.environ.get(name)
@@ -101,23 +102,23 @@ def check_environment() -> None:
 
 
 def _launches(words: Sequence[str], i: int) -> bool:
-    """Up to word `i` the command line is one of the ways to write `accelerate launch`."""
+    """`words[i]` ends one of the spellings of `accelerate launch`."""
     if words[i] == "launch":
         return i > 0 and "accelerate" in words[i - 1]
     return words[i] == "accelerate.commands.launch" or Path(words[i]).name == "accelerate-launch"
 
 
 def start_missing_ranks(argv: Sequence[str]) -> None:
-    """Become the ranks that `accelerate launch --cpu --num_processes N` was asked for.
+    """Replace this process by torchrun, where `accelerate launch --cpu --num_processes N` started only one.
 
-    On a CPU Accelerate starts one process on each machine and leaves the others to MPI. This process then
-    turns into torchrun with the same script. Elsewhere it returns and nothing happens.
+    On a CPU Accelerate starts one process per machine and expects MPI to start the others. torchrun then runs
+    the same script in all of them. In all other cases this function does nothing.
 
     Args:
         argv: this script and its arguments.
 
     Raises:
-        ValueError: several machines were asked for, but not all that each of them must know.
+        ValueError: several machines were asked for, but options that each of them needs are missing.
     """
     check_environment()
     if "WORLD_SIZE" in os.environ or os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true":
@@ -130,7 +131,7 @@ def start_missing_ranks(argv: Sequence[str]) -> None:
 
 
 def torchrun_options(asked: Asked, environment: Mapping[str, str]) -> list[str]:
-    """How torchrun is told the same; `environment` names the address at which several machines meet.
+    """torchrun's options for the same ranks; `environment` has the rendezvous address of several machines.
 
     Raises:
         ValueError: names the missing or wrong option of `accelerate launch`.
@@ -139,8 +140,8 @@ def torchrun_options(asked: Asked, environment: Mapping[str, str]) -> list[str]:
         return ["--standalone", f"--nproc-per-node={asked.processes}"]
     if not asked.processes or asked.processes % asked.machines:
         raise ValueError(
-            f"accelerate launch: --num_processes counts those of all {asked.machines} machines, as many on "
-            f"each: give a multiple of {asked.machines}, not {asked.processes}"
+            f"accelerate launch: --num_processes is the total over all {asked.machines} machines, with "
+            f"the same number on each: give a multiple of {asked.machines}, not {asked.processes}"
         )
     if asked.machine_rank is None:
         raise ValueError(

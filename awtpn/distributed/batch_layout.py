@@ -1,15 +1,19 @@
-"""How a global batch is dealt out: over ranks, and over the micro-batches that a rank accumulates."""
+"""How a global batch is divided over ranks, and over the micro-batches that a rank accumulates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from awtpn.config.schema import Config
+from awtpn.learning.settings import LossConfig
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is dealt out: global = micro_batch x ranks x accumulation."""
+    """Utterances of a global batch, of a micro-batch, and micro-batches per rank and step.
+
+    global_batch = micro_batch x ranks x accumulation.
+    """
 
     global_batch: int
     micro_batch: int
@@ -17,10 +21,10 @@ class Layout:
 
 
 def make_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layout:
-    """Derive the accumulation; `micro_batch` None means none.
+    """Derive the accumulation; without a `micro_batch` there is none.
 
     Raises:
-        ValueError: the numbers do not divide; the message says which would.
+        ValueError: the numbers do not divide; the message names numbers that do.
     """
     if global_batch % ranks:
         raise ValueError(
@@ -37,14 +41,13 @@ def make_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layou
     return Layout(global_batch, micro, per_rank // micro)
 
 
-def check_negatives(config: Config, layout: Layout) -> None:
-    """Refuse layouts that would change which negatives the losses use.
+def check_negatives(loss: LossConfig, modalities: Sequence[str], layout: Layout) -> None:
+    """Refuse a layout that would change which negatives the losses use.
 
     Raises:
         ValueError: names the keys and the fix.
     """
-    loss = config.loss
-    if len(config.model.modalities) < 2:
+    if len(modalities) < 2:
         return  # no cross-modal terms, no negatives
     if loss.negatives == "group" and layout.micro_batch % loss.negative_group:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves a checkpoint on all ranks first, and can be resumed."""
+"""Signals that stop a run: it first saves a checkpoint on all ranks, and can be resumed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# A terminal's Ctrl-C reaches every process, and launchers pass it on again: within this time, that is one
-# Ctrl-C and not two.
+# A terminal sends Ctrl-C to every process, and launchers forward it once more. Within these seconds, both
+# signals are one Ctrl-C.
 FORWARDED_S = 10.0
 NOTICE = b"\ninterrupted: stopping with a checkpoint; Ctrl-C again stops at once, without one\n"
 
 
 class StopFlag:
-    """Whether a signal told this process to stop; the step's all-reduce carries it to every rank.
+    """Whether this process got a stop signal; the step's all-reduce tells every rank.
 
-    No threading.Event: a signal may arrive while the main thread is inside the handler of another one, and
-    an Event's lock would then wait for itself.
+    Not a threading.Event: a signal may arrive while the main thread is inside the handler of another one, and
+    would then wait for the Event's lock, which the same thread holds.
     """
 
     def __init__(self) -> None:
@@ -46,18 +46,18 @@ class StopFlag:
             if launched and time.monotonic() - self._asked_at < FORWARDED_S:
                 return
             self.at_once = True
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one asks nobody
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one ends the process
             raise KeyboardInterrupt
         if not self.asked:
             self._asked_at = time.monotonic()
             if number == signal.SIGINT and os.environ.get("RANK") in (None, "", "0"):
-                os.write(2, NOTICE)  # printing is not allowed within a handler: the stream may be in use
+                os.write(2, NOTICE)  # not print(): a handler may run inside another print()
         self.asked = True
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """While the block runs, SIGTERM, SIGUSR1 and a first Ctrl-C (SIGINT) set the flag and do nothing else."""
+    """Within the block, SIGTERM, SIGUSR1 and a first Ctrl-C (SIGINT) only set the flag."""
     stop = StopFlag()
     before = {number: signal.signal(number, stop.handle) for number in SIGNALS}
     try:

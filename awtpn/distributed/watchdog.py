@@ -1,4 +1,4 @@
-"""Notice a hang: one rank that stops leaves all the others waiting in a collective, without a word."""
+"""End a rank that hangs: where one rank stops, all others wait in a collective without an error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# The ranks of a run notice within moments of each other; each one's stacks are on disk before a launcher,
-# seeing the first of them gone, takes the others down.
+# A launcher kills all ranks when the first one ends. All ranks time out at nearly the same moment, so this
+# wait lets each of them write its stacks first.
 GRACE_S = 5.0
 EXIT_CODE = 70
 STDERR = 2
@@ -33,7 +33,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
-        """Something went on."""
+        """Reset the time-out: the process has made progress."""
         self.last = time.monotonic()
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Watchdog:
 
     def _end(self) -> None:
         try:
-            # What hangs may be the disk: then stacks go to stderr, and the process ends all the same.
+            # The disk itself may hang: then this writes the stacks to stderr and ends the process.
             faulthandler.dump_traceback_later(2 * GRACE_S, exit=True, file=STDERR)
             try:
                 self._write_stacks()

@@ -1,8 +1,7 @@
-"""What Accelerate, DeepSpeed and their launchers need set right, in one place.
+"""The ranks: what each knows of the others, how they reduce small values, and how they start and end.
 
-Accelerate is the one engine. How a run was launched decides what it wraps the model in: nothing (one
-process), DDP, or DeepSpeed. The traps handled here were all met: ranks that each believe to be alone,
-settings of a launcher that silently lose against those of the run, a launcher that starts one process.
+What a launcher set in the environment is checked before training: ranks that do not see each other would all
+train on the same data, and settings that contradict the run's would have no effect, both without an error.
 """
 
 from __future__ import annotations
@@ -19,30 +18,25 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import (
-    DeepSpeedPlugin,
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-)
 from numpy.typing import NDArray
 
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.accelerate_launch import asked_of_accelerate, check_environment, who_says
 from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
-from awtpn.distributed.engines.deepspeed import deepspeed_settings, load_communication_op
+from awtpn.distributed.engines import ENGINES, choose_engine
+from awtpn.distributed.engines.base import AVAILABLE, join_ranks
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among all ranks. One process alone is rank 0 of 1."""
+    """This process among all ranks. One process alone is rank 0 of 1."""
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
     cpu_group: dist.ProcessGroup | None  # for small reductions that should not wait for the GPU
-    engine: str  # none, ddp, zero0 .. zero3
+    engine: str  # its name in engines.ENGINES
 
     @property
     def is_main(self) -> bool:
@@ -78,7 +72,7 @@ class World:
 
 
 def init_engine(config: Config, launch: Launch) -> tuple[Accelerator, World, Layout]:
-    """Join the other ranks and make the engine that the launcher and the configuration ask for.
+    """Join the other ranks and start the engine that the launcher and the configuration ask for.
 
     Raises:
         ValueError: a layout that does not divide, settings that contradict the launcher's, or ranks that
@@ -87,94 +81,68 @@ def init_engine(config: Config, launch: Launch) -> tuple[Accelerator, World, Lay
     check_engine(os.environ)
     launched, on_gpu = launched_ranks(), use_gpu()
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, launched)
-    check_negatives(config, layout)
-    settings = deepspeed_settings(config, launch, layout, os.environ)
-    check_precision(config, on_gpu, deepspeed=settings is not None)
-    # Collectives wait longer than the watchdog, which leaves stacks behind where a time-out would not.
+    check_negatives(config.loss, config.model.modalities, layout)
+    name, settings = choose_engine(config, launch, layout, launched, os.environ)
+    engine, precision = ENGINES[name], config.train.precision
+    check_precision(precision, has_fp16=on_gpu or engine.fp16_on_cpu)
+    # Longer than the watchdog waits: it writes every rank's stacks, which a collective's time-out would not.
     wait = timedelta(seconds=2 * config.train.timeout + 60)
 
     check_port(os.environ)
-    _rendezvous_again(on_gpu, wait)
-    if settings is None:
-        accelerator = Accelerator(
-            cpu=not on_gpu, mixed_precision=mixed_precision(config), kwargs_handlers=_handlers(on_gpu, wait)
-        )
-    else:
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
-        if launched == 1:
-            _rendezvous_alone()
-        plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
-        if not on_gpu:
-            load_communication_op()
-        # Accelerator(cpu=True) would silently drop DeepSpeed; DS_ACCELERATOR says it instead.
-        accelerator = Accelerator(
-            mixed_precision=mixed_precision(config),
-            deepspeed_plugin=plugin,
-            kwargs_handlers=_handlers(on_gpu, wait),
-        )
-    # Accelerate divides losses by it, and the environment may set it; ours are shares of the whole already.
-    accelerator.gradient_accumulation_steps = 1 if settings is None else layout.accumulation
-    world = _world(accelerator, launched, _engine_name(accelerator, settings), wait)
+    _rendezvous_after_restart(on_gpu, wait)
+    accelerator = engine.make_accelerator(mixed_precision(precision), on_gpu, launched, wait, settings)
+    world = _world(accelerator, launched, name, wait)
     check_same_everywhere(world, config)
     return accelerator, world, layout
 
 
 def init_process_group(wait: timedelta = timedelta(minutes=30)) -> World:
-    """Join the other ranks without an engine: for evaluation and extraction, whatever launched them.
+    """Join the other ranks for evaluation or extraction, under any launcher; nothing is trained.
 
     Args:
-        wait: how long a rank waits for another before it gives up.
+        wait: how long a collective waits for a rank before it fails.
     """
     launched, on_gpu = launched_ranks(), use_gpu()
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     check_port(os.environ)
-    _rendezvous_again(on_gpu, wait)
-    accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=_handlers(on_gpu, wait))
-    return _world(accelerator, launched, "none", wait)
+    _rendezvous_after_restart(on_gpu, wait)
+    return _world(join_ranks(on_gpu, wait), launched, "none", wait)
 
 
 def shutdown() -> None:
-    """Wait for the other ranks and part from them."""
+    """Wait for the other ranks, and leave the process group."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def launched_ranks() -> int:
-    """Ranks that the launcher started, by its environment; checked against what was asked of it."""
+    """The number of ranks, by the launcher's environment.
+
+    Raises:
+        ValueError: `accelerate launch` was asked for another number.
+    """
     check_environment()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if asked := asked_of_accelerate():
-        # Where nobody says how many processes, there is at least one on each machine.
+        # Without --num_processes, there is at least one process on each machine.
         processes = asked.processes or max(launched, asked.machines)
         check_world_size(who_says("num_processes"), processes, launched)
     return launched
 
 
 def use_gpu() -> bool:
-    """There is a GPU, and `accelerate launch --cpu` did not say to leave it alone."""
+    """There is a GPU, and `accelerate launch --cpu` was not given."""
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
 
 
-def _handlers(on_gpu: bool, wait: timedelta) -> list[Any]:
-    # On a CPU, Accelerate with DeepSpeed reports a world of 1 on every rank unless told the backend; told of
-    # one where no launcher made ranks, it looks for a process group that does not exist.
-    backend = "gloo" if "LOCAL_RANK" in os.environ and not on_gpu else None
-    return [
-        InitProcessGroupKwargs(backend=backend, timeout=wait),
-        # Buffers are broadcast once, at the start, and then updated alike on every rank.
-        DistributedDataParallelKwargs(broadcast_buffers=False),
-    ]
-
-
 def check_port(environment: Mapping[str, str]) -> None:
-    """Refuse a port that another program has, where this rank is to open it for the others to meet at.
+    """Refuse a rendezvous port that another program uses, on the rank that has to open it.
 
-    torch.distributed would say so in a screenful of C++ frames. Not under torchrun, which has opened it.
+    torch.distributed's own error is a screenful of C++ frames. Under torchrun nothing is checked: torchrun
+    itself has opened the port.
 
     Raises:
-        ValueError: names the port and how each launcher is told another one.
+        ValueError: names the port, and each launcher's option for another one.
     """
     opens = environment.get("RANK") == "0" and int(environment.get("WORLD_SIZE", "1")) > 1
     by_torchrun = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -182,7 +150,7 @@ def check_port(environment: Mapping[str, str]) -> None:
         return
     port = int(environment["MASTER_PORT"])
     with socket.socket() as probe:
-        # A connection that has just ended does not count, as it does not for torch.
+        # As torch does: a port whose last connection has just ended is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -195,11 +163,11 @@ def check_port(environment: Mapping[str, str]) -> None:
             ) from None
 
 
-def _rendezvous_again(on_gpu: bool, wait: timedelta) -> None:
-    """After a restart by torchrun, meet under names of this attempt.
+def _rendezvous_after_restart(on_gpu: bool, wait: timedelta) -> None:
+    """After a restart by torchrun, exchange addresses under keys of this attempt.
 
-    All attempts share torchrun's store, in which the addresses of the ranks that died still stand: a rank
-    that reads them before their successors have written theirs would call the dead.
+    All attempts share torchrun's store, which still has the addresses of the ranks that ended. A rank that
+    reads those before the new ranks have written theirs would wait for a process that is gone.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
@@ -210,21 +178,6 @@ def _rendezvous_again(on_gpu: bool, wait: timedelta) -> None:
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=ranks, timeout=wait
     )
-
-
-def _rendezvous_alone() -> None:
-    """DeepSpeed wants a process group even for one process that no launcher started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    for name, value in {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta) -> World:
@@ -241,40 +194,22 @@ def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta
     )
 
 
-def mixed_precision(config: Config) -> str:
-    return "no" if config.train.precision == "fp32" else config.train.precision
-
-
-def _engine_name(accelerator: Accelerator, settings: Mapping[str, Any] | None) -> str:
-    if settings is not None:
-        # Not an assert: Accelerate drops DeepSpeed without a word where it thinks it knows better.
-        if accelerator.distributed_type != DistributedType.DEEPSPEED:
-            raise ValueError(
-                "DeepSpeed was asked for, but Accelerate did not take it up: is deepspeed installed?"
-            )
-        return f"zero{settings['zero_optimization']['stage']}"
-    if accelerator.distributed_type != "NO" and not accelerator.distributed_type.startswith("MULTI_"):
-        raise ValueError(f"Accelerate would train by {accelerator.distributed_type}: {ENGINES}")
-    return "ddp" if accelerator.num_processes > 1 else "none"
-
-
-ENGINES = (
-    "the engines here are none, DDP and DeepSpeed; take one of configs/accelerate, and shard what a GPU "
-    "cannot hold with --train.zero_stage 3"
-)
+def mixed_precision(precision: str) -> str:
+    """Accelerate's word for `train.precision`."""
+    return "no" if precision == "fp32" else precision
 
 
 def check_engine(environment: Mapping[str, str]) -> None:
-    """Refuse engines that Accelerate knows and for which the losses are not scaled here."""
+    """Raise ValueError if Accelerate was told to use an engine that is not among ours."""
     for name in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         variable = f"ACCELERATE_USE_{name}"
         if environment.get(variable, "false").lower() == "true":
             who = who_says(f"use_{name.lower()}")
-            raise ValueError(f"{who} says --use_{name.lower()} ({variable}): {ENGINES}")
+            raise ValueError(f"{who} says --use_{name.lower()} ({variable}): {AVAILABLE}")
 
 
 def check_world_size(who: str, found: int | None, launched: int) -> None:
-    """Raise ValueError if `who` counts other ranks than the launcher started; None: no opinion."""
+    """Raise ValueError if `who` found another number of ranks than the launcher started; None: unknown."""
     if found is not None and found != launched:
         raise ValueError(
             f"{who} says {found} ranks, but the launcher's environment says {launched}: every rank would "
@@ -283,15 +218,23 @@ def check_world_size(who: str, found: int | None, launched: int) -> None:
         )
 
 
-def check_precision(config: Config, on_gpu: bool, deepspeed: bool) -> None:
-    """Refuse fp16 where nobody computes it, and a --mixed_precision that contradicts train.precision."""
-    if config.train.precision == "fp16" and not (on_gpu or deepspeed):
+def check_precision(precision: str, has_fp16: bool) -> None:
+    """Refuse fp16 where nothing computes it, and a --mixed_precision that contradicts train.precision.
+
+    Args:
+        precision: `train.precision`.
+        has_fp16: the engine computes fp16 on this device.
+
+    Raises:
+        ValueError: names the fix.
+    """
+    if precision == "fp16" and not has_fp16:
         raise ValueError("train.precision=fp16 needs a GPU (or DeepSpeed); on a CPU use bf16 or fp32")
     flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if flag not in ("no", mixed_precision(config)):
+    if flag not in ("no", mixed_precision(precision)):
         raise ValueError(
             f"{who_says('mixed_precision')} says mixed precision {flag}, but the run says train.precision="
-            f"{config.train.precision}: leave it out there, or add --train.precision {flag}"
+            f"{precision}: leave it out there, or add --train.precision {flag}"
         )
 
 

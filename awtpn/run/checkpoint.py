@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from awtpn.distributed.engine_state import gather_state, loss_scale, set_loss_scale, set_state
+from awtpn.distributed.engines import Engine
 from awtpn.model.files import (
     CARD_FILE,
     FILES,
@@ -55,6 +55,8 @@ def save(
     card: Mapping[str, Any],
     is_main: bool,
     best: bool = False,
+    *,
+    engine: Engine,
 ) -> Path:
     """Write `root/step-...` and let `root/latest` point to it, and `root/best` if it is the best so far.
 
@@ -63,7 +65,7 @@ def save(
     Returns:
         The checkpoint's folder. On other ranks it may not exist yet: a barrier must follow.
     """
-    weights, moments, adam_step = gather_state(model, optimizer, keep=is_main)
+    weights, moments, adam_step = engine.gather_state(model, optimizer, is_main)
     folder = root / folder_name(position.step)
     if is_main:
         temporary = root / f".{folder.name}.tmp"
@@ -78,7 +80,7 @@ def save(
             "format_version": 1,
             "position": asdict(position),
             "adam_step": adam_step,
-            "loss_scale": loss_scale(model, optimizer),
+            "loss_scale": engine.loss_scale(model, optimizer),
             "files": files,
         }
         (temporary / STATE_FILE).write_text(json_text(state, indent=1) + "\n")
@@ -233,7 +235,9 @@ def init_from(folder: Path, model: AWTPN) -> None:
     model.load_state_dict(taken, strict=False)
 
 
-def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, engine: Engine
+) -> None:
     """Restore Adam's moments and step, master weights and fp16's loss scale; every rank calls it.
 
     The weights must be in the model already (`load_weights`, before the engine wrapped it).
@@ -244,5 +248,5 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
             raise ValueError(f"{folder / OPTIMIZER_FILE}: {name:.80} has the shape {tuple(tensor.shape)}")
     adam_step, scale = parse_adam(read_state(folder), folder)
     if moments:  # none were saved before the first step
-        set_state(model, optimizer, weights, moments, adam_step)
-    set_loss_scale(model, optimizer, scale)
+        engine.set_state(model, optimizer, weights, moments, adam_step)
+    engine.set_loss_scale(model, optimizer, scale)

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from awtpn.distributed.engine_state import unwrap
-from awtpn.distributed.replicas import gather_prototypes
+from awtpn.distributed.engines import ENGINES, unwrap
 from awtpn.distributed.world import World
 from awtpn.model.network import AWTPN, ModelOutput
 from shards import FeatureBatch, FeatureStream
@@ -107,7 +106,7 @@ class SnapshotCollector:
     def gather(self) -> Snapshot:
         """The snapshot of all ranks' shares; a collective: every rank must call it."""
         reliability = self.world.sum(self.counts.cpu().numpy())
-        prototypes = gather_prototypes(self.model)
+        prototypes = ENGINES[self.world.engine].gather_parameter(self.model.tpn.prototypes)
         embeddings, examples = None, []
         if self.figures:
             fetched = [

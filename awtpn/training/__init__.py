@@ -1,7 +1,9 @@
 """Training and evaluation.
 
-- `trainer`: reads top to bottom: setup, fit, validate, save, test; `global_batch`: what ranks reduce first
-- `evaluate`: figures of a model over a split
+- `trainer`: reads top to bottom: setup, fit, validate, save, test; `run_state`: what a running training holds
+- `setup`: from the configuration to a run; `step`: one optimizer step; `global_batch`: what ranks reduce
+  before it; `bookkeeping`: what is written about steps, and checked between them
+- `evaluate`: metrics of a model over a split
 - `damaged_data`, `skipped_steps`: utterances and steps left out, within a budget; `held_out`: utterances that
   two splits share
 """

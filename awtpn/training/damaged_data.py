@@ -1,4 +1,4 @@
-"""Training utterances that are left out since their shard or array is damaged: named, counted, bounded."""
+"""Training utterances that are skipped since their shard or array is damaged: named, counted, bounded."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ SHOWN = 8
 def account_for_damaged(
     found: Mapping[str, str], told: dict[str, str], position: Position, budget: int, url: str
 ) -> list[str]:
-    """Add utterances to those that a run had to leave out.
+    """Add `found` to the damaged utterances of a run.
 
     Args:
-        found: name and cause of utterances, the same on every rank; each epoch comes across them again.
-        told: name and cause of those found since this start; they are added to it.
-        position: of the run, whose `damaged` they are added to.
-        budget: how many the run may do without.
+        found: name and cause of utterances, the same on every rank; each epoch finds them again.
+        told: name and cause of those found since this start; `found` is added to it.
+        position: of the run; `found` is added to its `damaged`.
+        budget: how many the run may skip.
         url: of the dataset.
 
     Returns:
         A line for each cause that is new since this start: a damaged shard has one for all its utterances.
 
     Raises:
-        ValueError: they are more than the budget now.
+        ValueError: there are more than the budget now.
     """
     known = set(told.values())
     told.update(found)

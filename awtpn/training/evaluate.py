@@ -1,4 +1,4 @@
-"""Figures of a model on a split, over all ranks, each utterance counted once."""
+"""Metrics of a model on a split, over all ranks, each utterance counted once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from awtpn.run.data import EVALUATION_BATCH, check_feature_space, open_evaluatio
 from awtpn.run.folder import run_on_rank0
 from awtpn.run.predictions import writing_predictions
 from awtpn.run.record import CONFIG_FILE, read_section
-from awtpn.training.held_out import told_of_evaluated
+from awtpn.training.held_out import overlap_with_evaluation
 from shards import FeatureBatch, FeatureStream
 from shards.format.split_names import named_once
 from shards.safe_io.json_fields import from_record
@@ -52,50 +52,54 @@ def evaluate(
     world: World,
     on_batch: Callable[[], None] = lambda: None,
     predictions: Path | None = None,
-    look: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
+    on_output: Callable[[FeatureBatch, ModelOutput], None] = lambda batch, output: None,
     threads: PieceThreads = ONE_PIECE,
 ) -> dict[str, Any]:
-    """Figures of `model` over `stream`, all on every rank: `classification.summarize`, and the cross-entropy.
+    """Metrics of `model` over `stream`; every rank calls and gets the same.
 
-    `on_batch` is called after each batch, for whoever wants to know that things go on. `predictions`, the
-    same on all ranks, is a file to write with a line per utterance: see `run.predictions`. `look` is given
-    each batch and what the model made of it, on the device. `threads` share each batch on a CPU.
+    Args:
+        on_batch: called after each batch.
+        predictions: file to write a line per utterance to, the same on all ranks; see `run.predictions`.
+        on_output: called with each batch and the model's output, on the device.
+        threads: that share each batch on a CPU.
+
+    Returns:
+        `classification.summarize`, and the mean "cross-entropy" per utterance.
 
     Raises:
         NotFiniteError: the model's outputs for some utterances are not finite; names them, on every rank.
     """
     classes = len(stream.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
-    surprise = torch.zeros((), dtype=torch.float64, device=world.device)
+    entropy = torch.zeros((), dtype=torch.float64, device=world.device)
     finite = FiniteOutputs()
     training = model.training
     model.eval()
     with writing_predictions(predictions, stream.classes, world) as record:
         for batch in stream.epoch(0, device=world.device):
-            # A rank without utterances in the last batch still runs forward: ZeRO-3 gathers in it.
+            # A rank without utterances in the last batch still runs forward: its hooks may be collectives.
             output = forward_in_pieces(model, batch, threads)
             confusion += count_confusion(batch.label, output.logits.argmax(-1), classes)
-            surprise += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
+            entropy += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
             finite.add(batch.key, output.logits)
             record(batch, output.logits)
-            look(batch, output)
+            on_output(batch, output)
             on_batch()
         model.train(training)
-        finite.check(
-            world.all_gather_object, f"{stream.url}, split {stream.split}"
-        )  # before a file of them appears
+        # Within the block: where it raises, the file of predictions does not appear.
+        finite.check(world.all_gather_object, f"{stream.url}, split {stream.split}")
     figures = summarize(world.sum(confusion.cpu().numpy()), stream.classes)
-    total = float(world.sum(surprise.cpu().numpy()[None])[0])
+    total = float(world.sum(entropy.cpu().numpy()[None])[0])
     return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
 
 
 @torch.no_grad()
 def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> dict[str, float]:
-    """How well the reliability weights find the truly informative steps: AUROC per modality.
+    """AUROC per modality of the reliability weights as a detector of informative time steps.
 
-    Needs metadata that lists them (`informative_audio`, `informative_video`: step numbers), which the demo
-    corpus has; empty for data that does not say. A modality of which all steps are informative, or none, has
-    no such figure. A weight is compared as a multiple of its utterance's uniform weight.
+    Needs metadata that lists these time steps (`informative_audio`, `informative_video`: their indices), as
+    the demo corpus has; empty for other data. A modality of which all time steps are informative, or none, is
+    left out. Weights are compared as multiples of their utterance's uniform weight.
     """
     listed = [f"informative_{m}" for m in stream.modalities]
     _, first = next(stream.metadata())
@@ -103,18 +107,18 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
         return {}
     truth = dict(stream.metadata())
     scores: dict[str, list[Any]] = {m: [] for m in stream.modalities}
-    marks: dict[str, list[Any]] = {m: [] for m in stream.modalities}
+    informative: dict[str, list[Any]] = {m: [] for m in stream.modalities}
     model.eval()
     for batch in stream.epoch(0, device=world.device):
         output = model(batch.features)
         for modality, of_stream in output.streams.items():
             lengths = batch.features[modality].host_lengths
             for key, weights in zip(batch.key, of_stream.weights.cpu().split(lengths), strict=True):
-                mark = np.zeros(len(weights), dtype=bool)
-                mark[truth[key][f"informative_{modality}"]] = True
+                is_informative = np.zeros(len(weights), dtype=bool)
+                is_informative[truth[key][f"informative_{modality}"]] = True
                 scores[modality].append(weights.double().numpy() * len(weights))
-                marks[modality].append(mark)
-    everyone = world.all_gather_object((scores, marks))
+                informative[modality].append(is_informative)
+    everyone = world.all_gather_object((scores, informative))
     found = {
         m: auroc(
             np.concatenate([np.concatenate(s[m] or [np.zeros(0)]) for s, _ in everyone]),
@@ -126,7 +130,7 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
 
 
 def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
-    """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the figures."""
+    """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the metrics."""
     options.split = named_once(options.data or "", options.split) or "test"
     world = init_process_group()
     for file in (options.out, options.predictions):
@@ -141,7 +145,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
     stream = open_evaluation(source, model.config.modalities, world)
     check_feature_space(model, stream)
-    if world.is_main and (told := told_of_training(given, stream, options)):
+    if world.is_main and (told := overlap_with_training(given, stream, options)):
         print(printable(told))
     threads = threads_for_evaluation(model.config, world)
     figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
@@ -156,17 +160,18 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:
-    """Those that share a batch as in a run with the default settings: then figures agree to the last bit."""
+    """Threads that share a batch as in a run with default settings, so that metrics have the same bits."""
     if world.size > 1 or world.device.type != "cpu":
         return ONE_PIECE
     return make_piece_threads(choose_threads(None, 0, 1, os.environ), EVALUATION_BATCH, config, LossConfig())
 
 
-def told_of_training(given: Path, stream: FeatureStream, options: argparse.Namespace) -> str | None:
-    """A line where `stream` has utterances that the model at `given` was trained on; None if none are known.
+def overlap_with_training(given: Path, stream: FeatureStream, options: argparse.Namespace) -> str | None:
+    """A line if `stream` has utterances that the model at `given` was trained on; None if none are known.
 
-    Nothing is known of a model outside of a run folder, nor where the training data cannot be opened. A store
-    other than that of `stream` is not asked: it may be away, and would be asked again and again.
+    Nothing is known of a model outside of a run folder, nor if the training data cannot be opened. Training
+    data in another store than that of `stream` is not opened: that store may be out of reach, and would cost
+    many retries.
     """
     try:
         places = [given.absolute(), *list(given.resolve().parents)[:RUN_ABOVE]]
@@ -185,7 +190,7 @@ def told_of_training(given: Path, stream: FeatureStream, options: argparse.Names
             shuffle=False,
             skip_damaged=True,
         )
-        return told_of_evaluated(train, stream)
+        return overlap_with_evaluation(train, stream)
     except (ValueError, OSError, ImportError):
         return None
 
@@ -194,7 +199,7 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The split of the data that a run was trained on, from its config.yaml.
 
     Raises:
-        ValueError: the folder is no run, or its data has no such split.
+        ValueError: the folder is not a run, or its data has no such split.
     """
     file, split = run_dir / CONFIG_FILE, options.split
     if not file.is_file() or split not in ROLES:

@@ -1,8 +1,8 @@
-"""What all ranks must agree on before a step's first forward, and a micro-batch's loss from it.
+"""What all ranks must know before a step's first forward, and the losses of a micro-batch.
 
-One small sum over ranks per step carries everything: the counts that the losses' normalizers need, the
-wish to stop, the fingerprint of the data, and (for global negatives) which label stands where. Whatever
-could differ between ranks is in it, so no rank decides alone.
+One small sum over ranks per step carries everything that could differ between ranks: the counts that the
+losses' normalizers need, stop signals, the fingerprint of the data, and (for global negatives) the label of
+each place. So no rank decides alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shards import FeatureBatch
 
 @dataclass(frozen=True)
 class GlobalBatchInfo:
-    """What every rank knows alike of the global batch, and this rank's negatives."""
+    """Counts over the global batch, the same on every rank, and this rank's negatives."""
 
     normalizers: LossNormalizers
     negatives: dict[str, NDArray[np.int64]]  # draw -> place of each of this rank's utterances' negative
@@ -51,7 +51,7 @@ def reduce_batch_counts(
     step: int,
     stop: bool,
 ) -> GlobalBatchInfo:
-    """Draw this step's negatives and reduce its counts; every rank calls, with a batch on the host."""
+    """Draw this step's negatives and sum its counts over ranks; every rank calls."""
     label, place = batch.host_label.numpy(), batch.place.numpy()
     present = {m: batch.features[m].host_offsets.diff().numpy() > 0 for m in modalities}
     both = np.logical_and.reduce(list(present.values()))
@@ -66,7 +66,7 @@ def reduce_batch_counts(
                 name: _permuted(batch, both, accumulation, seed, step, d) for d, name in enumerate(DRAWS)
             }
         elif config.negatives == "group":
-            # Groups never cross ranks, so this rank's own part of the slot_table is all they need.
+            # A group lies within one rank, so this rank's own part of the slot table is enough.
             negatives = {
                 name: draw_other_class(slot_table, config.negative_group, seed, step, d)[place]
                 for d, name in enumerate(DRAWS)
@@ -79,14 +79,14 @@ def reduce_batch_counts(
         "present": np.array([present[m].sum() for m in modalities], dtype=np.int64),
         "both": np.array([both.sum()], dtype=np.int64),
         "negative": np.array([(both & (n != NONE)).sum() for n in negatives.values()], dtype=np.int64),
-        # Fixed shape for the run: the configuration decides, never the data.
+        # Only the configuration decides on shapes, never the data: all ranks must sum the same shape.
         "slot_table": slot_table if cross_modal and config.negatives == "global" else slot_table[:0],
     }
     total = dict(zip(parts, _split(world.sum(np.concatenate(list(parts.values()))), parts), strict=True))
 
     valid = dict(zip(DRAWS, total["negative"], strict=False))
     if cross_modal and config.negatives == "global":
-        # Every rank now holds the whole slot_table and draws for all places alike.
+        # Every rank now has the whole slot table, and makes the same draws for all places.
         for d, name in enumerate(DRAWS):
             everywhere = draw_other_class(total["slot_table"], global_batch, seed, step, d)
             complete = (total["slot_table"] > 0) & ((total["slot_table"] - 1) % 2 == 1)
@@ -117,7 +117,7 @@ def _split(vector: NDArray[np.int64], parts: Mapping[str, NDArray[Any]]) -> list
 def _permuted(
     batch: FeatureBatch, complete: NDArray[np.bool_], accumulation: int, seed: int, step: int, draw: int
 ) -> NDArray[np.int64]:
-    """The reference's permutations, one per micro-batch."""
+    """The published code's negatives: one permutation per micro-batch."""
     place = batch.place.numpy()
     micro_batch = (place - batch.first_place) * accumulation // batch.num_places
     negative = np.full(len(place), NONE, dtype=np.int64)
@@ -136,7 +136,11 @@ def micro_batch_losses(
     class_weights: Tensor | None,
     global_batch: int,
 ) -> Tensor:
-    """The six terms' shares [6] of one micro-batch, whose utterances begin at `first` of the rank's batch."""
+    """The share [len(TERMS)] of each loss term that one micro-batch adds.
+
+    Args:
+        first: index of its first utterance in the rank's batch.
+    """
     pool = None
     if info.negatives:
         place = micro.place.numpy()
@@ -149,7 +153,7 @@ def micro_batch_losses(
                 {name: to_device_async(n, means.device) for name, n in negative.items()},
             )
         else:
-            row_of_place = np.full(global_batch + 1, NONE, dtype=np.int64)  # the last serves NONE itself
+            row_of_place = np.full(global_batch + 1, NONE, dtype=np.int64)  # index NONE = -1: the last one
             row_of_place[place] = np.arange(len(place))
             pool = NegativePool(
                 means,
@@ -159,9 +163,9 @@ def micro_batch_losses(
 
 
 def all_gather_with_grad(means: Tensor, batch: FeatureBatch, global_batch: int) -> Tensor:
-    """The global batch's vectors [global_batch, D] by place, with gradient to the ranks they came from.
+    """The global batch's vectors [global_batch, D] by place; gradients flow back to the ranks they come from.
 
-    Empty places are zero. A collective: every rank calls it, however many utterances it has.
+    Empty places are zero. A collective: every rank calls, also one without utterances.
     """
     own = means.new_zeros(batch.num_places, means.shape[1])
     own = own.index_copy(0, to_device_async((batch.place - batch.first_place).numpy(), means.device), means)
@@ -171,7 +175,7 @@ def all_gather_with_grad(means: Tensor, batch: FeatureBatch, global_batch: int) 
 
 
 class _GatherOverRanks(torch.autograd.Function):
-    """Concatenate every rank's rows; the gradient of a row is the sum of what all ranks did with it."""
+    """Concatenates every rank's rows; the gradient of a row is the sum of all ranks' gradients of it."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:

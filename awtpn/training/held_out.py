@@ -1,7 +1,7 @@
-"""What a run is judged on must not be what it was trained on, nor the test what chose the checkpoint.
+"""Finds utterances that two splits share: validation and test data must not be training data.
 
 Datasets are compared by content: a link, a copy, another split or other keys for the same arrays are found.
-Where the arrays differ, as those of another dtype or of other encoders do, two datasets' keys are compared.
+Where the arrays differ, since they have another dtype or come from other encoders, keys are compared.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ FIX = "change data.select or the splits, or give other data.val and data.test"
 
 
 def check_held_out(train: FeatureStream, val: FeatureStream | None, test: FeatureStream | None) -> list[str]:
-    """Compare what is trained on, validated on and tested on; one process does it for all ranks.
+    """Compare training, validation and test data; one process does it for all ranks.
 
     Returns:
-        Warnings, a line each: parts that are the same, names that are, a validation on the test's utterances,
-        or why there was no comparison by content.
+        Warnings, a line each: utterances that two splits share, keys that they share, or why their contents
+        were not compared.
 
     Raises:
-        ValueError: all utterances of a judged split are trained on, or some of the very split that is
-            trained on; or an index is damaged.
+        ValueError: all utterances of an evaluated split are trained on, or some are of the same shards as
+            those trained on; or an index is damaged.
         OSError: a store cannot be reached.
     """
-    judged = [stream for stream in (val, test) if stream is not None]
-    for other in judged:  # what the manifests tell alone
+    evaluated = [stream for stream in (val, test) if stream is not None]
+    for other in evaluated:  # manifests alone tell this
         if (shared := train.overlap(other)) and same_shards(train, other):
             raise ValueError(
                 f"{shared} utterances of {_named(other)} are both trained on and evaluated on: {FIX}"
             )
-    if not judged:
+    if not evaluated:
         return []
-    known, warnings, few = _contents([train, *judged])
-    for other in judged:
+    known, warnings, few = _contents([train, *evaluated])
+    for other in evaluated:
         found = _common(train, other, known)
         if found.count == found.of:
             raise ValueError(
                 f"all {found.of} utterances of {_named(other)} have the features of utterances that are "
                 f"trained on{_names(found)}: {FIX}"
             )
-        warnings += _told_of_parts(train, other, found, known, few)
+        warnings += _partial_overlap(train, other, found, known, few)
     if val is not None and test is not None and (found := _common(val, test, known)).count:
         warnings.append(
             f"warning: {_counted(found)} of {_named(test)} are validated on, too{_names(found)}; the best "
@@ -59,8 +59,8 @@ def check_held_out(train: FeatureStream, val: FeatureStream | None, test: Featur
     return warnings
 
 
-def told_of_evaluated(train: FeatureStream, other: FeatureStream) -> str | None:
-    """A line where utterances that a model was trained on are evaluated on; None where none are known to be.
+def overlap_with_evaluation(train: FeatureStream, other: FeatureStream) -> str | None:
+    """A line if utterances that a model was trained on are evaluated on; None if none are known to be.
 
     Raises:
         ValueError: an index is damaged.
@@ -70,17 +70,17 @@ def told_of_evaluated(train: FeatureStream, other: FeatureStream) -> str | None:
     found = _common(train, other, known)
     if found.of in (found.count, train.overlap(other)):
         return f"note: {_named(other)}: these are the utterances that it was trained on"
-    return " ".join(_told_of_parts(train, other, found, known, few)) or None
+    return " ".join(_partial_overlap(train, other, found, known, few)) or None
 
 
-def _told_of_parts(
+def _partial_overlap(
     train: FeatureStream,
     other: FeatureStream,
     found: Common,
     known: dict[int, np.ndarray | None],
     few: bool,
 ) -> list[str]:
-    """Warnings of utterances that are the same (`found`), and of others that have the names of some."""
+    """Warnings of utterances that are the same (`found`), and of others that have the same keys."""
     warnings = []
     if found.count:
         warnings.append(
@@ -97,9 +97,11 @@ def _told_of_parts(
 
 
 def _contents(streams: list[FeatureStream]) -> tuple[dict[int, np.ndarray | None], list[str], bool]:
-    """`contents` of each stream by its id, None where it is not known; and a warning where it is not.
+    """Hashes of each stream's utterances.
 
-    Last, whether the streams are small enough to read all their indexes.
+    Returns:
+        By id(stream) its `contents`, None where they are not known; a warning if any are not; whether the
+        streams are small enough to read all their indexes.
     """
     cause = why_not_comparable(streams)
     few = cause is None
@@ -109,14 +111,14 @@ def _contents(streams: list[FeatureStream]) -> tuple[dict[int, np.ndarray | None
     if cause is None:
         return known, [], few
     told = (
-        "warning: utterances that are trained on under other names or in other shards were not looked for "
-        f"among those that are evaluated on: {cause}"
+        "warning: the evaluated utterances were not searched for training utterances under other names or in "
+        f"other shards: {cause}"
     )
     return known, [told], few
 
 
 def _alike(train: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]) -> Common:
-    """The utterances of `other`, of another dataset, that have keys of `train` and not its arrays."""
+    """Utterances of `other`, of another dataset, that have keys of `train` but not its arrays."""
     if same_dataset(train, other):
         return Common(0, other.num_utterances, [])
     of_train, of_other = known[id(train)], known[id(other)]
@@ -126,7 +128,7 @@ def _alike(train: FeatureStream, other: FeatureStream, known: dict[int, np.ndarr
 
 
 def _common(one: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]) -> Common:
-    """The utterances of `other` that `one` has, too; by the hashes of shards alone where no more is known."""
+    """Utterances of `other` that `one` has, too; by the shards' hashes alone where contents are not known."""
     of_one, of_other = known[id(one)], known[id(other)]
     if of_one is None or of_other is None:
         return Common(one.overlap(other), other.num_utterances, [])

@@ -1,4 +1,4 @@
-"""Steps and values that are not finite: a run that learned nothing must not look like one that did."""
+"""Steps that were skipped, and values that are not finite: refused where nothing was or could be learned."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ FIX = "check these utterances' features for huge values, or lower optim.lr; then
 
 
 def steps_left_out(position: Position) -> int:
-    """Steps of a run that changed nothing, over all its starts."""
-    # A checkpoint of an older version counts those of `skipped` alone.
+    """Steps of a run whose update was skipped, over all its starts."""
+    # Checkpoints of an older version have only `skipped`.
     return max(position.left_out, position.skipped)
 
 
 def describe_steps(position: Position) -> dict[str, Any]:
-    """For status.json and results.json: steps done, and how many of them were left out."""
+    """For status.json and results.json: steps done, and how many of them were skipped."""
     return {"step": position.step, "skipped": steps_left_out(position)}
 
 
 def check_any_step_counted(position: Position) -> None:
-    """Refuse to call a run done whose model is as untrained as it was at the start.
+    """Refuse to finish a run that learned nothing.
 
     Raises:
-        NotFiniteError: every step was left out; on every rank.
+        NotFiniteError: every step was skipped; on every rank.
     """
     if 0 < position.step <= steps_left_out(position):
         raise NotFiniteError(
-            f"all {position.step} steps were left out, since losses or gradients were not finite, so nothing "
-            f"was learned: {FIX} (metrics.jsonl tells the steps, the output above the utterances)"
+            f"all {position.step} steps were skipped, since losses or gradients were not finite, so nothing "
+            f"was learned: {FIX} (metrics.jsonl lists the steps, the output above the utterances)"
         )
 
 
 def check_statistics(what: str, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
-    """Refuse to standardise with means or deviations [D] that float32 cannot hold.
+    """Refuse means or standard deviations [D] that float32 cannot hold.
 
     Raises:
-        ValueError: `what` has such a feature; names it.
+        ValueError: names `what` and the feature's index.
     """
     with np.errstate(over="ignore"):
         held = np.isfinite(mean.astype(np.float32)) & np.isfinite(std.astype(np.float32))
@@ -51,12 +51,12 @@ def check_statistics(what: str, mean: NDArray[np.float64], std: NDArray[np.float
         first = int(np.flatnonzero(~held)[0])
         raise ValueError(
             f"{what}[{first}] has mean {mean[first]:.6g} and deviation {std[first]:.6g} over the training "
-            "utterances, so it cannot be standardised: mend these features and pack them again"
+            "utterances, so it cannot be standardised: correct these features and pack them again"
         )
 
 
 def check_finite_start(model: nn.Module, resumed: Path | None) -> None:
-    """Refuse to begin with weights that are NaN or infinite: every step would be left out.
+    """Refuse to start with weights that are NaN or infinite: every step would be skipped.
 
     Raises:
         ValueError: names the tensor, and where it came from.

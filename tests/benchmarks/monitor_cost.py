@@ -25,14 +25,14 @@ import torch
 
 from awtpn.tracking import figures, monitor, tensorboard
 from awtpn.tracking.snapshot import SnapshotCollector
-from awtpn.training import trainer
+from awtpn.training import step, trainer
 from shards.safe_io.markdown import bold, table
 
 # The timed functions: module or class that holds the name, name, and purpose. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [
     (monitor.Monitor, "log_step", "scalars of each step"),
     (monitor.Monitor, "log_throughput", "throughput, memory"),
-    (trainer, "batch_cost", "FLOPs, bytes and padding of each step"),
+    (step, "batch_cost", "FLOPs, bytes and padding of each step"),
     (SnapshotCollector, "add", "collecting in validations"),
     (SnapshotCollector, "gather", "gathering over ranks"),
     (tensorboard.TensorBoardWriter, "log_settings", "settings, HParams"),

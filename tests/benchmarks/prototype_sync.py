@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from awtpn.bench.machine import hardware
 from awtpn.bench.step import CLASSES, make_batches, packed_step
-from awtpn.distributed.replicas import find_divergent_replicas, replicated_tensors
+from awtpn.distributed.engines.base import replicated_tensors
+from awtpn.distributed.replicas import find_divergent_replicas
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from shards.safe_io.markdown import table

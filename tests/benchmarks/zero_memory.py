@@ -112,9 +112,9 @@ def run_rank(folder: Path, argv: list[str]) -> None:
     """Run launch/train.py, and read this process's memory before the model is built and when it saves."""
     # The first optimizer imports PyTorch's compiler, some 150 MB of code: load it before the first reading.
     importlib.import_module("torch._dynamo")
-    from awtpn.training import trainer
+    from awtpn.training import setup, trainer
 
-    model, save = trainer.AWTPN, trainer.save
+    model, save = setup.AWTPN, trainer.save
     before: list[int] = []
 
     def build(*args: Any, **kwargs: Any) -> Any:
@@ -132,7 +132,7 @@ def run_rank(folder: Path, argv: list[str]) -> None:
         (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
 
     build.from_card = model.from_card  # type: ignore[attr-defined]
-    trainer.AWTPN, trainer.save = build, measure_and_save  # type: ignore[assignment, misc]
+    setup.AWTPN, trainer.save = build, measure_and_save  # type: ignore[assignment, misc]
     script = ROOT / "launch" / "train.py"
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")

@@ -19,7 +19,7 @@ import psutil
 import torch
 from support import poison
 
-from awtpn.distributed.engine_state import unwrap
+from awtpn.distributed.engines import unwrap
 from awtpn.model import files
 from awtpn.run import checkpoint
 from awtpn.training import trainer

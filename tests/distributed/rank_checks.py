@@ -16,12 +16,8 @@ import torch.distributed as dist
 from support import ALONE, CLASSES, batch, poison, small_model, utterances
 
 from awtpn.config.schema import Config, Launch
-from awtpn.distributed.replicas import (
-    broadcast_from_rank0,
-    find_divergent_replicas,
-    replicated_tensors,
-    resync_from_rank0,
-)
+from awtpn.distributed.engines.base import replicated_tensors
+from awtpn.distributed.replicas import broadcast_from_rank0, find_divergent_replicas, resync_from_rank0
 from awtpn.distributed.world import World, init_engine
 from awtpn.learning.losses import total_loss
 from awtpn.learning.optimizer import make_optimizer

@@ -27,7 +27,7 @@ from typing import Any
 import rank_checks
 from support import LIMIT, poison
 
-from awtpn.training import trainer
+from awtpn.training import setup, trainer
 from shards import FeatureBatch
 
 # Slow to import, and otherwise imported late: once, before the forks, instead of once for every job.
@@ -85,7 +85,8 @@ def work(job: dict[str, Any], ranks: int, me: int) -> None:
 
 
 def send_sigterm(step: int, during: str = "train_step") -> None:
-    function = getattr(trainer, during)
+    module = trainer if hasattr(trainer, during) else setup
+    function = getattr(module, during)
 
     def with_signal(*args: Any, **kwargs: Any) -> Any:
         run = args[0]
@@ -93,7 +94,7 @@ def send_sigterm(step: int, during: str = "train_step") -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return function(*args, **kwargs)
 
-    setattr(trainer, during, with_signal)
+    setattr(module, during, with_signal)
 
 
 def poison_batch(step: int) -> None:

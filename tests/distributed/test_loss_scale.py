@@ -15,7 +15,7 @@ import pytest
 import torch
 from support import arguments, assert_same_run, metrics, run_ranks, status
 
-from awtpn.distributed.engine_state import loss_scale, set_loss_scale
+from awtpn.distributed.engines import ENGINES
 from awtpn.model.files import STATE_FILE
 
 SETTINGS = {
@@ -87,6 +87,7 @@ def test_a_scale_moves_between_torch_and_deepspeed() -> None:
     """torch.amp's scaler, as Accelerate holds it, and that of DeepSpeed's stages 1 to 3."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
+    single, zero2 = ENGINES["none"], ENGINES["zero2"]
     ours = torch.nn.Linear(1, 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
     accelerated: Any = SimpleNamespace(scaler=scaler)
@@ -96,21 +97,22 @@ def test_a_scale_moves_between_torch_and_deepspeed() -> None:
         scaler.scale(ours(torch.full((1, 1), poison)).sum()).backward()
         scaler.step(optimizer)
         scaler.update()
-    found = loss_scale(ours, accelerated)
+    found = single.loss_scale(ours, accelerated)
     assert found == {"scale": 512.0, "steady": 2}, "halved once, then two good steps"
 
     search = DynamicLossScaler(2.0**16, 1000, 1, delayed_shift=2, consecutive_hysteresis=False)
-    engine: Any = type("DeepSpeedEngine", (), {"optimizer": SimpleNamespace(loss_scaler=search)})()
-    unscaled: Any = SimpleNamespace()
-    set_loss_scale(engine, unscaled, found)
-    assert loss_scale(engine, unscaled) == found | {"hysteresis": 2}
+    wrapped: Any = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=search))
+    unscaled: Any = SimpleNamespace(scaler=None)
+    zero2.set_loss_scale(wrapped, unscaled, found)
+    assert zero2.loss_scale(wrapped, unscaled) == found | {"hysteresis": 2}
 
     fresh: Any = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", growth_interval=3))
-    set_loss_scale(ours, fresh, loss_scale(engine, unscaled))
-    assert loss_scale(ours, fresh) == found
+    single.set_loss_scale(ours, fresh, zero2.loss_scale(wrapped, unscaled))
+    assert single.loss_scale(ours, fresh) == found
     fresh.scaler.scale(torch.ones(()))
     assert fresh.scaler.get_scale() == 512.0, "the scale that losses are multiplied by"
 
     # Precisions without a scale neither save nor take one.
-    assert loss_scale(ours, optimizer) == {}
-    set_loss_scale(ours, optimizer, found)
+    for engine in (single, zero2):
+        assert engine.loss_scale(ours, optimizer) == {}
+        engine.set_loss_scale(ours, optimizer, found)

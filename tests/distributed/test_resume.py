@@ -49,7 +49,7 @@ SAME: dict[str, tuple[int, dict[str, Any]]] = {
 UNLEARNT = {name: {"tpn.prototypes"} if "ema" in name else set() for name in SAME}
 # Stopped outside of the steps, and gone on with: the trainer's function in which it was, and at which step.
 ELSEWHERE = {
-    "ddp, making ready": ("initialise", 0),
+    "ddp, making ready": ("initialize", 0),
     "ddp, validating": ("validate_epoch", 16),
     "ddp, testing": ("test", 16),
 }

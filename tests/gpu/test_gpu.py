@@ -23,7 +23,7 @@ from awtpn.model.attention import FORMS, choose_form, has_triton, reliability_at
 from awtpn.model.device import to_device_async
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
-from awtpn.training.trainer import train_step
+from awtpn.training.step import train_step
 
 pytestmark = [
     pytest.mark.gpu,

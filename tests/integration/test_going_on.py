@@ -282,7 +282,7 @@ def test_other_validation_data_choose_the_best_anew(
     else:
         score(0.4, 0.35, 0.0, 0.0)
     train(tmp_path, **{"data.select.val": "{fold: [0, 1]}"})
-    told = "another set of validation data than before step 6: best is chosen anew, beginning with"
+    told = "the validation data has changed since step 6: later models are compared with"
     assert (
         capsys.readouterr().out.count(f"{told} the best checkpoint so far, of step 4: val w-F1 0.3000\n")
         == recorded
@@ -290,7 +290,7 @@ def test_other_validation_data_choose_the_best_anew(
     assert link(tmp_path, "best") == ("step-00000008" if recorded else "step-00000004")
     score(0.5, 0.0, 0.0)
     train(tmp_path, **{"data.select.val": "{fold: [0, 1]}", "train.epochs": 4})
-    assert "another set" not in capsys.readouterr().out
+    assert "has changed since" not in capsys.readouterr().out
 
 
 def test_a_finished_run_is_judged_on_other_validation_data(train: Any, score: Score, tmp_path: Path) -> None:
@@ -330,10 +330,10 @@ def test_validation_data_may_come_and_go(
     train(run_dir, 6, **without)
     score(0.3, 0.4, 0.0)
     train(run_dir, 10, **without, **val)  # step 8 ends an epoch
-    assert "before step 6: best is chosen anew" in capsys.readouterr().out
+    assert "since step 6: later models are compared" in capsys.readouterr().out
     assert link(run_dir, "best") == "step-00000008"
     train(run_dir, **without)
-    assert "another set of validation data than before step 10, namely none" in capsys.readouterr().out
+    assert "the validation data has changed since step 10, there is none now" in capsys.readouterr().out
     assert link(run_dir, "best") == "step-00000012"
 
 

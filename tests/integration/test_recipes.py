@@ -26,7 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.batch_layout import make_layout
-from awtpn.distributed.engines.deepspeed import deepspeed_settings
+from awtpn.distributed.engines.deepspeed_config import deepspeed_settings
 
 SBATCH = REPO / "launch" / "slurm.sbatch"
 POD = REPO / "launch" / "kubernetes.yaml"

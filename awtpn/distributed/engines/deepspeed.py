@@ -1,142 +1,73 @@
-"""DeepSpeed's configuration: filled from the run's, refused where it contradicts it; and its CPU op."""
+"""DeepSpeed with ZeRO stages 0 to 3.
+
+From stage 1 it keeps float32 master weights and Adam's moments in partitions, one per rank; from stage 3 the
+weights themselves. At stage 0 in half precision it keeps whole float32 masters beside the half weights.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
-from awtpn.config.schema import Config, Launch
-from awtpn.distributed.accelerate_launch import who_says
-from awtpn.distributed.batch_layout import Layout
-from awtpn.distributed.engine_state import float32_masters, unwrap_optimizer
+from awtpn.distributed.engines import base
+from awtpn.distributed.engines.base import MOMENTS, Engine, MemoryUse, State, unwrap, unwrap_optimizer
 from awtpn.learning.optimizer import set_grad_norm
-from shards.safe_io.bounded_json import read_json
-from shards.safe_io.json_text import find_not_finite
-from shards.storage.local_path import local_path
+from awtpn.model.network import AWTPN
+from shards import Ragged
 
-DEFAULT_ZERO_STAGE = 2
-# Where no DeepSpeed file says otherwise; those in configs/deepspeed say the same. DeepSpeed's own sizes suit
-# models of billions: they would keep all weights of ours gathered at stage 3, and 1 GB of buffers.
-ZERO: dict[str, Any] = {
-    "overlap_comm": True,
-    "contiguous_gradients": True,
-    "reduce_bucket_size": 50_000_000,
-    "stage3_prefetch_bucket_size": 50_000_000,
-    "stage3_max_live_parameters": 150_000_000,
-    "stage3_max_reuse_distance": 150_000_000,
-}
+# --- Start ---------------------------------------------------------------------------------------
 
 
-def deepspeed_settings(
-    config: Config, launch: Launch, layout: Layout, environment: Mapping[str, str]
-) -> dict[str, Any] | None:
-    """DeepSpeed's configuration, or None where nobody asked for DeepSpeed.
-
-    The run's configuration rules. `auto` or absent keys of a DeepSpeed file are filled from it; another
-    explicit value there, or in Accelerate's flags, is refused.
-
-    Raises:
-        ValueError: lists every key in conflict, with both values.
-    """
-    by_accelerate = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    file = launch.deepspeed_file
-    if file is None and by_accelerate:
-        file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-        file = None if file == "none" else file
-    if not (file or by_accelerate or launch.by_deepspeed_launcher or config.train.zero_stage is not None):
-        return None
-
-    settings: dict[str, Any] = _read_deepspeed_file(file) if file else {"zero_optimization": dict(ZERO)}
-    where = file or who_says("use_deepspeed")
-    flags: dict[str, Any] = {}
-    if by_accelerate and not file:
-        flags = _accelerate_flags(environment)
-    stage: Any = config.train.zero_stage
-    if stage is None:
-        stage = flags.get(
-            "zero_optimization.stage", settings.get("zero_optimization", {}).get("stage", "auto")
-        )
-        stage = DEFAULT_ZERO_STAGE if stage == "auto" else stage
-    required = {
-        "train_batch_size": (layout.global_batch, "train.global_batch_size"),
-        "train_micro_batch_size_per_gpu": (layout.micro_batch, "train.micro_batch_size"),
-        "gradient_accumulation_steps": (layout.accumulation, "global batch / (micro-batch x ranks)"),
-        "gradient_clipping": (float(config.optim.grad_clip), "optim.grad_clip"),
-        "bf16.enabled": (config.train.precision == "bf16", "train.precision"),
-        "fp16.enabled": (config.train.precision == "fp16", "train.precision"),
-        "zero_optimization.stage": (stage, "train.zero_stage"),
-    }
-    conflicts = []
-    for key, (value, origin) in required.items():
-        *sections, last = key.split(".")
-        section = settings
-        for name in sections:
-            section = section.setdefault(name, {})
-        for found in (section.get(last, "auto"), flags.get(key, "auto")):
-            if found != "auto" and found != value:
-                conflicts.append(f"{key} is {found} in {where}, but {value} by {origin}")
-        section[last] = value
-    for name in ("optimizer", "scheduler"):
-        if name in settings:
-            conflicts.append(f"{name} is set in {where}, but belongs to the run's optim.* keys")
-    if config.train.precision == "fp16" and stage == 0:
-        # Its optimizer divides gradients by a loss scale that its backward has not multiplied losses by.
+def make_accelerator(
+    precision: str, on_gpu: bool, ranks: int, wait: timedelta, settings: Mapping[str, Any] | None = None
+) -> Accelerator:
+    """Join the other ranks by Accelerate, with `settings` as DeepSpeed's configuration; see `base`."""
+    assert settings is not None
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    if ranks == 1:
+        _set_rendezvous_of_one()
+    plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
+    if not on_gpu:
+        load_communication_op()
+    # Accelerator(cpu=True) would drop DeepSpeed without a message; DS_ACCELERATOR names the device instead.
+    accelerator = Accelerator(
+        mixed_precision=precision, deepspeed_plugin=plugin, kwargs_handlers=base.handlers(on_gpu, wait)
+    )
+    # Not an assert: in some environments Accelerate drops DeepSpeed without a message.
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise ValueError(
-            "DeepSpeed's ZeRO stage 0 scales no losses in fp16, and would hardly train: "
-            "use --train.zero_stage 1 or higher, train without DeepSpeed, or in bf16"
+            "DeepSpeed was asked for, but Accelerate did not take it up: is deepspeed installed?"
         )
-    if conflicts:
-        raise ValueError("the DeepSpeed configuration contradicts the run's:\n- " + "\n- ".join(conflicts))
-    # Any optimizer: ours is torch's AdamW, made by awtpn.learning.optimizer.
-    settings["zero_allow_untested_optimizer"] = True
-    return settings
+    accelerator.gradient_accumulation_steps = settings["gradient_accumulation_steps"]
+    return accelerator
 
 
-def _read_deepspeed_file(file: str) -> dict[str, Any]:
-    try:
-        settings = read_json(local_path(file, "--deepspeed"))
-    except OSError as error:
-        raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"the DeepSpeed configuration {file} is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"the DeepSpeed configuration {file} is not a JSON object")
-    if (found := find_not_finite(settings)) is not None:
-        raise ValueError(f"the DeepSpeed configuration {file}: {found[0]} is {found[1]}; write a number")
-    for name, example in {"zero_optimization": "stage", "bf16": "enabled", "fp16": "enabled"}.items():
-        if not isinstance(settings.get(name, {}), dict):
-            raise ValueError(
-                f"{name} in the DeepSpeed configuration {file} must be a mapping such as "
-                f'{{"{example}": "auto"}}, not {json.dumps(settings[name])}'
-            )
-    return settings
-
-
-def _accelerate_flags(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What `accelerate launch --use_deepspeed` says by flags instead of a DeepSpeed file."""
-    flags: dict[str, Any] = {}
-    if stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"):
-        flags["zero_optimization.stage"] = int(stage)
-    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING", "auto")
-    if clipping not in ("auto", "none"):
-        flags["gradient_clipping"] = float(clipping)
-    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
-    if accumulation.isdigit() and int(accumulation) > 1:  # 1 is what Accelerate says when nobody did
-        flags["gradient_accumulation_steps"] = int(accumulation)
-    for kind in ("OPTIMIZER", "PARAM"):
-        if environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{kind}_DEVICE", "none") != "none":
-            raise ValueError(
-                f"offloading the {kind.lower()} by Accelerate's flags: put it in a DeepSpeed file"
-            )
-    return flags
+def _set_rendezvous_of_one() -> None:
+    """DeepSpeed wants a process group even for one process that no launcher started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 def load_communication_op() -> None:
@@ -171,11 +102,22 @@ def load_communication_op() -> None:
         build_shm_op()
 
 
-def patch_zero0(engine: Any, optimizer: torch.optim.Optimizer, precision: str) -> None:
-    """Undo what DeepSpeed does otherwise at stage 0 than at all others.
+def wrap(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """See `base`. Precision: `train.precision`."""
+    wrapped, wrapped_optimizer = base.wrap(accelerator, model, optimizer, precision)
+    engine: Any = wrapped
+    if engine.zero_optimization_stage() == 0:
+        _patch_zero0(engine, wrapped_optimizer, precision)
+    return wrapped, wrapped_optimizer
 
-    In float32 it clips as torch does, but forgets the norm, which every other engine tells. In half precision
-    its optimiser tries a step while it is made: weights have decayed and Adam has counted one.
+
+def _patch_zero0(engine: Any, optimizer: torch.optim.Optimizer, precision: str) -> None:
+    """Make stage 0 behave as all other stages do.
+
+    In float32 it clips gradients as torch does, but does not keep their norm. In half precision its optimizer
+    makes a trial step when it is made: weights have decayed, and Adam has counted a step.
     """
     if precision == "fp32":
         largest = engine.gradient_clipping() or math.inf  # infinity clips nothing and still yields the norm
@@ -187,6 +129,217 @@ def patch_zero0(engine: Any, optimizer: torch.optim.Optimizer, precision: str) -
         engine.gradient_clipping = lambda: largest
         engine.clip_fp32_gradients = clip
         return
-    for half, master in float32_masters(engine).items():
+    for half, master in _float32_masters(engine).items():
         master.data.copy_(half.data)
     unwrap_optimizer(optimizer).state.clear()
+
+
+# --- Step ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def accumulate(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
+    """See `Engine`. backward() of the last micro-batch also clips and updates."""
+    # This alone tells DeepSpeed; its own no_sync refuses ZeRO.
+    accelerator.sync_gradients = last
+    yield
+
+
+def clip_and_step(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+) -> Any:
+    """The gradients' norm before the clipping that DeepSpeed did, as it was told by its settings.
+
+    It has updated the weights and cleared the gradients, too.
+    """
+    return accelerator.clip_grad_norm_(model.parameters(), max_norm)
+
+
+# --- State ---------------------------------------------------------------------------------------
+
+
+def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> State:
+    """See `base`."""
+    if _partitions(model):
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        # Before the first step (fp16 skips some at the start) there are no moments, and asking is an error.
+        stepped = bool(base.adam_states(optimizer))
+        full_moment = safe_get_full_optimizer_state if stepped else lambda *_: None
+        return base.collect_state(model, optimizer, keep, safe_get_full_fp32_param, full_moment)
+    masters, state = _float32_masters(model), unwrap_optimizer(optimizer).state
+    return base.collect_state(
+        model,
+        optimizer,
+        keep,
+        lambda p: masters.get(p, p),
+        lambda p, moment: state.get(masters.get(p, p), {}).get(moment),
+    )
+
+
+def set_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    adam_step: float,
+) -> None:
+    """See `base`. Float32 masters are set, too: they were made from half weights, without the low bits."""
+    named = unwrap(model).named_parameters()
+    if not _partitions(model):
+        masters = _float32_masters(model)
+        for name, parameter in named:
+            master = masters.get(parameter, parameter)
+            if master is not parameter:
+                master.data.copy_(weights[name])
+            base.set_moments(optimizer, master, name, moments, adam_step)
+        return
+
+    # The setters fail as long as the optimizer has no state.
+    _step_without_change(model, optimizer)
+    for name, parameter in named:
+        _set_partition(parameter, weights[name])
+        for moment in MOMENTS:
+            # None are saved of prototypes that were class means and are now learned by gradient.
+            if f"{name}.{moment}" in moments:
+                _set_partition(parameter, moments[f"{name}.{moment}"], moment)
+    for state in base.adam_states(optimizer):
+        is_tensor = isinstance(state["step"], Tensor)
+        state["step"] = torch.full_like(state["step"], adam_step) if is_tensor else adam_step
+
+
+def _partitions(model: nn.Module) -> bool:
+    """Float32 weights and moments are partitioned (stages 1 to 3)."""
+    return any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def _float32_masters(model: nn.Module) -> dict[Tensor, Tensor]:
+    """Each parameter's whole float32 copy, which the optimizer updates: at stage 0 in half precision only."""
+    wrapper = getattr(model, "optimizer", None)
+    halves, masters = (getattr(wrapper, name, ()) for name in ("fp16_groups", "fp32_groups"))
+    return {
+        half: master
+        for half_group, master_group in zip(halves, masters, strict=False)
+        for half, master in zip(half_group, master_group, strict=True)
+    }
+
+
+def _set_partition(parameter: Any, full: Tensor, moment: str | None = None) -> None:
+    """Set this rank's part of a parameter's float32 master, or of one of Adam's moments."""
+    from deepspeed import utils
+
+    full = full.to(parameter.device)
+    if hasattr(parameter, "ds_id"):  # ZeRO-3
+        # DeepSpeed's setters of full tensors fail where the ranks do not divide their elements: the last
+        # rank's partition is padded. So each rank cuts out its own part and sets that.
+        size = parameter.ds_tensor.numel()
+        first = torch.distributed.get_rank(parameter.ds_process_group) * size
+        own = full.flatten()[first : first + size]
+        own = torch.nn.functional.pad(own, (0, size - len(own)))
+        if moment is None:
+            utils.safe_set_local_fp32_param(parameter, own)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, own, moment)
+    elif moment is None:
+        utils.safe_set_full_fp32_param(parameter, full)
+    else:
+        utils.safe_set_full_optimizer_state(parameter, full, moment)
+
+
+def _step_without_change(engine: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer create its state: a step with zero gradients at learning rate 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    engine.set_gradient_accumulation_boundary(is_boundary=True)
+    # An empty batch: every sum over it is 0, and reaches every parameter with gradient 0.
+    output = engine(_empty_features(unwrap(engine)))
+    streams = output.streams.values()
+    engine.backward(output.logits.sum() + sum(s.distances.sum() + s.weights.sum() for s in streams))
+    engine.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _empty_features(model: AWTPN) -> dict[str, Ragged]:
+    """Features of no utterances at all."""
+    device = next(model.parameters()).device
+    offsets = torch.zeros(1, dtype=torch.int32)
+    return {
+        m: Ragged(torch.zeros(0, dim, device=device), offsets.to(device), offsets)
+        for m, dim in model.feature_dims.items()
+    }
+
+
+def loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """See `base`; also "hysteresis": the overflows that DeepSpeed tolerates before it halves the scale."""
+    scaler = _loss_scaler(model)
+    if scaler is None:
+        return {}
+    steady = scaler.cur_iter - scaler.last_overflow_iter - 1
+    return {"scale": scaler.cur_scale, "steady": steady, "hysteresis": scaler.cur_hysteresis}
+
+
+def set_loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, float]) -> None:
+    """See `base`."""
+    scaler = _loss_scaler(model)
+    if saved and scaler is not None:
+        scaler.cur_scale = saved["scale"]
+        scaler.cur_iter, scaler.last_overflow_iter = int(saved["steady"]), -1
+        scaler.cur_hysteresis = int(saved.get("hysteresis", scaler.cur_hysteresis))
+
+
+def _loss_scaler(model: nn.Module) -> Any:
+    """DeepSpeed's dynamic loss scaler (stages 1 to 3; `deepspeed_settings` refuses stage 0), or None."""
+    scaler = getattr(getattr(model, "optimizer", None), "loss_scaler", None)
+    return scaler if getattr(scaler, "dynamic", False) else None
+
+
+# --- Replicas ------------------------------------------------------------------------------------
+
+
+def replicated_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that must be the same on every rank: all but ZeRO-3's partitions."""
+    return {name: t for name, t in base.replicated_tensors(model).items() if not _is_partitioned(t)}
+
+
+def _is_partitioned(tensor: Tensor) -> bool:
+    return hasattr(tensor, "ds_id") and not getattr(tensor, "ds_persist", False)
+
+
+@torch.no_grad()
+def gather_parameter(parameter: Tensor) -> Tensor:
+    """See `base`."""
+    if hasattr(parameter, "ds_status"):
+        from deepspeed.runtime.zero import GatheredParameters, ZeroParamStatus
+
+        # Small tensors, which are not partitioned while the model trains, are before its first step.
+        if parameter.ds_status != ZeroParamStatus.AVAILABLE:
+            with GatheredParameters([parameter]):
+                return base.gather_parameter(parameter)
+    return base.gather_parameter(parameter)
+
+
+ZERO_STAGES = [
+    Engine(
+        accumulate,
+        # DeepSpeed averages gradients over ranks and over micro-batches, where our shares add up.
+        loss_factor=lambda ranks, accumulation: ranks * accumulation,
+        memory=MemoryUse(
+            stage=stage, half_weights=True, flat_buckets=True, libraries=65e6 if stage else 30e6
+        ),
+        make_accelerator=make_accelerator,
+        wrap=wrap,
+        clip_and_step=clip_and_step,
+        gather_state=gather_state,
+        set_state=set_state,
+        loss_scale=loss_scale,
+        set_loss_scale=set_loss_scale,
+        replicated_tensors=replicated_tensors,
+        gather_parameter=gather_parameter,
+        keeps_freed_memory=False,  # ZeRO is there to save memory
+        fp16_on_cpu=True,
+    )
+    for stage in range(4)
+]
+"""By stage."""

@@ -19,6 +19,7 @@ from support import REPO, small_model
 from awtpn import Predictor
 from awtpn.cli import main
 from awtpn.cli.shards import how_to_train
+from awtpn.distributed.engines.single import SINGLE
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import OptimConfig
 from awtpn.model.device import resolve_device
@@ -189,6 +190,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
         position.Position(),
         model.card(),
         is_main=True,
+        engine=SINGLE,
     )
     told = r"is of another model: \S+ is \(16, .* there, and \(8, .* choose another run\.dir"
     with pytest.raises(ValueError, match=told):

@@ -36,8 +36,9 @@ from awtpn.learning.settings import LossConfig
 from awtpn.model.settings import ModelConfig
 from awtpn.run.position import Position
 from awtpn.tracking.monitor import Monitor
-from awtpn.training import trainer
-from awtpn.training.trainer import seed_randomness, set_threads, setup, train_epoch
+from awtpn.training.setup import set_threads, setup
+from awtpn.training.step import seed_randomness
+from awtpn.training.trainer import train_epoch
 from shards import FeatureBatch
 
 LENGTHS = [
@@ -147,7 +148,7 @@ def test_a_resumed_run_keeps_its_threads(
 def test_more_threads_than_cores_are_not_taken_over(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trainer, "usable_cores", lambda: 2)
+    monkeypatch.setattr("awtpn.training.setup.usable_cores", lambda: 2)
     config, layout = Config(), make_layout(32, None, 1)
     assert set_threads(config, ALONE, layout, Position(threads=64))[0] == 2
     assert "2 threads instead of 64" in capsys.readouterr().out

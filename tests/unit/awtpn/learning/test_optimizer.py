@@ -22,8 +22,8 @@ from awtpn.learning.optimizer import (
 )
 from awtpn.learning.settings import OptimConfig
 from awtpn.model.network import AWTPN
+from awtpn.training.step import train_step
 from awtpn.training.trainer import main as train
-from awtpn.training.trainer import train_step
 
 BATCH = batch(utterances([(4, 3), (2, 5)] * 4, dtype=torch.float32), [0, 1, 2, 0, 1, 2, 0, 1])
 

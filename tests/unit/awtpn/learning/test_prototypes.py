@@ -7,7 +7,7 @@ import torch
 from support import CLASSES, batch, features, same_bits_or_close, small_model, utterances
 from torch import Tensor
 
-from awtpn.distributed.replicas import checksum, replicated_tensors
+from awtpn.distributed.replicas import checksum
 from awtpn.learning.prototypes import class_sums, initialize_from_data, k_means, move_to_class_means
 
 LENGTHS = [(4, 3), (1, 6), (5, 0), (2, 2), (0, 4), (3, 3)]
@@ -114,12 +114,3 @@ def test_any_single_bit_changes_the_checksum(dtype: torch.dtype) -> None:
         altered = tensor.clone()
         altered.view(kind)[1, 1] ^= mask
         assert checksum(altered) != whole, f"bit {bit} of a NaN"
-
-
-def test_replicas_are_all_but_what_zero_partitions() -> None:
-    model = small_model(learnable=False)
-    everything = set(replicated_tensors(model))
-    assert {"tpn.prototypes", "ses.audio.weight", "standardise.video.std"} <= everything
-    weight, bias = model.ses["audio"].weight, model.ses["audio"].bias
-    weight.ds_id, bias.ds_id, bias.ds_persist = 1, 2, True
-    assert everything - set(replicated_tensors(model)) == {"ses.audio.weight"}

@@ -19,6 +19,7 @@ import shards
 from awtpn.cli import main
 from awtpn.cli.shards import finite_number, json_object
 from awtpn.config.schema import Config, parse_command_line
+from awtpn.distributed.engines.single import SINGLE
 from awtpn.inference.export_graph import PaddedAWTPN, check
 from awtpn.inference.predictor import Predictor
 from awtpn.learning.optimizer import make_optimizer
@@ -266,7 +267,7 @@ def test_a_validation_stops_the_run_which_goes_on_from_there(broken: str, tmp_pa
 @pytest.mark.usefixtures("no_accelerator")
 def test_a_run_in_which_no_step_counted_fails(tmp_path: Path) -> None:
     data = packed(tmp_path / "d", {"train": set(range(24))})
-    told = r"^all 3 steps were left out, .* so nothing was learned: check these utterances' features"
+    told = r"^all 3 steps were skipped, .* so nothing was learned: check these utterances' features"
     for _ in range(2):  # nor does it look finished to the same command
         with pytest.raises(ValueError, match=told):
             run_folder(tmp_path / "run", data, **{"data.standardize": False})
@@ -347,7 +348,14 @@ def test_a_best_that_was_chosen_by_what_is_not_finite_is_chosen_anew(tmp_path: P
     position = Position(step=2, best_step=2, best_f1=0.75, best_entropy=0.5, validated=2)
     root = tmp_path / "checkpoints"
     folder = checkpoint.save(
-        root, model, make_optimizer(model, OptimConfig()), position, model.card(), is_main=True, best=True
+        root,
+        model,
+        make_optimizer(model, OptimConfig()),
+        position,
+        model.card(),
+        is_main=True,
+        best=True,
+        engine=SINGLE,
     )
     state = folder / files.STATE_FILE
     state.write_text(state.read_text().replace('"best_entropy": 0.5', f'"best_entropy": {entropy}'))

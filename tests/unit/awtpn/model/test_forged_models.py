@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from support import ALONE, CLASSES, pack_corpus, small_model
 
 from awtpn.config.schema import Config
+from awtpn.distributed.engines.single import SINGLE
 from awtpn.inference.export import export
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import OptimConfig
@@ -140,7 +141,9 @@ def saved(tmp_path: Path) -> Path:
     sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
     position = Position(step=5, epoch=1, epoch_step=2, best_f1=0.5, best_step=3, streams=1)
-    return checkpoint.save(tmp_path / "checkpoints", model, optimizer, position, model.card(), is_main=True)
+    return checkpoint.save(
+        tmp_path / "checkpoints", model, optimizer, position, model.card(), is_main=True, engine=SINGLE
+    )
 
 
 def changed(folder: Path, change: Callable[[Record], Any]) -> None:
@@ -208,7 +211,7 @@ def test_moments_of_another_shape_are_refused(saved: Path) -> None:
     model = small_model(dtype=torch.float32)
     optimizer = make_optimizer(model, OptimConfig())
     save_file({"classifier.bias.exp_avg": torch.ones(1)}, saved / OPTIMIZER_FILE)
-    told = refusal(lambda: checkpoint.load_optimizer(saved, model, optimizer))
+    told = refusal(lambda: checkpoint.load_optimizer(saved, model, optimizer, engine=SINGLE))
     assert "classifier.bias.exp_avg has the shape (1,)" in told
 
 

@@ -11,6 +11,7 @@ import torch
 from support import features, same_bits_or_close, small_model, utterances
 
 from awtpn.config.schema import parse_command_line
+from awtpn.distributed.engines.single import SINGLE
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import OptimConfig
 from awtpn.model import files
@@ -44,7 +45,7 @@ def make() -> tuple[AWTPN, torch.optim.AdamW]:
 def saved(tmp_path: Path) -> tuple[Path, AWTPN, torch.optim.AdamW]:
     model, optimizer = make()
     train(model, optimizer, 3)
-    folder = checkpoint.save(tmp_path, model, optimizer, POSITION, model.card(), is_main=True)
+    folder = checkpoint.save(tmp_path, model, optimizer, POSITION, model.card(), is_main=True, engine=SINGLE)
     return folder, model, optimizer
 
 
@@ -54,7 +55,7 @@ def test_a_restored_run_goes_on_as_if_nothing_had_been(saved: tuple[Path, AWTPN,
     assert position.load_position(folder) == POSITION
     other, other_optimizer = make()
     checkpoint.load_weights(folder, other)
-    checkpoint.load_optimizer(folder, other, other_optimizer)
+    checkpoint.load_optimizer(folder, other, other_optimizer, engine=SINGLE)
     train(model, optimizer, 2)
     train(other, other_optimizer, 2)
     for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
@@ -77,9 +78,11 @@ def test_a_checkpoint_is_a_model(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -
 
 def test_before_any_step_there_is_no_state_to_restore(tmp_path: Path) -> None:
     model, optimizer = make()
-    folder = checkpoint.save(tmp_path, model, optimizer, Position(), model.card(), is_main=True)
+    folder = checkpoint.save(
+        tmp_path, model, optimizer, Position(), model.card(), is_main=True, engine=SINGLE
+    )
     other, other_optimizer = make()
-    checkpoint.load_optimizer(folder, other, other_optimizer)
+    checkpoint.load_optimizer(folder, other, other_optimizer, engine=SINGLE)
     assert not other_optimizer.state
 
 
@@ -105,7 +108,8 @@ def test_the_newest_sound_checkpoint_is_offered_instead(
     folder, model, optimizer = saved
     root = folder.parent
     newer = [
-        checkpoint.save(root, model, optimizer, Position(step=s), model.card(), is_main=True) for s in (4, 5)
+        checkpoint.save(root, model, optimizer, Position(step=s), model.card(), is_main=True, engine=SINGLE)
+        for s in (4, 5)
     ]
     (newer[0] / WEIGHTS_FILE).unlink()
     assert str(folder) in checkpoint.suggest_intact(newer[1])
@@ -145,7 +149,7 @@ def test_an_export_and_a_run_are_no_checkpoints(
 
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:
     model, optimizer = make()
-    checkpoint.save(tmp_path, model, optimizer, POSITION, model.card(), is_main=False)
+    checkpoint.save(tmp_path, model, optimizer, POSITION, model.card(), is_main=False, engine=SINGLE)
     assert not list(tmp_path.iterdir())
 
 
@@ -162,11 +166,13 @@ def test_a_kill_while_saving_leaves_the_last_whole_checkpoint(
 
             patch.setattr(checkpoint, dies_in, die)
             with pytest.raises(KeyboardInterrupt):
-                checkpoint.save(root, model, optimizer, Position(step=4), model.card(), is_main=True)
+                checkpoint.save(
+                    root, model, optimizer, Position(step=4), model.card(), is_main=True, engine=SINGLE
+                )
         assert checkpoint.find_latest(root) == folder, f"killed in {dies_in}"
         assert position.load_position(folder).step == 3
     # What such a kill leaves behind is not in the way of the next attempt.
-    checkpoint.save(root, model, optimizer, Position(step=4), model.card(), is_main=True)
+    checkpoint.save(root, model, optimizer, Position(step=4), model.card(), is_main=True, engine=SINGLE)
     assert position.load_position(root / "latest").step == 4
     assert not list(root.glob(".*"))
 

@@ -47,7 +47,7 @@ class Thread(World):
 def look(model: AWTPN, corpus: str, world: World, figures: bool = True) -> Snapshot:
     stream = open_evaluation({"url": corpus, "split": "train"}, model.config.modalities, world)
     collector = SnapshotCollector(model, stream, world, figures)
-    evaluate(model, stream, world, look=collector.add)
+    evaluate(model, stream, world, on_output=collector.add)
     return collector.gather()
 
 

@@ -20,7 +20,7 @@ from awtpn.learning.optimizer import make_optimizer
 from awtpn.run.data import evaluation_stream, open_training_stream
 from awtpn.run.position import Position
 from awtpn.training.damaged_data import account_for_damaged
-from awtpn.training.trainer import train_step
+from awtpn.training.step import train_step
 from shards import FeatureStream
 
 URL = "s3://bucket/corpus"

@@ -31,7 +31,8 @@ from awtpn.metrics.classification import count_confusion
 from awtpn.model import attention
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
-from awtpn.training.trainer import Run, train_step
+from awtpn.training.run_state import Run
+from awtpn.training.step import train_step
 
 META = torch.device("meta")
 LENGTHS = [(5, 3), (4, 0), (2, 2), (7, 1), (0, 3), (30, 12), (6, 6), (3, 5)]

@@ -1,0 +1,284 @@
+"""What an engine is (`Engine`), and its functions where weights and optimizer are plain torch's.
+
+`single` and `ddp` use almost all of these functions. `deepspeed` has its own where ZeRO keeps tensors in
+partitions.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from awtpn.learning.optimizer import set_grad_norm
+from awtpn.model.network import AWTPN
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+AVAILABLE = (
+    "the engines here are none, DDP and DeepSpeed; take one of configs/accelerate, and shard what a GPU "
+    "cannot hold with --train.zero_stage 3"
+)
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What decides how much memory a rank needs under an engine, for `awtpn doctor --memory`."""
+
+    stage: int = 0
+    """ZeRO's: partitions Adam's moments and float32 weights (1), gradients too (2), all weights too (3)."""
+    half_weights: bool = False
+    """In half precision the model itself is cast; otherwise autocast casts weights in each forward."""
+    flat_buckets: bool = False
+    """Gradients are copied into flat buffers for the reduction."""
+    gradient_copy: bool = False
+    """The buffers of the reduction hold one more copy of all gradients, for the whole run."""
+    libraries: float = 30e6
+    """Bytes of modules, buffers of gloo and code pages that the first step loads; on the host."""
+
+
+Accumulate = Callable[[Accelerator, nn.Module, bool], AbstractContextManager[None]]
+State = tuple[dict[str, Tensor], dict[str, Tensor], float]
+"""Full float32 weights, Adam's moments by parameter name, and Adam's step."""
+
+
+# --- Start ---------------------------------------------------------------------------------------
+
+
+def make_accelerator(
+    precision: str, on_gpu: bool, ranks: int, wait: timedelta, settings: Mapping[str, Any] | None = None
+) -> Accelerator:
+    """Join the other ranks and start the engine.
+
+    Args:
+        precision: "no", "bf16" or "fp16".
+        on_gpu: train on the GPU.
+        ranks: started by the launcher.
+        wait: how long a collective waits for a rank before it fails.
+        settings: the engine's own, where it has any.
+
+    Raises:
+        ValueError: Accelerate was told to use an engine that is not among ours.
+    """
+    accelerator = join_ranks(on_gpu, wait, precision)
+    found = accelerator.distributed_type
+    if found != "NO" and not found.startswith("MULTI_"):
+        raise ValueError(f"Accelerate would train by {found}: {AVAILABLE}")
+    # Accelerate divides losses by it, and the environment may set it. Our losses are already shares of the
+    # global batch's.
+    accelerator.gradient_accumulation_steps = 1
+    return accelerator
+
+
+def join_ranks(on_gpu: bool, wait: timedelta, precision: str | None = None) -> Accelerator:
+    """Accelerate without DeepSpeed, whatever its launcher says. `precision` None takes the launcher's."""
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    return Accelerator(cpu=not on_gpu, mixed_precision=precision, kwargs_handlers=handlers(on_gpu, wait))
+
+
+def handlers(on_gpu: bool, wait: timedelta) -> list[Any]:
+    """Accelerate's settings of the process group and of DDP."""
+    # On a CPU, Accelerate with DeepSpeed reports a world of 1 on every rank unless it is told the backend.
+    # Where no launcher started ranks there is no process group, and naming a backend would fail.
+    backend = "gloo" if "LOCAL_RANK" in os.environ and not on_gpu else None
+    return [
+        InitProcessGroupKwargs(backend=backend, timeout=wait),
+        # Buffers are broadcast once, at the start; later every rank updates them in the same way.
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+    ]
+
+
+def wrap(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model and optimizer, wrapped by the engine."""
+    # Accelerate also offers to wrap loader and schedule: it would deal out batches by itself, and step the
+    # schedule once per rank.
+    wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    return wrapped, wrapped_optimizer
+
+
+def unwrap(model: nn.Module) -> AWTPN:
+    """The AWTPN inside DDP or DeepSpeed."""
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, AWTPN)
+    return inner
+
+
+def unwrap_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Torch's AdamW, inside the wrappers of Accelerate and DeepSpeed."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+# --- Step ----------------------------------------------------------------------------------------
+
+
+def clip_and_step(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+) -> Any:
+    """Clip the gradients to a norm of `max_norm` (0: not at all), update the weights, clear the gradients.
+
+    Returns:
+        The norm before clipping, on the device.
+    """
+    # Infinity clips nothing and still yields the norm.
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or math.inf)
+    set_grad_norm(unwrap_optimizer(optimizer), norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+# --- State ---------------------------------------------------------------------------------------
+
+
+def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> State:
+    """Full float32 weights, Adam's moments by parameter name, and Adam's step; every rank calls.
+
+    Ranks with `keep` False take part in the collectives and get nothing, so that only one rank's host memory
+    holds the result.
+    """
+    state: Mapping[Any, Any] = unwrap_optimizer(optimizer).state
+    return collect_state(model, optimizer, keep, lambda p: p, lambda p, moment: state.get(p, {}).get(moment))
+
+
+def collect_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: bool,
+    full_weight: Callable[[Any], Tensor],
+    full_moment: Callable[[Any, str], Tensor | None],
+) -> State:
+    """`gather_state`, where `full_weight` and `full_moment` give a parameter's whole tensors."""
+    inner = unwrap(model)
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    for name, parameter in inner.named_parameters():
+        full = full_weight(parameter)
+        if keep:
+            weights[name] = full.detach().cpu().float().clone().contiguous()
+        for moment in MOMENTS:
+            value = full_moment(parameter, moment)
+            if keep and value is not None:
+                moments[f"{name}.{moment}"] = (
+                    value.detach().cpu().float().clone().view(full.shape).contiguous()
+                )
+    if keep:
+        weights |= {name: buffer.detach().cpu().clone() for name, buffer in inner.named_buffers()}
+    adam_step = max((float(state["step"]) for state in adam_states(optimizer)), default=0.0)
+    return weights, moments, adam_step
+
+
+def set_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    adam_step: float,
+) -> None:
+    """Put what `gather_state` returned into a wrapped model, which must hold these weights already.
+
+    Every rank calls.
+    """
+    for name, parameter in unwrap(model).named_parameters():
+        set_moments(optimizer, parameter, name, moments, adam_step)
+
+
+def set_moments(
+    optimizer: torch.optim.Optimizer,
+    parameter: Tensor,
+    name: str,
+    moments: Mapping[str, Tensor],
+    adam_step: float,
+) -> None:
+    """Set Adam's state of a tensor, where `moments` has any of that name."""
+    if f"{name}.{MOMENTS[0]}" in moments:
+        state = {moment: moments[f"{name}.{moment}"].to(parameter.device) for moment in MOMENTS}
+        state["step"] = torch.tensor(adam_step, device=parameter.device)
+        unwrap_optimizer(optimizer).state[parameter] = state
+
+
+def adam_states(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Adam's state of each tensor that it has updated."""
+    return [state for state in unwrap_optimizer(optimizer).state.values() if "step" in state]
+
+
+def loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The state of fp16's search for a loss scale; empty where losses are not scaled.
+
+    Returns:
+        "scale", and "steady": the steps since it last changed or a gradient overflowed.
+    """
+    scaler = getattr(optimizer, "scaler", None)  # torch's, held by Accelerate
+    state = scaler.state_dict() if scaler is not None else {}
+    return {"scale": state["scale"], "steady": state["_growth_tracker"]} if state else {}
+
+
+def set_loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, float]) -> None:
+    """Restore what `loss_scale` of any engine returned; does nothing where losses are not scaled."""
+    scaler = getattr(optimizer, "scaler", None)
+    if saved and scaler is not None and (state := scaler.state_dict()):
+        scaler.load_state_dict(state | {"scale": saved["scale"], "_growth_tracker": int(saved["steady"])})
+
+
+# --- Replicas ------------------------------------------------------------------------------------
+
+
+def replicated_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that must be the same on every rank: all of them."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@torch.no_grad()
+def gather_parameter(parameter: Tensor) -> Tensor:
+    """A whole parameter or buffer as float32 on the host; a collective under ZeRO-3, so every rank calls."""
+    return parameter.detach().float().cpu().clone()
+
+
+# --- The engine ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the rest of the code calls, whatever wraps the model.
+
+    A model and an optimizer that are handed to these functions are those that `wrap` returned, if nothing
+    else is said. The default of each function is plain torch's.
+    """
+
+    accumulate: Accumulate
+    """(accelerator, model, last): a context around forward and backward of one micro-batch.
+
+    Gradients are reduced over ranks once per step, with the `last` micro-batch.
+    """
+    loss_factor: Callable[[int, int], int]
+    """(ranks, accumulation): what a micro-batch's loss is multiplied by before backward.
+
+    The losses are shares of the global batch's, whose gradients add up; an engine may average them instead.
+    """
+    memory: MemoryUse
+    make_accelerator: Callable[..., Accelerator] = make_accelerator
+    wrap: Callable[..., tuple[nn.Module, torch.optim.Optimizer]] = wrap
+    clip_and_step: Callable[[Accelerator, nn.Module, torch.optim.Optimizer, float], Any] = clip_and_step
+    gather_state: Callable[[nn.Module, torch.optim.Optimizer, bool], State] = gather_state
+    set_state: Callable[..., None] = set_state
+    loss_scale: Callable[[nn.Module, torch.optim.Optimizer], dict[str, float]] = loss_scale
+    set_loss_scale: Callable[..., None] = set_loss_scale
+    replicated_tensors: Callable[[nn.Module], dict[str, Tensor]] = replicated_tensors
+    """Of an AWTPN, wrapped or not."""
+    gather_parameter: Callable[[Tensor], Tensor] = gather_parameter
+    splits_micro_batches: bool = False
+    """On a CPU, threads may compute the gradients of a micro-batch's pieces."""
+    keeps_freed_memory: bool = True
+    """On a CPU, memory that tensors leave is held for the next step, which is faster and takes more."""
+    fp16_on_cpu: bool = False

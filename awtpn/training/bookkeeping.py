@@ -1,0 +1,145 @@
+"""What a run prints and writes about its steps, and what it checks between them."""
+
+from __future__ import annotations
+
+import math
+import time
+from shlex import quote
+from typing import Any
+
+import numpy as np
+import torch
+
+from awtpn.distributed.engines import unwrap
+from awtpn.distributed.replicas import find_divergent_replicas, resync_from_rank0
+from awtpn.learning.optimizer import schedule_change
+from awtpn.learning.settings import TERMS
+from awtpn.run.data import remarks_on_splits
+from awtpn.tracking.monitor import Monitor
+from awtpn.tracking.throughput import memory, throughput
+from awtpn.training.damaged_data import account_for_damaged
+from awtpn.training.run_state import Run
+from shards.safe_io.printable import printable
+
+SHOWN = 8  # names listed in a message
+
+
+def announce(run: Run, monitor: Monitor) -> None:
+    """Print what is trained, on what and where, and warnings on settings that may be mistakes."""
+    train, world, layout = run.train, run.world, run.layout
+    start_at = f", resumed at step {run.position.step}" if run.position.step else ""
+    monitor.print(
+        f"{train.num_utterances} utterances, {len(train.classes)} classes; {run.parameters:,} parameters, "
+        f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
+        f"{world.size} ranks x micro-batch {layout.micro_batch} x accumulation {layout.accumulation} "
+        f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
+        f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
+    )
+    for line in remarks_on_splits(train, (run.val, run.test)):
+        monitor.print(line)
+    if told := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
+        monitor.print(told)
+    if run.val is None and run.test is None:
+        fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
+        monitor.print(f"warning: nothing to validate or test on, so there will be no results: {fix}")
+
+
+def flush(run: Run, monitor: Monitor) -> None:
+    """Fetch the pending steps' figures from the device, sum them over ranks and write them.
+
+    Raises:
+        ValueError: more steps were not finite, or more utterances damaged, than their budgets allow.
+    """
+    if not run.pending:
+        return
+    steps, run.pending = run.pending, []
+    terms = torch.stack([s["terms"] for s in steps]).double().cpu().numpy()
+    waits = np.array([s["data_wait"] for s in steps]) / run.world.size
+    damaged = [len(s["damaged"]) for s in steps]
+    work = np.stack([s["work"] for s in steps])
+    # A row per step: its loss terms, data_wait, damaged utterances and work.
+    reduced = run.world.sum(np.column_stack([terms, waits, damaged, work]))
+    seconds, run.since = time.perf_counter() - run.since, time.perf_counter()
+    utterances = sum(s["utterances"] for s in steps)
+    rate = utterances / max(seconds, 1e-9)
+    weights = np.array(run.config.loss.weights())
+    for s, row in zip(steps, reduced, strict=True):
+        loss = float(row[: len(TERMS)] @ weights)
+        grad_norm = math.nan if s["grad_norm"] is None else float(s["grad_norm"])
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        figures = {"loss": loss, **dict(zip(TERMS, map(float, row), strict=False)), "grad_norm": grad_norm}
+        monitor.log_step(
+            {"step": s["step"], "epoch": s["epoch"], "lr": s["lr"], "fingerprint": s["fingerprint"]}
+            # JSON has no NaN.
+            | {name: value if math.isfinite(value) else None for name, value in figures.items()}
+            | {"skipped": not finite, "damaged": int(row[len(TERMS) + 1])}
+            | {"utterances_per_s": rate, "data_wait": row[len(TERMS)]}
+        )
+        if not finite:
+            run.position.left_out += 1
+            account_for_skipped(run, monitor, s, loss)
+    wait, lost, *total_work = reduced[:, len(TERMS) :].sum(0)
+    if lost:  # on some rank; the sum is the same on all, so all make this collective call
+        everyone = run.world.all_gather_object(
+            {name: cause for s in steps for name, cause in s["damaged"].items()}
+        )
+        found = {name: cause for of_rank in everyone for name, cause in of_rank.items()}
+        budget, url = run.config.data.damaged_budget, run.train.url
+        for line in account_for_damaged(found, run.damaged, run.position, budget, url):
+            monitor.print(line)
+    figures = throughput(seconds, utterances, wait, total_work) | memory(run.world.device)
+    monitor.log_throughput(s["step"], figures)
+    monitor.flush(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
+
+
+def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: float) -> None:
+    """Count a step whose update was skipped, and name its utterances whose logits are not finite.
+
+    Every rank calls for the same steps, since loss and norm are reduced. Under fp16 a finite loss with an
+    infinite gradient is part of the search for a loss scale, and is not counted.
+
+    Raises:
+        ValueError: there were more such steps than `train.skip_budget`.
+    """
+    if run.config.train.precision == "fp16" and math.isfinite(loss):
+        return
+    own = [key for key, broken in zip(step["keys"], step["broken"].tolist(), strict=True) if broken]
+    named = [
+        f"{printable(key)} (rank {rank})"
+        for rank, keys in enumerate(run.world.all_gather_object(own))
+        for key in keys
+    ]
+    what = _listed(named, SHOWN) if named else "no utterance alone"
+    run.position.skipped += 1
+    monitor.print(
+        f"step {step['step']} skipped: loss {loss} or its gradient is not finite, broken by: {what}"
+    )
+    if run.position.skipped > run.config.train.skip_budget:
+        raise ValueError(
+            f"{run.position.skipped} steps were not finite, more than train.skip_budget "
+            f"{run.config.train.skip_budget}; the last, step {step['step']}, was broken by: {what}. Check "
+            "these utterances' features, or lower optim.lr"
+        )
+
+
+def check_replicas(run: Run, monitor: Monitor) -> None:
+    """Compare all replicated weights over ranks; where they differ stop, or copy rank 0's if asked to.
+
+    Raises:
+        RuntimeError: names the tensors and the ranks that differ; on every rank.
+    """
+    tensors = run.engine.replicated_tensors(unwrap(run.model))
+    divergent = find_divergent_replicas(tensors, run.world.cpu_group)
+    if not divergent:
+        return
+    what = _listed([f"{name} on rank {rank}" for rank, name in divergent], 5)
+    if run.config.prototypes.on_drift == "error":
+        raise RuntimeError(f"after step {run.position.step} ranks hold different weights: {what}")
+    if any(rank == 0 for rank, _ in divergent):
+        raise RuntimeError(f"after step {run.position.step} rank 0 itself differs from the others: {what}")
+    resync_from_rank0(tensors, sorted({name for _, name in divergent}), run.optimizer)
+    monitor.print(f"weights copied from rank 0 after step {run.position.step}: {what}")
+
+
+def _listed(names: list[str], most: int) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")

@@ -1,0 +1,69 @@
+"""What a running training holds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
+
+from awtpn.config.schema import Config
+from awtpn.distributed.batch_layout import Layout
+from awtpn.distributed.cpu_threads import ONE_PIECE, PieceThreads
+from awtpn.distributed.engines import ENGINES, Engine
+from awtpn.distributed.stopping import StopFlag
+from awtpn.distributed.watchdog import Watchdog
+from awtpn.distributed.world import World
+from awtpn.run.position import Position
+from shards import FeatureStream
+
+
+@dataclass
+class Run:
+    """The state of one process of a training run."""
+
+    config: Config
+    accelerator: Accelerator
+    world: World
+    layout: Layout
+    dir: Path
+    train: FeatureStream
+    val: FeatureStream | None
+    test: FeatureStream | None
+    model: nn.Module
+    """Wrapped by the engine, as `optimizer` is."""
+    optimizer: torch.optim.Optimizer
+    position: Position
+    total_steps: int
+    class_weights: NDArray[np.float64] | None
+    card: dict[str, Any]
+    stop: StopFlag
+    watchdog: Watchdog
+    threads: PieceThreads = ONE_PIECE
+    """Share each micro-batch, where the engine allows it and the device is a CPU."""
+    parameters: int = 0
+    """Of the whole model."""
+    val_changed: bool = False
+    """`position`'s best checkpoint was chosen on other validation data than `val`."""
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    """Steps not yet written; their figures may still be on the device."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Name and cause of each utterance that was found damaged since this start."""
+    since: float = 0.0
+    """When the oldest pending step began."""
+    counted: float = field(default_factory=time.perf_counter)
+    """`position` counts the run's time up to this moment."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+    @property
+    def engine(self) -> Engine:
+        return ENGINES[self.world.engine]

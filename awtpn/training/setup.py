@@ -1,0 +1,223 @@
+"""From a configuration to a `Run` that is ready to train: data, model, weights, engine, threads."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from awtpn.config.schema import Config, TrainConfig
+from awtpn.distributed.batch_layout import Layout
+from awtpn.distributed.cpu_threads import (
+    ONE_PIECE,
+    PieceThreads,
+    choose_threads,
+    make_piece_threads,
+    usable_cores,
+)
+from awtpn.distributed.engines import ENGINES
+from awtpn.distributed.replicas import broadcast_from_rank0
+from awtpn.distributed.stopping import StopFlag
+from awtpn.distributed.watchdog import Watchdog
+from awtpn.distributed.world import World
+from awtpn.learning import prototypes
+from awtpn.learning.optimizer import make_optimizer
+from awtpn.model import files
+from awtpn.model.network import AWTPN
+from awtpn.run import checkpoint
+from awtpn.run.data import (
+    balanced_weights,
+    check_classes,
+    check_feature_space,
+    evaluation_stream,
+    open_training_stream,
+    training_data,
+    validation_data,
+)
+from awtpn.run.folder import resolve_resume, rewind_run_folder, run_on_rank0
+from awtpn.run.position import Position
+from awtpn.tracking.monitor import write_status
+from awtpn.training.held_out import check_held_out
+from awtpn.training.run_state import Run
+from awtpn.training.skipped_steps import check_finite_start, check_statistics
+from shards import FeatureStream
+
+
+def setup(
+    config: Config,
+    accelerator: Accelerator,
+    world: World,
+    layout: Layout,
+    run_dir: Path,
+    stop: StopFlag,
+) -> Run:
+    """Open the data, make or restore the model, and wrap it by the engine.
+
+    Raises:
+        ValueError: data, model and checkpoint do not belong together; names the fix. The run folder is
+            unchanged then.
+    """
+    engine = ENGINES[world.engine]
+    resumed, position = run_on_rank0(world, lambda: resolve_resume(config, run_dir))
+
+    train = open_training_stream(config, world, position)
+    check_classes(train)
+    modalities = config.model.modalities
+    val, test = (evaluation_stream(config.data, role, modalities, world) for role in ("val", "test"))
+    trained_on = training_data(config, train)
+    if position.data and position.data != trained_on:
+        raise ValueError(
+            f"{resumed} was trained on other utterances than data.train and data.select.train name now: "
+            "choose another run.dir, or start from its weights with --run.init_from"
+        )
+    validated_on = world.broadcast_object(validation_data(config, val))
+    # Old checkpoints record none: nothing is known to have changed.
+    val_changed = bool(position.validation_data) and position.validation_data != validated_on
+    if val_changed and val is not None:
+        position.validated = 0  # validate again, even where the run had ended
+
+    model = make_model(config, train, world)
+    for other in (val, test):
+        if other is not None:
+            check_feature_space(model, other)
+    for warning in run_on_rank0(world, lambda: check_held_out(train, val, test)):
+        if world.is_main:
+            print(warning)
+    if resumed:
+        checkpoint.load_weights(resumed, model)
+    else:
+        initialize(model, config, train, world)
+    if world.size > 1:
+        broadcast_from_rank0(engine.replicated_tensors(model))
+    check_finite_start(model, resumed)
+
+    # Counted before an engine may partition the model.
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    optimizer = make_optimizer(model, config.optim)
+    if config.train.compile:
+        model.compile(dynamic=True)
+    wrapped, wrapped_optimizer = engine.wrap(accelerator, model, optimizer, config.train.precision)
+    if resumed:
+        checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer, engine=engine)
+
+    threads, pieces = set_threads(config, world, layout, position)
+    balanced = config.loss.class_weights == "balanced"
+    class_weights = run_on_rank0(world, lambda: balanced_weights(train)) if balanced else None
+    # Only now: a start that is refused must not change the records of a run in this folder.
+    total = total_steps(config.train, position, train.steps_per_epoch)
+    done = position.step >= total and not val_changed
+    run_on_rank0(world, lambda: rewind_run_folder(config, run_dir, resumed, position, done=done))
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        world=world,
+        layout=layout,
+        dir=run_dir,
+        train=train,
+        val=val,
+        test=test,
+        model=wrapped,
+        optimizer=wrapped_optimizer,
+        position=replace(
+            position,
+            seed=config.run.seed,
+            global_batch_size=layout.global_batch,
+            streams=train.streams,
+            data=trained_on,
+            threads=threads,
+            validation_data=validated_on,
+        ),
+        total_steps=total,
+        class_weights=class_weights,
+        card=model.card() | {"dataset": train.name},
+        stop=stop,
+        watchdog=start_watchdog(config.train.timeout, world, run_dir),
+        threads=pieces,
+        parameters=parameters,
+        val_changed=val_changed,
+    )
+
+
+def make_model(config: Config, train: FeatureStream, world: World) -> AWTPN:
+    """The model with its random weights."""
+    # The same seed gives every rank the same weights; rank 0's are broadcast before training all the same.
+    torch.manual_seed(config.run.seed)
+    dims = {name: modality.dim for name, modality in train.modalities.items()}
+    model = AWTPN(config.model, dims, train.classes, config.prototypes.update == "gradient").to(world.device)
+    model.provenance = train.manifest.provenance
+    return model
+
+
+def initialize(model: AWTPN, config: Config, train: FeatureStream, world: World) -> None:
+    """Set feature statistics, weights of another model and prototypes from data, each where asked."""
+    if config.data.standardize:
+        set_statistics(model, train, world)
+    if config.run.init_from:
+        checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
+    if config.prototypes.init == "data":
+        # The first global batches of the plan: the same utterances for every layout.
+        global_batch = config.train.global_batch_size
+        steps = min(train.steps_per_epoch, math.ceil(prototypes.INIT_UTTERANCES / global_batch))
+        batches = (batch for batch, _ in zip(train.epoch(0), range(steps), strict=False))
+        prototypes.initialize_from_data(
+            model, batches, steps, global_batch, world.device, config.run.seed, world.all_gather_object
+        )
+
+
+def set_statistics(model: AWTPN, train: FeatureStream, world: World) -> None:
+    """Give the model each feature's mean and standard deviation over the training utterances of all ranks."""
+    for name, sums in train.statistics().items():
+        count, total, squares = (
+            world.sum(np.atleast_1d(np.asarray(x, dtype=np.float64)))
+            for x in (sums.count, sums.sum, sums.sum_of_squares)
+        )
+        mean = total / np.maximum(count, 1)
+        std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+        check_statistics(f"{train.url}, split {train.split}: {name}", mean, std)
+        model.set_statistics(name, torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+
+
+def set_threads(config: Config, world: World, layout: Layout, position: Position) -> tuple[int, PieceThreads]:
+    """Set the threads of this rank's CPU work.
+
+    Returns:
+        Their number (0 on a GPU), and those that share a micro-batch, where the engine allows it.
+    """
+    asked, recorded = config.train.threads, position.threads
+    if asked:
+        torch.set_num_threads(asked)
+    if world.device.type != "cpu":
+        return 0, ONE_PIECE  # what a GPU adds up does not depend on them
+    if ENGINES[world.engine].splits_micro_batches and not config.train.compile:
+        threads = choose_threads(asked, min(recorded, usable_cores()), world.size, os.environ)
+        pieces = make_piece_threads(threads, layout.micro_batch, config.model, config.loss)
+    else:
+        threads, pieces = torch.get_num_threads(), ONE_PIECE
+    if recorded and threads != recorded and world.is_main:
+        print(f"resumed with {threads} threads instead of {recorded}: equal to rounding, not bit for bit")
+    return threads, pieces
+
+
+def total_steps(options: TrainConfig, position: Position, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run: those of its finished epochs, and those of the epochs left.
+
+    Finished epochs may have had another global batch size, and so another number of steps.
+    """
+    by_epochs = position.step - position.epoch_step + (options.epochs - position.epoch) * steps_per_epoch
+    return min(by_epochs, options.max_steps or by_epochs)
+
+
+def start_watchdog(timeout: float, world: World, run_dir: Path) -> Watchdog:
+    """A watchdog that writes this rank's stacks to the run folder after `timeout` seconds of no progress."""
+
+    def on_hang() -> None:
+        if world.is_main:
+            error = f"no progress for {timeout:.0f} s; the ranks' stacks are in stacks/"
+            write_status(run_dir, "failed", error=error)
+
+    return Watchdog(timeout, run_dir / "stacks" / f"rank-{world.rank}.txt", on_hang)

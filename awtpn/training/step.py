@@ -1,0 +1,164 @@
+"""One optimizer step: reduce the batch's counts, accumulate gradients over micro-batches, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from awtpn.distributed.cpu_threads import add_gradients, draw_dropout, trainable_parameters
+from awtpn.distributed.engines import unwrap
+from awtpn.learning import prototypes
+from awtpn.learning.losses import total_loss
+from awtpn.learning.optimizer import learning_rate, set_learning_rate
+from awtpn.learning.settings import TERMS
+from awtpn.model.device import to_device_async
+from awtpn.model.network import ModelOutput
+from awtpn.tracking.throughput import batch_cost
+from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
+from awtpn.training.run_state import Run
+from shards import FeatureBatch
+
+
+def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchInfo:
+    """One optimizer step on this rank's share of a global batch; its figures are added to `run.pending`.
+
+    Args:
+        data_wait: seconds that the step waited for the batch.
+    """
+    config, position = run.config, run.position
+    info = reduce_batch_counts(
+        batch,
+        config.loss,
+        run.world,
+        classes=len(run.train.classes),
+        class_weights=run.class_weights,
+        modalities=config.model.modalities,
+        global_batch=run.layout.global_batch,
+        accumulation=run.layout.accumulation,
+        seed=config.run.seed,
+        step=position.step,
+        stop=run.stop.is_set(),
+    )
+    lr = learning_rate(config.optim, position.step, run.total_steps)
+    set_learning_rate(run.optimizer, lr)
+    terms, broken, class_sums = forward_backward(run, batch, info)
+    grad_norm = run.engine.clip_and_step(run.accelerator, run.model, run.optimizer, config.optim.grad_clip)
+    if class_sums is not None:
+        move_prototypes(run, class_sums, grad_norm)
+    run.pending.append(
+        {
+            "step": position.step + 1,
+            "epoch": position.epoch,
+            "terms": terms,
+            "broken": broken,
+            "keys": batch.key,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "fingerprint": f"{info.fingerprint:016x}",
+            "utterances": info.utterances,
+            "data_wait": data_wait,
+            "damaged": batch.damaged,
+            "work": batch_cost(batch, unwrap(run.model)),
+        }
+    )
+    return info
+
+
+def forward_backward(
+    run: Run, batch: FeatureBatch, info: GlobalBatchInfo
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of the global batch's loss, accumulated over micro-batches.
+
+    Returns:
+        On the device: this rank's loss terms [len(TERMS)]; which of its utterances have logits that are not
+        finite [B]; where prototypes are class means, its `prototypes.class_sums` [C*K, D + 1].
+    """
+    config, world = run.config, run.world
+    factor = run.engine.loss_factor(world.size, run.layout.accumulation)
+    weights = None if run.class_weights is None else to_device_async(run.class_weights, world.device)
+    table = unwrap(run.model).tpn.prototypes
+    class_sums = None
+    if config.prototypes.update == "ema":
+        class_sums = torch.zeros(len(table), table.shape[1] + 1, device=world.device)
+
+    def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:
+        output = run.model(micro.features, dropout)
+        terms = micro_batch_losses(output, micro, first, info, config.loss, weights, run.layout.global_batch)
+        return output, terms, total_loss(terms, config.loss) * factor
+
+    total = torch.zeros(len(TERMS), device=world.device)
+    broken = []
+    micro_batches = batch.split(run.layout.accumulation)
+    first = 0
+    for i, micro in enumerate(micro_batches):
+        seed_randomness(config.run.seed, run.position.step, i, world.rank)
+        pieces = run.threads.cut(micro)
+        with run.engine.accumulate(run.accelerator, run.model, i == len(micro_batches) - 1):
+            if len(pieces) > 1:
+                results = backward_in_pieces(run, pieces, first, forward)
+            else:
+                output, terms, loss = forward(micro, first)
+                run.accelerator.backward(loss)
+                results = [(output, terms)]
+        for piece, (output, terms) in zip(pieces, results, strict=True):
+            total += terms.detach().float()
+            broken.append(~output.logits.detach().isfinite().all(-1))
+            if class_sums is not None:
+                per_class = config.model.prototypes_per_class
+                class_sums += prototypes.class_sums(output, piece.label, table, per_class)
+        first += len(micro)
+    return total, torch.cat(broken), class_sums
+
+
+def backward_in_pieces(
+    run: Run,
+    pieces: list[FeatureBatch],
+    first: int,
+    forward: Callable[..., tuple[ModelOutput, Tensor, Tensor]],
+) -> list[tuple[ModelOutput, Tensor]]:
+    """Forward and backward of a micro-batch, one thread per piece; adds to the parameters' gradients.
+
+    Args:
+        first: where the micro-batch begins in the rank's batch.
+        forward: of a piece, where it begins and its dropout: the output, the terms and the loss.
+
+    Returns:
+        Each piece's output and terms, in their order.
+    """
+    model = unwrap(run.model)
+    parameters = trainable_parameters(model)
+
+    def work(piece: FeatureBatch, begin: int, dropout: Any) -> tuple[ModelOutput, Tensor, tuple[Tensor, ...]]:
+        output, terms, loss = forward(piece, begin, dropout)
+        # Not backward(): threads would add to one gradient in the order in which they finish.
+        return output, terms, torch.autograd.grad(loss, parameters)
+
+    dtype = torch.bfloat16 if run.config.train.precision == "bf16" else torch.float32
+    dropout = draw_dropout(pieces, model.config, dtype)
+    begins = [first + sum(map(len, pieces[:i])) for i in range(len(pieces))]
+    found = run.threads.map(work, pieces, begins, dropout)
+    add_gradients(parameters, [gradients for _, _, gradients in found])
+    return [(output, terms) for output, terms, _ in found]
+
+
+def seed_randomness(seed: int, step: int, micro_step: int, rank: int) -> None:
+    """Seed torch's generator by the position in the run alone: a resumed run draws the same dropout."""
+    words = np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(2, np.uint32)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def move_prototypes(run: Run, class_sums: Tensor, grad_norm: Any) -> None:
+    """Move the prototypes towards the class means of all ranks, by the same update on every rank."""
+    if run.world.size > 1:
+        dist.all_reduce(class_sums)
+    # In a step that is skipped nothing may move: prototypes whose counts are 0 stay.
+    norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
+    finite = class_sums.isfinite().all() & norm.isfinite()
+    class_sums = torch.where(finite, class_sums, 0.0)
+    table = unwrap(run.model).tpn.prototypes
+    prototypes.move_to_class_means(table, class_sums, run.config.prototypes.ema_decay)
