@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from awtpn.bench.memory_estimate import ENGINES, Buckets, Work, largest_steps, moments, peak, saving_bytes
-from awtpn.config.schema import DEMO, Config, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config
+from awtpn.config.settings import DEMO
 from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines.deepspeed import ZERO
 from awtpn.run.data import demo_dataset

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from awtpn.cli.paths import path_argument
+from awtpn.config.option_types import path_argument
 
 PARTS = ("loader", "step", "baseline", "end-to-end", "attention", "roofline")
 BENCH_HELP = """Measure this machine and print tables in Markdown.

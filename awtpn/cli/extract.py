@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits, words
+from awtpn.cli.dataset_summary import how_to_train, print_splits
+from awtpn.config.option_types import add_store_options, comma_separated, finite_number
 from shards.format.feature_space import constant_of
 from shards.format.schema import Manifest
 from shards.sources import iemocap, meld, recordings
@@ -76,7 +77,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
     corpus = parser.add_argument_group("what to read")
     corpus.add_argument(
-        "--labels", type=words, metavar="A,B,...", help="recordings: class names in label order"
+        "--labels", type=comma_separated, metavar="A,B,...", help="recordings: class names in label order"
     )
     corpus.add_argument(
         "--pattern",

@@ -9,16 +9,24 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from awtpn.cli.dataset_summary import how_to_train, print_splits
 from awtpn.cli.extract import run_as_pack
-from awtpn.cli.shards import add_store_options, how_to_train, print_splits, words
-from shards import pack
-from shards.sources import demo, iemocap, meld, mmsa, mosei, npz, reference, table
+from awtpn.config.option_types import add_store_options, comma_separated
+from shards.sources import iemocap, meld, mmsa, mosei, npz, table
 from shards.sources.base import Source
 from shards.storage.credentials import redact_command
 from shards.storage.local_path import local_or_url
 
+
+def read_reference(source: str, labels: list[str] | None = None) -> Source:
+    """`shards.sources.reference.read`, which needs torch."""
+    from shards.sources import reference
+
+    return reference.read(source, labels)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
-    "reference": reference.read,
+    "reference": read_reference,
     "table": table.read,
     "npz": npz.read,
     "mosei": mosei.read,
@@ -69,7 +77,9 @@ def add_pack(commands: Any) -> None:
         metavar="FORMAT",
         help="how SOURCE is written; one of the formats above",
     )
-    parser.add_argument("--labels", type=words, metavar="A,B,...", help="class names in label order")
+    parser.add_argument(
+        "--labels", type=comma_separated, metavar="A,B,...", help="class names in label order"
+    )
     parser.add_argument(
         "--dtype",
         choices=["float16", "float32"],
@@ -124,6 +134,10 @@ def mebibytes(text: str) -> float:
 
 
 def run_pack(options: argparse.Namespace) -> None:
+    # Imported here: packing needs webdataset, and with it torch, which `--help` should not wait for.
+    from shards.packing.pack import pack
+    from shards.sources import demo
+
     given = {name: getattr(options, name) for name in OPTIONS}
     if options.format in RECORDED:
         # Here --audio and --video name encoders, which all recordings take.

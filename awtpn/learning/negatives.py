@@ -6,12 +6,9 @@ changes it, and before the step's first forward, so that its validity is known t
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-NegativesForm = Literal["group", "global", "reference"]
 Ints = NDArray[np.int64]
 
 NONE = -1

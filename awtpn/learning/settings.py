@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from awtpn.learning.negatives import NegativesForm
+NegativesForm = Literal["group", "global", "reference"]
 
 
 @dataclass

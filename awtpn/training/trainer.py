@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from awtpn.config.schema import Config, TrainConfig, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config, Launch
+from awtpn.config.settings import TrainConfig
 from awtpn.distributed import doctor, replicas
 from awtpn.distributed.batch_layout import Layout
 from awtpn.distributed.cpu_threads import (
@@ -136,8 +138,12 @@ class Stopped(Exception):
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as the command line says; returns what `results.json` holds (empty if stopped early)."""
+    return run_training(*parse_command_line(argv))
+
+
+def run_training(config: Config, launch: Launch) -> dict[str, Any]:
+    """Train with this configuration; returns what `results.json` holds (empty if stopped early)."""
     with stop_on_signals() as stop:
-        config, launch = parse_command_line(argv)
         doctor.check_network()
         accelerator, world, layout = init_engine(config, launch)
         if world.device.type == "cpu" and world.engine in ("none", "ddp"):

@@ -147,7 +147,7 @@ def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, floa
     """What `awtpn doctor --memory` says: bytes at the peak of training, at saving, and the peak's moment."""
     from awtpn.bench.memory_estimate import moments, peak, saving_bytes
     from awtpn.bench.memory_table import data_of, work_of
-    from awtpn.config.schema import parse_command_line
+    from awtpn.config.command_line import parse_command_line
     from awtpn.distributed.batch_layout import make_layout
 
     config, _ = parse_command_line(["--config", str(CONFIG), *overrides])

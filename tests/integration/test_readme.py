@@ -16,7 +16,7 @@ from readme_support import SHORT, Elsewhere, Installs, Run, Sandbox, blocks_of, 
 from support import REPO
 
 from awtpn import AWTPN
-from awtpn.config.schema import make_parser
+from awtpn.config.command_line import make_parser
 
 README = (REPO / "README.md").read_text()
 FOUND = commands_of(README)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from support import REPO
 
-from awtpn.config.schema import Config, dump, dump_yaml, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config, dump, dump_yaml
 
 # ablations.yaml holds arguments of many runs.
 CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if path.stem != "ablations")

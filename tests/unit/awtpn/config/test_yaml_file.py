@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from awtpn.config.command_line import parse_command_line
 from awtpn.config.errors import keys_of, nearest
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.schema import Config
 from awtpn.experiments.ablation import read_variants
 from awtpn.run import record
 

@@ -17,8 +17,9 @@ from support import ALONE, CLASSES, DIMS, REPO, arguments, metrics, small_model,
 
 import shards
 from awtpn.cli import main
-from awtpn.cli.shards import finite_number, json_object
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.option_types import finite_number, json_object
+from awtpn.config.schema import Config
 from awtpn.inference.export_graph import PaddedAWTPN, check
 from awtpn.inference.predictor import Predictor
 from awtpn.learning.optimizer import make_optimizer

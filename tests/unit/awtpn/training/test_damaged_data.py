@@ -15,7 +15,8 @@ import torch
 from step_support import make_run
 from support import ALONE, batch, small_model, utterances
 
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.run.data import evaluation_stream, open_training_stream
 from awtpn.run.position import Position

@@ -17,7 +17,7 @@ from typing import IO, BinaryIO
 import pytest
 from support import REPO
 
-from awtpn.config.schema import DataConfig
+from awtpn.config.settings import DataConfig
 from awtpn.run.data import stream_source
 from shards import FeatureStream
 from shards.storage import cache as cache_module

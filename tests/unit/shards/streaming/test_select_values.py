@@ -9,7 +9,9 @@ import pytest
 import yaml
 from shards_support import pack, utterance
 
-from awtpn.config.schema import Config, SelectConfig, dump_yaml, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config, dump_yaml
+from awtpn.config.settings import SelectConfig
 from awtpn.experiments.folds import Fold, Splits
 from shards import FeatureStream
 
