@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from awtpn.learning.settings import OptimConfig
 # Relative difference of two learning rates that are the same but for rounding.
 NEARLY = 1e-3
 
+_plain_step = unwrap(torch.optim.AdamW.step)  # see GuardedAdamW.add_param_group
+
 
 class GuardedAdamW(torch.optim.AdamW):
     """Fused AdamW that changes nothing in a step whose gradients, or whose gradient's norm, are not finite.
@@ -20,6 +23,13 @@ class GuardedAdamW(torch.optim.AdamW):
     The decision stays on the device. Reduced gradients are the same on every rank, so all of them skip
     together. (DeepSpeed's ZeRO optimizers decide for themselves before they come here.)
     """
+
+    # PyTorch wraps these methods for torch.compile, and the wrappers import its whole compiler at their first
+    # call: half a second before the first step. We compile the model only, so the plain methods will do.
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
 
     gradient_norm: Tensor | None = None
     """Of the next step, before clipping, which makes 0 of finite gradients whose norm overflows."""
@@ -34,7 +44,8 @@ class GuardedAdamW(torch.optim.AdamW):
         if norm is not None:
             self.found_inf = torch.maximum(self.found_inf, (~norm.isfinite()).float())
         try:
-            return super().step(closure)
+            with torch.no_grad():
+                return _plain_step(self, closure)
         finally:
             if not scaled:  # the scaler deletes its own
                 del self.found_inf
