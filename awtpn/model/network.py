@@ -27,7 +27,6 @@ from awtpn.model.files import (
     write_checksums,
 )
 from awtpn.model.hub import locate
-from awtpn.model.model_card import LIBRARY, render_card
 from awtpn.model.privacy import public_card
 from awtpn.model.published_weights import translate
 from awtpn.model.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
@@ -180,7 +179,7 @@ class AWM(nn.Module):
         return reliability_attention(h, self.query, self.key, r, host_offsets)
 
 
-class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
+class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
     """The whole network: packed features of B utterances -> logits [B, C] and what led to them.
 
         model = AWTPN.from_pretrained("my-model")
@@ -355,6 +354,8 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md that goes with the weights; huggingface_hub's mixin calls it."""
+        from awtpn.model.model_card import render_card  # only a model that is shared needs one
+
         return ModelCard(render_card(self.card()))
 
     @classmethod
