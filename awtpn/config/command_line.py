@@ -34,21 +34,21 @@ WITHIN_MAPPING = re.compile(
 DEMO_CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
-HELP = """Train AWTPN. Without a configuration it makes and learns a demo corpus.
+HELP = """Train AWTPN. Without a configuration it makes a demo corpus and trains on it.
 
-Of a key that is given twice the last counts, so keys after --config override the file. A run goes on by
-itself from the latest checkpoint in its folder.
+If a key is given twice, the last value counts, so keys after --config override the file. A run resumes from
+the latest checkpoint in its folder.
 """
 EXAMPLES = """examples:
   python launch/train.py                                                the demo, in a minute
-  python launch/train.py --config configs/meld.yaml --optim.lr 3e-4     a file, and one key otherwise
+  python launch/train.py --config configs/meld.yaml --optim.lr 3e-4     a file, and one key changed
   torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
   accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py --config configs/meld.yaml
 """
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Types and defaults as jsonargparse shows them, description and examples line by line."""
+    """Types and defaults as jsonargparse shows them; description and examples keep their line breaks."""
 
 
 def make_parser() -> OneLineParser:
@@ -66,7 +66,7 @@ def make_parser() -> OneLineParser:
     parser.keys, parser.places = {"deepspeed": str | None} | keys_of(Config), {}
     parser.add_argument("--config", action=CheckedFile, metavar="FILE", help="YAML file with the keys below")
     parser.add_argument("--deepspeed", type=str | None, metavar="FILE", help="DeepSpeed config (JSON)")
-    # The `deepspeed` launcher passes it; its presence is how a run knows that launcher.
+    # The `deepspeed` launcher passes it, and no other does, so it tells which launcher started the run.
     parser.add_argument("--local_rank", type=int | None, help=SUPPRESS)
     parser.add_class_arguments(Config, nested_key=None)
     return parser
@@ -104,19 +104,19 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
 
 
 def has_too_many_values(word: str) -> bool:
-    """Whether a word of the command line, or what it gives a key, is YAML of too many aliases."""
+    """Whether a word, or the value after its "=", is YAML with too many aliases."""
     for text in (word, word.partition("=")[2]) if "*" in word else ():
         try:
             parse_yaml(text)
         except TooManyValuesError:
             return True
         except (yaml.YAMLError, ValueError, RecursionError):
-            continue  # told when it is read
+            continue  # reported when it is read
     return False
 
 
 def use_local_paths(config: Config) -> None:
-    """Replace the paths that a user wrote (`~/run`, `file:///run`) by paths on this machine.
+    """Replace paths as users write them (`~/run`, `file:///run`) by paths on this machine.
 
     Raises:
         ValueError: one is a URL of another kind; names the key.
@@ -129,7 +129,7 @@ def use_local_paths(config: Config) -> None:
 
 
 def read_words_of_mappings(arguments: Sequence[str], data: DataConfig) -> None:
-    """Make values of `--data.select.test.fold 3` what they say, a number here: jsonargparse leaves texts."""
+    """Parse values such as 3 in `--data.select.test.fold 3`, which jsonargparse leaves as strings."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if found := WITHIN_MAPPING.fullmatch(word):
             owner = data.storage_options if found[1] == "storage_options" else getattr(data.select, found[1])
@@ -139,9 +139,9 @@ def read_words_of_mappings(arguments: Sequence[str], data: DataConfig) -> None:
 
 
 def scalar(text: str) -> Any:
-    """A single value as JSON or YAML has it; text where it is none."""
+    """A single value as JSON or YAML reads it; else the text itself."""
     for read in (json.loads, yaml.safe_load):
-        # PyYAML raises a plain ValueError for a date that is none.
+        # PyYAML raises a plain ValueError for an impossible date.
         with contextlib.suppress(ValueError, yaml.YAMLError, RecursionError):
             value = read(text)
             return value if isinstance(value, bool | int | float | str | None) else text

@@ -32,7 +32,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def remember_secrets(self) -> None:
-        """Have `credentials.redact` keep what is secret in the places of the data out of all texts."""
+        """Register the credentials in data URLs and options, so that `credentials.redact` hides them."""
         for role in ROLES:
             remember_secrets(getattr(self.data, role) or "", self.data.storage_options)
 
@@ -50,7 +50,8 @@ class Config:
             raise ValueError(f"data.streams must divide train.global_batch_size {batch}, but is {streams}")
         if self.prototypes.update == "ema" and self.model.awm == "adaptive" and self.loss.lambda_align == 0:
             raise ValueError(
-                "prototypes.update=ema with loss.lambda_align=0: nothing draws the steps to them"
+                "prototypes.update=ema with loss.lambda_align=0: no loss pulls the time steps to the "
+                "prototypes; raise loss.lambda_align, or take prototypes.update=gradient"
             )
 
 
@@ -63,7 +64,7 @@ class Launch:
 
 
 def check_finite(config: Config) -> None:
-    """Refuse settings that are NaN or infinite: they compare with nothing, so no other check would find them.
+    """Refuse settings that are NaN or infinite; other checks would pass NaN, which compares with nothing.
 
     Raises:
         ValueError: names the key.
@@ -92,14 +93,14 @@ def dump_yaml(config: Config) -> str:
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes texts such as 1e3 in quotes: to PyYAML they are text, to jsonargparse numbers."""
+    """Writes strings such as 1e3 in quotes: PyYAML reads them as strings, jsonargparse as numbers."""
 
 
 Dumper.add_implicit_resolver("tag:yaml.org,2002:float", POWER_OF_TEN, [*"+-.0123456789"])
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys, "section.key", of a configuration's `dump` that another one did not have or had otherwise."""
+    """The keys "section.key" of the `dump` `now` that `before` lacks or has with another value."""
     return [
         f"{section}.{key}"
         for section, settings in now.items()

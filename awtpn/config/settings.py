@@ -6,44 +6,44 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 ROLES = ("train", "val", "test")
-# Of a rank: more than any machine has cores.
+# Of one rank; no machine has more cores.
 MOST_THREADS = 4096
 LONGEST_TIMEOUT = 1e8  # three years
-DEMO = "demo"  # data.train of the run that needs nothing
+DEMO = "demo"  # as data.train: the demo corpus, which is made on first use
 
 
 @dataclass
 class RunConfig:
-    """One run: where it lives, and what it starts from."""
+    """One run: its folder, its seed and what it starts from."""
 
     dir: str | None = None
     """Run folder; default: runs/<data>-<time>, agreed over ranks."""
     seed: int = 0
     """Seeds the weights, the order of utterances, dropout and negatives."""
     resume: str = "auto"
-    """auto: go on from run.dir's latest checkpoint where there is one; never; or a checkpoint folder."""
+    """auto: resume from run.dir's latest checkpoint if there is one; never; or a checkpoint folder."""
     init_from: str | None = None
-    """Weights to start from: a run, checkpoint or export folder; other labels get a new classifier."""
+    """Initial weights: a run, checkpoint or export folder; a new classifier where its labels differ."""
 
 
 @dataclass
 class SelectConfig:
     """Utterances to use, by metadata column: {column: value or list of values}."""
 
-    # Bare `dict`: of dict[str, Any] jsonargparse would read texts a second time, and make "04" the number 4.
+    # Not dict[str, Any]: jsonargparse would parse its strings again and turn "04" into the number 4.
     train: dict | None = None
     """E.g. {fold: [0, 1, 2]}."""
     val: dict | None = None
     """E.g. {fold: 3}."""
     test: dict | None = None
-    """E.g. {session: Ses05}, or {actor: "04"} where a column of text looks like numbers."""
+    """E.g. {session: Ses05}, or {actor: "04"} for a column of strings that look like numbers."""
 
     def validate(self) -> None:
-        """Raise ValueError, naming the key, for what no utterance's metadata can be."""
+        """Raise ValueError, naming the key, for a value that no metadata column can hold."""
         for role in ROLES:
             for column, values in (getattr(self, role) or {}).items():
                 if not isinstance(column, str):
-                    raise ValueError(f"data.select.{role}: {column!r} names no column; write it in quotes")
+                    raise ValueError(f"data.select.{role}: {column!r} is no column name; write it in quotes")
                 for value in values if isinstance(values, list) else [values]:
                     if not isinstance(value, str | bool | int | float):
                         raise ValueError(
@@ -53,66 +53,67 @@ class SelectConfig:
 
 @dataclass
 class DataConfig:
-    """Where the features are: packed datasets (see `awtpn pack`), local or any fsspec URL."""
+    """The features: packed datasets (see `awtpn pack`), a local path or any fsspec URL."""
 
     train: str = DEMO
     """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus."""
     val: str | None = None
-    """Default: split "val" ("valid", "dev") of data.train, or all of it where data.select.val says which."""
+    """Default: the split "val" ("valid", "dev") of data.train, or its selection by data.select.val."""
     test: str | None = None
-    """Default: the split "test" of data.train, or all of it where data.select.test says which."""
+    """Default: the split "test" of data.train, or its selection by data.select.test."""
     select: SelectConfig = field(default_factory=SelectConfig)
-    """Utterances by metadata, for cross-validation without packing again."""
+    """Select utterances by metadata, for cross-validation without packing again."""
     standardize: bool = True
-    """Standardise features with the selected training utterances' mean and deviation."""
+    """Standardize each feature by its mean and standard deviation over the training utterances."""
     cache_dir: str | None = None
     """Where remote shards are kept; default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards."""
     cache_limit: str | None = None
     """Largest size of the cache, e.g. 200GB; default: no limit."""
     streams: int | None = None
-    """Canonical streams the data is dealt to; default: chosen from global batch and shard count."""
+    """Canonical streams, into which the order of utterances is divided; default: by batch and shard count."""
     damaged_budget: int = 0
-    """Training utterances that may be left out as damaged or missing; 0 stops at the first."""
+    """Damaged or missing training utterances to leave out before the run stops; 0: stop at the first."""
     check_crc: bool = False
-    """See flipped bits in local files, by the CRC-32 of each array: takes a core 0.5 ms per MB read."""
+    """Detect flipped bits in local files by the CRC-32 of each array; costs 0.5 ms of one core per MB."""
     storage_options: dict = field(default_factory=dict, repr=False)
     """Options for fsspec (endpoint, region, ...). Never written to the run folder."""
 
 
 @dataclass
 class TrainConfig:
-    """How long, how big, how precise."""
+    """Length, batch size, precision and records of the training."""
 
     epochs: int = 30
     """Passes over the training utterances."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, wherever in an epoch."""
     global_batch_size: int = 32
-    """Utterances per optimizer step over all ranks; the same for every layout."""
+    """Utterances per optimizer step, over all ranks."""
     micro_batch_size: int | None = None
-    """Utterances per forward on one rank; default: global / ranks, no accumulation."""
+    """Utterances per forward pass of one rank; default: global_batch_size / ranks, without accumulation."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the projections and attention products; distances, softmaxes and losses stay float32."""
+    """Precision of the projections and attention products; distances, softmaxes and losses stay float32."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; default: as launched (2 under `deepspeed` without a config file)."""
     log_every: int = 10
-    """Steps between writes to metrics.jsonl and TensorBoard (each step has its own line)."""
+    """Steps between writes to metrics.jsonl and TensorBoard; a write holds one line for each step."""
     validate_every: int = 1
     """Epochs between validations; the last epoch always validates."""
     checkpoint_every: int | None = None
     """Steps between checkpoints besides the one after every epoch."""
     skip_budget: int = 10
-    """Steps with a loss or gradient that is not finite to leave out before giving up."""
+    """Steps with a loss or gradient that is not finite to leave out before the run stops."""
     timeout: float = 1800.0
-    """Seconds without a finished step after which a rank counts as hung and the run is stopped."""
+    """Seconds without a finished step after which a rank counts as hung, and the run stops."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
     pictures: Literal["auto", "always", "never"] = "auto"
-    """Validations drawn into TensorBoard; auto: in 1 % of the time, the last and the results in 10 % each."""
+    """When to draw TensorBoard figures. auto: drawing takes at most 1 % of the run time, and 10 % for the
+    last validation and the final results."""
     threads: int | None = None
-    """CPU threads of each rank. Default: as the run began; else OMP_NUM_THREADS, or the cores it may use."""
+    """CPU threads of each rank; default: as the run started, else OMP_NUM_THREADS, else the usable cores."""
     compile: bool = False
-    """torch.compile the model, once for all lengths; takes a C++ compiler and about a minute at the start."""
+    """Compile the model by torch.compile; needs a C++ compiler, and about a minute at the start."""
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for a setting that no training can have."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The configuration section `model`; the docstring under each key is its `--help`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModelConfig:
     distance_scale_video: float = 1.0
     """Factor on video's squared distances."""
     modalities: list[str] = field(default_factory=lambda: ["audio", "video"])
-    """Streams to use: both, or one of "audio" and "video"."""
+    """Modalities to use: both, or one of "audio" and "video"."""
     awm: Literal["adaptive", "uniform"] = "adaptive"
     """adaptive: weigh steps by reliability (the paper); uniform: plain averages (its ablation)."""
 
@@ -36,7 +36,7 @@ class ModelConfig:
         if not self.modalities or set(self.modalities) - {"audio", "video"}:
             raise ValueError(f"model.modalities must name audio, video or both, not {self.modalities}")
         if len(set(self.modalities)) != len(self.modalities):
-            raise ValueError(f"model.modalities names a stream twice: {self.modalities}")
+            raise ValueError(f"model.modalities names a modality twice: {self.modalities}")
         for name in ("shared_dim", "prototypes_per_class"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")

@@ -101,7 +101,7 @@ def test_unknown_keys_and_wrong_types_are_refused_by_name(
         ),
         (
             ["configs/demo.yaml"],
-            "configs/demo.yaml: what is this for? Keys are written --key value, a file --config FILE",
+            "configs/demo.yaml is no option: write keys as --key value, and a file as --config FILE",
         ),
     ],
 )

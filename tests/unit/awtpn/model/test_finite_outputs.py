@@ -121,7 +121,7 @@ NO_FILES = {
     "awtpn/experiments/run_names.py",
     "awtpn/board/board.py",
     "awtpn/bench/loader.py",
-    "awtpn/cli/shards.py",
+    "awtpn/cli/dataset_summary.py",
     "awtpn/data.py",
     "awtpn/sharing/modelcard.py",
     "awtpn/zero.py",

@@ -132,7 +132,7 @@ def test_a_file_nested_without_end_is_refused_in_one_line(
 def test_a_column_is_named_by_text() -> None:
     config = Config()
     config.data.select = SelectConfig(test={True: 1})
-    with pytest.raises(ValueError, match=r"data.select.test: True names no column; write it in quotes"):
+    with pytest.raises(ValueError, match=r"data.select.test: True is no column name; write it in quotes"):
         config.validate()
 
 
