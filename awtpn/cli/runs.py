@@ -46,9 +46,10 @@ def run_report(options: argparse.Namespace) -> None:
 def add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        help="two runs: same data? same losses? same weights?",
+        help="compare the data, losses and weights of two runs",
         description="Compare the utterances of every step, the losses and the weights of two runs. Runs of "
-        "one configuration agree on any number of ranks and any engine. Exits with 1 where these differ.",
+        "one configuration without dropout agree on any number of ranks and any engine. Exits with 1 where "
+        "they differ.",
     )
     parser.add_argument("a", metavar="RUN_A", type=path_argument, help="run folder")
     parser.add_argument("b", metavar="RUN_B", type=path_argument, help="run folder to compare it with")

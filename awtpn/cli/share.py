@@ -21,7 +21,9 @@ def add_export(commands: Any) -> None:
     )
     parser.add_argument("out", metavar="DIR", type=path_argument, help="folder to write; must not exist")
     parser.add_argument(
-        "--license", metavar="ID", help='of the weights, as the hub names it, e.g. "cc-by-nc-sa-4.0"'
+        "--license",
+        metavar="ID",
+        help='license of the weights, by its name on the hub, e.g. "cc-by-nc-sa-4.0"',
     )
     parser.add_argument(
         "--graph",
