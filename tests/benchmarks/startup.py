@@ -159,7 +159,11 @@ def main() -> None:
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     words = "python tests/benchmarks/startup.py" + (" --beside OLDER_CHECKOUT" if options.beside else "")
     lines = ["# Start-up", "", f"    {words}", "", describe("cpu", os.cpu_count() or 1), ""]
-    lines += [f"{options.rounds} interleaved rounds; seconds from the start of the process.", ""]
+    lines += [
+        f"{options.rounds} interleaved rounds; seconds from the start of the process. Beside busy neighbors (see "
+        "the load) the processor seconds are the ones to compare.",
+        "",
+    ]
     for name, (modules, count) in counts.items():
         lines += [
             f"## {name}",
