@@ -19,12 +19,37 @@ Packages, from the top; each imports only from those below it:
 Arrows point one way: `launch` -> `awtpn` -> `shards`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from awtpn.model.matrix_products import request_repeatable_products
 
-request_repeatable_products()  # before torch is loaded: the math library looks once
-
-from awtpn.inference.predictor import Prediction, Predictor  # noqa: E402
-from awtpn.model.network import AWTPN, ModelOutput  # noqa: E402
-from awtpn.model.settings import ModelConfig  # noqa: E402
+if TYPE_CHECKING:
+    from awtpn.inference.predictor import Prediction, Predictor
+    from awtpn.model.network import AWTPN, ModelOutput
+    from awtpn.model.settings import ModelConfig
 
 __all__ = ["AWTPN", "ModelConfig", "ModelOutput", "Prediction", "Predictor"]
+
+# Each public name is imported when it is first used: importing torch takes more than a second, and
+# `awtpn --help` needs none of it.
+_MODULE_OF = {
+    "AWTPN": "awtpn.model.network",
+    "ModelConfig": "awtpn.model.settings",
+    "ModelOutput": "awtpn.model.network",
+    "Prediction": "awtpn.inference.predictor",
+    "Predictor": "awtpn.inference.predictor",
+}
+
+request_repeatable_products()  # before torch is loaded: the math library reads the setting once
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

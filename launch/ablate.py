@@ -3,8 +3,8 @@
     python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 --dir runs/ravdess-ablations
 
 Variants are lines of configs/ablations.yaml: each loss term off, AWM off, one modality, more prototypes.
-Further options are those of launch/train.py and reach every run. Runs are shared, resumed and not repeated as
-those of launch/cross_validate.py are, and a folder of its runs may serve as DIR/base.
+Further options are those of launch/train.py and are passed to every run. Runs are shared, resumed and not
+repeated as those of launch/cross_validate.py are, and a folder that it wrote can serve as DIR/base.
 """
 
 import argparse
@@ -15,10 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from awtpn.cli.paths import path_argument
-from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants
-from awtpn.experiments.runner import PYTHON
-from launch.cross_validate import add_options, parse, run_script
+from awtpn.config.option_types import path_argument
+from awtpn.experiments.command_line import add_experiment_options, parse_own_options, run_script
 from shards.storage.credentials import redact_command
 
 
@@ -28,19 +26,19 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add_options(parser, Path("runs/ablations"))
+    add_experiment_options(parser, Path("runs/ablations"))
     parser.add_argument(
-        "--variants",
-        type=path_argument,
-        default=VARIANTS_FILE,
-        metavar="YAML",
-        help="default: configs/ablations.yaml",
+        "--variants", type=path_argument, metavar="YAML", help="default: configs/ablations.yaml"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the variants")
-    options, training = parse(parser, words)
+    options, training = parse_own_options(parser, words)
+
+    from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants  # here: see cross_validate
+    from awtpn.experiments.runner import PYTHON
+
     ablate(
         training,
-        read_variants(options.variants, options.only),
+        read_variants(options.variants or VARIANTS_FILE, options.only),
         options.by,
         options.seeds,
         options.dir,

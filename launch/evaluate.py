@@ -12,11 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from awtpn.cli.paths import path_argument
-from awtpn.cli.shards import add_store_options, json_object
 from awtpn.config.entry_point import run_command
+from awtpn.config.option_types import add_store_options, json_object, path_argument
 from awtpn.distributed.accelerate_launch import start_missing_ranks
-from awtpn.training.evaluate import evaluate_command
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -52,7 +50,11 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     add_store_options(parser)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    evaluate_command(parser.parse_args(words))
+    options = parser.parse_args(words)
+
+    from awtpn.training.evaluate import evaluate_command  # here, since `--help` needs no torch
+
+    evaluate_command(options)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,26 @@ from pathlib import Path
 # Launchers run this file by its path; the packages beside it need no installation then.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from awtpn.config.command_line import parse_command_line
 from awtpn.config.entry_point import run_command
 from awtpn.distributed.accelerate_launch import start_missing_ranks
-from awtpn.training.trainer import main
 from shards.storage.cache import CacheUnwritable
 
 
 def train(words: list[str]) -> None:
     """Train as the command line says."""
     start_missing_ranks([sys.argv[0], *words])
-    main(words)
+    config, launch = parse_command_line(words)
+
+    from awtpn.training.trainer import run_training  # here, since `--help` and a mistyped key need no torch
+
+    run_training(config, launch)
 
 
 if __name__ == "__main__":
     run_command(
         train,
-        # Wrong settings or data: the message says what to change, and a traceback would hide it.
+        # Wrong settings or data: the message says what to change. Any other error shows its traceback.
         errors=(ValueError, CacheUnwritable),
         interrupted="interrupted; the same command, with the same --run.dir, resumes from the last "
         "checkpoint",

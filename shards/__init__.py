@@ -15,13 +15,17 @@ from the top; each imports only from those below it:
 - `registry`: the sources or encoders in a folder, and their options, found without importing them
 """
 
-from shards.format.schema import BadSample, Manifest, Modality, Sample
-from shards.format.statistics import Sums
-from shards.packing.pack import pack
-from shards.planning.plan import Plan, make_plan, places_of_rank, rows_of_step, shards_ahead
-from shards.sources.demo import ensure_demo
-from shards.streaming.batch import FeatureBatch, Ragged
-from shards.streaming.stream import FeatureStream
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.format.schema import BadSample, Manifest, Modality, Sample
+    from shards.format.statistics import Sums
+    from shards.packing.pack import pack
+    from shards.planning.plan import Plan, make_plan, places_of_rank, rows_of_step, shards_ahead
+    from shards.sources.demo import ensure_demo
+    from shards.streaming.batch import FeatureBatch, Ragged
+    from shards.streaming.stream import FeatureStream
 
 __all__ = [
     "BadSample",
@@ -40,3 +44,33 @@ __all__ = [
     "rows_of_step",
     "shards_ahead",
 ]
+
+# Each public name is imported when it is first used: the stream needs torch, the manifest and packing do not.
+_MODULE_OF = {
+    "BadSample": "shards.format.schema",
+    "FeatureBatch": "shards.streaming.batch",
+    "FeatureStream": "shards.streaming.stream",
+    "Manifest": "shards.format.schema",
+    "Modality": "shards.format.schema",
+    "Plan": "shards.planning.plan",
+    "Ragged": "shards.streaming.batch",
+    "Sample": "shards.format.schema",
+    "Sums": "shards.format.statistics",
+    "ensure_demo": "shards.sources.demo",
+    "make_plan": "shards.planning.plan",
+    "pack": "shards.packing.pack",
+    "places_of_rank": "shards.planning.plan",
+    "rows_of_step": "shards.planning.plan",
+    "shards_ahead": "shards.planning.plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from awtpn.bench.memory_estimate import Workload, largest_steps, peak, phase_bytes, saving_bytes
-from awtpn.config.schema import DEMO, Config, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config
+from awtpn.config.settings import DEMO
 from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines import engines_for
 from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, parse_buckets, read_buckets

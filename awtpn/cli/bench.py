@@ -8,20 +8,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from awtpn.cli.paths import path_argument
+from awtpn.config.option_types import path_argument
 
 PARTS = ("loader", "step", "baseline", "end-to-end", "attention", "roofline")
 BENCH_HELP = """Measure this machine and print tables in Markdown.
 
 parts:
-  loader      utterances/s of this stream, of a bare loop and of the peers that are installed
+  loader      utterances/s of this stream, of a bare loop and of other libraries that are installed
   step        forward, losses, backward and update: utterances/s, FLOP/s, peak memory
   baseline    the same beside a plain re-implementation of the published, padded and dense step
-  end-to-end  the trainer's loop, fed by the stream, and what share of it waits for data
-  attention   the forms of the reliability attention, by length
+  end-to-end  the trainer's loop with its stream, and the share of time that it waits for data
+  attention   each implementation of the reliability attention, by length
   roofline    FLOPs and bytes of each part against the device's measured peaks, and a profile
 """
-# Sizes of the tables: the published width on a CPU; from small to large on a GPU.
+# Default sizes: the published width on a CPU; from small to large on a GPU.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"precision": "fp32", "dim": [256], "batch": [32]},
     "cuda": {"precision": "bf16", "dim": [256, 1024, 4096], "batch": [64, 256, 1024]},
@@ -32,7 +32,7 @@ QUICK_UTTERANCES = 300
 def add_bench(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
-        help="how fast this machine reads and trains, and where the time goes",
+        help="measure how fast this machine reads and trains, and where the time goes",
         description=BENCH_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -40,17 +40,21 @@ def add_bench(commands: Any) -> None:
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="default: all"
     )
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--dim", type=int, nargs="+", help="shared dims (default: 256; GPU: 256 1024 4096)")
-    parser.add_argument("--batch", type=int, nargs="+", help="utterances (default: 32; GPU: 64 256 1024)")
+    parser.add_argument("--batch", type=int, nargs="+", help="batch sizes (default: 32; GPU: 64 256 1024)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
-    parser.add_argument("--threads", type=int, help="of torch's own (default: all cores)")
+    parser.add_argument("--threads", type=int, help="torch's CPU threads (default: all cores)")
     parser.add_argument(
         "--scratch", type=path_argument, help="folder for corpora, 5 GB, kept (default: a temporary one)"
     )
-    parser.add_argument("--quick", action="store_true", help="one round on little data: a try, no figures")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round on little data: a test of the command, not a measurement",
+    )
     parser.add_argument("--out", type=path_argument, metavar="FILE.md", help="also write the tables there")
     parser.set_defaults(command=run_bench)
 
@@ -83,7 +87,7 @@ def run_bench(options: argparse.Namespace) -> None:
                 print(f"measuring: {part}", file=sys.stderr, flush=True)
                 texts.append(measure(part, setting, options, scratch))
                 print(texts[-1], flush=True)
-                if options.out:  # what is measured is kept, whatever becomes of the rest
+                if options.out:  # after each part, so that a later failure loses nothing
                     write(options.out, texts, setting.device)
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awtpn.cli.shards import add_store_options, finite_number, how_to_train, print_splits
+from awtpn.cli.dataset_summary import how_to_train, print_splits
 from awtpn.cli.signature_options import (
     add_options,
     arguments,
@@ -20,6 +20,7 @@ from awtpn.cli.signature_options import (
     options_of,
     two_columns,
 )
+from awtpn.config.option_types import add_store_options, finite_number
 from shards.extraction.encoders import COMPUTING, find_encoders, open_audio_encoder, open_video_encoder
 from shards.registry import Entry
 from shards.sources import find_sources

@@ -7,8 +7,8 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
+from awtpn.cli.dataset_summary import how_to_train, print_splits
 from awtpn.cli.extract import DEFAULT_ENCODERS, run_as_pack
-from awtpn.cli.shards import add_store_options, how_to_train, print_splits
 from awtpn.cli.signature_options import (
     Options,
     add_options,
@@ -17,6 +17,7 @@ from awtpn.cli.signature_options import (
     options_of,
     two_columns,
 )
+from awtpn.config.option_types import add_store_options
 from shards.registry import Entry
 from shards.sources import find_sources
 from shards.storage.local_path import local_or_url

@@ -1,86 +1,120 @@
-"""`awtpn predict` of recordings: a JSON line each, a line for people, and a picture."""
+"""`awtpn predict`: a JSON line for each utterance of a dataset, or for each recording."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from awtpn.config.entry_point import data_output
-from awtpn.inference.plot import NAMES, draw, load
-from awtpn.inference.predictor import Prediction, Predictor
+from awtpn.config.option_types import add_store_options, path_argument
 from awtpn.run.atomic_write import open_atomic
+from shards.format.split_names import named_once
 from shards.safe_io.json_text import json_text
-from shards.safe_io.printable import printable
 from shards.sources.recordings import PICTURE, SOUND
+from shards.storage.local_path import local_or_url
+
+HELP = """Write a JSON line for each utterance: its label, the classes' probabilities, and the reliability
+weight of each time step of audio and video.
+
+INPUT is a packed dataset, or recordings. Features of recordings are made with the encoders and settings that
+made the training data, so the model must have been trained on the output of `awtpn extract`.
+
+examples:
+  awtpn predict runs/mine clip.mp4 --png pictures
+  awtpn predict my-model s3://corpus/meld --split val --out answers.jsonl
+"""
+
+
+def add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="labels, probabilities and reliability weights, a JSON line each",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=path_argument,
+        help="run, checkpoint or export folder, or USER/MODEL on the Hugging Face Hub",
+    )
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        type=local_or_url,
+        nargs="+",
+        help="a packed dataset, any fsspec URL (URL#split names a split); or recordings, sound or video",
+    )
+    parser.add_argument(
+        "--png",
+        metavar="DIR",
+        type=path_argument,
+        help="recordings: write a picture of each prediction and its weights to this folder",
+    )
+    for modality in ("audio", "video"):
+        parser.add_argument(
+            f"--{modality}",
+            metavar="ENCODER",
+            help=f"recordings: the {modality} encoder's folder or hub id, if it moved since extraction",
+        )
+    parser.add_argument("--split", metavar="NAME", help="split of the dataset (default: test)")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="FILE", help="file to write (default: standard output)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
+    add_store_options(parser)
+    parser.set_defaults(command=run_predict)
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    of_recordings = are_recordings(options.input)
+    for name in ("png", "audio", "video"):
+        if getattr(options, name) and not of_recordings:
+            raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
+    split = None if of_recordings else named_once(options.input[0], options.split)
+    from awtpn.inference.predictor import Predictor
+
+    predictor = Predictor.from_pretrained(options.model, options.device)
+    if of_recordings:
+        from awtpn.cli.predict_recordings import run_recordings
+
+        run_recordings(predictor, options)
+        return
+    from awtpn.run.data import check_feature_space
+    from shards import FeatureStream
+
+    stream = FeatureStream(
+        options.input[0],
+        split=split or "test",
+        shuffle=False,
+        modalities=list(predictor.model.feature_dims),
+        storage_options=options.storage_options,
+    )
+    check_feature_space(predictor.model, stream)
+    with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
+        for key, prediction in predictor.predict_stream(stream):
+            file.write(json_text({"key": key, **prediction.as_json()}) + "\n")
 
 
 def are_recordings(inputs: list[str]) -> bool:
     """Whether INPUT names recordings, and not a packed dataset.
 
     Raises:
-        ValueError: some of both, or several datasets.
+        ValueError: recordings and a dataset, or several datasets.
     """
     found = [_is_recording(Path(name)) for name in inputs]
     if all(found):
         return True
     if len(inputs) > 1:
         other = inputs[found.index(False)]
-        raise ValueError(f"{other}: is no file; give recordings only, or a single dataset")
+        raise ValueError(f"{other} is not a file: give only recordings, or a single dataset")
     return False
 
 
 def _is_recording(path: Path) -> bool:
-    """A file, whatever its suffix; but a dataset may be named by its manifest. One may also be missing."""
+    """A file with any suffix but .json, which may be a manifest; or the name of a missing recording."""
     if path.is_file():
         return path.suffix.lower() != ".json"
     return not path.is_dir() and path.suffix.lower() in SOUND | PICTURE
-
-
-def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
-    """Answer for each recording; exits with 1 if one cannot be used."""
-    encoders = predictor.encoders(audio=options.audio, video=options.video)
-    steps = {modality: float(encoder.step_seconds) for modality, encoder in encoders.items()}
-    names = picture_names([Path(name) for name in options.input])
-    failed = False
-    with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
-        for path, answer in predictor.iter_recordings(options.input):
-            if isinstance(answer, str):
-                print(printable(f"{path}: not predicted: {answer}"), file=sys.stderr)
-                failed = True
-                continue
-            file.write(json_text({"key": str(path), **answer.as_json(), "step_seconds": steps}) + "\n")
-            file.flush()
-            print(printable(in_words(path, answer, steps)), file=sys.stderr)
-            if options.png:
-                picture = Path(options.png) / f"{names[path]}.png"
-                draw(load(path, steps), answer, picture)
-                print(printable(f"  drawn: {picture}"), file=sys.stderr)
-    if failed:
-        sys.exit(1)
-
-
-def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """What each recording's picture is called: after its file, and its folders where files share a name."""
-    files = Counter(path.name for path in set(paths))
-    return {
-        path: path.name if files[path.name] == 1 else "_".join(path.relative_to(path.anchor).parts)
-        for path in paths
-    }
-
-
-def in_words(path: Path, answer: Prediction, step_seconds: dict[str, float]) -> str:
-    """ "clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: sound 0.8-0.9 s, picture 1.2-1.3 s"."""
-    ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:3]
-    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked)
-    heaviest = []
-    for modality, weights in answer.weights.items():
-        if len(weights):
-            begin = int(np.argmax(weights)) * step_seconds[modality]
-            heaviest.append(f"{NAMES[modality]} {begin:.1f}-{begin + step_seconds[modality]:.1f} s")
-    return f"{path.name}: {shares}; heaviest: {', '.join(heaviest)}"

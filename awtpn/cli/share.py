@@ -1,4 +1,4 @@
-"""`awtpn report`, `export` and `push`: what others see of a run."""
+"""`awtpn export` and `push`: a trained model for others."""
 
 from __future__ import annotations
 
@@ -6,41 +6,7 @@ import argparse
 from shlex import quote
 from typing import Any
 
-from awtpn.cli.paths import path_argument
-
-
-def add_report(commands: Any) -> None:
-    parser = commands.add_parser(
-        "report",
-        help="finished runs -> one page: figures with intervals, classes, curves, cost, reproduction",
-        description="Write a page on one run, on several seeds of it, or on a folder of folds and seeds (of "
-        "launch/cross_validate.py). Several runs are averaged, so they must be repetitions: alike in all but "
-        "seed and utterances.",
-    )
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=path_argument, help="run folder, or a folder of runs"
-    )
-    parser.add_argument(
-        "--out",
-        type=path_argument,
-        metavar="HTML",
-        help="page to write (default: report.html in the first RUN)",
-    )
-    parser.add_argument(
-        "--markdown",
-        type=path_argument,
-        metavar="MD",
-        help="also write Markdown there; without --out, in place of HTML",
-    )
-    parser.set_defaults(command=run_report)
-
-
-def run_report(options: argparse.Namespace) -> None:
-    from awtpn.report.write import write_report
-
-    html = options.out or (None if options.markdown else options.runs[0] / "report.html")
-    for file in write_report(options.runs, html, options.markdown):
-        print(f"report in {file}")
+from awtpn.config.option_types import path_argument
 
 
 def add_export(commands: Any) -> None:
@@ -55,7 +21,9 @@ def add_export(commands: Any) -> None:
     )
     parser.add_argument("out", metavar="DIR", type=path_argument, help="folder to write; must not exist")
     parser.add_argument(
-        "--license", metavar="ID", help='of the weights, as the hub names it, e.g. "cc-by-nc-sa-4.0"'
+        "--license",
+        metavar="ID",
+        help='license of the weights, by its name on the hub, e.g. "cc-by-nc-sa-4.0"',
     )
     parser.add_argument(
         "--graph",
@@ -66,7 +34,7 @@ def add_export(commands: Any) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    from awtpn.inference.export import export  # torch is slow to import; packing needs none of this
+    from awtpn.inference.export import export
 
     export(options.run, options.out, licence=options.license, graph=options.graph)
     print(f"exported to {options.out}; share it with: awtpn push {quote(str(options.out))} USER/MODEL")
@@ -79,8 +47,8 @@ def add_push(commands: Any) -> None:
         description="Upload a folder that `awtpn export` wrote, with its card. Log in first: hf auth login.",
     )
     parser.add_argument("folder", metavar="DIR", type=path_argument, help="written by `awtpn export`")
-    parser.add_argument("hub_id", metavar="USER/MODEL", help="made if there is none")
-    parser.add_argument("--private", action="store_true", help="only you, and whom you let in, see it")
+    parser.add_argument("hub_id", metavar="USER/MODEL", help="repository; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.set_defaults(command=run_push)
 
 
@@ -97,8 +65,7 @@ def run_push(options: argparse.Namespace) -> None:
     card = read_card(options.folder)
     if card.get("provenance") and public_provenance(card["provenance"]) != card["provenance"]:
         raise ValueError(
-            f"{options.folder / CARD_FILE} tells more of the machine it was made on than others should see, "
-            f"such as paths: write it again with awtpn export {quote(str(options.folder))} NEW_DIR, "
-            "and push that"
+            f"{options.folder / CARD_FILE} holds private details of the machine that made it, such as paths: "
+            f"write it again with awtpn export {quote(str(options.folder))} NEW_DIR, and push that"
         )
     print(f"in {upload(options.folder, options.hub_id, options.private)}")

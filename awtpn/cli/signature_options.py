@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from awtpn.cli.shards import finite_number, words
+from awtpn.config.option_types import comma_separated, finite_number
 from shards.registry import Entry, Parameter
 
 # Per option its owners, the sources or encoders that take it, and their parameter.
@@ -31,7 +31,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "int": {"type": int, "metavar": "N"},
     "float": {"type": finite_number, "metavar": "N"},
     "bool": {"action": "store_const", "const": True},
-    "list[str]": {"type": words, "metavar": "A,B,..."},
+    "list[str]": {"type": comma_separated, "metavar": "A,B,..."},
     "dict[str, str]": {"type": pairs, "metavar": "A=NAME,..."},
 }
 

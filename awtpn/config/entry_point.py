@@ -1,4 +1,4 @@
-"""How every command begins and ends: what it prints shows no credentials, and a user's error is one line."""
+"""How every command begins and ends: its output shows no credentials, and a user's error is one line."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def run_command(
     errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
     interrupted: str = "interrupted",
 ) -> None:
-    """Run a command, without a credential in what it prints; an error that a user can cause ends in a line.
+    """Run a command; its output shows no credentials, and an error that a user can cause ends in one line.
 
     Args:
-        command: is given the words of the command line, without the program's name.
-        words: default: those of `sys.argv`.
-        errors: those that a user can cause; others end in a traceback.
+        command: called with the words of the command line, without the program's name.
+        words: of the command line; default: those of `sys.argv`.
+        errors: types of those that a user can cause; others end in a traceback.
         interrupted: what to say after Ctrl-C.
 
     Raises:
-        SystemExit: with the line.
+        SystemExit: with the one-line error.
     """
     given = restore_private_words(sys.argv[1:] if words is None else words)
     remember_command(given)
     redact_output()
     if isinstance(stream := getattr(sys.stdout, "unredacted", None), io.TextIOWrapper):
-        # A name of a file may hold bytes that are no text, or letters that this terminal has not.
+        # A file name may hold bytes that are not text, or characters that this terminal cannot encode.
         stream.reconfigure(errors="backslashreplace")
     try:
         command(given)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has seen enough: no complaint at exit either
+        sys.stderr.close()  # the reader of the pipe has closed it; Python must not report that again at exit
     except errors as error:
         sys.exit(f"error: {printable_lines(redact(error))}")
     except KeyboardInterrupt:
@@ -48,10 +48,10 @@ def run_command(
 
 
 def redact_output() -> None:
-    """From now on nothing that this process prints, warns of or logs shows a credential.
+    """From now on hide credentials in everything that this process prints or logs.
 
-    Tracebacks, warnings and errors of threads are printed to `sys.stderr`, too. Libraries that log keep the
-    streams that they found when they were imported, so records of the log are redacted where they are made.
+    Tracebacks, warnings and errors of threads go to `sys.stderr`, too. Loggers keep the stream that they
+    found at import, so log records are redacted when they are made.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -61,13 +61,13 @@ def redact_output() -> None:
 
 
 class RedactedStream:
-    """A text stream that writes no credentials; in all else the stream that it is made of."""
+    """A text stream that hides credentials; everything else is passed to the wrapped stream."""
 
     def __init__(self, stream: Any) -> None:
         self.unredacted = stream
 
     def write(self, text: str) -> int:
-        """Write without credentials; returns the length of `text`, as callers expect."""
+        """Write the redacted text; returns the length of `text`, as callers expect."""
         self.unredacted.write(redact(text))
         return len(text)
 
@@ -80,12 +80,12 @@ class RedactedStream:
 
 
 class RedactedRecord(logging.LogRecord):
-    """A record of the log whose message and traceback show no credentials."""
+    """A log record whose message and traceback show no credentials."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if self.exc_info and self.exc_info[0]:
-            # Handlers print this text where there is one.
+            # Handlers print this text instead of formatting the exception themselves.
             self.exc_text = redact("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
 
     def getMessage(self) -> str:
@@ -94,6 +94,6 @@ class RedactedRecord(logging.LogRecord):
 
 
 def data_output() -> io.TextIOBase:
-    """Standard output for data, which is written as it is: a label may read like a short password."""
+    """Standard output without redaction, for data: a label may equal a short password."""
     stream: Any = sys.stdout
     return stream.unredacted if isinstance(stream, RedactedStream) else stream

@@ -1,4 +1,4 @@
-"""Wrong words on a command line or in a YAML file are answered in one line that says what would be right."""
+"""One-line errors about a command line or a YAML file: what is wrong, and what would be right."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from shards.storage.credentials import redact
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 WORDS |= {dict: "a mapping such as {a: 1, b: 2}"}
-# How jsonargparse names the key and the value of what it could not take.
+# How jsonargparse reports a key and the value that it refused.
 WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
 
 
 class OneLineParser(ArgumentParser):
-    """jsonargparse's parser, which would bury an error under a screenful of usage."""
+    """jsonargparse's parser, without the page of usage that it prints before an error."""
 
     keys: Mapping[str, Any]
-    """Dotted key -> type, to tell what would be right."""
+    """Dotted key -> type, for suggestions."""
     places: dict[str, str]
     """Dotted key -> file and line, while a file is read."""
 
@@ -46,22 +46,22 @@ def keys_of(section: type, prefix: str = "") -> dict[str, Any]:
 
 
 def explain(message: str, keys: Mapping[str, Any], places: Mapping[str, str]) -> str:
-    """jsonargparse's message in one line; as it is where it is none of the usual ones."""
+    """jsonargparse's message as one line; the usual ones in our words."""
     if (found := WRONG_VALUE.match(message)) and found[1] in keys:
         place = f"{places[found[1]]}: " if found[1] in places else ""
-        # Whatever was meant for a file system is kept secret.
+        # Options of a file system may hold credentials, so they are never shown.
         value = "what is given" if found[1] == "data.storage_options" else f"{found[2].strip():.200}"
         return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {value}"
     if found := UNKNOWN_WORD.match(message):
         word = found[1].partition("=")[0]
         if not word.startswith("--"):
-            return f"{word}: what is this for? Keys are written --key value, a file --config FILE"
+            return f"{word} is no option: write keys as --key value, and a file as --config FILE"
         return f"there is no {word}" + nearest(word.removeprefix("--"), keys)
     return " ".join(message.split())
 
 
 def nearest(key: str, keys: Mapping[str, Any]) -> str:
-    """Which keys may have been meant: of the same last word, else spelt alike, else all of its section."""
+    """Suggest keys: those with the same last word, else with a similar name, else all of its section."""
     section, _, word = key.rpartition(".")
     last = {name: name.rpartition(".")[2] for name in keys}
     alike = (
@@ -71,14 +71,14 @@ def nearest(key: str, keys: Mapping[str, Any]) -> str:
         or [name for name in keys if last[name] in get_close_matches(word, last.values(), 2)]
     )
     if alike:
-        alike = get_close_matches(key, alike, 3, 0)  # the most alike first
+        alike = get_close_matches(key, alike, 3, 0)  # the most similar first
         return f"; did you mean {' or '.join(alike)}? (--help lists all keys)"
     own = [last[name] for name in keys if section and name == f"{section}.{last[name]}"]
     return (f"; {section} has {', '.join(own)}" if own else "") + " (--help lists all keys)"
 
 
 def in_words(kind: Any) -> str:
-    """What a key takes, as people say it: "a whole number or null"."""
+    """The values that a key takes, in words: "a whole number or null"."""
     words = alternatives(kind)
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 

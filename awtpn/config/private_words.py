@@ -1,4 +1,7 @@
-"""TODO."""
+"""Credentials of a command line on their way to child processes: by the environment, not by their words.
+
+All users of a machine can read the command lines of its processes, but not their environments.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,15 @@ from pathlib import Path
 
 from shards.storage.credentials import shown_words
 
-# Words of a command line that hold credentials travel to child processes in variables of these names.
+# Words that hold credentials are passed on in environment variables whose names start so.
 PRIVATE_WORD = "AWTPN_PRIVATE_WORD_"
 
 
 def hand_over(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """A command line for a child process, without credentials, which all users of a machine could read there.
+    """A command line without credentials, for a child process, and environment variables that hold them.
 
     Returns:
-        The words, with the name of a variable in the place of each that holds a credential; and the
-        variables, for the child's environment, which its own user alone can read.
+        The words, each that holds a credential replaced by the name of a variable; and the variables.
     """
     public, private = [], {}
     for i, (word, shown) in enumerate(zip(words, shown_words(words), strict=True)):
@@ -29,20 +31,20 @@ def hand_over(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def hands_on_environment(launcher: Sequence[str]) -> bool:
-    """Whether all ranks get this process's environment: `deepspeed` starts those of other hosts by ssh."""
+    """Whether all ranks inherit this environment; `deepspeed` starts those of other hosts by ssh."""
     by_ssh = any(word.partition("=")[0] in ("-H", "--hostfile") for word in launcher)
     return not (by_ssh and any(Path(word).name.startswith("deepspeed") for word in launcher))
 
 
 def restore_private_words(words: Sequence[str]) -> list[str]:
-    """The command line that `hand_over` was given.
+    """The command line as `hand_over` got it.
 
     Raises:
-        SystemExit: a launcher has not handed on the environment.
+        SystemExit: the launcher did not pass the environment on.
     """
     if missing := [word for word in words if word.startswith(PRIVATE_WORD) and word not in os.environ]:
         sys.exit(
-            f"error: the environment lacks {missing[0]}: the launcher does not hand it on, and with it the "
+            f"error: the environment lacks {missing[0]}: the launcher did not pass it on, and it holds "
             "credentials of the command line; put them where the file system looks for them on every host "
             "(~/.aws/credentials, ~/.netrc, ...)"
         )

@@ -1,4 +1,4 @@
-"""The YAML file behind `--config`, looked at before it is used: mistakes are told with file and line."""
+"""The YAML file of `--config`: it is checked before jsonargparse reads it, so errors name file and line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from shards.safe_io.bounded_yaml import TooManyValuesError, check_values
 from shards.storage.credentials import remember_secrets
 from shards.storage.local_path import local_path
 
-TOO_DEEP = "is nested too deeply, or within itself; a configuration has sections with keys in them"
+TOO_DEEP = "is nested too deeply, or contains itself; a configuration has sections with keys in them"
 
 
 class CheckedFile(ActionConfigFile):
-    """`--config`: what jsonargparse makes of a file, after `read_settings` has looked at it."""
+    """`--config`: jsonargparse reads the file after `read_settings` has checked it."""
 
     def __call__(self, parser: Any, namespace: Any, file: Any, option: str | None = None) -> None:
-        """Put the keys of `file` into `namespace`; exits with a line where it has mistakes."""
+        """Put the keys of `file` into `namespace`; exit with a one-line error if it has mistakes."""
         assert isinstance(parser, OneLineParser)
         try:
             text, lines = read_settings(file, parser.keys)
@@ -29,11 +29,11 @@ class CheckedFile(ActionConfigFile):
         remember_secrets_of(text)  # before --print_config shows them
         parser.places = {key: f"{file}, line {line}" for key, line in lines.items()}
         super().__call__(parser, namespace, text, option)
-        parser.places = {}  # what is wrong from here on is not the file's
+        parser.places = {}  # later errors are not the file's
 
 
 def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
-    """The text of a configuration file, without sections that are empty and so mean the defaults.
+    """The text of a configuration file, without its empty sections, which mean the defaults.
 
     Args:
         file: its path.
@@ -43,8 +43,8 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
         YAML of one mapping, and by dotted key the line in the file.
 
     Raises:
-        ValueError: no such file, no YAML, aliases that stand for too many values, or
-            a key that does not exist or is there twice; names the line.
+        ValueError: there is no such file, it is not YAML, its aliases stand for too many values, or a key
+            does not exist or is there twice; names the line.
     """
     path = local_path(file, "--config")
     if not path.is_file():
@@ -80,10 +80,10 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
 
 
 def remember_secrets_of(text: str) -> None:
-    """Keep the credentials in a file's `data` section out of all that is shown: see `storage.credentials`."""
+    """Register the credentials in a file's `data` section, so that `storage.credentials` hides them."""
     try:
         data = (yaml.safe_load(text) or {}).get("data")
-    except yaml.YAMLError:  # jsonargparse will say what is wrong
+    except yaml.YAMLError:  # jsonargparse reports it
         return
     if not isinstance(data, dict):
         return
@@ -93,7 +93,7 @@ def remember_secrets_of(text: str) -> None:
 
 
 def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Dotted key and line of everything within, however deep."""
+    """Dotted key and line of every key in a mapping, at any depth."""
     for name, value in node.value:
         if not isinstance(name, yaml.ScalarNode):
             raise ValueError(f"{file}, line {line_of(name)}: a key must be a word")
@@ -104,7 +104,7 @@ def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tupl
 
 
 def without_empty(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], prefix: str) -> None:
-    """Take empty sections out; refuse keys that do not exist, and values where a section should be."""
+    """Remove empty sections; refuse keys that do not exist, and a value in place of a section."""
     kept = []
     for name, value in node.value:
         key = prefix + name.value
@@ -129,6 +129,6 @@ def line_of(node: yaml.Node) -> int:
 
 
 def in_words(error: yaml.MarkedYAMLError) -> str:
-    """What is wrong, as people say it."""
+    """PyYAML's problem in plain words."""
     problem = str(error.problem or error.context)
     return "indent with spaces, not with tabs" if "'\\t'" in problem else problem

@@ -1,6 +1,8 @@
-"""Experiments of many runs: cross-validation, sweeps and ablations, resumable and shared between processes.
+"""Many runs as one experiment: folds, seeds, sweeps and ablations, resumable and shared between processes.
 
-- `crossvalidation`: every fold with every seed; `ablation`: variants against a base; `sweep`: settings
-- `folds`: which runs an experiment has; `run_names`: names of their folders; `runner`: trains them
-- `baseline`: logistic regression on the same folds
+- `command_line`: the options of `launch/cross_validate.py` and `launch/ablate.py`
+- `crossvalidation`: every fold with every seed, and the table; `ablation`: variants beside the base
+- `sweep`: settings chosen for each fold without its test utterances; `baseline`: logistic regression
+- `folds`: values of a metadata column -> train, validation and test utterances of each run
+- `runner`: starts runs, resumes them, shares them between processes; `run_names`: names of run folders
 """

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from awtpn.config.schema import parse_command_line
+from awtpn.config.command_line import parse_command_line
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.experiments.run_names import folder_name

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from awtpn.config.schema import DataConfig
+from awtpn.config.settings import DataConfig
 from awtpn.experiments.folds import Fold, Score
 from awtpn.metrics.classification import SUMMARY, summarize
 from awtpn.run.data import stream_source

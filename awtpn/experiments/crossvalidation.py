@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.config.schema import parse_command_line
+from awtpn.config.command_line import parse_command_line
 from awtpn.experiments.baseline import logistic_regressions
 from awtpn.experiments.folds import Score, Splits, Trial, check_arguments, fold_means, make_splits
 from awtpn.experiments.runner import PYTHON, read_metrics, train_all

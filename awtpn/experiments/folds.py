@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.config.schema import DataConfig, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.settings import DataConfig
 from awtpn.experiments.run_names import as_argument, folder_name
 from awtpn.experiments.runner import Job, place_job
 from awtpn.run.data import stream_source

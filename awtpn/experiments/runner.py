@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from awtpn.config.command_line import parse_command_line
 from awtpn.config.private_words import hand_over, hands_on_environment
-from awtpn.config.schema import differing_keys, dump, parse_command_line
+from awtpn.config.schema import differing_keys, dump
 from awtpn.distributed.cpu_threads import usable_cores
 from awtpn.model.files import model_folder
 from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_settings, read_status

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from awtpn.config.schema import parse_command_line
+from awtpn.config.command_line import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Fold, Splits, Trial, leave_one_out
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import read_metrics

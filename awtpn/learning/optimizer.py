@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from awtpn.learning.settings import OptimConfig
 # Learning rates whose relative difference is smaller are the same up to rounding.
 SAME_LR = 1e-3
 
+_plain_step = unwrap(torch.optim.AdamW.step)  # see GuardedAdamW.add_param_group
+
 
 class GuardedAdamW(torch.optim.AdamW):
     """Fused AdamW that skips a step whose gradients, or their norm, are not finite.
@@ -20,6 +23,13 @@ class GuardedAdamW(torch.optim.AdamW):
     The decision stays on the device. Reduced gradients are the same on every rank, so all ranks skip
     together. (DeepSpeed's ZeRO optimizers make this decision themselves, before they call this one.)
     """
+
+    # PyTorch wraps these methods for torch.compile, and the wrappers import its whole compiler at their first
+    # call: half a second before the first step. We compile the model only, so the plain methods will do.
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
 
     gradient_norm: Tensor | None = None
     """Norm of the next step's gradients before clipping. If it overflows, clipping turns them into zeros."""
@@ -34,7 +44,8 @@ class GuardedAdamW(torch.optim.AdamW):
         if norm is not None:
             self.found_inf = torch.maximum(self.found_inf, (~norm.isfinite()).float())
         try:
-            return super().step(closure)
+            with torch.no_grad():
+                return _plain_step(self, closure)
         finally:
             if not scaled:  # the scaler deletes its own attribute
                 del self.found_inf

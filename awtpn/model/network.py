@@ -40,7 +40,6 @@ from awtpn.model.files import (
     write_checksums,
 )
 from awtpn.model.hub import locate
-from awtpn.model.model_card import LIBRARY, render_card
 from awtpn.model.privacy import public_card
 from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
@@ -200,7 +199,7 @@ class AWM(nn.Module):
         return reliability_attention(h, self.query, self.key, r, host_offsets)
 
 
-class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
+class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
     """The whole network: packed features of B utterances -> logits [B, C] and intermediate results.
 
         model = AWTPN.from_pretrained("my-model")
@@ -377,6 +376,8 @@ class AWTPN(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md to save beside the weights; huggingface_hub's mixin calls this."""
+        from awtpn.model.model_card import render_card  # only a model that is shared needs one
+
         return ModelCard(render_card(self.card()))
 
     @classmethod

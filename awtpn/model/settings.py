@@ -1,4 +1,4 @@
-"""The configuration section `model`. Imports no torch, so that `--help` starts fast."""
+"""The configuration section `model`; imports no torch. The docstring under each key is its `--help`."""
 
 from __future__ import annotations
 

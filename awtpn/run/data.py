@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awtpn.config.schema import DEMO, ROLES, Config, DataConfig
+from awtpn.config.schema import Config
+from awtpn.config.settings import DEMO, ROLES, DataConfig
 from awtpn.distributed.world import World
 from awtpn.model.network import AWTPN
 from awtpn.run.position import Position

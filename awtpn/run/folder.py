@@ -16,7 +16,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TypeVar
 
-from awtpn.config.schema import DEMO, Config, differing_keys, dump, dump_yaml
+from awtpn.config.schema import Config, differing_keys, dump, dump_yaml
+from awtpn.config.settings import DEMO
 from awtpn.distributed import doctor
 from awtpn.distributed.world import World
 from awtpn.model.files import CARD_FILE, WEIGHTS_FILE, step_folders

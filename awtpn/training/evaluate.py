@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from awtpn.config.schema import ROLES, DataConfig, SelectConfig
+from awtpn.config.settings import ROLES, DataConfig, SelectConfig
 from awtpn.distributed.cpu_threads import (
     ONE_PIECE,
     PieceThreads,

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from awtpn.config.schema import Config, TrainConfig
+from awtpn.config.schema import Config
+from awtpn.config.settings import TrainConfig
 from awtpn.distributed.batch_layout import Layout
 from awtpn.distributed.cpu_threads import (
     ONE_PIECE,

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from awtpn.config.schema import parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config, Launch
 from awtpn.distributed import doctor
 from awtpn.distributed.cpu_threads import retain_freed_memory
 from awtpn.distributed.engines import ENGINES, unwrap
@@ -47,13 +48,17 @@ class Stopped(Exception):
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Train as the command line says.
+    """Train as the command line says; see `run_training`."""
+    return run_training(*parse_command_line(argv))
+
+
+def run_training(config: Config, launch: Launch) -> dict[str, Any]:
+    """Train with this configuration.
 
     Returns:
         The content of `results.json`; empty if a signal stopped the run.
     """
     with stop_on_signals() as stop:
-        config, launch = parse_command_line(argv)
         doctor.check_network()
         accelerator, world, layout = init_engine(config, launch)
         if world.device.type == "cpu" and ENGINES[world.engine].keeps_freed_memory:

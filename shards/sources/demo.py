@@ -16,7 +16,6 @@ import numpy as np
 from filelock import FileLock
 
 from shards.format.schema import MANIFEST, Sample
-from shards.packing.pack import pack
 from shards.sources.base import Source
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
@@ -88,6 +87,8 @@ def ensure_demo(cache_dir: str | Path) -> str:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         # The manifest is written last: where it is, the dataset is complete.
         if not (folder / MANIFEST).is_file():
+            from shards.packing.pack import pack  # webdataset is slow to import; most starts find the demo
+
             source = samples()
             pack(
                 source.samples,

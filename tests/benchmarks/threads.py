@@ -67,7 +67,7 @@ def measure(corpus: str, threads: int, inside: bool, hold: bool) -> dict[str, fl
     import torch
 
     from awtpn.bench.end_to_end import make_run
-    from awtpn.config.schema import parse_command_line
+    from awtpn.config.command_line import parse_command_line
     from awtpn.distributed.cpu_threads import ONE_PIECE, retain_freed_memory
     from awtpn.tracking.monitor import Monitor
     from awtpn.training.trainer import train_epoch

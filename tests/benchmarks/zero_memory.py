@@ -148,7 +148,7 @@ def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, floa
     """The estimate of `awtpn doctor --memory`: bytes in training and at saving, and the peak phase."""
     from awtpn.bench.memory_estimate import peak, phase_bytes, saving_bytes
     from awtpn.bench.memory_table import data_from_corpus, make_workload
-    from awtpn.config.schema import parse_command_line
+    from awtpn.config.command_line import parse_command_line
     from awtpn.distributed.batch_layout import make_layout
 
     config, _ = parse_command_line(["--config", str(CONFIG), *overrides])

@@ -13,7 +13,8 @@ import yaml
 from support import arguments, run, same_bits_or_close, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from awtpn.config.schema import dump, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import dump
 from awtpn.learning.settings import TERMS
 from awtpn.model.network import AWTPN
 from awtpn.tracking.tensorboard import STEP_TAGS

@@ -19,7 +19,7 @@ from support import REPO
 from support import run as start
 
 from awtpn import AWTPN
-from awtpn.config.schema import make_parser
+from awtpn.config.command_line import make_parser
 
 PAGES = ("README.md", "CONTRIBUTING.md", "launch/README.md", "tests/benchmarks/results/README.md")
 TEXTS = [(REPO / page).read_text() for page in PAGES]

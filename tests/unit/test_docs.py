@@ -14,8 +14,8 @@ from support import REPO
 
 import awtpn
 import shards
-from awtpn.cli import make_parser
-from awtpn.config import errors, schema
+from awtpn.cli.parser import make_parser
+from awtpn.config import command_line, errors, schema
 
 # [text](place#heading "title"), and not http://... or mailto:...
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?")
@@ -121,7 +121,7 @@ def test_the_map_of_a_package_is_whole(folder: Path) -> None:
 
 
 def test_every_key_of_the_configuration_has_a_line_of_help() -> None:
-    parser = schema.make_parser()
+    parser = command_line.make_parser()
     helps = {action.dest: action.help for action in parser._actions}
     keys = errors.keys_of(schema.Config)
     assert len(keys) > 40

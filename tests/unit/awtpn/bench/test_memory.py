@@ -12,7 +12,6 @@ from support import pack_corpus
 
 from awtpn.bench.machine import peak_allocated
 from awtpn.bench.memory_estimate import (
-    Buckets,
     Workload,
     activation_bytes,
     largest_steps,
@@ -20,9 +19,9 @@ from awtpn.bench.memory_estimate import (
     phase_bytes,
     saving_bytes,
 )
-from awtpn.bench.memory_table import read_buckets
 from awtpn.bench.step import packed_loss
 from awtpn.cli import main
+from awtpn.distributed.engines.deepspeed_config import Buckets, read_buckets
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.settings import LossConfig
 from awtpn.model.network import AWTPN

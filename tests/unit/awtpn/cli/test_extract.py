@@ -243,7 +243,7 @@ def test_what_cannot_be_predicted_from_says_why(
     run: Path, extracted: Path, corpus: str, tmp_path: Path
 ) -> None:
     film = put("both.mp4", tmp_path / "film.mp4")
-    with pytest.raises(SystemExit, match=r"d: is no file; give recordings only, or a single dataset"):
+    with pytest.raises(SystemExit, match=r"d is not a file: give only recordings, or a single dataset"):
         awtpn("predict", run, film, extracted)
     with pytest.raises(ValueError, match=r"gone.mp4: no such file"):
         Predictor.from_pretrained(run).predict_recordings([film, tmp_path / "gone.mp4"])

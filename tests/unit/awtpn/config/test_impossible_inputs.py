@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from support import small_model
 
+from awtpn.config.command_line import parse_command_line
 from awtpn.config.entry_point import run_command
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.schema import Config
 from awtpn.distributed.accelerate_launch import check_environment
 from awtpn.inference.export import export
 from awtpn.model.files import CARD_FILE

@@ -18,7 +18,7 @@ from support import REPO, small_model
 
 from awtpn import Predictor
 from awtpn.cli import main
-from awtpn.cli.shards import how_to_train
+from awtpn.cli.dataset_summary import how_to_train
 from awtpn.distributed.engines.single import SINGLE
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import OptimConfig

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from support import REPO
 
-from awtpn.config.schema import Config, dump, dump_yaml, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config, dump, dump_yaml
 
 # ablations.yaml holds arguments of many runs.
 CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if path.stem != "ablations")
@@ -100,7 +101,7 @@ def test_unknown_keys_and_wrong_types_are_refused_by_name(
         ),
         (
             ["configs/demo.yaml"],
-            "configs/demo.yaml: what is this for? Keys are written --key value, a file --config FILE",
+            "configs/demo.yaml is no option: write keys as --key value, and a file as --config FILE",
         ),
     ],
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from awtpn.config.command_line import parse_command_line
 from awtpn.config.errors import keys_of, nearest
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.schema import Config
 from awtpn.experiments.ablation import read_variants
 from awtpn.run import record
 
@@ -61,7 +62,7 @@ def bomb(level: str, levels: int = 27) -> bytes:
         (b"train:\n  epochs: many\n", ", line 2: train.epochs takes a whole number, not many"),
         (bomb("[{}]"), ": its aliases stand for more than 100,000 values; write fewer"),
         (bomb("{{x: [{}]}}"), ": its aliases stand for more than 100,000 values; write fewer"),
-        (b"data: {storage_options: &a {b: *a}}", ": is nested too deeply, or within itself"),
+        (b"data: {storage_options: &a {b: *a}}", ": is nested too deeply, or contains itself"),
         (None, ": no such file; --config takes a YAML file"),
     ],
 )

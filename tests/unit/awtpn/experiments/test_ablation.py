@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from awtpn.config.schema import parse_command_line
+from awtpn.config.command_line import parse_command_line
 from awtpn.experiments import ablation
 from awtpn.experiments.folds import Score
 from awtpn.experiments.runner import Job

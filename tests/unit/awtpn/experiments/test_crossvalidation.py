@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awtpn.config.schema import make_parser, parse_command_line
+from awtpn.config.command_line import make_parser, parse_command_line
 from awtpn.experiments import baseline, crossvalidation, runner, sweep
 from awtpn.experiments.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
 from awtpn.experiments.runner import Job

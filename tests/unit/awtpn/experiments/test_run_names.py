@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from awtpn.config.schema import dump_yaml, make_parser, parse_command_line
+from awtpn.config.command_line import make_parser, parse_command_line
+from awtpn.config.schema import dump_yaml
 from awtpn.experiments import ablation, runner, sweep
 from awtpn.experiments.folds import Splits, leave_one_out
 from awtpn.experiments.run_names import as_argument, folder_name

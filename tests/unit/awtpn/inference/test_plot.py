@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media_support import chirp, numbered, record, spoil
 
-from awtpn.cli.predict import picture_names
+from awtpn.cli.predict_recordings import picture_names
 from awtpn.inference.plot import FRAMES, Recording, draw, load
 from awtpn.inference.predictor import Prediction
 from shards.extraction.media import MediaError

@@ -32,7 +32,7 @@ class Engine:
     """What Accelerate does for one process."""
 
     backward = staticmethod(torch.Tensor.backward)
-    clip_grad_norm_ = staticmethod(nn.utils.clip_grad_norm_)
+    unscale_gradients = staticmethod(lambda: None)
     sync_gradients = True
 
 

@@ -17,8 +17,9 @@ from support import ALONE, CLASSES, DIMS, REPO, arguments, metrics, small_model,
 
 import shards
 from awtpn.cli import main
-from awtpn.cli.shards import finite_number, json_object
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.option_types import finite_number, json_object
+from awtpn.config.schema import Config
 from awtpn.distributed.engines.single import SINGLE
 from awtpn.inference.export_graph import PaddedAWTPN, check
 from awtpn.inference.predictor import Predictor
@@ -120,13 +121,14 @@ def test_a_file_that_is_written_appears_when_it_is_whole(tmp_path: Path) -> None
 NO_FILES = {
     "awtpn/config/schema.py",
     "awtpn/bench/loader.py",
-    "awtpn/cli/shards.py",
-    "awtpn/distributed/engines/deepspeed.py",
+    "awtpn/cli/dataset_summary.py",
+    "awtpn/distributed/engines/deepspeed_config.py",
     "awtpn/experiments/run_names.py",
     "awtpn/model/model_card.py",
     "awtpn/run/data.py",
     "awtpn/tracking/tensorboard.py",
     "shards/extraction/shard_jobs.py",
+    "shards/extraction/shard_records.py",
     "shards/format/feature_space.py",
     "shards/packing/validation.py",
     "shards/safe_io/json_text.py",

@@ -136,7 +136,9 @@ def test_an_export_of_before_is_not_pushed(tmp_path: Path) -> None:
     file = tmp_path / "my model" / CARD_FILE
     card = json.loads(file.read_text()) | {"provenance": {"source": f"/home/{MARK}"}}
     file.write_text(json.dumps(card))
-    with pytest.raises(SystemExit, match=r"tells more of the machine .*awtpn export '.*my model' NEW_DIR"):
+    with pytest.raises(
+        SystemExit, match=r"private details of the machine .*awtpn export '.*my model' NEW_DIR"
+    ):
         main(["push", str(tmp_path / "my model"), "someone/emotions"])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import features, same_bits_or_close, small_model, utterances
 
-from awtpn.config.schema import parse_command_line
+from awtpn.config.command_line import parse_command_line
 from awtpn.distributed.engines.single import SINGLE
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import OptimConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import ALONE
 
-from awtpn.config.schema import parse_command_line, scalar
+from awtpn.config.command_line import parse_command_line, scalar
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.runner import Job, is_done, other_settings
 from awtpn.report.data import read_run

@@ -14,7 +14,8 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 
-from awtpn.config.schema import Config, DataConfig, flatten
+from awtpn.config.schema import Config, flatten
+from awtpn.config.settings import DataConfig
 from awtpn.metrics.classification import summarize
 from awtpn.run.atomic_write import write_atomically
 from awtpn.tracking import tensorboard

@@ -15,7 +15,8 @@ import torch
 from step_support import make_run
 from support import ALONE, batch, small_model, utterances
 
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.run.data import evaluation_stream, open_training_stream
 from awtpn.run.position import Position
@@ -104,9 +105,7 @@ def test_a_step_without_any_utterance_moves_nothing(negatives: str, update: str)
     config.optim.weight_decay, config.loss.class_weights = 0.0, "balanced"
     model = small_model(dtype=torch.float32, learnable=update == "gradient")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    accelerator = SimpleNamespace(
-        backward=lambda loss: loss.backward(), clip_grad_norm_=torch.nn.utils.clip_grad_norm_
-    )
+    accelerator = SimpleNamespace(backward=lambda loss: loss.backward(), unscale_gradients=lambda: None)
     optimizer = make_optimizer(model, config.optim)
     run = make_run(config, model, optimizer, accelerator, torch.device("cpu"), global_batch=4)
     nothing = replace(batch(utterances([], dtype=torch.float32), [], num_places=4), damaged={"a": "gone"})

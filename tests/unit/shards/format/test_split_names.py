@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shards_support import corpus, pack, utterance
 
-from awtpn.config.schema import DataConfig, SelectConfig
+from awtpn.config.settings import DataConfig, SelectConfig
 from awtpn.run.data import remarks_on_splits, stream_source
 from shards import FeatureStream
 from shards.format.split_names import find_split, usual_names

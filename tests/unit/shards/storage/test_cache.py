@@ -18,7 +18,7 @@ import pytest
 from cache_support import Fetches, cache_of, content, name
 from support import REPO
 
-from awtpn.config.schema import DataConfig
+from awtpn.config.settings import DataConfig
 from awtpn.run.data import stream_source
 from shards import FeatureStream
 from shards.storage import file_lock

@@ -402,7 +402,7 @@ def test_words_with_secrets_travel_in_the_environment(monkeypatch: pytest.Monkey
     assert hand_over(["--a", "s3://bucket/x"]) == (["--a", "s3://bucket/x"], {})
     for name in private:
         monkeypatch.delenv(name)
-    with pytest.raises(SystemExit, match="the launcher does not hand it on"):
+    with pytest.raises(SystemExit, match="the launcher did not pass it on"):
         restore_private_words(public)
 
 

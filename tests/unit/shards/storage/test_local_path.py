@@ -13,7 +13,8 @@ from support import ALONE
 
 from awtpn import Predictor
 from awtpn.cli import main
-from awtpn.config.schema import Config, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config
 from awtpn.distributed import doctor
 from awtpn.run.folder import prepare_run_dir
 from launch import cross_validate

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from shards_support import pack, utterance
 
-from awtpn.config.schema import Config, SelectConfig, dump_yaml, parse_command_line
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config, dump_yaml
+from awtpn.config.settings import SelectConfig
 from awtpn.experiments.folds import Fold, Splits
 from shards import FeatureStream
 
@@ -130,7 +132,7 @@ def test_a_file_nested_without_end_is_refused_in_one_line(
 def test_a_column_is_named_by_text() -> None:
     config = Config()
     config.data.select = SelectConfig(test={True: 1})
-    with pytest.raises(ValueError, match=r"data.select.test: True names no column; write it in quotes"):
+    with pytest.raises(ValueError, match=r"data.select.test: True is no column name; write it in quotes"):
         config.validate()
 
 

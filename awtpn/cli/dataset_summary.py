@@ -1,0 +1,35 @@
+"""What `awtpn pack` and `awtpn extract` print when a dataset is written."""
+
+from __future__ import annotations
+
+import json
+from shlex import quote
+
+from shards.format.schema import Manifest
+from shards.safe_io.printable import join_lines
+
+# Metadata columns that corpora are usually cross-validated by.
+FOLD_COLUMNS = ("fold", "session", "speaker", "actor", "subject")
+
+
+def print_splits(manifest: Manifest) -> None:
+    """Print the number of utterances and shards of each split."""
+    print(
+        join_lines(
+            f"{name}: {split.utterances} utterances in {len(split.shards)} shards"
+            for name, split in manifest.splits.items()
+        )
+    )
+
+
+def how_to_train(manifest: Manifest, out: str) -> str:
+    """The command that trains on the dataset in `out`; if it has no splits, the one that cross-validates."""
+    modalities, columns = list(manifest.modalities), list(manifest.columns)
+    keys = f"--data.train {quote(out)}"
+    if len(modalities) == 1:
+        keys += f" --model.modalities '{json.dumps(modalities)}'"
+    if list(manifest.splits) != ["all"]:
+        return f"python launch/train.py {keys}"
+    usual = next((name for name in FOLD_COLUMNS if name in columns), None)
+    command = f"python launch/cross_validate.py {keys} --by {usual or 'COLUMN'}"
+    return command if usual else f"{command}, a column of metadata; it has {', '.join(columns) or 'none'}"

@@ -1,0 +1,148 @@
+"""The command line of a training run: YAML file and dotted overrides -> `Config`.
+
+    launch/train.py --config configs/ravdess.yaml --optim.lr 3e-4 --run.seed 1
+
+Every key has a type and a line of help (`--help`, `--print_config`). An unknown key, a wrong type or
+settings that contradict each other are refused by name before anything starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
+
+from awtpn.config.errors import OneLineParser, keys_of
+from awtpn.config.schema import Config, Launch
+from awtpn.config.settings import DataConfig
+from awtpn.config.yaml_file import CheckedFile
+from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
+from shards.storage.credentials import remember_command
+from shards.storage.local_path import local_path
+
+# A word of the command line that names a key within a mapping.
+WITHIN_MAPPING = re.compile(
+    r"--data\.(?:select\.)?(storage_options|train|val|test)\.([^=]+)(?:=(.*))?", re.DOTALL
+)
+DEMO_CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+HELP = """Train AWTPN. Without a configuration it makes a demo corpus and trains on it.
+
+If a key is given twice, the last value counts, so keys after --config override the file. A run resumes from
+the latest checkpoint in its folder.
+"""
+EXAMPLES = """examples:
+  python launch/train.py                                                the demo, in a minute
+  python launch/train.py --config configs/meld.yaml --optim.lr 3e-4     a file, and one key changed
+  torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
+  accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py --config configs/meld.yaml
+"""
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Types and defaults as jsonargparse shows them; description and examples keep their line breaks."""
+
+
+def make_parser() -> OneLineParser:
+    """The parser of `launch/train.py`: --config FILE, --deepspeed FILE and every dotted key."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = OneLineParser(
+        prog="train.py",
+        usage="train.py [--config FILE] [--deepspeed FILE] [--SECTION.KEY VALUE ...]",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=HelpFormatter,
+        default_config_files=[],
+        allow_abbrev=False,  # --train.epoch must not pass for --train.epochs
+    )
+    parser.keys, parser.places = {"deepspeed": str | None} | keys_of(Config), {}
+    parser.add_argument("--config", action=CheckedFile, metavar="FILE", help="YAML file with the keys below")
+    parser.add_argument("--deepspeed", type=str | None, metavar="FILE", help="DeepSpeed config (JSON)")
+    # The `deepspeed` launcher passes it, and no other does, so it tells which launcher started the run.
+    parser.add_argument("--local_rank", type=int | None, help=SUPPRESS)
+    parser.add_class_arguments(Config, nested_key=None)
+    return parser
+
+
+def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
+    """Read `argv` (without the program's name). Exits with a message on an unknown key or a wrong type.
+
+    Raises:
+        ValueError: settings that contradict each other.
+    """
+    remember_command(argv)
+    parser = make_parser()
+    arguments = list(argv)
+    option = ""
+    for word in arguments:
+        option = word.partition("=")[0] if word.startswith("--") else option
+        if has_too_many_values(word):
+            parser.error(f"{option}: {TOO_MANY}")
+    if not any(
+        a == "--config" or a.startswith("--config=") or a.startswith("--data.train") for a in arguments
+    ):
+        arguments = ["--config", str(DEMO_CONFIG), *arguments]
+    try:
+        parsed = parser.parse_args(arguments)
+    except RecursionError:
+        parser.error("a value is nested too deeply; write it plainly")
+    values = parser.instantiate(parsed)
+    config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
+    read_words_of_mappings(arguments, config.data)
+    use_local_paths(config)
+    config.remember_secrets()
+    config.validate()
+    return config, Launch(values.deepspeed, values.local_rank is not None)
+
+
+def has_too_many_values(word: str) -> bool:
+    """Whether a word, or the value after its "=", is YAML with too many aliases."""
+    for text in (word, word.partition("=")[2]) if "*" in word else ():
+        try:
+            parse_yaml(text)
+        except TooManyValuesError:
+            return True
+        except (yaml.YAMLError, ValueError, RecursionError):
+            continue  # reported when it is read
+    return False
+
+
+def use_local_paths(config: Config) -> None:
+    """Replace paths as users write them (`~/run`, `file:///run`) by paths on this machine.
+
+    Raises:
+        ValueError: one is a URL of another kind; names the key.
+    """
+    for section, keys in ((config.run, ("dir", "resume", "init_from")), (config.data, ("cache_dir",))):
+        prefix = "run" if section is config.run else "data"
+        for key in keys:
+            if value := getattr(section, key):
+                setattr(section, key, str(local_path(value, f"{prefix}.{key}")))
+
+
+def read_words_of_mappings(arguments: Sequence[str], data: DataConfig) -> None:
+    """Parse values such as 3 in `--data.select.test.fold 3`, which jsonargparse leaves as strings."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if found := WITHIN_MAPPING.fullmatch(word):
+            owner = data.storage_options if found[1] == "storage_options" else getattr(data.select, found[1])
+            text = following if found[3] is None else found[3]
+            if owner and owner.get(found[2]) == text:
+                owner[found[2]] = scalar(text)
+
+
+def scalar(text: str) -> Any:
+    """A single value as JSON or YAML reads it; else the text itself."""
+    for read in (json.loads, yaml.safe_load):
+        # PyYAML raises a plain ValueError for an impossible date.
+        with contextlib.suppress(ValueError, yaml.YAMLError, RecursionError):
+            value = read(text)
+            return value if isinstance(value, bool | int | float | str | None) else text
+    return text

@@ -1,0 +1,62 @@
+"""Values of options that several commands take, for argparse's `type=`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+from shards.safe_io.bounded_json import parse_json
+from shards.safe_io.json_text import find_not_finite
+from shards.storage.local_path import local_path
+
+
+def path_argument(text: str) -> Path:
+    """A path on this machine: see `shards.storage.local_path`."""
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def finite_number(text: str) -> float:
+    """A number that is neither NaN nor infinite."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+
+
+def comma_separated(text: str) -> list[str]:
+    """A list, written with commas."""
+    return text.split(",")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object without NaN and infinity."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value := parse_json(text, "the option"), dict) and find_not_finite(value) is None:
+            return value
+    raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write e.g. \'{{"name": "value"}}\'')
+
+
+def storage_options(text: str) -> dict[str, Any]:
+    """`json_object`, whose error does not show the text: it may hold credentials."""
+    try:
+        return json_object(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            'what is given is no JSON object; write e.g. \'{"name": "value"}\''
+        ) from None
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--storage_options`, which every command takes that reads or writes datasets."""
+    parser.add_argument(
+        "--storage_options",
+        type=storage_options,
+        metavar="JSON",
+        help='options for fsspec, e.g. \'{"endpoint_url": "https://..."}\'',
+    )

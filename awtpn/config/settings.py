@@ -1,0 +1,132 @@
+"""The configuration sections `run`, `data` and `train`; the docstring under each key is its `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ROLES = ("train", "val", "test")
+# Of one rank; no machine has more cores.
+MOST_THREADS = 4096
+LONGEST_TIMEOUT = 1e8  # three years
+DEMO = "demo"  # as data.train: the demo corpus, which is made on first use
+
+
+@dataclass
+class RunConfig:
+    """One run: its folder, its seed and what it starts from."""
+
+    dir: str | None = None
+    """Run folder; default: runs/<data>-<time>, agreed over ranks."""
+    seed: int = 0
+    """Seeds the weights, the order of utterances, dropout and negatives."""
+    resume: str = "auto"
+    """auto: resume from run.dir's latest checkpoint if there is one; never; or a checkpoint folder."""
+    init_from: str | None = None
+    """Initial weights: a run, checkpoint or export folder; a new classifier where its labels differ."""
+
+
+@dataclass
+class SelectConfig:
+    """Utterances to use, by metadata column: {column: value or list of values}."""
+
+    # Not dict[str, Any]: jsonargparse would parse its strings again and turn "04" into the number 4.
+    train: dict | None = None
+    """E.g. {fold: [0, 1, 2]}."""
+    val: dict | None = None
+    """E.g. {fold: 3}."""
+    test: dict | None = None
+    """E.g. {session: Ses05}, or {actor: "04"} for a column of strings that look like numbers."""
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for a value that no metadata column can hold."""
+        for role in ROLES:
+            for column, values in (getattr(self, role) or {}).items():
+                if not isinstance(column, str):
+                    raise ValueError(f"data.select.{role}: {column!r} is no column name; write it in quotes")
+                for value in values if isinstance(values, list) else [values]:
+                    if not isinstance(value, str | bool | int | float):
+                        raise ValueError(
+                            f"data.select.{role}.{column} takes a value or a list of them, not {value!r:.60}"
+                        )
+
+
+@dataclass
+class DataConfig:
+    """The features: packed datasets (see `awtpn pack`), a local path or any fsspec URL."""
+
+    train: str = DEMO
+    """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus."""
+    val: str | None = None
+    """Default: the split "val" ("valid", "dev") of data.train, or its selection by data.select.val."""
+    test: str | None = None
+    """Default: the split "test" of data.train, or its selection by data.select.test."""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """Select utterances by metadata, for cross-validation without packing again."""
+    standardize: bool = True
+    """Standardize each feature by its mean and standard deviation over the training utterances."""
+    cache_dir: str | None = None
+    """Where remote shards are kept; default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards."""
+    cache_limit: str | None = None
+    """Largest size of the cache, e.g. 200GB; default: no limit."""
+    streams: int | None = None
+    """Canonical streams, into which the order of utterances is divided; default: by batch and shard count."""
+    damaged_budget: int = 0
+    """Damaged or missing training utterances to leave out before the run stops; 0: stop at the first."""
+    check_crc: bool = False
+    """Detect flipped bits in local files by the CRC-32 of each array; costs 0.5 ms of one core per MB."""
+    storage_options: dict = field(default_factory=dict, repr=False)
+    """Options for fsspec (endpoint, region, ...). Never written to the run folder."""
+
+
+@dataclass
+class TrainConfig:
+    """Length, batch size, precision and records of the training."""
+
+    epochs: int = 30
+    """Passes over the training utterances."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, wherever in an epoch."""
+    global_batch_size: int = 32
+    """Utterances per optimizer step, over all ranks."""
+    micro_batch_size: int | None = None
+    """Utterances per forward pass of one rank; default: global_batch_size / ranks, without accumulation."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the projections and attention products; distances, softmaxes and losses stay float32."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage; default: as launched (2 under `deepspeed` without a config file)."""
+    log_every: int = 10
+    """Steps between writes to metrics.jsonl and TensorBoard; a write holds one line for each step."""
+    validate_every: int = 1
+    """Epochs between validations; the last epoch always validates."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints besides the one after every epoch."""
+    skip_budget: int = 10
+    """Steps with a loss or gradient that is not finite to leave out before the run stops."""
+    timeout: float = 1800.0
+    """Seconds without a finished step after which a rank counts as hung, and the run stops."""
+    keep_last: int = 2
+    """Checkpoints to keep besides the best."""
+    pictures: Literal["auto", "always", "never"] = "auto"
+    """When to draw TensorBoard figures. auto: drawing takes at most 1 % of the run time, and 10 % for the
+    last validation and the final results."""
+    threads: int | None = None
+    """CPU threads of each rank; default: as the run started, else OMP_NUM_THREADS, else the usable cores."""
+    compile: bool = False
+    """Compile the model by torch.compile; needs a C++ compiler, and about a minute at the start."""
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for a setting that no training can have."""
+        for name in ("epochs", "global_batch_size", "log_every", "validate_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("max_steps", "micro_batch_size", "checkpoint_every", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if (self.threads or 1) > MOST_THREADS:
+            raise ValueError(f"train.threads must be at most {MOST_THREADS}, not {self.threads}")
+        if self.skip_budget < 0 or not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise ValueError(
+                "train.skip_budget must not be negative, and train.timeout must be above 0 and at most "
+                f"{LONGEST_TIMEOUT:.0e} seconds"
+            )
