@@ -43,7 +43,8 @@ class Seconds(NamedTuple):
 
 def commands() -> dict[str, list[str]]:
     """What to show -> the words after `python`; {root} is a checkout and {run} a new run folder."""
-    cases = {IMPORTS: ["-c", IMPORTS]}
+    # Without the interpreter's end, as the training, which is killed.
+    cases = {IMPORTS: ["-c", f"{IMPORTS}, os; os._exit(0)"]}
     for words in (*([name] if name else [] for name in AWTPN), *(["shards", name] for name in SHARDS)):
         cases[" ".join(["awtpn", *words, "--help"])] = ["-m", "awtpn.cli", *words, "--help"]
     for name in SCRIPTS:
@@ -160,8 +161,8 @@ def main() -> None:
     words = "python tests/benchmarks/startup.py" + (" --beside OLDER_CHECKOUT" if options.beside else "")
     lines = ["# Start-up", "", f"    {words}", "", describe("cpu", os.cpu_count() or 1), ""]
     lines += [
-        f"{options.rounds} interleaved rounds; seconds from the start of the process. Beside busy neighbors (see "
-        "the load) the processor seconds are the ones to compare.",
+        f"{options.rounds} interleaved rounds; seconds from the start of the process. Beside busy neighbors "
+        "(see the load) the processor seconds are the ones to compare.",
         "",
     ]
     for name, (modules, count) in counts.items():
