@@ -3,7 +3,8 @@
 Training and evaluation are `launch/train.py` and `launch/evaluate.py`, since launchers start scripts.
 
 - `parser`: all commands and their help
-- `pack`, `extract`: features and recordings -> shards; `dataset_summary`: what both print at the end
+- `pack`, `extract`: features and recordings -> shards; `signature_options`: their options, from signatures;
+  `dataset_summary`: what both print at the end
 - `shards`: info, preview, verify, index, simulate
 - `predict`: labels and weights of a dataset; `predict_recordings`: the same of recordings, with pictures
 - `runs`: report, compare, doctor; `share`: export, push
