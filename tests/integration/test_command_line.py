@@ -130,7 +130,7 @@ def test_a_run_is_exported_and_predicts(
             np.testing.assert_allclose(weights, answer["weights"][modality], atol=2e-6)
     with pytest.raises(ValueError, match="utterance 0 has no steps"):
         predictor.predict([{"audio": None, "video": None}])
-    with pytest.raises(ValueError, match=r"audio is \(2, 3\), but the model takes \[steps, 6\]"):
+    with pytest.raises(ValueError, match=r"audio has shape \(2, 3\), but the model takes \[steps, 6\]"):
         predictor.predict([{"audio": np.zeros((2, 3))}])
 
 
