@@ -243,7 +243,7 @@ def claim_folder(
     if not overwrite and _holds_dataset_of(store, extraction):
         if not is_being_replaced(store):  # another extraction may be writing the replacement just now
             remove_temporary(store)
-        logger.warning("%s: already complete; pass overwrite to make it again", store.url)
+        logger.warning("%s: already complete; pass overwrite (--overwrite) to make it again", store.url)
         return b"", 0, frozenset()
     token = extraction_token(extraction)
     generation = check_available(store, token, overwrite)

@@ -53,7 +53,7 @@ def test_a_table_of_arrays_becomes_a_dataset(tmp_path: Path, capsys: pytest.Capt
     awtpn(
         "pack", tmp_path / "clips.csv", tmp_path / "out", "--format", "table", "--labels", ",".join(CLASSES)
     )
-    assert "train: 4 utterances in 1 shards" in capsys.readouterr().out
+    assert "train: 4 utterances in 1 shard\n" in capsys.readouterr().out
     stream = FeatureStream(str(tmp_path / "out"), split="test", global_batch_size=4, shuffle=False)
     assert stream.classes == CLASSES
     batch = next(iter(stream.epoch(0)))

@@ -93,7 +93,12 @@ def test_what_only_recordings_take(option: str) -> None:
             {"a": "int", "b": "str"},
             "cross_validate.py --data.train OUT --by COLUMN, a column of metadata; it has a, b",
         ),
-        (["all"], {}, "cross_validate.py --data.train OUT --by COLUMN, a column of metadata; it has none"),
+        (
+            ["all"],
+            {},
+            "train.py --data.train OUT (trains on all utterances and tests on none: to test, make the "
+            'dataset with the splits "train" and "test", or with a metadata column to cross-validate by)',
+        ),
     ],
 )
 def test_the_next_command_is_one_that_can_be_judged(
