@@ -38,7 +38,7 @@ def working_set(plan: Plan, size: np.ndarray, first_place: int, num_places: int)
     for stream in streams_of_places(plan, first_place, num_places):
         shard, _, rows = pieces_of_stream(plan, stream)
         shard, rows = shard[rows > 0], rows[rows > 0]
-        # The largest number of pieces between the first and the last row of a stretch: found with the shortest.
+        # The most pieces that fit between the first and the last row of a stretch: counted with the shortest.
         inside = int(np.searchsorted(np.cumsum(np.sort(rows)), stretch - 2, "right"))
         most += int(np.sort(size[shard])[::-1][: inside + 2].sum())
         touched.update(shard.tolist())
@@ -79,6 +79,7 @@ def check_limit(
     needed = working_set(plan, size, first_place, share * local_world_size)
     if needed > store.cache.limit:
         raise ValueError(
-            f"{at}: cache_limit is {store.cache.limit} bytes, while this node's {local_world_size} ranks need "
-            f"up to {needed} at a time: set it to {needed} or more, pack smaller shards or use more nodes"
+            f"{at}: cache_limit is {store.cache.limit} bytes, while this node's {local_world_size} ranks "
+            f"need up to {needed} at a time: set it to {needed} or more, pack smaller shards or use more "
+            "nodes"
         )

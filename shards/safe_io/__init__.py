@@ -1,4 +1,4 @@
-"""Files and text of others: read with limits, and escaped where they are shown.
+"""Files and text that others wrote: read with limits, and escaped where they are shown.
 
 - `bounded_json`, `bounded_npz`, `bounded_yaml`, `json_fields`: limits on depth, size and fields; `expansion`:
   on how much a file may unpack to; `git_lfs`: refuses pointer files
