@@ -1,7 +1,7 @@
 """What a dataset is on disk.
 
 - `schema`: sample, shard, manifest; `manifest`: read and checked; `index`: byte offsets of arrays;
-  `index_file`: an index on disk; `tar_members`: the members of a tar and their offsets; `class_checks`: labels
+  `index_file`: an index on disk; `tar_members`: members of a tar and their offsets; `class_checks`: labels
   of the index compared with those of the shard
 - `statistics`: mean and deviation of features; `feature_space`: how features were made, and which are
   compatible

@@ -31,7 +31,7 @@ the windows before it, by ordering the stream's pieces and blocks and that windo
 are known, the rows of a window are then ordered so that steps are of equal work (see `balance`); this reads
 the lengths of that window's rows only.
 
-`FeatureStream` calls this for training, `simulate` to predict what a cluster reads.
+`FeatureStream` calls this for training; `simulate` calls it to compute what a cluster would read.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.format.labels import MISSING, given_classes, text_of
 from shards.format.schema import BadSample, Sample
-from shards.format.split_names import renamed, usual_names
+from shards.format.split_names import renaming_message, usual_names
 from shards.safe_io.printable import get_logger
 
 logger = get_logger(__name__)
@@ -67,7 +67,7 @@ def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
         except ValueError:
             continue
     splits = usual_names(sorted(names))
-    if message := renamed(splits, at):
+    if message := renaming_message(splits, at):
         logger.warning("%s", message)
     return splits
 
