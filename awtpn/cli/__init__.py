@@ -2,8 +2,9 @@
 
 Training and evaluation are `launch/train.py` and `launch/evaluate.py`, since launchers start scripts.
 
-- `parser`: all commands and their help; `signature_options`: options of sources and encoders
-- `pack`, `extract`: features and recordings -> shards; `dataset_summary`: what both print at the end
+- `parser`: all commands and their help
+- `pack`, `extract`: features and recordings -> shards; `signature_options`: their options, from signatures;
+  `dataset_summary`: what both print at the end
 - `shards`: info, preview, verify, index, simulate
 - `predict`: labels and weights of a dataset; `predict_recordings`: the same of recordings, with pictures
 - `runs`: report, compare, doctor; `share`: export, push

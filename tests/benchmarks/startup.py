@@ -43,7 +43,8 @@ class Seconds(NamedTuple):
 
 def commands() -> dict[str, list[str]]:
     """What to show -> the words after `python`; {root} is a checkout and {run} a new run folder."""
-    cases = {IMPORTS: ["-c", IMPORTS]}
+    # Without the interpreter's end, as the training, which is killed.
+    cases = {IMPORTS: ["-c", f"{IMPORTS}, os; os._exit(0)"]}
     for words in (*([name] if name else [] for name in AWTPN), *(["shards", name] for name in SHARDS)):
         cases[" ".join(["awtpn", *words, "--help"])] = ["-m", "awtpn.cli", *words, "--help"]
     for name in SCRIPTS:

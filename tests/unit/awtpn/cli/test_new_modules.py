@@ -15,7 +15,8 @@ from corpora_support import write_sound, write_tree
 
 import shards.extraction.encoders
 import shards.sources
-from awtpn.cli import main, make_parser
+from awtpn.cli import main
+from awtpn.cli.parser import make_parser
 from shards import FeatureStream
 from shards.extraction.encoders import open_audio_encoder
 from shards.extraction.reopen_encoder import reopen_encoder

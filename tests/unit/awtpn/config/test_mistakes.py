@@ -76,8 +76,8 @@ def test_a_file_where_a_dataset_should_be(tmp_path: Path) -> None:
     (tmp_path / "features.npz").touch()
     file = tmp_path / "features.npz"
     assert answer("shards", "info", file) == (
-        f"error: {file} is a file, and a packed dataset is a folder: `awtpn pack` makes one of features, "
-        "`awtpn extract` of recordings"
+        f"error: {file} is a file, and a packed dataset is a folder: `awtpn pack` makes one from features, "
+        "`awtpn extract` from recordings"
     )
 
 

@@ -159,7 +159,8 @@ def test_what_is_no_published_checkpoint_is_refused_by_name(golden: Golden) -> N
     state = state_dict(golden)
     bias = state.pop("classifier.bias")
     state["classifier.offset"] = bias
-    with pytest.raises(ValueError, match=r"missing \['classifier.bias'\], unknown \['classifier.offset'\]"):
+    told = r"missing keys \['classifier.bias'\], unknown keys \['classifier.offset'\]"
+    with pytest.raises(ValueError, match=told):
         AWTPN.from_reference(state)
     with pytest.raises(ValueError, match="classes, but 2 names"):
         AWTPN.from_reference(state_dict(golden), classes=["a", "b"])

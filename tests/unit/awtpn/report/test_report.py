@@ -120,7 +120,7 @@ def test_settings_that_a_sweep_chose_may_differ(tmp_path: Path) -> None:
 
 def test_a_broken_line_of_predictions_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"key": "a"}\n')
-    with pytest.raises(ValueError, match=r"p\.jsonl, line 1: no prediction"):
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 1: not a prediction"):
         read_predictions(tmp_path / "p.jsonl")
 
 
