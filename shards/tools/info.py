@@ -183,7 +183,7 @@ def format_info(found: Info) -> str:
             bins = [f"{low} to {high - 1}" for low, high in pairwise(lengths.edges)]
             lines += _bars("steps", list(zip(bins, lengths.counts, strict=True)))
     if manifest.skipped:
-        lines += ["", f"{manifest.skipped} bad samples were left out by packing: skipped.jsonl names them"]
+        lines += ["", f"{manifest.skipped} bad samples were skipped by packing: skipped.jsonl lists them"]
     lines += ["", "made:", *_made(manifest.provenance)]
     return join_lines(lines)
 

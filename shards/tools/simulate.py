@@ -1,4 +1,4 @@
-"""`awtpn shards simulate`: what an epoch would need of a cluster, computed from the plan alone.
+"""`awtpn shards simulate`: what the nodes of a cluster would read in an epoch, computed from the plan alone.
 
 The numbers of shards, bytes and steps are exact. Balance and shuffling are measured on a sample of steps and
 ranks, which the report states. For that, the lengths of utterances come from the indexes of the shards in the
@@ -60,7 +60,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Report:
-    """What an epoch needs of a cluster.
+    """What the nodes of a cluster read in an epoch.
 
     Attributes:
         sizes: of the split.

@@ -26,7 +26,7 @@ from awtpn.model.device import resolve_device
 from awtpn.run import checkpoint, position
 from awtpn.training.evaluate import evaluate_command
 from shards.format.schema import Manifest, Modality, Split
-from shards.format.split_names import named_once
+from shards.format.split_names import split_from_url_or_option
 from shards.storage.store import open_store
 
 
@@ -55,9 +55,13 @@ def test_two_splits(words: list[str]) -> None:
     assert answer(*words, "--split", "train") == f"error: {told}"
     with pytest.raises(ValueError, match=told):
         evaluate_command(argparse.Namespace(data="data/mine#val", split="train"))
-    assert named_once("data/mine#val", "val") == named_once("data/mine", "val") == "val"
-    assert named_once("data/mine#dev", None) == "dev"
-    assert named_once("data/mine", None) is None
+    assert (
+        split_from_url_or_option("data/mine#val", "val")
+        == split_from_url_or_option("data/mine", "val")
+        == "val"
+    )
+    assert split_from_url_or_option("data/mine#dev", None) == "dev"
+    assert split_from_url_or_option("data/mine", None) is None
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
