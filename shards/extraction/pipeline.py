@@ -62,7 +62,7 @@ class DecodedClip:
 
 
 def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> DecodedClip:
-    """Decode what the encoders need of a clip; a stream that is missing or broken is left out.
+    """Decode what the encoders need of a clip; a stream that is missing or cannot be decoded is skipped.
 
     Args:
         clip: the clip.
@@ -74,7 +74,8 @@ def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decod
     is_used = decoded.cause is None or decoded.constant
     if is_used and not decoded.undecodable and not faults.total():
         return decoded
-    # FFmpeg reports a damaged file and a storage that fails alike. Reading the whole file tells them apart.
+    # FFmpeg reports the same error for a damaged file and for a storage that fails. Reading all of the file
+    # shows which it is.
     for path in _paths(clip, encoders):
         try:
             _read_through(path)

@@ -80,12 +80,12 @@ def sums_from_statistics(count: int, mean: np.ndarray, std: np.ndarray) -> Sums:
 
 
 def lossy_dimension(values: Statistics, error: Statistics, tolerance: float = CAST_TOLERANCE) -> int | None:
-    """The dimension with the largest cast error, if the error exceeds `tolerance` of its spread; else None.
+    """The dimension with the largest cast error, if it exceeds `tolerance`; else None.
 
     Args:
         values: statistics of the values before the cast.
-        error: statistics of (cast value - value). Only its spread counts: a constant error shifts all values
-            of a dimension by the same amount, and standardization removes it.
+        error: statistics of (cast value - value). Only its deviation counts: a constant error shifts all
+            values of a dimension by the same amount, and standardization removes it.
         tolerance: largest error, as a share of the standard deviation of the values.
     """
     excess = error.std - tolerance * values.std - ROUNDING * np.abs(values.mean)

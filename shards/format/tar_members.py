@@ -1,8 +1,8 @@
 """List the members of a tar with their offsets, and refuse a tar that is damaged or cut short.
 
-`tarfile` takes a damaged header for the end of the archive, without an error; here it is one. Also refused is
-what would be dropped or confused otherwise: symbolic links, devices, sparse files, and two members of one
-name. A hard link has the offset and size of its target.
+`tarfile` reads a damaged header as the end of the archive, without an error; here it is an error. Members
+that readers would drop or confuse are refused too: symbolic links, devices, sparse files, and two members of
+one name. A hard link has the offset and size of its target.
 
 Indexing a shard (`index`) and scanning tars of other programs (`tools.scan_tar`) use it.
 """
@@ -115,7 +115,7 @@ def headers(path: Path) -> list[Header]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                # webdataset names its own metadata like __this__.
+                # webdataset gives its own metadata names like __this__.
                 if info.isdir() or is_clutter(info.name) or _is_note(info.name):
                     continue
                 plain = posixpath.normpath(info.name)
@@ -125,7 +125,7 @@ def headers(path: Path) -> list[Header]:
                         "the tar again with one"
                     )
                 found[plain] = _header(info, found, f"{path}: {as_text(info.name)}")
-            # Where tarfile stopped. A whole tar has a block of zeros there.
+            # Where tarfile stopped. A complete tar has a block of zeros there.
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); fetch or write it again") from None

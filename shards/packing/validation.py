@@ -126,10 +126,10 @@ def check_cast(
     for name, (values, error) in casts.items():
         dimension = lossy_dimension(values, error, tolerance)
         if dimension is not None:
-            off, spread = error.std[dimension], values.std[dimension]
+            off, std = error.std[dimension], values.std[dimension]
             raise ValueError(
                 f"{name}[{dimension}]: stored as {dtype} its values are off by {off:.3g}, more than "
-                f"{100 * tolerance:g} % of their spread {spread:.3g}; {FIX_PRECISION}"
+                f"{100 * tolerance:g} % of their standard deviation {std:.3g}; {FIX_PRECISION}"
             )
 
 

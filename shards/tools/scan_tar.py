@@ -36,8 +36,7 @@ from shards.tools.member_names import ARRAYS, NamedMember, assign_keys
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"}
 # Modality of a member or array without a name.
 UNNAMED = "features"
-# Members that are left out are counted by their whole ending; endings with this many dots by the last part
-# only.
+# Members that are not used are counted by their ending; if it has this many dots or more, by its last part.
 MOST_DOTS = 2
 
 # First bytes of a compressed file, and how to open it.
@@ -105,7 +104,7 @@ class TarScan:
 
 
 def scan_tar(path: Path, shown: str, label: str, label_member: str | None = None) -> TarScan:
-    """Read a whole tar and list its content.
+    """Read all of a tar and list its content.
 
     Args:
         path: on local disk; may be compressed by gzip, bzip2 or xz.
@@ -201,7 +200,7 @@ def _is_used(named: NamedMember, label_member: str | None) -> bool:
 
 
 def _counted_as(named: NamedMember) -> str:
-    """The extension under which a member that is left out is counted."""
+    """The extension under which a member that is not used is counted."""
     if named.header.base.startswith("."):
         return "hidden"
     return f".{named.ending.lower()}" if named.ending.count(".") < MOST_DOTS else f"*.{named.kind}"

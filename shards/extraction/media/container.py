@@ -1,4 +1,4 @@
-"""A recording opened: its streams, its clock, and what can be decoded of it."""
+"""Open a recording: its streams, its clock, and the frames that can be decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards.safe_io.git_lfs import refuse_pointer
 # A clock that jumps further between two frames is wrong; joined transport streams and lost bytes cause that.
 # Where a header says how long the recording is, any jump within it is a still picture or a pause.
 LONGEST_JUMP_S = 60.0
-# Read errors in a row after which the rest of a file is given up.
+# Read errors in a row after which the rest of a file is not read.
 MOST_READ_ERRORS = 100
 
 Span = tuple[float, float]
@@ -98,7 +98,7 @@ def probe(path: str | Path) -> MediaInfo:
 
 
 def decoded_frames(container: Any, stream: Any, faults: Counter[str]) -> Iterator[Any]:
-    """Decoded frames of a stream from where the container stands; what fails to decode is counted."""
+    """Decoded frames of a stream from the container's position on; packets that do not decode are counted."""
     import av
 
     for packet in _packets(container, [stream], faults):
@@ -167,7 +167,7 @@ def open_stream(container: Any, kind: str, path: str | Path) -> Any:
     if stream is None:
         return None
     if stream.codec_context is None:
-        raise MediaError(f"{path}: its {kind} stream's codec is not known to this FFmpeg")
+        raise MediaError(f"{path}: this FFmpeg does not know the codec of its {kind} stream")
     # Clips are decoded in parallel already; and with several threads a broken packet loses good ones near it.
     stream.codec_context.thread_count = 1
     return stream
@@ -180,7 +180,7 @@ def seek_to(container: Any, stream: Any, to: float) -> bool:
     try:
         container.seek(int(to / stream.time_base), stream=stream)
     except av.FFmpegError:
-        # The container now stands anywhere.
+        # The container's position is undefined now.
         return False
     return True
 
