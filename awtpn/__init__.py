@@ -11,7 +11,7 @@ Packages, from the top; each imports only from those below it:
 - `inference/`: predict, plot, export; `report/`: pages to cite; `tracking/`: TensorBoard and metrics.jsonl
 - `run/`: a run's folder, checkpoints, results and data
 - `distributed/`: ranks, engines, CPU threads, watchdog, doctor
-- `config/`: every key of a run, and how commands begin and end
+- `config/`: sections of settings -> the configuration of a run; how commands begin and end
 - `learning/`: losses, negatives, prototypes, optimizer
 - `model/`: the network and its files
 - `metrics/`: figures of predictions

@@ -17,7 +17,7 @@ NOTICE = b"\ninterrupted: stopping with a checkpoint; Ctrl-C again stops at once
 
 
 class StopFlag:
-    """Whether this process got a stop signal; the step's all-reduce tells every rank.
+    """Whether this process got a stop signal; the step's all-reduce passes it on to every rank.
 
     Not a threading.Event: a signal may arrive while the main thread is inside the handler of another one, and
     would then wait for the Event's lock, which the same thread holds.

@@ -1,7 +1,8 @@
-"""The ranks: what each knows of the others, how they reduce small values, and how they start and end.
+"""The ranks: how a process joins the others, reduces small values with them, and leaves.
 
-What a launcher set in the environment is checked before training: ranks that do not see each other would all
-train on the same data, and settings that contradict the run's would have no effect, both without an error.
+The environment that a launcher has set is checked before training. Without these checks, ranks that do not
+see each other would all train on the same data, and launcher settings that contradict the run's would have no
+effect, both without an error.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
+        """This is the main rank, rank 0: it prints, and writes the run folder."""
         return self.rank == 0
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -200,7 +202,7 @@ def mixed_precision(precision: str) -> str:
 
 
 def check_engine(environment: Mapping[str, str]) -> None:
-    """Raise ValueError if Accelerate was told to use an engine that is not among ours."""
+    """Raise ValueError if Accelerate was told to use an engine that is not in ENGINES."""
     for name in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         variable = f"ACCELERATE_USE_{name}"
         if environment.get(variable, "false").lower() == "true":

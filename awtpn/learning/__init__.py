@@ -2,5 +2,5 @@
 
 - `settings`: the keys `loss.*`, `prototypes.*` and `optim.*`; imports no torch
 - `losses`: the terms of Eq. 9-12 and 23-25, a function each; `negatives`: utterances of another class
-- `prototypes`: initialization from data, and EMA updates by class means; `optimizer`: AdamW and its schedule
+- `prototypes`: initialization from data, class means and EMA update; `optimizer`: AdamW and its schedule
 """

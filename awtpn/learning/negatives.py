@@ -27,6 +27,11 @@ def make_slot_table(size: int, place: Ints, label: Ints, complete: NDArray[np.bo
     return slot_table
 
 
+def complete_slots(slot_table: Ints) -> NDArray[np.bool_]:
+    """Places [P] of a slot table whose utterance has both modalities."""
+    return (slot_table > 0) & ((slot_table - 1) % 2 == 1)
+
+
 def draw_other_class(slot_table: Ints, group: int, seed: int, step: int, draw: int) -> Ints:
     """For each place, a place of the same group that has another class and both modalities, or NONE.
 
@@ -42,7 +47,7 @@ def draw_other_class(slot_table: Ints, group: int, seed: int, step: int, draw: i
     assert size % group == 0
     negative = np.full(size, NONE, dtype=np.int64)
     label = (slot_table - 1) // 2
-    candidates = np.flatnonzero((slot_table > 0) & ((slot_table - 1) % 2 == 1))
+    candidates = np.flatnonzero(complete_slots(slot_table))
     # Sorted by group, then by label, the candidates of another class are a group's range minus one block.
     classes = int(label.max(initial=0)) + 1
     block_of = (np.arange(size) // group) * classes + label

@@ -1,7 +1,8 @@
 """Prototypes: initialization from data, and updates by class means (EMA).
 
 Learned by gradient, prototypes are reduced over ranks like any parameter. Updated by class means, they are
-a float32 buffer that every rank updates identically from one reduced sum per optimizer step.
+a float32 buffer that every rank updates identically from one reduced sum per optimizer step
+(`training.step.move_prototypes`).
 """
 
 from __future__ import annotations

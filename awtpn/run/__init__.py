@@ -1,6 +1,6 @@
 """The folder of a run: checkpoints, records and results; and the data that a run reads.
 
-- `folder`: agreed on by all ranks, set to where the run begins; `lock`: one job at a time
+- `folder`: all ranks use the same one; a resumed run continues in it; `lock`: one job at a time
 - `checkpoint`: saved under any engine, resumed under any other; `position`: how far a run is
 - `record`: status and settings read back; `results`: results.json; `predictions`: one line per utterance;
   `compare`: two runs; `provenance`: code and machine

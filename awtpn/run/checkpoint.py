@@ -166,8 +166,8 @@ def find_resume_problem(folder: Path, names: Sequence[str] = FILES) -> str | Non
         parse_position(state, folder)
         parse_adam(state, folder)
     except (OSError, ValueError) as error:
-        told = str(error).removeprefix(f"{folder / STATE_FILE}: ")
-        return f"{folder} is not a complete checkpoint: {STATE_FILE} cannot be read ({told})"
+        reason = str(error).removeprefix(f"{folder / STATE_FILE}: ")
+        return f"{folder} is not a complete checkpoint: {STATE_FILE} cannot be read ({reason})"
     return None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.config.schema import Config
-from awtpn.config.settings import DEMO, ROLES, DataConfig
+from awtpn.config.settings import DEMO, ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
 from awtpn.model.network import AWTPN
 from awtpn.run.position import Position
@@ -89,8 +89,8 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
         ):
             if now != then:
                 raise ValueError(
-                    f"{key} is {now}, but the checkpoint stands {position.epoch_step} steps into an epoch "
-                    f"begun with {then}: keep it until the epoch ends, or start afresh: --run.resume never"
+                    f"{key} is {now}, but the checkpoint is {position.epoch_step} steps into an epoch that "
+                    f"began with {then}: keep it until the epoch ends, or start again with --run.resume never"
                 )
     stream = FeatureStream(
         **source,
@@ -105,8 +105,8 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
     )
     if position.epoch_step > stream.steps_per_epoch:
         raise ValueError(
-            f"the checkpoint stands {position.epoch_step} steps into an epoch, and one of {stream.url} has "
-            f"{stream.steps_per_epoch}: it is of other data, or damaged; start afresh: --run.resume never"
+            f"the checkpoint is {position.epoch_step} steps into an epoch, but an epoch of {stream.url} has "
+            f"{stream.steps_per_epoch}: it is of other data, or damaged: start again with --run.resume never"
         )
     return stream
 
@@ -189,18 +189,18 @@ def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | Non
     return lines
 
 
-def training_data(config: Config, train: FeatureStream) -> str:
+def training_data(select: SelectConfig, train: FeatureStream) -> str:
     """A digest that identifies the training utterances, whatever the path of the dataset."""
-    what = dump_manifest(train.manifest) + train.split + repr(config.data.select.train)
+    what = dump_manifest(train.manifest) + train.split + repr(select.train)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def validation_data(config: Config, val: FeatureStream | None) -> str:
+def validation_data(select: SelectConfig, val: FeatureStream | None) -> str:
     """A digest that identifies the utterances which choose the best checkpoint; "none" without validation."""
     if val is None:
         return NO_VALIDATION
     shards = [(shard.sha256, shard.index_sha256) for shard in val.manifest.splits[val.split].shards]
-    what = json.dumps([shards, val.classes, config.data.select.val], sort_keys=True, default=str)
+    what = json.dumps([shards, val.classes, select.val], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: agreed on by all ranks, used by one job at a time, set to where the run begins.
+"""The folder of a run: all ranks use the same one, one job at a time, and a resumed run continues in it.
 
 The main rank reads what may differ between hosts (who holds the lock, which checkpoint a link points to) and
 broadcasts it (`run_on_rank0`): network disks show a change to other hosts later.
@@ -44,18 +44,18 @@ def run_on_rank0(world: World, action: Callable[[], T]) -> T:
     Raises:
         ValueError: raised by the action; on other ranks also for its OSError.
     """
-    answer, failure = None, None
+    result, failure = None, None
     if world.is_main:
         try:
-            answer = action()
+            result = action()
         except Exception as error:  # of any kind, because the other ranks wait for the broadcast
             failure = error
-    answer, refusal = world.broadcast_object((answer, None if failure is None else str(failure)))
+    result, message = world.broadcast_object((result, None if failure is None else str(failure)))
     if failure is not None and not isinstance(failure, OSError | ValueError):
         raise failure
-    if refusal is not None:
-        raise ValueError(refusal)
-    return answer
+    if message is not None:
+        raise ValueError(message)
+    return result
 
 
 def prepare_run_dir(config: Config, world: World) -> Path:
@@ -84,11 +84,11 @@ def check_folder(config: Config, run_dir: Path) -> None:
     Raises:
         ValueError: it cannot; says why and what to do.
     """
-    fix, whole = "choose another run.dir", run_dir.absolute()
+    fix, absolute = "choose another run.dir", run_dir.absolute()
     try:
         taken = run_dir.exists() and not run_dir.is_dir()
-        there = next(folder for folder in (whole, *whole.parents) if folder.exists())
-        if max(len(os.fsencode(name)) for name in whole.parts) > os.pathconf(there, "PC_NAME_MAX"):
+        there = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+        if max(len(os.fsencode(name)) for name in absolute.parts) > os.pathconf(there, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except (OSError, ValueError) as error:  # too long a name, a null byte
         reason = error.strerror if isinstance(error, OSError) else error
@@ -147,7 +147,7 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
     elif resume != "auto":
         named = os.path.abspath(resume)  # links stay, because `best` and `latest` move later
         if folder and _began_from(folder) == named:
-            print(f"run.resume: this run began from {resume} already, and goes on from {folder}")
+            print(f"run.resume: this run began from {resume} already, and resumes from {folder}")
         else:
             folder, began_from = resume_folder(resume), named
     if folder is None:

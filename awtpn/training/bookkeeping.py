@@ -38,8 +38,8 @@ def announce(run: Run, monitor: Monitor) -> None:
     )
     for line in remarks_on_splits(train, (run.val, run.test)):
         monitor.print(line)
-    if told := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
-        monitor.print(told)
+    if warning := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
+        monitor.print(warning)
     if run.val is None and run.test is None:
         fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
         monitor.print(f"warning: nothing to validate or test on, so there will be no results: {fix}")
@@ -58,29 +58,31 @@ def flush(run: Run, monitor: Monitor) -> None:
     waits = np.array([s["data_wait"] for s in steps]) / run.world.size
     damaged = [len(s["damaged"]) for s in steps]
     work = np.stack([s["work"] for s in steps])
-    # A row per step: its loss terms, data_wait, damaged utterances and work.
+    # One collective for all pending steps. A row per step: its loss terms, data_wait, the number of its
+    # damaged utterances, and its work.
     reduced = run.world.sum(np.column_stack([terms, waits, damaged, work]))
     seconds, run.since = time.perf_counter() - run.since, time.perf_counter()
     utterances = sum(s["utterances"] for s in steps)
     rate = utterances / max(seconds, 1e-9)
     weights = np.array(run.config.loss.weights())
     for s, row in zip(steps, reduced, strict=True):
-        loss = float(row[: len(TERMS)] @ weights)
+        shares, (wait, lost) = row[: len(TERMS)], row[len(TERMS) : len(TERMS) + 2]
+        loss = float(shares @ weights)
         grad_norm = math.nan if s["grad_norm"] is None else float(s["grad_norm"])
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        figures = {"loss": loss, **dict(zip(TERMS, map(float, row), strict=False)), "grad_norm": grad_norm}
+        figures = {"loss": loss, **dict(zip(TERMS, map(float, shares), strict=True)), "grad_norm": grad_norm}
         monitor.log_step(
             {"step": s["step"], "epoch": s["epoch"], "lr": s["lr"], "fingerprint": s["fingerprint"]}
             # JSON has no NaN.
             | {name: value if math.isfinite(value) else None for name, value in figures.items()}
-            | {"skipped": not finite, "damaged": int(row[len(TERMS) + 1])}
-            | {"utterances_per_s": rate, "data_wait": row[len(TERMS)]}
+            | {"skipped": not finite, "damaged": int(lost)}
+            | {"utterances_per_s": rate, "data_wait": wait}
         )
         if not finite:
             run.position.left_out += 1
             account_for_skipped(run, monitor, s, loss)
     wait, lost, *total_work = reduced[:, len(TERMS) :].sum(0)
-    if lost:  # on some rank; the sum is the same on all, so all make this collective call
+    if lost:  # by some rank; the sum is the same on all, so all make this collective call
         everyone = run.world.all_gather_object(
             {name: cause for s in steps for name, cause in s["damaged"].items()}
         )
@@ -104,7 +106,7 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     """
     if run.config.train.precision == "fp16" and math.isfinite(loss):
         return
-    own = [key for key, broken in zip(step["keys"], step["broken"].tolist(), strict=True) if broken]
+    own = [key for key, bad in zip(step["keys"], step["nonfinite"].tolist(), strict=True) if bad]
     named = [
         f"{printable(key)} (rank {rank})"
         for rank, keys in enumerate(run.world.all_gather_object(own))
@@ -113,12 +115,12 @@ def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: 
     what = _listed(named, SHOWN) if named else "no utterance alone"
     run.position.skipped += 1
     monitor.print(
-        f"step {step['step']} skipped: loss {loss} or its gradient is not finite, broken by: {what}"
+        f"step {step['step']} skipped: loss {loss} or its gradient is not finite, because of: {what}"
     )
     if run.position.skipped > run.config.train.skip_budget:
         raise ValueError(
             f"{run.position.skipped} steps were not finite, more than train.skip_budget "
-            f"{run.config.train.skip_budget}; the last, step {step['step']}, was broken by: {what}. Check "
+            f"{run.config.train.skip_budget}; the last, step {step['step']}, because of: {what}. Check "
             "these utterances' features, or lower optim.lr"
         )
 

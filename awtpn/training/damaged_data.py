@@ -13,13 +13,13 @@ SHOWN = 8
 
 
 def account_for_damaged(
-    found: Mapping[str, str], told: dict[str, str], position: Position, budget: int, url: str
+    found: Mapping[str, str], reported: dict[str, str], position: Position, budget: int, url: str
 ) -> list[str]:
     """Add `found` to the damaged utterances of a run.
 
     Args:
         found: name and cause of utterances, the same on every rank; each epoch finds them again.
-        told: name and cause of those found since this start; `found` is added to it.
+        reported: name and cause of those found since this start; `found` is added to it.
         position: of the run; `found` is added to its `damaged`.
         budget: how many the run may skip.
         url: of the dataset.
@@ -30,12 +30,12 @@ def account_for_damaged(
     Raises:
         ValueError: there are more than the budget now.
     """
-    known = set(told.values())
-    told.update(found)
+    known = set(reported.values())
+    reported.update(found)
     position.damaged = sorted({*position.damaged, *found})
     lines = [f"{cause}: left out: {_names(found, cause)}" for cause in _causes(found) if cause not in known]
     if len(position.damaged) > budget:
-        causes = [f"{cause}: {_names(told, cause)}" for cause in _causes(told)]
+        causes = [f"{cause}: {_names(reported, cause)}" for cause in _causes(reported)]
         more = [f"and {len(causes) - SHOWN} more causes"] if len(causes) > SHOWN else []
         count = f"{len(position.damaged)} training utterances are damaged or missing"
         check = f"awtpn shards verify {quote(url)}"

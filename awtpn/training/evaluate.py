@@ -145,8 +145,8 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
     stream = open_evaluation(source, model.config.modalities, world)
     check_feature_space(model, stream)
-    if world.is_main and (told := overlap_with_training(given, stream, options)):
-        print(printable(told))
+    if world.is_main and (warning := overlap_with_training(given, stream, options)):
+        print(printable(warning))
     threads = threads_for_evaluation(model.config, world)
     figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
     if world.is_main:
@@ -203,7 +203,7 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     """
     file, split = run_dir / CONFIG_FILE, options.split
     if not file.is_file() or split not in ROLES:
-        raise ValueError(f"say what to evaluate on with --data: {file} does not tell of a split {split!r}")
+        raise ValueError(f"{file} names no split {split!r}: name the data to evaluate on with --data")
     recorded = read_section(run_dir, "data")
     select = from_record(
         SelectConfig, recorded.pop("select", {}), f"{file}: data.select", ignore_unknown=True

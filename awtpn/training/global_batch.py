@@ -1,8 +1,9 @@
 """What all ranks must know before a step's first forward, and the losses of a micro-batch.
 
 One small sum over ranks per step carries everything that could differ between ranks: the counts that the
-losses' normalizers need, stop signals, the fingerprint of the data, and (for global negatives) the label of
-each place. So no rank decides alone.
+losses' normalizers need, stop signals, the fingerprint of the data, and (for global negatives) the slot
+table: the label of each place. So no rank decides alone. Host arrays are summed over gloo (`World.sum`),
+which does not wait for the GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +18,17 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from awtpn.distributed.batch_layout import Layout
 from awtpn.distributed.world import World
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms
-from awtpn.learning.negatives import DRAWS, NONE, draw_other_class, draw_permutation, make_slot_table
+from awtpn.learning.negatives import (
+    DRAWS,
+    NONE,
+    complete_slots,
+    draw_other_class,
+    draw_permutation,
+    make_slot_table,
+)
 from awtpn.learning.settings import LossConfig
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModelOutput
@@ -45,25 +54,33 @@ def reduce_batch_counts(
     classes: int,
     class_weights: NDArray[np.float64] | None,
     modalities: list[str],
-    global_batch: int,
-    accumulation: int,
+    layout: Layout,
     seed: int,
     step: int,
     stop: bool,
 ) -> GlobalBatchInfo:
-    """Draw this step's negatives and sum its counts over ranks; every rank calls."""
+    """Draw this step's negatives and sum its counts over ranks; every rank calls.
+
+    Args:
+        batch: this rank's share of the global batch.
+        classes: number of classes.
+        class_weights: [C] of the cross-entropy; None for equal ones.
+        step: steps done before this one; it seeds the negatives, together with `seed`.
+        stop: this rank got a stop signal.
+    """
     label, place = batch.host_label.numpy(), batch.place.numpy()
     present = {m: batch.features[m].host_offsets.diff().numpy() > 0 for m in modalities}
     both = np.logical_and.reduce(list(present.values()))
     cross_modal = len(modalities) == 2
 
     negatives: dict[str, NDArray[np.int64]] = {}
-    slot_table = np.zeros(global_batch, dtype=np.int64)
+    slot_table = np.zeros(layout.global_batch, dtype=np.int64)
     if cross_modal:
-        slot_table = make_slot_table(global_batch, place, label, both)
+        slot_table = make_slot_table(layout.global_batch, place, label, both)
         if config.negatives == "reference":
             negatives = {
-                name: _permuted(batch, both, accumulation, seed, step, d) for d, name in enumerate(DRAWS)
+                name: _permuted(batch, both, layout.accumulation, seed, step, d)
+                for d, name in enumerate(DRAWS)
             }
         elif config.negatives == "group":
             # A group lies within one rank, so this rank's own part of the slot table is enough.
@@ -88,8 +105,8 @@ def reduce_batch_counts(
     if cross_modal and config.negatives == "global":
         # Every rank now has the whole slot table, and makes the same draws for all places.
         for d, name in enumerate(DRAWS):
-            everywhere = draw_other_class(total["slot_table"], global_batch, seed, step, d)
-            complete = (total["slot_table"] > 0) & ((total["slot_table"] - 1) % 2 == 1)
+            everywhere = draw_other_class(total["slot_table"], layout.global_batch, seed, step, d)
+            complete = complete_slots(total["slot_table"])
             valid[name] = (complete & (everywhere != NONE)).sum()
             negatives[name] = everywhere[place]
     utterances = int(total["class"].sum())

@@ -45,14 +45,14 @@ class Run:
     card: dict[str, Any]
     stop: StopFlag
     watchdog: Watchdog
-    threads: PieceThreads = ONE_PIECE
+    piece_threads: PieceThreads = ONE_PIECE
     """Share each micro-batch, where the engine allows it and the device is a CPU."""
     parameters: int = 0
     """Of the whole model."""
     val_changed: bool = False
-    """`position`'s best checkpoint was chosen on other validation data than `val`."""
+    """The best checkpoint in `position` was chosen on other validation data than `val`."""
     pending: list[dict[str, Any]] = field(default_factory=list)
-    """Steps not yet written; their figures may still be on the device."""
+    """What `train_step` found of each step that `flush` has not written yet; tensors are on the device."""
     damaged: dict[str, str] = field(default_factory=dict)
     """Name and cause of each utterance that was found damaged since this start."""
     since: float = 0.0

@@ -70,13 +70,13 @@ def setup(
     check_classes(train)
     modalities = config.model.modalities
     val, test = (evaluation_stream(config.data, role, modalities, world) for role in ("val", "test"))
-    trained_on = training_data(config, train)
+    trained_on = training_data(config.data.select, train)
     if position.data and position.data != trained_on:
         raise ValueError(
             f"{resumed} was trained on other utterances than data.train and data.select.train name now: "
             "choose another run.dir, or start from its weights with --run.init_from"
         )
-    validated_on = world.broadcast_object(validation_data(config, val))
+    validated_on = world.broadcast_object(validation_data(config.data.select, val))
     # Old checkpoints record none: nothing is known to have changed.
     val_changed = bool(position.validation_data) and position.validation_data != validated_on
     if val_changed and val is not None:
@@ -138,7 +138,7 @@ def setup(
         card=model.card() | {"dataset": train.name},
         stop=stop,
         watchdog=start_watchdog(config.train.timeout, world, run_dir),
-        threads=pieces,
+        piece_threads=pieces,
         parameters=parameters,
         val_changed=val_changed,
     )
@@ -187,13 +187,14 @@ def set_threads(config: Config, world: World, layout: Layout, position: Position
     """Set the threads of this rank's CPU work.
 
     Returns:
-        Their number (0 on a GPU), and those that share a micro-batch, where the engine allows it.
+        Their number (0 on a GPU), and the threads that share a micro-batch: ONE_PIECE if the engine or
+        torch.compile does not allow that.
     """
     asked, recorded = config.train.threads, position.threads
     if asked:
         torch.set_num_threads(asked)
     if world.device.type != "cpu":
-        return 0, ONE_PIECE  # what a GPU adds up does not depend on them
+        return 0, ONE_PIECE  # the number of CPU threads changes no sum on a GPU
     if ENGINES[world.engine].splits_micro_batches and not config.train.compile:
         threads = choose_threads(asked, min(recorded, usable_cores()), world.size, os.environ)
         pieces = make_piece_threads(threads, layout.micro_batch, config.model, config.loss)

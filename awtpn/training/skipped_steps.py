@@ -51,7 +51,7 @@ def check_statistics(what: str, mean: NDArray[np.float64], std: NDArray[np.float
         first = int(np.flatnonzero(~held)[0])
         raise ValueError(
             f"{what}[{first}] has mean {mean[first]:.6g} and deviation {std[first]:.6g} over the training "
-            "utterances, so it cannot be standardised: correct these features and pack them again"
+            "utterances, so it cannot be standardized: correct these features and pack them again"
         )
 
 

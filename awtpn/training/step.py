@@ -12,9 +12,9 @@ from torch import Tensor
 
 from awtpn.distributed.cpu_threads import add_gradients, draw_dropout, trainable_parameters
 from awtpn.distributed.engines import unwrap
-from awtpn.learning import prototypes
 from awtpn.learning.losses import total_loss
 from awtpn.learning.optimizer import learning_rate, set_learning_rate
+from awtpn.learning.prototypes import class_sums, move_to_class_means
 from awtpn.learning.settings import TERMS
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModelOutput
@@ -38,24 +38,23 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
         classes=len(run.train.classes),
         class_weights=run.class_weights,
         modalities=config.model.modalities,
-        global_batch=run.layout.global_batch,
-        accumulation=run.layout.accumulation,
+        layout=run.layout,
         seed=config.run.seed,
         step=position.step,
         stop=run.stop.is_set(),
     )
     lr = learning_rate(config.optim, position.step, run.total_steps)
     set_learning_rate(run.optimizer, lr)
-    terms, broken, class_sums = forward_backward(run, batch, info)
+    terms, nonfinite, sums = forward_backward(run, batch, info)
     grad_norm = run.engine.clip_and_step(run.accelerator, run.model, run.optimizer, config.optim.grad_clip)
-    if class_sums is not None:
-        move_prototypes(run, class_sums, grad_norm)
+    if sums is not None:
+        move_prototypes(run, sums, grad_norm)
     run.pending.append(
         {
             "step": position.step + 1,
             "epoch": position.epoch,
             "terms": terms,
-            "broken": broken,
+            "nonfinite": nonfinite,
             "keys": batch.key,
             "lr": lr,
             "grad_norm": grad_norm,
@@ -76,15 +75,15 @@ def forward_backward(
 
     Returns:
         On the device: this rank's loss terms [len(TERMS)]; which of its utterances have logits that are not
-        finite [B]; where prototypes are class means, its `prototypes.class_sums` [C*K, D + 1].
+        finite [B]; where prototypes are class means, its `class_sums` [C*K, D + 1].
     """
     config, world = run.config, run.world
     factor = run.engine.loss_factor(world.size, run.layout.accumulation)
     weights = None if run.class_weights is None else to_device_async(run.class_weights, world.device)
-    table = unwrap(run.model).tpn.prototypes
-    class_sums = None
+    prototypes = unwrap(run.model).tpn.prototypes
+    sums = None
     if config.prototypes.update == "ema":
-        class_sums = torch.zeros(len(table), table.shape[1] + 1, device=world.device)
+        sums = torch.zeros(len(prototypes), prototypes.shape[1] + 1, device=world.device)
 
     def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:
         output = run.model(micro.features, dropout)
@@ -92,14 +91,15 @@ def forward_backward(
         return output, terms, total_loss(terms, config.loss) * factor
 
     total = torch.zeros(len(TERMS), device=world.device)
-    broken = []
+    nonfinite = []
     micro_batches = batch.split(run.layout.accumulation)
     first = 0
     for i, micro in enumerate(micro_batches):
         seed_randomness(config.run.seed, run.position.step, i, world.rank)
-        pieces = run.threads.cut(micro)
+        pieces = run.piece_threads.cut(micro)
         with run.engine.accumulate(run.accelerator, run.model, i == len(micro_batches) - 1):
             if len(pieces) > 1:
+                # Only under an engine with `splits_micro_batches`, which needs no call of backward().
                 results = backward_in_pieces(run, pieces, first, forward)
             else:
                 output, terms, loss = forward(micro, first)
@@ -107,12 +107,12 @@ def forward_backward(
                 results = [(output, terms)]
         for piece, (output, terms) in zip(pieces, results, strict=True):
             total += terms.detach().float()
-            broken.append(~output.logits.detach().isfinite().all(-1))
-            if class_sums is not None:
+            nonfinite.append(~output.logits.detach().isfinite().all(-1))
+            if sums is not None:
                 per_class = config.model.prototypes_per_class
-                class_sums += prototypes.class_sums(output, piece.label, table, per_class)
+                sums += class_sums(output, piece.label, prototypes, per_class)
         first += len(micro)
-    return total, torch.cat(broken), class_sums
+    return total, torch.cat(nonfinite), sums
 
 
 def backward_in_pieces(
@@ -141,7 +141,7 @@ def backward_in_pieces(
     dtype = torch.bfloat16 if run.config.train.precision == "bf16" else torch.float32
     dropout = draw_dropout(pieces, model.config, dtype)
     begins = [first + sum(map(len, pieces[:i])) for i in range(len(pieces))]
-    found = run.threads.map(work, pieces, begins, dropout)
+    found = run.piece_threads.map(work, pieces, begins, dropout)
     add_gradients(parameters, [gradients for _, _, gradients in found])
     return [(output, terms) for output, terms, _ in found]
 
@@ -152,13 +152,18 @@ def seed_randomness(seed: int, step: int, micro_step: int, rank: int) -> None:
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def move_prototypes(run: Run, class_sums: Tensor, grad_norm: Any) -> None:
-    """Move the prototypes towards the class means of all ranks, by the same update on every rank."""
+def move_prototypes(run: Run, sums: Tensor, grad_norm: Any) -> None:
+    """Move the prototypes towards the class means of all ranks, by the same update on every rank.
+
+    Args:
+        sums: `class_sums` of this rank's utterances [C*K, D + 1]; they are summed over ranks here.
+        grad_norm: as `clip_and_step` returned it.
+    """
     if run.world.size > 1:
-        dist.all_reduce(class_sums)
-    # In a step that is skipped nothing may move: prototypes whose counts are 0 stay.
+        dist.all_reduce(sums)
+    # The optimizer skips a step whose gradients are not finite. Then the prototypes must not move
+    # either: counts of 0 leave them as they are.
     norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
-    finite = class_sums.isfinite().all() & norm.isfinite()
-    class_sums = torch.where(finite, class_sums, 0.0)
-    table = unwrap(run.model).tpn.prototypes
-    prototypes.move_to_class_means(table, class_sums, run.config.prototypes.ema_decay)
+    finite = sums.isfinite().all() & norm.isfinite()
+    sums = torch.where(finite, sums, 0.0)
+    move_to_class_means(unwrap(run.model).tpn.prototypes, sums, run.config.prototypes.ema_decay)

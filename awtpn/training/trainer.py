@@ -1,8 +1,8 @@
 """Training, from the command line to the results: setup -> fit -> validate -> save -> test.
 
 Reads top to bottom. Every rank runs every line; `Monitor` and `checkpoint` write files and print on the main
-rank only. Per step there is one small reduction over ranks (`reduce_batch_counts`), and the host never waits
-for the device: losses and norms stay there, and are fetched every `log_every` steps.
+rank (rank 0) only. Per step there is one small reduction over ranks (`reduce_batch_counts`), and the host
+never waits for the device: losses and norms stay there, and are fetched every `log_every` steps.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from awtpn.distributed.world import init_engine, shutdown
 from awtpn.model import files
 from awtpn.model.finite_outputs import NotFiniteError
 from awtpn.model.network import AWTPN
-from awtpn.run import checkpoint, position
+from awtpn.run import checkpoint
 from awtpn.run.folder import exclusive_run, prepare_run_dir, run_on_rank0
+from awtpn.run.position import load_position
 from awtpn.run.predictions import predictions_file
 from awtpn.run.provenance import describe
 from awtpn.run.results import write_results
@@ -104,7 +105,7 @@ def train(run: Run) -> dict[str, Any]:
 def saved_step(run: Run) -> int:
     """The step that the run would be resumed at."""
     latest = checkpoint.find_latest(run.checkpoints)
-    return position.load_position(latest).step if latest else 0
+    return load_position(latest).step if latest else 0
 
 
 # --- fit -----------------------------------------------------------------------------------------
@@ -121,16 +122,17 @@ def fit(run: Run) -> None:
     monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
     try:
         announce(run, monitor)
-        table = run.engine.gather_parameter(unwrap(run.model).tpn.prototypes).numpy()
-        monitor.log_settings(position.step, run.config, run.train, run.world, position.threads, table)
+        prototypes = run.engine.gather_parameter(unwrap(run.model).tpn.prototypes).numpy()
+        monitor.log_settings(position.step, run.config, run.train, run.world, position.threads, prototypes)
         if run.val_changed:
             reevaluate_best(run, monitor)
         run.since = time.perf_counter()
+        # A run that was stopped in its last validation has all its steps, and still needs that validation.
         while position.step < run.total_steps or position.validated < position.step:
             try:
                 finished = train_epoch(run, monitor)
-                ends = position.step >= run.total_steps
-                validate = ends or (position.epoch + 1) % options.validate_every == 0
+                last = position.step >= run.total_steps
+                validate = last or (position.epoch + 1) % options.validate_every == 0
                 best = validate and validate_epoch(run, monitor)
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, NotFiniteError):
@@ -181,8 +183,8 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
             check_replicas(run, monitor)
         if info.stop:
             raise Stopped
-        ends = position.epoch_step == run.train.steps_per_epoch  # `fit` saves then
-        if options.checkpoint_every and position.step % options.checkpoint_every == 0 and not ends:
+        epoch_ends = position.epoch_step == run.train.steps_per_epoch  # `fit` saves then
+        if options.checkpoint_every and position.step % options.checkpoint_every == 0 and not epoch_ends:
             flush(run, monitor)
             save(run)
     flush(run, monitor)
@@ -202,7 +204,12 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
     wanted = monitor.wants_figures(run.config.train.pictures, last=position.step >= run.total_steps)
     collector = SnapshotCollector(run.model, run.val, run.world, run.world.broadcast_object(wanted))
     figures = evaluate(
-        run.model, run.val, run.world, partial(check_stop, run), on_output=collector.add, threads=run.threads
+        run.model,
+        run.val,
+        run.world,
+        partial(check_stop, run),
+        on_output=collector.add,
+        threads=run.piece_threads,
     )
     position.validated = position.step
     # Of equal F1, the smaller cross-entropy is better.
@@ -231,7 +238,7 @@ def reevaluate_best(run: Run, monitor: Monitor) -> None:
         )
         return
     model, _ = best_model(run)
-    figures = evaluate(model, run.val, run.world, partial(check_stop, run), threads=run.threads)
+    figures = evaluate(model, run.val, run.world, partial(check_stop, run), threads=run.piece_threads)
     position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
     monitor.print(
         f"{changed}: later models are compared with the best checkpoint so far, of step "
@@ -254,11 +261,9 @@ def save(run: Run, best: bool = False) -> None:
         )
         if run.world.is_main:
             checkpoint.prune(root, run.config.train.keep_last)
-    except (
-        OSError,
-        SafetensorError,
-    ) as failure:  # only the main rank writes
+    except (OSError, SafetensorError) as failure:
         error = str(failure)
+    # Only the main rank writes, so only it can fail; it tells the others, which raise the same error.
     if error := run.world.broadcast_object(error):
         latest = checkpoint.find_latest(root)
         kept = f"{latest} is whole" if latest else "there is no earlier one"
@@ -322,7 +327,7 @@ def test(run: Run) -> dict[str, Any]:
         file = predictions_file(run.dir, role)
         collector = SnapshotCollector(model, stream, run.world, wanted)
         results[role] = evaluate(
-            model, stream, run.world, partial(check_stop, run), file, collector.add, run.threads
+            model, stream, run.world, partial(check_stop, run), file, collector.add, run.piece_threads
         )
         snapshots[role] = collector.gather()
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)

@@ -83,7 +83,7 @@ def measure(corpus: str, threads: int, inside: bool, hold: bool) -> dict[str, fl
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(config, "cpu", Path(folder))
         if inside:
-            run = replace(run, threads=ONE_PIECE)
+            run = replace(run, piece_threads=ONE_PIECE)
             torch.set_num_threads(threads)
         with closing(run.watchdog), closing(Monitor(run.dir, True, 0, run.total_steps)) as monitor:
             seconds = []

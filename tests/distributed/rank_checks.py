@@ -16,6 +16,7 @@ import torch.distributed as dist
 from support import ALONE, CLASSES, batch, poison, small_model, utterances
 
 from awtpn.config.schema import Config, Launch
+from awtpn.distributed.batch_layout import Layout
 from awtpn.distributed.engines.base import replicated_tensors
 from awtpn.distributed.replicas import broadcast_from_rank0, find_divergent_replicas, resync_from_rank0
 from awtpn.distributed.world import World, init_engine
@@ -115,22 +116,21 @@ def share(whole: FeatureBatch, world: World) -> FeatureBatch:
 def terms_and_gradients(
     model: AWTPN, whole: FeatureBatch, world: World, config: LossConfig
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The loss terms of a batch dealt over `world`, and its gradients, summed over ranks."""
+    """The loss terms of a batch divided over `world`, and its gradients, summed over ranks."""
     mine = share(whole, world) if world.size > 1 else whole
-    facts = reduce_batch_counts(
+    info = reduce_batch_counts(
         mine,
         config,
         world,
         classes=len(CLASSES),
         class_weights=None,
         modalities=["audio", "video"],
-        global_batch=whole.num_places,
-        accumulation=1,
+        layout=Layout(whole.num_places, whole.num_places // world.size, 1),
         seed=1,
         step=2,
         stop=False,
     )
-    shares = micro_batch_losses(model(mine.features), mine, 0, facts, config, None, whole.num_places)
+    shares = micro_batch_losses(model(mine.features), mine, 0, info, config, None, whole.num_places)
     model.zero_grad()
     total_loss(shares, config).backward()
     terms = shares.detach().clone()
@@ -171,26 +171,25 @@ def negatives_carry_gradient_over_ranks(job: dict[str, Any]) -> None:
 
 
 def signals_and_counts_are_shared(job: dict[str, Any]) -> None:
-    """One rank's wish to stop is every rank's, and all agree on the counts and the fingerprint."""
+    """If one rank got a stop signal, all ranks stop; counts and fingerprint are the same on every rank."""
     world = join()
     whole = batch(utterances([(2, 2), (1, 0), (0, 1)] * 5), [0, 1, 2] * 5, num_places=24)
     common: dict[str, Any] = {
         "classes": len(CLASSES),
         "class_weights": None,
         "modalities": ["audio", "video"],
-        "global_batch": 24,
-        "accumulation": 1,
+        "layout": Layout(24, 24 // world.size, 1),
         "seed": 0,
         "step": 0,
     }
     alone = reduce_batch_counts(whole, LossConfig(), ALONE, **common, stop=False)
     for stopper in range(world.size):
-        facts = reduce_batch_counts(
+        info = reduce_batch_counts(
             share(whole, world), LossConfig(), world, **common, stop=world.rank == stopper
         )
-        assert facts.stop
-        assert facts.fingerprint == whole.fingerprint()
-        assert replace(facts, negatives={}, stop=False) == replace(alone, negatives={})
+        assert info.stop
+        assert info.fingerprint == whole.fingerprint()
+        assert replace(info, negatives={}, stop=False) == replace(alone, negatives={})
     assert not reduce_batch_counts(share(whole, world), LossConfig(), world, **common, stop=False).stop
 
 

@@ -127,7 +127,9 @@ def test_a_nan_on_one_rank_is_left_out_on_all_and_named(night: Night) -> None:
     code, output, folder = night("nan", "nan")
     assert code == 0, output
     poisoned = re.findall(r"poisoned (\S+)", output)[0]
-    assert f"step 7 skipped: loss nan or its gradient is not finite, broken by: {poisoned} (rank 1)" in output
+    assert (
+        f"step 7 skipped: loss nan or its gradient is not finite, because of: {poisoned} (rank 1)" in output
+    )
     lines = {line["step"]: line for line in metrics(folder)}
     assert [s for s, line in lines.items() if line["skipped"]] == [7]
     assert lines[7]["loss"] is None
@@ -137,9 +139,7 @@ def test_a_nan_on_one_rank_is_left_out_on_all_and_named(night: Night) -> None:
 def test_more_nans_than_the_budget_stop_the_run(night: Night) -> None:
     code, output, folder = night("nan", "nan, no budget", **{"train.skip_budget": 0})
     assert code != 0
-    assert re.search(
-        r"more than train.skip_budget 0; the last, step 7, was broken by: \S+ \(rank 1\)", output
-    )
+    assert re.search(r"more than train.skip_budget 0; the last, step 7, because of: \S+ \(rank 1\)", output)
     assert status(folder)["status"] == "failed"
 
 

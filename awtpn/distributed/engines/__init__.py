@@ -1,6 +1,6 @@
 """What wraps the model for training: nothing, DDP or DeepSpeed.
 
-- `base`: `Engine`, the functions and facts that the rest of the code knows an engine by
+- `base`: `Engine`, the functions and properties that every engine has, and their plain torch versions
 - `single`, `ddp`, `deepspeed`: one engine each; `deepspeed_config`: DeepSpeed's settings
 
 No other code imports deepspeed or branches on an engine's name.
@@ -26,7 +26,7 @@ ENGINES: dict[str, Engine] = {
     "ddp": DDP,
     **{f"zero{stage}": engine for stage, engine in enumerate(ZERO_STAGES)},
 }
-"""By the name that a run shows and records."""
+"""All engines, by the name that a run prints and records."""
 
 
 def choose_engine(

@@ -35,7 +35,7 @@ class MemoryUse:
     """What decides how much memory a rank needs under an engine, for `awtpn doctor --memory`."""
 
     stage: int = 0
-    """ZeRO's: partitions Adam's moments and float32 weights (1), gradients too (2), all weights too (3)."""
+    """Of ZeRO: 1 partitions Adam's moments and float32 weights; 2 gradients, too; 3 all weights, too."""
     half_weights: bool = False
     """In half precision the model itself is cast; otherwise autocast casts weights in each forward."""
     flat_buckets: bool = False
@@ -107,8 +107,8 @@ def wrap(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model and optimizer, wrapped by the engine."""
-    # Accelerate also offers to wrap loader and schedule: it would deal out batches by itself, and step the
-    # schedule once per rank.
+    # Accelerate can also wrap the data loader and the schedule. It would then divide batches over ranks a
+    # second time, and step the schedule once per rank.
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     return wrapped, wrapped_optimizer
 
@@ -138,7 +138,8 @@ def clip_and_step(
     Returns:
         The norm before clipping, on the device.
     """
-    # What Accelerate's own function does, which would import DTensors first (a third of a second).
+    # These are the two calls of Accelerator.clip_grad_norm_. That method first imports DTensor, which takes a
+    # third of a second.
     accelerator.unscale_gradients()
     # Infinity clips nothing and still yields the norm.
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
@@ -259,10 +260,10 @@ def gather_parameter(parameter: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Engine:
-    """What the rest of the code calls, whatever wraps the model.
+    """The functions and properties of an engine; the rest of the code calls it only through these.
 
-    A model and an optimizer that are handed to these functions are those that `wrap` returned, if nothing
-    else is said. The default of each function is plain torch's.
+    If nothing else is said, the functions take the model and the optimizer that `wrap` returned. The default
+    of each function is the one for plain torch, above.
     """
 
     accumulate: Accumulate
@@ -273,7 +274,8 @@ class Engine:
     loss_factor: Callable[[int, int], int]
     """(ranks, accumulation): what a micro-batch's loss is multiplied by before backward.
 
-    The losses are shares of the global batch's, whose gradients add up; an engine may average them instead.
+    A micro-batch's loss is a share of the global batch's loss, so gradients must be summed over micro-batches
+    and ranks. An engine that averages them instead needs a factor: the number that it divides by.
     """
     memory: MemoryUse
     make_accelerator: Callable[..., Accelerator] = make_accelerator
@@ -289,5 +291,6 @@ class Engine:
     splits_micro_batches: bool = False
     """On a CPU, threads may compute the gradients of a micro-batch's pieces."""
     keeps_freed_memory: bool = True
-    """On a CPU, memory that tensors leave is held for the next step, which is faster and takes more."""
+    """On a CPU, freed memory is kept for the next step: faster, but takes more memory."""
     fp16_on_cpu: bool = False
+    """The engine can train in fp16 on a CPU."""

@@ -114,7 +114,7 @@ def load_communication_op() -> None:
             "environment variable TORCH_EXTENSIONS_DIR to a folder that can be written"
         ) from None
     with lock:
-        lock.release()  # of the two acquisitions; the block holds the other
+        lock.release()  # it was acquired twice, before the block and by it; the block still holds it
         (folder / "lock").unlink(missing_ok=True)
         if not (folder / f"{builder.name}.so").exists():
             print("compiling DeepSpeed's communication op, once per machine: some minutes", file=sys.stderr)
@@ -167,10 +167,12 @@ def accumulate(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterat
 def clip_and_step(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
 ) -> Any:
-    """The gradients' norm before the clipping that DeepSpeed did, as it was told by its settings.
+    """The gradient norm before clipping.
 
-    It has updated the weights and cleared the gradients, too.
+    backward() of the last micro-batch has already clipped to `gradient_clipping` of DeepSpeed's settings
+    (`deepspeed_config` sets it to `optim.grad_clip`), updated the weights and cleared the gradients.
     """
+    # Under DeepSpeed, this method of Accelerate's only reads the norm; it ignores `max_norm`.
     return accelerator.clip_grad_norm_(model.parameters(), max_norm)
 
 
@@ -332,7 +334,7 @@ def gather_parameter(parameter: Tensor) -> Tensor:
     if hasattr(parameter, "ds_status"):
         from deepspeed.runtime.zero import GatheredParameters, ZeroParamStatus
 
-        # Small tensors, which are not partitioned while the model trains, are before its first step.
+        # Small tensors stay whole while the model trains, but before its first step they are partitioned too.
         if parameter.ds_status != ZeroParamStatus.AVAILABLE:
             with GatheredParameters([parameter]):
                 return base.gather_parameter(parameter)
@@ -342,7 +344,7 @@ def gather_parameter(parameter: Tensor) -> Tensor:
 ZERO_STAGES = [
     Engine(
         accumulate,
-        # DeepSpeed averages gradients over ranks and over micro-batches, where our shares add up.
+        # DeepSpeed averages gradients over ranks and over micro-batches; our shares have to be summed.
         loss_factor=lambda ranks, accumulation: ranks * accumulation,
         memory=MemoryUse(
             stage=stage, half_weights=True, flat_buckets=True, libraries=65e6 if stage else 30e6

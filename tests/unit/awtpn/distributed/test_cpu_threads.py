@@ -322,7 +322,7 @@ def trained(
     layout = make_layout(32, config.train.micro_batch_size, 1)
     folder.mkdir()
     run = setup(config, Accelerator(cpu=True), ALONE, layout, folder, threading.Event())
-    assert run.threads.count == threads
+    assert run.piece_threads.count == threads
     monitor = Monitor(folder, True, 0, run.total_steps)
     for _ in range(2):
         train_epoch(run, monitor)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from support import ALONE, CLASSES, batch, same_bits_or_close, small_model, utterances
 from torch import Tensor
 
+from awtpn.distributed.batch_layout import Layout
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
 from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.model.network import ModalityOutput, ModelOutput
@@ -144,8 +145,7 @@ def settle(whole: FeatureBatch, config: LossConfig, accumulation: int, places: i
         classes=len(CLASSES),
         class_weights=np.array([0.5, 1.0, 2.0]),
         modalities=["audio", "video"],
-        global_batch=places,
-        accumulation=accumulation,
+        layout=Layout(places, places // accumulation, accumulation),
         seed=3,
         step=7,
         stop=False,

@@ -12,7 +12,7 @@ from awtpn.learning.negatives import NONE, draw_other_class, draw_permutation, m
 PLACES = st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 3), st.booleans())), min_size=24, max_size=24)
 
 
-def roster_of(places: list[tuple[int, bool] | None]) -> np.ndarray:
+def slot_table_of(places: list[tuple[int, bool] | None]) -> np.ndarray:
     place = np.array([i for i, p in enumerate(places) if p is not None], np.int64)
     label = np.array([p[0] for p in places if p is not None], np.int64)
     complete = np.array([p[1] for p in places if p is not None], bool)
@@ -30,7 +30,7 @@ def roster_of(places: list[tuple[int, bool] | None]) -> np.ndarray:
 def test_a_negative_is_of_another_class_of_the_group_with_both_streams(
     places: list[tuple[int, bool] | None], group: int, seed: int, step: int, draw: int
 ) -> None:
-    negative = draw_other_class(roster_of(places), group, seed, step, draw)
+    negative = draw_other_class(slot_table_of(places), group, seed, step, draw)
     assert len(negative) == len(places)
     for i, found in enumerate(negative):
         me = places[i]
@@ -51,15 +51,15 @@ def test_no_layout_changes_a_negative(
     places: list[tuple[int, bool] | None], ranks: int, seed: int, step: int
 ) -> None:
     """A rank that knows its own places alone draws what one that knows all would."""
-    whole = draw_other_class(roster_of(places), 4, seed, step, 0)
+    whole = draw_other_class(slot_table_of(places), 4, seed, step, 0)
     share = len(places) // ranks
     rosters = []
     for rank in range(ranks):
         own = range(rank * share, (rank + 1) * share)
-        rosters.append(roster_of([p if i in own else None for i, p in enumerate(places)]))
+        rosters.append(slot_table_of([p if i in own else None for i, p in enumerate(places)]))
         mine = draw_other_class(rosters[-1], 4, seed, step, 0)
         assert (mine[own.start : own.stop] == whole[own.start : own.stop]).all()
-    assert (np.sum(rosters, axis=0) == roster_of(places)).all(), "rosters of ranks add up to the batch's"
+    assert (np.sum(rosters, axis=0) == slot_table_of(places)).all(), "rosters of ranks add up to the batch's"
 
 
 def test_draws_are_uniform_over_the_candidates() -> None:
@@ -73,7 +73,7 @@ def test_draws_are_uniform_over_the_candidates() -> None:
         None,
         (0, True),
     ]
-    slot_table = roster_of(places)
+    slot_table = slot_table_of(places)
     draws = np.array([draw_other_class(slot_table, 8, seed=11, step=s, draw=0) for s in range(6_000)])
     # The first has four candidates: three of class 1 and one of class 2.
     values, counts = np.unique(draws[:, 0], return_counts=True)
@@ -87,7 +87,7 @@ def test_draws_are_uniform_over_the_candidates() -> None:
 
 
 def test_seed_step_and_draw_each_change_the_negatives() -> None:
-    slot_table = roster_of([(i % 4, True) for i in range(64)])
+    slot_table = slot_table_of([(i % 4, True) for i in range(64)])
     drawn = [
         draw_other_class(slot_table, 64, *names) for names in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]

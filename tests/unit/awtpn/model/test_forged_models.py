@@ -244,5 +244,5 @@ def test_a_position_beyond_the_epoch_is_refused_at_the_start(tmp_path: Path) -> 
     config.train.global_batch_size = 8
     position = Position(step=9, epoch_step=4, global_batch_size=8, streams=1)
     told = refusal(lambda: open_training_stream(config, ALONE, position))
-    assert "stands 4 steps into an epoch, and one of " in told
+    assert "is 4 steps into an epoch, but an epoch of " in told
     assert "has 3" in told

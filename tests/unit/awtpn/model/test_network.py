@@ -111,7 +111,7 @@ def test_standardise() -> None:
     # The second feature never varies but for rounding: dividing by that would blow up what comes later.
     standardise.set_statistics(torch.tensor([2.0, 5.0, -18.5]), torch.tensor([1.0, 1e-9, 0.5]))
     torch.testing.assert_close(standardise(x), torch.tensor([[-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]]))
-    # Stored as float16 and standardised in float32: differences smaller than bfloat16's steps remain.
+    # Stored as float16 and standardized in float32: differences smaller than bfloat16's steps remain.
     half = standardise(torch.tensor([[2.0, 5.0, -18.5], [2.0, 5.0, -18.484375]], dtype=torch.float16))
     assert half.dtype == torch.float32
     assert half[1, 2] - half[0, 2] == pytest.approx(0.03125)

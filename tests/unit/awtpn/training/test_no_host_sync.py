@@ -166,7 +166,7 @@ def test_a_step_never_waits_for_the_device(settings: dict[str, Any], monkeypatch
         train_step(run, of.to(META, non_blocking=True), data_wait=0.0)
         train_step(run, of.to(META, non_blocking=True), data_wait=0.0)
     assert [figures["terms"].device for figures in run.pending] == [META, META]
-    assert run.pending[0]["grad_norm"].device == run.pending[0]["broken"].device == META
+    assert run.pending[0]["grad_norm"].device == run.pending[0]["nonfinite"].device == META
     # Forward and both halves of backward, for two modalities and two steps.
     assert len(launched) == (12 if form == "fused" else 0)
 
