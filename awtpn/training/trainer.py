@@ -254,10 +254,7 @@ def save(run: Run, best: bool = False) -> None:
         )
         if run.world.is_main:
             checkpoint.prune(root, run.config.train.keep_last)
-    except (
-        OSError,
-        SafetensorError,
-    ) as failure:  # only the main rank writes
+    except (OSError, SafetensorError) as failure:  # only the main rank writes
         error = str(failure)
     if error := run.world.broadcast_object(error):
         latest = checkpoint.find_latest(root)
