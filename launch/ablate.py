@@ -30,7 +30,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--variants", type=path_argument, metavar="YAML", help="default: configs/ablations.yaml"
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the variants")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="train these variants only, e.g. 'AWM off'"
+    )
     options, training = parse_own_options(parser, words)
 
     from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants  # here: see cross_validate

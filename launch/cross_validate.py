@@ -39,7 +39,11 @@ def main(words: Sequence[str] | None = None) -> None:
         metavar="KEY=V1,V2",
         help="values to choose from; several make a grid",
     )
-    parser.add_argument("--no-baseline", action="store_true", help="leave out the logistic regression")
+    parser.add_argument(
+        "--no-baseline",
+        action="store_true",
+        help="leave out the logistic regression, which needs scikit-learn",
+    )
     options, training = parse_own_options(parser, words)
 
     from awtpn.experiments.crossvalidation import cross_validate  # here, since `--help` needs no torch

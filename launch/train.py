@@ -1,6 +1,6 @@
 """Train AWTPN, under any launcher.
 
-    python launch/train.py                                     # the demo, in a minute
+    python launch/train.py                                     # the demo, in half a minute
     accelerate launch launch/train.py --config configs/iemocap.yaml --data.train s3://corpus/iemocap
     torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
     deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json --config ...

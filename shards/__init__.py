@@ -1,18 +1,18 @@
-"""The data plane: features packed into shards, streamed as batches in an order free of the number of ranks.
+"""The data plane: packs features into shards, and reads the same global batches with any number of ranks.
 
-It knows utterances, modalities (named streams of steps) and classes, and no model. Packages,
-from the top; each imports only from those below it:
+Its terms are utterances, modalities (named sequences of time steps) and classes; it has no code of a model.
+Packages, from the top; each imports only from those below it:
 
 - `tools/`: what `awtpn shards` does: info, verify, simulate, index tars in place
 - `extraction/`: recordings -> features, with encoders and media
-- `sources/`: corpora and feature files of others -> samples or clips
+- `sources/`: corpora, and feature files of other programs -> samples (features) or clips (recordings)
 - `packing/`: samples -> shards, an output folder that is complete or absent
 - `streaming/`: shards -> batches
 - `planning/`: the order of utterances, as pure functions of rank and world size
-- `storage/`: any store: cache, retries, credentials
-- `format/`: what is on disk: manifest, index, tar, statistics
-- `safe_io/`: files and words of others: bounded where read, escaped where shown
-- `registry`: the sources or encoders in a folder, and their options, found without importing them
+- `storage/`: files of any store (local, http, S3, SFTP): cache, retries, credentials
+- `format/`: what is on disk: manifest, index, tar, statistics, labels
+- `safe_io/`: files and text that others wrote: read with limits, escaped where they are shown
+- `registry`: finds the sources or encoders in a folder, and their options, without importing them
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
 """Functions and classes that a folder's modules offer, with their options and help, read without an import.
 
-Sources (`shards.sources`) and encoders (`shards.extraction.encoders`) are found so: a module that is put into
-the folder is found without any list. Its text is parsed instead of imported, since some modules import torch
-or h5py, and `awtpn pack --help` lists them all.
+Sources (`shards.sources`) and encoders (`shards.extraction.encoders`) are found in this way: a new module in
+the folder is found, and no list has to name it. Its text is parsed instead of imported, because some modules
+import torch or h5py, and `awtpn pack --help` lists them all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-# First parameters, which are what to read or to load, and no options.
+# First parameters: what to read or to load. They are not options.
 SUBJECTS = ("source", "model")
 
 
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def options(self) -> dict[str, Parameter]:
-        """The parameters that tell how to read or to encode."""
+        """The parameters that say how to read or to encode."""
         return {name: parameter for name, parameter in self.parameters.items() if name not in SUBJECTS}
 
     def load(self) -> Any:

@@ -6,7 +6,7 @@ import json
 from shlex import quote
 
 from shards.format.schema import Manifest
-from shards.safe_io.printable import join_lines
+from shards.safe_io.printable import join_lines, plural
 
 # Metadata columns that corpora are usually cross-validated by.
 FOLD_COLUMNS = ("fold", "session", "speaker", "actor", "subject")
@@ -16,20 +16,28 @@ def print_splits(manifest: Manifest) -> None:
     """Print the number of utterances and shards of each split."""
     print(
         join_lines(
-            f"{name}: {split.utterances} utterances in {len(split.shards)} shards"
+            f"{name}: {split.utterances} utterances in {plural(len(split.shards), 'shard')}"
             for name, split in manifest.splits.items()
         )
     )
 
 
 def how_to_train(manifest: Manifest, out: str) -> str:
-    """The command that trains on the dataset in `out`; if it has no splits, the one that cross-validates."""
+    """The command that trains on the dataset in `out`; if it has no splits, the one that cross-validates.
+
+    Without splits and metadata it says how to get either, since a run would have nothing to test on.
+    """
     modalities, columns = list(manifest.modalities), list(manifest.columns)
     keys = f"--data.train {quote(out)}"
     if len(modalities) == 1:
         keys += f" --model.modalities '{json.dumps(modalities)}'"
     if list(manifest.splits) != ["all"]:
         return f"python launch/train.py {keys}"
+    if not columns:
+        return (
+            f"python launch/train.py {keys} (trains on all utterances and tests on none: to test, make the "
+            'dataset with the splits "train" and "test", or with a metadata column to cross-validate by)'
+        )
     usual = next((name for name in FOLD_COLUMNS if name in columns), None)
     command = f"python launch/cross_validate.py {keys} --by {usual or 'COLUMN'}"
-    return command if usual else f"{command}, a column of metadata; it has {', '.join(columns) or 'none'}"
+    return command if usual else f"{command}, a column of metadata; it has {', '.join(columns)}"

@@ -10,7 +10,7 @@ from typing import Any
 from awtpn.config.entry_point import data_output
 from awtpn.config.option_types import add_store_options, path_argument
 from awtpn.run.atomic_write import open_atomic
-from shards.format.split_names import named_once
+from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.json_text import json_text
 from shards.sources.recordings import PICTURE, SOUND
 from shards.storage.local_path import local_or_url
@@ -73,7 +73,7 @@ def run_predict(options: argparse.Namespace) -> None:
     for name in ("png", "audio", "video"):
         if getattr(options, name) and not of_recordings:
             raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
-    split = None if of_recordings else named_once(options.input[0], options.split)
+    split = None if of_recordings else split_from_url_or_option(options.input[0], options.split)
     from awtpn.inference.predictor import Predictor
 
     predictor = Predictor.from_pretrained(options.model, options.device)

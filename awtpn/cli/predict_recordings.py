@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from awtpn.config.entry_point import data_output
-from awtpn.inference.plot import NAMES, draw, load
+from awtpn.inference.plot import draw, load
 from awtpn.inference.predictor import Prediction, Predictor
 from awtpn.run.atomic_write import open_atomic
 from shards.safe_io.json_text import json_text
@@ -52,12 +52,12 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def summary_line(path: Path, answer: Prediction, step_seconds: dict[str, float]) -> str:
-    """ "clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: sound 0.8-0.9 s, picture 1.2-1.3 s"."""
+    """ "clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: audio 0.8-0.9 s, video 1.2-1.3 s"."""
     ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:3]
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked)
     heaviest = []
     for modality, weights in answer.weights.items():
         if len(weights):
             begin = int(np.argmax(weights)) * step_seconds[modality]
-            heaviest.append(f"{NAMES[modality]} {begin:.1f}-{begin + step_seconds[modality]:.1f} s")
+            heaviest.append(f"{modality} {begin:.1f}-{begin + step_seconds[modality]:.1f} s")
     return f"{path.name}: {shares}; heaviest: {', '.join(heaviest)}"

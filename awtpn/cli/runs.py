@@ -82,6 +82,8 @@ def run_compare(options: argparse.Namespace) -> None:
     )
     print("equal within tolerance" if equal else "NOT equal within tolerance")
     if not equal:
+        if comparison.same_data:
+            print("note: two runs agree only with the same settings and seed, and with model.dropout 0")
         sys.exit(1)
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from awtpn.config.option_types import add_store_options, comma_separated
-from shards.format.split_names import named_once
+from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.printable import printable
 
 # At most so many utterances are named in the printed summary.
@@ -75,7 +75,7 @@ def _add_preview(actions: Any) -> None:
 def _run_preview(options: argparse.Namespace) -> None:
     from shards.tools.info import format_preview, preview
 
-    named_once(options.url, options.split)
+    split_from_url_or_option(options.url, options.split)
     for utterance in preview(options.url, options.n, split=options.split, **_store(options)):
         print(format_preview(utterance))
 
@@ -179,7 +179,7 @@ def _run_simulate(options: argparse.Namespace) -> None:
     if options.synthetic:
         layout = synthetic_sizes(options.url)
     else:
-        named_once(options.url, options.split)
+        split_from_url_or_option(options.url, options.split)
         store, manifest, fragment = open_dataset(options.url, options.cache_dir, options.storage_options)
         layout = split_sizes(store, manifest, fragment or options.split or "train")
     report = simulate(

@@ -40,7 +40,7 @@ If a key is given twice, the last value counts, so keys after --config override 
 the latest checkpoint in its folder.
 """
 EXAMPLES = """examples:
-  python launch/train.py                                                the demo, in a minute
+  python launch/train.py                                                the demo, in half a minute
   python launch/train.py --config configs/meld.yaml --optim.lr 3e-4     a file, and one key changed
   torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
   accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py --config configs/meld.yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ def run_command(
     given = restore_private_words(sys.argv[1:] if words is None else words)
     remember_command(given)
     redact_output()
+    if not sys.stderr.isatty():
+        # A log file needs a progress bar every ten seconds, not every 0.1. tqdm reads this when imported.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     if isinstance(stream := getattr(sys.stdout, "unredacted", None), io.TextIOWrapper):
         # A file name may hold bytes that are not text, or characters that this terminal cannot encode.
         stream.reconfigure(errors="backslashreplace")

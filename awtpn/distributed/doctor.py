@@ -26,7 +26,7 @@ from awtpn.distributed.accelerate_launch import check_environment
 from awtpn.distributed.world import World, init_process_group, shutdown
 from awtpn.model import matrix_products
 from shards.format.schema import dump_manifest
-from shards.safe_io.printable import printable_lines
+from shards.safe_io.printable import plural, printable_lines
 from shards.safe_io.versions import installed_version
 from shards.storage.credentials import redact_url
 from shards.storage.store import open_dataset
@@ -385,7 +385,8 @@ def doctor_main(run_dir: Path | None, urls: Sequence[str], storage_options: dict
     ranks, findings = check_cluster(world, run_dir, urls, storage_options=storage_options, keep_folder=False)
     products = world.all_gather_object(matrix_products.largest_difference())
     if world.is_main:
-        print(f"{world.size} ranks on {len({r['host'] for r in ranks})} hosts, device {world.device}")
+        hosts = plural(len({r["host"] for r in ranks}), "host")
+        print(f"{plural(world.size, 'rank')} on {hosts}, device {world.device}")
         print("versions: " + ", ".join(f"{name} {v}" for name, v in ranks[0]["versions"].items()))
         print(matrix_products.describe(max(products)))
         print(printable_lines("\n".join(str(f) for f in findings)) if findings else "no problems found")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,25 @@ INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C of the logistic regr
 BATCH = 256  # utterances read at a time
 
 
+def check_installed() -> None:
+    """Raise ValueError if scikit-learn is not installed."""
+    if find_spec("sklearn") is None:
+        raise ValueError(
+            "the baseline needs scikit-learn: pip install 'awtpn-at-scale[baseline]', or leave it out with "
+            "--no-baseline"
+        )
+
+
 def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> list[Score]:
     """Scikit-learn's logistic regression on mean and std pooled, standardized features, on the same folds.
 
     Its regularization is chosen on the training folds alone, by leaving each of them out in turn.
-
-    Raises:
-        ValueError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise ValueError(
-            "the baseline needs scikit-learn: pip install 'awtpn-at-scale[bench]', or leave it out with "
-            "--no-baseline"
-        ) from None
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     pooled = {fold.test: pooled_features(data, {by: fold.test}) for fold in folds}
     scores = []
     for fold in tqdm(folds, desc="logistic regression", unit="fold"):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from awtpn.config.command_line import parse_command_line
-from awtpn.experiments.baseline import logistic_regressions
+from awtpn.experiments.baseline import check_installed, logistic_regressions
 from awtpn.experiments.folds import Score, Splits, Trial, check_arguments, fold_means, make_splits
 from awtpn.experiments.runner import PYTHON, read_metrics, train_all
 from awtpn.experiments.sweep import choose, grid
@@ -56,12 +56,15 @@ def cross_validate(
         command: the command line, for the record.
 
     Raises:
-        ValueError: invalid settings, no such column, or `folder` holds runs of other settings.
+        ValueError: invalid settings, no such column, `folder` holds runs of other settings, or the baseline
+            needs scikit-learn, which is not installed.
         RuntimeError: a run failed; the message ends with its output.
     """
     from awtpn.report.write import write_report
 
     check_arguments(training, seeds, by)
+    if by and baseline:
+        check_installed()  # before hours of training, not after them
     splits = make_splits(training, by)
     train = partial(train_all, parallel=parallel, launcher=launcher)
     chosen = choose(splits, training, seeds, folder / "sweep", grid(sweep), train) if sweep else None

@@ -17,7 +17,6 @@ from shards.safe_io.printable import printable
 
 INK, QUIET, LINE, PAPER = "#1f2933", "#7b8794", "#d5dbe1", "#ffffff"
 COLORS = {"audio": "#0072b2", "video": "#d55e00"}  # from the color-blind safe palette of Okabe and Ito
-NAMES = {"video": "picture", "audio": "sound"}
 INCHES_PER_CLASS = 0.34
 HEAD, FOOT = 0.92, 0.56  # inches
 LEFT, RIGHT = 0.065, 0.975  # of the figure's width
@@ -246,10 +245,10 @@ def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: 
     """Reliability weights as multiples of the uniform weight, as steps over time."""
     weights = prediction.weights.get(modality)
     if weights is None:
-        _message(axes, f"the model does not use the {NAMES[modality]}")
+        _message(axes, f"the model does not use {modality}")
         return
     if not len(weights):
-        _message(axes, f"no features in the {NAMES[modality]}")
+        _message(axes, f"no features of {modality}")
         return
     share = weights * len(weights)
     edges = np.arange(len(share) + 1) * recording.step_seconds[modality]
@@ -260,7 +259,7 @@ def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: 
     axes.set_ylim(0, max(2.0, 1.15 * float(share.max())))
     most = int(axes.get_ylim()[1])
     axes.set_yticks(sorted({1, most} if most < 6 else {1, most // 2, most}))
-    axes.set_ylabel(f"{NAMES[modality]}\nweight", color=COLORS[modality], fontsize=10, labelpad=8)
+    axes.set_ylabel(f"{modality}\nweight", color=COLORS[modality], fontsize=10, labelpad=8)
     axes.yaxis.set_major_formatter(lambda value, _: f"×{value:g}")
 
 

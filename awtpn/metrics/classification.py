@@ -72,7 +72,7 @@ def paper_metrics(dataset: str) -> dict[str, float] | None:
 def format_table(metrics: dict[str, Any], dataset: str = "") -> str:
     """The metrics as a table in per cent, with the paper's beside them if it has some for the dataset."""
     paper = paper_metrics(dataset)
-    overall = [["", "ours", "paper" if paper else ""]]
+    overall = [["", "ours, %", "paper, %"] if paper else ["", "%", ""]]
     for name in SUMMARY:
         published = f"{100 * paper[name]:.2f}" if paper and name in paper else ""
         overall.append([name, f"{100 * metrics[name]:.2f}", published])

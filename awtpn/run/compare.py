@@ -60,9 +60,9 @@ def format_comparison(c: Comparison) -> str:
     data = "the same data at every step" if c.same_data else f"other data from step {c.first_other_data} on"
     weights = "no checkpoints to compare"
     if c.weights_step:
-        weights = (
-            f"at most {c.largest_weight_gap:.3g} apart ({printable(c.in_tensor)}; steps {c.weights_step})"
-        )
+        first, second = c.weights_step
+        at = f"step {first}" if first == second else f"steps {first} and {second}"
+        weights = f"at most {c.largest_weight_gap:.3g} apart ({printable(c.in_tensor)}; {at})"
     return (
         f"{c.steps} steps in common\n"
         f"fingerprints  {data}\n"

@@ -101,7 +101,7 @@ class Monitor:
             return
         with naming_write_errors(self.run_dir):
             self.lines.flush()
-        self.bar.set_postfix(shown)
+        self.bar.set_postfix(shown, refresh=False)  # shown with the next update
 
     def log_validation(
         self, step: int, epoch: int, metrics: Mapping[str, Any], best: bool, snapshot: Snapshot

@@ -19,7 +19,7 @@ from awtpn.tracking.monitor import Monitor
 from awtpn.tracking.throughput import memory, throughput
 from awtpn.training.damaged_data import account_for_damaged
 from awtpn.training.run_state import Run
-from shards.safe_io.printable import printable
+from shards.safe_io.printable import plural, printable
 
 SHOWN = 8  # names listed in a message
 
@@ -31,8 +31,9 @@ def announce(run: Run, monitor: Monitor) -> None:
     monitor.print(
         f"{train.num_utterances} utterances, {len(train.classes)} classes; {run.parameters:,} parameters, "
         f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
-        f"{world.size} ranks x micro-batch {layout.micro_batch} x accumulation {layout.accumulation} "
-        f"= {layout.global_batch} utterances a step; {run.total_steps} steps{start_at}\n"
+        f"{plural(world.size, 'rank')} x micro-batch {layout.micro_batch} x "
+        f"accumulation {layout.accumulation} = {layout.global_batch} utterances a step; "
+        f"{plural(run.total_steps, 'step')}{start_at}\n"
         f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )
     for line in remarks_on_splits(train, (run.val, run.test)):

@@ -36,7 +36,7 @@ from awtpn.run.predictions import writing_predictions
 from awtpn.run.record import CONFIG_FILE, read_section
 from awtpn.training.held_out import overlap_with_evaluation
 from shards import FeatureBatch, FeatureStream
-from shards.format.split_names import named_once
+from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.printable import printable
 from shards.storage.credentials import redact_url
@@ -131,7 +131,7 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
 
 def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the metrics."""
-    options.split = named_once(options.data or "", options.split) or "test"
+    options.split = split_from_url_or_option(options.data or "", options.split) or "test"
     world = init_process_group()
     for file in (options.out, options.predictions):
         if file:

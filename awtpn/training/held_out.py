@@ -10,7 +10,7 @@ import numpy as np
 
 from shards import FeatureStream
 from shards.streaming.common_utterances import (
-    Common,
+    CommonUtterances,
     common_by_content,
     common_by_key,
     content_hashes,
@@ -45,9 +45,9 @@ def check_held_out(train: FeatureStream, val: FeatureStream | None, test: Featur
     known, warnings, few = _contents([train, *evaluated])
     for other in evaluated:
         found = _common(train, other, known)
-        if found.count == found.of:
+        if found.count == found.total:
             raise ValueError(
-                f"all {found.of} utterances of {_named(other)} have the features of utterances that are "
+                f"all {found.total} utterances of {_named(other)} have the features of utterances that are "
                 f"trained on{_names(found)}: {FIX}"
             )
         warnings += _partial_overlap(train, other, found, known, few)
@@ -68,7 +68,7 @@ def overlap_with_evaluation(train: FeatureStream, other: FeatureStream) -> str |
     """
     known, _, few = _contents([train, other])
     found = _common(train, other, known)
-    if found.of in (found.count, train.overlap(other)):
+    if found.total in (found.count, train.overlap(other)):
         return f"note: {_named(other)}: these are the utterances that it was trained on"
     return " ".join(_partial_overlap(train, other, found, known, few)) or None
 
@@ -76,7 +76,7 @@ def overlap_with_evaluation(train: FeatureStream, other: FeatureStream) -> str |
 def _partial_overlap(
     train: FeatureStream,
     other: FeatureStream,
-    found: Common,
+    found: CommonUtterances,
     known: dict[int, np.ndarray | None],
     few: bool,
 ) -> list[str]:
@@ -100,8 +100,8 @@ def _contents(streams: list[FeatureStream]) -> tuple[dict[int, np.ndarray | None
     """Hashes of each stream's utterances.
 
     Returns:
-        By id(stream) its `contents`, None where they are not known; a warning if any are not; whether the
-        streams are small enough to read all their indexes.
+        By id(stream) its `content_hashes`, None where they are not known; a warning if any are not; whether
+        the streams are small enough to read all their indexes.
     """
     cause = why_not_comparable(streams)
     few = cause is None
@@ -117,21 +117,25 @@ def _contents(streams: list[FeatureStream]) -> tuple[dict[int, np.ndarray | None
     return known, [told], few
 
 
-def _alike(train: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]) -> Common:
+def _alike(
+    train: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]
+) -> CommonUtterances:
     """Utterances of `other`, of another dataset, that have keys of `train` but not its arrays."""
     if same_dataset(train, other):
-        return Common(0, other.num_utterances, [])
+        return CommonUtterances(0, other.num_utterances, [])
     of_train, of_other = known[id(train)], known[id(other)]
     if of_train is None or of_other is None:
         return common_by_key(train, other)
     return common_by_key(train, other, np.isin(of_other, of_train[of_train != 0]))
 
 
-def _common(one: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]) -> Common:
+def _common(
+    one: FeatureStream, other: FeatureStream, known: dict[int, np.ndarray | None]
+) -> CommonUtterances:
     """Utterances of `other` that `one` has, too; by the shards' hashes alone where contents are not known."""
     of_one, of_other = known[id(one)], known[id(other)]
     if of_one is None or of_other is None:
-        return Common(one.overlap(other), other.num_utterances, [])
+        return CommonUtterances(one.overlap(other), other.num_utterances, [])
     return common_by_content(of_one, of_other, other)
 
 
@@ -139,10 +143,10 @@ def _named(stream: FeatureStream) -> str:
     return f"{stream.url}, split {stream.split}"
 
 
-def _counted(found: Common) -> str:
-    return f"{'all' if found.count == found.of else found.count} of {found.of} utterances"
+def _counted(found: CommonUtterances) -> str:
+    return f"{'all' if found.count == found.total else found.count} of {found.total} utterances"
 
 
-def _names(found: Common) -> str:
-    more = found.count - len(found.names)
-    return f" ({', '.join(found.names)}{f' and {more} more' if more else ''})" if found.names else ""
+def _names(found: CommonUtterances) -> str:
+    more = found.count - len(found.examples)
+    return f" ({', '.join(found.examples)}{f' and {more} more' if more else ''})" if found.examples else ""

@@ -1,7 +1,7 @@
 """From recordings to features in shards, on one process or many.
 
-- `extract`: recordings to a dataset; `shard_jobs`: the plan; `shard_records`: what is finished;
-  `heartbeat`: notices ranks that hang or are gone
+- `extract`: recordings to a dataset; `shard_jobs`: which clips make which shard, on which rank;
+  `shard_records`: what is finished; `heartbeat`: notices ranks that hang or are gone
 - `pipeline`: decode and encode clips; `media/`: decoding; `encoders/`: waves and pictures to features;
   `reopen_encoder`: the encoder of recorded features
 """

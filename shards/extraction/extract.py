@@ -1,10 +1,10 @@
 """Recordings -> features -> shards, over many ranks. A stop costs at most the shards that are being made.
 
     plan (`shard_jobs`) -> for each job of this rank: decode, encode (`pipeline`), validate, write
-    (`packing`), record (`shard_records`) -> the main rank waits (`heartbeat`) and writes the manifest
+    (`packing`), record (`shard_records`) -> rank 0 waits (`heartbeat`) and writes the manifest
 
-Job j of those to do belongs to rank j % world_size. Started again, an extraction makes the shards that have
-no record yet. The manifest makes the dataset complete; then the records are removed.
+Of the shards to make, shard j is made by rank j % world_size. If an extraction is started again, it makes the
+shards that have no record yet. The manifest makes the dataset complete; then the records are removed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from shards.sources.base import ClipSource
 from shards.storage.retry import DISK_FULL
 from shards.storage.store import read_manifest
 
-# So many clips of one shard do not all fail by themselves: something common to them is wrong.
+# If all clips of a shard fail, and they are at least this many, the cause is not the clips: extraction stops.
 SUSPICIOUS_CLIPS = 8
 
 
@@ -94,17 +94,17 @@ def extract(
         threads: for decoding.
         dtype: of the stored features: "float16" or "float32". A warning names a feature for which it is too
             coarse.
-        on_bad: "skip" leaves a clip that fails out and lists it, with its cause, in `skipped.jsonl`; "refuse"
-            stops at it.
+        on_bad: "skip" skips a clip that fails, and lists it with its cause in `skipped.jsonl`; "refuse" stops
+            at it.
         keep_constant: make features of streams that never change (`media`), too. Otherwise digital silence
             or a still picture counts as a missing stream.
         provenance: further facts for the manifest, such as the command.
         storage_options: for the fsspec file system of `out`.
         overwrite: replace a finished dataset, which stays complete until the new one is, or another
             unfinished extraction.
-        retry_failed: when it continues, make shards again of which clips were left out.
-        patience: seconds without progress of another rank after which the main rank stops with an error.
-        progress: show a bar on stderr (main rank).
+        retry_failed: when it continues, make shards again if clips of them were skipped.
+        patience: seconds without progress of another rank after which rank 0 stops with an error.
+        progress: show a bar on stderr (rank 0).
 
     Returns:
         The manifest on rank 0, None on others. If the dataset was complete already, its manifest.
@@ -150,7 +150,8 @@ def extract(
         clips = [clip for job in jobs for clip in job.clips]
         with (
             tqdm(total=len(clips), desc="extract", unit="clip", disable=rank > 0 or not progress) as bar,
-            # Decoding runs on across the borders of shards; batches of the encoders do not.
+            # Clips of the next shard are decoded while the last ones of this shard are encoded. A batch of an
+            # encoder has clips of one shard only, so that the shard's bytes do not depend on other shards.
             closing(decode_ahead(clips, encoders, threads, keep_constant)) as decoded,
         ):
             for job in jobs:
@@ -189,7 +190,8 @@ def check_readable(clips: Iterable[DecodedClip], on_progress: Callable[[], None]
     for clip in clips:
         if clip.is_unreadable:
             raise OSError(
-                f"{clip.cause}: the recordings went away; with them back, the same command continues"
+                f"{clip.cause}: the recordings are no longer there; restore them, and the same command "
+                "continues"
             )
         on_progress()
         yield clip
@@ -242,7 +244,7 @@ def write_dataset(
     provenance: dict[str, Any],
     keep_constant: bool,
 ) -> Manifest:
-    """Make the manifest of all records and complete the dataset (main rank, when all shards have a record).
+    """Make the manifest of all records and complete the dataset (rank 0, when all shards have a record).
 
     Raises:
         ValueError: no clip could be used.
@@ -256,7 +258,7 @@ def write_dataset(
         if record.shard:
             shards.setdefault(job.split, []).append(record.shard)
     if not shards:
-        # Nothing here is worth keeping: after a repair all clips are to be tried again.
+        # No record is kept, so that all clips are tried again after a repair.
         discard(folder)
         if not skipped:
             raise ValueError("nothing to extract: no clips")

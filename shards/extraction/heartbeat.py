@@ -1,8 +1,8 @@
-"""Heartbeats: how the main rank of an extraction learns that another rank is gone or hangs.
+"""Heartbeats: how rank 0 of an extraction learns that another rank is gone or hangs.
 
 A working rank writes a small file into the output folder every `INTERVAL_S` seconds; it says how much the
-rank has done. The main rank looks at the shards that are still missing and at the heartbeats of their ranks.
-If a heartbeat stays the same for too long, the main rank stops with an error. No collective is used here,
+rank has done. Rank 0 looks at the shards that are still missing and at the heartbeats of their ranks.
+If a heartbeat stays the same for too long, rank 0 stops with an error. No collective is used here,
 because a rank that vanished would block it.
 """
 
@@ -22,7 +22,8 @@ from shards.storage.store import call_store
 HEARTBEAT = f"{MARKER}-alive-"  # and the rank
 INTERVAL_S = 30.0
 POLL_S = 10.0
-# Of the time since the last check at most so much counts as quiet: this rank itself may have been suspended.
+# At most so much of the time since the last check counts as time without progress: rank 0 itself may have
+# been suspended.
 LONGEST_GAP_S = 60.0
 
 
@@ -50,7 +51,7 @@ def heartbeat_writer(folder: OutputFolder, rank: int, patience: float) -> Callab
 
 
 def heartbeat_monitor(monitor: RankMonitor) -> Callable[[], None]:
-    """For the main rank: a function to call with each piece of work; it checks the others at intervals.
+    """For rank 0: a function to call with each piece of work; it checks the others at intervals.
 
     Raises (when called):
         OSError: as `RankMonitor.missing`.
@@ -59,7 +60,7 @@ def heartbeat_monitor(monitor: RankMonitor) -> Callable[[], None]:
 
 
 def _at_intervals(call: Callable[[], object], patience: float) -> Callable[[], None]:
-    """A function to be called often: it calls `call` at once, then several times within the patience."""
+    """A function to be called often: it calls `call` at once, and then again after each interval."""
     last = -float("inf")
 
     def on_progress() -> None:
@@ -73,12 +74,12 @@ def _at_intervals(call: Callable[[], object], patience: float) -> Callable[[], N
 
 @dataclass
 class RankMonitor:
-    """What the main rank knows of the shards of other ranks.
+    """What rank 0 knows of the shards of other ranks.
 
     Attributes:
         folder: the output folder.
-        owners: by name of a shard the rank that makes it, without the shards of the main rank.
-        patience: seconds without progress after which a rank is given up.
+        owners: by name of a shard the rank that makes it, without the shards of rank 0.
+        patience: seconds without progress of a rank after which `missing` raises an error.
         last_check: when `missing` was called last, by this process's clock.
         last_seen: by rank its progress when checked last, and for how many seconds it has been the same.
     """

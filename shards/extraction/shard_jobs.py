@@ -1,7 +1,8 @@
 """Plan an extraction: which clips go into which shard, and which shards are finished already.
 
 The clips of each split are assigned, in order, to shards of a fixed number of clips. So the content of a
-shard depends neither on the number of ranks nor on what was made before.
+shard depends neither on the number of ranks nor on what was made before. Of the unfinished shards, rank r of
+W makes those at positions r, r + W, r + 2 W, ... (`extract`), on however many hosts the ranks run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from shards.packing.output_folder import (
     remove_temporary,
 )
 from shards.packing.shard_writer import shard_name
-from shards.packing.validation import PackingState, check_names
+from shards.packing.validation import PackingState, check_key_split_label
 from shards.sources.base import Clip, ClipSource
 from shards.storage.store import NoManifest, Store, read_manifest
 
@@ -75,7 +76,7 @@ class ExtractionPlan:
 
     @property
     def unfinished(self) -> list[ShardJob]:
-        """The jobs to do; rank r of W does every W-th of them, beginning with the r-th."""
+        """The jobs to do; rank r of W does those at positions r, r + W, r + 2 W, ..."""
         return [job for job in self.jobs if job.name not in self.finished]
 
 
@@ -98,7 +99,7 @@ def plan_jobs(
         store: the output folder.
         settings: what else decides the content of the shards: `clips_per_shard`, `dtype`, `on_bad`.
         overwrite: replace a finished dataset or another unfinished extraction.
-        retry_failed: make shards again of which clips were left out or have an undecodable stream.
+        retry_failed: make shards again if clips of them were skipped or have an undecodable stream.
         rank: of this process.
         all_gather_object: over the ranks.
 
@@ -145,9 +146,9 @@ def _warn_of_source(source: ClipSource, skipped: list[dict[str, str]]) -> None:
 
 
 def mark_missing_files(source: ClipSource, modalities: Iterable[str]) -> ClipSource:
-    """The clips without those of their files that do not exist.
+    """Remove files that do not exist from the clips.
 
-    A file that exists now and is missing later is then an error of the storage, not of the clip.
+    If a file exists now and is missing later, the storage has failed, and not the clip.
 
     Args:
         source: the clips.
@@ -180,7 +181,7 @@ def assign_clips(source: ClipSource, clips_per_shard: int) -> tuple[list[ShardJo
         try:
             if isinstance(clip, BadSample):
                 raise ValueError(clip.cause)
-            check_names(clip.key, clip.split, clip.label, state)
+            check_key_split_label(clip.key, clip.split, clip.label, state)
         except ValueError as error:
             at = f"{clip.source}: " if clip.source else ""
             skipped.append({"key": str(clip.key), "cause": f"{at}{str(error).removeprefix(at)}"})
@@ -196,7 +197,7 @@ def assign_clips(source: ClipSource, clips_per_shard: int) -> tuple[list[ShardJo
 
 
 def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> str:
-    """A digest of all that decides the dataset: the same extraction may continue where it was stopped."""
+    """A hash of all that determines the dataset: an extraction with the same id continues a stopped one."""
     what = {
         "clips": [asdict(clip) for clip in source.clips],
         "classes": source.classes,
@@ -223,7 +224,7 @@ def with_generation(jobs: list[ShardJob], generation: int) -> list[ShardJob]:
 def claim_folder(
     store: Store, jobs: list[ShardJob], extraction: str, overwrite: bool, retry_failed: bool
 ) -> tuple[bytes, int, frozenset[str]]:
-    """Mark the folder as this launch's, and find out which shards are finished (main rank).
+    """Mark the folder as this launch's, and find out which shards are finished (rank 0).
 
     Args:
         store: the output folder.
@@ -243,7 +244,7 @@ def claim_folder(
     if not overwrite and _holds_dataset_of(store, extraction):
         if not is_being_replaced(store):  # another extraction may be writing the replacement just now
             remove_temporary(store)
-        logger.warning("%s: already complete; pass overwrite to make it again", store.url)
+        logger.warning("%s: already complete; pass overwrite (--overwrite) to make it again", store.url)
         return b"", 0, frozenset()
     token = extraction_token(extraction)
     generation = check_available(store, token, overwrite)
@@ -267,7 +268,7 @@ def _holds_dataset_of(store: Store, extraction: str) -> bool:
 
 
 def _remove_failed(store: Store, finished: list[str]) -> list[str]:
-    """Remove the records of shards of which clips failed: they are made again. Returns the other shards."""
+    """Remove the records of shards whose clips failed, so that these are made again. Returns the others."""
     kept = []
     for shard, record in zip(finished, read_records(store, finished), strict=True):
         if record.skipped or record.undecodable:
@@ -278,7 +279,7 @@ def _remove_failed(store: Store, finished: list[str]) -> list[str]:
 
 
 def check_same_folder(store: Store, token: bytes, rank: int) -> None:
-    """Raise ValueError if this rank does not see the marker that the main rank has written."""
+    """Raise ValueError if this rank does not see the marker that rank 0 has written."""
     if read_token(store) != token:
         raise ValueError(f"{store.url}: rank {rank} sees another folder than rank 0; give one that all reach")
 

@@ -1,7 +1,7 @@
-"""Records of finished shards: what makes an extraction continue where it was stopped.
+"""Records of finished shards, by which an extraction continues where it was stopped.
 
 A rank writes one (`.part.json`) beside each shard that it has finished. A shard with a record is not made
-again. The main rank makes the manifest of all records, and removes them when the manifest is there.
+again. Rank 0 makes the manifest of all records, and removes them when the manifest is there.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ READING_THREADS = 8
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What became of the clips of one shard.
+    """The result of one shard: what was made of its clips.
 
     Attributes:
         shard: the finished shard; None if none of its clips could be used.
-        skipped: key and cause of each clip left out.
+        skipped: key and cause of each clip that was skipped.
         constant: by modality the number of clips without a stream because it never changes.
     """
 
@@ -127,12 +127,16 @@ def _load_shard(record: dict[str, Any], at: str) -> FinishedShard:
 
 
 def _dump_statistics(statistics: Statistics) -> list[Any]:
-    return [statistics.count, statistics.mean.tolist(), statistics.deviation.tolist()]
+    return [statistics.count, statistics.mean.tolist(), statistics.squared_deviations.tolist()]
 
 
 def _load_statistics(record: list[Any]) -> Statistics:
-    count, mean, deviation = record
-    found = Statistics(count, np.array(mean, np.float64), np.array(deviation, np.float64))
-    if not isinstance(count, int) or found.mean.ndim != 1 or found.deviation.shape != found.mean.shape:
+    count, mean, squared_deviations = record
+    found = Statistics(count, np.array(mean, np.float64), np.array(squared_deviations, np.float64))
+    if (
+        not isinstance(count, int)
+        or found.mean.ndim != 1
+        or found.squared_deviations.shape != found.mean.shape
+    ):
         raise TypeError("statistics are a count, means and deviations")
     return found

@@ -1,8 +1,8 @@
-"""The label of an utterance is stored twice; here the two are compared.
+"""Compare the label of an utterance in the index with the one in the shard.
 
 An index holds labels as positions in the manifest's list of classes. The utterance's JSON member in the tar
 holds the name. If someone reorders the classes in a manifest, every position means another class, and only
-the JSON members can tell. The reader, `verify`, `info` and `preview` call these checks.
+the JSON members show it. The reader, `verify`, `info` and `preview` call these checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shards.safe_io.bounded_json import parse_json
 class WrongManifest(ValueError):
     """The manifest contradicts the files that it names, so no part of the dataset can be trusted.
 
-    It is never skipped as damage of one utterance is.
+    It is never skipped, in contrast to a damaged utterance.
     """
 
 
@@ -89,7 +89,7 @@ def _check_label(meta: Mapping[str, Any], label: int, manifest: Manifest, at: st
 
 
 def _same(given: Any, label: int, name: str) -> bool:
-    """Whether a label as it stands in a tar is the name of the class, or its position."""
+    """Whether a label of a JSON member is the name of the class, or its position."""
     # Early versions stored labels with white space around.
     if isinstance(given, str) and given.strip() == name.strip():
         return True

@@ -1,6 +1,6 @@
-"""Which features are compatible: recorded by extraction, compared by training, evaluation and prediction.
+"""Which features are compatible: extraction records their feature space; training and prediction compare it.
 
-Two features are of the same feature space if the encoder settings that determine their values are equal. The
+Features are of the same feature space if the encoder settings that determine their values are equal. The
 device and the versions of packages do not count. The name of a feature space is the encoder's name with a
 hash of those settings. Features of one space may be mixed; a model trained on one space refuses any other.
 """
@@ -20,7 +20,7 @@ COMPUTE_SETTINGS = frozenset({"device", "dtype", "opencv", "torch", "transformer
 # In a clip's metadata: its modalities that never change and count as missing. In the manifest: how many.
 CONSTANT = "constant_streams"
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
-# Settings that a description leaves out.
+# Settings that are not part of a description.
 NOT_DESCRIBED = ("id", "version")
 # The setting that gives the rate of an encoder's input.
 RATE_SETTING = {"audio": "rate", "video": "fps"}
@@ -42,7 +42,7 @@ def constant_provenance(kept: bool, counts: Mapping[str, int]) -> dict[str, Any]
     """For the manifest: how extraction treated modalities that never change, such as silence.
 
     Args:
-        kept: features were made of them as of others; else they count as missing.
+        kept: features were made of them, too; else they count as missing.
         counts: number of such clips by modality.
     """
     return {CONSTANT: {"taken_as": "present" if kept else "missing", **dict(sorted(counts.items()))}}
@@ -70,7 +70,7 @@ def space_of(settings: Mapping[str, Any]) -> str:
 
 
 def recorded_spaces(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Per modality what `extraction_provenance` recorded; modalities without a record are left out."""
+    """Per modality what `extraction_provenance` recorded; modalities without a record are not among them."""
     features = provenance.get("features")
     if not isinstance(features, dict):
         return {}

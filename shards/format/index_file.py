@@ -17,7 +17,7 @@ from shards.format.hashing import hash_of
 from shards.format.index import ALIGNMENT, ShardIndex, form_of
 from shards.format.schema import INDEXED, Manifest, Modality, ShardEntry
 from shards.format.tar_members import BLOCK
-from shards.safe_io.bounded_npz import read_npz
+from shards.safe_io.bounded_npz import read_uncompressed_npz
 
 # NumPy's dtype kinds for a column of each kind; a column of floats may be integers in some shards.
 KINDS = {"bool": "b", "int": "i", "float": "fi", "str": "U"}
@@ -62,7 +62,7 @@ def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> S
     if hash_of(index_file) != entry.index_sha256:
         raise ValueError(f"{index_file.name}: not the index the manifest names: damaged or replaced; {fix}")
     try:
-        arrays = read_npz(index_file)
+        arrays = read_uncompressed_npz(index_file)
         if "key" not in arrays:
             raise ValueError("array 'key' is missing")
     except ValueError as error:

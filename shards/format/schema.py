@@ -37,7 +37,7 @@ MODALITY_NAME = re.compile(r"(?!json$)[a-z][a-z0-9_]{0,99}")
 
 @dataclass(frozen=True)
 class Sample:
-    """One utterance on its way into a shard.
+    """One utterance to be packed.
 
     Attributes:
         key: name of the utterance, unique in the dataset.
@@ -120,7 +120,7 @@ class Manifest:
         columns: metadata that every utterance has, by kind: "bool", "int", "float" or "str".
         splits: by name, in the order in which they first occurred in packing.
         provenance: how the features were made; free-form.
-        skipped: number of bad samples that packing left out (`skipped.jsonl` lists them).
+        skipped: number of bad samples that packing skipped (`skipped.jsonl` lists them).
         schema_version: of the layout on disk.
     """
 

@@ -41,7 +41,7 @@ def usual_names(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def renamed(names: dict[str, str], at: str) -> str | None:
+def renaming_message(names: dict[str, str], at: str) -> str | None:
     """A line that lists the splits which got another name; None if there are none."""
     lines = [f"{name!r} is {usual!r} here" for name, usual in names.items() if name != usual]
     return f"{at}: split {', '.join(lines)}" if lines else None
@@ -56,7 +56,7 @@ def find_split(wanted: str, splits: Iterable[str]) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def named_once(url: str, option: str | None) -> str | None:
+def split_from_url_or_option(url: str, option: str | None) -> str | None:
     """The split that a user names in the URL (`URL#dev`) or with --split; None if neither is given.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Mean and spread per feature dimension, computed in chunks; and a check of casts to float16 that uses them.
+"""Mean and standard deviation per feature dimension, computed in chunks; and a check of casts to float16.
 
-All sums are float64. Statistics are merged pairwise (Chan et al.), which stays exact where a feature's mean
-is large beside its spread and a plain sum of squares would cancel.
+All sums are float64. Statistics are merged pairwise (Chan et al.), which stays exact if a feature's mean is
+much larger than its standard deviation; a plain sum of squares would lose all digits then.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Statistics:
 
     count: int
     mean: np.ndarray
-    deviation: np.ndarray
+    squared_deviations: np.ndarray
 
     @property
     def std(self) -> np.ndarray:
         """Population standard deviation [D]; zeros if there are no time steps."""
-        return np.sqrt(self.deviation / max(self.count, 1))
+        return np.sqrt(self.squared_deviations / max(self.count, 1))
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def merge(a: Statistics | None, b: Statistics) -> Statistics:
     count = a.count + b.count
     delta = b.mean - a.mean
     mean = a.mean + delta * (b.count / count)
-    return Statistics(count, mean, a.deviation + b.deviation + delta**2 * (a.count * b.count / count))
+    between = delta**2 * (a.count * b.count / count)
+    return Statistics(count, mean, a.squared_deviations + b.squared_deviations + between)
 
 
 def sums_of(values: np.ndarray) -> Sums:
@@ -83,8 +84,8 @@ def lossy_dimension(values: Statistics, error: Statistics, tolerance: float = CA
 
     Args:
         values: statistics of the values before the cast.
-        error: statistics of (cast value - value). Only its spread counts: a constant error moves all values
-            of a dimension alike, and standardization removes it.
+        error: statistics of (cast value - value). Only its spread counts: a constant error shifts all values
+            of a dimension by the same amount, and standardization removes it.
         tolerance: largest error, as a share of the standard deviation of the values.
     """
     excess = error.std - tolerance * values.std - ROUNDING * np.abs(values.mean)

@@ -1,9 +1,9 @@
 """The marker of an output folder: a file that says a packing or extraction began there and has not ended.
 
 It holds a token by which a process notices that another one has taken the folder over. The token of a packing
-says when and where it began. The token of an extraction begins with the extraction's id, so that the same
-extraction, started again, recognizes its folder and continues under a token of its own; the process that was
-there before, should it still run, then stops.
+says when and where it began. The token of an extraction begins with the extraction's id. So an extraction
+that is started again recognizes its folder, writes a new token and continues. A process of the earlier start
+that still runs finds the new token and stops.
 
 On a local disk a packing locks its marker. The kernel drops the lock when the process dies. An object store
 has no locks: there a packing that began less than `PRESUMED_ALIVE_S` ago is presumed to be running.

@@ -72,7 +72,7 @@ class OutputFolder:
     lock: BinaryIO | None = None
 
 
-# --- Begin ---------------------------------------------------------------------------------------
+# --- Start ---------------------------------------------------------------------------------------
 
 
 def acquire(out: str, overwrite: bool, storage_options: dict[str, Any] | None) -> OutputFolder:
@@ -166,7 +166,7 @@ def clear_and_mark(store: Store, token: bytes, overwrite: bool) -> int:
     """
     store.fs.makedirs(store.root, exist_ok=True)
     write_marker(store, token)
-    # List only now: since the marker is ours, nobody else finishes a dataset here any more.
+    # List only now: with our marker there, no other process finishes a dataset here any more.
     names = list_names(store) - {MARKER}
     if MANIFEST in names and not overwrite:
         store.fs.rm(f"{store.root}/{MARKER}")
@@ -298,7 +298,7 @@ def discard(folder: OutputFolder) -> None:
         store.fs.rm(f"{store.root}/{name}", recursive=True)
 
 
-# --- Look ----------------------------------------------------------------------------------------
+# --- State of the folder -------------------------------------------------------------------------
 
 
 def list_names(store: Store) -> set[str]:
@@ -341,7 +341,8 @@ def _check_no_other_tars(store: Store, names: set[str], replacement: Replacement
         manifest = read_manifest(store)
     except ValueError as error:
         raise ValueError(
-            f"{error}; without it nobody can tell whose files these are: remove them, or pack elsewhere"
+            f"{error}; without it packing does not know which files it may replace: remove them, or pack "
+            "elsewhere"
         ) from None
     if read_in_place(manifest):
         raise ValueError(f"{store.url}: holds tars that others made, indexed in place; pack elsewhere")

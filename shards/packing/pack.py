@@ -39,8 +39,9 @@ from shards.packing.shard_writer import (
 from shards.packing.validation import EncodedSample, PackingState, check_cast, validate_or_skip
 from shards.safe_io.versions import installed_version
 
-# Until all utterances are read, a feature's standard deviation may grow with the next speaker or session. So
-# before the end packing refuses a cast only if its error is larger than this share of it.
+# Packing refuses a cast if its error is too large a share of a feature's standard deviation. Before all
+# utterances are read, the deviation may still grow with the next speaker or session, so a larger share, this
+# one, is allowed.
 EARLY_TOLERANCE = 0.1
 
 
@@ -78,7 +79,7 @@ def pack(
         provenance: how the features were made; kept in the manifest.
         dtype: "float16" or "float32".
         shard_bytes: a shard is closed once it has this many bytes.
-        on_bad: "refuse" stops at the first bad sample; "skip" leaves it out and lists it in `skipped.jsonl`.
+        on_bad: "refuse" stops at the first bad sample; "skip" skips it, and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
         overwrite: replace a finished dataset that is there; it stays complete until the new one is.
         progress: show a bar on stderr.

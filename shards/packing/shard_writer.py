@@ -1,8 +1,8 @@
-"""Write one shard, and keep what the manifest says of it.
+"""Write one shard, and compute what the manifest says of it.
 
-A finished shard is indexed by reading it back, hashed, and moved to the output folder. A `FinishedShard`
-keeps what the manifest needs to know of its utterances. The manifest is made of all finished shards,
-whichever process wrote them, in whichever order.
+A finished shard is indexed by reading it back, hashed, and moved to the output folder. A `FinishedShard` has
+what the manifest needs of its utterances. The manifest is made of all finished shards; it does not matter
+which processes wrote them, or in which order they were finished.
 """
 
 from __future__ import annotations

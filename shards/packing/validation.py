@@ -1,4 +1,4 @@
-"""Checks of one sample before it is packed. Each refusal gives the cause and the fix."""
+"""Checks of one sample before it is packed. Each error gives the cause and the fix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EncodedSample:
     """A valid utterance as it is stored.
 
     Attributes:
-        arrays: per modality [T, D] in the stored dtype; missing modalities are left out.
+        arrays: per modality [T, D] in the stored dtype, without missing modalities.
         casts: per modality that was cast statistics of the values given and of the error (stored - given).
         label: name of its class.
         json_member: its label and metadata as JSON.
@@ -84,7 +84,7 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
     """
     if isinstance(sample, BadSample):
         raise ValueError(sample.cause)
-    label = check_names(sample.key, sample.split, sample.label, state)
+    label = check_key_split_label(sample.key, sample.split, sample.label, state)
     for name in sample.features:
         if not MODALITY_NAME.fullmatch(name):
             raise ValueError(
@@ -133,8 +133,8 @@ def check_cast(
             )
 
 
-def check_names(key: str, split: str, label: Any, state: PackingState) -> str:
-    """The class that a label names.
+def check_key_split_label(key: str, split: str, label: Any, state: PackingState) -> str:
+    """Check the key, the split and the label of an utterance; returns the name of its class.
 
     Raises:
         ValueError: the key, the split or the class is not allowed.

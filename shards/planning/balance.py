@@ -11,8 +11,8 @@ balanced too.
 3. Each step's rows go to its parts by the same rule, and so on.
 
 Groups keep the shuffle random: if a whole window were balanced at once, its longest and its shortest rows
-would meet in every epoch. Each stream is balanced alone, from the lengths of its own rows, so a rank needs
-only the indexes of its own shards.
+would be in the same step in every epoch. Each stream is balanced on its own, from the lengths of its own
+rows, so a rank needs only the indexes of its own shards.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ def balance_steps(work: np.ndarray, rows_per_step: int, rotation: int) -> np.nda
 
     Args:
         work: [n] of each row, at least 0, in the order drawn.
-        rows_per_step: rows of this stream in a step. The rest of n beyond whole steps keeps its order.
+        rows_per_step: rows of this stream in a step. Rows after the last full step keep their order.
         rotation: number of the step, modulo the steps, that gets the longest row. If streams have too few
-            rows per step to be balanced alone, different rotations make them balance each other.
+            rows per step to be balanced on their own, different rotations make them balance each other.
 
     Returns:
         [n], the rows in their new order.
     """
-    whole = len(work) // rows_per_step * rows_per_step
-    grouped = whole // (GROUP_STEPS * rows_per_step) * (GROUP_STEPS * rows_per_step)
-    groups = [
-        *_split_evenly(work[:grouped], grouped // (GROUP_STEPS * rows_per_step)),
-        np.arange(grouped, whole),
-    ]
+    in_steps = len(work) // rows_per_step * rows_per_step
+    group_rows = GROUP_STEPS * rows_per_step
+    num_groups = in_steps // group_rows
+    in_groups = num_groups * group_rows
+    # The last group holds the steps that remain, fewer than GROUP_STEPS.
+    groups = [*_split_evenly(work[:in_groups], num_groups), np.arange(in_groups, in_steps)]
     found = [group[_balance(work[group], rows_per_step, rotation)] for group in groups if len(group)]
-    return np.concatenate([*found, np.arange(whole, len(work))])
+    return np.concatenate([*found, np.arange(in_steps, len(work))])
 
 
 def _split_evenly(work: np.ndarray, groups: int) -> np.ndarray:
     """Groups with the same mix of lengths, [groups, n / groups] rows."""
     if groups == 0:
         return np.zeros((0, 0), np.int64)
-    # Each line holds `groups` rows of about one length, and gives one of them to each group.
+    # Each line holds `groups` rows of similar length, and gives one of them to each group.
     lines = np.argsort(-work, kind="stable").reshape(-1, groups)
     # Rows are numbered in the order drawn, so sorting a line by number assigns its rows at random.
     return np.sort(np.sort(lines, axis=1).T, axis=1)
@@ -77,10 +77,12 @@ def _assign(parts: np.ndarray, work: np.ndarray, bins: int, rotation: int) -> np
     """
     k, n = parts.shape
     assigned = np.empty((k, bins, n // bins), parts.dtype)
-    # Below 1, which is the least difference of work: it only decides between bins with equal work.
+    # The start values are below 1, the smallest difference of work (work is a count of time steps). So they
+    # decide only between bins with equal work.
     total = np.tile((np.arange(bins) - rotation) % bins / (bins + 1), (k, 1))
     part = np.arange(k)[:, None]
     for nth in range(n // bins):
+        # The longest rows that are left, one for each bin: bins get equally many rows.
         rows = parts[:, nth * bins : (nth + 1) * bins]
         least_first = np.argsort(total, axis=1, kind="stable")
         assigned[part, least_first, nth] = rows

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from shards.format.schema import ShardEntry
-from shards.planning.plan import Plan, places_of_rank
+from shards.planning.plan import Plan, pieces_of_stream, places_of_rank, streams_of_places
 from shards.storage.store import Store
 
 
 def working_set(plan: Plan, size: np.ndarray, first_place: int, num_places: int) -> int:
     """An upper bound, over all epochs and steps, of the bytes needed at a time (see `plan.shards_ahead`).
 
-    It is tight for shards of about one size: a stretch of a stream overlaps as many pieces as fit into it,
-    and one more at each end.
+    It is close to the bytes needed if shards have similar sizes: the rows of a stream that are read at a time
+    overlap as many pieces as fit into them, and one more at each end.
 
     Args:
         plan: the plan.
@@ -30,13 +30,15 @@ def working_set(plan: Plan, size: np.ndarray, first_place: int, num_places: int)
     Returns:
         Bytes.
     """
-    share, window = plan.batch_share, plan.window_rows
+    window = plan.window_rows
     # A step's windows and the next one. Where steps do not divide a window, a step may lie in two.
-    stretch = (2 if window % share == 0 else 3) * window
+    stretch = (2 if window % plan.batch_share == 0 else 3) * window
     most = 0
     touched: set[int] = set()
-    for stream in range(first_place // share, -(-(first_place + num_places) // share)):
-        shard, rows = _pieces(plan, stream)
+    for stream in streams_of_places(plan, first_place, num_places):
+        shard, _, rows = pieces_of_stream(plan, stream)
+        shard, rows = shard[rows > 0], rows[rows > 0]
+        # The most pieces that fit between the first and the last row of a stretch: counted with the shortest.
         inside = int(np.searchsorted(np.cumsum(np.sort(rows)), stretch - 2, "right"))
         most += int(np.sort(size[shard])[::-1][: inside + 2].sum())
         touched.update(shard.tolist())
@@ -67,25 +69,17 @@ def check_limit(
         ValueError: the limit is too small (names the bytes needed), or `local_world_size` does not divide
             `world_size`.
     """
-    local = local_world_size
-    if local < 1 or world_size % local:
-        raise ValueError(f"local_world_size {local}: must divide the {world_size} ranks")
+    if local_world_size < 1 or world_size % local_world_size:
+        raise ValueError(f"local_world_size {local_world_size}: must divide the {world_size} ranks")
     if store.cache is None or store.cache.limit is None:
         return
-    first, share = places_of_rank(plan.global_batch_size, rank // local * local, world_size)
+    first_rank = rank // local_world_size * local_world_size
+    first_place, share = places_of_rank(plan.global_batch_size, first_rank, world_size)
     size = np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64)
-    needed = working_set(plan, size, first, share * local)
+    needed = working_set(plan, size, first_place, share * local_world_size)
     if needed > store.cache.limit:
         raise ValueError(
-            f"{at}: cache_limit is {store.cache.limit} bytes, while this node's {local} ranks need up to "
-            f"{needed} at a time: set it to {needed} or more, pack smaller shards or use more nodes"
+            f"{at}: cache_limit is {store.cache.limit} bytes, while this node's {local_world_size} ranks "
+            f"need up to {needed} at a time: set it to {needed} or more, pack smaller shards or use more "
+            "nodes"
         )
-
-
-def _pieces(plan: Plan, stream: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shards that a stream has rows of, and the number of its rows in each."""
-    low, high = stream * plan.rows // plan.streams, (stream + 1) * plan.rows // plan.streams
-    first = int(np.searchsorted(plan.starts, low, "right")) - 1
-    last = int(np.searchsorted(plan.starts, high, "left"))
-    rows = np.minimum(plan.starts[first + 1 : last + 1], high) - np.maximum(plan.starts[first:last], low)
-    return plan.shard_order[first:last][rows > 0], rows[rows > 0]

@@ -2,18 +2,19 @@
 
 What it guarantees, for every store and every cluster (B: global batch size, W: number of ranks):
 
-- Layout-free: step s of epoch e holds the same utterances at the same places of the global batch, for every W
-  that divides B and for any gradient accumulation. Rank r reads the places [r B / W, (r + 1) B / W).
-- Elastic: a run that stopped at step s resumes there on any other W. The order at any step is computed
+- Same batches: step s of epoch e holds the same utterances at the same places of the global batch, for every
+  W that divides B and for any gradient accumulation. Rank r reads the places [r B / W, (r + 1) B / W).
+- Resume: a run that stopped at step s resumes there on any other W. The order at any step is computed
   directly; nothing before it is replayed, and there is no state to save.
 - Exactly once: an epoch holds each selected row once. All ranks run the same number of steps; only the last
   step may have empty places.
-- Local: where W divides the number of canonical streams S, a rank reads only the shards of its own streams,
-  the same ones in every epoch.
+- Locality: where W divides the number of canonical streams S, a rank reads only the shards of its own
+  streams, the same ones in every epoch.
 
 How: the shards, in an order drawn once per run, are concatenated, and their rows are cut into S ranges whose
 sizes differ by at most one. Range i is canonical stream i (config key `data.streams`; not a `FeatureStream`).
-It fills the places [i B / S, (i + 1) B / S) of every global batch. S belongs to the order: a run keeps it.
+It fills the places [i B / S, (i + 1) B / S) of every global batch. Another S gives another order, so a run
+keeps its S.
 
 Example, not shuffled: shards a, b, c of 3, 3 and 2 rows, B = 4, S = 2. Stream 0 is a0 a1 a2 b0, stream 1 is
 b1 b2 c0 c1.
@@ -24,12 +25,13 @@ b1 b2 c0 c1.
 
 Shuffling: each epoch draws, within each stream, the order of its pieces (a piece is the part of a shard that
 the stream owns), the order of blocks of rows within a piece, and the order of rows within windows of
-consecutive blocks. So a shard is needed during one short stretch of an epoch. The key of every draw says what
-is drawn, so any window is found at the cost of ordering the stream's pieces and one window. Where the lengths
-of rows are known, the rows of a window are then arranged so that steps are of equal work (see `balance`);
-this reads the lengths of that window's rows only.
+consecutive blocks. So a shard is needed during one short stretch of an epoch. Every draw has its own random
+generator, seeded by what is drawn (for a window: seed, epoch, stream, window). So any window is found without
+the windows before it, by ordering the stream's pieces and blocks and that window. Where the lengths of rows
+are known, the rows of a window are then ordered so that steps are of equal work (see `balance`); this reads
+the lengths of that window's rows only.
 
-`FeatureStream` calls this for training, `simulate` to predict what a cluster reads.
+`FeatureStream` calls this for training; `simulate` calls it to compute what a cluster would read.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ SMALLEST_WINDOW = 1_024
 # Blocks per window. More blocks mix rows of a large shard that lie further apart.
 BLOCKS_PER_WINDOW = 4
 
-# What is drawn: the first word of each draw's key.
+# What is drawn. It is part of the seed of each draw, so that no two draws share their random numbers.
 _SHARD_ORDER, _PIECES, _BLOCKS, _ROWS, _ROTATION = range(5)
 
 # Maps shards to the work of their rows (the time steps of an utterance), an array [rows] for each shard.
@@ -65,7 +67,8 @@ class Plan:
         starts: [shards + 1] first row of each shard in the concatenation, then the number of all rows.
         window_rows: rows per window of a stream.
         work: gives the work of rows; None: steps are not balanced.
-        memo: the latest draws of each stream. It caches results of pure functions, and is not state.
+        memo: the latest blocks and window of each stream, kept because consecutive steps need the same ones.
+            It caches results of pure functions, and is not state.
     """
 
     global_batch_size: int
@@ -182,30 +185,31 @@ def rows_of_step(
         first_place, num_places: the range; `places_of_rank` gives a rank's.
 
     Returns:
-        place, shard, row, each [U] int64, by ascending place. Empty places of an epoch's last step are left
-        out.
+        place, shard, row, each [U] int64, by ascending place. Empty places of an epoch's last step are not
+        among them.
     """
     share = plan.batch_share
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    end = first_place + num_places
-    for stream in range(first_place // share, -(-end // share)):
+    for stream in streams_of_places(plan, first_place, num_places):
         first_of_stream = stream * share
-        low, high = max(first_place, first_of_stream), min(end, first_of_stream + share)
+        low, high = max(first_place, first_of_stream), min(first_place + num_places, first_of_stream + share)
+        # Rows [begin, stop) of the stream fill these places, fewer in an epoch's last step.
         begin = step * share + low - first_of_stream
         stop = min(step * share + high - first_of_stream, _stream_rows(plan, stream))
-        place = low - begin
+        place_of_row_0 = low - begin
         while begin < stop:
             window = begin // plan.window_rows
             shard, row = _window(plan, epoch, stream, window)
             start = window * plan.window_rows
-            until = min(stop, start + len(shard))
-            inside = slice(begin - start, until - start)
-            found.append((np.arange(place + begin, place + until), shard[inside], row[inside]))
-            begin = until
+            end = min(stop, start + len(shard))
+            inside = slice(begin - start, end - start)
+            place = np.arange(place_of_row_0 + begin, place_of_row_0 + end)
+            found.append((place, shard[inside], row[inside]))
+            begin = end
     if not found:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    place_, shard_, row_ = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return place_, shard_, row_
+    place, shard, row = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return place, shard, row
 
 
 def shards_ahead(plan: Plan, epoch: int, step: int, first_place: int, num_places: int) -> list[int]:
@@ -213,10 +217,9 @@ def shards_ahead(plan: Plan, epoch: int, step: int, first_place: int, num_places
 
     They are the shards of each stream's current window, then those of its next window.
     """
-    share = plan.batch_share
-    wanted: dict[int, None] = {}
+    wanted: dict[int, None] = {}  # a set that keeps the order
     for window in windows_ahead(plan, step):
-        for stream in range(first_place // share, -(-(first_place + num_places) // share)):
+        for stream in streams_of_places(plan, first_place, num_places):
             shard, _, start = _blocks(plan, epoch, stream)
             first, last = _overlapping(start, window * plan.window_rows, (window + 1) * plan.window_rows)
             wanted.update(dict.fromkeys(shard[first:last].tolist()))
@@ -231,12 +234,32 @@ def windows_ahead(plan: Plan, step: int) -> range:
 
 def shards_of_places(plan: Plan, first_place: int, num_places: int) -> np.ndarray:
     """Shards that a range of places needs during an epoch, each once, ascending; the same in every epoch."""
-    share = plan.batch_share
-    streams = first_place // share, -(-(first_place + num_places) // share)
-    low, high = _stream_range(plan, streams[0])[0], _stream_range(plan, streams[1] - 1)[1]
+    streams = streams_of_places(plan, first_place, num_places)
+    low, high = _stream_range(plan, streams[0])[0], _stream_range(plan, streams[-1])[1]
     first, last = _overlapping(plan.starts, low, high)
     inside = np.arange(first, last)
     return np.sort(plan.shard_order[inside[np.diff(plan.starts)[inside] > 0]])
+
+
+def streams_of_places(plan: Plan, first_place: int, num_places: int) -> range:
+    """The canonical streams that fill a range of places of the global batch, in part or completely."""
+    share = plan.batch_share
+    return range(first_place // share, -(-(first_place + num_places) // share))
+
+
+def pieces_of_stream(plan: Plan, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pieces of a stream, not shuffled.
+
+    Returns:
+        shard, its first row that belongs to the stream, and the number of such rows, [pieces] each. A shard
+        without rows may be among them.
+    """
+    low, high = _stream_range(plan, stream)
+    first = int(np.searchsorted(plan.starts, low, "right")) - 1
+    last = int(np.searchsorted(plan.starts, high, "left"))
+    begin = np.maximum(plan.starts[first:last], low)
+    rows = np.minimum(plan.starts[first + 1 : last + 1], high) - begin
+    return plan.shard_order[first:last], begin - plan.starts[first:last], rows
 
 
 def _stream_rows(plan: Plan, stream: int) -> int:
@@ -273,6 +296,7 @@ def _window(plan: Plan, epoch: int, stream: int, window: int) -> tuple[np.ndarra
 
 
 def _work_of(work: Work, shard: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Work of each row, [U]; `work` is called once, with each shard once."""
     shards, which = np.unique(shard, return_inverse=True)
     rows = work(shards.tolist())
     first = np.cumsum([0, *map(len, rows)])
@@ -297,12 +321,7 @@ def _blocks(plan: Plan, epoch: int, stream: int) -> tuple[np.ndarray, ...]:
     """
     if (known := plan.memo.get((_BLOCKS, stream))) and known[0] == (epoch, 0):
         return known[1]
-    low, high = _stream_range(plan, stream)
-    first = int(np.searchsorted(plan.starts, low, "right")) - 1
-    last = int(np.searchsorted(plan.starts, high, "left"))
-    begin = np.maximum(plan.starts[first:last], low)
-    length = np.minimum(plan.starts[first + 1 : last + 1], high) - begin
-    shard, begin = plan.shard_order[first:last], begin - plan.starts[first:last]
+    shard, begin, length = pieces_of_stream(plan, stream)
     if plan.shuffle:
         order = _permutation(len(shard), plan.seed, _PIECES, epoch, stream)
         shard, begin, length = shard[order], begin[order], length[order]

@@ -1,7 +1,7 @@
-"""Read an uncompressed `.npz` that others may have written, with no more memory than the file has bytes.
+"""Read the `.npz` of an index, which others may have written, with no more memory than the file has bytes.
 
-NumPy allocates the size that an array's header claims, and decompresses members, without checking either
-first. Indexes of shards are read by this module; features of users, which may be compressed, by `expansion`.
+Indexes are never compressed. NumPy would allocate the size that an array's header claims, and decompress
+members, without checking either first. Features of users, which may be compressed, are read by `expansion`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from shards.safe_io.expansion import read_npy
 
 
-def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
+def read_uncompressed_npz(file: BinaryIO) -> dict[str, np.ndarray]:
     """All arrays of an uncompressed `.npz`, by name.
 
     Raises:

@@ -1,7 +1,8 @@
 """Limit how many bytes a file may unpack to, before memory or disk space is used for them.
 
 A file of N bytes may unpack to `most_bytes(N)`. Features compress by a factor of 2 to 10, padded features by
-about 50; a file of zeros, which could fill a disk, by 1,000. Sources, and `awtpn shards index`, read by this.
+about 50; a file of zeros, which could fill a disk, by 1,000. Sources and `awtpn shards index` read the `.npy`
+and `.npz` files of users by this module. Indexes, which are never compressed, are read by `bounded_npz`.
 """
 
 from __future__ import annotations

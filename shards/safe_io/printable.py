@@ -59,6 +59,11 @@ def column_sides(align: str, columns: int) -> str:
     return align[:columns].ljust(columns, align[-1])
 
 
+def plural(count: int, word: str) -> str:
+    """ "1 shard", "2,000 shards"."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module; each message is logged as one line, with control characters escaped."""
     logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""What every source returns, and what sources share: labels, splits, keys, repairs."""
+"""What every source returns (`Source` or `ClipSource`), and helpers for labels, splits, keys and repairs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 
 from shards.format.labels import MISSING, given_classes, text_of
 from shards.format.schema import BadSample, Sample
-from shards.format.split_names import renamed, usual_names
+from shards.format.split_names import renaming_message, usual_names
 from shards.safe_io.printable import get_logger
 
 logger = get_logger(__name__)
 
-# Larger labels are no classes: names for billions of them would fill the memory.
+# A larger label is not a class: names for billions of classes would fill the memory.
 MOST_CLASSES = 1 << 16
 SHOWN = 8  # names of unused parts in a warning
 
 
 @dataclass(frozen=True)
 class Source:
-    """Utterances on their way into a dataset.
+    """The utterances of a corpus or file, to be packed.
 
     Attributes:
         samples: can be read once, in order; an utterance that cannot be read is a `BadSample`.
@@ -58,7 +58,7 @@ def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
 def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
     """The dataset's name of each split of a source ("val" of "dev"); changed names are logged.
 
-    Values that are no text are left out: `split_of` refuses them, utterance by utterance.
+    Values that are not text are ignored here: `split_of` refuses them, utterance by utterance.
     """
     names = set()
     for value in values:
@@ -67,7 +67,7 @@ def named_splits(values: Iterable[Any], at: str) -> dict[str, str]:
         except ValueError:
             continue
     splits = usual_names(sorted(names))
-    if message := renamed(splits, at):
+    if message := renaming_message(splits, at):
         logger.warning("%s", message)
     return splits
 

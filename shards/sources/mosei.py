@@ -71,8 +71,9 @@ def read(
 
     Args:
         source: the folder of the sequences (.csd), or the file of labels.
-        audio: the sequence of sound: a name in SOURCE, or a path.
-        video: the sequence of pictures: a name in SOURCE, or a path. One of the two may be missing.
+        audio: the sequence (.csd) of audio features: a name in SOURCE, or a path.
+        video: the sequence (.csd) of video features: a name in SOURCE, or a path. One of the two may be left
+            out.
         folds: the SDK's cmu_mosei_std_folds.py, or JSON: a name in SOURCE, or a path. Videos in no fold are
             left out.
         label_set: emotion, sentiment2, sentiment3 or sentiment7.

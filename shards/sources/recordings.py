@@ -40,7 +40,7 @@ from typing import Any
 
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample
-from shards.format.split_names import renamed, usual_names
+from shards.format.split_names import renaming_message, usual_names
 from shards.safe_io.file_names import as_text, existing, is_clutter, is_text
 from shards.sources.base import Clip, ClipSource, key_of, split_of
 from shards.sources.table_rows import read_rows
@@ -129,7 +129,7 @@ def read(
         },
         remarks=[
             *([_others_message(path, others)] if others else []),
-            *filter(None, [renamed(splits, str(path))]),
+            *filter(None, [renaming_message(splits, str(path))]),
             *(f"{path}: {count} clips labeled {name!r} are left out" for name, count in left_out.items()),
         ],
     )

@@ -17,7 +17,7 @@ import torch
 
 from shards.format.labels import label_name
 from shards.format.schema import BadSample, Sample
-from shards.format.split_names import meaning, renamed
+from shards.format.split_names import meaning, renaming_message
 from shards.safe_io.expansion import check_expansion
 from shards.safe_io.git_lfs import refuse_pointer
 from shards.sources.base import Source, class_names, log_unused, logger
@@ -67,7 +67,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
     paths = {split: found[0] for split, found in named.items() if found}
     if not paths:
         raise ValueError(f"{folder}: no train.pt, val.pt or test.pt in it; give the folder that holds them")
-    if message := renamed({path.stem: split for split, path in paths.items()}, str(folder)):
+    if message := renaming_message({path.stem: split for split, path in paths.items()}, str(folder)):
         logger.warning("%s", message)
     log_unused([path.name for path in files if path not in paths.values()], str(folder), "files are")
     return paths

@@ -1,10 +1,10 @@
-"""A folder of fetched files that the processes of a node share, under a budget.
+"""A folder of downloaded files that the processes of a node share, with a limit on its bytes (`cache_limit`).
 
-A file stays as long as anyone has it open: who opens one holds a shared lock (flock) on it, and only what can
-be locked exclusively is ever removed, the longest unused first. The kernel drops the locks of a process that
-dies, so there are no stale leases to clean up. A download is written to a `.part` file, locked exclusively
-by its process, and renamed when complete; what a killed process left behind is unlocked, so it is taken over
-by the next download of that file or removed. The folder must lie on a local disk.
+A process that opens a file holds a shared lock (flock) on it. Only a file that can be locked exclusively, so
+that no process has it open, is removed; the least recently used first. The kernel drops the locks of a
+process that dies, so no stale lock is left. A download is written to a `.part` file, which its process locks
+exclusively, and renamed when it is complete. A `.part` file of a killed process is unlocked: the next
+download of that file takes it over, or it is removed. The folder must be on a local disk.
 """
 
 from __future__ import annotations
@@ -103,18 +103,18 @@ def open_cached(
         name: in the dataset's folder; like `CACHED`, with the file's hash in it.
         size: in bytes.
         fetch: writes the file, complete and verified, to the path it is given.
-        wait_s: how long to wait for room under the budget.
+        wait_s: how long to wait until the limit leaves room.
 
     Returns:
         The file; as long as it is open no process removes it.
 
     Raises:
-        CacheFull: all that the budget holds is in use.
+        CacheFull: there is no room, and all files in the cache are in use.
         CacheUnwritable: the folder cannot be written.
         OSError: the disk is full.
         Whatever `fetch` raises.
     """
-    # Whatever named it: a file that is not in the folder must not be opened, replaced or removed.
+    # The name must not lead out of the folder: the file is opened, replaced and removed.
     assert CACHED.fullmatch(name), name
     path = cache.folder / name
     part = cache.folder / f".{name}.{size}.part"
@@ -137,7 +137,7 @@ def open_cached(
         with claimed:
             try:
                 fetch(part)
-                # Else the name might survive a power cut that the content did not.
+                # Else after a power cut the file might have its final name, but not its content.
                 with open(part, "rb") as written:
                     os.fsync(written.fileno())
                 # Under the lock: a process that adds up sizes at this moment could see neither name.
@@ -188,23 +188,23 @@ def _acquire(cache: Cache, path: Path, part: Path, size: int) -> BinaryIO | None
 
 
 def _make_room(cache: Cache, part: Path, size: int) -> None:
-    """Remove the longest unused files until `size` bytes more, to be written to `part`, fit the budget."""
+    """Remove the least recently used files until `size` bytes, to be written to `part`, fit the limit."""
     if cache.limit is None:
         return
     files = sorted(found for found in _files(cache.root) if found[1] != part)
-    held = sum(each for _, _, each in files)
+    used = sum(each for _, _, each in files)
     for _, path, each in files:
         # Nothing is removed for a file that would not even fit into an empty cache.
-        if held + size <= cache.limit or size > cache.limit:
+        if used + size <= cache.limit or size > cache.limit:
             break
         if (unused := _open_exclusive(path)) is not None:
             with unused:
                 path.unlink(missing_ok=True)
-            held -= each
-    if held + size > cache.limit:
+            used -= each
+    if used + size > cache.limit:
         raise CacheFull(
-            f"cache_limit is {cache.limit} bytes, {held} of them in use in {cache.root}, and {size} more "
-            f"are needed: set it to {held + size} or more"
+            f"cache_limit is {cache.limit} bytes, {used} of them in use in {cache.root}, and {size} more "
+            f"are needed: set it to {used + size} or more"
         )
 
 
@@ -216,7 +216,7 @@ def _files(root: Path) -> Iterator[tuple[float, Path, int]]:
         for entry in os.scandir(folder):
             part = PART.fullmatch(entry.name)
             if part or CACHED.fullmatch(entry.name):
-                # Others rename and remove meanwhile.
+                # Other processes rename and remove files at the same time.
                 with contextlib.suppress(FileNotFoundError):
                     found = entry.stat()
                     yield found.st_mtime, Path(entry.path), int(part[1]) if part else found.st_size
@@ -237,14 +237,14 @@ def _open_exclusive(path: Path, flags: int = 0) -> BinaryIO | None:
 
 
 def _wait_for(part: Path) -> None:
-    """Wait until the process that fetches a file is through: its patience with the store is bounded."""
+    """Wait until the process that fetches a file has finished or failed; its retries are limited in time."""
     with contextlib.suppress(FileNotFoundError), open(part, "rb") as file:
         _wait_for_lock(file, shared=True)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock among all users of the cache, for the moments that counting and making room take."""
+    """Hold the lock of all users of the cache, for the short time of counting and making room."""
     with open(path, "ab") as file:
         _wait_for_lock(file)
         yield

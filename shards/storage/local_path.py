@@ -37,7 +37,7 @@ def local_path(text: str | Path, what: str = "") -> Path:
         if rest.startswith("/"):  # file://HOST/PATH, where the host may be left out
             host, _, rest = rest[1:].partition("/")
             if host not in ("", "localhost"):
-                raise ValueError(f"{shown}: a file of the host {host!r}? Write file:///ABSOLUTE/PATH")
+                raise ValueError(f"{shown}: names a file of the host {host!r}; write file:///ABSOLUTE/PATH")
         text = f"/{rest}"
     elif text.lower().startswith("file:"):
         raise ValueError(f"{shown}: write file:///ABSOLUTE/PATH, or the path alone")

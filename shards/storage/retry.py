@@ -1,4 +1,4 @@
-"""Repeat a request to a store while it fails with errors that may be temporary; give up after a limited time.
+"""Repeat a request to a store while it fails with errors that may be temporary, for a limited time.
 
 `store.call_store` wraps every request to a remote store in `retrying`, so that a run survives a server
 restart or a lost connection. Errors that a repetition cannot change, such as a missing file, are raised at

@@ -310,7 +310,7 @@ def _download(store: Store, name: str, path: Path, size: int, sha256: str | None
     store.fs.get_file(f"{store.root}/{name}", str(path))
     found = path.stat().st_size
     if found != size:
-        raise WrongContent(f"it has {found} bytes, {size} are wanted: cut short or replaced")
+        raise WrongContent(f"it has {found} bytes, {size} are expected: cut short or replaced")
     if sha256 is not None and hash_file(path) != sha256:
         raise WrongContent("its content is not what the manifest names; was it replaced? pack it again")
 

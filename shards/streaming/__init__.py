@@ -1,7 +1,8 @@
 """From shards to batches.
 
-- `stream`: FeatureStream, which training and evaluation use; `reader`: utterances of a shard;
-  `scattered_reads`: many arrays per system call; `buffer_pool`; `prefetch`: batches read ahead;
-  `daemon_threads`; `batch`: sequences of different lengths, packed
+- `stream`: FeatureStream, which training and evaluation use; `reader`: utterances of a shard, and what is
+  damaged; `scattered_reads`: many arrays per system call; `buffer_pool`: memory that batches reuse;
+  `prefetch`: batches read ahead; `daemon_threads`: for requests to a store; `batch`: sequences of different
+  lengths, packed
 - `selection`: utterances by metadata; `common_utterances`: utterances that two streams share
 """

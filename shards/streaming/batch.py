@@ -1,5 +1,12 @@
 """What a rank gets per step: utterances of different lengths, packed without padding.
 
+Example: a global batch of 8, the first of two ranks, so four places. The utterances "a" and "c" have 3 and 2
+time steps, the one at place 1 is damaged, and place 3 is empty, as in an epoch's last step:
+
+    features["audio"]  values [5, D], offsets [0, 3, 5]
+    key                ["a", "c"]
+    place              [0, 2]         first_place 0, num_places 4
+
 `FeatureStream` makes a `FeatureBatch` per step; the trainer cuts it into micro-batches and moves it to a
 device.
 """
@@ -56,8 +63,8 @@ class FeatureBatch:
         place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
         first_place, num_places: the range of places of this batch; in an epoch's last step some are empty.
         epoch, step: 0-based.
-        damaged: name and cause of each utterance that was left out because it is damaged (its place is
-            empty); see `FeatureStream`. Micro-batches have those of the whole batch.
+        damaged: cause by name of each utterance that was skipped because it is damaged (its place is empty);
+            see `FeatureStream`. Each micro-batch has those of the complete batch.
     """
 
     features: dict[str, Ragged]

@@ -38,7 +38,7 @@ class BufferPool:
         self.keep_bytes = keep_bytes
         # Finalizers return buffers, and may run at any point of any thread, also inside this class. A lock
         # could deadlock there, so there is none: single operations of a dict are atomic.
-        self._free: dict[int, np.ndarray] = {}
+        self._free: dict[int, np.ndarray] = {}  # by id
 
     def lease(self, size: int, pin: bool = False) -> torch.Tensor:
         """A buffer that nothing else refers to; its content is undefined.
@@ -53,8 +53,8 @@ class BufferPool:
         if pin:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         buffer = self._take(size)
-        # The tensor's storage refers to this view and not to the buffer, so the view's finalizer tells its
-        # end.
+        # The tensor's storage refers to this view and not to the buffer. So the view's finalizer runs when
+        # the last tensor is gone.
         view = buffer[:size]
         weakref.finalize(view, self._return, buffer).atexit = False
         return torch.from_numpy(view)
@@ -71,16 +71,17 @@ class BufferPool:
             # Another thread may have taken it since.
             if self._free.pop(id(buffer), None) is not None:
                 return buffer
-        return allocate(rounded(size))
+        return allocate(round_up(size))
 
     def _return(self, buffer: np.ndarray) -> None:
+        """Keep the buffer for reuse; free the oldest ones beyond `keep_bytes`."""
         self._free[id(buffer)] = buffer
         while self._free and self.free_bytes > self.keep_bytes:
             for oldest in list(self._free)[:1]:
                 self._free.pop(oldest, None)
 
 
-def rounded(size: int) -> int:
+def round_up(size: int) -> int:
     """The size of a buffer for `size` bytes: at most an eighth more, in whole pages."""
     step = max(PAGE, (1 << max(0, size.bit_length() - 1)) // SIZES_PER_OCTAVE)
     return max(1, -(-size // step)) * step

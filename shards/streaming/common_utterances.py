@@ -18,31 +18,31 @@ import numpy as np
 from shards.streaming.reader import INDEX_THREADS
 from shards.streaming.stream import FeatureStream
 
-# With more, the comparison would take longer than about ten seconds, and is left out.
+# With more, the comparison would take longer than about ten seconds, and is skipped.
 MOST_UTTERANCES = 2_000_000
 MOST_REMOTE_INDEXES = 1_000  # small files, but each needs a request
-# Keys that are given as examples.
-NAMES = 5
+# Number of keys that are given as examples.
+EXAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Common:
+class CommonUtterances:
     """Utterances of a stream that are also in another one.
 
     Attributes:
         count: number of them.
-        of: number of all utterances of the stream.
-        names: keys of the first of them.
+        total: number of all utterances of the stream.
+        examples: keys of the first of them.
     """
 
     count: int
-    of: int
-    names: list[str]
+    total: int
+    examples: list[str]
 
 
 def same_shards(one: FeatureStream, other: FeatureStream) -> bool:
     """Whether both read the same split or copies of it, compared by the hashes of their shards."""
-    return _hashes(one) == _hashes(other)
+    return _shard_hashes(one) == _shard_hashes(other)
 
 
 def same_dataset(one: FeatureStream, other: FeatureStream) -> bool:
@@ -73,40 +73,42 @@ def content_hashes(stream: FeatureStream) -> np.ndarray | None:
         OSError: the store cannot be reached.
     """
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        found = list(pool.map(lambda shard: _contents_of_shard(stream, shard), range(len(stream.shards))))
+        found = list(pool.map(lambda shard: _hashes_of_shard(stream, shard), range(len(stream.shards))))
     known = [part for part in found if part is not None]
     return np.concatenate(known) if len(known) == len(found) else None
 
 
-def common_by_content(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> Common:
-    """The utterances of `stream` that another stream has too.
+def common_by_content(one: np.ndarray, other: np.ndarray, stream: FeatureStream) -> CommonUtterances:
+    """The utterances of `stream` that are also in another stream.
 
     Args:
-        one: content hashes [U] of the other stream.
-        other: content hashes [U] of `stream`.
+        one: `content_hashes` of the other stream.
+        other: `content_hashes` of `stream`.
         stream: to look up keys.
     """
     found = np.flatnonzero(np.isin(other, one[one != 0]))
-    return Common(len(found), len(other), list(_names(stream, found[:NAMES])))
+    return CommonUtterances(len(found), len(other), list(_keys_at(stream, found[:EXAMPLES])))
 
 
-def common_by_key(one: FeatureStream, other: FeatureStream, known: np.ndarray | None = None) -> Common:
+def common_by_key(
+    one: FeatureStream, other: FeatureStream, excluded: np.ndarray | None = None
+) -> CommonUtterances:
     """The selected utterances of `other` whose keys are among those of `one`.
 
     Args:
         one, other: streams of two datasets.
-        known: [U] bool in the manifest's order: utterances of `other` to leave out.
+        excluded: [U] bool in the manifest's order: utterances of `other` that are not counted.
 
     Raises:
         ValueError: an index is missing or damaged.
         OSError: the store cannot be reached.
     """
-    names = np.concatenate(_keys(one))
-    of_other = np.concatenate(_keys(other))
+    keys = np.concatenate(_keys(one))
+    other_keys = np.concatenate(_keys(other))
     # No utterance has an empty key; it marks utterances of a damaged index.
-    same = np.isin(of_other, names[names != ""])
-    found = np.flatnonzero(same if known is None else same & ~known)
-    return Common(len(found), len(of_other), [str(key) for key in of_other[found[:NAMES]]])
+    same = np.isin(other_keys, keys[keys != ""])
+    found = np.flatnonzero(same if excluded is None else same & ~excluded)
+    return CommonUtterances(len(found), len(other_keys), [str(key) for key in other_keys[found[:EXAMPLES]]])
 
 
 def _keys(stream: FeatureStream) -> list[np.ndarray]:
@@ -125,7 +127,8 @@ def _keys_of_shard(stream: FeatureStream, shard: int) -> np.ndarray:
         return np.zeros(len(rows), np.str_)
 
 
-def _contents_of_shard(stream: FeatureStream, shard: int) -> np.ndarray | None:
+def _hashes_of_shard(stream: FeatureStream, shard: int) -> np.ndarray | None:
+    """`content_hashes` of a shard's selected utterances."""
     rows = stream.selected(shard)
     try:
         index = stream.index(shard)
@@ -133,8 +136,8 @@ def _contents_of_shard(stream: FeatureStream, shard: int) -> np.ndarray | None:
         if not stream.skips_damaged:
             raise
         return np.zeros(len(rows), np.uint64)
-    total = np.zeros(len(rows), np.uint64)
-    steps_in_all = np.zeros(len(rows), np.int64)
+    hashes = np.zeros(len(rows), np.uint64)
+    total_steps = np.zeros(len(rows), np.int64)
     for modality in sorted(stream.modalities):
         if modality not in index.crc:
             if index.steps[modality][rows].any():
@@ -143,9 +146,9 @@ def _contents_of_shard(stream: FeatureStream, shard: int) -> np.ndarray | None:
         else:
             crc = index.crc[modality][rows].astype(np.uint64)
         steps = index.steps[modality][rows]
-        steps_in_all += steps
-        total = _mix(total ^ (steps.astype(np.uint64) << np.uint64(32) | crc))
-    return np.where(steps_in_all > 0, total, np.uint64(0))
+        total_steps += steps
+        hashes = _mix(hashes ^ (steps.astype(np.uint64) << np.uint64(32) | crc))
+    return np.where(total_steps > 0, hashes, np.uint64(0))
 
 
 def _mix(words: np.ndarray) -> np.ndarray:
@@ -156,7 +159,7 @@ def _mix(words: np.ndarray) -> np.ndarray:
     return words ^ (words >> np.uint64(31))
 
 
-def _names(stream: FeatureStream, positions: np.ndarray) -> Iterator[str]:
+def _keys_at(stream: FeatureStream, positions: np.ndarray) -> Iterator[str]:
     """Keys of the utterances at these positions among the selected ones, in the manifest's order."""
     ends = np.cumsum([len(stream.selected(shard)) for shard in range(len(stream.shards))])
     for position in positions.tolist():
@@ -165,5 +168,5 @@ def _names(stream: FeatureStream, positions: np.ndarray) -> Iterator[str]:
         yield str(stream.index(shard).key[rows[position - ends[shard]]])
 
 
-def _hashes(stream: FeatureStream) -> list[str]:
+def _shard_hashes(stream: FeatureStream) -> list[str]:
     return sorted(entry.sha256 for entry in stream.shards)

@@ -1,7 +1,7 @@
-"""An executor whose threads may hang in a request to a store without blocking anyone.
+"""A thread pool for requests to a store, which does not keep the process alive.
 
-The interpreter joins the threads of a standard ThreadPoolExecutor at exit, so one download that retries for
-minutes would keep a finished process alive as long.
+The interpreter joins the threads of a ThreadPoolExecutor at exit, so a download that retries for minutes
+would delay the end of the process by minutes. Daemon threads are not joined.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ class DaemonThreads(Executor):
     """A ThreadPoolExecutor of daemon threads.
 
     Args:
-        max_threads: each is started when there is work for it. `submit` must be called from one thread only.
+        max_threads: largest number of threads; each call of `submit` starts one, until there are so many.
         name: of the threads.
+
+    `submit` must be called from one thread only.
     """
 
     def __init__(self, max_threads: int, name: str) -> None:
@@ -33,7 +35,7 @@ class DaemonThreads(Executor):
         future: Future[T] = Future()
         self._calls.put((future, partial(call, *args, **kwargs)))
         if len(self._threads) < self._max_threads:
-            thread = threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
+            thread = threading.Thread(target=_run_calls, args=(self._calls,), name=self._name, daemon=True)
             self._threads.append(thread)
             thread.start()
         return future
@@ -46,13 +48,14 @@ class DaemonThreads(Executor):
                 break
             if waiting is not None:
                 waiting[0].cancel()
+        # Each thread ends at the first None that it takes.
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads if wait else ():
             thread.join()
 
 
-def _work(calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+def _run_calls(calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
     while (item := calls.get()) is not None:
         future, call = item
         if not future.set_running_or_notify_cancel():

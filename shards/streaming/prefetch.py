@@ -17,7 +17,8 @@ import torch
 
 from shards.streaming.batch import FeatureBatch
 
-# How long to wait for the thread at the end. If it retries a download, it is left; it ends with the process.
+# How long to wait for the thread at the end. If it still retries a download then, it is not waited for: it is
+# a daemon thread.
 JOIN_S = 5.0
 
 T = TypeVar("T")
@@ -30,6 +31,9 @@ def read_ahead(
     size_of: Callable[[T], int],
 ) -> Iterator[T]:
     """Iterate `make(stopped)` in a thread; its exceptions are raised here.
+
+    The thread ends with the last item, or after the current one when the consumer closes this iterator, an
+    exception ends the consumer's loop, or the process exits.
 
     It is one thread; the arrays of a batch are read by several (see `scattered_reads`). More threads here
     would mostly wait for the interpreter's lock.
@@ -53,27 +57,28 @@ def read_ahead(
     changed = threading.Condition()
     ready: deque[tuple[T, int]] = deque()
     failure: list[BaseException] = []
-    held, done = 0, False
+    ready_bytes, done = 0, False
 
     def has_room() -> bool:
-        return stopped.is_set() or not ready or (len(ready) < depth and held < budget)
+        return stopped.is_set() or not ready or (len(ready) < depth and ready_bytes < budget)
 
     def produce() -> None:
-        nonlocal held, done
+        nonlocal ready_bytes, done
         try:
             with closing(make(stopped)) as items:
                 for item in items:
                     size = size_of(item)
                     with changed:
                         ready.append((item, size))
-                        held += size
-                        # Else this frame would hold the batch, and its buffer, after the consumer has freed
-                        # it.
+                        ready_bytes += size
+                        # Else this frame would refer to the batch, and its buffer, after the consumer has
+                        # freed it.
                         del item
                         changed.notify()
                         changed.wait_for(has_room)
                         if stopped.is_set():
                             break
+        # Of any kind: the consumer raises it.
         except BaseException as error:
             failure.append(error)
         finally:
@@ -106,10 +111,10 @@ def read_ahead(
                 if not ready:
                     break
                 item, size = ready.popleft()
-                held -= size
+                ready_bytes -= size
                 changed.notify()
             yield item
-            del item
+            del item  # as above
         if failure:
             raise failure[0]
     finally:

@@ -1,7 +1,12 @@
-"""Read utterances (rows of shards) into packed arrays, without a copy between the page cache and the batch.
+"""Read utterances (rows of shards) into packed arrays; the kernel copies directly into the batch's memory.
 
-`FeatureStream` calls `ShardReader.features` for every batch. This and `scattered_reads` are the hot path:
-NumPy works on whole batches, and Python code per utterance is avoided.
+`FeatureStream` calls `ShardReader.features` for every batch. This and `scattered_reads` are the hot path: all
+work is done by NumPy on the arrays of a batch, and Python code per utterance is avoided.
+
+Damage: a shard or index that is missing or has a wrong size or hash, and an array with a wrong CRC-32, raise
+ValueError or FileNotFoundError. With `skip_damaged`, `ShardReader` records the rows instead, skips them, and
+gives their names and causes with each batch. Two errors are always raised: the store cannot be reached
+(OSError), or the manifest contradicts its files (WrongManifest), since then every label may be wrong.
 """
 
 from __future__ import annotations
@@ -30,10 +35,10 @@ from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
 from shards.streaming.scattered_reads import Reads, crc_mismatches, read_into, read_scattered
 
-# Open files and indexes that are kept; well below the usual limit of 1,024 open files per process.
+# Number of shards that are kept open; well below the usual limit of 1,024 open files per process.
 OPEN_SHARDS = 256
-# Threads that read the arrays of a batch. Reading is copying memory, and one core does not fill the memory
-# bus.
+# Threads that read the arrays of a batch. Reading from the page cache copies memory, and one core cannot use
+# all of the memory's bandwidth.
 READ_THREADS = 2
 # Indexes fetched at a time. They are small, so the time goes into waiting for answers, not into transfer.
 INDEX_THREADS = 8
@@ -47,8 +52,8 @@ class ShardHandle:
 
     Attributes:
         locations: [U, 1 + 2 m] int64: per utterance its label, then for each of the m modalities the offset
-            and the time steps of its array. In one array, so that one look-up gives all that reading a row
-            needs.
+            and the number of time steps of its array. All in one array, because one look-up of rows is
+            faster than one for each column.
     """
 
     def __init__(self, file: BinaryIO, index: ShardIndex, modalities: Iterable[str]) -> None:
@@ -61,7 +66,7 @@ class ShardHandle:
         self.fd = file.fileno()
 
     def will_need(self) -> None:
-        """Ask the kernel to read the whole shard sequentially, before rows are read in the plan's order."""
+        """Ask the kernel to read all of the file ahead, before rows are read in the plan's order."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
@@ -78,10 +83,10 @@ class Utterances:
         features: packed, by modality.
         label: [B] int64.
         key: [B] names of the utterances.
-        kept: [B] int64, ascending: positions of the utterances read among those asked for. All, unless some
+        kept: [B] int64, ascending: positions of the utterances read among those requested. All, unless some
             are damaged.
-        damaged: for each of the others its name (the key, or shard#row where the index is damaged) and the
-            cause.
+        damaged: the cause by name of each of the others. The name is the key, or shard#row where the index
+            is damaged.
     """
 
     features: dict[str, Ragged]
@@ -92,8 +97,7 @@ class Utterances:
 
 
 class ShardReader:
-    """Reads utterances of a split, and keeps its latest shards open. Safe to use from threads and after a
-    fork.
+    """Reads utterances of a split, and keeps the shards used last open. Safe in threads and after a fork.
 
     Args:
         store: the dataset's folder.
@@ -101,8 +105,8 @@ class ShardReader:
         split: name of the split.
         modalities: those to read; default all.
         pool: of the buffers to read into.
-        skip_damaged: leave out utterances that are damaged or permanently missing, instead of raising; they
-            are remembered and not read again.
+        skip_damaged: skip utterances that are damaged or permanently missing, instead of raising; they are
+            remembered and not read again.
         check_crc: compare every array with the CRC-32 in its index.
     """
 
@@ -125,10 +129,10 @@ class ShardReader:
         self.pool = pool or BufferPool()
         self.skip_damaged, self.check_crc = skip_damaged, check_crc
         self._open: OrderedDict[int, ShardHandle] = OrderedDict()
-        self._steps: dict[int, np.ndarray] = {}
-        self._damaged: dict[int, dict[int, tuple[str, str]]] = {}
+        self._work: dict[int, np.ndarray] = {}
+        self._damaged: dict[int, dict[int, tuple[str, str]]] = {}  # shard: row: (name, cause)
         self._class_counts = np.zeros(len(manifest.classes), np.int64)
-        self._counted: set[int] = set()
+        self._counted: set[int] = set()  # shards whose labels are in _class_counts
         self._init_process_state(forked=False)
         _readers.add(self)
 
@@ -142,6 +146,7 @@ class ShardReader:
         self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
 
     def _store(self, stop: threading.Event | None) -> Store:
+        """The store, with new connections after a fork."""
         with self._lock:
             if self._forked:
                 self.store, self._forked = reopen_after_fork(self.store), False
@@ -150,12 +155,12 @@ class ShardReader:
     def index(
         self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
     ) -> ShardIndex:
-        """The index of a shard, fetched and verified if need be; the shard itself is not read.
+        """The index of a shard, fetched and verified if needed; the shard itself is not read.
 
         Args:
-            shard: number of it.
+            shard: its position in the manifest.
             wait_s: how long to wait for room in a cache with a limit.
-            stop: set when it is no longer needed; then retries of an unreachable store end.
+            stop: set when the index is no longer needed; then retries of an unreachable store end.
 
         Raises:
             ValueError, OSError: as `store.open_file` and `index_file.load_index` do.
@@ -170,8 +175,8 @@ class ShardReader:
     def _count_classes(self, shard: int, index: ShardIndex) -> None:
         """Compare the manifest's class counts with those of the indexes read so far.
 
-        Both add up to the same number of utterances. So if the indexes exceed the manifest's count of no
-        class, the counts are equal once all indexes are read.
+        Both add up to the same number of utterances. So if the counts of the indexes never exceed those of
+        the manifest, they are equal once all indexes are read.
         """
         with self._lock:
             if shard not in self._counted:
@@ -202,7 +207,7 @@ class ShardReader:
     def open(
         self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
     ) -> ShardHandle:
-        """A shard, ready to read; fetched and verified if need be. It is not kept open if `stop` is set.
+        """A shard, ready to read; fetched and verified if needed. It is not kept open if `stop` is set.
 
         Args: as of `index`.
 
@@ -217,30 +222,30 @@ class ShardReader:
         if len(self._damaged.get(shard, ())) == entry.utterances:
             raise ValueError(self._damaged[shard][0][1])
         file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
-        opened = ShardHandle(file, self.index(shard, wait_s, stop), self.modalities)
-        if opened.index.classes is None:
-            self._check_labels(opened)
+        handle = ShardHandle(file, self.index(shard, wait_s, stop), self.modalities)
+        if handle.index.classes is None:
+            self._check_labels(handle)
         with self._lock:
             if stop is not None and stop.is_set():
-                return opened
-            self._open[shard] = opened
+                return handle
+            self._open[shard] = handle
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
-        return opened
+        return handle
 
-    def _check_labels(self, opened: ShardHandle) -> None:
+    def _check_labels(self, handle: ShardHandle) -> None:
         """Compare the metadata of one utterance per class with the index, for an early index without classes.
 
         Raises:
             WrongManifest: the metadata name another class.
         """
-        for row in np.unique(opened.index.label, return_index=True)[1].tolist():
+        for row in np.unique(handle.index.label, return_index=True)[1].tolist():
             try:
-                self._metadata(opened, row)
+                self._metadata(handle, row)
             except WrongManifest:
                 raise
             except ValueError:
-                # Damaged metadata are no evidence about the classes, and training does not need them.
+                # Damaged metadata prove nothing about the classes, and training does not need them.
                 continue
 
     def close_all_but(self, shards: Iterable[int]) -> None:
@@ -264,8 +269,8 @@ class ShardReader:
             ValueError, OSError: as `index` does.
         """
         with self._lock:
-            if shard in self._steps:
-                return self._steps[shard]
+            if shard in self._work:
+                return self._work[shard]
         total = np.zeros(self.shards[shard].utterances, np.int64)
         try:
             steps = self.index(shard, stop=stop).steps
@@ -273,9 +278,9 @@ class ShardReader:
         except (ValueError, FileNotFoundError) as error:
             self._record_damage(shard, error, stop)
         with self._lock:
-            self._steps[shard] = total
-            while len(self._steps) > OPEN_SHARDS:
-                del self._steps[next(iter(self._steps))]
+            self._work[shard] = total
+            while len(self._work) > OPEN_SHARDS:
+                del self._work[next(iter(self._work))]
         return total
 
     def features(
@@ -289,9 +294,10 @@ class ShardReader:
             stop: as of `index`.
 
         Raises:
-            ValueError: a shard or an array is missing or damaged, unless that is to be skipped.
+            ValueError, FileNotFoundError: a shard or an array is missing or damaged, without `skip_damaged`.
             OSError: the store cannot be reached.
         """
+        # Each attempt without a result has recorded damaged rows, or closed a shard that has become shorter.
         while True:
             kept, damaged = self._known_damage(shard, row)
             if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
@@ -299,12 +305,12 @@ class ShardReader:
 
     def _known_damage(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
         """Positions of the rows that are not known to be damaged, [B]; name and cause of the others."""
-        lost = {}
+        damaged = {}
         if self._damaged:
             for i, (s, r) in enumerate(zip(shard.tolist(), row.tolist(), strict=True)):
                 if r in self._damaged.get(s, ()):
-                    lost[i] = self._damaged[s][r]
-        return np.delete(np.arange(len(row)), list(lost)), dict(lost.values())
+                    damaged[i] = self._damaged[s][r]
+        return np.delete(np.arange(len(row)), list(damaged)), dict(damaged.values())
 
     def _record_damage(
         self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
@@ -317,81 +323,87 @@ class ShardReader:
             names = self.index(shard, stop=stop).key.tolist()
         except (ValueError, FileNotFoundError):
             names = [f"{entry.name}#{row}" for row in range(entry.utterances)]
-        lost = {row: (names[row], str(cause)) for row in (range(entry.utterances) if rows is None else rows)}
-        self._damaged[shard] = self._damaged.get(shard, {}) | lost
+        rows = range(entry.utterances) if rows is None else rows
+        self._damaged[shard] = self._damaged.get(shard, {}) | {row: (names[row], str(cause)) for row in rows}
 
     def _read(
         self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
     ) -> tuple[dict[str, Ragged], torch.Tensor, list[str]] | None:
         """Features, labels and keys of rows; None if damage was found and recorded: then read again."""
-        where = np.empty((len(row), 1 + 2 * len(self.modalities)), np.int64)
+        locations = np.empty((len(row), 1 + 2 * len(self.modalities)), np.int64)
         key = np.empty(len(row), object)
         order = np.argsort(shard, kind="stable")
         shards, first = np.unique(shard[order], return_index=True)
-        opened = {}
+        handles = {}
         for s in shards.tolist():
             try:
-                opened[s] = self.open(s, stop=stop)
+                handles[s] = self.open(s, stop=stop)
             except (ValueError, FileNotFoundError) as error:
                 self._record_damage(s, error, stop)
                 return None
-        for one, mine in zip(opened.values(), np.split(order, first[1:]), strict=False):
-            rows = row[mine]
-            where[mine] = one.locations[rows]
-            key[mine] = one.index.key[rows]
+        # Not strict: without rows there is no handle, but `split` gives one empty group.
+        for handle, positions in zip(handles.values(), np.split(order, first[1:]), strict=False):
+            rows = row[positions]
+            locations[positions] = handle.locations[rows]
+            key[positions] = handle.index.key[rows]
 
         features, reads = {}, []
         for i, (name, modality) in enumerate(self.modalities.items()):
-            offset, steps = where[:, 1 + 2 * i], where[:, 2 + 2 * i]
+            offset, steps = locations[:, 1 + 2 * i], locations[:, 2 + 2 * i]
             features[name], memory = self._allocate(steps, modality, pin)
             size = steps * (modality.dim * np.dtype(modality.dtype).itemsize)
             reads.append(Reads(shard, offset, size, memory))
         try:
             read_scattered(
-                {s: (one.fd, one.path) for s, one in opened.items()}, reads, self._helpers, READ_THREADS
+                {s: (handle.fd, handle.path) for s, handle in handles.items()},
+                reads,
+                self._helpers,
+                READ_THREADS,
             )
         except ValueError:
-            if not (self.skip_damaged and self._close_shrunk(opened)):
+            if not (self.skip_damaged and self._close_shrunk(handles)):
                 raise
             return None
-        if self.check_crc and self._record_crc_mismatches(opened, shard, row, key, reads):
+        if self.check_crc and self._record_crc_mismatches(handles, shard, row, key, reads):
             return None
-        label = torch.from_numpy(where[:, 0].copy())
+        label = torch.from_numpy(locations[:, 0].copy())
         return features, label.pin_memory() if pin else label, key.tolist()
 
-    def _close_shrunk(self, opened: dict[int, ShardHandle]) -> bool:
-        """Close shards whose files have become shorter. Opening them again refetches a cached file, or
-        raises.
+    def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
+        """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.
 
         Returns:
             Whether there were any.
         """
         with self._lock:
-            shrunk = [s for s, one in opened.items() if os.fstat(one.fd).st_size < self.shards[s].bytes]
+            shrunk = [
+                s for s, handle in handles.items() if os.fstat(handle.fd).st_size < self.shards[s].bytes
+            ]
             for shard in shrunk:
                 self._open.pop(shard, None)
         return bool(shrunk)
 
     def _record_crc_mismatches(
         self,
-        opened: dict[int, ShardHandle],
+        handles: dict[int, ShardHandle],
         shard: np.ndarray,
         row: np.ndarray,
         key: np.ndarray,
         reads: list[Reads],
     ) -> bool:
-        """Record arrays whose CRC-32 is not that of the index; whether there are any."""
+        """Record arrays whose CRC-32 is not that of the index. Returns whether there are any."""
         found = False
-        for name, of in zip(self.modalities, reads, strict=True):
-            places = list(zip(shard.tolist(), row.tolist(), strict=True))
-            crc = [opened[s].index.crc[name][r] if name in opened[s].index.crc else -1 for s, r in places]
-            for i in crc_mismatches(of, np.array(crc, np.int64), self._helpers, READ_THREADS):
-                (s, r), found = places[i], True
+        for name, modality_reads in zip(self.modalities, reads, strict=True):
+            rows = list(zip(shard.tolist(), row.tolist(), strict=True))
+            # -1 is no CRC-32: an array without a checksum in its index counts as damaged.
+            crc = [handles[s].index.crc[name][r] if name in handles[s].index.crc else -1 for s, r in rows]
+            for i in crc_mismatches(modality_reads, np.array(crc, np.int64), self._helpers, READ_THREADS):
+                (s, r), found = rows[i], True
                 # Without the key, so that skipped utterances of a shard have one cause and are reported
                 # together.
                 what = name if self.skip_damaged else f"{name} of {key[i]!r}"
                 fix = "pack it again" if self.store.cache is None else "remove this file from the cache"
-                cause = f"{opened[s].path}: the CRC-32 of {what} is not that of the index: damaged; {fix}"
+                cause = f"{handles[s].path}: the CRC-32 of {what} is not that of the index: damaged; {fix}"
                 self._record_damage(s, ValueError(cause), None, [r])
         return found
 
@@ -412,22 +424,22 @@ class ShardReader:
             ValueError: the shard is missing or damaged, or has another label than the index.
             OSError: the store cannot be reached.
         """
-        opened = self.open(shard)
+        handle = self.open(shard)
         found = []
         for row in rows:
-            meta = self._metadata(opened, row)
+            meta = self._metadata(handle, row)
             # Tars of other programs may have no label there, or in another form.
-            label = {"label": self.manifest.classes[opened.index.label[row]]}
-            found.append((str(opened.index.key[row]), meta | label))
+            label = {"label": self.manifest.classes[handle.index.label[row]]}
+            found.append((str(handle.index.key[row]), meta | label))
         return found
 
-    def _metadata(self, opened: ShardHandle, row: int) -> dict[str, Any]:
+    def _metadata(self, handle: ShardHandle, row: int) -> dict[str, Any]:
         """The JSON member of a row; raises as `parse_metadata` does."""
-        index = opened.index
+        index = handle.index
         member = bytearray(int(index.json_size[row]))
-        read_into(opened.fd, memoryview(member), int(index.json_offset[row]), opened.path)
+        read_into(handle.fd, memoryview(member), int(index.json_offset[row]), handle.path)
         key, label = str(index.key[row]), int(index.label[row])
-        return parse_metadata(bytes(member), key, label, self.manifest, str(opened.path))
+        return parse_metadata(bytes(member), key, label, self.manifest, str(handle.path))
 
 
 def _after_fork() -> None:

@@ -41,9 +41,9 @@ class Reads:
 
 
 def read_scattered(
-    files: dict[int, tuple[int, Path]], reads: list[Reads], helpers: Executor, share: int
+    files: dict[int, tuple[int, Path]], reads: list[Reads], helpers: Executor, num_parts: int
 ) -> None:
-    """Read all arrays, a part of them in each of `share` threads.
+    """Read all arrays, a part of them in each of `num_parts` threads.
 
     `preadv` releases the interpreter's lock while the kernel copies, so the threads copy at the same time.
 
@@ -51,37 +51,39 @@ def read_scattered(
         files: descriptor and path of each file; the path is for error messages.
         reads: what to read.
         helpers: threads for all parts but one, which the calling thread reads.
-        share: number of parts.
+        num_parts: number of parts.
 
     Raises:
         ValueError: a file ends within an array.
     """
-    target = np.repeat(np.arange(len(reads)), [len(r.size) for r in reads])
+    # All arrays of all blocks of memory in one list, then sorted by file and offset.
+    block = np.repeat(np.arange(len(reads)), [len(r.size) for r in reads])
     file, offset, size = (
         np.concatenate([getattr(r, name) for r in reads]) for name in ("file", "offset", "size")
     )
     end = np.concatenate([np.cumsum(r.size) for r in reads])
     order = np.lexsort((offset, file))
     order = order[size[order] > 0]
-    file, offset, size, end, target = file[order], offset[order], size[order], end[order], target[order]
+    file, offset, size, end, block = file[order], offset[order], size[order], end[order], block[order]
 
     gap = offset[1:] - (offset[:-1] + size[:-1])
     apart = (file[1:] != file[:-1]) | (gap < 0) | (gap > LARGEST_GAP)
-    places = zip(target.tolist(), (end - size).tolist(), end.tolist(), strict=True)
-    parts = [reads[t].memory[begin:stop] for t, begin, stop in places]
-    gaps, offsets, cuts = gap.tolist(), offset.tolist(), np.flatnonzero(apart).tolist()
+    destinations = zip(block.tolist(), (end - size).tolist(), end.tolist(), strict=True)
+    views = [reads[b].memory[begin:stop] for b, begin, stop in destinations]
+    gaps, offsets, run_ends = gap.tolist(), offset.tolist(), np.flatnonzero(apart).tolist()
+    # A run is read by one call. Half of its buffers are arrays, the others are the gaps between them.
     runs, first = [], 0
-    for last in [*cuts, len(parts) - 1] if parts else []:
+    for last in [*run_ends, len(views) - 1] if views else []:
         for low in range(first, last + 1, BUFFERS_PER_CALL // 2):
             high = min(low + BUFFERS_PER_CALL // 2, last + 1)
-            runs.append((*files[int(file[low])], parts[low:high], offsets[low:high], gaps[low : high - 1]))
+            runs.append((*files[int(file[low])], views[low:high], offsets[low:high], gaps[low : high - 1]))
         first = last + 1
 
     def read_part(part: int) -> None:
-        for run in runs[part::share]:
+        for run in runs[part::num_parts]:
             _read_run(*run)
 
-    others = [helpers.submit(read_part, part) for part in range(1, share)]
+    others = [helpers.submit(read_part, part) for part in range(1, num_parts)]
     try:
         read_part(0)
     finally:
@@ -91,39 +93,43 @@ def read_scattered(
         other.result()
 
 
-def crc_mismatches(reads: Reads, crc: np.ndarray, helpers: Executor, share: int) -> list[int]:
-    """Numbers of the arrays whose CRC-32 differs from the one given.
+def crc_mismatches(reads: Reads, crc: np.ndarray, helpers: Executor, num_parts: int) -> list[int]:
+    """Positions in `reads` of the arrays whose CRC-32 differs from the one in `crc`.
 
     Args:
         reads: what was read; empty arrays are not compared.
         crc: [N] the CRC-32 of each array by its index.
-        helpers, share: as in `read_scattered`.
+        helpers, num_parts: as in `read_scattered`.
     """
     ends, sizes = np.cumsum(reads.size).tolist(), reads.size.tolist()
-    arrays = [place for place in zip(range(len(ends)), ends, sizes, crc.tolist(), strict=True) if place[2]]
+    arrays = [
+        (i, end, size, wanted)
+        for i, (end, size, wanted) in enumerate(zip(ends, sizes, crc.tolist(), strict=True))
+        if size
+    ]
 
     def compare(part: int) -> list[int]:
         return [
             i
-            for i, end, size, wanted in arrays[part::share]
+            for i, end, size, wanted in arrays[part::num_parts]
             if zlib.crc32(reads.memory[end - size : end]) != wanted
         ]
 
-    others = [helpers.submit(compare, part) for part in range(1, share)]
+    others = [helpers.submit(compare, part) for part in range(1, num_parts)]
     return sorted(sum((other.result() for other in others), compare(0)))
 
 
-def _read_run(fd: int, path: Path, parts: list[memoryview], offsets: list[int], gaps: list[int]) -> None:
+def _read_run(fd: int, path: Path, views: list[memoryview], offsets: list[int], gaps: list[int]) -> None:
     """Read arrays that follow each other in a file, with gaps between them."""
     if hasattr(os, "preadv"):
-        buffers = parts[:1]
-        for part, gap in zip(parts[1:], gaps, strict=True):
-            buffers += (_GAP[:gap], part)
-        if os.preadv(fd, buffers, offsets[0]) == offsets[-1] + len(parts[-1]) - offsets[0]:
+        buffers = views[:1]
+        for view, gap in zip(views[1:], gaps, strict=True):
+            buffers += (_GAP[:gap], view)
+        if os.preadv(fd, buffers, offsets[0]) == offsets[-1] + len(views[-1]) - offsets[0]:
             return
     # There is no preadv, or it read less: because of a signal, the kernel's limit per call or the file's end.
-    for part, offset in zip(parts, offsets, strict=True):
-        read_into(fd, part, offset, path)
+    for view, offset in zip(views, offsets, strict=True):
+        read_into(fd, view, offset, path)
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Select rows of a split by their metadata, so that one dataset serves every fold of a cross-validation.
+"""Select rows of a split by their metadata. So each fold of a cross-validation can use the same dataset.
 
 `FeatureStream(select=...)` calls it. It reads the indexes of all shards, and no shard.
 """
@@ -14,7 +14,7 @@ from shards.format.index import ShardIndex
 from shards.format.schema import Manifest
 from shards.streaming.reader import INDEX_THREADS, ShardReader
 
-# Values shown in an error.
+# Number of values shown in an error.
 SHOWN = 20
 # Types of values that may be compared with a column of each kind, and the hint for other values.
 KINDS: dict[str, tuple[type, ...]] = {
@@ -51,7 +51,7 @@ def select_rows(
         OSError: the store cannot be reached.
     """
     wanted: dict[str, set[Any]] = {}
-    odd: dict[str, list[Any]] = {}
+    wrong_kind: dict[str, list[Any]] = {}
     for column, given in select.items():
         if column not in manifest.columns:
             has = sorted(manifest.columns) or "no columns of metadata"
@@ -61,7 +61,7 @@ def select_rows(
             for value in (given if isinstance(given, list | tuple | set | np.ndarray) else [given])
         ]
         fitting = KINDS[manifest.columns[column]]
-        odd[column] = [value for value in values if type(value) not in fitting]
+        wrong_kind[column] = [value for value in values if type(value) not in fitting]
         wanted[column] = {value for value in values if type(value) in fitting}
 
     rows: list[np.ndarray] = []
@@ -73,12 +73,12 @@ def select_rows(
             rows.append(matching)
             class_counts += np.bincount(index.label[matching], minlength=len(class_counts))
     for column in wanted:
-        if missing := [*odd[column], *sorted(wanted[column] - seen[column])]:
-            there = sorted(seen[column])
-            more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+        if missing := [*wrong_kind[column], *sorted(wanted[column] - seen[column])]:
+            present = sorted(seen[column])
+            more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
             raise ValueError(
-                f"{at}: no utterance has {column} {missing}; it has {there[:SHOWN]}{more}"
-                + (f" ({HINTS[manifest.columns[column]]})" if odd[column] else "")
+                f"{at}: no utterance has {column} {missing}; it has {present[:SHOWN]}{more}"
+                + (f" ({HINTS[manifest.columns[column]]})" if wrong_kind[column] else "")
             )
     return rows, class_counts
 

@@ -1,7 +1,7 @@
 """`FeatureStream`: the batches of one rank, from any store, read ahead of training.
 
-It joins the plan (which utterances), the store (files on local disk), the reader (packed arrays) and
-prefetch. What holds for every store and number of shards:
+It uses the plan (which utterances), the store (files on local disk), the reader (packed arrays) and prefetch
+(batches read ahead in a thread). What holds for every store and number of shards:
 
 - Same batches: step s of epoch e holds the same utterances in the same places for every number of ranks that
   divides the global batch size, and for any gradient accumulation (see `planning.plan`).
@@ -10,9 +10,10 @@ prefetch. What holds for every store and number of shards:
 - Resume: `epoch(e, s)` starts at step s directly; it does not replay the steps before.
 - Locality: where the number of ranks divides that of canonical streams, a rank reads only the shards of its
   own canonical streams, the same in every epoch.
-- Order: drawn from the seed, another one in each epoch; `shuffle=False` gives the manifest's order.
-- Memory: a batch and views of it may be kept as long as needed. Batches that are not kept take at most twice
-  `prefetch_bytes` (ready, and free for reuse) and two batches, whatever the size of shards.
+- Order: drawn from the seed and the epoch; `shuffle=False` gives the manifest's order.
+- Memory: a batch and views of it may be kept as long as needed. Besides these, the stream uses at most
+  `prefetch_bytes` for batches that are ready, as much for buffers that are free for reuse, and two batches
+  more, whatever the size of shards.
 """
 
 from __future__ import annotations
@@ -48,15 +49,13 @@ from shards.streaming.prefetch import read_ahead, to_device_ahead
 from shards.streaming.reader import INDEX_THREADS, ShardReader
 from shards.streaming.selection import select_rows
 
-# Utterances read at a time for statistics: many enough to make the cost per call small, few enough for
-# memory.
+# Utterances read at a time for statistics: enough to make the cost per call small, few enough for memory.
 STATISTICS_CHUNK = 256
-# Shards fetched at a time, per process. By SFTP one at a time, since a connection serves one request at a
-# time.
-FETCHES = 4
-# The kernel is asked to read a whole shard ahead if at least this share of its utterances is selected.
-READ_WHOLE = 0.5
-
+# Shards fetched at a time, per process. With SFTP the requests wait for each other: its connection serves one
+# at a time.
+FETCH_THREADS = 4
+# The kernel is asked to read a complete shard ahead if at least this share of its utterances is selected.
+READ_AHEAD_SHARE = 0.5
 # Bytes of batches that may be ready: tens of batches of the usual sizes.
 PREFETCH_BYTES = 256 << 20
 
@@ -69,9 +68,9 @@ class FeatureStream:
         name: the last part of `url`, or "the built-in demo".
         manifest: of the dataset.
         split: name of the split that is read.
-        classes: class names; labels are positions in it.
+        classes: class names; a label is a position in this list.
         modalities: those that are read, with dim and dtype.
-        num_utterances: selected, over all ranks.
+        num_utterances: number of selected utterances, over all ranks.
         steps_per_epoch: the same on every rank.
         streams: number of canonical streams of the plan; a run must keep it to keep its order.
     """
@@ -123,12 +122,12 @@ class FeatureStream:
                 steps in total.
             local_world_size: number of ranks on this node; their ranks are consecutive and share
                 `cache_limit`.
-            skip_damaged: leave out utterances that are damaged or permanently missing; an unreachable store
-                still raises. Steps and places stay as they are, and batches name what they lack. All ranks
-                must see the same damage: utterances of a damaged index count as having no time steps when
-                steps are balanced.
+            skip_damaged: skip utterances that are damaged or permanently missing; an unreachable store still
+                raises. Steps and places stay as they are, and each batch names its skipped utterances
+                (`FeatureBatch.damaged`). All ranks must find the same damage: when steps are balanced,
+                utterances of a damaged index count as having no time steps.
             check_crc: compare every array that is read with the CRC-32 in its index. Else only the size of a
-                local file is checked.
+                local shard is checked. (Downloaded shards and all indexes are compared with their SHA-256.)
 
         Raises:
             ValueError: an argument names what the dataset does not have, does not divide or is out of range.
@@ -165,6 +164,7 @@ class FeatureStream:
                 self._reader, select, self.manifest, f"{self.store.url}#{self.split}"
             )
             counts = np.array([len(rows) for rows in self._rows], np.int64)
+            # To look up row `i` of the selection in shard `s`: _all_rows[_first_row[s] + i].
             self._all_rows, self._first_row = np.concatenate(self._rows), np.cumsum(counts) - counts
         self.num_utterances = int(counts.sum())
         if self.num_utterances == 0:
@@ -196,12 +196,13 @@ class FeatureStream:
 
         Args:
             epoch, start_step: 0-based.
-            device: where the batches shall be; on CUDA the next one is copied while the current one is used.
+            device: where the batches are put; on CUDA the next one is copied while the current one is used.
                 Default: the host.
 
         Raises:
             ValueError: there is no such epoch or step; while iterating: a shard is missing or damaged.
-            OSError: while iterating: the store cannot be reached.
+            OSError: while iterating: a file of a remote dataset is missing (FileNotFoundError), or the store
+                cannot be reached.
             RuntimeError: the process was forked during the iteration. (A fork may call `epoch` itself.)
         """
         if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
@@ -267,9 +268,9 @@ class FeatureStream:
         row = self._all_rows[first:last]
         for start in range(0, len(row), STATISTICS_CHUNK):
             chunk = slice(start, start + STATISTICS_CHUNK)
-            found = self._reader.features(shard[chunk], row[chunk])
+            utterances = self._reader.features(shard[chunk], row[chunk])
             self._reader.close_all_but(shard[chunk].tolist())
-            for name, ragged in found.features.items():
+            for name, ragged in utterances.features.items():
                 total[name] = add(total[name], sums_of(ragged.values.numpy()))
         return total
 
@@ -293,11 +294,11 @@ class FeatureStream:
 
     @property
     def skips_damaged(self) -> bool:
-        """Whether damaged utterances are left out."""
+        """Whether damaged utterances are skipped."""
         return self._reader.skip_damaged
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of a shard, fetched and verified if need be; the shard itself is not read.
+        """The index of a shard, fetched and verified if needed; the shard itself is not read.
 
         Raises:
             ValueError: it is missing or damaged.
@@ -305,17 +306,17 @@ class FeatureStream:
         """
         return self._reader.index(shard)
 
-    def unselected(self, readers: Sequence[FeatureStream]) -> int:
-        """Number of utterances of this stream's split that neither it nor one of `readers` selects."""
-        alike = [self, *(s for s in readers if (s.store.url, s.split) == (self.store.url, self.split))]
+    def unselected(self, others: Sequence[FeatureStream]) -> int:
+        """Number of utterances of this stream's split that neither it nor one of `others` selects."""
+        same_split = [self, *(s for s in others if (s.store.url, s.split) == (self.store.url, self.split))]
         return sum(
-            entry.utterances - len(np.unique(np.concatenate([s.selected(shard) for s in alike])))
+            entry.utterances - len(np.unique(np.concatenate([s.selected(shard) for s in same_split])))
             for shard, entry in enumerate(self._shards)
-            if all(s._rows is not None for s in alike)
+            if all(s._rows is not None for s in same_split)
         )
 
     def selected(self, shard: int) -> np.ndarray:
-        """The selected rows of a shard, ascending."""
+        """The selected rows of a shard, ascending; all rows if nothing was selected by metadata."""
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
 
     def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
@@ -327,47 +328,51 @@ class FeatureStream:
     def _batches(
         self, epoch: int, start_step: int, pin: bool, stopped: threading.Event
     ) -> Generator[FeatureBatch, None, None]:
+        """Make the batches of `epoch`; meanwhile threads fetch the shards of this window and the next one."""
         places = self._first_place, self._num_places
+        # Indexes that balancing reads are not waited for any longer once this iterator is closed.
         plan = replace(self._plan, work=self._plan.work and partial(self._work, stopped=stopped))
-        fetching, windows, asked = DaemonThreads(FETCHES, "shards-fetch"), range(0), set[int]()
+        fetching, windows, requested = DaemonThreads(FETCH_THREADS, "shards-fetch"), range(0), set[int]()
         try:
             for step in range(start_step, self.steps_per_epoch):
                 if windows != windows_ahead(plan, step):
                     windows = windows_ahead(plan, step)
                     wanted = shards_ahead(plan, epoch, step, *places)
                     self._reader.close_all_but(wanted)
-                    for shard in (shard for shard in wanted if shard not in asked):
-                        fetching.submit(self._fetch, shard, stopped)
-                    asked = set(wanted)
+                    for shard in wanted:
+                        if shard not in requested:
+                            fetching.submit(self._fetch, shard, stopped)
+                    requested = set(wanted)
                 yield self._batch(plan, epoch, step, pin, stopped)
         finally:
-            # Do not wait: a download that is under way would block the caller. What it opens is not kept.
+            # Do not wait: a running download would block the caller. The shard it opens is not kept open.
             stopped.set()
             fetching.shutdown(wait=False, cancel_futures=True)
             self._reader.close_all_but(())
 
     def _fetch(self, shard: int, stopped: threading.Event) -> None:
         # Errors are ignored here: `_batch` opens the shard again when it needs it, and raises.
-        opened = self._reader.open(shard, wait_s=0.0, stop=stopped)
-        if len(self.selected(shard)) >= READ_WHOLE * self._shards[shard].utterances:
-            opened.will_need()
+        handle = self._reader.open(shard, wait_s=0.0, stop=stopped)
+        if len(self.selected(shard)) >= READ_AHEAD_SHARE * self._shards[shard].utterances:
+            handle.will_need()
 
     def _batch(self, plan: Plan, epoch: int, step: int, pin: bool, stopped: threading.Event) -> FeatureBatch:
         place, shard, row = rows_of_step(plan, epoch, step, self._first_place, self._num_places)
         if self._rows is not None:
+            # The plan numbers the selected rows of each shard.
             row = self._all_rows[self._first_row[shard] + row]
-        found = self._reader.features(shard, row, pin, stopped)
+        utterances = self._reader.features(shard, row, pin, stopped)
         return FeatureBatch(
-            features=found.features,
-            label=found.label,
-            host_label=found.label,
-            key=found.key,
-            place=torch.from_numpy(place[found.kept]),
+            features=utterances.features,
+            label=utterances.label,
+            host_label=utterances.label,
+            key=utterances.key,
+            place=torch.from_numpy(place[utterances.kept]),
             first_place=self._first_place,
             num_places=self._num_places,
             epoch=epoch,
             step=step,
-            damaged=found.damaged,
+            damaged=utterances.damaged,
         )
 
 

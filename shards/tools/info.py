@@ -18,7 +18,7 @@ from shards.format.feature_space import describe, recorded_spaces
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, ShardEntry, choose_split
-from shards.safe_io.printable import join_lines, table_lines
+from shards.safe_io.printable import join_lines, plural, table_lines
 from shards.storage.store import Store, open_dataset, open_file, read_range
 from shards.streaming.reader import INDEX_THREADS
 
@@ -166,12 +166,12 @@ def format_info(found: Info) -> str:
     rows += [[name, str(m.dim), m.dtype] for name, m in manifest.modalities.items()]
     lines += ["", *table_lines(rows, "lrl")]
     columns = ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items())
-    lines += ["", f"to select by: {columns or 'nothing'}"]
+    lines += ["", f"metadata columns, for data.select: {columns or 'none'}"]
     for name, split in found.splits.items():
         steps = ", ".join(f"{count:,} {modality}" for modality, count in split.steps.items())
         lines += [
             "",
-            f"split {name}: {split.utterances:,} utterances in {split.shards:,} shards, "
+            f"split {name}: {split.utterances:,} utterances in {plural(split.shards, 'shard')}, "
             f"{format_bytes(split.bytes)}; steps: {steps}",
         ]
         lines += _bars("class", list(split.class_counts.items()))
@@ -183,7 +183,7 @@ def format_info(found: Info) -> str:
             bins = [f"{low} to {high - 1}" for low, high in pairwise(lengths.edges)]
             lines += _bars("steps", list(zip(bins, lengths.counts, strict=True)))
     if manifest.skipped:
-        lines += ["", f"{manifest.skipped} bad samples were left out by packing: skipped.jsonl names them"]
+        lines += ["", f"{manifest.skipped} bad samples were skipped by packing: skipped.jsonl lists them"]
     lines += ["", "made:", *_made(manifest.provenance)]
     return join_lines(lines)
 

@@ -1,4 +1,4 @@
-"""`awtpn shards simulate`: what an epoch would need of a cluster, computed from the plan alone.
+"""`awtpn shards simulate`: what the nodes of a cluster would read in an epoch, computed from the plan alone.
 
 The numbers of shards, bytes and steps are exact. Balance and shuffling are measured on a sample of steps and
 ranks, which the report states. For that, the lengths of utterances come from the indexes of the shards in the
@@ -60,7 +60,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Report:
-    """What an epoch needs of a cluster.
+    """What the nodes of a cluster read in an epoch.
 
     Attributes:
         sizes: of the split.
@@ -295,9 +295,15 @@ def format_report(report: Report) -> str:
             f"{r.excess.mean:.1%} above the mean rank of its step, {r.excess.high:.1%} at worst",
         ),
         ("  unbalanced", f"{r.excess_unbalanced.mean:.1%}, {r.excess_unbalanced.high:.1%} at worst"),
-        ("apart in storage", f"a batch's utterances {r.distance:.0%} as far as after a perfect shuffle"),
+        (
+            "apart in storage",
+            f"utterances of a batch: {r.distance:.0%} of the distance after a perfect shuffle",
+        ),
         ("  neighbors", f"{r.neighbor_distance:.0%}"),
         ("  same shard", f"{r.same_shard:.3%} of pairs; {r.same_shard_ideal:.3%} after a perfect shuffle"),
-        ("sampled", f"the last five: {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}"),
+        (
+            "sampled",
+            f"the five lines above, on {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}",
+        ),
     ]
     return "\n".join(table_lines(lines))

@@ -1,6 +1,7 @@
 """Compare the statistics in a manifest with the values in the shards; training standardizes features by them.
 
-`verify` calls this. A manifest with wrong statistics would pass all checks of hashes, and spoil training.
+`verify` calls this. A manifest with wrong statistics would pass all checks of hashes, but training would
+standardize features by wrong values.
 """
 
 from __future__ import annotations

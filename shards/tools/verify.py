@@ -71,7 +71,7 @@ def verify(
 
     Args:
         url: of its folder or manifest.
-        workers: shards that are checked at a time; remote ones need space on the cache's disk meanwhile.
+        workers: shards that are checked at a time; remote ones need so much space on the cache's disk.
         progress: show a bar on stderr.
         cache_dir: where remote files are put while they are checked.
         storage_options: for the fsspec file system.

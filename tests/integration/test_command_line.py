@@ -53,7 +53,7 @@ def test_a_table_of_arrays_becomes_a_dataset(tmp_path: Path, capsys: pytest.Capt
     awtpn(
         "pack", tmp_path / "clips.csv", tmp_path / "out", "--format", "table", "--labels", ",".join(CLASSES)
     )
-    assert "train: 4 utterances in 1 shards" in capsys.readouterr().out
+    assert "train: 4 utterances in 1 shard\n" in capsys.readouterr().out
     stream = FeatureStream(str(tmp_path / "out"), split="test", global_batch_size=4, shuffle=False)
     assert stream.classes == CLASSES
     batch = next(iter(stream.epoch(0)))
@@ -130,7 +130,7 @@ def test_a_run_is_exported_and_predicts(
             np.testing.assert_allclose(weights, answer["weights"][modality], atol=2e-6)
     with pytest.raises(ValueError, match="utterance 0 has no steps"):
         predictor.predict([{"audio": None, "video": None}])
-    with pytest.raises(ValueError, match=r"audio is \(2, 3\), but the model takes \[steps, 6\]"):
+    with pytest.raises(ValueError, match=r"audio has shape \(2, 3\), but the model takes \[steps, 6\]"):
         predictor.predict([{"audio": np.zeros((2, 3))}])
 
 

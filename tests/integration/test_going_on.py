@@ -246,7 +246,7 @@ def test_results_of_other_weights_are_not_told_as_the_best_ones(
     checkpoint.update_symlink(run_dir / "checkpoints" / "best", run_dir / "checkpoints" / best)
     assert exported(run_dir, tmp_path / "older") == older
     assert "does not record which weights it was measured on" in capsys.readouterr().out
-    assert "not known whether they were measured" in (tmp_path / "older" / README_FILE).read_text()
+    assert "Nothing records whether they were measured" in (tmp_path / "older" / README_FILE).read_text()
     assert gather([run_dir]).runs[0].results == older
 
     predictions = run_dir / "predictions-test.jsonl"

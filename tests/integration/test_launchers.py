@@ -42,7 +42,7 @@ def alone(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = arguments(SETTINGS | {"data.cache_dir": demo_cache, "run.dir": folder / "run"})
     code, log = run([sys.executable, TRAIN, *settings], folder / "log")
     assert code == 0, log
-    assert "1 ranks x" in log
+    assert "1 rank x" in log
     assert "engine none" in log
     return folder / "run"
 

@@ -248,7 +248,7 @@ def copy(dataset: tuple[str, Manifest], swift: laboratory.Swift) -> Iterator[str
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-1_000], r"it has \d+ bytes, \d+ are wanted: cut short or replaced"),
+        (lambda content: content[:-1_000], r"it has \d+ bytes, \d+ are expected: cut short or replaced"),
         (lambda content: content[:-1] + b"x", r"content is not what the manifest names; was it replaced"),
     ],
     ids=["truncated", "replaced"],

@@ -141,6 +141,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn export --graph": Elsewhere(
         ["unit/awtpn/inference/test_export_graph.py::test_the_exported_program_takes_any_lengths"]
     ),
+    'pip install -e ".[baseline]"': Installs(),
     'pip install -e ".[onnx]"': Installs(),
     # launch/README.md.
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -80,8 +81,14 @@ def make_accelerator(
 
 def join_ranks(on_gpu: bool, wait: timedelta, precision: str | None = None) -> Accelerator:
     """Accelerate without DeepSpeed, whatever its launcher says. `precision` None takes the launcher's."""
+    ignore_deprecations()
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     return Accelerator(cpu=not on_gpu, mixed_precision=precision, kwargs_handlers=handlers(on_gpu, wait))
+
+
+def ignore_deprecations() -> None:
+    """Hide what these libraries warn of in each other's calls, once per rank: a user can change nothing."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"accelerate\.|torch\.distributed\.")
 
 
 def handlers(on_gpu: bool, wait: timedelta) -> list[Any]:

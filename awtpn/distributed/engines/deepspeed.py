@@ -7,9 +7,11 @@ weights themselves. At stage 0 in half precision it keeps whole float32 masters 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +29,12 @@ from awtpn.learning.optimizer import set_grad_norm
 from awtpn.model.network import AWTPN
 from shards import Ragged
 
+WARNINGS_THAT_DO_NOT_APPLY = (
+    "untested optimizer",  # torch's AdamW
+    "unknown inputs or outputs type",  # ModelOutput is a dataclass
+)
+"""Parts of DeepSpeed's warnings. The tests of layouts show that each stage computes what one process does."""
+
 # --- Start ---------------------------------------------------------------------------------------
 
 
@@ -39,6 +47,8 @@ def make_accelerator(
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     if ranks == 1:
         _set_rendezvous_of_one()
+    base.ignore_deprecations()
+    _hide_warnings_that_do_not_apply()
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     if not on_gpu:
         load_communication_op()
@@ -53,6 +63,13 @@ def make_accelerator(
         )
     accelerator.gradient_accumulation_steps = settings["gradient_accumulation_steps"]
     return accelerator
+
+
+def _hide_warnings_that_do_not_apply() -> None:
+    def applies(record: logging.LogRecord) -> bool:
+        return not any(part in str(record.msg) for part in WARNINGS_THAT_DO_NOT_APPLY)
+
+    logging.getLogger("DeepSpeed").addFilter(applies)
 
 
 def _set_rendezvous_of_one() -> None:
@@ -99,6 +116,8 @@ def load_communication_op() -> None:
     with lock:
         lock.release()  # of the two acquisitions; the block holds the other
         (folder / "lock").unlink(missing_ok=True)
+        if not (folder / f"{builder.name}.so").exists():
+            print("compiling DeepSpeed's communication op, once per machine: some minutes", file=sys.stderr)
         build_shm_op()
 
 

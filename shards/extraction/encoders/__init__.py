@@ -30,7 +30,7 @@ from shards.registry import Entry, Parameter, find_classes
 if TYPE_CHECKING:
     import numpy as np
 
-# Arguments that tell how an encoder computes, not what. Encoders that lack one are opened without it.
+# Arguments that say how an encoder computes, not what. An encoder without such an argument ignores it.
 COMPUTING = ("device", "dtype", "batch_seconds", "batch_frames")
 REVISION = Parameter("str", (), None, "branch, tag or commit on the Hugging Face hub")
 
@@ -91,7 +91,7 @@ def open_audio_encoder(
 
     Raises:
         ValueError: unknown name or model type, an option that the encoder does not have, files missing.
-        ImportError: an optional package is missing; tells how to install it.
+        ImportError: an optional package is missing; says how to install it.
     """
     return _open("audio", spec, options | {"device": device, "dtype": dtype})
 

@@ -13,7 +13,7 @@ Packets that cannot be decoded are skipped and counted. A recording fails only i
 
 On request, a stream that never changes raises `ConstantStream`: sound that stays within one step of 16-bit
 sound, as the silent sound track of a video has, or two or more identical pictures, as music with a cover has.
-A single picture is an image, and no such stream.
+A stream of a single picture is an image, and does not raise.
 
 - `container`: a recording opened: its streams, its clock, packets
 - `audio`: its sound, mixed to one channel and resampled; `video`: its pictures at regular times

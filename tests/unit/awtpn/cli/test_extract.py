@@ -216,7 +216,7 @@ def test_predict_answers_in_json_in_words_and_in_a_picture(
     assert len(one["weights"]["video"]) == 5
     assert len(two["weights"]["audio"]) == 20
     assert "film.mp4: calm " in captured.err or "film.mp4: happy " in captured.err
-    assert "heaviest: sound " in captured.err
+    assert "heaviest: audio " in captured.err
     assert f"{broken}: not predicted: {broken}: not a recording" in captured.err
     assert sorted(path.name for path in (tmp_path / "png").iterdir()) == ["film.mp4.png", "sound.wav.png"]
     drawn = matplotlib.image.imread(tmp_path / "png" / "film.mp4.png")[..., :3]

@@ -26,7 +26,7 @@ from awtpn.model.device import resolve_device
 from awtpn.run import checkpoint, position
 from awtpn.training.evaluate import evaluate_command
 from shards.format.schema import Manifest, Modality, Split
-from shards.format.split_names import named_once
+from shards.format.split_names import split_from_url_or_option
 from shards.storage.store import open_store
 
 
@@ -55,9 +55,13 @@ def test_two_splits(words: list[str]) -> None:
     assert answer(*words, "--split", "train") == f"error: {told}"
     with pytest.raises(ValueError, match=told):
         evaluate_command(argparse.Namespace(data="data/mine#val", split="train"))
-    assert named_once("data/mine#val", "val") == named_once("data/mine", "val") == "val"
-    assert named_once("data/mine#dev", None) == "dev"
-    assert named_once("data/mine", None) is None
+    assert (
+        split_from_url_or_option("data/mine#val", "val")
+        == split_from_url_or_option("data/mine", "val")
+        == "val"
+    )
+    assert split_from_url_or_option("data/mine#dev", None) == "dev"
+    assert split_from_url_or_option("data/mine", None) is None
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
@@ -93,7 +97,12 @@ def test_what_only_recordings_take(option: str) -> None:
             {"a": "int", "b": "str"},
             "cross_validate.py --data.train OUT --by COLUMN, a column of metadata; it has a, b",
         ),
-        (["all"], {}, "cross_validate.py --data.train OUT --by COLUMN, a column of metadata; it has none"),
+        (
+            ["all"],
+            {},
+            "train.py --data.train OUT (trains on all utterances and tests on none: to test, make the "
+            'dataset with the splits "train" and "test", or with a metadata column to cross-validate by)',
+        ),
     ],
 )
 def test_the_next_command_is_one_that_can_be_judged(

@@ -93,7 +93,7 @@ def test_a_gap_between_weights(tmp_path: Path) -> None:
     comparison = compare_runs(a, b)
     assert comparison.largest_weight_gap == 0.25
     assert comparison.in_tensor == "classifier.bias"
-    assert "at most 0.25 apart (classifier.bias; steps (3, 3))" in format_comparison(comparison)
+    assert "at most 0.25 apart (classifier.bias; step 3)" in format_comparison(comparison)
     assert compare_by_command(a, b) == 1
     assert compare_by_command(a, b, "--weight_tolerance", "0.5") == 0
 

@@ -288,7 +288,7 @@ def test_recordings_that_go_away_are_no_bad_clips(
     mounted, gone = tmp_path / "mounted", tmp_path / "gone"
     source = copied(tones, mounted)
     with pytest.raises(
-        OSError, match=r"\.wav: no such file: the recordings went away; .* same command continues"
+        OSError, match=r"\.wav: no such file: the recordings are no longer there; .* same command continues"
     ):
         extracted(source, tmp_path / "d", audio=Meanwhile(9, lambda: mounted.rename(gone)))
     assert 2 <= len(list((tmp_path / "d").glob("*.part.json"))) < 7

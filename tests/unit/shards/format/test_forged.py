@@ -19,7 +19,7 @@ from shards_support import CLASSES, corpus, pack
 from shards import FeatureStream
 from shards.extraction.reopen_encoder import reopen_encoder
 from shards.safe_io.bounded_json import DEEPEST, parse_json, read_json
-from shards.safe_io.bounded_npz import read_npz
+from shards.safe_io.bounded_npz import read_uncompressed_npz
 from shards.tools.info import format_info, info, preview
 from shards.tools.verify import verify
 
@@ -325,7 +325,7 @@ def test_damaged_metadata_of_an_early_dataset_do_not_stop_training(dataset: Path
     """Training needs none of them."""
     forge(dataset, INDEX, lambda arrays: arrays.pop("classes"))
     with (dataset / INDEX).open("rb") as file:
-        offset = int(read_npz(file)["json.offset"][0])
+        offset = int(read_uncompressed_npz(file)["json.offset"][0])
     content = bytearray((dataset / "train-000000.tar").read_bytes())
     content[offset] ^= 1
     (dataset / "train-000000.tar").write_bytes(content)
@@ -338,7 +338,7 @@ def test_damaged_metadata_of_an_early_dataset_do_not_stop_training(dataset: Path
 def forge(folder: Path, name: str, change: Callable[[Arrays], Any]) -> None:
     """Change the arrays of an index, and let the manifest name it as it is then."""
     with (folder / name).open("rb") as file:  # np.load would race with threads that read headers
-        arrays = {key: values.copy() for key, values in read_npz(file).items()}
+        arrays = {key: values.copy() for key, values in read_uncompressed_npz(file).items()}
     change(arrays)
     np.savez(folder / name, **arrays)
     name_again(folder, name)

@@ -354,7 +354,7 @@ def test_overwrite_spares_what_packing_did_not_make(tmp_path: Path, what: str) -
     told = {
         "indexed": "holds tars that others made, indexed in place; pack elsewhere",
         "beside": r"its manifest does not name \('train-000009.tar'\); move them away",
-        "damaged": "manifest.json: .* nobody can tell whose files these are",
+        "damaged": "manifest.json: .* packing does not know which files it may replace",
     }
     with pytest.raises(ValueError, match=told[what]):
         pack(corpus(8), folder, overwrite=True)

@@ -457,7 +457,7 @@ def awtpn(*words: object) -> None:
 def test_packing_mosei(mosei_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = [word for name, file in FILES.items() for word in (f"--{name}", file)]
     awtpn("pack", mosei_root, tmp_path / "out", "--format", "mosei", *named, "--no_emotion", "keep")
-    assert "test: 2 utterances in 1 shards" in capsys.readouterr().out
+    assert "test: 2 utterances in 1 shard\n" in capsys.readouterr().out
     stream = FeatureStream(str(tmp_path / "out"), split="val", global_batch_size=2, shuffle=False)
     assert stream.classes[-1] == "none"
     assert [key for key, _ in stream.metadata()] == ["hh04W3xXa5s_0", "hh04W3xXa5s_1"]

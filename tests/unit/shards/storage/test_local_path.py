@@ -63,7 +63,7 @@ def test_local_places(text: str, path: str, home: Path) -> None:
         ("https://me:secret@host/run?token=secret", r"^run\.dir https://host/run: object storage"),
         ("simplecache::s3://bucket/run", "object storage"),
         (Path("s3://bucket/run"), "object storage"),  # where the second / is lost already
-        ("file://bucket/run", r"a file of the host 'bucket'\? Write file:///ABSOLUTE/PATH"),
+        ("file://bucket/run", r"names a file of the host 'bucket'; write file:///ABSOLUTE/PATH"),
         ("~nobody-of-that-name/run", "no home folder is known for ~nobody-of-that-name; .*: ./~nobody-of"),
     ],
 )

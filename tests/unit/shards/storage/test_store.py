@@ -132,7 +132,7 @@ def test_lasting_faults_stop_with_url_and_cause(remote: str, tmp_path: Path, dow
 def test_truncated_object(remote: str, tmp_path: Path, downloads: Downloads) -> None:
     stream = FeatureStream(remote, cache_dir=tmp_path)
     downloads.truncate = 1_000
-    with pytest.raises(ValueError, match=r"d/train-\d+\S*: 3 attempts .* it has \d+ bytes, \d+ are wanted"):
+    with pytest.raises(ValueError, match=r"d/train-\d+\S*: 3 attempts .* it has \d+ bytes, \d+ are expected"):
         list(stream.epoch(0))
 
 

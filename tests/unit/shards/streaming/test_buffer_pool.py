@@ -19,7 +19,7 @@ from shards_support import corpus, pack
 from support import LIMIT
 
 from shards import FeatureStream
-from shards.streaming.buffer_pool import PAGE, BufferPool, rounded
+from shards.streaming.buffer_pool import PAGE, BufferPool, round_up
 from shards.streaming.prefetch import read_ahead, to_device_ahead
 from shards.streaming.scattered_reads import LARGEST_GAP, Reads, read_scattered
 
@@ -92,8 +92,8 @@ def test_a_pool_that_keeps_nothing() -> None:
 
 @given(st.integers(0, 1 << 32))
 def test_rounding_wastes_little(size: int) -> None:
-    assert size <= rounded(size) <= max(size * 9 / 8, size + PAGE, PAGE)
-    assert rounded(size) % PAGE == 0
+    assert size <= round_up(size) <= max(size * 9 / 8, size + PAGE, PAGE)
+    assert round_up(size) % PAGE == 0
 
 
 def test_leasing_in_threads() -> None:
