@@ -102,8 +102,9 @@ def own_modules(root: Path) -> tuple[int, int]:
     return len(lines), sum(lines)
 
 
-def table(rounds: list[dict[str, Seconds]]) -> list[str]:
-    from awtpn.bench.machine import markdown
+def table(rounds: list[dict[str, Seconds]]) -> str:
+    from shards.safe_io.markdown import Markdown
+    from shards.safe_io.markdown import table as markdown_table
 
     rows = []
     for case in rounds[0]:
@@ -123,7 +124,7 @@ def table(rounds: list[dict[str, Seconds]]) -> list[str]:
             ]
         )
     columns = ["", "least s", "median s", "processor s", "beyond the imports: least / median / processor s"]
-    return markdown(columns, rows)
+    return markdown_table([*map(Markdown, columns)], [[*map(Markdown, row)] for row in rows], "lr")
 
 
 def main() -> None:
@@ -171,7 +172,7 @@ def main() -> None:
             "",
             f"Imported of `awtpn` and `shards` before the first step: {modules} modules, {count:,} lines.",
             "",
-            *table(found[name]),
+            table(found[name]),
             "",
         ]
     text = "\n".join(lines)

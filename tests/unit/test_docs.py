@@ -24,6 +24,8 @@ FILES = sorted(path for package in ("awtpn", "shards", "launch") for path in (RE
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "launch").glob("*.md"), *(REPO / "tests").rglob("*.md")])
 README_LINES = 250
 WHERE_IT_IS = re.compile(r"`(\w+)[`/]")
+# The names that begin an entry of such a list: "- `a`, `b/`: what they do"
+LISTED = re.compile(r"^- ((?:`\w+/?`(?:, | and )?)+):", re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(REPO)) for path in FILES])
@@ -113,11 +115,13 @@ def packages() -> list[Path]:
 
 @pytest.mark.parametrize("folder", packages(), ids=[str(p.relative_to(REPO)) for p in packages()])
 def test_the_map_of_a_package_is_whole(folder: Path) -> None:
-    """Every module and package has its place in the docstring."""
+    """Every module and package has its place in the docstring, and the list there names nothing else."""
     there = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
     there -= {"__init__", "__main__", folder.name}
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
     assert there - set(WHERE_IT_IS.findall(text)) == set(), f"say in {folder}/__init__.py where they are"
+    listed = {name for names in LISTED.findall(text) for name in re.findall(r"`(\w+)/?`", names)}
+    assert listed - there == set(), f"no such modules; see {folder}/__init__.py"
 
 
 def test_every_key_of_the_configuration_has_a_line_of_help() -> None:

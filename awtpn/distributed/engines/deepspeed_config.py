@@ -155,12 +155,12 @@ def read_buckets(file: Path) -> Buckets:
         raise ValueError(f"cannot read the DeepSpeed configuration {file}: {error}") from None
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device", "none") != "none":
-            raise ValueError(f"{file} asks for zero_optimization.{key}, which is not estimated: leave it out")
+            raise ValueError(f"{file} sets zero_optimization.{key}, which is not estimated: leave it out")
     return parse_buckets(zero)
 
 
 def parse_buckets(zero: Mapping[str, Any]) -> Buckets:
-    """The buffer sizes that `zero_optimization` settings ask for; DeepSpeed's own where they do not."""
+    """The buffer sizes of `zero_optimization` settings; DeepSpeed's defaults for missing or "auto" ones."""
     default = Buckets()
     sizes = {
         name: default_size if zero.get(key, "auto") == "auto" else int(zero[key])
