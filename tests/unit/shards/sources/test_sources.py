@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -312,6 +313,35 @@ def test_ensure_demo_packs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert FeatureStream(url, split="val").name == "the built-in demo"
     assert (Path(url) / "manifest.json").stat().st_mtime_ns == written
     assert FeatureStream(url, "val").class_counts().tolist() == [1] * 8
-    (tmp_path / "other.py").write_text("# other code")
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "other.py"))
+    monkeypatch.setattr(demo, "FOLDER", "another")
     assert demo.ensure_demo(tmp_path) != url
+
+
+def test_the_folder_of_the_demo_names_these_utterances() -> None:
+    """Give `demo.FOLDER` another value together with the figures here."""
+    assert demo.FOLDER == "demo-95b6b71e37"
+    made = [sample for sample in demo.samples(0, 8, 4, 4).samples if isinstance(sample, Sample)]
+    assert [len(sample.features["audio"]) for sample in made] == [
+        36,
+        27,
+        32,
+        33,
+        40,
+        26,
+        23,
+        19,
+        29,
+        28,
+        28,
+        58,
+        32,
+        39,
+        18,
+        32,
+    ]
+    total = {name: sum(float(np.abs(s.features[name]).sum()) for s in made) for name in demo.DIMS}
+    assert total == pytest.approx({"audio": 23065.804, "video": 15642.147}, rel=1e-5)
+    settings = demo.samples().provenance["settings"]
+    assert (
+        hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16] == "442e59573a73374a"
+    )
