@@ -38,8 +38,8 @@ SHIFT = 0.4
 
 # To be raised when the code makes another corpus from the same constants.
 VERSION = 1
-# Name of the packed demo. It stays as long as the utterances are the same, since a run resumes only on the data
-# that it began with; other utterances need another name.
+# Name of the packed demo. It stays as long as the utterances are the same, since a run resumes only on the
+# data that it began with; other utterances need another name.
 FOLDER = "demo-95b6b71e37"
 
 

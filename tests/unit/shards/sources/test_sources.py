@@ -321,24 +321,8 @@ def test_the_folder_of_the_demo_names_these_utterances() -> None:
     """Give `demo.FOLDER` another value together with the figures here."""
     assert demo.FOLDER == "demo-95b6b71e37"
     made = [sample for sample in demo.samples(0, 8, 4, 4).samples if isinstance(sample, Sample)]
-    assert [len(sample.features["audio"]) for sample in made] == [
-        36,
-        27,
-        32,
-        33,
-        40,
-        26,
-        23,
-        19,
-        29,
-        28,
-        28,
-        58,
-        32,
-        39,
-        18,
-        32,
-    ]
+    lengths = [36, 27, 32, 33, 40, 26, 23, 19, 29, 28, 28, 58, 32, 39, 18, 32]
+    assert [len(sample.features["audio"]) for sample in made] == lengths
     total = {name: sum(float(np.abs(s.features[name]).sum()) for s in made) for name in demo.DIMS}
     assert total == pytest.approx({"audio": 23065.804, "video": 15642.147}, rel=1e-5)
     settings = demo.samples().provenance["settings"]
