@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -180,10 +181,23 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"} | changes
 
 
+# Below the ports that the kernel gives to outgoing connections: one of those could be taken before the server
+# that it was chosen for starts.
+PORTS = range(15_000, 32_000)
+_ports_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no program uses; another one at each call, and in each of pytest's processes."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = [port for port in PORTS if port % 16 == worker % 16 and port not in _ports_given]
+    random.SystemRandom().shuffle(own)
+    for port in own:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            _ports_given.add(port)
+            return port
+    raise RuntimeError("no port is free")
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:

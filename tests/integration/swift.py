@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support import LIMIT
+from support import LIMIT, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSTALLED = Path(os.environ.get("SWIFT_VENV", REPOSITORY / "build" / "swift"))
@@ -149,11 +149,5 @@ def start_swift(folder: Path) -> Swift:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    sockets = [socket.socket() for _ in range(number)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that no program uses, all different."""
+    return [free_port() for _ in range(number)]

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support import LIMIT, REPO, pack_corpus
+from support import LIMIT, REPO, free_port, pack_corpus
 
 from shards import FeatureStream
 from shards.storage.store import open_dataset
@@ -61,12 +61,6 @@ class Place:
 
     def start(self) -> None:
         self.server = start(self.command, self.port)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def start(command: list[str], port: int) -> subprocess.Popen[bytes]:
