@@ -395,7 +395,7 @@ class ShardReader:
         found = False
         for name, modality_reads in zip(self.modalities, reads, strict=True):
             rows = list(zip(shard.tolist(), row.tolist(), strict=True))
-            # -1 is no CRC-32: an array without a checksum in its index counts as damaged.
+            # -1: an index of an early version has no checksums, so there is nothing to compare.
             crc = [handles[s].index.crc[name][r] if name in handles[s].index.crc else -1 for s, r in rows]
             for i in crc_mismatches(modality_reads, np.array(crc, np.int64), self._helpers, READ_THREADS):
                 (s, r), found = rows[i], True

@@ -98,14 +98,14 @@ def crc_mismatches(reads: Reads, crc: np.ndarray, helpers: Executor, num_parts: 
 
     Args:
         reads: what was read; empty arrays are not compared.
-        crc: [N] the CRC-32 of each array by its index.
+        crc: [N] the CRC-32 of each array by its index; -1 where none is recorded, which is not compared.
         helpers, num_parts: as in `read_scattered`.
     """
     ends, sizes = np.cumsum(reads.size).tolist(), reads.size.tolist()
     arrays = [
         (i, end, size, wanted)
         for i, (end, size, wanted) in enumerate(zip(ends, sizes, crc.tolist(), strict=True))
-        if size
+        if size and wanted >= 0
     ]
 
     def compare(part: int) -> list[int]:

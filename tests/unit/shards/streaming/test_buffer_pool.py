@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import time
+import zlib
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from support import LIMIT
 from shards import FeatureStream
 from shards.streaming.buffer_pool import PAGE, BufferPool, round_up
 from shards.streaming.prefetch import read_ahead, to_device_ahead
-from shards.streaming.scattered_reads import LARGEST_GAP, Reads, read_scattered
+from shards.streaming.scattered_reads import LARGEST_GAP, Reads, crc_mismatches, read_scattered
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -273,3 +274,11 @@ def test_copies_to_the_gpu_are_right_while_buffers_are_reused(dataset: str) -> N
         for one, two, three in zip(wanted, moved, by_hand, strict=True):
             assert torch.equal(one, two.cpu())
             assert torch.equal(one, three.cpu())
+
+
+def test_an_array_without_a_recorded_crc_is_not_compared() -> None:
+    content = b"abcdefgh"
+    reads = Reads(np.zeros(3, np.int64), np.array([0, 3, 5]), np.array([3, 2, 3]), memoryview(content))
+    crc = np.array([zlib.crc32(b"abc"), -1, zlib.crc32(b"another")])
+    with ThreadPoolExecutor(1) as helpers:
+        assert crc_mismatches(reads, crc, helpers, 2) == [2]
