@@ -194,6 +194,15 @@ def dataset(tmp_path: Path) -> str:
     return str(tmp_path / "tiny")
 
 
+def test_a_missing_scikit_learn_is_named_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline, "find_spec", lambda name: None)
+    monkeypatch.setattr(crossvalidation, "make_splits", lambda *_: pytest.fail("the data was read"))
+    with pytest.raises(ValueError, match=r"awtpn-at-scale\[baseline\].*--no-baseline"):
+        crossvalidation.cross_validate([], "fold", [0], tmp_path / "cv")
+
+
 def test_trains_every_fold_and_goes_on_where_it_stopped(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
