@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from awtpn.cli.bench import add_bench
 from awtpn.cli.extract import add_extract
@@ -13,6 +12,7 @@ from awtpn.cli.predict import add_predict
 from awtpn.cli.runs import add_compare, add_doctor, add_report
 from awtpn.cli.shards import add_shards
 from awtpn.cli.share import add_export, add_push
+from shards.safe_io.versions import installed_version
 
 HELP = "Pack features into shards and inspect them; use, report on and share trained models."
 EXAMPLES = """examples:
@@ -29,7 +29,8 @@ class ShowVersion(argparse.Action):
     """Print the version and exit. Unlike argparse's own action it looks the version up only when asked."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(installed_version())
+        version = installed_version("awtpn-at-scale")
+        print(f"awtpn {version}" if version else "awtpn, not installed but started from its folder")
         parser.exit()
 
 
@@ -62,11 +63,3 @@ def make_parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     add_bench(commands)
     return parser
-
-
-def installed_version() -> str:
-    """ "awtpn 1.2.3", of the installed package."""
-    try:
-        return f"awtpn {version('awtpn-at-scale')}"
-    except PackageNotFoundError:
-        return "awtpn, not installed but started from its folder"
