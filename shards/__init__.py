@@ -11,6 +11,7 @@ Packages, from the top; each imports only from those below it:
 - `planning/`: the order of utterances, as pure functions of rank and world size
 - `storage/`: files of any store (local, http, S3, SFTP): cache, retries, credentials
 - `format/`: what is on disk: manifest, index, tar, statistics, labels
+- `progress`: how far long work is: a bar on a terminal, lines in a log
 - `safe_io/`: files and text that others wrote: read with limits, escaped where they are shown
 - `registry`: finds the sources or encoders in a folder, and their options, without importing them
 """

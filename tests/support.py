@@ -9,8 +9,9 @@ import random
 import socket
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,27 @@ def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout:
 
 def _tails(logs: Sequence[Path]) -> str:
     return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[Callable[[], str]]:
+    """Put a terminal in the place of standard error; gives a function that reads what was shown since."""
+    screen, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, 100))
+    os.set_blocking(screen, False)
+
+    def shown() -> str:
+        found = b""
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(screen, 65_536):
+                found += part
+        return found.decode()
+
+    try:
+        with os.fdopen(slave, "w") as stderr, contextlib.redirect_stderr(stderr):
+            yield shown
+    finally:
+        os.close(screen)
 
 
 # --- Runs ----------------------------------------------------------------------------------------

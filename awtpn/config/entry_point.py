@@ -36,8 +36,8 @@ def run_command(
     remember_command(given)
     redact_output()
     if not sys.stderr.isatty():
-        # A log file needs a progress bar every ten seconds, not every 0.1. tqdm reads this when imported.
-        os.environ.setdefault("TQDM_MININTERVAL", "10")
+        # Other libraries draw bars into log files, too. tqdm reads this when it is imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if isinstance(stream := getattr(sys.stdout, "unredacted", None), io.TextIOWrapper):
         # A file name may hold bytes that are not text, or characters that this terminal cannot encode.
         stream.reconfigure(errors="backslashreplace")

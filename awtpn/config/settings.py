@@ -96,7 +96,8 @@ class TrainConfig:
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; default: as launched (2 under `deepspeed` without a config file)."""
     log_every: int = 10
-    """Steps between writes to metrics.jsonl and TensorBoard; a write holds one line for each step."""
+    """Steps between writes to metrics.jsonl and TensorBoard; a write holds one line for each step. Into a
+    log file, each prints a line, at most one every 30 s."""
     validate_every: int = 1
     """Epochs between validations; the last epoch always validates."""
     checkpoint_every: int | None = None

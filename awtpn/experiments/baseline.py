@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from awtpn.config.settings import DataConfig
 from awtpn.experiments.folds import Fold, Score
 from awtpn.metrics.classification import SUMMARY, summarize
 from awtpn.run.data import stream_source
 from shards import FeatureStream
+from shards.progress import progress_bar
 
 INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C of the logistic regression
 BATCH = 256  # utterances read at a time
@@ -41,18 +41,20 @@ def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> li
 
     pooled = {fold.test: pooled_features(data, {by: fold.test}) for fold in folds}
     scores = []
-    for fold in tqdm(folds, desc="logistic regression", unit="fold"):
-        model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
-        x, y = (np.concatenate([pooled[value][i] for value in fold.train]) for i in (0, 1))
-        if splits := inner_splits(y, [len(pooled[value][1]) for value in fold.train]):
-            grid = {"logisticregression__C": INVERSE_PENALTIES}
-            model = GridSearchCV(model, grid, cv=splits, scoring="f1_weighted")
-        model.fit(x, y)
-        test_x, test_y, classes = pooled[fold.test]
-        confusion = np.zeros((len(classes), len(classes)), np.int64)
-        np.add.at(confusion, (test_y, model.predict(test_x)), 1)
-        metrics = summarize(confusion, classes)
-        scores.append(Score(fold.test, None, {name: metrics[name] for name in SUMMARY}))
+    with progress_bar("logistic regression", "fold", len(folds)) as bar:
+        for fold in folds:
+            model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
+            x, y = (np.concatenate([pooled[value][i] for value in fold.train]) for i in (0, 1))
+            if splits := inner_splits(y, [len(pooled[value][1]) for value in fold.train]):
+                grid = {"logisticregression__C": INVERSE_PENALTIES}
+                model = GridSearchCV(model, grid, cv=splits, scoring="f1_weighted")
+            model.fit(x, y)
+            test_x, test_y, classes = pooled[fold.test]
+            confusion = np.zeros((len(classes), len(classes)), np.int64)
+            np.add.at(confusion, (test_y, model.predict(test_x)), 1)
+            metrics = summarize(confusion, classes)
+            scores.append(Score(fold.test, None, {name: metrics[name] for name in SUMMARY}))
+            bar.update()
     return scores
 
 

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from awtpn.config.command_line import parse_command_line
 from awtpn.config.private_words import hand_over, hands_on_environment
 from awtpn.config.schema import differing_keys, dump
@@ -28,6 +26,7 @@ from awtpn.distributed.cpu_threads import usable_cores
 from awtpn.model.files import model_folder
 from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_settings, read_status
 from awtpn.run.results import RESULTS_FILE, read_results
+from shards.progress import Progress, progress_bar
 from shards.safe_io.printable import get_logger
 from shards.storage.credentials import redact
 from shards.storage.file_lock import open_locked
@@ -68,7 +67,7 @@ def train_all(
         jobs: each with its own folder.
         parallel: processes at a time on this machine; they share its cores, and each gets one of its GPUs.
         launcher: the command that starts launch/train.py, e.g. ["torchrun", "--nproc-per-node", "8"].
-        what: for the progress bar.
+        what: for the progress shown.
 
     Raises:
         ValueError: a folder holds a run of other settings, or two jobs have the same folder.
@@ -82,7 +81,7 @@ def train_all(
         # Not in the threads: creating the same parent folder concurrently fails on some network file systems.
         job.run_dir.mkdir(parents=True, exist_ok=True)
     queue = _Queue(jobs)
-    with tqdm(total=len(jobs), desc=what, unit="run") as bar, ThreadPoolExecutor(parallel) as pool:
+    with progress_bar(what, "run", len(jobs), first_s=0) as bar, ThreadPoolExecutor(parallel) as pool:
         workers = [
             pool.submit(_work, queue, launcher, environment(os.environ, slot, parallel, _gpus()), bar)
             for slot in range(parallel)
@@ -147,7 +146,7 @@ class _Queue:
                     process.send_signal(signal.SIGTERM)
 
 
-def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: tqdm[Any]) -> None:
+def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: Progress) -> None:
     """One worker thread: takes jobs and trains them until none is left."""
     while taken := queue.take():
         job, lock = taken
@@ -166,8 +165,7 @@ def _work(queue: _Queue, launcher: Sequence[str], env: Mapping[str, str], bar: t
                 if code is None:
                     return
                 if not is_done(job.run_dir):
-                    # Progress bars write carriage returns instead of line ends.
-                    end = redact(log.read_text(errors="replace"))[-LOG_TAIL:].replace("\r", "\n")
+                    end = redact(log.read_text(errors="replace"))[-LOG_TAIL:]
                     raise RuntimeError(f"{job.run_dir} ended with status {code}; {log} ends:\n{end}")
             # Check again: meanwhile another process may have trained other settings in this folder.
             check_same_settings(job)

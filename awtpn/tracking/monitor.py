@@ -1,8 +1,10 @@
-"""What a run records while it trains: metrics.jsonl, TensorBoard, a progress bar, status.json."""
+"""What a run records and prints while it trains: metrics.jsonl, TensorBoard, progress, status.json."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,11 +18,14 @@ from awtpn.config.schema import Config
 from awtpn.distributed.world import World
 from awtpn.metrics.classification import SUMMARY, format_table
 from awtpn.run.atomic_write import write_atomically, write_json
+from awtpn.run.position import Position
 from awtpn.run.provenance import describe
 from awtpn.run.results import RESULTS_EVENTS
+from awtpn.tracking.log_lines import LossMeans, StepLines, epoch_line
 from awtpn.tracking.snapshot import Snapshot
 from awtpn.tracking.tensorboard import FOLDER, STEP_TAGS, FigureMode, TensorBoardWriter
 from shards import FeatureStream
+from shards.progress import on_terminal, progress_bar, write_line
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import json_text
 from shards.safe_io.printable import printable_lines
@@ -44,7 +49,7 @@ class Monitor:
         run_dir: the run folder.
         is_main: this is global rank 0.
         resumed_step: steps already done; lines and points of later steps, of an interrupted run, are dropped.
-        total_steps: of the whole run, for the bar and its ETA.
+        total_steps: of the whole run, to show progress and the time left.
     """
 
     def __init__(self, run_dir: Path, is_main: bool, resumed_step: int, total_steps: int) -> None:
@@ -57,9 +62,11 @@ class Monitor:
         self.last_lr = truncate_metrics(path, resumed_step)
         self.lines = path.open("a")
         self.tensorboard = TensorBoardWriter(run_dir, resumed_step)
-        self.bar = tqdm(
-            total=total_steps, initial=resumed_step, desc="train", unit="step", dynamic_ncols=True
-        )
+        self.on_terminal = on_terminal()
+        self.bar = progress_bar("train", "step", total_steps, initial=resumed_step, show=self.on_terminal)
+        self.step_lines = StepLines(total_steps)
+        self.epoch = LossMeans()
+        """Of the steps since the last epoch's line."""
 
     def log_settings(
         self,
@@ -76,10 +83,12 @@ class Monitor:
                 environment = describe(world, threads)
                 self.tensorboard.log_settings(step, config, train, environment, prototypes)
 
-    def log_step(self, line: Mapping[str, Any]) -> None:
-        """Write one optimizer step's values; steps count from 1."""
+    def log_step(self, line: Mapping[str, Any], utterances: int) -> None:
+        """Write one optimizer step's values; steps count from 1. Its losses are means over `utterances`."""
         if not self.is_main:
             return
+        self.step_lines.add(line, utterances)
+        self.epoch.add(line, utterances)
         with naming_write_errors(self.run_dir):
             self.lines.write(json_text(line) + "\n")
             self.tensorboard.log_scalars(line["step"], {tag: line[name] for name, tag in STEP_TAGS.items()})
@@ -95,29 +104,49 @@ class Monitor:
         """Whether to draw the next validation (see `tensorboard.wants_figures`); False on other ranks."""
         return self.is_main and self.tensorboard.wants_figures(mode, last)
 
-    def flush(self, **shown: str) -> None:
-        """Write what was logged to disk, and show `shown` beside the progress bar."""
+    def flush(self, seconds: float) -> None:
+        """Write the steps logged since the last call, which took so many seconds, to disk; show progress."""
         if not self.is_main:
             return
         with naming_write_errors(self.run_dir):
             self.lines.flush()
-        self.bar.set_postfix(shown, refresh=False)  # shown with the next update
+        if self.on_terminal:
+            last = self.step_lines.last
+            loss = math.nan if last["loss"] is None else last["loss"]
+            # Shown with the next update.
+            self.bar.set_postfix_str(f"loss={loss:.4f}, utt_s={last['utterances_per_s']:.0f}", refresh=False)
+        elif text := self.step_lines.next(seconds):
+            write_line(text)
 
-    def log_validation(
-        self, step: int, epoch: int, metrics: Mapping[str, Any], best: bool, snapshot: Snapshot
+    def log_validation(self, step: int, metrics: Mapping[str, Any], snapshot: Snapshot) -> None:
+        """Write a validation to TensorBoard."""
+        if self.is_main:
+            with naming_write_errors(self.run_dir):
+                self.tensorboard.log_validation(step, metrics, snapshot)
+
+    def log_epoch(
+        self,
+        position: Position,
+        epochs: int,
+        validation: Mapping[str, Any] | None,
+        best: bool,
+        seconds: float,
     ) -> None:
-        """Write a validation to TensorBoard and print a line about it, with a star if it is the best."""
+        """Write an epoch's mean losses to TensorBoard, and print a line: see `log_lines.epoch_line`."""
         if not self.is_main:
             return
+        means, self.epoch = self.epoch, LossMeans()
         with naming_write_errors(self.run_dir):
-            self.tensorboard.log_validation(step, metrics, snapshot)
-        star = " *" if best else ""
-        self.print(f"epoch {epoch + 1}: val w-F1 {metrics['w-F1']:.4f}  w-ACC {metrics['w-ACC']:.4f}{star}")
+            scalars = {f"epoch/{name}": value for name, value in means.means().items()}
+            self.tensorboard.log_scalars(position.step, scalars)
+        partial = means.steps < position.epoch_step
+        self.print(epoch_line(position.epoch, epochs, means, partial, validation, best, seconds))
 
     def print(self, text: str) -> None:
         """Print on the main rank without breaking the progress bar."""
         if self.is_main:
             tqdm.write(printable_lines(text))
+            sys.stdout.flush()  # a log is read while the run goes on
 
     def close(self) -> None:
         if self.is_main:

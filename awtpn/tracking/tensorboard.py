@@ -2,6 +2,7 @@
 
     loss/ optim/            each optimizer step
     data/ system/           every train.log_every steps
+    epoch/                  mean losses of each epoch's steps, since the run began or resumed
     val/ val_f1/            metrics, reliability weights and figures of each validation
     prototypes/             distances between prototypes, and how far they moved
     results/                metrics and figures of the best checkpoint, once, at the end

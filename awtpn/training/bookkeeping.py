@@ -76,7 +76,8 @@ def flush(run: Run, monitor: Monitor) -> None:
             # JSON has no NaN.
             | {name: value if math.isfinite(value) else None for name, value in figures.items()}
             | {"skipped": not finite, "damaged": int(lost)}
-            | {"utterances_per_s": rate, "data_wait": wait}
+            | {"utterances_per_s": rate, "data_wait": wait},
+            s["utterances"],
         )
         if not finite:
             run.position.left_out += 1
@@ -92,7 +93,17 @@ def flush(run: Run, monitor: Monitor) -> None:
             monitor.print(line)
     figures = throughput(seconds, utterances, wait, total_work) | memory(run.world.device)
     monitor.log_throughput(s["step"], figures)
-    monitor.flush(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
+    monitor.flush(seconds)
+
+
+def log_epoch(
+    run: Run, monitor: Monitor, validation: dict[str, Any] | None, best: bool, seconds: float
+) -> None:
+    """Write and print the losses of the epoch at `run.position`, its metrics, if any, and its time."""
+    position = run.position
+    begin = position.step - position.epoch_step  # earlier epochs may have had other numbers of steps
+    left = math.ceil((run.total_steps - begin) / run.train.steps_per_epoch)
+    monitor.log_epoch(position, position.epoch + max(left, 1), validation, best, seconds)
 
 
 def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: float) -> None:

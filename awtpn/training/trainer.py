@@ -36,7 +36,7 @@ from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
 from awtpn.tracking.tensorboard import wants_figures
-from awtpn.training.bookkeeping import announce, check_replicas, flush
+from awtpn.training.bookkeeping import announce, check_replicas, flush, log_epoch
 from awtpn.training.evaluate import evaluate, reliability_auroc
 from awtpn.training.run_state import Run
 from awtpn.training.setup import setup
@@ -129,16 +129,18 @@ def fit(run: Run) -> None:
         run.since = time.perf_counter()
         # A run that was stopped in its last validation has all its steps, and still needs that validation.
         while position.step < run.total_steps or position.validated < position.step:
+            began, figures, best = time.perf_counter(), None, False
             try:
                 finished = train_epoch(run, monitor)
                 last = position.step >= run.total_steps
-                validate = last or (position.epoch + 1) % options.validate_every == 0
-                best = validate and validate_epoch(run, monitor)
+                if last or (position.epoch + 1) % options.validate_every == 0:
+                    figures, best = validate_epoch(run, monitor)
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, NotFiniteError):
                 flush(run, monitor)
                 save(run)
                 raise
+            log_epoch(run, monitor, figures, best, time.perf_counter() - began)
             if finished:
                 position.epoch, position.epoch_step = position.epoch + 1, 0
             save(run, best=best)
@@ -191,16 +193,17 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
     return position.epoch_step == run.train.steps_per_epoch
 
 
-def validate_epoch(run: Run, monitor: Monitor) -> bool:
+def validate_epoch(run: Run, monitor: Monitor) -> tuple[dict[str, Any] | None, bool]:
     """Evaluate on the validation data.
 
     Returns:
-        Whether this model is the best so far; without validation data the latest always is.
+        The metrics, and whether this model is the best so far. Without validation data there are no metrics,
+        and the latest always is the best.
     """
     position = run.position
     if run.val is None:
         position.validated = position.best_step = position.step
-        return True
+        return None, True
     wanted = monitor.wants_figures(run.config.train.pictures, last=position.step >= run.total_steps)
     collector = SnapshotCollector(run.model, run.val, run.world, run.world.broadcast_object(wanted))
     figures = evaluate(
@@ -217,8 +220,8 @@ def validate_epoch(run: Run, monitor: Monitor) -> bool:
     if best:
         position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
         position.best_step = position.step
-    monitor.log_validation(position.step, position.epoch, figures, best, collector.gather())
-    return best
+    monitor.log_validation(position.step, figures, collector.gather())
+    return figures, best
 
 
 def reevaluate_best(run: Run, monitor: Monitor) -> None:

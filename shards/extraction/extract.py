@@ -18,7 +18,6 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.extraction.heartbeat import RankMonitor, heartbeat_monitor, heartbeat_writer
 from shards.extraction.pipeline import UNDECODABLE, DecodedClip, decode_ahead, encode
@@ -46,6 +45,7 @@ from shards.packing.shard_writer import (
     write_sample,
 )
 from shards.packing.validation import PackingState, validate_or_skip
+from shards.progress import progress_bar
 from shards.sources.base import ClipSource
 from shards.storage.retry import DISK_FULL
 from shards.storage.store import read_manifest
@@ -104,7 +104,7 @@ def extract(
             unfinished extraction.
         retry_failed: when it continues, make shards again if clips of them were skipped.
         patience: seconds without progress of another rank after which rank 0 stops with an error.
-        progress: show a bar on stderr (rank 0).
+        progress: show it on stderr (rank 0): a bar on a terminal, lines in a log.
 
     Returns:
         The manifest on rank 0, None on others. If the dataset was complete already, its manifest.
@@ -149,7 +149,7 @@ def extract(
         jobs = plan.unfinished[rank::world_size]
         clips = [clip for job in jobs for clip in job.clips]
         with (
-            tqdm(total=len(clips), desc="extract", unit="clip", disable=rank > 0 or not progress) as bar,
+            progress_bar("extract", "clip", len(clips), show=rank == 0 and progress) as bar,
             # Clips of the next shard are decoded while the last ones of this shard are encoded. A batch of an
             # encoder has clips of one shard only, so that the shard's bytes do not depend on other shards.
             closing(decode_ahead(clips, encoders, threads, keep_constant)) as decoded,

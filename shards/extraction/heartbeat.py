@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
 from shards.extraction.shard_records import record_name
 from shards.packing.marker import MARKER
 from shards.packing.output_folder import OutputFolder, list_names, publish
+from shards.progress import progress_bar
 from shards.storage.store import call_store
 
 HEARTBEAT = f"{MARKER}-alive-"  # and the rank
@@ -118,7 +117,7 @@ class RankMonitor:
                 )
         return missing
 
-    def wait(self, show_bar: bool) -> None:
+    def wait(self, show_progress: bool) -> None:
         """Return when no shard is missing.
 
         Raises:
@@ -126,13 +125,13 @@ class RankMonitor:
         """
         begin = time.monotonic()
         missing = self.missing()
-        disable = not (show_bar and missing)
-        with tqdm(total=len(missing), desc="other ranks", unit="shard", disable=disable) as bar:
+        total = len(missing)
+        with progress_bar("other ranks", "shard", total, show=show_progress and bool(missing)) as bar:
             while missing:
                 # Often at first, because most ranks end at about the same time.
                 time.sleep(min(0.1 + (time.monotonic() - begin) / 4, POLL_S, self.patience / 4))
                 missing = self.missing()
-                bar.update(bar.total - len(missing) - bar.n)
+                bar.update(total - len(missing) - bar.n)
 
     def _read_heartbeats(self, ranks: list[int]) -> dict[int, bytes]:
         store = self.folder.store

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.format.labels import given_classes
 from shards.format.schema import DTYPES, BadSample, Manifest, Sample
@@ -37,6 +36,7 @@ from shards.packing.shard_writer import (
     write_sample,
 )
 from shards.packing.validation import EncodedSample, PackingState, check_cast, validate_or_skip
+from shards.progress import progress_bar
 from shards.safe_io.versions import installed_version
 
 # Packing refuses a cast if its error is too large a share of a feature's standard deviation. Before all
@@ -82,8 +82,8 @@ def pack(
         on_bad: "refuse" stops at the first bad sample; "skip" skips it, and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
         overwrite: replace a finished dataset that is there; it stays complete until the new one is.
-        progress: show a bar on stderr.
-        total: number of samples, for the bar.
+        progress: show it on stderr: a bar on a terminal, lines in a log.
+        total: number of samples, for the progress shown.
 
     Returns:
         The manifest, as written.
@@ -100,11 +100,13 @@ def pack(
     packing = _Packing(acquire(str(out), overwrite, storage_options), PackingState(classes, np.dtype(dtype)))
     skipped: list[dict[str, str]] = []
     try:
-        for sample in tqdm(samples, total=total, desc="pack", unit="utterance", disable=not progress):
-            encoded = validate_or_skip(sample, packing.state, on_bad, skipped)
-            if encoded is not None:
-                assert isinstance(sample, Sample)
-                _write(packing, sample, encoded, shard_bytes)
+        with progress_bar("pack", "utterance", total, show=progress) as bar:
+            for sample in samples:
+                encoded = validate_or_skip(sample, packing.state, on_bad, skipped)
+                if encoded is not None:
+                    assert isinstance(sample, Sample)
+                    _write(packing, sample, encoded, shard_bytes)
+                bar.update()
         if not packing.finished:
             bad = f": all {len(skipped)} samples are bad, {skipped[0]}" if skipped else ": no samples"
             raise ValueError(f"nothing to pack{bad}")

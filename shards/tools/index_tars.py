@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.format.index import Row
 from shards.format.labels import found_classes, given_classes, label_name
 from shards.format.schema import DECODED, INDEXED, LABEL_FIELD, MANIFEST, PLAIN_NAME, Manifest, Sample
 from shards.packing.pack import pack
+from shards.progress import progress_bar
 from shards.safe_io.file_names import is_text
 from shards.safe_io.printable import get_logger, printable
 from shards.storage.credentials import redact_url
@@ -103,7 +103,7 @@ def index_url(
             example for many nodes to read. Default: decode into the cache of this machine, only if needed.
         cache_dir: for remote tars, decoded shards, and indexes of read-only places.
         storage_options: for the fsspec file system.
-        progress: show a bar on stderr.
+        progress: show it on stderr: a bar on a terminal, lines in a log.
 
     Raises:
         ValueError: there are no tars; a tar is damaged or holds pickles; an utterance has no label or two, no
@@ -118,10 +118,13 @@ def index_url(
     store = open_store(split_url(url)[0], cache_dir, storage_options)
     indexed_before = _indexed_before(store)
     tars = []
-    for name in tqdm(_tar_names(store), desc="index", unit="tar", disable=not progress):
-        path, size, sha256 = fetch_new(store, name)
-        at = f"{store.url}/{name}"
-        tars.append(ScannedTar(name, at, path, size, sha256, scan_tar(path, at, label, label_member)))
+    found = _tar_names(store)
+    with progress_bar("index", "tar", len(found), show=progress) as bar:
+        for name in found:
+            path, size, sha256 = fetch_new(store, name)
+            at = f"{store.url}/{name}"
+            tars.append(ScannedTar(name, at, path, size, sha256, scan_tar(path, at, label, label_member)))
+            bar.update()
     _warn_dotted_keys(tars)
     _make_keys_unique(tars)
     labels = _labels(tars, classes)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.format.class_checks import WrongManifest, check_class_counts, label_field, parse_metadata
 from shards.format.hashing import hash_file
@@ -30,6 +29,7 @@ from shards.format.index import ShardIndex, index_tar
 from shards.format.index_file import load_index
 from shards.format.schema import MANIFEST, Manifest, Modality, ShardEntry, read_in_place
 from shards.format.statistics import Statistics
+from shards.progress import progress_bar
 from shards.safe_io.printable import join_lines
 from shards.storage.store import Store, call_store, open_dataset
 from shards.tools.info import format_bytes
@@ -72,7 +72,7 @@ def verify(
     Args:
         url: of its folder or manifest.
         workers: shards that are checked at a time; remote ones need so much space on the cache's disk.
-        progress: show a bar on stderr.
+        progress: show it on stderr: a bar on a terminal, lines in a log.
         cache_dir: where remote files are put while they are checked.
         storage_options: for the fsspec file system.
 
@@ -87,13 +87,13 @@ def verify(
     size = sum(entry.bytes + entry.index_bytes for entry in entries)
     lock = threading.Lock()
     with (
-        tqdm(total=size, desc="verify", unit="B", unit_scale=True, disable=not progress) as bar,
+        progress_bar("verify", "B", size, show=progress) as bar,
         ThreadPoolExecutor(workers) as threads,
     ):
 
         def check(entry: ShardEntry) -> tuple[_ShardFacts | None, list[Fault]]:
             index, statistics, faults = _check_shard(store, entry, manifest)
-            with lock:
+            with lock:  # a bar of tqdm has none
                 bar.update(entry.bytes + entry.index_bytes)
             return None if index is None else _shard_facts(index, statistics, len(manifest.classes)), faults
 

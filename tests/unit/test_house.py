@@ -31,7 +31,7 @@ LEVELS = {
         ["streaming"],
         ["planning"],
         ["storage"],
-        ["format"],
+        ["format", "progress"],
         ["registry", "safe_io"],
     ],
 }
