@@ -5,10 +5,10 @@
     epoch 3/10: train loss 7.0206 (align 4.154 intra 0.127 inter 0.998 contrast 1.042 ce 2.041 mse 0.108),
         val cross-entropy 2.0015, w-F1 0.6608, w-ACC 0.6650 *, 12.3 s
 
-Losses are means per utterance over the steps since the last line of the same kind, without steps that were
-not finite. The terms in brackets are not weighted; the loss is their weighted sum. The validation's
-cross-entropy is the term `ce` without class weights. The other terms are not computed there, since negatives
-are drawn within a training batch. A star marks the best model so far.
+Losses are means over the steps since the last line of the same kind, each with the weight of its utterances,
+without steps whose loss was not finite. The terms in brackets are not weighted; the loss is their weighted
+sum. The validation's cross-entropy is the term `ce` without class weights; other terms are not computed
+there, since negatives are drawn within a training batch. A star marks the best model so far.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 
 from awtpn.learning.settings import TERMS
 from shards.progress import INTERVAL_S, duration, speed
+from shards.safe_io.printable import plural
 
 
 class LossMeans:
-    """Means per utterance of the loss and its terms over some steps."""
+    """Means of the loss and its terms over some steps, each with the weight of its utterances."""
 
     def __init__(self) -> None:
         self.steps = self.utterances = self.counted = 0
@@ -107,7 +108,7 @@ def epoch_line(
     """
     parts = []
     if train.steps:
-        parts.append(f"train {train}" + (f" over its last {train.steps:,} steps" if partial else ""))
+        parts.append(f"train {train}" + (f" over its last {plural(train.steps, 'step')}" if partial else ""))
     if validation is not None:
         parts.append(f"val cross-entropy {validation['cross-entropy']:.4f}")
         parts += [f"{name} {validation[name]:.4f}" for name in ("w-F1", "w-ACC")]

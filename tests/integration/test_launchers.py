@@ -60,6 +60,8 @@ def test_a_launcher_starts_two_ranks_that_see_the_same_data(
     # Not two runs of one rank each, which is what several of these do when left to themselves.
     assert log.count("2 ranks x micro-batch 16 x accumulation 1 = 32 utterances a step") == 1, log
     assert f"engine {engine} on cpu" in log
+    for line in ("step 1/3 (epoch 1): loss ", "epoch 1/1: train loss "):
+        assert log.count(line) == 1, "one rank tells how far it is"
     ours, theirs = metrics(tmp_path / "run"), metrics(alone)
     assert [x["step"] for x in ours] == [1, 2, 3]
     assert [x["fingerprint"] for x in ours] == [x["fingerprint"] for x in theirs]

@@ -101,10 +101,10 @@ def test_packing_checking_and_indexing_write_lines(
     for path in [*tmp_path.glob("d/manifest.json"), *tmp_path.glob("d/*.npz")]:
         path.unlink()
     index_url(str(tmp_path / "d"), cache_dir=tmp_path / "cache")
-    told = lines(capsys)
-    assert re.fullmatch(r"pack: 47/47 utterances \(100 %\) in 0:00:\d\d, [\d,.]+ utterances/s", told[0])
-    assert re.fullmatch(r"verify: (\S+B) of \1 \(100 %\) in 0:00:\d\d, \S+B/s", told[1])
-    assert re.fullmatch(r"index: (\d+)/\1 tars \(100 %\) in 0:00:\d\d, [\d,.]+ tars/s", told[2])
+    told = [line for line in lines(capsys) if " in " in line]
+    assert re.fullmatch(r"pack: 47/47 utterances \(100 %\) in [\d:]+, [\d,.]+ utterances/s", told[0])
+    assert re.fullmatch(r"verify: (\S+B) of \1 \(100 %\) in [\d:]+, \S+B/s", told[1])
+    assert re.fullmatch(r"index: (\d+)/\1 tars \(100 %\) in [\d:]+, .+", told[2])
     assert len(told) == 3
 
 
@@ -113,7 +113,7 @@ def test_an_error_comes_after_the_progress(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(ValueError, match="unknown"):
         pack(samples, tmp_path / "d", progress=True)
     # Written already, though the exception still refers to the frames that it passed.
-    assert [line.partition(" in ")[0] for line in lines(capsys)] == ["pack: 5 utterances"]
+    assert lines(capsys)[-1].startswith("pack: 5 utterances in ")
 
 
 def test_a_terminal_gets_a_bar(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from awtpn.config.schema import Config, flatten
 from awtpn.config.settings import DataConfig
 from awtpn.metrics.classification import summarize
 from awtpn.run.atomic_write import write_atomically
+from awtpn.run.position import Position
 from awtpn.tracking import tensorboard
 from awtpn.tracking.monitor import Monitor, log_results, truncate_metrics, write_status
 from awtpn.tracking.projector import write_projector
@@ -81,11 +82,12 @@ def test_a_torn_line_and_later_steps_are_cut(tmp_path: Path) -> None:
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, is_main=False, resumed_step=0, total_steps=5)
-    monitor.log_step(line(1))
-    monitor.flush(loss="1")
+    monitor.log_step(line(1), 32)
+    monitor.flush(seconds=1.0)
     monitor.log_throughput(1, {"system/memory_gib": 1.0})
     assert not monitor.wants_figures("always", last=True)
-    monitor.log_validation(1, 0, METRICS, True, snapshot())
+    monitor.log_validation(1, METRICS, snapshot())
+    monitor.log_epoch(Position(1), 2, METRICS, True, 1.0)
     monitor.print("nothing")
     monitor.close()
     assert not list(tmp_path.iterdir())
@@ -94,13 +96,13 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
     first = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=6)
     for step in range(1, 6):
-        first.log_step(line(step))
-    first.log_validation(5, 0, METRICS, True, snapshot(figures=True))
+        first.log_step(line(step), 32)
+    first.log_validation(5, METRICS, snapshot(figures=True))
     first.close()
     # The checkpoint was of step 3; steps 4 and 5 are done again.
     second = Monitor(tmp_path, is_main=True, resumed_step=3, total_steps=6)
     for step in range(4, 7):
-        second.log_step(line(step) | {"loss": 100.0 + step})
+        second.log_step(line(step) | {"loss": 100.0 + step}, 32)
     second.close()
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [1, 2, 3, 4, 5, 6]

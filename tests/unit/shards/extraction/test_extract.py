@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def test_shards_do_not_depend_on_the_number_of_ranks(tmp_path: Path, tones: Clip
     assert len(files(tmp_path / "d")) == 2 * (5 + 2), "7 shards with their indexes, and no record is left"
     assert replace(manifest, provenance={}) == replace(alone, provenance={})
     assert manifest == parse_manifest((tmp_path / "d" / "manifest.json").read_text(), "m")
+
+
+def test_a_log_tells_how_far_it_is(
+    tmp_path: Path, tones: ClipSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, also with several ranks."""
+    over_ranks(2, lambda **rank: extract(tones, str(tmp_path / "d"), audio=Counting(), batch=4, **rank))
+    told = capsys.readouterr().err
+    assert "\r" not in told
+    assert len(re.findall(r"^extract: (\d+)/\1 clips \(100 %\) in \d", told, re.MULTILINE)) == 1
 
 
 def test_remote_output_equals_local(tmp_path: Path, tones: ClipSource) -> None:
