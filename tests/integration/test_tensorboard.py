@@ -49,12 +49,14 @@ def test_every_page_is_served_our_data(address: str, runs: Path) -> None:
     listing = browser.fetch(address, "data/plugins_listing")
     assert [page for page in PAGES if not listing[page]["enabled"]] == []
     groups = {tag.partition("/")[0] for tag in browser.fetch(address, "data/plugin/scalars/tags")[RUN]}
-    assert groups == {"loss", "optim", "data", "system", "prototypes", "val", "val_f1", "results"}
+    of_steps, of_epochs = {"loss", "optim", "data", "system"}, {"epoch", "prototypes", "val", "val_f1"}
+    assert groups == {*of_steps, *of_epochs, "results"}
 
     points = fetch("plugin/scalars/scalars", tag="loss/total")
     assert [step for _, step, _ in points] == list(range(1, STEPS + 1))
     validations = fetch("plugin/scalars/scalars", tag="val/w-F1")
     assert [step for _, step, _ in validations] == [63, STEPS]
+    assert [step for _, step, _ in fetch("plugin/scalars/scalars", tag="epoch/loss")] == [63, STEPS]
     for tag in ("system/utterances_per_s", "system/teraflop_per_s", "system/memory_gib"):
         assert all(value > 0 for _, _, value in fetch("plugin/scalars/scalars", tag=tag))
     for tag in ("data/wait_share", "data/padding_avoided"):
