@@ -195,8 +195,8 @@ def test_the_commands_of_the_pages_work_where_init_was_run(
     assert "complete already" in start(empty, [python.with_name("awtpn"), "init"])
 
 
-# Name -> its words and the number of ranks. Launchers are started as modules, since their own programs start the
-# Python of this environment.
+# Name -> its words and the number of ranks. Launchers are started as modules, since their own programs start
+# the Python of this environment.
 LAUNCHERS: dict[str, tuple[str, int]] = {
     "awtpn": ("-m awtpn.cli", 1),
     "accelerate": ("-m accelerate.commands.launch -m awtpn.cli", 1),
