@@ -54,8 +54,8 @@ def copy_project_files(folder: Path) -> list[Path]:
         named = ", ".join(map(str, differing[:MOST_NAMED]))
         more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
         raise ValueError(
-            f"nothing is copied, since other files are in its place: {named}{more}; rename them, or name "
-            "another folder: awtpn init DIR"
+            f"nothing is copied, since other files are in the place of {named}{more}: rename them, or name "
+            "another folder, as in `awtpn init DIR`"
         )
     missing = [path for path in contents if not path.exists()]
     for path in missing:

@@ -48,10 +48,10 @@ print(json.dumps({
 """
 
 
-def start(folder: Path, command: Sequence[str | Path], **env: str) -> str:
+def start(folder: Path, command: Sequence[str | Path]) -> str:
     """Run a command in `folder`, without this checkout on Python's path; returns its output."""
     words = ["env", "-C", str(folder), *map(str, command)]
-    code, output = run(words, folder.with_name(f"{folder.name}.log"), PYTHONPATH="", **env)
+    code, output = run(words, folder.with_name(f"{folder.name}.log"), PYTHONPATH="")
     assert code == 0, f"{words}\n{output}"
     return output
 
@@ -210,18 +210,15 @@ LAUNCHERS: dict[str, tuple[str, int]] = {
 
 
 @pytest.mark.skipif(importlib.util.find_spec("awtpn.cli.train") is None, reason="there is no awtpn train")
+@pytest.mark.usefixtures("deepspeed_operator")
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_the_wheel_trains_under_every_launcher(
-    name: str, python: Path, empty: Path, demo_cache: Path, deepspeed_operator: Path
+    name: str, python: Path, empty: Path, demo_cache: Path
 ) -> None:
     words, ranks = LAUNCHERS[name]
     launcher = words.replace("PORT", str(free_port())).split()
     settings = arguments(SETTINGS | {"data.cache_dir": demo_cache, "run.dir": empty / "run"})
-    start(
-        empty,
-        [python, *launcher, "train", "--config", "demo", *settings],
-        TORCH_EXTENSIONS_DIR=str(deepspeed_operator),
-    )
+    start(empty, [python, *launcher, "train", "--config", "demo", *settings])
     found = status(empty / "run")
     assert (found["status"], found["ranks"], found["commit"]) == ("done", ranks, None)
     assert [line["step"] for line in metrics(empty / "run")] == list(range(1, STEPS + 1))

@@ -50,10 +50,10 @@ def test_the_checkout_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ("configs/meld.yaml", "configs/meld.yaml;"),
-        ("launch/README.md", "launch/README.md;"),
+        ("configs/meld.yaml", "configs/meld.yaml:"),
+        ("launch/README.md", "launch/README.md:"),
         ("launch", "launch/README.md, launch/ablate.py, launch/cross_validate.py and "),
-        ("configs/demo.yaml/folder", "configs/demo.yaml;"),
+        ("configs/demo.yaml/folder", "configs/demo.yaml:"),
     ],
 )
 def test_what_is_in_the_way_is_named_and_nothing_written(
@@ -65,12 +65,12 @@ def test_what_is_in_the_way_is_named_and_nothing_written(
     with pytest.raises(SystemExit) as stop:
         main(["init"])
     assert str(stop.value).startswith(
-        f"error: nothing is copied, since other files are in its place: {named}"
+        f"error: nothing is copied, since other files are in the place of {named}"
     )
     assert files_in(tmp_path) == {other: b"mine"}
 
 
 def test_a_file_is_no_folder_to_copy_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="in its place"):
+    with pytest.raises(SystemExit, match="in the place of"):
         main(["init", str(tmp_path / "file")])
