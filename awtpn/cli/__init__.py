@@ -3,6 +3,7 @@
 Training and evaluation are `launch/train.py` and `launch/evaluate.py`, since launchers start scripts.
 
 - `parser`: all commands and their help
+- `init`: configurations and launch scripts into a folder
 - `pack`, `extract`: features and recordings -> shards; `signature_options`: their options, from signatures;
   `dataset_summary`: what both print at the end
 - `shards`: info, preview, verify, index, simulate

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from awtpn.cli.bench import add_bench
 from awtpn.cli.extract import add_extract
+from awtpn.cli.init import add_init
 from awtpn.cli.pack import add_pack
 from awtpn.cli.predict import add_predict
 from awtpn.cli.runs import add_compare, add_doctor, add_report
@@ -52,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     parser.set_defaults(command=lambda options: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND")
+    add_init(commands)
     add_pack(commands)
     add_extract(commands)
     add_shards(commands)

@@ -13,13 +13,13 @@ import json
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
 
 from awtpn.config.errors import OneLineParser, keys_of
+from awtpn.config.project_files import DEMO_CONFIG, find_file, packaged_files
 from awtpn.config.schema import Config, Launch
 from awtpn.config.settings import DataConfig
 from awtpn.config.yaml_file import CheckedFile
@@ -31,9 +31,6 @@ from shards.storage.local_path import local_path
 WITHIN_MAPPING = re.compile(
     r"--data\.(?:select\.)?(storage_options|train|val|test)\.([^=]+)(?:=(.*))?", re.DOTALL
 )
-DEMO_CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
-
-
 HELP = """Train AWTPN. Without a configuration it makes a demo corpus and trains on it.
 
 If a key is given twice, the last value counts, so keys after --config override the file. A run resumes from
@@ -64,8 +61,19 @@ def make_parser() -> OneLineParser:
         allow_abbrev=False,  # --train.epoch must not pass for --train.epochs
     )
     parser.keys, parser.places = {"deepspeed": str | None} | keys_of(Config), {}
-    parser.add_argument("--config", action=CheckedFile, metavar="FILE", help="YAML file with the keys below")
-    parser.add_argument("--deepspeed", type=str | None, metavar="FILE", help="DeepSpeed config (JSON)")
+    named = {option: ", ".join(packaged_files(option)) for option in ("--config", "--deepspeed")}
+    parser.add_argument(
+        "--config",
+        action=CheckedFile,
+        metavar="FILE",
+        help=f"YAML file with the keys below, or a name: {named['--config']}",
+    )
+    parser.add_argument(
+        "--deepspeed",
+        type=str | None,
+        metavar="FILE",
+        help=f"DeepSpeed config (JSON), or a name: {named['--deepspeed']}",
+    )
     # The `deepspeed` launcher passes it, and no other does, so it tells which launcher started the run.
     parser.add_argument("--local_rank", type=int | None, help=SUPPRESS)
     parser.add_class_arguments(Config, nested_key=None)
@@ -100,7 +108,8 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     use_local_paths(config)
     config.remember_secrets()
     config.validate()
-    return config, Launch(values.deepspeed, values.local_rank is not None)
+    file = str(find_file(values.deepspeed, "--deepspeed")) if values.deepspeed else None
+    return config, Launch(file, values.local_rank is not None)
 
 
 def has_too_many_values(word: str) -> bool:

@@ -9,9 +9,9 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from awtpn.config.errors import OneLineParser, nearest
+from awtpn.config.project_files import find_file
 from shards.safe_io.bounded_yaml import TooManyValuesError, check_values
 from shards.storage.credentials import remember_secrets
-from shards.storage.local_path import local_path
 
 TOO_DEEP = "is nested too deeply, or contains itself; a configuration has sections with keys in them"
 
@@ -36,7 +36,7 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
     """The text of a configuration file, without its empty sections, which mean the defaults.
 
     Args:
-        file: its path.
+        file: its path, or the name of a packaged one.
         keys: the dotted keys that there are.
 
     Returns:
@@ -46,11 +46,7 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
         ValueError: there is no such file, it is not YAML, its aliases stand for too many values, or a key
             does not exist or is there twice; names the line.
     """
-    path = local_path(file, "--config")
-    if not path.is_file():
-        raise ValueError(
-            f"{file}: {'a folder' if path.is_dir() else 'no such file'}; --config takes a YAML file"
-        )
+    path = find_file(file, "--config")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from awtpn.config.command_line import parse_command_line
+from awtpn.config.project_files import VARIANTS_FILE, find_file
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.experiments.run_names import folder_name
@@ -30,7 +31,6 @@ from shards.storage.credentials import has_secrets, redact
 BASE = "base"
 METRIC = "w-F1"
 LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
-VARIANTS_FILE = Path(__file__).parents[2] / "configs" / "ablations.yaml"
 
 Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
 
@@ -89,8 +89,9 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
     A variant whose name holds `{term}` stands for one variant per loss term, with `{weight}` in its keys.
 
     Raises:
-        ValueError: the file is not of this form, or has no variant of that name.
+        ValueError: there is no such file, it is not of this form, or has no variant of that name.
     """
+    path = find_file(path, "--variants")
     try:
         variants = parse_yaml(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:

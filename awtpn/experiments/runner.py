@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.config.private_words import hand_over, hands_on_environment
+from awtpn.config.project_files import TRAIN_SCRIPT
 from awtpn.config.schema import differing_keys, dump
 from awtpn.distributed.cpu_threads import usable_cores
 from awtpn.model.files import model_folder
@@ -31,7 +32,6 @@ from shards.safe_io.printable import get_logger
 from shards.storage.credentials import redact
 from shards.storage.file_lock import open_locked
 
-TRAIN_SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 PYTHON = (sys.executable,)
 LOG_FILE = "train.log"
 LOG_TAIL = 2_000  # characters of a failed run's output to show

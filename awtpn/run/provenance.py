@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from awtpn.config.project_files import checkout
 from awtpn.distributed.doctor import versions
 from awtpn.distributed.world import World
 
@@ -32,8 +33,8 @@ def describe(world: World, threads: int) -> dict[str, Any]:
 @functools.cache  # status.json and TensorBoard both need it, and git is slow in a large checkout
 def commit() -> str | None:
     """The commit of this project's checkout, with "+ changes" if files differ; None outside of a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    root = checkout()
+    if root is None or not (root / ".git").exists():
         return None
     try:
         head = _git(root, "rev-parse", "HEAD")

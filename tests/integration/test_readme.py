@@ -36,13 +36,18 @@ KUBERNETES = Elsewhere(
         "integration/test_recipes.py::test_a_pod_stops_fails_and_resumes",
     ]
 )
+WHEEL = Elsewhere(["integration/test_wheel.py::test_the_commands_of_the_pages_work_where_init_was_run"])
+WHEEL_TRAINS = Elsewhere(["integration/test_wheel.py::test_the_wheel_trains_under_every_launcher"])
 RESTARTS = Elsewhere(["distributed/test_survival.py::test_torchrun_restarts_go_on_by_themselves"])
 
 COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     # README.md: Quickstart.
     "python3 -m venv .venv": Installs(),
     ". .venv/bin/activate": Installs(),
-    "pip install -e .": Installs(),
+    "pip install .": WHEEL,
+    "awtpn train": WHEEL_TRAINS,
+    "python -m build": WHEEL,
+    "awtpn init": WHEEL,
     'pip install -e ".[test]"': Installs(),
     "pytest": Installs(),
     "pre-commit install": Elsewhere(["integration/test_readme.py::test_the_hooks_install"]),

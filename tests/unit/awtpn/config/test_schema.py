@@ -150,10 +150,12 @@ def test_contradictions_are_refused_by_name(words: list[str], named: str) -> Non
         parse_command_line(words)
 
 
-def test_the_deepspeed_launcher_is_recognised() -> None:
-    _, launch = parse_command_line(["--local_rank=1", "--deepspeed", "some.json"])
+def test_the_deepspeed_launcher_is_recognised(tmp_path: Path) -> None:
+    file = tmp_path / "some.json"
+    file.write_text("{}")
+    _, launch = parse_command_line(["--local_rank=1", "--deepspeed", str(file)])
     assert launch.by_deepspeed_launcher
-    assert launch.deepspeed_file == "some.json"
+    assert launch.deepspeed_file == str(file)
 
 
 def test_credentials_are_never_written() -> None:
