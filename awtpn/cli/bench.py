@@ -77,7 +77,7 @@ def run_bench(options: argparse.Namespace) -> None:
     threads = options.threads or usable_cores()
     torch.set_num_threads(threads)
     setting = Setting(device, options.precision or DEFAULTS[device]["precision"], threads)
-    command = f"`{redact_command(['awtpn', *options.words])}`"
+    command = f"`{redact_command([*options.program.typed, *options.words])}`"
     texts = ["# Benchmarks of this machine", "", command, "", describe(device, threads), ""]
     with tempfile.TemporaryDirectory(prefix="awtpn-bench-") as temporary:
         scratch = options.scratch or Path(temporary)

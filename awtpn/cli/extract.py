@@ -161,7 +161,7 @@ def run_extract(options: argparse.Namespace) -> None:
     from shards.extraction.extract import extract
     from shards.storage.credentials import redact_command
 
-    start_missing_ranks(["-m", "awtpn.cli", *options.words])
+    start_missing_ranks([*options.program.for_python, *options.words])
     world = init_process_group()
     audio, video = open_encoders(options, str(resolve_device(options.device or world.device)))
     manifest = extract(
@@ -178,7 +178,7 @@ def run_extract(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         on_bad=options.on_bad,
         keep_constant=options.keep_constant,
-        provenance={"command": redact_command(["awtpn", *options.words])},
+        provenance={"command": redact_command([*options.program.typed, *options.words])},
         storage_options=options.storage_options,
         overwrite=options.overwrite,
         retry_failed=options.retry_failed,

@@ -120,7 +120,7 @@ def run_pack(options: argparse.Namespace) -> None:
         source.samples,
         options.out,
         classes=source.classes,
-        provenance=source.provenance | {"command": redact_command(["awtpn", *options.words])},
+        provenance=source.provenance | {"command": redact_command([*options.program.typed, *options.words])},
         dtype=options.dtype,
         shard_bytes=max(1, int(options.shard_mb * 2**20)),
         on_bad=options.on_bad or "refuse",
