@@ -1,6 +1,6 @@
 """Ablate: variants of a configuration, compared with it: `awtpn ablate` as a script.
 
-    python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 --dir runs/ravdess-ablations
+python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 --dir runs/ravdess-ablations
 """
 
 import sys

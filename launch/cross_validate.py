@@ -1,6 +1,6 @@
 """Cross-validate, over folds, seeds and sweeps: `awtpn cross-validate` as a script.
 
-    python launch/cross_validate.py --config configs/ravdess.yaml --by fold --seeds 0 1 2 --dir runs/ravdess
+python launch/cross_validate.py --config configs/ravdess.yaml --by fold --seeds 0 1 2 --dir runs/ravdess
 """
 
 import sys

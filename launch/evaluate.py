@@ -1,6 +1,6 @@
 """Evaluate a trained model on a split, on any number of ranks: `awtpn evaluate` as a script.
 
-    torchrun --nproc-per-node 4 launch/evaluate.py runs/meld --predictions answers.jsonl
+torchrun --nproc-per-node 4 launch/evaluate.py runs/meld --predictions answers.jsonl
 """
 
 import sys

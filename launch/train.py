@@ -1,8 +1,8 @@
 """Train AWTPN, under any launcher: `awtpn train` as a script.
 
-    accelerate launch launch/train.py --config configs/iemocap.yaml --data.train s3://corpus/iemocap
-    torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
-    deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json --config ...
+accelerate launch launch/train.py --config configs/iemocap.yaml --data.train s3://corpus/iemocap
+torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
+deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json --config ...
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The `awtpn` command: features into shards, training on them, trained models used and shared.
 
-Launchers start it as a module, `-m awtpn.cli train`, or by the scripts in `launch/`, each of which is a command.
+Launchers start it as a module, `-m awtpn.cli train`, or by the scripts in `launch/`, each of them a command.
 
 - `parser`: all commands and their help
 - `train`: one run; `evaluate`: its metrics; `experiments`: cross-validate, ablate

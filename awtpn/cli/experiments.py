@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from awtpn.config.command_parser import CONFIG_AND_KEYS
 from awtpn.config.option_types import path_argument
 from awtpn.experiments.command_line import add_experiment_options, sigterm_as_interrupt
 from shards.storage.credentials import redact_command
@@ -128,7 +129,7 @@ def _add(commands: Any, name: str, about: str, description: str, folder: Path) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # --data must not pass for an option of ours
     )
-    parser.passes_on = True
+    parser.passes_on = CONFIG_AND_KEYS
     parser.set_defaults(parser=parser)
     add_experiment_options(parser, folder)
     return parser

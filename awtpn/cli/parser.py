@@ -93,5 +93,5 @@ def make_parser(program: Program | None = None) -> CommandParser:
     if program and program.is_script:
         own = commands.choices[name]
         own.prog = program.name
-        own.description = own.description.replace(f"awtpn {name} ", f"{' '.join(program.typed)} ")
+        own.description = str(own.description).replace(f"awtpn {name} ", f"{' '.join(program.typed)} ")
     return parser

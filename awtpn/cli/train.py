@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from awtpn.config.command_parser import CONFIG_AND_KEYS
 from awtpn.config.program import Program
 from shards.storage.cache import CacheUnwritable
 
@@ -20,7 +21,7 @@ def add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train", help="train one run, under any launcher", description="Train one run.", add_help=False
     )
-    parser.passes_on = True
+    parser.passes_on = CONFIG_AND_KEYS
     parser.set_defaults(command=run_train)
 
 

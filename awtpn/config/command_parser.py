@@ -1,4 +1,4 @@
-"""argparse's parser with errors in one line: what is wrong, what was probably meant, and the command's usage."""
+"""argparse's parser with errors in one line: what is wrong and what was probably meant; and a short usage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ MISSING = re.compile(r"the following arguments are required: (.*)")
 UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 NO_NUMBER = re.compile(r"argument (\S+): invalid (int|float) value: '(.*)'")
 NUMBERS = {"int": "a whole number", "float": "a number"}
-KEYS_OF_TRAINING = "[--config FILE] [--SECTION.KEY VALUE ...]"
+KEYS = "[--SECTION.KEY VALUE ...]"
+CONFIG_AND_KEYS = f"[--config FILE] {KEYS}"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -27,8 +28,8 @@ class CommandParser(argparse.ArgumentParser):
     subcommand and show its usage.
     """
 
-    passes_on = False
-    """Leave unknown words in `options.passed_on`: they are keys of training."""
+    passes_on = ""
+    """Leave unknown words in `options.passed_on`; they are what this says in the usage."""
     _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -36,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         self._words = sys.argv[1:] if args is None else list(args)
         if self.passes_on and not self.usage:
             own = self.format_usage().removeprefix("usage: ").rstrip()
-            self.usage = f"{own}\n{' ' * len(f'usage: {self.prog} ')}{KEYS_OF_TRAINING}"
+            self.usage = f"{own}\n{' ' * len(f'usage: {self.prog} ')}{self.passes_on}"
         options, unknown = super().parse_known_args(args, namespace)
         if self.passes_on:
             options.passed_on, unknown = unknown, []
@@ -61,7 +62,8 @@ class CommandParser(argparse.ArgumentParser):
             if not word.startswith("-"):
                 return f"{word} is one word too many"
             options = {option.lstrip("-"): option for option in self.options}
-            return f"there is no {word}" + meant([options[name] for name in similar(word.lstrip("-"), options)])
+            alike = [options[name] for name in similar(word.lstrip("-"), options)]
+            return f"there is no {word}{meant(alike)}"
         if found := NO_NUMBER.match(message):
             return f"{found[1]} takes {NUMBERS[found[2]]}, not {found[3]}"
         return message.removeprefix("argument ")
@@ -82,9 +84,8 @@ class CommandParser(argparse.ArgumentParser):
         needed = [action for action in self._actions if action.required or not action.option_strings]
         options = [f"{a.option_strings[-1]} {name_of(a)}" for a in needed if a.option_strings]
         places = [f"[{name_of(a)}]" if a.nargs == "?" else name_of(a) for a in needed if not a.option_strings]
-        keys = [KEYS_OF_TRAINING] if self.passes_on else []
-        words = [self.prog, *options, *places, "[--OPTION VALUE ...]", *keys]
-        return f"{' '.join(words)} ({self.prog} --help lists the options)"
+        words = [self.prog, *options, *places, "[--OPTION VALUE ...]", self.passes_on]
+        return f"{' '.join(words).rstrip()} ({self.prog} --help lists the options)"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a value that is none of the choices."""

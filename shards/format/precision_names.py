@@ -10,10 +10,10 @@ SHORT_NAMES = {long: short for short, long in LONG_NAMES.items()}
 
 
 def long_name(name: str) -> str:
-    """ "float16" of "fp16"; a name of no format stays as it is."""
-    return LONG_NAMES.get(name, name)
+    """ "float16" of "fp16"; what names no format stays as it is."""
+    return LONG_NAMES.get(name, name) if isinstance(name, str) else name
 
 
 def short_name(name: str) -> str:
-    """ "fp16" of "float16"; a name of no format stays as it is."""
-    return SHORT_NAMES.get(name, name)
+    """ "fp16" of "float16"; what names no format stays as it is."""
+    return SHORT_NAMES.get(name, name) if isinstance(name, str) else name
