@@ -98,7 +98,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
                 prediction["key"], prediction["label"], prediction["predicted"], prediction["probabilities"]
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
-                    f"{path}, line {number}: not a prediction; write the file again with launch/evaluate.py "
+                    f"{path}, line {number}: not a prediction; write the file again with awtpn evaluate MODEL "
                     f"--predictions {quote(str(path))}"
                 ) from None
             lines.append(prediction)
