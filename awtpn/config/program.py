@@ -46,7 +46,7 @@ def started_as(typed: tuple[str, ...], command: str) -> Program:
         typed: `AWTPN`, `MODULE`, or ("python", SCRIPT).
         command: the command, which a script stands for.
     """
-    return Program(typed if typed[-1].endswith(".py") else (*typed, command), command)
+    return Program((*typed, command) if typed in (AWTPN, MODULE) else typed, command)
 
 
 TRAIN = started_as(AWTPN, "train")
