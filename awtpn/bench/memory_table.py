@@ -11,6 +11,8 @@ import numpy as np
 
 from awtpn.bench.memory_estimate import Workload, largest_steps, peak, phase_bytes, saving_bytes
 from awtpn.config.command_line import parse_command_line
+from awtpn.config.command_parser import KEYS, CommandParser
+from awtpn.config.program import AWTPN, started_as
 from awtpn.config.schema import Config
 from awtpn.config.settings import DEMO
 from awtpn.distributed.batch_layout import Layout, make_layout
@@ -33,6 +35,7 @@ PARTS = (
     "batches",
     "libraries",
 )
+DOCTOR_MEMORY = started_as(AWTPN, "doctor --memory")
 FEATURE_BYTES = {"float16": 2, "float32": 4}
 
 
@@ -65,9 +68,11 @@ def report(words: Sequence[str]) -> str:
         SystemExit: an unknown key.
     """
     parser = make_parser()
-    options, overrides = parser.parse_known_args(list(words))
+    options = parser.parse_args(list(words))
     deepspeed = ["--deepspeed", options.deepspeed] if options.deepspeed else []
-    config, launch = parse_command_line(["--config", options.config, *deepspeed, *overrides])
+    config, launch = parse_command_line(
+        ["--config", options.config, *deepspeed, *options.passed_on], DOCTOR_MEMORY, also=parser.options
+    )
     file = launch.deepspeed_file
     buckets = read_buckets(Path(file)) if file else parse_buckets(ZERO)
     data = data_from_options(options) if options.steps else data_from_corpus(config)
@@ -78,8 +83,9 @@ def report(words: Sequence[str]) -> str:
     return "\n".join([*heading(options.config, config, data, on_gpu), *lines])
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="awtpn doctor --memory", allow_abbrev=False)
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog=DOCTOR_MEMORY.name, allow_abbrev=False)
+    parser.passes_on = KEYS
     parser.add_argument("config", metavar="CONFIG", help="the run's configuration file")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--device", choices=["cpu", "cuda"], default=_device(), help="where it will run")

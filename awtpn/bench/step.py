@@ -36,6 +36,7 @@ from awtpn.model.flops import step_flops
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from shards import Ragged
+from shards.format.precision_names import short_name
 from shards.safe_io.markdown import table
 
 AUDIO, VIDEO, CLASSES, BATCHES = 1024, 512, 7, 6
@@ -262,7 +263,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--precision", type=short_name, default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--dims", type=int, nargs="+", default=[256])
     parser.add_argument("--batches", type=int, nargs="+", default=[32])
     parser.add_argument("--threads", type=int, default=2)

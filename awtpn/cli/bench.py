@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from awtpn.config.option_types import path_argument
+from shards.format.precision_names import short_name
 
 PARTS = ("loader", "step", "baseline", "end-to-end", "attention", "roofline")
 BENCH_HELP = """Measure this machine and print tables in Markdown.
@@ -42,7 +43,12 @@ def add_bench(commands: Any) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
     )
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument(
+        "--precision",
+        type=short_name,
+        choices=["fp32", "bf16"],
+        help="default: fp32 on a CPU, bf16 on a GPU",
+    )
     parser.add_argument("--dim", type=int, nargs="+", help="shared dims (default: 256; GPU: 256 1024 4096)")
     parser.add_argument("--batch", type=int, nargs="+", help="batch sizes (default: 32; GPU: 64 256 1024)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
@@ -77,7 +83,7 @@ def run_bench(options: argparse.Namespace) -> None:
     threads = options.threads or usable_cores()
     torch.set_num_threads(threads)
     setting = Setting(device, options.precision or DEFAULTS[device]["precision"], threads)
-    command = f"`{redact_command(['awtpn', *options.words])}`"
+    command = f"`{redact_command([*options.program.typed, *options.words])}`"
     texts = ["# Benchmarks of this machine", "", command, "", describe(device, threads), ""]
     with tempfile.TemporaryDirectory(prefix="awtpn-bench-") as temporary:
         scratch = options.scratch or Path(temporary)

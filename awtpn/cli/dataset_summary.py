@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from shlex import quote
 
 from shards.format.schema import Manifest
@@ -30,14 +29,14 @@ def how_to_train(manifest: Manifest, out: str) -> str:
     modalities, columns = list(manifest.modalities), list(manifest.columns)
     keys = f"--data.train {quote(out)}"
     if len(modalities) == 1:
-        keys += f" --model.modalities '{json.dumps(modalities)}'"
+        keys += f" --model.modalities {modalities[0]}"
     if list(manifest.splits) != ["all"]:
-        return f"python launch/train.py {keys}"
+        return f"awtpn train {keys}"
     if not columns:
         return (
-            f"python launch/train.py {keys} (trains on all utterances and tests on none: to test, make the "
+            f"awtpn train {keys} (trains on all utterances and tests on none: to test, make the "
             'dataset with the splits "train" and "test", or with a metadata column to cross-validate by)'
         )
     usual = next((name for name in FOLD_COLUMNS if name in columns), None)
-    command = f"python launch/cross_validate.py {keys} --by {usual or 'COLUMN'}"
+    command = f"awtpn cross-validate {keys} --by {usual or 'COLUMN'}"
     return command if usual else f"{command}, a column of metadata; it has {', '.join(columns)}"

@@ -22,6 +22,8 @@ from awtpn.cli.signature_options import (
 )
 from awtpn.config.option_types import add_store_options, finite_number
 from shards.extraction.encoders import COMPUTING, find_encoders, open_audio_encoder, open_video_encoder
+from shards.format.precision_names import LONG_NAMES, long_name, short_name
+from shards.format.schema import DTYPES
 from shards.registry import Entry
 from shards.sources import find_sources
 from shards.storage.local_path import local_or_url
@@ -34,7 +36,6 @@ DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor"}
 # The options of parameters that only encoders of pictures have.
 SHORT = {"video_fps": "fps", "video_faces": "faces"}
 FALLBACK = "recordings"  # the format if no corpus recognizes SOURCE
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 HELP = """Compute features of recordings with encoders, and pack them into shards.
 
@@ -96,7 +97,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         add_options(made, options_of(encoders, partial(_option, modality)), encoders)
     made.add_argument(
         "--dtype",
-        choices=["float16", "float32"],
+        type=long_name,
+        choices=DTYPES,
         default="float16",
         help="stored precision (default: float16)",
     )
@@ -107,7 +109,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--precision",
-        choices=list(PRECISIONS),
+        type=short_name,
+        choices=LONG_NAMES,
         default="fp32",
         help="precision in which encoders compute (default: fp32)",
     )
@@ -161,7 +164,7 @@ def run_extract(options: argparse.Namespace) -> None:
     from shards.extraction.extract import extract
     from shards.storage.credentials import redact_command
 
-    start_missing_ranks(["-m", "awtpn.cli", *options.words])
+    start_missing_ranks([*options.program.for_python, *options.words])
     world = init_process_group()
     audio, video = open_encoders(options, str(resolve_device(options.device or world.device)))
     manifest = extract(
@@ -178,7 +181,7 @@ def run_extract(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         on_bad=options.on_bad,
         keep_constant=options.keep_constant,
-        provenance={"command": redact_command(["awtpn", *options.words])},
+        provenance={"command": redact_command([*options.program.typed, *options.words])},
         storage_options=options.storage_options,
         overwrite=options.overwrite,
         retry_failed=options.retry_failed,
@@ -253,7 +256,7 @@ def limited(source: ClipSource, most: int) -> ClipSource:
 
 def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
     """The encoders of audio and video that the options ask for; None for "none"."""
-    dtype = PRECISIONS[options.precision]
+    dtype = LONG_NAMES[options.precision]
     given = {
         modality: {
             name: getattr(options, _option(modality, name))

@@ -36,7 +36,7 @@ def run_init(options: argparse.Namespace) -> None:
     where = f"{options.dir / 'configs'} and {options.dir / 'launch'}"
     print(f"wrote {plural(len(written), 'file')} to {where}" if written else f"{where} are complete already")
     enter = "" if options.dir.resolve() == Path.cwd() else f"cd {quote(str(options.dir))} && "
-    print(f"next: {enter}python launch/train.py")
+    print(f"next: {enter}awtpn train")
 
 
 def copy_project_files(folder: Path) -> list[Path]:

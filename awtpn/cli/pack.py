@@ -18,6 +18,8 @@ from awtpn.cli.signature_options import (
     two_columns,
 )
 from awtpn.config.option_types import add_store_options
+from shards.format.precision_names import long_name
+from shards.format.schema import DTYPES
 from shards.registry import Entry
 from shards.sources import find_sources
 from shards.storage.local_path import local_or_url
@@ -63,7 +65,8 @@ def add_pack(commands: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=["float16", "float32"],
+        type=long_name,
+        choices=DTYPES,
         default="float16",
         help="stored precision (default: float16)",
     )
@@ -120,7 +123,7 @@ def run_pack(options: argparse.Namespace) -> None:
         source.samples,
         options.out,
         classes=source.classes,
-        provenance=source.provenance | {"command": redact_command(["awtpn", *options.words])},
+        provenance=source.provenance | {"command": redact_command([*options.program.typed, *options.words])},
         dtype=options.dtype,
         shard_bytes=max(1, int(options.shard_mb * 2**20)),
         on_bad=options.on_bad or "refuse",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from awtpn.cli import experiments, train
 from awtpn.cli.bench import add_bench
+from awtpn.cli.evaluate import add_evaluate
 from awtpn.cli.extract import add_extract
 from awtpn.cli.init import add_init
 from awtpn.cli.pack import add_pack
@@ -13,17 +15,41 @@ from awtpn.cli.predict import add_predict
 from awtpn.cli.runs import add_compare, add_doctor, add_report
 from awtpn.cli.shards import add_shards
 from awtpn.cli.share import add_export, add_push
+from awtpn.config.command_parser import CommandParser
+from awtpn.config.program import Program, started_as
 from shards.safe_io.versions import installed_version
 
-HELP = "Pack features into shards and inspect them; use, report on and share trained models."
+HELP = "Pack features into shards and inspect them; train models, and use, report on and share them."
 EXAMPLES = """examples:
   awtpn extract recordings data/mine              recordings/LABEL/clip.mp4 -> features in shards
-  python launch/train.py --data.train data/mine   train on them; torchrun, accelerate and deepspeed, too
+  awtpn train --data.train data/mine              train on them
+  accelerate launch -m awtpn.cli train --data.train data/mine
+                                                  on many devices; likewise torchrun -m, deepspeed --module
   awtpn report runs/mine-20260101-120000          figures with intervals, curves, cost
   awtpn predict runs/mine-20260101-120000 clip.mp4
 
 `awtpn COMMAND --help` lists the options of a command.
 """
+
+COMMANDS = {
+    "init": add_init,
+    "pack": add_pack,
+    "extract": add_extract,
+    "shards": add_shards,
+    "train": train.add_train,
+    "evaluate": add_evaluate,
+    "cross-validate": experiments.add_cross_validate,
+    "ablate": experiments.add_ablate,
+    "predict": add_predict,
+    "report": add_report,
+    "export": add_export,
+    "push": add_push,
+    "compare": add_compare,
+    "doctor": add_doctor,
+    "bench": add_bench,
+}
+# How commands end that end in their own way: further arguments of `run_command`.
+ENDINGS = {"train": train.ENDING, "cross-validate": experiments.ENDING, "ablate": experiments.ENDING}
 
 
 class ShowVersion(argparse.Action):
@@ -35,16 +61,26 @@ class ShowVersion(argparse.Action):
         parser.exit()
 
 
-def run_words(words: Sequence[str]) -> None:
-    """Parse the words and run the command that they name; `options.words` keeps them for the record."""
-    options = make_parser().parse_args(words)
-    options.words = list(words)
+def run_words(typed: tuple[str, ...], words: Sequence[str]) -> None:
+    """Parse the words and run the command that they name.
+
+    Args:
+        typed: before the words: see `Program`.
+        words: of the command line; the command finds its own in `options.words`, for the record.
+    """
+    program = started_as(typed, words[0]) if words else None
+    options = make_parser(program).parse_args(words)
+    options.program, options.words = program, list(words[1:])
     options.command(options)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `options.command(options)` runs the one that was chosen."""
-    parser = argparse.ArgumentParser(
+def make_parser(program: Program | None = None) -> CommandParser:
+    """The parser of all commands; `options.command(options)` runs the one that was chosen.
+
+    Args:
+        program: of one command, if that was started; other commands need not be added then.
+    """
+    parser = CommandParser(
         prog="awtpn",
         description=HELP,
         epilog=EXAMPLES,
@@ -53,15 +89,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     parser.set_defaults(command=lambda options: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND")
-    add_init(commands)
-    add_pack(commands)
-    add_extract(commands)
-    add_shards(commands)
-    add_predict(commands)
-    add_report(commands)
-    add_export(commands)
-    add_push(commands)
-    add_compare(commands)
-    add_doctor(commands)
-    add_bench(commands)
+    name = program.command if program else ""
+    for add in [COMMANDS[name]] if name in COMMANDS else COMMANDS.values():
+        add(commands)
+    if program and program.is_script:
+        own = commands.choices[name]
+        own.prog = program.name
+        own.description = str(own.description).replace(f"awtpn {name} ", f"{' '.join(program.typed)} ")
     return parser

@@ -14,7 +14,7 @@ def add_report(commands: Any) -> None:
         "report",
         help="finished runs -> one page: figures with intervals, classes, curves, cost, reproduction",
         description="Write a page on one run, on several seeds of it, or on a folder of folds and seeds (of "
-        "launch/cross_validate.py). Several runs are averaged, so they must be repetitions: alike in all but "
+        "awtpn cross-validate). Several runs are averaged, so they must be repetitions: alike in all but "
         "seed and utterances.",
     )
     parser.add_argument(

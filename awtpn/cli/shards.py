@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 from awtpn.config.option_types import add_store_options, comma_separated
+from shards.format.precision_names import long_name
+from shards.format.schema import DTYPES
 from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.printable import printable
 
@@ -121,7 +123,8 @@ def _add_index(actions: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=["float16", "float32"],
+        type=long_name,
+        choices=DTYPES,
         help="stored precision of decoded arrays (default: float16 if all arrays are float16, else float32)",
     )
     parser.add_argument(

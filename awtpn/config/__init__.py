@@ -3,10 +3,12 @@
 - `settings`: the keys `run.*`, `data.*` and `train.*`; those of `model.*` are in `awtpn/model/settings.py`,
   those of `loss.*`, `prototypes.*` and `optim.*` in `awtpn/learning/settings.py`
 - `schema`: all sections together and the checks between them
-- `command_line`: `launch/train.py`'s words -> a configuration; `yaml_file`: the file of `--config`; `errors`:
-  what is wrong with a key or value, and which key was probably meant
+- `command_line`: the words of `awtpn train` -> a configuration; `yaml_file`: the file of `--config`;
+  `errors`: what is wrong with a key or value
+- `command_parser`: argparse's parser of the other commands, whose errors are as short; `suggestions`: which
+  name was probably meant; `option_types`: values of options that several commands take
+- `program`: the command as it was typed, to record it and to start it again
 - `project_files`: where `configs` and `launch` are, in a wheel and in a checkout; files that users name
-- `option_types`: values of argparse options that several commands take
 - `entry_point`: a user's error ends in one line, and nothing printed shows a credential; `private_words`:
   credentials on their way to child processes
 """

@@ -1,6 +1,6 @@
 """The command line of a training run: YAML file and dotted overrides -> `Config`.
 
-    launch/train.py --config configs/ravdess.yaml --optim.lr 3e-4 --run.seed 1
+    awtpn train --config configs/ravdess.yaml --optim.lr 3e-4 --run.seed 1
 
 Every key has a type and a line of help (`--help`, `--print_config`). An unknown key, a wrong type or
 settings that contradict each other are refused by name before anything starts.
@@ -12,17 +12,18 @@ import contextlib
 import json
 import re
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_origin
 
 import yaml
 from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
 
 from awtpn.config.errors import OneLineParser, keys_of
+from awtpn.config.program import TRAIN, Program
 from awtpn.config.project_files import DEMO_CONFIG, find_file, packaged_files
 from awtpn.config.schema import Config, Launch
 from awtpn.config.settings import DataConfig
-from awtpn.config.yaml_file import CheckedFile
+from awtpn.config.yaml_file import CheckedFile, words_of_list
 from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
 from shards.storage.credentials import remember_command
 from shards.storage.local_path import local_path
@@ -37,10 +38,13 @@ If a key is given twice, the last value counts, so keys after --config override 
 the latest checkpoint in its folder.
 """
 EXAMPLES = """examples:
-  python launch/train.py                                                the demo, in half a minute
-  python launch/train.py --config configs/meld.yaml --optim.lr 3e-4     a file, and one key changed
+  {program:<37} the demo, in half a minute
+  {program} --config configs/meld.yaml --optim.lr 3e-4
+                                        a file, and one key changed
   torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml
   accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py --config configs/meld.yaml
+
+Launchers that start modules take `-m awtpn.cli train` in place of launch/train.py.
 """
 
 
@@ -48,14 +52,14 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Types and defaults as jsonargparse shows them; description and examples keep their line breaks."""
 
 
-def make_parser() -> OneLineParser:
-    """The parser of `launch/train.py`: --config FILE, --deepspeed FILE and every dotted key."""
+def make_parser(program: Program = TRAIN) -> OneLineParser:
+    """The parser of `awtpn train`: --config FILE, --deepspeed FILE and every dotted key."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = OneLineParser(
-        prog="train.py",
-        usage="train.py [--config FILE] [--deepspeed FILE] [--SECTION.KEY VALUE ...]",
+        prog=program.name,
+        usage=f"{program.name} [--config FILE] [--deepspeed FILE] [--SECTION.KEY VALUE ...]",
         description=HELP,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.format(program=" ".join(program.typed)),
         formatter_class=HelpFormatter,
         default_config_files=[],
         allow_abbrev=False,  # --train.epoch must not pass for --train.epochs
@@ -80,15 +84,26 @@ def make_parser() -> OneLineParser:
     return parser
 
 
-def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
-    """Read `argv` (without the program's name). Exits with a message on an unknown key or a wrong type.
+def parse_command_line(
+    argv: Sequence[str], program: Program = TRAIN, also: Sequence[str] = ()
+) -> tuple[Config, Launch]:
+    """Read the words of a command line. Exits with a message on an unknown key or a wrong type.
+
+    Args:
+        argv: without the program's name.
+        program: the program, for its help; of another program than training: the one that passes these words
+            on.
+        also: options of that program, which may have been meant by an unknown word.
 
     Raises:
         ValueError: settings that contradict each other.
     """
     remember_command(argv)
-    parser = make_parser()
-    arguments = list(argv)
+    parser = make_parser(program)
+    if also:
+        parser.also = ["config", *(option.removeprefix("--") for option in also)]
+        parser.listed = f"{program.name} --help lists its options, and {TRAIN.name} --help all keys"
+    arguments = write_lists(argv, parser.keys)
     option = ""
     for word in arguments:
         option = word.partition("=")[0] if word.startswith("--") else option
@@ -110,6 +125,21 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
     config.validate()
     file = str(find_file(values.deepspeed, "--deepspeed")) if values.deepspeed else None
     return config, Launch(file, values.local_rank is not None)
+
+
+def write_lists(argv: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
+    """The words of a command line, with values such as audio,video written as lists where a key takes one."""
+    lists = [f"--{key}" for key, kind in keys.items() if get_origin(kind) is list]
+    written, option = [], ""
+    for word in argv:
+        name, sign, value = word.partition("=")
+        if name in lists and sign and (words := words_of_list(value)):
+            word = f"{name}={json.dumps(words)}"
+        elif option in lists and (words := words_of_list(word)):
+            word = json.dumps(words)
+        written.append(word)
+        option = word
+    return written
 
 
 def has_too_many_values(word: str) -> bool:

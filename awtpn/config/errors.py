@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from awtpn.config.suggestions import nearest, one_of
 from shards.safe_io.printable import printable
 from shards.storage.credentials import redact
 
@@ -27,13 +27,32 @@ class OneLineParser(ArgumentParser):
 
     keys: Mapping[str, Any]
     """Dotted key -> type, for suggestions."""
+    also: Sequence[str] = ("config",)
+    """Further options that may have been meant."""
+    listed: str = "--help lists all keys"
+    """Where all keys are listed."""
     places: dict[str, str]
     """Dotted key -> file and line, while a file is read."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 after one line on stderr."""
-        sys.stderr.write(f"error: {printable(redact(explain(message, self.keys, self.places)))}\n")
+        sys.stderr.write(f"error: {printable(redact(self.explain(message)))}\n")
         sys.exit(2)
+
+    def explain(self, message: str) -> str:
+        """jsonargparse's message as one line; the usual ones in our words."""
+        if (found := WRONG_VALUE.match(message)) and found[1] in self.keys:
+            place = f"{self.places[found[1]]}: " if found[1] in self.places else ""
+            # Options of a file system may hold credentials, so they are never shown.
+            value = "what is given" if found[1] == "data.storage_options" else f"{found[2].strip():.200}"
+            return f"{place}{found[1]} takes {in_words(self.keys[found[1]])}, not {value}"
+        if found := UNKNOWN_WORD.match(message):
+            word = found[1].partition("=")[0]
+            if not word.startswith("--"):
+                return f"{word} is no option: write keys as --key value, and a file as --config FILE"
+            keys = [*self.keys, *self.also]
+            return f"there is no {word}" + nearest(word.removeprefix("--"), keys, "--", self.listed)
+        return " ".join(message.split())
 
 
 def keys_of(section: type, prefix: str = "") -> dict[str, Any]:
@@ -45,42 +64,9 @@ def keys_of(section: type, prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def explain(message: str, keys: Mapping[str, Any], places: Mapping[str, str]) -> str:
-    """jsonargparse's message as one line; the usual ones in our words."""
-    if (found := WRONG_VALUE.match(message)) and found[1] in keys:
-        place = f"{places[found[1]]}: " if found[1] in places else ""
-        # Options of a file system may hold credentials, so they are never shown.
-        value = "what is given" if found[1] == "data.storage_options" else f"{found[2].strip():.200}"
-        return f"{place}{found[1]} takes {in_words(keys[found[1]])}, not {value}"
-    if found := UNKNOWN_WORD.match(message):
-        word = found[1].partition("=")[0]
-        if not word.startswith("--"):
-            return f"{word} is no option: write keys as --key value, and a file as --config FILE"
-        return f"there is no {word}" + nearest(word.removeprefix("--"), keys)
-    return " ".join(message.split())
-
-
-def nearest(key: str, keys: Mapping[str, Any]) -> str:
-    """Suggest keys: those with the same last word, else with a similar name, else all of its section."""
-    section, _, word = key.rpartition(".")
-    last = {name: name.rpartition(".")[2] for name in keys}
-    alike = (
-        [name for name in keys if last[name] == word]
-        or get_close_matches(key, keys, 2, 0.8)
-        or [name for name in keys if len(word) > 2 and (word in last[name] or last[name] in word)]
-        or [name for name in keys if last[name] in get_close_matches(word, last.values(), 2)]
-    )
-    if alike:
-        alike = get_close_matches(key, alike, 3, 0)  # the most similar first
-        return f"; did you mean {' or '.join(alike)}? (--help lists all keys)"
-    own = [last[name] for name in keys if section and name == f"{section}.{last[name]}"]
-    return (f"; {section} has {', '.join(own)}" if own else "") + " (--help lists all keys)"
-
-
 def in_words(kind: Any) -> str:
     """The values that a key takes, in words: "a whole number or null"."""
-    words = alternatives(kind)
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return one_of(alternatives(kind))
 
 
 def alternatives(kind: Any) -> list[str]:

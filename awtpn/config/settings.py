@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
+
+from shards.format.precision_names import short_name
 
 ROLES = ("train", "val", "test")
 # Of one rank; no machine has more cores.
 MOST_THREADS = 4096
+Precision = Literal["fp32", "bf16", "fp16", "float32", "bfloat16", "float16"]
 LONGEST_TIMEOUT = 1e8  # three years
 DEMO = "demo"  # as data.train: the demo corpus, which is made on first use
 
@@ -91,7 +94,7 @@ class TrainConfig:
     """Utterances per optimizer step, over all ranks."""
     micro_batch_size: int | None = None
     """Utterances per forward pass of one rank; default: global_batch_size / ranks, without accumulation."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Precision of the projections and attention products; distances, softmaxes and losses stay float32."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; default: as launched (2 under `deepspeed` without a config file)."""
@@ -115,6 +118,9 @@ class TrainConfig:
     """CPU threads of each rank; default: as the run started, else OMP_NUM_THREADS, else the usable cores."""
     compile: bool = False
     """Compile the model by torch.compile; needs a C++ compiler, and about a minute at the start."""
+
+    def __post_init__(self) -> None:
+        self.precision = cast(Precision, short_name(self.precision))
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for a setting that no training can have."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile
 
-from awtpn.config.errors import OneLineParser, nearest
+from awtpn.config.errors import OneLineParser
 from awtpn.config.project_files import find_file
+from awtpn.config.suggestions import nearest
 from shards.safe_io.bounded_yaml import TooManyValuesError, check_values
 from shards.storage.credentials import remember_secrets
 
+# A list without brackets: audio,video
+WORDS = re.compile(r"[A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)*")
 TOO_DEEP = "is nested too deeply, or contains itself; a configuration has sections with keys in them"
+
+
+TEXT, LIST = "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq"
 
 
 class CheckedFile(ActionConfigFile):
@@ -67,7 +74,7 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
             if key in lines:
                 raise ValueError(f"{file}, line {place}: {key} is there twice, already in line {lines[key]}")
             lines[key] = place
-        without_empty(root, file, keys, "")
+        tidy(root, file, keys, "")
         return yaml.serialize(root), lines
     except TooManyValuesError as error:
         raise ValueError(f"{file}: {error}") from None
@@ -99,8 +106,12 @@ def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tupl
             yield from keys_within(value, file, f"{key}.")
 
 
-def without_empty(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], prefix: str) -> None:
-    """Remove empty sections; refuse keys that do not exist, and a value in place of a section."""
+def tidy(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], prefix: str) -> None:
+    """Remove empty sections, and write words as a list where a key takes one.
+
+    Raises:
+        ValueError: a key does not exist, or a value is in place of a section; names the line.
+    """
     kept = []
     for name, value in node.value:
         key = prefix + name.value
@@ -115,9 +126,23 @@ def without_empty(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], pr
                 raise ValueError(
                     f"{file}, line {line_of(name)}: {key} is a section: write its keys below it, indented"
                 )
-            without_empty(value, file, keys, f"{key}.")
+            tidy(value, file, keys, f"{key}.")
+        elif get_origin(keys[key]) is list:
+            value = as_list(value)
         kept.append((name, value))
     node.value = kept
+
+
+def words_of_list(text: str) -> list[str] | None:
+    """["audio", "video"] of "audio,video"; None if the text is no list of words."""
+    return re.split(r"\s*,\s*", text) if WORDS.fullmatch(text) else None
+
+
+def as_list(node: yaml.Node) -> yaml.Node:
+    """A word, or words with commas between them, as a list; any other node as it is."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag != TEXT or not (words := words_of_list(node.value)):
+        return node
+    return yaml.SequenceNode(LIST, [yaml.ScalarNode(TEXT, word) for word in words], node.start_mark)
 
 
 def line_of(node: yaml.Node) -> int:

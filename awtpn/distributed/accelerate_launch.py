@@ -112,10 +112,10 @@ def start_missing_ranks(argv: Sequence[str]) -> None:
     """Replace this process by torchrun, where `accelerate launch --cpu --num_processes N` started only one.
 
     On a CPU Accelerate starts one process per machine and expects MPI to start the others. torchrun then runs
-    the same script in all of them. In all other cases this function does nothing.
+    the same program in all of them. In all other cases this function does nothing.
 
     Args:
-        argv: this script and its arguments.
+        argv: arguments of Python that start this program: a script or `-m MODULE`, and what follows it.
 
     Raises:
         ValueError: several machines were asked for, but options that each of them needs are missing.

@@ -1,6 +1,6 @@
 """Many runs as one experiment: folds, seeds, sweeps and ablations, resumable and shared between processes.
 
-- `command_line`: the options of `launch/cross_validate.py` and `launch/ablate.py`
+- `command_line`: what `awtpn cross-validate` and `awtpn ablate` have in common
 - `crossvalidation`: every fold with every seed, and the table; `ablation`: variants beside the base
 - `sweep`: settings chosen for each fold without its test utterances; `baseline`: logistic regression
 - `folds`: values of a metadata column -> train, validation and test utterances of each run

@@ -1,13 +1,13 @@
-"""Options that every experiment of many runs takes, and how such a script begins and ends."""
+"""What the commands of many runs have in common: options, and what SIGTERM does."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from awtpn.config.entry_point import run_command
 from awtpn.config.option_types import path_argument
 
 
@@ -15,7 +15,7 @@ def add_experiment_options(parser: argparse.ArgumentParser, folder: Path) -> Non
     """Add the options that say which runs to make, where and how many at a time.
 
     Args:
-        parser: of the script.
+        parser: of the command.
         folder: the default of `--dir`.
     """
     parser.add_argument(
@@ -47,21 +47,11 @@ def add_experiment_options(parser: argparse.ArgumentParser, folder: Path) -> Non
     )
 
 
-def parse_own_options(
-    parser: argparse.ArgumentParser, words: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """The script's own options, and the remaining words, which are those of launch/train.py."""
-    own = parser.format_usage().removeprefix("usage: ").rstrip()
-    parser.usage = f"{own}\n{' ' * len(f'usage: {parser.prog} ')}[--config FILE] [--SECTION.KEY VALUE ...]"
-    return parser.parse_known_args(words)
-
-
-def run_script(main: Callable[[list[str]], object]) -> None:
-    """Run a script's `main`; an error that a user can cause ends in one line, not in a traceback."""
-    # A batch system's SIGTERM acts as Ctrl-C: the runs in progress save themselves and can be resumed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run_command(
-        main,
-        errors=(ValueError, RuntimeError, OSError),
-        interrupted="interrupted; the same command resumes from here",
-    )
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which batch systems send, acts as Ctrl-C: the runs in progress save and can be resumed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -45,7 +45,7 @@ def cross_validate(
     """Train and test every fold with every seed; print the table, write it and the report into `folder`.
 
     Args:
-        training: arguments of launch/train.py, for every run.
+        training: arguments of `awtpn train`, for every run.
         by: metadata column whose values are left out in turn; None: the data's own splits.
         seeds: `run.seed` of each repetition.
         folder: for the runs and the table; several processes may use the same one at once.

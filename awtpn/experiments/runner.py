@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One training: the arguments of launch/train.py, `run.dir` included."""
+    """One training: the arguments of `awtpn train`, `run.dir` included."""
 
     arguments: tuple[str, ...]
     run_dir: Path

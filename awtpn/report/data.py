@@ -89,7 +89,7 @@ class RunRecord:
         if not np.array_equal(confusion_of(found, self.metrics["labels"]), self.confusion):
             print(
                 f"warning: {file} is left out: it does not match the metrics in results.json. Write it again "
-                f"with launch/evaluate.py --checkpoint {shlex.quote(str(self.dir))} --split {self.role} "
+                f"with awtpn evaluate {shlex.quote(str(self.dir))} --split {self.role} "
                 f"--predictions {shlex.quote(str(file))}",
                 file=sys.stderr,
             )
@@ -261,7 +261,7 @@ class Report:
         if self.summary.get("command"):
             return redact(self.summary["command"])  # earlier versions may have recorded credentials
         return "\n".join(
-            f"python launch/train.py --config {quote(str(run.dir / 'config.yaml'))} "
+            f"awtpn train --config {quote(str(run.dir / 'config.yaml'))} "
             f"--run.dir {quote(f'{run.dir}-again')}"
             for run in self.runs
         )
@@ -271,7 +271,7 @@ class Report:
 
 
 def gather(paths: Sequence[Path]) -> Report:
-    """Read runs, or folders of runs (as launch/cross_validate.py makes them).
+    """Read runs, or folders of runs (as `awtpn cross-validate` makes them).
 
     Raises:
         ValueError: a folder is no run, a run is not done, or the runs are not of one experiment.

@@ -98,8 +98,8 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
                 prediction["key"], prediction["label"], prediction["predicted"], prediction["probabilities"]
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
-                    f"{path}, line {number}: not a prediction; write the file again with launch/evaluate.py "
-                    f"--predictions {quote(str(path))}"
+                    f"{path}, line {number}: not a prediction; write the file again with "
+                    f"awtpn evaluate MODEL --predictions {quote(str(path))}"
                 ) from None
             lines.append(prediction)
     return lines

@@ -41,7 +41,7 @@ def announce(run: Run, monitor: Monitor) -> None:
     if warning := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
         monitor.print(warning)
     if run.val is None and run.test is None:
-        fix = "give data.val or data.test, or data.select, or use launch/cross_validate.py --by COLUMN"
+        fix = "give data.val or data.test, or data.select, or use awtpn cross-validate --by COLUMN"
         monitor.print(f"warning: nothing to validate or test on, so there will be no results: {fix}")
 
 

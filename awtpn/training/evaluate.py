@@ -130,7 +130,7 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
 
 
 def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
-    """What `launch/evaluate.py` does: join the ranks, evaluate, print and write the metrics."""
+    """What `awtpn evaluate` does: join the ranks, evaluate, print and write the metrics."""
     options.split = split_from_url_or_option(options.data or "", options.split) or "test"
     world = init_process_group()
     for file in (options.out, options.predictions):

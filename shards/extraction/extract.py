@@ -24,6 +24,7 @@ from shards.extraction.pipeline import UNDECODABLE, DecodedClip, decode_ahead, e
 from shards.extraction.shard_jobs import AllGatherObject, ExtractionPlan, ShardJob, plan_jobs
 from shards.extraction.shard_records import ShardRecord, read_records, write_record
 from shards.format.feature_space import CONSTANT, constant_provenance, extraction_provenance
+from shards.format.precision_names import long_name
 from shards.format.schema import BadSample, Manifest, Sample
 from shards.packing.output_folder import (
     OutputFolder,
@@ -92,8 +93,8 @@ def extract(
         clips_per_shard: fixed, so that shards do not depend on the number of ranks.
         batch: clips encoded at a time.
         threads: for decoding.
-        dtype: of the stored features: "float16" or "float32". A warning names a feature for which it is too
-            coarse.
+        dtype: of the stored features: "float16" or "float32"; or "fp16", "fp32". A warning names a feature
+            for which it is too coarse.
         on_bad: "skip" skips a clip that fails, and lists it with its cause in `skipped.jsonl`; "refuse" stops
             at it.
         keep_constant: make features of streams that never change (`media`), too. Otherwise digital silence
@@ -115,6 +116,7 @@ def extract(
         OSError: the recordings or the store cannot be reached, another extraction has taken the folder over,
             or a rank makes no progress.
     """
+    dtype = long_name(dtype)
     source = replace(source, classes=check_options(source.classes, dtype, on_bad))
     encoders = {name: it for name, it in (("audio", audio), ("video", video)) if it is not None}
     if not encoders:

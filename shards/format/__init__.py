@@ -5,6 +5,6 @@
   of the index compared with those of the shard
 - `statistics`: mean and deviation of features; `feature_space`: how features were made, and which are
   compatible
-- `labels`: from a label to the name of a class; `split_names`: "valid" and "dev" are "val"; `hashing`:
-  SHA-256
+- `labels`: from a label to the name of a class; `split_names`: "valid" and "dev" are "val";
+  `precision_names`: "fp16" is "float16"; `hashing`: SHA-256
 """

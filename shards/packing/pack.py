@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from shards.format.labels import given_classes
+from shards.format.precision_names import long_name
 from shards.format.schema import DTYPES, BadSample, Manifest, Sample
 from shards.packing.output_folder import (
     OutputFolder,
@@ -77,7 +78,7 @@ def pack(
         out: any fsspec URL of a folder, new or empty.
         classes: class names; a label is a position in this list.
         provenance: how the features were made; kept in the manifest.
-        dtype: "float16" or "float32".
+        dtype: "float16" or "float32"; or "fp16", "fp32".
         shard_bytes: a shard is closed once it has this many bytes.
         on_bad: "refuse" stops at the first bad sample; "skip" skips it, and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
@@ -94,6 +95,7 @@ def pack(
             removed, and a dataset that was to be replaced is unchanged.
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
+    dtype = long_name(dtype)
     classes = check_options(classes, dtype, on_bad)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes {shard_bytes}: must be positive")

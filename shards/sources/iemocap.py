@@ -24,12 +24,12 @@ Other labels (surprise, fear, disgust, other, and "xxx" where the annotators did
 counted in the manifest's provenance.
 
 Evaluation is leave-one-session-out. All turns are in one split, "all", with metadata `session` (Ses01 ...
-Ses05) to select by, as `launch/cross_validate.py --by session` does for each of them; `test_session=5` (and
+Ses05) to select by, as `awtpn cross-validate --by session` does for each of them; `test_session=5` (and
 `val_session=4`) makes fixed splits instead. From the archive to a trained model:
 
     awtpn extract IEMOCAP_full_release data/iemocap --format iemocap
     awtpn shards info data/iemocap
-    python launch/train.py --config configs/iemocap.yaml --data.train data/iemocap
+    awtpn train --config configs/iemocap.yaml --data.train data/iemocap
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ From the archive to a trained model:
 
     awtpn extract MELD.Raw data/meld --format meld
     awtpn shards info data/meld
-    python launch/train.py --config configs/meld.yaml --data.train data/meld
+    awtpn train --config configs/meld.yaml --data.train data/meld
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ From the archive to a trained model:
 
     awtpn pack MOSEI/Processed/unaligned_50.pkl data/mosei --format mmsa --label_set sentiment3
     awtpn shards info data/mosei
-    python launch/train.py --config configs/mosei.yaml --data.train data/mosei
+    awtpn train --config configs/mosei.yaml --data.train data/mosei
 """
 
 from __future__ import annotations

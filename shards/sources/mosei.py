@@ -27,7 +27,7 @@ From the archive to a trained model (with `--dtype float32` where packing finds 
     awtpn pack CMU_MOSEI data/mosei --format mosei --audio CMU_MOSEI_COVAREP.csd \\
         --video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py
     awtpn shards info data/mosei
-    python launch/train.py --config configs/mosei.yaml --data.train data/mosei
+    awtpn train --config configs/mosei.yaml --data.train data/mosei
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ lacks is an error. From recordings to a trained model:
 
     awtpn extract recordings data/mine --format recordings
     awtpn shards info data/mine
-    python launch/train.py --data.train data/mine
+    awtpn train --data.train data/mine
 """
 
 from __future__ import annotations

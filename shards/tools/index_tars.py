@@ -98,7 +98,8 @@ def index_url(
         label: JSON field that holds the label. Utterances without it need a `.cls` member.
         label_member: ending of the members whose text is the label instead, such as "txt". Without it, `.txt`
             members count as transcripts and are left out.
-        dtype: "float16" or "float32" for decoded shards; default: float16 if all arrays are, else float32.
+        dtype: "float16" or "float32" (or "fp16", "fp32") for decoded shards; default: float16 if all arrays
+            are, else float32.
         out: URL of a new folder; the tars are decoded into it even if they could be read in place, for
             example for many nodes to read. Default: decode into the cache of this machine, only if needed.
         cache_dir: for remote tars, decoded shards, and indexes of read-only places.

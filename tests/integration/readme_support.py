@@ -166,7 +166,7 @@ class Sandbox:
             "awtpn extract MELD.Raw data/meld --format meld",
             "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap --limit 20",
             "awtpn pack ravdess_features.npz data/ravdess --format npz",
-            f"python launch/train.py --config configs/meld.yaml --run.dir runs/meld {SHORT}",
+            f"awtpn train --config configs/meld.yaml --run.dir runs/meld {SHORT}",
             f"python launch/train.py --config configs/iemocap.yaml --run.dir runs/try1 {SHORT}",
             "awtpn export runs/try1 my-model",
         ):

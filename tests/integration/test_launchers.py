@@ -11,14 +11,18 @@ import pytest
 from support import LIMIT, arguments, free_port, launched, metrics, run, status
 
 TRAIN = "launch/train.py"
+MODULE = "awtpn.cli train"
 ACCELERATE = ["accelerate", "launch"]
 CONFIGS = "configs/accelerate"
 
-# Launch command -> the engine that it means. On machines with GPUs ddp.yaml takes the place of cpu.yaml.
+# Launch command -> the engine that it means. On machines with GPUs ddp.yaml takes the place of cpu.yaml. A
+# command that ends with a launcher's option for modules starts the module.
 LAUNCHERS: dict[str, tuple[list[str], str]] = {
-    "torchrun": (["torchrun", "--standalone", "--nproc-per-node", "2"], "ddp"),
     "accelerate --cpu": ([*ACCELERATE, "--cpu", "--num_processes", "2"], "ddp"),
     "accelerate cpu.yaml": ([*ACCELERATE, "--config_file", f"{CONFIGS}/cpu.yaml"], "ddp"),
+    "torchrun -m": (["torchrun", "--standalone", "--nproc-per-node", "2", "-m"], "ddp"),
+    "accelerate --cpu -m": ([*ACCELERATE, "--cpu", "--num_processes", "2", "-m"], "ddp"),
+    "deepspeed --module": (["deepspeed", "--num_gpus", "2", "--master_port", "PORT", "--module"], "zero2"),
     "deepspeed": (["deepspeed", "--num_gpus", "2", "--master_port", "PORT"], "zero2"),
     **{
         f"accelerate zero{stage}.yaml": (
@@ -54,7 +58,8 @@ def test_a_launcher_starts_two_ranks_that_see_the_same_data(
     launcher, engine = LAUNCHERS[name]
     launcher = [str(free_port()) if word == "PORT" else word for word in launcher]
     settings = arguments(SETTINGS | {"data.cache_dir": demo_cache, "run.dir": tmp_path / "run"})
-    code, log = run([*launcher, TRAIN, *settings], tmp_path / "log")
+    program = MODULE.split() if launcher[-1] in ("-m", "--module") else [TRAIN]
+    code, log = run([*launcher, *program, *settings], tmp_path / "log")
     assert code == 0, log
     assert status(tmp_path / "run")["status"] == "done"
     # Not two runs of one rank each, which is what several of these do when left to themselves.

@@ -59,7 +59,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     # Find your case.
     "awtpn extract recordings data/mine": Run(makes="data/mine", says="train: 6 utterances"),
     "awtpn pack features.npz data/mine --format npz": Run(makes="data/mine", says="all: 24 utterances"),
-    "python launch/train.py --config configs/meld.yaml": Run(
+    "awtpn train --config configs/meld.yaml": Run(
         append=f"--run.dir runs/meld2 {SHORT}", makes="runs/meld2", leaves="runs/meld2/results.json"
     ),
     # Without GPUs cpu.yaml takes the place of ddp.yaml.
@@ -74,16 +74,19 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "sbatch --nodes 8 launch/slurm.sbatch --config configs/meld.yaml --run.dir /shared/meld": SLURM,
     "kubectl apply -f launch/kubernetes.yaml": KUBERNETES,
     "accelerate launch --cpu --num_processes 2 launch/train.py": LAUNCHERS,
+    "accelerate launch -m awtpn.cli train --config configs/meld.yaml": LAUNCHERS,
+    "torchrun --standalone --nproc-per-node 2 -m awtpn.cli train --config configs/meld.yaml": LAUNCHERS,
+    "deepspeed --num_gpus 2 --module awtpn.cli train --config configs/meld.yaml": LAUNCHERS,
     "awtpn predict runs/meld clip.mp4 --png pictures": Run(
         makes="pictures", leaves="pictures/clip.mp4.png", says='"key": "clip.mp4"'
     ),
-    "python launch/cross_validate.py --help": Run(says="--sweep"),
+    "awtpn cross-validate --help": Run(says="--sweep"),
     # Recordings.
     "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap": Run(
         makes="data/iemocap", leaves="data/iemocap/manifest.json"
     ),
     "awtpn shards info data/iemocap": Run(says="session"),
-    "python launch/train.py --config configs/iemocap.yaml --data.train data/iemocap": Run(
+    "awtpn train --config configs/iemocap.yaml --data.train data/iemocap": Run(
         append=f"--run.dir runs/iemocap {SHORT}", makes="runs/iemocap", leaves="runs/iemocap/results.json"
     ),
     "awtpn extract MELD.Raw data/meld --format meld": Run(makes="data/meld", says="2 clips left out"),
@@ -113,29 +116,30 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         ]
     ),
     # Training.
-    "python launch/train.py --help": Run(says="--train.global_batch_size"),
-    "python launch/train.py --config configs/iemocap.yaml --optim.lr 3e-4 --run.dir runs/try1 "
-    "--run.seed 1": Run(append=SHORT, makes="runs/try1", leaves="runs/try1/results.json"),
-    "python launch/evaluate.py --checkpoint runs/try1 --split test": Run(says="w-F1"),
+    "awtpn train --help": Run(says="--train.global_batch_size"),
+    "awtpn train --config configs/iemocap.yaml --optim.lr 3e-4 --run.dir runs/try1 --run.seed 1": Run(
+        append=SHORT, makes="runs/try1", leaves="runs/try1/results.json"
+    ),
+    "awtpn evaluate runs/try1 --split test": Run(says="w-F1"),
     "awtpn predict runs/try1 DATASET": Run(swap={"DATASET": "data/iemocap"}, says='"probabilities"'),
     "tensorboard --logdir runs": Elsewhere(
         ["integration/test_tensorboard.py::test_every_page_is_served_our_data"]
     ),
     # Experiments; Use a model.
     "awtpn report runs/try1": Run(makes="runs/try1/report.html", leaves="runs/try1/report.html"),
-    "python launch/cross_validate.py --config configs/iemocap.yaml --by session --dir runs/iemocap-cv": Run(
+    "awtpn cross-validate --config configs/iemocap.yaml --by session --dir runs/iemocap-cv": Run(
         append=f"--no-baseline {SHORT}", leaves="runs/iemocap-cv/report.html"
     ),
-    "python launch/cross_validate.py --config configs/meld.yaml --seeds 0 1 2 3 4 --dir runs/meld-seeds": Run(
+    "awtpn cross-validate --config configs/meld.yaml --seeds 0 1 2 3 4 --dir runs/meld-seeds": Run(
         swap={"--seeds 0 1 2 3 4": "--seeds 0 1"},
         append=f"--no-baseline {SHORT}",
         leaves="runs/meld-seeds/report.html",
     ),
-    "python launch/cross_validate.py --config configs/iemocap.yaml --by session --dir runs/sweep "
+    "awtpn cross-validate --config configs/iemocap.yaml --by session --dir runs/sweep "
     "--sweep optim.lr=1e-4,3e-4,1e-3": Elsewhere(
         ["unit/awtpn/experiments/test_crossvalidation.py::test_a_fold_chooses_on_its_training_groups_alone"]
     ),
-    "python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 "
+    "awtpn ablate --config configs/ravdess.yaml --by fold --seeds 0 1 "
     "--dir runs/ravdess-ablations": Elsewhere(
         ["unit/awtpn/experiments/test_ablation.py::test_base_and_variants_share_seeds_and_become_a_table"]
     ),
@@ -193,8 +197,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn pack ravdess_features.npz data/ravdess --format npz": Run(
         makes="data/ravdess", says="all: 24 utterances"
     ),
-    "python launch/cross_validate.py --config configs/ravdess.yaml --by fold --seeds 0 1 2 "
-    "--dir runs/ravdess-cv": Run(
+    "awtpn cross-validate --config configs/ravdess.yaml --by fold --seeds 0 1 2 --dir runs/ravdess-cv": Run(
         swap={"--seeds 0 1 2": "--seeds 0"}, append=SHORT, leaves="runs/ravdess-cv/report.html"
     ),
     "python tests/benchmarks/loader.py": Elsewhere(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from awtpn.cli import main
 from awtpn.metrics.classification import summarize
 from awtpn.run.predictions import read_predictions
 from awtpn.training.trainer import main as train
-from launch import ablate, cross_validate
 from shards import FeatureStream
 
 SETTINGS = ["--model.shared_dim", "16", "--train.global_batch_size", "16", "--train.epochs", "2"]
@@ -53,7 +50,7 @@ def test_every_utterance_has_one_prediction_in_plan_order(trained: Path, corpus:
 
 def test_two_ranks_write_what_one_writes(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "two.jsonl"
-    words = ["--nproc-per-node", "2", "launch/evaluate.py", "--checkpoint", str(trained)]
+    words = ["--nproc-per-node", "2", "-m", "awtpn.cli", "evaluate", str(trained)]
     code, log = run(["torchrun", "--standalone", *words, "--predictions", str(file)], tmp_path / "log")
     assert code == 0, log
     ours, theirs = read_predictions(file), read_predictions(trained / "predictions-test.jsonl")
@@ -103,15 +100,3 @@ def test_time_is_counted_over_all_starts(corpus: str, tmp_path: Path) -> None:
     state = json.loads((tmp_path / "run" / "checkpoints" / "latest" / "checkpoint.json").read_text())
     assert second["seconds"] > state["position"]["seconds"] > 0.5 * first["seconds"]
     assert second["step"] == 6
-
-
-@pytest.mark.parametrize(("name", "script"), [("cross_validate", cross_validate), ("ablate", ablate)])
-def test_help_shows_the_command_to_type(
-    name: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", [f"launch/{name}.py", "--help"])
-    with pytest.raises(SystemExit):
-        script.main()
-    shown = capsys.readouterr().out
-    assert f"python launch/{name}.py --config configs/ravdess.yaml --by fold" in shown
-    assert "--launcher WORDS" in shown

@@ -17,7 +17,7 @@ import shards
 HEAVY = ["torch", "av", "h5py", "transformers", "matplotlib", "jsonargparse", "deepspeed", "accelerate"]
 # One process, since imports cannot be undone. Each line of its output is what is loaded by then.
 PROBE = f"""
-import json, os, sys
+import contextlib, io, json, os, sys
 
 def loaded():
     print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
@@ -28,15 +28,24 @@ awtpn.model.matrix_products._processor = lambda: "AuthenticAMD"
 sys.modules.pop("awtpn")
 import awtpn, shards
 print(json.dumps(os.environ.get("MKL_CBWR")))
-from awtpn.cli.parser import make_parser
-make_parser()
-import launch.evaluate, launch.cross_validate, launch.ablate
+from awtpn.cli import main
+import launch.train, launch.evaluate, launch.cross_validate, launch.ablate
+
+def answered(*words):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            main(words)
+
+for words in (["--help"], ["trian"], ["pack", "--help"], ["extract", "--fromat", "x"], ["evaluate", "--help"],
+              ["evaluate"], ["cross-validate", "--help"], ["ablate", "--jobs", "x"]):
+    answered(*words)
 import awtpn.config.schema
 from awtpn import ModelConfig
 from shards import Manifest, Sample
 loaded()
-import launch.train
-awtpn.config.command_line.make_parser()
+answered("train", "--help")
+answered("train", "--train.epoch", "3")
+answered("cross-validate", "--sedes", "1")
 loaded()
 from shards import Ragged
 loaded()

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shards.format.precision_names import long_name
 from shards.registry import Entry, Parameter, find_classes
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def open_audio_encoder(
     Args:
         spec: "none", the name of a built-in encoder, or a Hugging Face model, by hub id or local folder.
         device: where a model runs.
-        dtype: what a model computes in: "float32", "bfloat16" or "float16".
+        dtype: what a model computes in: "float32", "bfloat16" or "float16"; or "fp32", "bf16", "fp16".
         options: of the encoder's `__init__`, and `revision` of a Hugging Face model; None is the default.
 
     Returns:
@@ -93,7 +94,7 @@ def open_audio_encoder(
         ValueError: unknown name or model type, an option that the encoder does not have, files missing.
         ImportError: an optional package is missing; says how to install it.
     """
-    return _open("audio", spec, options | {"device": device, "dtype": dtype})
+    return _open("audio", spec, options | {"device": device, "dtype": long_name(dtype)})
 
 
 def open_video_encoder(
@@ -108,7 +109,7 @@ def open_video_encoder(
         if fps <= 0:
             raise ValueError(f"fps is {fps:g}; it must be above 0")
         options["fps"] = float(fps)
-    return _open("video", spec, options | {"device": device, "dtype": dtype})
+    return _open("video", spec, options | {"device": device, "dtype": long_name(dtype)})
 
 
 def _open(modality: str, spec: str, options: dict[str, Any]) -> Any:

@@ -142,7 +142,7 @@ def test_options_that_a_new_source_lacks_are_refused(
     for wrong in (("--unit", "h"), ("--scale", "nan"), ("--repeat", "x"), ("--renamed", "x")):
         with pytest.raises(SystemExit):
             awtpn("pack", "x.txt", tmp_path / "out", "--format", "spreadsheet", *wrong)
-        assert f"argument {wrong[0]}: " in capsys.readouterr().err
+        assert f"error: {wrong[0]}" in capsys.readouterr().err
 
 
 def test_help_imports_no_source(add: Adder) -> None:

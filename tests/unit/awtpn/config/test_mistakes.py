@@ -90,17 +90,17 @@ def test_what_only_recordings_take(option: str) -> None:
 @pytest.mark.parametrize(
     ("splits", "columns", "command"),
     [
-        (["train", "test"], {}, "train.py --data.train OUT"),
-        (["all"], {"index": "int", "session": "str"}, "cross_validate.py --data.train OUT --by session"),
+        (["train", "test"], {}, "train --data.train OUT"),
+        (["all"], {"index": "int", "session": "str"}, "cross-validate --data.train OUT --by session"),
         (
             ["all"],
             {"a": "int", "b": "str"},
-            "cross_validate.py --data.train OUT --by COLUMN, a column of metadata; it has a, b",
+            "cross-validate --data.train OUT --by COLUMN, a column of metadata; it has a, b",
         ),
         (
             ["all"],
             {},
-            "train.py --data.train OUT (trains on all utterances and tests on none: to test, make the "
+            "train --data.train OUT (trains on all utterances and tests on none: to test, make the "
             'dataset with the splits "train" and "test", or with a metadata column to cross-validate by)',
         ),
     ],
@@ -111,9 +111,9 @@ def test_the_next_command_is_one_that_can_be_judged(
     modality = Modality(3, "float16")
     of = Split(1, {}, [1], {}, [])
     manifest = Manifest({"audio": modality, "video": modality}, ["a"], columns, dict.fromkeys(splits, of), {})
-    assert how_to_train(manifest, "OUT") == f"python launch/{command}"
+    assert how_to_train(manifest, "OUT") == f"awtpn {command}"
     alone = replace(manifest, modalities={"audio": modality})
-    assert """OUT --model.modalities '["audio"]'""" in how_to_train(alone, "OUT")
+    assert "OUT --model.modalities audio" in how_to_train(alone, "OUT")
 
 
 @pytest.mark.parametrize("script", ["cross_validate", "ablate"])

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from awtpn.config.command_line import parse_command_line
-from awtpn.config.errors import keys_of, nearest
+from awtpn.config.errors import keys_of
 from awtpn.config.schema import Config
+from awtpn.config.suggestions import nearest
 from awtpn.experiments.ablation import read_variants
 from awtpn.run import record
 

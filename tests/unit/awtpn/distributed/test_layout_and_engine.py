@@ -102,6 +102,7 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parent]:
         ("accelerate launch --num-processes 2 launch/evaluate.py", Asked(2, 1, None)),
         ("accelerate-launch --num_processes 2 launch/train.py", Asked(2, 1, None)),
         ("python -m accelerate.commands.launch --num_processes 2 -m awtpn.cli extract", Asked(2, 1, None)),
+        ("accelerate launch --cpu --num_processes 2 -m awtpn.cli train --train.epochs 3", Asked(2, 1, None)),
         ("accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py", Asked(2, 1, 0)),
         (
             "accelerate launch --config_file=configs/accelerate/zero2.yaml --num_processes=1 launch/train.py",

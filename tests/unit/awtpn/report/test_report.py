@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,9 @@ def test_settings_that_a_sweep_chose_may_differ(tmp_path: Path) -> None:
     (tmp_path / "cross_validation.json").write_text(json.dumps(summary))
     report = gather([tmp_path])
     assert len(report.runs) == 2
-    assert report.command == "python launch/cross_validate.py"
+    assert report.command == "python launch/cross_validate.py", "as it was recorded"
+    again = f"awtpn train --config {tmp_path}/a/config.yaml --run.dir {tmp_path}/a-again"
+    assert replace(report, summary={}).command.splitlines()[0] == again
 
 
 def test_a_broken_line_of_predictions_is_named(tmp_path: Path) -> None:

@@ -34,8 +34,6 @@ from awtpn.distributed import accelerate_launch
 from awtpn.experiments import runner
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.sweep import grid
-from launch import ablate, cross_validate, evaluate
-from launch import train as train_script
 from shards.storage.credentials import redact, redact_command, remember_command, remember_secrets, secrets_in
 
 SECRET = "hunter2+mark/ed=9"
@@ -152,11 +150,11 @@ def test_commands_that_work_show_nothing(
         assert status is None, f"{words}: {status}\n{text}"
         return text
 
-    works(train_script.train, *trained, "--run.dir", run_dir)
-    works(train_script.train, *trained, "--run.dir", run_dir, "--train.epochs", "2")  # goes on
+    works(commands, "train", *trained, "--run.dir", run_dir)
+    works(commands, "train", *trained, "--run.dir", run_dir, "--train.epochs", "2")  # goes on
     evaluated = ["--checkpoint", run_dir, "--cache_dir", cache, *stored]
-    works(evaluate.main, *evaluated, "--data", url, "--out", tmp_path / "figures.json")
-    works(evaluate.main, *evaluated, f"--data={url}", "--predictions", tmp_path / "answers.jsonl")
+    works(commands, "evaluate", *evaluated, "--data", url, "--out", tmp_path / "figures.json")
+    works(commands, "evaluate", *evaluated, f"--data={url}", "--predictions", tmp_path / "answers.jsonl")
     for action in ("info", "preview", "verify"):
         works(commands, "shards", action, url, "--cache_dir", cache, *stored)
     sizes = ["--nodes", "1", "--gpus-per-node", "1", "--global-batch", "4"]
@@ -186,7 +184,7 @@ def test_commands_that_work_show_nothing(
 
     monkeypatch.setattr(runner.subprocess, "Popen", Watched)
     folder = tmp_path / "ablations"
-    works(cross_validate.main, *trained, "--dir", folder / "base", "--no-baseline")
+    works(commands, "cross-validate", *trained, "--dir", folder / "base", "--no-baseline")
     page = (folder / "base" / "report.md").read_text()
     assert "--data.storage_options '***'" in page
     assert f"--data.train {redact(url)}" in page
@@ -202,7 +200,7 @@ def test_commands_that_work_show_nothing(
         return 0
 
     monkeypatch.setattr(runner._Queue, "run", trained_before)
-    works(ablate.main, *trained, "--dir", folder, "--variants", variants)
+    works(commands, "ablate", *trained, "--dir", folder, "--variants", variants)
     assert len(started) == 2
     assert_nowhere(repr(started).encode(), "the command lines of child processes")
 
@@ -276,12 +274,15 @@ def test_urls_that_cannot_be_read(
     monkeypatch.setattr("shards.storage.retry.ATTEMPTS", 2)
     cache = ["--cache_dir", tmp_path / "cache"]
     for command, words in (
-        (train_script.train, ["--data.train", url, "--run.dir", tmp_path / "run"]),
-        (train_script.train, [f"--data.train={url}", "--run.resume", url]),
-        (cross_validate.main, ["--data.train", url, "--by", "fold", "--dir", tmp_path / "cv"]),
-        (cross_validate.main, [f"--data.test={url}", "--by", "fold", "--dir", tmp_path / "cv"]),
-        (ablate.main, ["--data.train", url, "--by", "fold", "--dir", tmp_path / "ab", "--only", "AWM off"]),
-        (evaluate.main, ["--checkpoint", url, "--data", url]),
+        (commands, ["train", "--data.train", url, "--run.dir", tmp_path / "run"]),
+        (commands, ["train", f"--data.train={url}", "--run.resume", url]),
+        (commands, ["cross-validate", "--data.train", url, "--by", "fold", "--dir", tmp_path / "cv"]),
+        (commands, ["cross-validate", f"--data.test={url}", "--by", "fold", "--dir", tmp_path / "cv"]),
+        (
+            commands,
+            ["ablate", "--data.train", url, "--by", "fold", "--dir", tmp_path / "ab", "--only", "AWM off"],
+        ),
+        (commands, ["evaluate", "--checkpoint", url, "--data", url]),
         (commands, ["doctor", "--data", url]),
         *((commands, ["shards", action, url, *cache]) for action in ("info", "verify", "preview", "index")),
         (commands, ["pack", "-", f"{url}#dev", "--format", "demo"]),
@@ -305,8 +306,8 @@ def test_options_in_every_spelling(spelling: list[str], tmp_path: Path) -> None:
     remember_secrets(storage_options={"both": [SECRET, TOKEN]})
     here = ["--data.train", "memory://nowhere/ds", *spelled("--data.storage_option")]
     here = [word.replace("--data.storage_optionS", "--data.storage_options") for word in here]
-    assert said(train_script.train, *here, "--run.dir", tmp_path / "run")[0]
-    assert said(cross_validate.main, *here, "--by", "fold", "--dir", tmp_path / "cv")[0]
+    assert said(commands, "train", *here, "--run.dir", tmp_path / "run")[0]
+    assert said(commands, "cross-validate", *here, "--by", "fold", "--dir", tmp_path / "cv")[0]
     if spelling in SPELLINGS:
         for option in ("--storage_option", "--stor"):
             there = [word.replace(f"{option}S", "--storage_options") for word in spelled(option)]
@@ -326,8 +327,8 @@ def test_options_in_a_file(tmp_path: Path) -> None:
     ):
         config.write_text(written)
         words = ["--config", config, "--run.dir", tmp_path / "run"]
-        assert said(train_script.train, *words)[0]
-        said(train_script.train, *words, "--print_config")
+        assert said(commands, "train", *words)[0]
+        said(commands, "train", *words, "--print_config")
     assert_in_no_file(tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config
 from awtpn.distributed import doctor
 from awtpn.run.folder import prepare_run_dir
-from launch import cross_validate
 from shards.format.schema import MANIFEST
 from shards.storage.local_path import local_or_url, local_path
 from shards.storage.store import open_store
@@ -120,16 +118,13 @@ def test_commands_make_no_folder_of_that_name(words: list[str], capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         main([word.replace("URL", "s3://bucket/run") for word in words])
     assert stop.value.code == 2
-    assert NO_URL in capsys.readouterr().err.splitlines()[-1]
+    assert NO_URL in capsys.readouterr().err.splitlines()[0]
     assert list(Path().iterdir()) == []
 
 
-def test_experiments_and_models_likewise(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["cross_validate.py", "--dir", "s3://bucket/run"])
+def test_experiments_and_models_likewise(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cross_validate.main()
+        main(["cross-validate", "--dir", "s3://bucket/run"])
     assert NO_URL in capsys.readouterr().err
     with pytest.raises(ValueError, match=NO_URL):
         Predictor.from_pretrained("s3://bucket/run")

@@ -1,0 +1,149 @@
+"""`awtpn cross-validate` and `awtpn ablate`: many runs as one experiment."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from awtpn.config.command_parser import CONFIG_AND_KEYS
+from awtpn.config.option_types import path_argument
+from awtpn.experiments.command_line import add_experiment_options, sigterm_as_interrupt
+from shards.storage.credentials import redact_command
+
+ENDING: dict[str, Any] = {
+    "errors": (ValueError, RuntimeError, OSError),
+    "interrupted": "interrupted; the same command resumes from here",
+}
+CROSS_VALIDATE_HELP = """Cross-validate: train once per value of a metadata column and seed, and test on the
+utterances that are left out.
+
+    awtpn cross-validate --config configs/ravdess.yaml --by fold --seeds 0 1 2 --dir runs/ravdess
+    awtpn cross-validate --config configs/meld.yaml --seeds 0 1 2 3 4 --dir runs/meld-seeds
+    awtpn cross-validate --config configs/iemocap.yaml --by session --dir runs/iemocap-cv \\
+        --sweep optim.lr=1e-4,3e-4,1e-3 --sweep model.dropout=0.1,0.3 --jobs 8
+
+Further options are those of `awtpn train` and are passed to every run. A run that is done is not trained
+again, an interrupted one is resumed. The same command in several terminals, jobs or nodes shares the runs
+between them. At the end it prints the table and writes report.html and report.md to --dir.
+
+--sweep tries a grid of settings and chooses one for each fold by its own training groups (nested
+cross-validation; without --by: by the split "val"). Test utterances are never used to choose.
+"""
+ABLATE_HELP = """Ablate: train the base and variants of it on the same folds with the same seeds, and compare
+them in pairs.
+
+    awtpn ablate --config configs/ravdess.yaml --by fold --seeds 0 1 --dir runs/ravdess-ablations
+
+Variants are lines of configs/ablations.yaml: each loss term off, AWM off, one modality, more prototypes.
+Further options are those of `awtpn train` and are passed to every run. Runs are shared, resumed and not
+repeated as those of `awtpn cross-validate` are, and a folder that it wrote can serve as DIR/base.
+"""
+
+
+def add_cross_validate(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "cross-validate",
+        "many runs: folds, seeds, a sweep of settings; a table and a report",
+        CROSS_VALIDATE_HELP,
+        Path("runs/cross-validation"),
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="values to choose from; several make a grid",
+    )
+    parser.add_argument(
+        "--no-baseline",
+        action="store_true",
+        help="leave out the logistic regression, which needs scikit-learn",
+    )
+    parser.set_defaults(command=run_cross_validate)
+
+
+def run_cross_validate(options: argparse.Namespace) -> None:
+    training = _training(options)
+
+    from awtpn.experiments.crossvalidation import cross_validate  # here, since `--help` needs no torch
+
+    with sigterm_as_interrupt():
+        cross_validate(
+            training,
+            options.by,
+            options.seeds,
+            options.dir,
+            sweep=options.sweep,
+            parallel=options.jobs,
+            launcher=_launcher(options),
+            baseline=not options.no_baseline,
+            command=redact_command([*options.program.typed, *options.words]),
+        )
+
+
+def add_ablate(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "ablate",
+        "many runs: variants of a configuration, compared with it",
+        ABLATE_HELP,
+        Path("runs/ablations"),
+    )
+    parser.add_argument(
+        "--variants", type=path_argument, metavar="YAML", help="default: configs/ablations.yaml"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="train these variants only, e.g. 'AWM off'"
+    )
+    parser.set_defaults(command=run_ablate)
+
+
+def run_ablate(options: argparse.Namespace) -> None:
+    training = _training(options)
+
+    from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants  # here: see cross-validate
+
+    with sigterm_as_interrupt():
+        ablate(
+            training,
+            read_variants(options.variants or VARIANTS_FILE, options.only),
+            options.by,
+            options.seeds,
+            options.dir,
+            parallel=options.jobs,
+            launcher=_launcher(options),
+            command=redact_command([*options.program.typed, *options.words]),
+        )
+
+
+def _add(commands: Any, name: str, about: str, description: str, folder: Path) -> Any:
+    """A command of many runs, with the options that all of them take; `folder` is the default of --dir."""
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --data must not pass for an option of ours
+    )
+    parser.passes_on = CONFIG_AND_KEYS
+    parser.set_defaults(parser=parser)
+    add_experiment_options(parser, folder)
+    return parser
+
+
+def _training(options: argparse.Namespace) -> list[str]:
+    """The words that are passed to every run. Wrong ones end the program before any run starts."""
+    from awtpn.config.command_line import parse_command_line  # here, since `--help` needs no jsonargparse
+
+    parse_command_line(options.passed_on, options.program, also=options.parser.options)
+    return list(options.passed_on)
+
+
+def _launcher(options: argparse.Namespace) -> Sequence[str]:
+    from awtpn.experiments.runner import PYTHON
+
+    return shlex.split(options.launcher) if options.launcher else PYTHON
