@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from jsonargparse import ArgumentParser
 
+from awtpn.config.rank_errors import exit_with_line
 from shards.safe_io.printable import printable
 from shards.storage.credentials import redact
 
@@ -32,8 +32,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 after one line on stderr."""
-        sys.stderr.write(f"error: {printable(redact(explain(message, self.keys, self.places)))}\n")
-        sys.exit(2)
+        exit_with_line(f"error: {printable(redact(explain(message, self.keys, self.places)))}", 2)
 
 
 def keys_of(section: type, prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import LIMIT, arguments, free_port, launched, metrics, run, status
@@ -103,17 +104,20 @@ def test_two_processes_that_accelerate_would_not_start_are_refused(demo_cache: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train.global_batch_size": 31}, "31 does not divide over 2 ranks"),
-        ({"train.batch": 31}, "train.batch"),
+        ({"train.batch": 31}, "error: there is no --train.batch"),
+        ({"train.global_batch_size": 31}, "error: train.global_batch_size 31 does not divide over 2 ranks"),
+        ({"data.train": "nowhere"}, "error: this run cannot work: ranks 0, 1 on "),
     ],
-    ids=["layout", "unknown key"],
+    ids=["unknown key", "layout", "ranks that have met"],
 )
-def test_wrong_settings_are_refused_before_anything_starts(
-    settings: dict[str, int], message: str, tmp_path: Path
+def test_wrong_settings_are_refused_before_anything_starts_in_one_line(
+    settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     words = arguments(settings | {"run.dir": tmp_path / "run", "data.cache_dir": tmp_path / "cache"})
     launcher = ["torchrun", "--standalone", "--nproc-per-node", "2"]
     code, log = run([*launcher, TRAIN, *words], tmp_path / "log")
     assert code != 0
-    assert message in log
+    assert [line[: len(message)] for line in log.splitlines() if line.startswith("error: ")] == [message], log
+    # The last lines of all are torchrun's summary.
+    assert log.splitlines()[-2].startswith(f"  traceback : {message}"), log
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log"]
