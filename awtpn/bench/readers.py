@@ -26,7 +26,7 @@ UTTERANCES, BATCH, SHARD_BYTES = 3_000, 32, 64 << 20
 AUDIO, VIDEO = 1024, 512
 PEERS = {"webdataset": "webdataset", "mosaicml": "mosaicml-streaming", "litdata": "litdata"}
 # MosaicML Streaming and litdata require torchvision, and of PyPI's builds none fits a CPU torch: transformers
-# would import it and fail. The first also wants older releases of transformers and numpy. So they are not in an
+# would import it and fail. The first also wants older releases of transformers and numpy. They are not in an
 # extra: they are installed beside the environment, without what is not imported here.
 PEER_PACKAGES = (
     *("litdata", "mosaicml-streaming", "boto3", "botocore", "brotli", "catalogue", "certifi", "cramjam"),
