@@ -2,7 +2,8 @@
 
     python -m awtpn.bench.loader --scratch /somewhere/with/5GB --out tests/benchmarks/results
 
-`pip install "awtpn-at-scale[bench]"` installs the other libraries; the table names those that are missing.
+The other libraries are not installed with this package, since they could break it (see `readers`); below the
+table is how to install those that are missing.
 
 The corpus: 3,000 utterances, 1.07 GB (`--utterances` takes fewer); audio [M, 1024] and video [M / 2, 512]
 float16, M log-normal with median 120, from 20 to 600. Each reader makes batches of 32 in shuffled order, in
@@ -39,6 +40,7 @@ from awtpn.bench.readers import (
     VIDEO,
     WRITERS,
     Epoch,
+    how_to_install,
     lengths,
     write_corpora,
 )
@@ -201,7 +203,7 @@ def warm_table(warm: dict[str, list[dict[str, float]]], absent: set[str]) -> lis
                 f"{median(runs, 'memory') / 1e6:,.0f}",
             ]
         )
-    missing = ["", f"Not installed, not measured: {', '.join(sorted(absent))}."] if absent else []
+    missing = ["", Markdown(how_to_install(absent))] if absent else []
     return [
         table(columns, rows, "lr"),
         *missing,

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,24 @@ import shards
 UTTERANCES, BATCH, SHARD_BYTES = 3_000, 32, 64 << 20
 AUDIO, VIDEO = 1024, 512
 PEERS = {"webdataset": "webdataset", "mosaicml": "mosaicml-streaming", "litdata": "litdata"}
+# MosaicML Streaming and litdata require torchvision, and of PyPI's builds none fits a CPU torch: transformers
+# would import it and fail. The first also wants older releases of transformers and numpy. They are not in an
+# extra: they are installed beside the environment, without what is not imported here.
+PEER_PACKAGES = (
+    *("litdata", "mosaicml-streaming", "boto3", "botocore", "brotli", "catalogue", "certifi", "cramjam"),
+    *("jmespath", "lightning-utilities", "python-snappy", "requests", "s3transfer", "urllib3", "xxhash"),
+    "zstd",
+)
+PEERS_FOLDER = "bench-peers"
+
+
+def how_to_install(absent: Collection[str]) -> str:
+    """What to say of libraries that are not installed, in Markdown."""
+    command = f"pip install --no-deps --target {PEERS_FOLDER} {' '.join(PEER_PACKAGES)}"
+    return (
+        f"Not installed, not measured: {', '.join(sorted(absent))}. To measure them, too: `{command}`, and "
+        f"the same command again with PYTHONPATH={PEERS_FOLDER}."
+    )
 
 
 # --- The corpus, in each format -------------------------------------------------------------------

@@ -9,11 +9,12 @@ from typing import Any
 
 from awtpn.config.entry_point import data_output
 from awtpn.config.option_types import add_store_options, path_argument
+from awtpn.model.hub import refuse_missing
 from awtpn.run.atomic_write import open_atomic
 from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.json_text import json_text
 from shards.sources.recordings import PICTURE, SOUND
-from shards.storage.local_path import local_or_url
+from shards.storage.local_path import URL, local_or_url
 
 HELP = """Write a JSON line for each utterance: its label, the classes' probabilities, and the reliability
 weight of each time step of audio and video.
@@ -74,6 +75,8 @@ def run_predict(options: argparse.Namespace) -> None:
         if getattr(options, name) and not of_recordings:
             raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
     split = None if of_recordings else split_from_url_or_option(options.input[0], options.split)
+    refuse_missing_inputs(options.input)
+    refuse_missing(options.model)
     from awtpn.inference.predictor import Predictor
 
     predictor = Predictor.from_pretrained(options.model, options.device)
@@ -111,6 +114,15 @@ def are_recordings(inputs: list[str]) -> bool:
         other = inputs[found.index(False)]
         raise ValueError(f"{other} is not a file: give only recordings, or a single dataset")
     return False
+
+
+def refuse_missing_inputs(inputs: list[str]) -> None:
+    """Raise ValueError if none of the inputs exists; some of many recordings may be missing."""
+    names = [name.partition("#")[0] for name in inputs]  # DATASET#split
+    paths = [Path(name) for name in (*inputs, *names) if not URL.match(name)]
+    if len(paths) == 2 * len(inputs) and not any(path.exists() for path in paths):
+        listed = ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else "")
+        raise ValueError(f"{listed} does not exist: INPUT is a packed dataset, or recordings")
 
 
 def _is_recording(path: Path) -> bool:

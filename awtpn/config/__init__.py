@@ -9,6 +9,7 @@
   name was probably meant; `option_types`: values of options that several commands take
 - `program`: the command as it was typed, to record it and to start it again
 - `project_files`: where `configs` and `launch` are, in a wheel and in a checkout; files that users name
-- `entry_point`: a user's error ends in one line, and nothing printed shows a credential; `private_words`:
-  credentials on their way to child processes
+- `entry_point`: a user's error ends in one line, and nothing printed shows a credential; `rank_errors`: what
+  several ranks say is printed once, and told to torchrun; `private_words`: credentials on their way to child
+  processes
 """

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from awtpn.config.rank_errors import exit_with_line
 from awtpn.config.suggestions import one_of, similar
 from shards.safe_io.printable import printable
 from shards.storage.credentials import redact
@@ -47,8 +48,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 after one line on stderr, and for a single command one with its usage."""
-        usage = "" if self._subparsers is not None else f"usage: {self.short_usage()}\n"
-        self.exit(2, f"error: {printable(redact(self.explain(message)))}\n{usage}")
+        usage = "" if self._subparsers is not None else f"\nusage: {self.short_usage()}"
+        exit_with_line(f"error: {printable(redact(self.explain(message)))}{usage}", 2)
 
     def explain(self, message: str) -> str:
         """argparse's message in our words."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from awtpn.config.private_words import restore_private_words
+from awtpn.config.rank_errors import exit_with_line, exit_with_traceback
 from shards.safe_io.printable import printable_lines
 from shards.storage.credentials import redact, remember_command
 
@@ -30,7 +31,7 @@ def run_command(
         interrupted: what to say after Ctrl-C.
 
     Raises:
-        SystemExit: with the one-line error.
+        SystemExit: with the one-line error, which is printed once on each host.
     """
     given = restore_private_words(sys.argv[1:] if words is None else words)
     remember_command(given)
@@ -46,9 +47,12 @@ def run_command(
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has closed it; Python must not report that again at exit
     except errors as error:
-        sys.exit(f"error: {printable_lines(redact(error))}")
+        exit_with_line(f"error: {printable_lines(redact(error))}")
     except KeyboardInterrupt:
-        sys.exit(interrupted)
+        exit_with_line(interrupted)
+    except Exception as error:
+        exit_with_traceback(error)
+        raise
 
 
 def redact_output() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
@@ -11,6 +10,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from jsonargparse import ArgumentParser
 
+from awtpn.config.rank_errors import exit_with_line
 from awtpn.config.suggestions import nearest, one_of
 from shards.safe_io.printable import printable
 from shards.storage.credentials import redact
@@ -36,8 +36,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 after one line on stderr."""
-        sys.stderr.write(f"error: {printable(redact(self.explain(message)))}\n")
-        sys.exit(2)
+        exit_with_line(f"error: {printable(redact(self.explain(message)))}", 2)
 
     def explain(self, message: str) -> str:
         """jsonargparse's message as one line; the usual ones in our words."""

@@ -222,18 +222,22 @@ def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
     findings = []
     for url in ranks[0]["data"]:
         shown = redact_url(url)
+        failed: dict[tuple[str, str], list[int]] = {}
         for r in ranks:
             info = r["data"].get(url, "not checked")
             if not info.startswith("ok"):
-                findings.append(
-                    Finding(
-                        "error",
-                        f"rank {r['rank']} on {r['host']} cannot read {shown}: {info}",
-                        "check the URL, the network and the credentials on that host"
-                        if "://" in url
-                        else "check the path: every host needs the dataset at this path",
-                    )
+                failed.setdefault((r["host"], info), []).append(r["rank"])
+        for (host, info), numbers in failed.items():
+            who = f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {', '.join(map(str, numbers))}"
+            findings.append(
+                Finding(
+                    "error",
+                    f"{who} on {host} cannot read {shown}: {info}",
+                    "check the URL, the network and the credentials on that host"
+                    if "://" in url
+                    else "check the path: every host needs the dataset at this path",
                 )
+            )
         infos = {r["data"].get(url) for r in ranks}
         if len(infos) > 1 and all(str(info).startswith("ok") for info in infos):
             listed = ", ".join(f"rank {r['rank']}: {r['data'].get(url)}" for r in ranks)

@@ -11,6 +11,12 @@ from shards.storage.local_path import local_path
 
 # "user/model". An existing path, or one with more or fewer parts, is a path.
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+# Of this form, too, but always paths: what is in the folders that the commands and the README use, or has the
+# suffix of a file. The hub must not be told such names, and the user must not wait for it.
+LOCAL_FOLDERS = frozenset({"runs", "checkpoints", "data", "configs"})
+LOCAL_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".json", ".yaml", ".yml"})
+ANSWER_S = 5.0
+"""Most seconds to wait for the hub's first answer."""
 
 
 def locate(
@@ -25,10 +31,8 @@ def locate(
 ) -> Path:
     """The folder of a model: an existing path as it is; "user/model" is downloaded from the hub.
 
-    "runs/demo" is a path if there is a folder "runs".
-
     Args:
-        place: a path or a hub id; an existing path takes precedence.
+        place: a path or a hub id; see `refuse_missing` for what is a path.
         files: to download, all of one revision.
         optional: to download as well if the model has them.
         revision: branch, tag or commit; default: the newest.
@@ -39,15 +43,9 @@ def locate(
     Raises:
         ValueError: the path does not exist, the hub does not have the model, or `place` is a URL; says why.
     """
-    path = local_path(place)
-    if path.exists():
+    refuse_missing(place)
+    if (path := local_path(place)).exists():
         return path
-    # If the parent folder exists, "runs/demmo" is a mistyped path: do not ask the hub, which takes time.
-    if not HUB_ID.fullmatch(str(place)) or path.parent.is_dir():
-        raise ValueError(
-            f"{place} is not a run, checkpoint or export: it does not exist (a model on the Hugging Face Hub "
-            "has the form USER/MODEL)"
-        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -56,6 +54,7 @@ def locate(
         OfflineModeIsEnabled,
     )
 
+    unreachable = None if local_files_only else why_unreachable(str(place), files[0], revision, token)
     folder = None
     try:
         for name in (*files, *optional):
@@ -66,7 +65,7 @@ def locate(
                     revision=revision,
                     token=token,
                     cache_dir=cache_dir,
-                    local_files_only=local_files_only,
+                    local_files_only=local_files_only or unreachable is not None,
                 )
             except EntryNotFoundError:
                 if name in optional:
@@ -75,7 +74,7 @@ def locate(
             folder = Path(file).parent
             revision = folder.name  # the commit: take all further files from the same one
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(unreachable or error).strip().partition("\n")[0]
         raise ValueError(
             f"{place} is not a folder on this machine, and could not be downloaded from the hub: "
             f"{reason} (check the name; a private model needs `hf auth login`; without network, download "
@@ -83,6 +82,55 @@ def locate(
         ) from None
     assert folder is not None
     return folder
+
+
+def refuse_missing(place: str | Path) -> None:
+    """Refuse a path that does not exist, without asking the hub.
+
+    A path is everything but "user/model". Of this form, paths are also: those that exist, or whose folder
+    exists ("runs/demmo" where there is a folder "runs"), and those in `LOCAL_FOLDERS` or with one of
+    `LOCAL_SUFFIXES`.
+
+    Raises:
+        ValueError: it is a path and does not exist, or it is a URL.
+    """
+    path, text = local_path(place), str(place)
+    is_path = (
+        not HUB_ID.fullmatch(text)
+        or path.parent.is_dir()
+        or path.parts[0] in LOCAL_FOLDERS
+        or path.suffix in LOCAL_SUFFIXES
+    )
+    if is_path and not path.exists():
+        raise ValueError(
+            f"{place} is not a run, checkpoint or export: it does not exist (a model on the Hugging Face Hub "
+            "has the form USER/MODEL)"
+        )
+
+
+def why_unreachable(hub_id: str, file: str, revision: str | None, token: str | bool | None) -> str | None:
+    """Why the hub cannot be reached; None if it answers, whatever it answers.
+
+    `hf_hub_download` would find that out itself, but tries six times, over 24 s.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, file, revision=revision), token=token, timeout=ANSWER_S)
+    except network_errors() as error:
+        if not isinstance(error, HfHubHTTPError):
+            return " ".join(str(error).split()) or type(error).__name__
+    except ValueError:
+        pass  # a token that is missing, or an answer that is not the hub's: the download says so
+    return None
+
+
+def network_errors() -> tuple[Any, ...]:
+    """Errors of the hub's HTTP library, which differs by version (requests, httpx or a successor)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, OSError)
 
 
 def upload(folder: Path, hub_id: str, private: bool = False, token: str | None = None) -> str:
@@ -96,14 +144,11 @@ def upload(folder: Path, hub_id: str, private: bool = False, token: str | None =
 
     if not HUB_ID.fullmatch(hub_id):
         raise ValueError(f"{hub_id!r} is not a valid model name on the hub: write USER/MODEL")
-    # Network errors come from the hub's HTTP library, which differs by version (requests or httpx).
-    # HfHubHTTPError derives from that library's error.
-    network_errors: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)
     api = HfApi(token=token)
     try:
         made = api.create_repo(hub_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload AWTPN model")
-    except network_errors as error:
+    except network_errors() as error:
         reason = " ".join(str(error).split())
         fix = "" if isinstance(error, HfHubHTTPError) else f" (can this machine reach {api.endpoint}?)"
         if isinstance(error, LocalTokenNotFoundError) or http_status(error) in (401, 403):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import LIMIT, arguments, free_port, launched, metrics, run, status
+from support import LIMIT, REPO, arguments, free_port, launched, metrics, run, status
 
 TRAIN = "launch/train.py"
 MODULE = "awtpn.cli train"
@@ -110,17 +112,60 @@ def test_two_processes_that_accelerate_would_not_start_are_refused(demo_cache: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train.global_batch_size": 31}, "31 does not divide over 2 ranks"),
-        ({"train.batch": 31}, "train.batch"),
+        ({"train.batch": 31}, "error: there is no --train.batch"),
+        ({"train.global_batch_size": 31}, "error: train.global_batch_size 31 does not divide over 2 ranks"),
+        ({"data.train": "nowhere"}, "error: this run cannot work: ranks 0, 1 on "),
     ],
-    ids=["layout", "unknown key"],
+    ids=["unknown key", "layout", "ranks that have met"],
 )
-def test_wrong_settings_are_refused_before_anything_starts(
-    settings: dict[str, int], message: str, tmp_path: Path
+def test_wrong_settings_are_refused_before_anything_starts_in_one_line(
+    settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     words = arguments(settings | {"run.dir": tmp_path / "run", "data.cache_dir": tmp_path / "cache"})
     launcher = ["torchrun", "--standalone", "--nproc-per-node", "2"]
     code, log = run([*launcher, TRAIN, *words], tmp_path / "log")
     assert code != 0
-    assert message in log
+    assert [line[: len(message)] for line in log.splitlines() if line.startswith("error: ")] == [message], log
+    # The last lines of all are torchrun's summary.
+    assert log.splitlines()[-2].startswith(f"  traceback : {message}"), log
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log"]
+
+
+# A package that must not be imported; it says so by an error, and by a file in case the error is caught.
+FORBIDDEN = """
+from pathlib import Path
+Path(__file__).with_name("imported").touch()
+raise RuntimeError(f"{__name__} is imported where no ZeRO is used")
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_without_zero_neither_deepspeed_nor_a_compiler_is_needed(
+    ranks: int, demo_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "no-compiler").mkdir()
+    for name in ("deepspeed", "ninja"):
+        (tmp_path / "fakes" / name).mkdir(parents=True)
+        (tmp_path / "fakes" / name / "__init__.py").write_text(FORBIDDEN)
+    settings = arguments({"train.max_steps": 1, "data.cache_dir": demo_cache, "run.dir": tmp_path / "run"})
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks), TRAIN]
+    command = [sys.executable, *(launcher if ranks > 1 else [TRAIN]), *settings]
+    paths = {"PATH": tmp_path / "no-compiler", "PYTHONPATH": f"{tmp_path / 'fakes'}{os.pathsep}{REPO}"}
+    code, log = run(command, tmp_path / "log", **{name: str(path) for name, path in paths.items()})
+    assert code == 0, log
+    assert f"engine {'ddp' if ranks > 1 else 'none'}" in log
+    assert not list((tmp_path / "fakes").glob("*/imported"))
+
+
+def test_where_zero_needs_a_compiler_one_line_says_which_package_to_install(tmp_path: Path) -> None:
+    settings = arguments({"train.zero_stage": 2, "run.dir": tmp_path / "run", "data.cache_dir": tmp_path})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (tmp_path / "no-compiler").mkdir()
+    nothing = {"PATH": str(tmp_path / "no-compiler"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "operators")}
+    code, log = run([*torchrun, TRAIN, *settings], tmp_path / "log", **nothing)
+    assert code != 0
+    [line] = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "needs a C++ compiler, and there is no " in line
+    assert ": install one (apt-get install g++, " in line
+    assert "compiling" not in log
+    assert not (tmp_path / "run").exists(), "refused before anything starts"

@@ -1,7 +1,8 @@
 """What wraps the model for training: nothing, DDP or DeepSpeed.
 
 - `base`: `Engine`, the functions and properties that every engine has, and their plain torch versions
-- `single`, `ddp`, `deepspeed`: one engine each; `deepspeed_config`: DeepSpeed's settings
+- `single`, `ddp`, `deepspeed`: one engine each; `deepspeed_config`: DeepSpeed's settings; `build_tools`: what
+  its op is compiled with
 
 No other code imports deepspeed or branches on an engine's name.
 """

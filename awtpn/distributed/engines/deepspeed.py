@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from awtpn.distributed.engines import base
 from awtpn.distributed.engines.base import MOMENTS, Engine, MemoryUse, State, unwrap, unwrap_optimizer
+from awtpn.distributed.engines.build_tools import check_build_tools, find_ninja
 from awtpn.learning.optimizer import set_grad_norm
 from awtpn.model.network import AWTPN
 from shards import Ragged
@@ -43,6 +45,11 @@ def make_accelerator(
 ) -> Accelerator:
     """Join the other ranks by Accelerate, with `settings` as DeepSpeed's configuration; see `base`."""
     assert settings is not None
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            "ZeRO needs DeepSpeed, which is not installed (it exists for Linux only): pip install deepspeed, "
+            "or train without it"
+        )
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     if ranks == 1:
@@ -58,9 +65,7 @@ def make_accelerator(
     )
     # Not an assert: in some environments Accelerate drops DeepSpeed without a message.
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        raise ValueError(
-            "DeepSpeed was asked for, but Accelerate did not take it up: is deepspeed installed?"
-        )
+        raise ValueError("DeepSpeed was asked for, but Accelerate did not take it up")
     accelerator.gradient_accumulation_steps = settings["gradient_accumulation_steps"]
     return accelerator
 
@@ -94,7 +99,8 @@ def load_communication_op() -> None:
     behind, and every later run waits for it forever; our lock ends with its process.
 
     Raises:
-        ValueError: the folder for compiled operators cannot be written; names the variable that moves it.
+        ValueError: what compiling needs is missing; names the package. Or the folder for compiled operators
+            cannot be written; names the variable that moves it.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.comm.torch import build_shm_op
@@ -116,9 +122,17 @@ def load_communication_op() -> None:
     with lock:
         lock.release()  # it was acquired twice, before the block and by it; the block still holds it
         (folder / "lock").unlink(missing_ok=True)
-        if not (folder / f"{builder.name}.so").exists():
+        # Torch also asks ninja whether an op that exists is of this version, but that needs no compiler.
+        if (folder / f"{builder.name}.so").exists():
+            find_ninja()
+        else:
+            check_build_tools()
             print("compiling DeepSpeed's communication op, once per machine: some minutes", file=sys.stderr)
-        build_shm_op()
+        try:
+            build_shm_op()
+        except RuntimeError:
+            check_build_tools()  # the op is of another version of torch, and a tool has gone since
+            raise
 
 
 def wrap(

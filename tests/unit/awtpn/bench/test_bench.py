@@ -135,6 +135,15 @@ def test_both_steps_learn_the_same_utterances() -> None:
     assert loss.isfinite()
 
 
+def test_readers_that_are_missing_are_named_with_how_to_install_them() -> None:
+    rates = [{"first": 1.0, "second": 1.0, "memory": 1.0}]
+    warm = {"this stream": rates, "bare preadv loop": rates}
+    text = "\n".join(loader.warm_table(warm, {"mosaicml", "litdata"}))
+    assert "Not installed, not measured: litdata, mosaicml. To measure them, too: `pip install" in text
+    assert "the same command again with PYTHONPATH=bench-peers." in text
+    assert "Not installed" not in "\n".join(loader.warm_table(warm, set()))
+
+
 def test_readers_read_all_and_refuse_another_corpus(scratch: Path) -> None:
     for reader in ("this stream", "bare preadv loop", "webdataset"):
         found = loader.measure(reader, scratch, 40)

@@ -23,7 +23,7 @@ def test_it_copies_both_folders_once(
     monkeypatch.chdir(tmp_path)
     main(["init"])
     count = len(shared_files())
-    said = f"wrote {count} files to configs and launch\nnext: python launch/train.py\n"
+    said = f"wrote {count} files to configs and launch\nnext: awtpn train\n"
     assert capsys.readouterr().out == said
     before = files_in(tmp_path)
     assert before == {name: file.read_bytes() for name, file in shared_files().items()}
@@ -38,7 +38,7 @@ def test_it_copies_both_folders_once(
 
 def test_a_new_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["init", str(tmp_path / "a b" / "c")])
-    assert capsys.readouterr().out.endswith(f"next: cd '{tmp_path}/a b/c' && python launch/train.py\n")
+    assert capsys.readouterr().out.endswith(f"next: cd '{tmp_path}/a b/c' && awtpn train\n")
     assert (tmp_path / "a b" / "c" / "launch" / "train.py").is_file()
 
 

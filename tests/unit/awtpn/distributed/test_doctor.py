@@ -102,6 +102,17 @@ def test_data_out_of_reach_of_one_rank() -> None:
     assert "credentials on that host" in finding.fix
 
 
+def test_ranks_of_a_host_that_fail_alike_are_named_together() -> None:
+    ranks = healthy(5)
+    for r in ranks[1:]:
+        r["data"] = {URL: "Name or service not known" if r["rank"] < 4 else "403"}
+    assert [finding.what for finding in doctor.diagnose(ranks)] == [
+        f"rank 1 on node-1 cannot read {URL}: Name or service not known",
+        f"ranks 2, 3 on node-2 cannot read {URL}: Name or service not known",
+        f"rank 4 on node-3 cannot read {URL}: 403",
+    ]
+
+
 def test_different_datasets_under_one_name() -> None:
     ranks = healthy(2)
     ranks[1]["data"] = {URL: "ok, manifest ba9876543210"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -151,11 +153,63 @@ def test_neither_folder_nor_hub_is_told_with_the_fix(hub: tuple[Path, list[str]]
         AWTPN.from_pretrained("someone/else")
     with pytest.raises(ValueError, match=r"nowhere is not a run, checkpoint or export: .* USER/MODEL"):
         AWTPN.from_pretrained("nowhere")
-    hub[1].clear()
-    (tmp_path / "runs").mkdir()
-    with pytest.raises(ValueError, match=r"runs/demo is not a run, checkpoint or export"):
-        find_model(Path("runs/demo"))
-    assert hub[1] == [], "a mistyped path does not wait for a network"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "runs/demo",
+        "./runs/demo",
+        "data/model",
+        "here/demo",
+        "some/model.safetensors",
+        "a/b/c",
+        "demo",
+        "../x/y",
+    ],
+)
+def test_the_hub_is_not_asked_about_a_path(
+    place: str, hub: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "clip.wav").touch()
+    told = r"is not a run, checkpoint or export: it does not exist \(a model on .* USER/MODEL\)"
+    for look_up in (find_model, AWTPN.from_pretrained, Predictor.from_pretrained):
+        with pytest.raises(ValueError, match=told):
+            look_up(Path(place))
+    with pytest.raises(ValueError, match=told):
+        AWTPN.from_pretrained("./someone/emotions")
+    for words in (["predict", place, "clip.wav"], ["export", place, "out"]):
+        with pytest.raises(SystemExit, match=told):
+            main(words)
+    assert hub[1] == []
+
+
+def test_inputs_that_do_not_exist_are_named_before_the_model_is_looked_up(
+    hub: tuple[Path, list[str]],
+) -> None:
+    for words in (["clip"], ["clip.wav"], ["clip#test"], ["1.wav", "2.wav"]):
+        with pytest.raises(SystemExit, match=f"error: {', '.join(words)} does not exist: INPUT is"):
+            main(["predict", "someone/emotions", *words])
+    assert hub[1] == []
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(
+    hub: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = AWTPN.from_pretrained("someone/emotions", cache_dir=tmp_path / "cache").card()
+    with socket.socket() as closed:  # bound, and nothing listens
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits and tries again"))
+        told = r"someone/other is not a folder .* from the hub: \[Errno 111\] Connection refused \(check"
+        with pytest.raises(ValueError, match=told):
+            find_model(Path("someone/other"))
+        again = AWTPN.from_pretrained("someone/emotions", cache_dir=tmp_path / "cache")
+    assert again.card() == cached, "what was downloaded before is used"
 
 
 class Recorded(huggingface_hub.HfApi):
