@@ -38,13 +38,12 @@ def main(
     Raises:
         SystemExit: after `--help`; or with a one-line error, where something cannot be done.
     """
-    # These import every command, which a module of one command must not.
-    from awtpn.cli.parser import ENDINGS, run_words
+    from awtpn.cli.parser import ending, run_words  # here, since modules of this package import it
     from awtpn.config.entry_point import run_command
 
     words = without_rank(sys.argv[1:] if argv is None else argv)
     typed = ("python", script) if script else tuple(program)
-    run_command(partial(run_words, typed), words, **ENDINGS.get(words[0] if words else "", {}))
+    run_command(partial(run_words, typed), words, **ending(words))
 
 
 def without_rank(words: Sequence[str]) -> list[str]:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
-from awtpn.cli import experiments, train
-from awtpn.cli.bench import add_bench
-from awtpn.cli.evaluate import add_evaluate
-from awtpn.cli.extract import add_extract
-from awtpn.cli.init import add_init
-from awtpn.cli.pack import add_pack
-from awtpn.cli.predict import add_predict
-from awtpn.cli.runs import add_compare, add_doctor, add_report
-from awtpn.cli.shards import add_shards
-from awtpn.cli.share import add_export, add_push
 from awtpn.config.command_parser import CommandParser
 from awtpn.config.program import Program, started_as
 from shards.safe_io.versions import installed_version
@@ -31,25 +24,24 @@ EXAMPLES = """examples:
 `awtpn COMMAND --help` lists the options of a command.
 """
 
+# Command -> the module here whose function add_COMMAND adds it. Where one is typed, no other is imported.
 COMMANDS = {
-    "init": add_init,
-    "pack": add_pack,
-    "extract": add_extract,
-    "shards": add_shards,
-    "train": train.add_train,
-    "evaluate": add_evaluate,
-    "cross-validate": experiments.add_cross_validate,
-    "ablate": experiments.add_ablate,
-    "predict": add_predict,
-    "report": add_report,
-    "export": add_export,
-    "push": add_push,
-    "compare": add_compare,
-    "doctor": add_doctor,
-    "bench": add_bench,
+    "init": "init",
+    "pack": "pack",
+    "extract": "extract",
+    "shards": "shards",
+    "train": "train",
+    "evaluate": "evaluate",
+    "cross-validate": "experiments",
+    "ablate": "experiments",
+    "predict": "predict",
+    "report": "runs",
+    "export": "share",
+    "push": "share",
+    "compare": "runs",
+    "doctor": "runs",
+    "bench": "bench",
 }
-# How commands end that end in their own way: further arguments of `run_command`.
-ENDINGS = {"train": train.ENDING, "cross-validate": experiments.ENDING, "ablate": experiments.ENDING}
 
 
 class ShowVersion(argparse.Action):
@@ -59,6 +51,16 @@ class ShowVersion(argparse.Action):
         version = installed_version("awtpn-at-scale")
         print(f"awtpn {version}" if version else "awtpn, not installed but started from its folder")
         parser.exit()
+
+
+def module_of(command: str) -> ModuleType:
+    return import_module(f"awtpn.cli.{COMMANDS[command]}")
+
+
+def ending(words: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `run_command` for a command that ends in its own way, as its module says in `ENDING`."""
+    known = words and words[0] in COMMANDS
+    return getattr(module_of(words[0]), "ENDING", {}) if known else {}
 
 
 def run_words(typed: tuple[str, ...], words: Sequence[str]) -> None:
@@ -90,8 +92,8 @@ def make_parser(program: Program | None = None) -> CommandParser:
     parser.set_defaults(command=lambda options: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND")
     name = program.command if program else ""
-    for add in [COMMANDS[name]] if name in COMMANDS else COMMANDS.values():
-        add(commands)
+    for command in [name] if name in COMMANDS else COMMANDS:
+        getattr(module_of(command), f"add_{command.replace('-', '_')}")(commands)
     if program and program.is_script:
         own = commands.choices[name]
         own.prog = program.name

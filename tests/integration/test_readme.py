@@ -152,7 +152,10 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     'pip install -e ".[baseline]"': Installs(),
     'pip install -e ".[onnx]"': Installs(),
-    # launch/README.md.
+    # launch/README.md. Full commands of these follow.
+    "awtpn evaluate": Run(append="--help", says="--predictions"),
+    "awtpn cross-validate": Run(append="--help", says="--sweep"),
+    "awtpn ablate": Run(append="--help", says="--only"),
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
     "--run.dir /shared/run": HOSTFILE,
     "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-01:29400 "

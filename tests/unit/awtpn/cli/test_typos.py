@@ -34,7 +34,7 @@ def told(words: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
             "shards inof",
             "awtpn shards has no action inof; did you mean info? (awtpn shards --help lists all)",
         ),
-        ("nothing", "awtpn has no command nothing; there are pack, extract, "),
+        ("nothing", "awtpn has no command nothing; there are init, pack, "),
         ("--versoin", "there is no --versoin; did you mean --version?"),
     ],
 )

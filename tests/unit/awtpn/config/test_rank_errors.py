@@ -46,7 +46,7 @@ def test_a_key_that_does_not_exist_is_told_once(capsys: pytest.CaptureFixture[st
     parser = OneLineParser()
     parser.keys, parser.places = {"train.epochs": int}, {}
     for line in (
-        "error: there is no --train.epoch; did you mean train.epochs? (--help lists all keys)\n",
+        "error: there is no --train.epoch; did you mean --train.epochs? (--help lists all keys)\n",
         "",
     ):
         with pytest.raises(SystemExit) as stop:
