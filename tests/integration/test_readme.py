@@ -53,9 +53,6 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "pre-commit install": Elsewhere(["integration/test_readme.py::test_the_hooks_install"]),
     "ruff check": Installs(),
     "ruff format --check": Installs(),
-    "python launch/train.py": Run(
-        append=f"--run.dir runs/demo {SHORT} --data.cache_dir CACHE", leaves="runs/demo/results.json"
-    ),
     # Find your case.
     "awtpn extract recordings data/mine": Run(makes="data/mine", says="train: 6 utterances"),
     "awtpn pack features.npz data/mine --format npz": Run(makes="data/mine", says="all: 24 utterances"),
