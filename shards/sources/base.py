@@ -13,6 +13,7 @@ from shards.format.labels import MISSING, given_classes, text_of
 from shards.format.schema import BadSample, Sample
 from shards.format.split_names import renaming_message, usual_names
 from shards.safe_io.printable import get_logger
+from shards.sources.transcripts import Transcript
 
 logger = get_logger(__name__)
 
@@ -132,6 +133,7 @@ class Clip:
         meta: facts about the utterance that JSON can hold; streaming can select by scalars.
         source: file and line of the corpus that describe it, for error messages.
         missing: by modality, an error message about a file that the corpus names and that does not exist.
+        text: what is said, or None where it is not known.
     """
 
     key: str
@@ -145,6 +147,7 @@ class Clip:
     meta: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    text: Transcript | None = None
 
 
 @dataclass(frozen=True)
