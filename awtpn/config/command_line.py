@@ -13,6 +13,7 @@ import json
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import yaml
 from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
 
 from awtpn.config.errors import OneLineParser, keys_of
+from awtpn.config.modalities import join_modalities
 from awtpn.config.schema import Config, Launch
 from awtpn.config.settings import DataConfig
-from awtpn.config.yaml_file import CheckedFile
+from awtpn.config.yaml_file import CheckedFile, modalities_of
 from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
 from shards.storage.credentials import remember_command
 from shards.storage.local_path import local_path
@@ -90,6 +92,10 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Config, Launch]:
         a == "--config" or a.startswith("--config=") or a.startswith("--data.train") for a in arguments
     ):
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
+    try:
+        arguments = join_modalities(arguments, partial(modalities_of, keys=parser.keys))
+    except ValueError as error:
+        parser.error(str(error))
     try:
         parsed = parser.parse_args(arguments)
     except RecursionError:

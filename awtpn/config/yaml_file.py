@@ -9,7 +9,8 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from awtpn.config.errors import OneLineParser, nearest
-from shards.safe_io.bounded_yaml import TooManyValuesError, check_values
+from awtpn.config.modalities import use_map
+from shards.safe_io.bounded_yaml import TooManyValuesError, check_values, parse_yaml
 from shards.storage.credentials import remember_secrets
 from shards.storage.local_path import local_path
 
@@ -72,11 +73,24 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
                 raise ValueError(f"{file}, line {place}: {key} is there twice, already in line {lines[key]}")
             lines[key] = place
         without_empty(root, file, keys, "")
+        try:
+            use_map(root)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {lines['model.modalities']}: {error}") from None
         return yaml.serialize(root), lines
     except TooManyValuesError as error:
         raise ValueError(f"{file}: {error}") from None
     except RecursionError:
         raise ValueError(f"{file}: {TOO_DEEP}") from None
+
+
+def modalities_of(file: str, keys: Mapping[str, Any]) -> Any:
+    """`model.modalities` of a configuration file; None where it has none, or has mistakes."""
+    try:
+        model = (parse_yaml(read_settings(file, keys)[0]) or {}).get("model")
+    except (ValueError, yaml.YAMLError):  # `CheckedFile` reports it
+        return None
+    return model.get("modalities") if isinstance(model, dict) else None
 
 
 def remember_secrets_of(text: str) -> None:

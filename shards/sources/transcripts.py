@@ -26,7 +26,7 @@ class Transcript:
 
     Attributes:
         words: at least one; each is one time step.
-        spans: (begin, end) of each word in seconds from the utterance's begin; empty where they are not known.
+        spans: (begin, end) of each word in seconds from the utterance's begin; empty where not known.
     """
 
     words: tuple[str, ...]

@@ -84,12 +84,12 @@ def test_loss_terms_and_gradients(golden: Golden) -> None:
     everyone = LossNormalizers(
         utterances=size,
         present=dict.fromkeys(STREAMS, size),
-        both=size,
-        negative=dict.fromkeys(draws, size),
+        both={STREAMS: size},
+        negative={STREAMS: dict.fromkeys(draws, float(size))},
         class_weight=size,
     )
-    pool = NegativePool(output.streams["video"].mean, draws)
-    terms = loss_terms(output, torch.from_numpy(golden["in.label"]), pool, everyone, config)
+    pools = {STREAMS: NegativePool(output.streams["video"].mean, draws)}
+    terms = loss_terms(output, torch.from_numpy(golden["in.label"]), pools, everyone, config)
     for name, term in zip(TERMS, terms, strict=True):
         if name in published:
             close(term, golden[f"loss.{name}"], name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from safetensors.torch import save_file
 from support import CLASSES, DIMS, features, same_bits_or_close, small_model, utterances
 
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.negatives import DRAWS
 from awtpn.learning.settings import LossConfig
+from awtpn.model.blocks import TPN, Standardize
 from awtpn.model.files import CARD_FILE, WEIGHTS_FILE
-from awtpn.model.network import AWTPN, TPN, Standardize
+from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 
 LENGTHS = [(4, 3), (1, 6), (5, 0), (2, 2), (0, 4)]
@@ -125,14 +128,13 @@ def test_an_empty_batch_reaches_every_parameter_with_gradient_zero(awm: str, mod
     output = model(features([]))
     assert output.logits.shape == (0, len(CLASSES))
     none = torch.zeros(0, dtype=torch.int64)
-    ones = LossNormalizers(1, dict.fromkeys(DIMS, 1), 1, {"inter": 1, "contrast": 1}, 1)
-    pool = (
-        NegativePool(output.streams["video"].mean, {"inter": none, "contrast": none})
-        if len(modalities) == 2
-        else None
+    pairs = list(combinations(modalities, 2))
+    ones = LossNormalizers(
+        1, dict.fromkeys(DIMS, 1), dict.fromkeys(pairs, 1), dict.fromkeys(pairs, dict.fromkeys(DRAWS, 1.0)), 1
     )
+    pools = {(a, v): NegativePool(output.streams[v].mean, dict.fromkeys(DRAWS, none)) for a, v in pairs}
     config = LossConfig()
-    total = total_loss(loss_terms(output, none, pool, ones, config), config)
+    total = total_loss(loss_terms(output, none, pools, ones, config), config)
     assert total == 0
     total.backward()
     for name, parameter in model.named_parameters():
