@@ -30,14 +30,12 @@ def join_modalities(arguments: Sequence[str], read_file: Callable[[str], Any]) -
     """
     configured: dict[str, Any] = {name: {} for name in ModelConfig().modalities}
     others: list[str] = []
+    changes: list[tuple[str, str]] = []
     words = iter(arguments)
-    given = False
     for word in words:
         option, equals, value = word.partition("=")
         if option == OPTION or option.startswith(f"{OPTION}."):
-            value = value if equals else next(words, "")
-            configured = _with_word(configured, option, value)
-            given = True
+            changes.append((option, value if equals else next(words, "")))
             continue
         others.append(word)
         if option == "--config":
@@ -46,8 +44,10 @@ def join_modalities(arguments: Sequence[str], read_file: Callable[[str], Any]) -
             if file and (of_file := read_file(file)) is not None:
                 of_file = {name: checked_settings(name, settings) for name, settings in of_file.items()}
                 configured = select_modalities(configured, of_file)
-    if not given:
+    if not changes:
         return others
+    for option, value in changes:  # words rule over the file, wherever they are
+        configured = _with_word(configured, option, value)
     return [*others, f"{OPTION}={json.dumps(full_map(configured))}"]
 
 

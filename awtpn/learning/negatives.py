@@ -90,15 +90,21 @@ def complete_pairs(present: NDArray[np.bool_], pairs: Sequence[tuple[int, int]])
     return complete
 
 
-def draw_for_pairs(complete: NDArray[np.bool_], draw: Callable[[NDArray[np.bool_], int], Ints]) -> Ints:
+def draw_for_pairs(
+    complete: NDArray[np.bool_], numbers: Sequence[int], draw: Callable[[NDArray[np.bool_], int], Ints]
+) -> Ints:
     """[N, len(DRAWS), P] the negatives of N pairs of modalities, which draw independently of each other.
 
     Args:
         complete: [N, P] of `complete_pairs`.
+        numbers: N numbers of the pairs; each pair draws by its own.
         draw: of a pair's complete utterances and the number of the draw: the negatives.
     """
-    numbers = range(len(DRAWS))
-    drawn = [[draw(of_pair, n * len(DRAWS) + d) for d in numbers] for n, of_pair in enumerate(complete)]
+    draws = range(len(DRAWS))
+    drawn = [
+        [draw(of_pair, n * len(DRAWS) + d) for d in draws]
+        for n, of_pair in zip(numbers, complete, strict=True)
+    ]
     return np.array(drawn, dtype=np.int64).reshape(len(complete), len(DRAWS), complete.shape[1])
 
 

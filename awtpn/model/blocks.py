@@ -132,7 +132,8 @@ def fusion_weights(given: Sequence[float], present: Tensor, dtype: torch.dtype) 
 
     Args:
         given: of each of M modalities, in an utterance that has all of them. In one that lacks some, the
-            present ones' weights are divided by their sum; if that is 0, they are equal.
+            present ones' weights are divided by their sum; if that is 0, they are equal. So an only modality
+            has weight 1, in an utterance and in a model.
         present: [M, B] bool.
         dtype: of the result.
     """
@@ -141,4 +142,4 @@ def fusion_weights(given: Sequence[float], present: Tensor, dtype: torch.dtype) 
     total = of_present.sum(0)
     equal = present.to(dtype) / present.sum(0).clamp(min=1)
     shares = torch.where(total > 0, of_present / torch.where(total > 0, total, 1.0), equal)
-    return torch.where(present.all(0), weights[:, None], shares)
+    return shares if len(given) == 1 else torch.where(present.all(0), weights[:, None], shares)

@@ -45,7 +45,7 @@ class ModelConfig:
     prototypes_per_class: int = 1
     """K; with more than one, a step's distance to a class is that to its nearest prototype."""
     modalities: dict[str, ModalitySettings] = field(
-        default_factory=lambda: {"audio": ModalitySettings(), "video": ModalitySettings()}
+        default_factory=lambda: {name: dict.fromkeys(SETTINGS) for name in DEFAULT_WEIGHTS}  # type: ignore[misc]
     )
     """Modalities to use, each with its weight and distance_scale. A list of names selects among those that
     are configured: --model.modalities audio,text."""
@@ -81,6 +81,7 @@ class ModelConfig:
         Raises:
             ValueError: a value is out of range, or two keys contradict each other; names the keys.
         """
+        self.__post_init__()  # for a list that was assigned
         if not self.modalities:
             raise ValueError("model.modalities must name at least one modality")
         for name in self.modalities:

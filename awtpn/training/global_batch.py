@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ def reduce_batch_counts(
     present = np.stack([batch.features[m].host_offsets.diff().numpy() > 0 for m in names])  # [M, B]
     pairs = list(config.shares_of_pairs(names))
     columns = [(names.index(a), names.index(v)) for a, v in pairs]
+    numbers = [list(combinations(names, 2)).index(pair) for pair in pairs]
     both = complete_pairs(present, columns)  # [N, B]
     slot_table = make_slot_table(layout.global_batch, place, label, present)
 
@@ -85,13 +87,17 @@ def reduce_batch_counts(
         labels, has = read_slot_table(table, len(names))
         complete = complete_pairs(has, columns)
         drawn = draw_for_pairs(
-            complete, lambda of_pair, number: draw_other_class(labels, of_pair, group, seed, step, number)
+            complete,
+            numbers,
+            lambda of_pair, number: draw_other_class(labels, of_pair, group, seed, step, number),
         )
         return drawn, (complete[:, None] & (drawn != NONE)).sum(-1)
 
     if config.negatives == "reference":
         negatives = draw_for_pairs(
-            both, lambda of_pair, number: _permuted(batch, of_pair, layout.accumulation, seed, step, number)
+            both,
+            numbers,
+            lambda of_pair, number: _permuted(batch, of_pair, layout.accumulation, seed, step, number),
         )
         valid = (both[:, None] & (negatives != NONE)).sum(-1)
     elif config.negatives == "group":

@@ -19,6 +19,7 @@ from shards import Ragged
 Golden = dict[str, np.ndarray]
 FILES = sorted((REPO / "tests" / "golden").glob("*.npz"))
 STREAMS = {"audio": "a", "video": "v"}
+PAIR = ("audio", "video")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -84,11 +85,11 @@ def test_loss_terms_and_gradients(golden: Golden) -> None:
     everyone = LossNormalizers(
         utterances=size,
         present=dict.fromkeys(STREAMS, size),
-        both={STREAMS: size},
-        negative={STREAMS: dict.fromkeys(draws, float(size))},
+        both={PAIR: size},
+        negative={PAIR: dict.fromkeys(draws, float(size))},
         class_weight=size,
     )
-    pools = {STREAMS: NegativePool(output.streams["video"].mean, draws)}
+    pools = {PAIR: NegativePool(output.streams["video"].mean, draws)}
     terms = loss_terms(output, torch.from_numpy(golden["in.label"]), pools, everyone, config)
     for name, term in zip(TERMS, terms, strict=True):
         if name in published:
