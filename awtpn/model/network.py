@@ -232,7 +232,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
             ValueError: a setting is out of range.
         """
         settings = dict(card["model"])
-        if "modalities" in settings:  # a list of names in cards of earlier versions
+        if isinstance(settings.get("modalities"), list):  # as in cards of earlier versions
             settings["modalities"] = modalities_as_map(settings["modalities"])
         config = from_record(ModelConfig, settings, "the card's model", ignore_unknown=True)
         model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])

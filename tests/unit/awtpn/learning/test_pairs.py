@@ -116,10 +116,8 @@ def test_the_first_pair_draws_what_two_modalities_draw() -> None:
 def test_weights_of_pairs() -> None:
     whole = random_batch([(2, 1, 1)] * 16)
     pairs = ["-".join(pair) for pair in combinations(NAMES, 2)]
-    alone = [
-        terms_of(whole, LossConfig(pair_weights=dict.fromkeys(pairs, 0.0) | {pair: 1.0}), NAMES)
-        for pair in pairs
-    ]
+    none = dict.fromkeys(pairs, 0.0)
+    alone = [terms_of(whole, LossConfig(pair_weights=none | {pair: 1.0}), NAMES) for pair in pairs]
     weighted = terms_of(whole, LossConfig(pair_weights={pairs[0]: 2.0, pairs[2]: 0.0}), NAMES)
     expected = (2 * alone[0] + alone[1]) / 3
     torch.testing.assert_close(weighted[CROSS], expected[CROSS])
