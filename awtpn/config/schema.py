@@ -90,7 +90,8 @@ def dump(config: Config) -> dict[str, Any]:
 
 def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version dumped, as `dump` writes them now, with the same meaning."""
-    if not isinstance(model := settings.get("model"), dict) or "modality_dropout" in model:
+    model = settings.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("modalities"), list):
         return settings
     known = {key: value for key, value in model.items() if key in ModelConfig.__dataclass_fields__}
     return settings | {
