@@ -261,7 +261,7 @@ def _row(row: dict[str, Any], table: Path, wants_text: bool, at: str) -> Clip | 
 
 
 def _with_text(clip: Clip, row: dict[str, Any]) -> Clip:
-    """The clip with the text of its row or, if the table has no such column, of the file beside a whole clip."""
+    """The clip with the text of its row; without such a column, with what lies beside a whole clip."""
     if TEXT in row:
         try:
             return replace(clip, text=transcript_of(checked_text(row[TEXT])))
