@@ -21,7 +21,7 @@ from awtpn.cli.signature_options import (
     two_columns,
 )
 from awtpn.config.option_types import add_store_options, finite_number
-from shards.extraction.encoders import COMPUTING, find_encoders, open_audio_encoder, open_video_encoder
+from shards.extraction.encoders import COMPUTING, find_encoders, open_encoder
 from shards.registry import Entry
 from shards.sources import find_sources
 from shards.storage.local_path import local_or_url
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shards.format.schema import Manifest
     from shards.sources.base import ClipSource
 
-DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor"}
+DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor", "text": "none"}
 # The options of parameters that only encoders of pictures have.
 SHORT = {"video_fps": "fps", "video_faces": "faces"}
 FALLBACK = "recordings"  # the format if no corpus recognizes SOURCE
@@ -42,7 +42,7 @@ formats, guessed from SOURCE where --format is left out:
 {formats}
 `python -c "help('shards.sources.iemocap')"`, and so on, shows the expected files.
 
-encoders of --audio and --video, where MODEL is a Hugging Face model, a hub id or a local folder:
+encoders of --audio, --video and --text, where MODEL is a Hugging Face model, a hub id or a local folder:
 {encoders}
 
 On many devices: `accelerate launch [...] -m awtpn.cli extract ...`, or the same under torchrun. After a stop,
@@ -52,6 +52,7 @@ EXAMPLES = """examples:
   awtpn extract recordings data/mine
   awtpn extract IEMOCAP_full_release data/iemocap --label_set 6
   awtpn extract clips data/mine --pattern '(?P<actor>\\d+)_(?P<label>[A-Z]{3})' --label_map HAP=happy,SAD=sad
+  awtpn extract MELD.Raw data/meld-text --audio none --video none --text chargrams
   accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --audio microsoft/wavlm-base-plus \\
       --audio_layer 9 --video openai/clip-vit-base-patch32 --faces opencv --precision bf16
 """
@@ -94,6 +95,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     for modality in DEFAULT_ENCODERS:
         encoders = _encoders(modality)
         add_options(made, options_of(encoders, partial(_option, modality)), encoders)
+    made.add_argument(
+        "--store_text",
+        action="store_true",
+        help="also store the words of --text as metadata (default: only their features; words are personal "
+        "data)",
+    )
     made.add_argument(
         "--dtype",
         choices=["float16", "float32"],
@@ -163,12 +170,11 @@ def run_extract(options: argparse.Namespace) -> None:
 
     start_missing_ranks(["-m", "awtpn.cli", *options.words])
     world = init_process_group()
-    audio, video = open_encoders(options, str(resolve_device(options.device or world.device)))
+    encoders = open_encoders(options, str(resolve_device(options.device or world.device)))
     manifest = extract(
         read_source(options),
         options.out,
-        audio=audio,
-        video=video,
+        **encoders,
         rank=world.rank,
         world_size=world.size,
         all_gather_object=world.all_gather_object,
@@ -178,6 +184,7 @@ def run_extract(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         on_bad=options.on_bad,
         keep_constant=options.keep_constant,
+        store_text=options.store_text,
         provenance={"command": redact_command(["awtpn", *options.words])},
         storage_options=options.storage_options,
         overwrite=options.overwrite,
@@ -212,9 +219,10 @@ def read_source(options: argparse.Namespace) -> ClipSource:
     sources = find_sources("ClipSource")
     name = options.format or guess_format(Path(options.source), sources)
     takes = options_of(sources)
-    source: ClipSource = sources[name].load()(
-        options.source, **arguments(name, takes, given_options(options, takes))
-    )
+    given = arguments(name, takes, given_options(options, takes))
+    if "modalities" in sources[name].parameters:
+        given["modalities"] = [m for m in DEFAULT_ENCODERS if getattr(options, m) != "none"]
+    source: ClipSource = sources[name].load()(options.source, **given)
     return source if options.limit is None else limited(source, options.limit)
 
 
@@ -251,21 +259,16 @@ def limited(source: ClipSource, most: int) -> ClipSource:
     return replace(source, clips=clips, provenance=source.provenance | {"limit": most})
 
 
-def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    """The encoders of audio and video that the options ask for; None for "none"."""
+def open_encoders(options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """By modality the encoder that the options ask for; None for "none"."""
     dtype = PRECISIONS[options.precision]
-    given = {
-        modality: {
-            name: getattr(options, _option(modality, name))
-            for entry in _encoders(modality).values()
-            for name in entry.options
-        }
-        for modality in DEFAULT_ENCODERS
-    }
-    return (
-        open_audio_encoder(options.audio, device=device, dtype=dtype, **given["audio"]),
-        open_video_encoder(options.video, device=device, dtype=dtype, **given["video"]),
-    )
+    encoders = {}
+    for modality in DEFAULT_ENCODERS:
+        parameters = {name for entry in _encoders(modality).values() for name in entry.options}
+        given = {name: getattr(options, _option(modality, name)) for name in sorted(parameters)}
+        spec = getattr(options, modality)
+        encoders[modality] = open_encoder(modality, spec, device=device, dtype=dtype, **given)
+    return encoders
 
 
 def _encoders(modality: str) -> dict[str, Entry]:

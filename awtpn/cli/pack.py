@@ -106,8 +106,9 @@ def run_pack(options: argparse.Namespace) -> None:
     takes = source_options()
     given = given_options(options, takes)
     if options.format in _corpora():
-        # Here --audio and --video name encoders, which the extraction takes.
-        given = {name: value for name, value in given.items() if name not in DEFAULT_ENCODERS}
+        # Here --audio and --video name encoders, which the extraction takes; of text it makes no features.
+        encoded = [name for name, encoder in DEFAULT_ENCODERS.items() if encoder != "none"]
+        given = {name: value for name, value in given.items() if name not in encoded}
         vars(options).update(arguments(options.format, takes, given))
         run_as_pack(options)
         return

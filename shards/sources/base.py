@@ -160,6 +160,12 @@ class Clip:
     missing: dict[str, str] = field(default_factory=dict)
     text: Transcript | None = None
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Its recordings by modality."""
+        named = {"audio": self.audio, "video": self.video}
+        return {name: path for name, path in named.items() if path is not None}
+
 
 @dataclass(frozen=True)
 class ClipSource:

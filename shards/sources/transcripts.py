@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.safe_io.file_names import is_text
+from shards.safe_io.git_lfs import refuse_pointer_text
 
 # Characters of scripts that are written without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese.
 UNSPACED = re.compile(
@@ -36,7 +38,7 @@ class Transcript:
 
     Attributes:
         words: at least one; each is one time step.
-        spans: (begin, end) of each word in seconds from the utterance's begin; empty where not known.
+        spans: (begin, end) of each word in seconds from the utterance's begin; empty if not known.
     """
 
     words: tuple[str, ...]
@@ -51,6 +53,25 @@ def transcript_of(text: str | None) -> Transcript | None:
     """The transcript of a text; None if it is empty: the modality is missing then."""
     words = split_words(text or "")
     return Transcript(tuple(words)) if words else None
+
+
+def read_transcript(path: Path) -> Transcript | None:
+    """The transcript in a text file in UTF-8, with a byte order mark or without; None if it is empty.
+
+    Raises:
+        ValueError: it is not in UTF-8, or no text.
+    """
+    content = path.read_bytes()
+    refuse_pointer_text(content, str(path))
+    try:
+        return transcript_of(checked_text(content.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not in UTF-8 (byte {error.start}); save it in UTF-8, for instance with: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} -o NEW_FILE"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def split_words(text: str) -> list[str]:

@@ -21,6 +21,12 @@ from shards.safe_io.versions import installed_version
 
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
+# Of models of text only: the hashes of other models in recorded feature spaces are without them.
+TOKENIZER_FILES = [
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
+]
 SAFE_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
 # Weights that checkpoints may lack: encoders do not use them.
@@ -35,9 +41,9 @@ class LocatedModel:
         spec: its hub id or folder, as the user wrote it.
         folder: where its files are.
         model_type: of its `config.json`, such as "wav2vec2".
-        origin: for an encoder's settings: "id"; "sha256" over its settings and weights, by file in
-            alphabetical order, the same for every copy; "revision" (the commit) of the hub, or "path" of a
-            folder.
+        origin: for an encoder's settings: "id"; "sha256" over its settings (of text, its tokenizer too) and
+            weights, by file in alphabetical order, the same for every copy; "revision" (the commit) of the
+            hub, or "path" of a folder.
     """
 
     spec: str
@@ -46,21 +52,24 @@ class LocatedModel:
     origin: dict[str, Any]
 
 
-def locate(spec: str, revision: str | None) -> LocatedModel:
+def locate(spec: str, revision: str | None, modality: str) -> LocatedModel:
     """Find a model, and download it if it is on the hub.
 
     Args:
         spec: a local folder, or else a hub id.
         revision: branch, tag or commit of the hub.
+        modality: that it encodes; of "text", the tokenizer's files belong to the model.
 
     Raises:
         ValueError: neither a folder nor on the hub (or in its cache, when offline), or no config.json in it.
     """
-    folder, origin = _folder_of(spec, revision)
-    return LocatedModel(spec, folder, _model_type(folder, spec), origin | {"sha256": _sha256(folder)})
+    settings = SETTINGS_FILES + (TOKENIZER_FILES if modality == "text" else [])
+    folder, origin = _folder_of(spec, revision, settings)
+    sha256 = _sha256(folder, settings)
+    return LocatedModel(spec, folder, _model_type(folder, spec), origin | {"sha256": sha256})
 
 
-def _folder_of(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+def _folder_of(spec: str, revision: str | None, settings: list[str]) -> tuple[Path, dict[str, Any]]:
     """Folder and origin of a model, without its hash."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
@@ -75,7 +84,7 @@ def _folder_of(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     from huggingface_hub import snapshot_download
 
     try:
-        got = Path(snapshot_download(spec, revision=revision, allow_patterns=SETTINGS_FILES + SAFE_WEIGHTS))
+        got = Path(snapshot_download(spec, revision=revision, allow_patterns=settings + SAFE_WEIGHTS))
         if not _files(got, SAFE_WEIGHTS):
             got = Path(snapshot_download(spec, revision=got.name, allow_patterns=PICKLED_WEIGHTS))
     # Its errors have no other common base: no such repository, gated, offline, no network, a malformed id.
@@ -252,10 +261,10 @@ def _files(folder: Path, patterns: list[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
-def _sha256(folder: Path) -> str:
+def _sha256(folder: Path, settings: list[str]) -> str:
     weights = _files(folder, SAFE_WEIGHTS) or _files(folder, PICKLED_WEIGHTS)
     total = hashlib.sha256()
-    for path in _files(folder, SETTINGS_FILES) + weights:
+    for path in _files(folder, settings) + weights:
         with path.open("rb") as file:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

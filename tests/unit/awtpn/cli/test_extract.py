@@ -152,7 +152,7 @@ def test_a_limit_draws_evenly(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("option", ["--storage_options", "--stor"])  # argparse takes it abbreviated, too
+@pytest.mark.parametrize("option", ["--storage_options", "--stora"])  # argparse takes it abbreviated, too
 def test_credentials_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     words = ["extract", str(write_tree(tmp_path / "t")), "memory://user:pass@cli-extract/d"]
     words += ["--video", "none", "--overwrite", option, '{"secret": "hush"}']
