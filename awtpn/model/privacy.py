@@ -42,7 +42,7 @@ PROVENANCE = {
         "versions",
     ),
     *("date", "extracted", "packed", "indexed", "license", "files", "folds", "crop", "limit"),
-    *("label_map", "label_set", "labels", "splits", "left_out", "repaired_steps"),
+    *("label_map", "label_set", "labels", "splits", "left_out", "repaired_steps", "transcripts"),
 }
 # Public text fields of an encoder's settings. Numbers are always public: they identify nobody.
 SETTINGS = {
