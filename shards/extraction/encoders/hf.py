@@ -22,10 +22,13 @@ from shards.safe_io.versions import installed_version
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
 # Of models of text only: the hashes of other models in recorded feature spaces are without them.
-TOKENIZER_FILES = [
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt"),
+VOCABULARIES = [
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
+]
+TOKENIZER_FILES = [
+    *VOCABULARIES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 ]
 SAFE_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
@@ -187,6 +190,42 @@ def load_processor(model: LocatedModel, kind: str) -> Any:
                 "model's processor beside it with save_pretrained"
             ) from None
         raise ValueError(f"{model.spec}: {path} is no {kind} ({error})") from None
+
+
+def load_tokenizer(model: LocatedModel) -> Any:
+    """The fast tokenizer of a model of text.
+
+    Raises:
+        ValueError: its files are missing, or there is no fast tokenizer for them.
+        ImportError: transformers does not import.
+    """
+    spec, folder = model.spec, model.folder
+    # Without these, transformers may make a tokenizer that knows no word.
+    if not _files(folder, VOCABULARIES):
+        raise ValueError(
+            f"{spec}: {folder / 'tokenizer.json'} is missing; save the model's tokenizer beside it with "
+            "save_pretrained"
+        )
+    try:
+        with _explain_import_errors("AutoTokenizer"):
+            import transformers
+
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, truncation_side="right"
+            )
+    # The errors of the libraries for vocabularies have no other common base.
+    except Exception as error:
+        if isinstance(error, ImportError):
+            raise
+        raise ValueError(
+            f"{spec}: {folder} has no tokenizer that can be loaded ({_one_line(error)})"
+        ) from None
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{spec}: {type(tokenizer).__name__} does not tell the words of its tokens; save a fast "
+            f"tokenizer as {folder / 'tokenizer.json'}"
+        )
+    return tokenizer
 
 
 @contextlib.contextmanager
