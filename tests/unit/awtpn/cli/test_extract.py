@@ -106,7 +106,7 @@ def test_meld_from_its_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_format_is_guessed_and_its_options_checked(tmp_path: Path) -> None:
     meld, tree = write_meld(tmp_path / "meld", nested=False), write_tree(tmp_path / "tree")
-    with pytest.raises(SystemExit, match=r"--label_set is an option of --format iemocap, .* read as meld"):
+    with pytest.raises(SystemExit, match=r"--label_set is an option of --format iemocap and .* read as meld"):
         awtpn("extract", meld, tmp_path / "d", "--label_set", 4)
     with pytest.raises(SystemExit, match=r"--test_session is an option .* read as recordings"):
         awtpn("extract", tree, tmp_path / "d", "--test_session", 1)
