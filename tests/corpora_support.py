@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.extraction.shard_jobs import mark_missing_files
 from shards.format.schema import BadSample
 from shards.sources.base import Clip, ClipSource
 
@@ -165,11 +166,23 @@ IEMOCAP_TURNS = (
 )
 
 
-def write_iemocap(root: Path, sessions: Iterable[int] = (1, 2), video: bool = True) -> Path:
+# What is said in turns; the others have no line in the transcriptions.
+IEMOCAP_TEXTS = {
+    "F000": "Excuse me.",
+    "M000": "It's na\xefve. [LAUGHTER]",
+    "F001": "Well -- yes.",
+    "F002": "No!",
+    "M003": "",
+}
+
+
+def write_iemocap(
+    root: Path, sessions: Iterable[int] = (1, 2), video: bool = True, media: bool = True
+) -> Path:
     """Write `IEMOCAP_full_release` with an improvised and a scripted dialog per session.
 
     The audio of Ses01F_impro01_M002 is missing; with `video`, so is the video of each scripted dialog
-    Ses01M_script01_1.
+    Ses01M_script01_1. Without `media` there are only text files.
 
     Returns:
         The folder of Session1, Session2, ...
@@ -185,14 +198,32 @@ def write_iemocap(root: Path, sessions: Iterable[int] = (1, 2), video: bool = Tr
                 put_bytes(
                     annotation.parent / kind / f"{dialog}_e1.txt", b"Ses01F_impro01_F000 :Neutral; ()\n"
                 )
-            for who, *_ in IEMOCAP_TURNS:
+            write_iemocap_texts(folder, dialog)
+            for who, *_ in IEMOCAP_TURNS if media else ():
                 if (dialog, who) != ("Ses01F_impro01", "M002"):
                     sound = folder / "sentences" / "wav" / dialog / f"{dialog}_{who}.wav"
                     put("tone.wav", sound, hertz=200.0 + 20 * session)
             put_bytes(folder / "sentences" / "wav" / dialog / f"._{dialog}_F000.wav", APPLE_DOUBLE)
-            if video and dialog != "Ses01M_script01_1":
+            if video and media and dialog != "Ses01M_script01_1":
                 put("both.avi", folder / "dialog" / "avi" / "DivX" / f"{dialog}.avi")
     return root
+
+
+def write_iemocap_texts(session: Path, dialog: str) -> None:
+    """Write the transcriptions of a dialog, and the alignment of two of its turns."""
+    lines = [f"{dialog}_{who} [000.1000-000.5000]: {text}" for who, text in IEMOCAP_TEXTS.items()]
+    lines[1:1] = ["M: Yeah.", f"{dialog}_MXX0 [001.0000-001.1000]: Mmhmm."]
+    path = session / "dialog" / "transcriptions" / f"{dialog}.txt"
+    put_bytes(path, ("\n".join(lines) + "\n").encode("latin-1"))
+    put_bytes(path.with_name(f"._{dialog}.txt"), APPLE_DOUBLE)
+    for who, words in (("F000", ("EXCUSE(2)", "ME")), ("F001", ("WELL", "YES"))):
+        aligned = "\t SFrm  EFrm    SegAScr Word\n\t    0     9     -40413 <s>\n"
+        for i, word in enumerate(words):
+            aligned += f"\t {10 + 10 * i:4d}  {19 + 10 * i:4d}    -104131 {word}\n"
+        aligned += (
+            "\t   30    35      -1203 <sil>\n\t   36    39       -203 </s>\n Total score:     -250000\n"
+        )
+        put_bytes(session / "sentences/ForcedAlignment" / dialog / f"{dialog}_{who}.wdseg", aligned.encode())
 
 
 def iemocap_annotation(dialog: str) -> str:
@@ -226,11 +257,11 @@ MELD_HEADER = (
 )
 
 
-def write_meld(root: Path, nested: bool = True, encoding: str = "utf-8") -> Path:
+def write_meld(root: Path, nested: bool = True, encoding: str = "utf-8", media: bool = True) -> Path:
     """Write MELD's splits: nested as the archives unpack (`train/train_splits`), or all folders side by side.
 
     As in the real corpus, `train/dia125_utt3.mp4` is damaged, `dev/dia110_utt7.mp4` is missing, and the
-    folder of the test split has clips without a row.
+    folder of the test split has clips without a row. Without `media` there are only the three tables.
 
     Returns:
         The folder to read.
@@ -239,16 +270,18 @@ def write_meld(root: Path, nested: bool = True, encoding: str = "utf-8") -> Path
         hertz = 220.0 + 20 * number_of_split
         base = root / split if nested else root
         clips = base / MELD_FOLDERS[split]
-        for dialogue, number, *_ in rows:
+        for dialogue, number, *_ in rows if media else ():
             if (split, dialogue, number) != ("dev", 110, 7):
                 put("both.mp4", clips / f"dia{dialogue}_utt{number}.mp4", hertz)
-        if split == "train":
+        if split == "train" and media:
             put_bytes(clips / "dia125_utt3.mp4", GARBAGE)
-        if split == "test":
+        if split == "test" and media:
             put("both.mp4", clips / "final_videos_testdia0_utt0.mp4")
-        put_bytes(clips / "._dia0_utt0.mp4", APPLE_DOUBLE)
+        if media:
+            put_bytes(clips / "._dia0_utt0.mp4", APPLE_DOUBLE)
         # In the archive, the table of the training split is in its folder, the others are one level up.
         table = (base if split == "train" else root) / f"{split}_sent_emo.csv"
+        table.parent.mkdir(parents=True, exist_ok=True)
         table.write_bytes(meld_table(rows).encode(encoding))
     return root
 
@@ -283,10 +316,11 @@ MOSEI_DIMS = {"audio": 4, "video": 3}
 
 
 def write_mosei(root: Path) -> Path:
-    """Write labels, COVAREP and OpenFace as computational sequences, the folds as the SDK's file and as JSON.
+    """Write labels, COVAREP, OpenFace, words and their vectors as computational sequences, and the folds
+    as the SDK's file and as JSON.
 
     Feature 0 of a step is the time of its middle, in seconds. Some audio values are -inf and NaN;
-    GdFP_p4eQX0 has no video; 98765 is in no fold.
+    GdFP_p4eQX0 has no video; 98765 is in no fold. hh04W3xXa5s has no words before 2 s.
 
     Returns:
         The folder of `CMU_MOSEI_Labels.csd`.
@@ -300,11 +334,36 @@ def write_mosei(root: Path) -> Path:
     write_sequence(root / "CMU_MOSEI_COVAREP.csd", "COVAREP", audio)
     video = {name: mosei_steps("video") for name in MOSEI_LABELS if name != "GdFP_p4eQX0"}
     write_sequence(root / "CMU_MOSEI_VisualOpenFace2.csd", "OpenFace_2", video)
+    write_sequence(root / "CMU_MOSEI_TimestampedWords.csd", "words", mosei_words())
+    vectors = {
+        video: (np.ones((len(words), 3), np.float32) * np.arange(len(words))[:, None], intervals)
+        for video, (words, intervals) in mosei_words().items()
+    }
+    write_sequence(root / "CMU_MOSEI_TimestampedWordVectors.csd", "glove_vectors", vectors)
     lines = [f"{name}={videos!r}" for name, videos in MOSEI_FOLDS.items()]
     (root / "cmu_mosei_std_folds.py").write_text("\n\n".join(lines) + "\n")
     folds = dict(zip(("train", "val", "test"), MOSEI_FOLDS.values(), strict=True))
     (root / "folds.json").write_text(json.dumps(folds))
     return root
+
+
+# Words of each recording; "sp" is a pause.
+MOSEI_WORDS = {
+    "-3g5yACwYnA": "sp the first half sp and the second one sp",
+    "hh04W3xXa5s": "sp sp sp sp sp na\xefve talk sp",
+    "GdFP_p4eQX0": "i love it",
+    "98765": "nobody hears this",
+}
+
+
+def mosei_words() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Words [T, 1], byte strings, and intervals [T, 2] of each recording: they fill 4 s."""
+    found = {}
+    for video, text in MOSEI_WORDS.items():
+        words = np.array([[word.encode()] for word in text.split()], "S32")
+        edges = np.linspace(0, 4, len(words) + 1)
+        found[video] = words, np.stack([edges[:-1], edges[1:]], 1)
+    return found
 
 
 def mosei_steps(modality: str, seconds: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
@@ -431,8 +490,9 @@ def write_clip_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def good(source: ClipSource) -> dict[str, Clip]:
-    """The valid clips of a source, by key; checks that keys differ, labels are classes, and files exist."""
-    clips = [clip for clip in source.clips if isinstance(clip, Clip)]
+    """The clips with sound or pictures, by key; checks that keys differ, labels are classes, files exist."""
+    unreadable = bad(source)
+    clips = [clip for clip in source.clips if isinstance(clip, Clip) and clip.key not in unreadable]
     found = {clip.key: clip for clip in clips}
     assert len(found) == len(clips)
     assert {clip.label for clip in clips} <= set(source.classes)
@@ -442,5 +502,12 @@ def good(source: ClipSource) -> dict[str, Clip]:
 
 
 def bad(source: ClipSource) -> dict[str, str]:
-    """The causes of the source's bad samples, by key."""
-    return {clip.key: clip.cause for clip in source.clips if isinstance(clip, BadSample)}
+    """The causes of clips that cannot be used where sound and pictures are wanted, by key."""
+    wanted = mark_missing_files(source, ("audio", "video"))
+    return {clip.key: clip.cause for clip in wanted.clips if isinstance(clip, BadSample)}
+
+
+def texts(source: ClipSource) -> dict[str, str | None]:
+    """The words of each clip, by key."""
+    clips = [clip for clip in source.clips if isinstance(clip, Clip)]
+    return {clip.key: " ".join(clip.text.words) if clip.text else None for clip in clips}

@@ -87,3 +87,61 @@ VIDEO = {
     "dinov2": vision("Dinov2Model", "Dinov2Config", "CLIPImageProcessor", **VISION),
     "videomae": vision("VideoMAEModel", "VideoMAEConfig", "VideoMAEImageProcessor", **VISION, num_frames=4),
 }
+
+
+# --- Text ----------------------------------------------------------------------------------------
+
+SENTENCES = ["I am not happy at all, said the unhappy man.", "Oh my god! What a happy, happy day :-)"] * 3
+
+
+def text_model(folder: Path, model: str, config: str, tokenizer: Any, **settings: Any) -> Path:
+    """Save a text model with random weights and a fast tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    named = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    ids = {name: fast.convert_tokens_to_ids(named[name]) for name in ("pad_token",)}
+    of_all = {**SMALL, "vocab_size": len(fast), "pad_token_id": ids["pad_token"], **settings}
+    return save(folder, model, config, fast, **of_all)
+
+
+def trained_tokenizer(kind: str) -> Any:
+    """A tokenizer trained on `SENTENCES`: "WordPiece", "ByteLevel" or "Metaspace"."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
+    if kind == "WordPiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer: Any = trainers.WordPieceTrainer(vocab_size=80, special_tokens=special)
+    elif kind == "ByteLevel":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="[UNK]")
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
+
+
+def text(model: str, tokenizer: str, **settings: Any) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        config = model.replace("EncoderModel", "Config").replace("Model", "Config")
+        return text_model(folder, model, config, trained_tokenizer(tokenizer), **settings)
+
+    return make
+
+
+T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 3, "num_heads": 2}
+TEXTS = {
+    "bert": text("BertModel", "WordPiece", max_position_embeddings=24),
+    "roberta": text("RobertaModel", "ByteLevel", max_position_embeddings=26),
+    "t5": text("T5EncoderModel", "Metaspace", **T5),
+    "deberta-v2": text("DebertaV2Model", "Metaspace", relative_attention=True, pos_att_type=["p2c", "c2p"]),
+}

@@ -35,6 +35,7 @@ from shards import FeatureBatch, Ragged, Sample
 REPO = Path(__file__).resolve().parent.parent
 CLASSES = ["calm", "happy", "sad"]
 DIMS = {"audio": 6, "video": 5}
+THREE_DIMS = DIMS | {"text": 4}
 ALONE = World(0, 1, 0, torch.device("cpu"), None, "none")
 
 # Most seconds that a test waits for a process or an event. Only a hang reaches it, also on a machine several
@@ -49,11 +50,17 @@ TIMINGS = ("utterances_per_s", "data_wait")
 # --- Models and batches --------------------------------------------------------------------------
 
 
-def small_model(*, dtype: torch.dtype = torch.float64, learnable: bool = True, **settings: Any) -> AWTPN:
+def small_model(
+    *,
+    dtype: torch.dtype = torch.float64,
+    learnable: bool = True,
+    dims: dict[str, int] = DIMS,
+    **settings: Any,
+) -> AWTPN:
     """A model with random weights, the same for the same settings, and prototypes from N(0, 1)."""
     torch.manual_seed(1)
-    config = ModelConfig(**({"shared_dim": 8, "dropout": 0.0} | settings))
-    model = AWTPN(config, DIMS, CLASSES, learnable)
+    config = ModelConfig(**({"shared_dim": 8, "dropout": 0.0, "modalities": list(dims)} | settings))
+    model = AWTPN(config, dims, CLASSES, learnable)
     with torch.no_grad():
         model.tpn.prototypes.copy_(torch.randn(model.tpn.prototypes.shape))
     return model.to(dtype)
@@ -67,31 +74,37 @@ def ragged(sequences: Sequence[Tensor], dim: int) -> Ragged:
 
 
 def utterances(
-    lengths: Sequence[tuple[int, int]], seed: int = 0, dtype: torch.dtype = torch.float64
+    lengths: Sequence[Sequence[int]],
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    dims: dict[str, int] = DIMS,
 ) -> list[dict[str, Tensor]]:
-    """One dict of features per (audio steps, video steps)."""
+    """One dict of features per utterance's (audio steps, video steps), or of the modalities of `dims`."""
     generator = torch.Generator().manual_seed(seed)
     return [
         {
-            name: torch.randn(steps, DIMS[name], generator=generator, dtype=dtype)
-            for name, steps in zip(DIMS, of_utterance, strict=True)
+            name: torch.randn(steps, dims[name], generator=generator, dtype=dtype)
+            for name, steps in zip(dims, of_utterance, strict=True)
         }
         for of_utterance in lengths
     ]
 
 
-def features(of: Sequence[dict[str, Tensor]]) -> dict[str, Ragged]:
+def features(of: Sequence[dict[str, Tensor]], dims: dict[str, int] = DIMS) -> dict[str, Ragged]:
     """Pack utterances for the model; [] gives an empty batch."""
-    return {name: ragged([u[name] for u in of], dim) for name, dim in DIMS.items()}
+    return {name: ragged([u[name] for u in of], dim) for name, dim in dims.items()}
 
 
 def batch(
-    of: Sequence[dict[str, Tensor]], label: Sequence[int], num_places: int | None = None
+    of: Sequence[dict[str, Tensor]],
+    label: Sequence[int],
+    num_places: int | None = None,
+    dims: dict[str, int] = DIMS,
 ) -> FeatureBatch:
     """A whole global batch of `num_places` places, of which the last may be empty."""
     labels = torch.tensor(label, dtype=torch.int64)
     return FeatureBatch(
-        features=features(of),
+        features=features(of, dims),
         label=labels,
         host_label=labels,
         key=[f"u{i}" for i in range(len(of))],
@@ -143,22 +156,26 @@ def same_bits_or_close(one: Any, other: Any) -> bool:
 # --- Corpora -------------------------------------------------------------------------------------
 
 
-def pack_corpus(out: Path, train: int = 52, val: int = 14, test: int = 14) -> str:
-    """Pack a learnable corpus: some utterances lack video, some audio; lengths differ."""
+def pack_corpus(
+    out: Path, train: int = 52, val: int = 14, test: int = 14, dims: dict[str, int] = DIMS
+) -> str:
+    """Pack a learnable corpus: some utterances lack a modality, with text some lack two; lengths differ."""
     rng = np.random.default_rng(0)
-    directions = {name: rng.normal(0, 1, (len(CLASSES), dim)) for name, dim in DIMS.items()}
+    directions = {name: rng.normal(0, 1, (len(CLASSES), dim)) for name, dim in dims.items()}
     samples = []
     for split, size in {"train": train, "val": val, "test": test}.items():
         for i in range(size):
             label = int(rng.integers(len(CLASSES)))
             made: dict[str, np.ndarray | None] = {}
-            for name, dim in DIMS.items():
+            for name, dim in dims.items():
                 noise = rng.normal(0, 1, (int(rng.integers(1, 10)), dim))
                 made[name] = (directions[name][label] + noise).astype(np.float32)
             if i % 5 == 4:
                 made["video"] = None
             elif i % 7 == 6:
                 made["audio"] = None
+            if "text" in dims and i % 3 == 1:
+                made["text"] = None
             samples.append(Sample(f"{split}-{i:03d}", split, CLASSES[label], made, {"fold": i % 4}))
     shards.pack(samples, str(out), classes=CLASSES, shard_bytes=20_000, progress=False)
     return str(out)

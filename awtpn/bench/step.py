@@ -30,6 +30,7 @@ from awtpn.bench.machine import child_environment, describe, read_peak, start_pe
 from awtpn.bench.published_step import Published, published_loss
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.negatives import DRAWS
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.flops import step_flops
@@ -95,10 +96,11 @@ def make_model(dim: int, device: str) -> AWTPN:
 def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
     """All loss terms in their default forms; the negative of each utterance is the one before it."""
     n = len(label)
-    counts = LossNormalizers(n, {"audio": n, "video": n}, n, {"inter": n, "contrast": n}, n)
+    pair, every = ("audio", "video"), dict.fromkeys(DRAWS, float(n))
+    counts = LossNormalizers(n, dict.fromkeys(pair, n), {pair: n}, {pair: every}, n)
     row = torch.arange(n, device=label.device).roll(1)
-    pool = NegativePool(output.streams["video"].mean, {"inter": row, "contrast": row})
-    return total_loss(loss_terms(output, label, pool, counts, losses), losses)
+    pools = {pair: NegativePool(output.streams["video"].mean, dict.fromkeys(DRAWS, row))}
+    return total_loss(loss_terms(output, label, pools, counts, losses), losses)
 
 
 def packed_step(dim: int, device: str, autocast: Callable[[], Any]) -> Step:

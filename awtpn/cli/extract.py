@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from awtpn.cli.dataset_summary import how_to_train, print_splits
 from awtpn.cli.signature_options import (
+    Options,
     add_options,
     arguments,
     given_options,
@@ -21,7 +22,7 @@ from awtpn.cli.signature_options import (
     two_columns,
 )
 from awtpn.config.option_types import add_store_options, finite_number
-from shards.extraction.encoders import COMPUTING, find_encoders, open_audio_encoder, open_video_encoder
+from shards.extraction.encoders import COMPUTING, find_encoders, open_encoder
 from shards.format.precision_names import LONG_NAMES, long_name, short_name
 from shards.format.schema import DTYPES
 from shards.registry import Entry
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from shards.format.schema import Manifest
     from shards.sources.base import ClipSource
 
-DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor"}
+DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor", "text": "none"}
 # The options of parameters that only encoders of pictures have.
 SHORT = {"video_fps": "fps", "video_faces": "faces"}
 FALLBACK = "recordings"  # the format if no corpus recognizes SOURCE
@@ -43,7 +44,7 @@ formats, guessed from SOURCE where --format is left out:
 {formats}
 `python -c "help('shards.sources.iemocap')"`, and so on, shows the expected files.
 
-encoders of --audio and --video, where MODEL is a Hugging Face model, a hub id or a local folder:
+encoders of --audio, --video and --text, where MODEL is a Hugging Face model, a hub id or a local folder:
 {encoders}
 
 On many devices: `accelerate launch [...] -m awtpn.cli extract ...`, or the same under torchrun. After a stop,
@@ -53,6 +54,7 @@ EXAMPLES = """examples:
   awtpn extract recordings data/mine
   awtpn extract IEMOCAP_full_release data/iemocap --label_set 6
   awtpn extract clips data/mine --pattern '(?P<actor>\\d+)_(?P<label>[A-Z]{3})' --label_map HAP=happy,SAD=sad
+  awtpn extract MELD.Raw data/meld-text --audio none --video none --text chargrams
   accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --audio microsoft/wavlm-base-plus \\
       --audio_layer 9 --video openai/clip-vit-base-patch32 --faces opencv --precision bf16
 """
@@ -75,11 +77,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", type=local_or_url, help="corpus, folder or table of recordings"
     )
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
-    sources = find_sources("ClipSource")
+    sources = find_sources("ClipSource") | text_sources()
     parser.add_argument("--format", choices=list(sources), help="default: guessed from SOURCE")
 
     corpus = parser.add_argument_group("what to read")
-    add_options(corpus, options_of(sources), sources)
+    add_options(corpus, source_options(sources), sources)
     corpus.add_argument(
         "--limit", type=int, metavar="N", help="take only N clips of each split, evenly spaced"
     )
@@ -93,8 +95,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"what encodes {modality}; see the encoders (default: {default})",
         )
     for modality in DEFAULT_ENCODERS:
-        encoders = _encoders(modality)
-        add_options(made, options_of(encoders, partial(_option, modality)), encoders)
+        add_encoder_options(made, modality)
+    add_store_text(made)
     made.add_argument(
         "--dtype",
         type=long_name,
@@ -104,16 +106,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--device", help="where encoders compute (default: the rank's own GPU if there is one, else cpu)"
-    )
-    how.add_argument(
-        "--precision",
-        type=short_name,
-        choices=LONG_NAMES,
-        default="fp32",
-        help="precision in which encoders compute (default: fp32)",
-    )
+    add_compute_options(how)
     how.add_argument(
         "--batch", type=int, default=16, metavar="N", help="clips encoded at a time (default: 16)"
     )
@@ -166,12 +159,11 @@ def run_extract(options: argparse.Namespace) -> None:
 
     start_missing_ranks([*options.program.for_python, *options.words])
     world = init_process_group()
-    audio, video = open_encoders(options, str(resolve_device(options.device or world.device)))
+    encoders = open_encoders(options, str(resolve_device(options.device or world.device)))
     manifest = extract(
         read_source(options),
         options.out,
-        audio=audio,
-        video=video,
+        **encoders,
         rank=world.rank,
         world_size=world.size,
         all_gather_object=world.all_gather_object,
@@ -181,6 +173,7 @@ def run_extract(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         on_bad=options.on_bad,
         keep_constant=options.keep_constant,
+        store_text=options.store_text,
         provenance={"command": redact_command([*options.program.typed, *options.words])},
         storage_options=options.storage_options,
         overwrite=options.overwrite,
@@ -212,13 +205,50 @@ def read_source(options: argparse.Namespace) -> ClipSource:
     Raises:
         ValueError: it cannot be read, or an option is not one of its format.
     """
-    sources = find_sources("ClipSource")
+    sources = find_sources("ClipSource") | text_sources()
     name = options.format or guess_format(Path(options.source), sources)
-    takes = options_of(sources)
-    source: ClipSource = sources[name].load()(
-        options.source, **arguments(name, takes, given_options(options, takes))
-    )
+    takes = source_options(sources)
+    given = arguments(name, takes, given_options(options, takes))
+    modalities = [modality for modality in DEFAULT_ENCODERS if getattr(options, modality) != "none"]
+    if name in text_sources():
+        source = _text_alone(name, sources[name], options, modalities, given)
+    else:
+        if "modalities" in sources[name].parameters:
+            given["modalities"] = modalities
+        source = sources[name].load()(options.source, **given)
     return source if options.limit is None else limited(source, options.limit)
+
+
+def text_sources() -> dict[str, Entry]:
+    """The sources of features that have transcripts, too."""
+    return {name: e for name, e in find_sources("Source").items() if "text_encoder" in e.parameters}
+
+
+def source_options(sources: Mapping[str, Entry]) -> Options:
+    """The options of sources, without those that are encoders here."""
+    own = {*DEFAULT_ENCODERS, "text_encoder"}
+    return {name: takers for name, takers in options_of(sources).items() if name not in own}
+
+
+def _text_alone(
+    name: str, entry: Entry, options: argparse.Namespace, modalities: list[str], given: dict[str, Any]
+) -> ClipSource:
+    """The transcripts of a source of features.
+
+    Raises:
+        ValueError: features of audio or video are asked for.
+    """
+    from shards.extraction.text_features import text_clips
+
+    if modalities != ["text"]:
+        raise ValueError(
+            f"--format {name} has features and transcripts, but no recordings: for its text alone give "
+            "--audio none --video none --text ENCODER; for its features, too: "
+            f"awtpn pack SOURCE OUT --format {name} --text_encoder ENCODER"
+        )
+    if "modalities" in entry.parameters:
+        given["modalities"] = []
+    return text_clips(entry.load()(options.source, text_encoder=options.text, **given))
 
 
 def guess_format(source: Path, sources: Mapping[str, Entry]) -> str:
@@ -254,20 +284,49 @@ def limited(source: ClipSource, most: int) -> ClipSource:
     return replace(source, clips=clips, provenance=source.provenance | {"limit": most})
 
 
-def open_encoders(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    """The encoders of audio and video that the options ask for; None for "none"."""
-    dtype = LONG_NAMES[options.precision]
-    given = {
-        modality: {
-            name: getattr(options, _option(modality, name))
-            for entry in _encoders(modality).values()
-            for name in entry.options
-        }
+def open_encoders(options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """By modality the encoder that the options ask for; None for "none"."""
+    return {
+        modality: open_one_encoder(modality, getattr(options, modality), options, device)
         for modality in DEFAULT_ENCODERS
     }
-    return (
-        open_audio_encoder(options.audio, device=device, dtype=dtype, **given["audio"]),
-        open_video_encoder(options.video, device=device, dtype=dtype, **given["video"]),
+
+
+def open_one_encoder(modality: str, spec: str, options: argparse.Namespace, device: str) -> Any:
+    """An encoder by name, with its options; None for "none"."""
+    parameters = {name for entry in _encoders(modality).values() for name in entry.options}
+    given = {name: getattr(options, _option(modality, name)) for name in sorted(parameters)}
+    return open_encoder(modality, spec, device=device, dtype=LONG_NAMES[options.precision], **given)
+
+
+def encoder_options(modality: str) -> Options:
+    """The options of a modality's encoders."""
+    return options_of(_encoders(modality), partial(_option, modality))
+
+
+def add_encoder_options(parser: Any, modality: str) -> None:
+    add_options(parser, encoder_options(modality), _encoders(modality))
+
+
+def add_store_text(parser: Any) -> None:
+    parser.add_argument(
+        "--store_text",
+        action="store_true",
+        help="also store the words of texts as metadata (default: only their features; words are personal "
+        "data)",
+    )
+
+
+def add_compute_options(parser: Any) -> None:
+    parser.add_argument(
+        "--device", help="where encoders compute (default: the rank's own GPU if there is one, else cpu)"
+    )
+    parser.add_argument(
+        "--precision",
+        type=short_name,
+        choices=LONG_NAMES,
+        default="fp32",
+        help="precision in which encoders compute (default: fp32)",
     )
 
 
@@ -296,6 +355,10 @@ def describe() -> str:
     encoders = {"none": "no features of this modality"}
     for modality in DEFAULT_ENCODERS:
         encoders |= {name: f"{modality}: {entry.summary}" for name, entry in _encoders(modality).items()}
+    formats |= {
+        name: f"{entry.summary} Text alone: --audio none --video none --text ENCODER."
+        for name, entry in text_sources().items()
+    }
     return HELP.format(formats=two_columns(formats), encoders=two_columns(encoders))
 
 

@@ -8,7 +8,15 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from awtpn.cli.dataset_summary import how_to_train, print_splits
-from awtpn.cli.extract import DEFAULT_ENCODERS, run_as_pack
+from awtpn.cli.extract import (
+    DEFAULT_ENCODERS,
+    add_compute_options,
+    add_encoder_options,
+    add_store_text,
+    encoder_options,
+    open_one_encoder,
+    run_as_pack,
+)
 from awtpn.cli.signature_options import (
     Options,
     add_options,
@@ -32,6 +40,8 @@ HELP = """Pack features into WebDataset tar shards with an index and a manifest.
 formats of features:
 {features}
 
+--text_encoder takes an encoder of text, such as chargrams; `awtpn extract --help` lists them.
+
 formats of recordings, whose features are computed first, by the encoders that are the default of
 `awtpn extract`; that command has more options, and reads clips of your own:
 {recordings}
@@ -43,6 +53,7 @@ EXAMPLES = """examples:
   awtpn pack clips.csv s3://corpus/mine --format table --labels neutral,happy,sad --on_bad skip
   awtpn pack CMU_MOSEI data/mosei --format mosei --audio CMU_MOSEI_COVAREP.csd \\
       --video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py
+  awtpn pack unaligned_50.pkl data/mosi --format mmsa --text_encoder chargrams
 """
 
 
@@ -87,6 +98,10 @@ def add_pack(commands: Any) -> None:
     add_store_options(parser)
     takes = source_options()
     add_options(parser.add_argument_group("options of single formats"), takes, find_sources("Source"))
+    text = parser.add_argument_group("features of text that are made of transcripts")
+    add_encoder_options(text, "text")
+    add_store_text(text)
+    add_compute_options(text)
     parser.set_defaults(command=run_pack)
 
 
@@ -109,8 +124,9 @@ def run_pack(options: argparse.Namespace) -> None:
     takes = source_options()
     given = given_options(options, takes)
     if options.format in _corpora():
-        # Here --audio and --video name encoders, which the extraction takes.
-        given = {name: value for name, value in given.items() if name not in DEFAULT_ENCODERS}
+        # Here --audio and --video name encoders, which the extraction takes; of text it makes no features.
+        encoded = [name for name, encoder in DEFAULT_ENCODERS.items() if encoder != "none"]
+        given = {name: value for name, value in given.items() if name not in encoded}
         vars(options).update(arguments(options.format, takes, given))
         run_as_pack(options)
         return
@@ -119,6 +135,7 @@ def run_pack(options: argparse.Namespace) -> None:
 
     read = find_sources("Source")[options.format].load()
     source: Source = read(options.source, **arguments(options.format, takes, given))
+    source = encode_transcripts(source, options)
     manifest = pack(
         source.samples,
         options.out,
@@ -135,6 +152,32 @@ def run_pack(options: argparse.Namespace) -> None:
     if manifest.skipped:
         print(f"{manifest.skipped} bad utterances left out; see skipped.jsonl in {options.out}")
     print(f"packed; train with: {how_to_train(manifest, options.out)}")
+
+
+def encode_transcripts(source: Source, options: argparse.Namespace) -> Source:
+    """The source with features of text, if it has transcripts.
+
+    Raises:
+        ValueError: it has none, but options of text are given; or no such encoder.
+    """
+    if source.text_encoder is None:
+        words = ["store_text", *encoder_options("text")]
+        if given := [word for word in words if getattr(options, word)]:
+            raise ValueError(
+                f"--{given[0]}: no features of text are made here; make them with --text_encoder ENCODER (of "
+                "--format mmsa or mosei), or leave it out"
+            )
+        return source
+    import torch
+
+    from awtpn.model.device import resolve_device
+    from shards.extraction.text_features import with_text
+
+    device = str(resolve_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    encoder = open_one_encoder("text", source.text_encoder, options, device)
+    if encoder is None:
+        raise ValueError("--text_encoder none encodes nothing; leave the text out")
+    return with_text(source, encoder, store_text=options.store_text)
 
 
 def describe() -> str:

@@ -68,11 +68,10 @@ def add_options(parser: Any, options: Options, owners: Iterable[str]) -> None:
         kinds = [_argument(parameter) for parameter in takers.values()]
         # If owners differ in the type, the option is text, which `arguments` converts for the one in use.
         argument = kinds[0] if all(kind == kinds[0] for kind in kinds) else {}
-        assert argument or not any("action" in kind for kind in kinds), (
-            f"--{name} is a flag of some of {', '.join(takers)}; give it another name in one of them"
-        )
         if not argument:
             argument = {"metavar": name.rpartition("_")[2].upper()}
+            if any("action" in kind for kind in kinds):  # a flag of one of them
+                argument |= {"nargs": "?", "const": True}
         parser.add_argument(f"--{name}", help=_help(takers, set(owners)), **argument)
 
 
@@ -132,6 +131,14 @@ def _converted(name: str, parameter: Parameter, value: Any) -> Any:
             if value in (choice, str(choice)):
                 return choice
         raise ValueError(f"--{name} {value}: must be {' or '.join(map(str, parameter.choices))}")
+    is_flag = parameter.type == "bool"
+    if is_flag != isinstance(value, bool):
+        # A flag of one owner is an option with a value of another.
+        raise ValueError(
+            f"--{name} takes no value here; it was given {value!r}"
+            if is_flag
+            else f"--{name} needs a value here: {ARGUMENTS[parameter.type].get('metavar', 'TEXT')}"
+        )
     convert = ARGUMENTS[parameter.type].get("type")
     if convert is None or not isinstance(value, str):
         return value

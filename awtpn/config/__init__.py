@@ -5,6 +5,7 @@
 - `schema`: all sections together and the checks between them
 - `command_line`: the words of `awtpn train` -> a configuration; `yaml_file`: the file of `--config`;
   `errors`: what is wrong with a key or value
+- `modalities`: the forms of `model.modalities`
 - `command_parser`: argparse's parser of the other commands, whose errors are as short; `suggestions`: which
   name was probably meant; `option_types`: values of options that several commands take
 - `program`: the command as it was typed, to record it and to start it again

@@ -12,18 +12,20 @@ import contextlib
 import json
 import re
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
-from typing import Any, get_origin
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import yaml
 from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
 
 from awtpn.config.errors import OneLineParser, keys_of
+from awtpn.config.modalities import join_modalities
 from awtpn.config.program import TRAIN, Program
 from awtpn.config.project_files import DEMO_CONFIG, find_file, packaged_files
 from awtpn.config.schema import Config, Launch
 from awtpn.config.settings import DataConfig
-from awtpn.config.yaml_file import CheckedFile, words_of_list
+from awtpn.config.yaml_file import CheckedFile, modalities_of
 from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
 from shards.storage.credentials import remember_command
 from shards.storage.local_path import local_path
@@ -103,7 +105,7 @@ def parse_command_line(
     if also:
         parser.also = ["config", *(option.removeprefix("--") for option in also)]
         parser.listed = f"{program.name} --help lists its options, and {TRAIN.name} --help all keys"
-    arguments = write_lists(argv, parser.keys)
+    arguments = list(argv)
     option = ""
     for word in arguments:
         option = word.partition("=")[0] if word.startswith("--") else option
@@ -113,6 +115,10 @@ def parse_command_line(
         a == "--config" or a.startswith("--config=") or a.startswith("--data.train") for a in arguments
     ):
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
+    try:
+        arguments = join_modalities(arguments, partial(modalities_of, keys=parser.keys))
+    except ValueError as error:
+        parser.error(str(error))
     try:
         parsed = parser.parse_args(arguments)
     except RecursionError:
@@ -125,21 +131,6 @@ def parse_command_line(
     config.validate()
     file = str(find_file(values.deepspeed, "--deepspeed")) if values.deepspeed else None
     return config, Launch(file, values.local_rank is not None)
-
-
-def write_lists(argv: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
-    """The words of a command line, with values such as audio,video written as lists where a key takes one."""
-    lists = [f"--{key}" for key, kind in keys.items() if get_origin(kind) is list]
-    written, option = [], ""
-    for word in argv:
-        name, sign, value = word.partition("=")
-        if name in lists and sign and (words := words_of_list(value)):
-            word = f"{name}={json.dumps(words)}"
-        elif option in lists and (words := words_of_list(word)):
-            word = json.dumps(words)
-        written.append(word)
-        option = word
-    return written
 
 
 def has_too_many_values(word: str) -> bool:

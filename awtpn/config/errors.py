@@ -76,4 +76,6 @@ def alternatives(kind: Any) -> list[str]:
         return [words for one in inner for words in alternatives(one)]
     if origin is list:
         return ["a list such as [a, b]"]
+    if origin is dict:
+        return [WORDS[dict]]
     return [WORDS[kind]]

@@ -41,6 +41,7 @@ class Config:
         check_finite(self)
         for section in (self.model, self.prototypes, self.loss, self.optim, self.train, self.data.select):
             section.validate()
+        self.loss.check_pairs(self.model.modalities)
         if self.data.damaged_budget < 0:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
         if not 0 <= self.run.seed < 2**63:
@@ -79,12 +80,24 @@ def check_finite(config: Config) -> None:
 
 def dump(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, without what may hold credentials."""
-    plain = asdict(config)
+    plain = asdict(config) | {"model": config.model.record()}
     plain["data"]["storage_options"] = {}
     for role in ROLES:
         if url := plain["data"][role]:
             plain["data"][role] = redact_url(url)
     return plain
+
+
+def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version dumped, as `dump` writes them now, with the same meaning."""
+    model = settings.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("modalities"), list):
+        return settings
+    known = {key: value for key, value in model.items() if key in ModelConfig.__dataclass_fields__}
+    return settings | {
+        "model": model | ModelConfig(**known).record(),
+        "loss": {"pair_weights": {}} | settings.get("loss", {}),
+    }
 
 
 def dump_yaml(config: Config) -> str:

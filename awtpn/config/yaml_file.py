@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_origin
+from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile
 
 from awtpn.config.errors import OneLineParser
+from awtpn.config.modalities import use_map
 from awtpn.config.project_files import find_file
 from awtpn.config.suggestions import nearest
-from shards.safe_io.bounded_yaml import TooManyValuesError, check_values
+from shards.safe_io.bounded_yaml import TooManyValuesError, check_values, parse_yaml
 from shards.storage.credentials import remember_secrets
 
-# A list without brackets: audio,video
-WORDS = re.compile(r"[A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)*")
 TOO_DEEP = "is nested too deeply, or contains itself; a configuration has sections with keys in them"
-
-
-TEXT, LIST = "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq"
 
 
 class CheckedFile(ActionConfigFile):
@@ -74,12 +69,25 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
             if key in lines:
                 raise ValueError(f"{file}, line {place}: {key} is there twice, already in line {lines[key]}")
             lines[key] = place
-        tidy(root, file, keys, "")
+        without_empty(root, file, keys, "")
+        try:
+            use_map(root)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {lines['model.modalities']}: {error}") from None
         return yaml.serialize(root), lines
     except TooManyValuesError as error:
         raise ValueError(f"{file}: {error}") from None
     except RecursionError:
         raise ValueError(f"{file}: {TOO_DEEP}") from None
+
+
+def modalities_of(file: str, keys: Mapping[str, Any]) -> Any:
+    """`model.modalities` of a configuration file; None where it has none, or has mistakes."""
+    try:
+        model = (parse_yaml(read_settings(file, keys)[0]) or {}).get("model")
+    except (ValueError, yaml.YAMLError):  # `CheckedFile` reports it
+        return None
+    return model.get("modalities") if isinstance(model, dict) else None
 
 
 def remember_secrets_of(text: str) -> None:
@@ -106,8 +114,8 @@ def keys_within(node: yaml.MappingNode, file: str, prefix: str) -> Iterator[tupl
             yield from keys_within(value, file, f"{key}.")
 
 
-def tidy(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], prefix: str) -> None:
-    """Remove empty sections, and write words as a list where a key takes one.
+def without_empty(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], prefix: str) -> None:
+    """Remove empty sections.
 
     Raises:
         ValueError: a key does not exist, or a value is in place of a section; names the line.
@@ -126,23 +134,9 @@ def tidy(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], prefix: str
                 raise ValueError(
                     f"{file}, line {line_of(name)}: {key} is a section: write its keys below it, indented"
                 )
-            tidy(value, file, keys, f"{key}.")
-        elif get_origin(keys[key]) is list:
-            value = as_list(value)
+            without_empty(value, file, keys, f"{key}.")
         kept.append((name, value))
     node.value = kept
-
-
-def words_of_list(text: str) -> list[str] | None:
-    """["audio", "video"] of "audio,video"; None if the text is no list of words."""
-    return re.split(r"\s*,\s*", text) if WORDS.fullmatch(text) else None
-
-
-def as_list(node: yaml.Node) -> yaml.Node:
-    """A word, or words with commas between them, as a list; any other node as it is."""
-    if not isinstance(node, yaml.ScalarNode) or node.tag != TEXT or not (words := words_of_list(node.value)):
-        return node
-    return yaml.SequenceNode(LIST, [yaml.ScalarNode(TEXT, word) for word in words], node.start_mark)
 
 
 def line_of(node: yaml.Node) -> int:

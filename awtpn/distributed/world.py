@@ -83,7 +83,7 @@ def init_engine(config: Config, launch: Launch) -> tuple[Accelerator, World, Lay
     check_engine(os.environ)
     launched, on_gpu = launched_ranks(), use_gpu()
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, launched)
-    check_negatives(config.loss, config.model.modalities, layout)
+    check_negatives(config.loss, list(config.model.modalities), layout)
     name, settings = choose_engine(config, launch, layout, launched, os.environ)
     engine, precision = ENGINES[name], config.train.precision
     check_precision(precision, has_fp16=on_gpu or engine.fp16_on_cpu)

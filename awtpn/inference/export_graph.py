@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from awtpn.inference.predictor import pack_arrays
+from awtpn.model.blocks import EPSILON, Standardize, fusion_weights
 from awtpn.model.finite_outputs import NotFiniteError
-from awtpn.model.network import AWTPN, EPSILON, Standardize
+from awtpn.model.network import AWTPN
 
 PROGRAM_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
@@ -54,12 +55,9 @@ class PaddedAWTPN(nn.Module):
             pooled.append(vector)
             present.append(mask.any(1))
             weights.append(step_weights)
-        only_one = torch.stack(present).sum(0) == 1  # [B]
-        weighted = [
-            torch.where(only_one, 1.0, self.model.config.fusion_weight(modality))[:, None] * vector
-            for modality, vector in zip(self.model.feature_dims, pooled, strict=True)
-        ]
-        logits = self.model.classifier(torch.stack(weighted).sum(0))
+        given = [self.model.config.fusion_weight(modality) for modality in self.model.feature_dims]
+        weight = fusion_weights(given, torch.stack(present), pooled[0].dtype)
+        logits = self.model.classifier((weight[..., None] * torch.stack(pooled)).sum(0))
         return logits.softmax(-1), *weights
 
     def encode(self, modality: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

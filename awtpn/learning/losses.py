@@ -9,7 +9,7 @@ To add a term, give it a line in `settings.TERMS` and a weight in `LossConfig`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awtpn.learning.settings import TERMS, LossConfig
+from awtpn.learning.settings import TERMS, LossConfig, Pair
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModalityOutput, ModelOutput
 from awtpn.model.segments import segment_mean
@@ -30,24 +30,24 @@ class LossNormalizers:
     Attributes:
         utterances: all of them.
         present: per modality those that have it.
-        both: those that have audio and video.
-        negative: per draw those among them with a valid negative.
+        both: per pair of modalities those that have both.
+        negative: per pair and draw those among them with a valid negative.
         class_weight: sum of the class weights of the utterances.
     """
 
     utterances: float
     present: dict[str, float]
-    both: float
-    negative: dict[str, float]
+    both: dict[Pair, float]
+    negative: dict[Pair, dict[str, float]]
     class_weight: float
 
 
 @dataclass(frozen=True)
 class NegativePool:
-    """Video means to draw negatives from, and each utterance's row among them per draw.
+    """What a pair of modalities draws its negatives from, and each utterance's row in it per draw.
 
     Attributes:
-        means: [P, D].
+        means: [P, D] of the pair's second modality.
         row: draw -> [B] int64, -1 where there is no valid negative.
     """
 
@@ -62,44 +62,68 @@ class LossInputs:
     Attributes:
         output: of the model; B may be 0, and every term must still reach every parameter that it uses.
         label: int64 [B].
-        pool: negatives for the cross-modal terms; None when the model uses one modality.
+        pools: per pair of modalities to compare its negatives, in order; none if the model uses one modality.
         normalizers: of the global batch.
         class_weights: [C] for the cross-entropy, or None for equal ones.
     """
 
     output: ModelOutput
     label: Tensor
-    pool: NegativePool | None
+    pools: Mapping[Pair, NegativePool]
     normalizers: LossNormalizers
     config: LossConfig
     class_weights: Tensor | None
 
     @cached_property
-    def zero(self) -> Tensor:
-        """The share of a cross-modal term where there is one modality only."""
-        return next(iter(self.output.streams.values())).distances.new_zeros(())
+    def pairs(self) -> dict[Pair, PairInputs]:
+        """What the cross-modal terms are computed from, by pair."""
+        streams, counts = self.output.streams, self.normalizers
+        return {
+            (a, v): PairInputs(
+                streams[a], streams[v], pool, counts.both[a, v], counts.negative[a, v], self.config
+            )
+            for (a, v), pool in self.pools.items()
+        }
 
-    @cached_property
-    def audio(self) -> ModalityOutput:
-        return self.output.streams["audio"]
+    def mean_over_pairs(self, share: Callable[[PairInputs], Tensor]) -> Tensor:
+        """The weighted mean of a cross-modal term over the pairs of modalities; 0 where there is none."""
+        if not self.pairs:
+            return next(iter(self.output.streams.values())).distances.new_zeros(())
+        weights = self.config.shares_of_pairs(self.output.streams)
+        return torch.stack([weights[pair] * share(inputs) for pair, inputs in self.pairs.items()]).sum()
 
-    @cached_property
-    def video(self) -> ModalityOutput:
-        return self.output.streams["video"]
+
+@dataclass(frozen=True)
+class PairInputs:
+    """Two modalities that a cross-modal term compares, named as in the equations: audio a and video v.
+
+    Attributes:
+        a, v: the output of the first and of the second modality; negatives are of the second.
+        pool: the negatives.
+        count: utterances of the global batch that have both.
+        negative_count: those among them with a valid negative, per draw.
+        config: of the losses.
+    """
+
+    a: ModalityOutput
+    v: ModalityOutput
+    pool: NegativePool
+    count: float
+    negative_count: dict[str, float]
+    config: LossConfig
 
     @cached_property
     def both(self) -> Tensor:
         """Utterances that have both modalities: bool [B]."""
-        return self.audio.present & self.video.present
+        return self.a.present & self.v.present
 
     @cached_property
     def cosine(self) -> Tensor:
-        """Cosine similarity of each utterance's audio and video means: [B]."""
-        return F.cosine_similarity(self.audio.mean, self.video.mean, dim=-1)
+        """Cosine similarity of the means of the two modalities: [B]."""
+        return F.cosine_similarity(self.a.mean, self.v.mean, dim=-1)
 
     def negatives(self, draw: str) -> tuple[Tensor, Tensor]:
-        """Each utterance's negative video mean [B, D], and where it is valid [B]."""
-        assert self.pool is not None
+        """Each utterance's negative, a mean of the second modality [B, D], and where it is valid [B]."""
         row = self.pool.row[draw]
         # Padding by one row of zeros lets an empty pool be indexed, too; row -1 then reads zeros.
         return F.pad(self.pool.means, (0, 0, 0, 1))[row], self.both & (row >= 0)
@@ -118,7 +142,7 @@ def loss_term(function: LossTerm) -> LossTerm:
 def loss_terms(
     output: ModelOutput,
     label: Tensor,
-    pool: NegativePool | None,
+    pools: Mapping[Pair, NegativePool],
     normalizers: LossNormalizers,
     config: LossConfig,
     class_weights: Tensor | None = None,
@@ -128,7 +152,7 @@ def loss_terms(
     Returns:
         [len(TERMS)] in the order of TERMS, unweighted; add over micro-batches and ranks, then weigh them.
     """
-    inputs = LossInputs(output, label, pool, normalizers, config, class_weights)
+    inputs = LossInputs(output, label, pools, normalizers, config, class_weights)
     return torch.stack([FUNCTIONS[name](inputs) for name in TERMS])
 
 
@@ -159,36 +183,37 @@ def align(inputs: LossInputs) -> Tensor:
 
 @loss_term
 def intra(inputs: LossInputs) -> Tensor:
-    """1 - cos(a, v) of an utterance's audio and video means (Eq. 10)."""
-    if inputs.pool is None:
-        return inputs.zero
-    return _masked_sum(1 - inputs.cosine, inputs.both) / inputs.normalizers.both
+    """1 - cos(a, v) of the means of an utterance's two modalities (Eq. 10), over all pairs of modalities."""
+    return inputs.mean_over_pairs(lambda pair: _masked_sum(1 - pair.cosine, pair.both) / pair.count)
 
 
 @loss_term
 def inter(inputs: LossInputs) -> Tensor:
-    """Hinge that ranks an utterance's own video above a negative's by cosine similarity (Eq. 11)."""
-    if inputs.pool is None:
-        return inputs.zero
-    negative, valid = inputs.negatives("inter")
-    own, other = inputs.cosine, F.cosine_similarity(inputs.audio.mean, negative, dim=-1)
-    rank = own - other if inputs.config.inter_form == "reference" else other - own
-    hinge = F.relu(inputs.config.margin_inter + rank)
-    return _masked_sum(hinge, valid) / inputs.normalizers.negative["inter"]
+    """Hinge that ranks an utterance's own v above a negative's by cosine similarity (Eq. 11), as `intra`."""
+    return inputs.mean_over_pairs(_inter_of_pair)
+
+
+def _inter_of_pair(pair: PairInputs) -> Tensor:
+    negative, valid = pair.negatives("inter")
+    own, other = pair.cosine, F.cosine_similarity(pair.a.mean, negative, dim=-1)
+    rank = own - other if pair.config.inter_form == "reference" else other - own
+    hinge = F.relu(pair.config.margin_inter + rank)
+    return _masked_sum(hinge, valid) / pair.negative_count["inter"]
 
 
 @loss_term
 def contrast(inputs: LossInputs) -> Tensor:
-    """|a - v| for an utterance's own video, relu(m - |a - v|) for a negative's (Eq. 12)."""
-    if inputs.pool is None:
-        return inputs.zero
-    negative, valid = inputs.negatives("contrast")
-    audio, normalizers = inputs.audio.mean, inputs.normalizers
+    """|a - v| for an utterance's own v, relu(m - |a - v|) for a negative's (Eq. 12), as `intra`."""
+    return inputs.mean_over_pairs(_contrast_of_pair)
+
+
+def _contrast_of_pair(pair: PairInputs) -> Tensor:
+    negative, valid = pair.negatives("contrast")
     # vector_norm has gradient 0 at 0, where sqrt would have none.
-    near = torch.linalg.vector_norm(audio - inputs.video.mean, dim=-1)
-    far = F.relu(inputs.config.margin_contrast - torch.linalg.vector_norm(audio - negative, dim=-1))
-    near_share = _masked_sum(near, inputs.both) / normalizers.both
-    return near_share + _masked_sum(far, valid) / normalizers.negative["contrast"]
+    near = torch.linalg.vector_norm(pair.a.mean - pair.v.mean, dim=-1)
+    far = F.relu(pair.config.margin_contrast - torch.linalg.vector_norm(pair.a.mean - negative, dim=-1))
+    near_share = _masked_sum(near, pair.both) / pair.count
+    return near_share + _masked_sum(far, valid) / pair.negative_count["contrast"]
 
 
 @loss_term

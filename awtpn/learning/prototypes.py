@@ -52,7 +52,7 @@ def initialize_from_data(
         NotFiniteError: some utterances' vectors are not finite; names them, on every rank.
     """
     finite = FiniteOutputs()
-    modalities = model.config.modalities
+    modalities = list(model.config.modalities)
     rows = torch.zeros(steps * batch_size, len(modalities), model.config.shared_dim, device=device)
     label_of_row = torch.zeros(steps * batch_size, len(modalities), dtype=torch.int64, device=device)
     training = model.training

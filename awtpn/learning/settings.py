@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
+
+# Two modalities that the cross-modal terms compare: the anchor, and the one that the negative is of.
+Pair = tuple[str, str]
 
 
 @dataclass
@@ -72,11 +78,11 @@ class LossConfig:
     lambda_align: float = 1.0
     """Weight of the distance of time steps to their class's prototype."""
     lambda_intra: float = 0.5
-    """Weight of 1 - cos(audio mean, video mean) of an utterance."""
+    """Weight of 1 - cos(a, v), of the means of an utterance's modalities, such as audio and video."""
     lambda_inter: float = 0.5
-    """Weight of the hinge that ranks an utterance's own video above a negative's."""
+    """Weight of the hinge that ranks an utterance's own second modality above a negative's."""
     lambda_contrast: float = 0.2
-    """Weight of the distances between audio mean and own or negative video mean."""
+    """Weight of the distances between the mean of the first modality and own or negative ones."""
     eta_ce: float = 1.0
     """Weight of the cross-entropy."""
     eta_mse: float = 0.5
@@ -96,6 +102,9 @@ class LossConfig:
     batch (accumulation 1); reference: a permutation of the micro-batch, of any class."""
     negative_group: int = 8
     """Consecutive places of the global batch that form a group to draw negatives from."""
+    pair_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of pairs of modalities in intra, inter and contrast, such as {audio-video: 1, audio-text: 2};
+    the terms are weighted means over pairs; default: 1 each."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh classes in the cross-entropy by utterances / (classes * utterances of the class)."""
 
@@ -108,6 +117,34 @@ class LossConfig:
                 raise ValueError(f"loss.{name} must not be negative, but is {getattr(self, name)}")
         if self.negative_group < 2:
             raise ValueError(f"loss.negative_group must be at least 2, not {self.negative_group}")
+
+    def check_pairs(self, modalities: Iterable[str]) -> None:
+        """Check the weights of pairs for a model of these modalities.
+
+        Raises:
+            ValueError: there is no such pair, or a weight is out of range; names it.
+        """
+        pairs = ["-".join(pair) for pair in combinations(modalities, 2)]
+        for name, weight in self.pair_weights.items():
+            if name not in pairs:
+                raise ValueError(
+                    f"loss.pair_weights names {name!r:.60}; with these model.modalities, in their order, "
+                    f"{'the pairs are ' + ', '.join(pairs) if pairs else 'there is no pair'}"
+                )
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"loss.pair_weights.{name} must not be negative, but is {weight}")
+        if pairs and not any(self.pair_weights.get(name, 1.0) for name in pairs):
+            raise ValueError(
+                "loss.pair_weights are all 0; to leave the cross-modal terms out, set loss.lambda_intra, "
+                "loss.lambda_inter and loss.lambda_contrast to 0"
+            )
+
+    def shares_of_pairs(self, modalities: Iterable[str]) -> dict[Pair, float]:
+        """The pairs to compare, in the order of `modalities`, with weights that sum to 1."""
+        pairs = combinations(modalities, 2)
+        weights = {pair: self.pair_weights.get("-".join(pair), 1.0) for pair in pairs}
+        total = sum(weights.values())
+        return {pair: weight / total for pair, weight in weights.items() if weight}
 
     def weights(self) -> tuple[float, ...]:
         """The terms' weights, in the order of TERMS."""

@@ -1,9 +1,9 @@
 """The network and the files that it is kept in.
 
 - `settings`: the keys `model.*`; imports no torch
-- `network`: SES, TPN (prototype distances, Eq. 6-8), AWM (reliability weights, Eq. 15-18) and fusion (Eq.
-  19-21) as torch modules; `segments`: sums per utterance; `attention`: the attention of AWM,
-  `attention_triton`: its fused GPU kernels
+- `network`: the whole network; `blocks`: its parts SES, TPN (prototype distances, Eq. 6-8), AWM (reliability
+  weights, Eq. 15-18) and the weights of the fusion (Eq. 19-21); `segments`: sums per utterance; `attention`:
+  the attention of AWM, `attention_triton`: its fused GPU kernels
 - `finite_outputs`: names the utterances whose outputs are NaN or infinite
 - `files`: weights, card and checksums; `model_card`, `hub`, `privacy`: for sharing a model;
   `published_weights`: loads checkpoints of the published code

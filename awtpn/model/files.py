@@ -25,6 +25,8 @@ from shards.safe_io.json_text import json_text
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
+# 1 has a list of modalities and keys such as alpha_audio; 2 a map from modalities to their settings.
+CARD_VERSION = 2
 README_FILE = "README.md"
 CHECKSUMS_FILE = "checksums.json"
 # A checkpoint also has Adam's moments, and a state: the position in training, and the checksums of FILES.
@@ -120,8 +122,13 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     path = folder / CARD_FILE
     card = read_json(path)
-    if not isinstance(card, dict) or card.get("format") != "awtpn" or card.get("format_version") != 1:
-        raise ValueError(f"{path} is not an AWTPN model of format version 1")
+    if not isinstance(card, dict) or card.get("format") != "awtpn":
+        raise ValueError(f"{path} is not an AWTPN model")
+    if (version := card.get("format_version")) not in range(1, CARD_VERSION + 1):
+        raise ValueError(
+            f"{path} is an AWTPN model of format version {version!r:.20}; this code knows those up to "
+            f"{CARD_VERSION}: install a newer one"
+        )
     dims, classes = card.get("feature_dims"), card.get("classes")
     if not isinstance(card.get("model"), dict):
         raise ValueError(f"{path}: model must be a mapping of settings")

@@ -9,17 +9,24 @@ the shared dim, C the number of classes, K that of prototypes per class. Per mod
 - `AWM`, adaptive weights (Eq. 15-18), within each utterance: `r = softmax_t(-min_c d2)`,
   `w = softmax(Q K^T / sqrt(D)) r`, then `w / (sum_t w + 1e-8)`: [T, D] and [T, C] -> [T]
 
-Then over the modalities (Eq. 19-21): pooled `= sum_t w_t h_t` [B, D]; fused `= alpha_A * audio + beta_V *
-video` [B, D], by default 0.3 and 0.7; logits `= W fused + b` [B, C].
+Then over the modalities (Eq. 19-21): pooled `= sum_t w_t h_t` [B, D]; fused `= sum_m weight_m * pooled_m`
+[B, D]; logits `= W fused + b` [B, C].
 
-The blocks that own parameters take and give plain tensors: the hooks in which DeepSpeed's ZeRO-3 gathers a
-block's parameters find tensors among its inputs and outputs, but not those within a dataclass.
+The paper has two modalities, audio and video, and calls their weights alpha_A and beta_V (0.3 and 0.7). Here
+any modalities can be given. What this adds to the paper, equation by equation:
+
+- Eq. 6-8, 15-18 hold for each modality alone: it has its own W, b, query and key. All share the prototypes.
+- Eq. 19-21: a sum over all modalities. In an utterance that lacks some, the weights of the present ones are
+  divided by their sum. The paper's utterances are complete.
+- Eq. 9 (align): a sum over the modalities, of each the mean over the utterances that have it.
+- Eq. 10-12 (intra, inter, contrast): the mean over all pairs of modalities, of each pair the mean over the
+  utterances that have both. The pair's first modality takes the place of a; negatives are of the second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,9 +35,10 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from awtpn.model.attention import reliability_attention
+from awtpn.model.blocks import AWM, SES, TPN, Standardize, fusion_weights
 from awtpn.model.files import (
     CARD_FILE,
+    CARD_VERSION,
     CHECKSUMS_FILE,
     WEIGHTS_FILE,
     find_model,
@@ -42,13 +50,11 @@ from awtpn.model.files import (
 from awtpn.model.hub import locate
 from awtpn.model.privacy import public_card
 from awtpn.model.published_weights import convert_state_dict
-from awtpn.model.segments import segment_mean, segment_softmax, segment_sum, utterance_of_step
-from awtpn.model.settings import ModelConfig
+from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
+from awtpn.model.settings import ModelConfig, modalities_as_map
 from shards import Ragged
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.json_text import json_text
-
-EPSILON = 1e-8  # added to the sum that normalizes the weights, as in the published code
 
 
 @dataclass
@@ -89,116 +95,6 @@ class ModelOutput:
     streams: dict[str, ModalityOutput]
 
 
-class Float32Buffers(nn.Module):
-    """A module whose buffers follow the model to its device, but are never cast to half precision.
-
-    Engines cast whole modules to half precision. bfloat16 has 8 significant bits: too few for feature means
-    such as -18.4, and for moving averages that change by 1 % a step.
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = self._buffers[name]
-            if buffer is not None and moved is not None and moved.itemsize < buffer.itemsize:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
-
-
-class Standardize(Float32Buffers):
-    """(x - mean) / std per feature, in float32, with statistics of the training utterances.
-
-    The identity, bit for bit, until `set_statistics` is called.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set `mean` and `std` [F]; a feature that is constant up to rounding is divided by 1."""
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [T, F] in any precision -> [T, F] in float32 or wider."""
-        if x.device.type == "cpu":
-            # On a CPU, x - mean of mixed dtypes writes to newly mapped memory: 8 times slower than in place.
-            centered = x.to(torch.promote_types(x.dtype, self.mean.dtype), copy=True).sub_(self.mean)
-        else:
-            centered = x - self.mean  # casts and subtracts in one pass over the largest tensor
-        return centered.mul_(self.std.reciprocal())
-
-
-class SES(nn.Linear):
-    """Projection of one modality into the shared space: `h = ReLU(W x + b)`; AWTPN applies the dropout."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [T, F] -> [T, D], not negative."""
-        return torch.relu(super().forward(x.to(self.weight.dtype)))
-
-
-class TPN(Float32Buffers):
-    """The prototypes [C * K, D], K consecutive rows per class, and the distances to them (Eq. 6-8)."""
-
-    prototypes: Tensor
-
-    def __init__(self, classes: int, per_class: int, dim: int, learnable: bool) -> None:
-        super().__init__()
-        self.shape = (classes, per_class)
-        prototypes = 0.02 * torch.randn(classes * per_class, dim)
-        if learnable:
-            self.prototypes = nn.Parameter(prototypes)
-        else:
-            # Updated by class means, not by gradients. A buffer: engines partition and cast parameters.
-            self.register_buffer("prototypes", prototypes)
-
-    def forward(self, h: Tensor, scale: float) -> Tensor:
-        """Scaled squared distances: `h` [T, D] -> [T, C], in float32 or wider."""
-        wide = torch.promote_types(h.dtype, torch.float32)
-        h, p = h.to(wide), self.prototypes.to(wide)
-        with torch.autocast(h.device.type, enabled=False):
-            # |h - p|^2 expanded, so that it takes one matrix product; rounding can make it negative.
-            square = h.square().sum(1, keepdim=True) + p.square().sum(1) - 2 * h @ p.T
-        nearest = square.clamp(min=0).unflatten(1, self.shape).amin(-1)
-        return scale * nearest
-
-
-class AWM(nn.Module):
-    """Reliability weights of one modality, one per step (Eq. 15-18)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        bound = dim**-0.5  # as nn.Linear initializes its weights
-        self.query = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
-        self.key = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
-
-    def forward(
-        self, h: Tensor, distances: Tensor, offsets: Tensor, utterance: Tensor, host_offsets: Tensor
-    ) -> Tensor:
-        """Weights [T] that sum to 1 within each utterance.
-
-        Args:
-            h: [T, D] steps in the shared space.
-            distances: [T, C] of TPN.
-            offsets: [B + 1] int64, where each utterance's steps begin.
-            utterance: [T] int64, the utterance of each step.
-            host_offsets: `offsets` on the host, so that the lengths are known without waiting for the device.
-        """
-        reliability = segment_softmax(-distances.amin(-1), offsets, utterance)
-        w = self.attend(h, reliability, host_offsets)
-        return w / (segment_sum(w, offsets, utterance) + EPSILON)[utterance]
-
-    def attend(self, h: Tensor, r: Tensor, host_offsets: Tensor) -> Tensor:
-        """See `awtpn.model.attention.reliability_attention`."""
-        return reliability_attention(h, self.query, self.key, r, host_offsets)
-
-
 class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
     """The whole network: packed features of B utterances -> logits [B, C] and intermediate results.
 
@@ -236,11 +132,15 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         """
         super().__init__()
         config.validate()
-        missing = [m for m in config.modalities if m not in feature_dims]
-        if missing:
-            raise ValueError(
-                f"model.modalities names {missing}, but the data has only {sorted(feature_dims)}"
-            )
+        for m in config.modalities:
+            if m not in feature_dims:
+                raise ValueError(
+                    f"model.modalities names {m}, but the data has only {', '.join(sorted(feature_dims))}"
+                )
+            if hasattr(nn.ModuleDict, m) or hasattr(nn.ModuleDict(), m):
+                raise ValueError(
+                    f"model.modalities names {m}, a name that PyTorch's modules use; pack it by another name"
+                )
         self.config = config
         self.feature_dims = {m: int(feature_dims[m]) for m in config.modalities}
         self.classes = list(classes)
@@ -262,7 +162,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
 
         Args:
             features: per modality the packed steps as extracted, not standardized: the model does that in its
-                first layer. An utterance may lack one modality, but not both.
+                first layer. An utterance may lack modalities, but not all.
             dropout: per modality the factors [T, D] that h is multiplied by; default: drawn here in training.
         """
         streams = {
@@ -306,23 +206,18 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         return ModalityOutput(h, distances, weights, pooled, mean, offsets.diff() > 0, offsets, utterance)
 
     def fuse(self, streams: Mapping[str, ModalityOutput]) -> Tensor:
-        """Weighted sum of the modalities' pooled vectors, [B, D] (Eq. 19-21).
-
-        In an utterance with only one modality, that modality has weight 1.
-        """
-        only_one = torch.stack([output.present for output in streams.values()]).sum(0) == 1  # [B]
-        weighted = []
-        for modality, output in streams.items():
-            weight = torch.full_like(output.pooled[:, 0], self.config.fusion_weight(modality))
-            weighted.append(weight.masked_fill(only_one, 1.0)[:, None] * output.pooled)
-        return torch.stack(weighted).sum(0)
+        """Weighted sum of the modalities' pooled vectors, [B, D] (Eq. 19-21)."""
+        present = torch.stack([output.present for output in streams.values()])
+        pooled = torch.stack([output.pooled for output in streams.values()])
+        weights = fusion_weights([self.config.fusion_weight(m) for m in streams], present, pooled.dtype)
+        return (weights[..., None] * pooled).sum(0)
 
     def card(self) -> dict[str, Any]:
         """All that is needed besides the weights to rebuild this model; plain JSON."""
         return self.record | {
             "format": "awtpn",
-            "format_version": 1,
-            "model": asdict(self.config),
+            "format_version": CARD_VERSION,
+            "model": self.config.record(),
             "feature_dims": self.feature_dims,
             "classes": self.classes,
             "learnable_prototypes": self.learnable_prototypes,
@@ -336,7 +231,10 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         Raises:
             ValueError: a setting is out of range.
         """
-        config = from_record(ModelConfig, card["model"], "the card's model", ignore_unknown=True)
+        settings = dict(card["model"])
+        if isinstance(settings.get("modalities"), list):  # as in cards of earlier versions
+            settings["modalities"] = modalities_as_map(settings["modalities"])
+        config = from_record(ModelConfig, settings, "the card's model", ignore_unknown=True)
         model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
         model.provenance = card.get("provenance") or {}
         model.record = {key: value for key, value in card.items() if key not in model.card()}
@@ -398,7 +296,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
             ValueError: keys are missing or unknown, or the number of class names differs; names them.
         """
         settings, dims, names, weights = convert_state_dict(
-            state_dict, asdict(config) if config else {}, classes
+            state_dict, vars(config) if config else {}, classes
         )
         model = cls(ModelConfig(**settings), dims, names).to(weights["tpn.prototypes"].dtype)
         model.load_state_dict(weights, strict=False)  # the published code has no feature statistics

@@ -42,12 +42,12 @@ PROVENANCE = {
         "versions",
     ),
     *("date", "extracted", "packed", "indexed", "license", "files", "folds", "crop", "limit"),
-    *("label_map", "label_set", "labels", "splits", "left_out", "repaired_steps"),
+    *("label_map", "label_set", "labels", "splits", "left_out", "repaired_steps", "transcripts"),
 }
 # Public text fields of an encoder's settings. Numbers are always public: they identify nobody.
 SETTINGS = {
     *("id", "corpus", "version", "revision", "sha256", "model_type", "dtype", "summary", "mel", "window"),
-    *("statistics", "faces", "detector", "opencv", "emotions"),
+    *("statistics", "faces", "detector", "opencv", "emotions", "step", "hash"),
 }
 # Public text fields of results: class names, and the hash of the weights that were evaluated.
 RESULT_TEXTS = {"labels", "sha256"}

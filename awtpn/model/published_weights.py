@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from awtpn.model.settings import select_modalities
+
+MODALITIES = ("audio", "video")  # of the published code
 # Name of each tensor in the published code -> its name here.
 REFERENCE_KEYS = {
     "ses.audio_proj.0.weight": "ses.audio.weight",
@@ -50,6 +53,7 @@ def convert_state_dict(
     names = list(classes) if classes is not None else [f"class_{i}" for i in range(count)]
     if len(names) != count:
         raise ValueError(f"the checkpoint has {count} classes, but {len(names)} names were given")
-    fixed = {"prototypes_per_class": 1, "modalities": ["audio", "video"], "awm": "adaptive"}
-    dims = {m: converted[f"ses.{m}.weight"].shape[1] for m in ("audio", "video")}
+    modalities = select_modalities(settings.get("modalities", {}), MODALITIES)
+    fixed = {"prototypes_per_class": 1, "modalities": modalities, "awm": "adaptive"}
+    dims = {m: converted[f"ses.{m}.weight"].shape[1] for m in MODALITIES}
     return {**settings, "shared_dim": dim, **fixed}, dims, names, converted

@@ -101,7 +101,7 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
         skip_damaged=config.data.damaged_budget > 0,
         seed=config.run.seed,
         streams=config.data.streams or (position.streams if resuming else None),
-        modalities=config.model.modalities,
+        modalities=list(config.model.modalities),
     )
     if position.epoch_step > stream.steps_per_epoch:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from awtpn.config.schema import in_todays_form
 from shards.safe_io.bounded_json import read_json
 from shards.safe_io.bounded_yaml import parse_yaml
 
@@ -31,7 +32,7 @@ def read_settings(run_dir: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{file} is not the record of a run's settings: remove it, or choose another run.dir"
         )
-    return recorded
+    return in_todays_form(recorded)
 
 
 def read_section(run_dir: Path, name: str) -> dict[str, Any]:

@@ -151,9 +151,11 @@ def mean_fused(model: AWTPN, output: ModelOutput) -> Tensor:
     time steps, and so of the prototypes.
     """
     total = sum(model.config.fusion_weight(m) for m in model.config.modalities)
-    both = torch.stack([stream.present for stream in output.streams.values()]).sum(0) > 1
+    if len(output.streams) == 1:
+        return model.fuse(output.streams).float()
+    complete = torch.stack([stream.present for stream in output.streams.values()]).all(0)
     fused = model.fuse(output.streams).float()
-    return torch.where(both[:, None] & (total > 0), fused / (total or 1.0), fused)
+    return torch.where(complete[:, None] & (total > 0), fused / (total or 1.0), fused)
 
 
 def project(vectors: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ class TensorBoardWriter:
         self.writer.add_text(
             "run/environment", markdown.table(["", ""], list(flatten(environment).items())), step
         )
-        for summary in hparams_summaries(flatten(dump(config))):
+        settings = {"model.modalities": ", ".join(config.model.modalities)} | flatten(dump(config))
+        for summary in hparams_summaries(settings):
             self.events.add_summary(summary, 0)
 
     # --- Validations -----------------------------------------------------------------------------

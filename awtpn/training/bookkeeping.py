@@ -38,6 +38,12 @@ def announce(run: Run, monitor: Monitor) -> None:
     )
     for line in remarks_on_splits(train, (run.val, run.test)):
         monitor.print(line)
+    if unused := [m for m in train.manifest.modalities if m not in run.config.model.modalities]:
+        every = ",".join([*run.config.model.modalities, *unused])
+        monitor.print(
+            f"the data also has {', '.join(unused)}, which this run does not use; with --model.modalities "
+            f"{every} it would"
+        )
     if warning := schedule_change(run.config.optim, monitor.last_lr, run.position.step, run.total_steps):
         monitor.print(warning)
     if run.val is None and run.test is None:

@@ -143,7 +143,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     else:
         source = trained_on(given, options)
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
-    stream = open_evaluation(source, model.config.modalities, world)
+    stream = open_evaluation(source, list(model.config.modalities), world)
     check_feature_space(model, stream)
     if world.is_main and (warning := overlap_with_training(given, stream, options)):
         print(printable(warning))

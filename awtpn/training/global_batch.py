@@ -8,8 +8,9 @@ which does not wait for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms
 from awtpn.learning.negatives import (
     DRAWS,
     NONE,
-    complete_slots,
+    complete_pairs,
+    draw_for_pairs,
     draw_other_class,
     draw_permutation,
     make_slot_table,
+    read_slot_table,
 )
-from awtpn.learning.settings import LossConfig
+from awtpn.learning.settings import LossConfig, Pair
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModelOutput
 from shards import FeatureBatch
@@ -40,7 +43,8 @@ class GlobalBatchInfo:
     """Counts over the global batch, the same on every rank, and this rank's negatives."""
 
     normalizers: LossNormalizers
-    negatives: dict[str, NDArray[np.int64]]  # draw -> place of each of this rank's utterances' negative
+    negatives: dict[Pair, NDArray[np.int64]]
+    """By pair of modalities: the place of each utterance's negative, of this rank's B, [len(DRAWS), B]."""
     utterances: int
     fingerprint: int
     stop: bool
@@ -53,7 +57,7 @@ def reduce_batch_counts(
     *,
     classes: int,
     class_weights: NDArray[np.float64] | None,
-    modalities: list[str],
+    modalities: Iterable[str],
     layout: Layout,
     seed: int,
     step: int,
@@ -64,63 +68,77 @@ def reduce_batch_counts(
     Args:
         batch: this rank's share of the global batch.
         classes: number of classes.
+        modalities: of the model, in its order.
         class_weights: [C] of the cross-entropy; None for equal ones.
         step: steps done before this one; it seeds the negatives, together with `seed`.
         stop: this rank got a stop signal.
     """
     label, place = batch.host_label.numpy(), batch.place.numpy()
-    present = {m: batch.features[m].host_offsets.diff().numpy() > 0 for m in modalities}
-    both = np.logical_and.reduce(list(present.values()))
-    cross_modal = len(modalities) == 2
+    names = list(modalities)
+    present = np.stack([batch.features[m].host_offsets.diff().numpy() > 0 for m in names])  # [M, B]
+    pairs = list(config.shares_of_pairs(names))
+    columns = [(names.index(a), names.index(v)) for a, v in pairs]
+    numbers = [list(combinations(names, 2)).index(pair) for pair in pairs]
+    both = complete_pairs(present, columns)  # [N, B]
+    slot_table = make_slot_table(layout.global_batch, place, label, present)
 
-    negatives: dict[str, NDArray[np.int64]] = {}
-    slot_table = np.zeros(layout.global_batch, dtype=np.int64)
-    if cross_modal:
-        slot_table = make_slot_table(layout.global_batch, place, label, both)
-        if config.negatives == "reference":
-            negatives = {
-                name: _permuted(batch, both, layout.accumulation, seed, step, d)
-                for d, name in enumerate(DRAWS)
-            }
-        elif config.negatives == "group":
-            # A group lies within one rank, so this rank's own part of the slot table is enough.
-            negatives = {
-                name: draw_other_class(slot_table, config.negative_group, seed, step, d)[place]
-                for d, name in enumerate(DRAWS)
-            }
+    def draw(table: NDArray[np.int64], group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of the utterances in a slot table: their negatives [N, draws, P], and the number of valid ones."""
+        labels, has = read_slot_table(table, len(names))
+        complete = complete_pairs(has, columns)
+        drawn = draw_for_pairs(
+            complete,
+            numbers,
+            lambda of_pair, number: draw_other_class(labels, of_pair, group, seed, step, number),
+        )
+        return drawn, (complete[:, None] & (drawn != NONE)).sum(-1)
+
+    if config.negatives == "reference":
+        negatives = draw_for_pairs(
+            both,
+            numbers,
+            lambda of_pair, number: _permuted(batch, of_pair, layout.accumulation, seed, step, number),
+        )
+        valid = (both[:, None] & (negatives != NONE)).sum(-1)
+    elif config.negatives == "group":
+        # A group lies within one rank, so this rank's own part of the slot table is enough.
+        everywhere, valid = draw(slot_table, config.negative_group)
+        negatives = everywhere[..., place]
+    else:
+        valid = np.zeros((len(pairs), len(DRAWS)), dtype=np.int64)  # counted below, for all ranks
 
     parts: dict[str, NDArray[np.int64]] = {
         "stop": np.array([stop], dtype=np.int64),
         "fingerprint": np.array([batch.fingerprint()], dtype=np.uint64).view(np.int64),
         "class": np.bincount(label, minlength=classes),
-        "present": np.array([present[m].sum() for m in modalities], dtype=np.int64),
-        "both": np.array([both.sum()], dtype=np.int64),
-        "negative": np.array([(both & (n != NONE)).sum() for n in negatives.values()], dtype=np.int64),
+        "present": present.sum(1),
+        "both": both.sum(1),
+        "negative": valid.ravel(),
         # Only the configuration decides on shapes, never the data: all ranks must sum the same shape.
-        "slot_table": slot_table if cross_modal and config.negatives == "global" else slot_table[:0],
+        "slot_table": slot_table if pairs and config.negatives == "global" else slot_table[:0],
     }
     total = dict(zip(parts, _split(world.sum(np.concatenate(list(parts.values()))), parts), strict=True))
 
-    valid = dict(zip(DRAWS, total["negative"], strict=False))
-    if cross_modal and config.negatives == "global":
+    valid = total["negative"].reshape(valid.shape)
+    if config.negatives == "global":
         # Every rank now has the whole slot table, and makes the same draws for all places.
-        for d, name in enumerate(DRAWS):
-            everywhere = draw_other_class(total["slot_table"], layout.global_batch, seed, step, d)
-            complete = complete_slots(total["slot_table"])
-            valid[name] = (complete & (everywhere != NONE)).sum()
-            negatives[name] = everywhere[place]
+        everywhere, valid = draw(total["slot_table"] if pairs else slot_table, layout.global_batch)
+        negatives = everywhere[..., place]
     utterances = int(total["class"].sum())
     weight = total["class"] @ class_weights if class_weights is not None else float(utterances)
     normalizers = LossNormalizers(
         utterances=max(1, utterances),
-        present={m: max(1, int(n)) for m, n in zip(modalities, total["present"], strict=True)},
-        both=max(1, int(total["both"][0])),
-        negative={name: max(1, int(n)) for name, n in valid.items()},
+        present={m: max(1, int(n)) for m, n in zip(names, total["present"], strict=True)},
+        both={pair: max(1, int(n)) for pair, n in zip(pairs, total["both"], strict=True)},
+        negative={
+            pair: {name: max(1, int(n)) for name, n in zip(DRAWS, of_pair, strict=True)}
+            for pair, of_pair in zip(pairs, valid, strict=True)
+        },
         class_weight=float(weight) or 1.0,
     )
     return GlobalBatchInfo(
         normalizers,
-        negatives,
+        dict(zip(pairs, negatives, strict=True)),
         utterances,
         int(total["fingerprint"].view(np.uint64)[0]),
         bool(total["stop"][0]),
@@ -158,25 +176,28 @@ def micro_batch_losses(
     Args:
         first: index of its first utterance in the rank's batch.
     """
-    pool = None
-    if info.negatives:
-        place = micro.place.numpy()
-        own = slice(first, first + len(place))
-        negative = {name: n[own] for name, n in info.negatives.items()}
-        means = output.streams["video"].mean
-        if config.negatives == "global":
-            pool = NegativePool(
-                all_gather_with_grad(means, micro, global_batch),
-                {name: to_device_async(n, means.device) for name, n in negative.items()},
-            )
-        else:
-            row_of_place = np.full(global_batch + 1, NONE, dtype=np.int64)  # index NONE = -1: the last one
-            row_of_place[place] = np.arange(len(place))
-            pool = NegativePool(
-                means,
-                {name: to_device_async(row_of_place[n], means.device) for name, n in negative.items()},
-            )
-    return loss_terms(output, micro.label, pool, info.normalizers, config, class_weights)
+    place = micro.place.numpy()
+    own = slice(first, first + len(place))
+    means = {v: output.streams[v].mean for _, v in info.negatives}
+    row_of_place = np.full(global_batch + 1, NONE, dtype=np.int64)  # index NONE = -1: the last one
+    if config.negatives == "global" and means:
+        # One collective for all modalities, so that its backward has one, too: no order to agree on.
+        gathered = all_gather_with_grad(torch.cat(list(means.values()), 1), micro, global_batch)
+        means = dict(zip(means, gathered.chunk(len(means), 1), strict=True))
+        row_of_place[:-1] = np.arange(global_batch)
+    else:
+        row_of_place[place] = np.arange(len(place))
+    pools = {
+        (a, v): NegativePool(
+            means[v],
+            {
+                name: to_device_async(row_of_place[drawn[own]], means[v].device)
+                for name, drawn in zip(DRAWS, of_pair, strict=True)
+            },
+        )
+        for (a, v), of_pair in info.negatives.items()
+    }
+    return loss_terms(output, micro.label, pools, info.normalizers, config, class_weights)
 
 
 def all_gather_with_grad(means: Tensor, batch: FeatureBatch, global_batch: int) -> Tensor:

@@ -68,7 +68,7 @@ def setup(
 
     train = open_training_stream(config, world, position)
     check_classes(train)
-    modalities = config.model.modalities
+    modalities = list(config.model.modalities)
     val, test = (evaluation_stream(config.data, role, modalities, world) for role in ("val", "test"))
     trained_on = training_data(config.data.select, train)
     if position.data and position.data != trained_on:

@@ -13,6 +13,7 @@ from torch import Tensor
 from awtpn.distributed.cpu_threads import add_gradients, draw_dropout, trainable_parameters
 from awtpn.distributed.engines import unwrap
 from awtpn.learning.losses import total_loss
+from awtpn.learning.modality_dropout import drop_modalities
 from awtpn.learning.optimizer import learning_rate, set_learning_rate
 from awtpn.learning.prototypes import class_sums, move_to_class_means
 from awtpn.learning.settings import TERMS
@@ -31,13 +32,17 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
         data_wait: seconds that the step waited for the batch.
     """
     config, position = run.config, run.position
+    modalities = list(config.model.modalities)
+    odds = {m: config.model.dropout_of(m) for m in modalities}
+    # Before anything is counted: a hidden modality counts as missing.
+    batch = drop_modalities(batch, odds, config.run.seed, position.step)
     info = reduce_batch_counts(
         batch,
         config.loss,
         run.world,
         classes=len(run.train.classes),
         class_weights=run.class_weights,
-        modalities=config.model.modalities,
+        modalities=modalities,
         layout=run.layout,
         seed=config.run.seed,
         step=position.step,

@@ -61,6 +61,7 @@ def extract(
     *,
     audio: Any = None,
     video: Any = None,
+    text: Any = None,
     rank: int = 0,
     world_size: int = 1,
     all_gather_object: AllGatherObject = lambda value: [value],
@@ -70,6 +71,7 @@ def extract(
     dtype: str = "float16",
     on_bad: str = "skip",
     keep_constant: bool = False,
+    store_text: bool = False,
     provenance: dict[str, Any] | None = None,
     storage_options: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -87,6 +89,7 @@ def extract(
         out: any fsspec URL of a folder that all ranks reach, new or empty.
         audio: an encoder of sound (see `shards.extraction.encoders`), or None.
         video: an encoder of pictures, or None.
+        text: an encoder of words, or None.
         rank: of this process, of `world_size`.
         all_gather_object: returns the objects of all ranks, in rank order, once all have called it. Ranks
             call it at the beginning only; a rank above 0 returns when its own shards are finished.
@@ -99,6 +102,8 @@ def extract(
             at it.
         keep_constant: make features of streams that never change (`media`), too. Otherwise digital silence
             or a still picture counts as a missing stream.
+        store_text: store the words, too, as metadata of each utterance. They are personal data; without it
+            the dataset holds only their features and times.
         provenance: further facts for the manifest, such as the command.
         storage_options: for the fsspec file system of `out`.
         overwrite: replace a finished dataset, which stays complete until the new one is, or another
@@ -118,15 +123,20 @@ def extract(
     """
     dtype = long_name(dtype)
     source = replace(source, classes=check_options(source.classes, dtype, on_bad))
-    encoders = {name: it for name, it in (("audio", audio), ("video", video)) if it is not None}
+    given = {"audio": audio, "video": video, "text": text}
+    encoders = {name: encoder for name, encoder in given.items() if encoder is not None}
     if not encoders:
-        raise ValueError("there is nothing to extract: give an encoder of audio, of video, or both")
+        raise ValueError("there is nothing to extract: give an encoder of audio, of video or of text")
+    if store_text and text is None:
+        raise ValueError("store_text stores the words of text features: give an encoder of text, too")
     if min(clips_per_shard, batch, threads) < 1:
         raise ValueError(f"clips_per_shard={clips_per_shard}, batch={batch}, threads={threads}: at least 1")
     settings: dict[str, Any] = {"clips_per_shard": clips_per_shard, "dtype": dtype, "on_bad": on_bad}
     if not keep_constant:
         # Only where they are not kept, so that extractions continue which began before the option existed.
         settings["constant"] = "missing"
+    if store_text:
+        settings["store_text"] = True
     store = open_output_store(str(out), storage_options)
     plan = plan_jobs(
         source,
@@ -158,7 +168,7 @@ def extract(
         ):
             for job in jobs:
                 readable = check_readable(islice(decoded, len(job.clips)), on_progress)
-                samples = encode(readable, encoders, batch, on_progress)
+                samples = encode(readable, encoders, batch, on_progress, store_text)
                 record = write_shard(job, samples, folder, state, on_bad, bar.update)
                 check_not_all_failed(job, record)
                 write_record(folder, job.name, record)

@@ -32,8 +32,15 @@ READ_BYTES = 1 << 20  # at a time, to see whether a file can be read
 # Name of the metadata of a clip with a stream that cannot be decoded; it holds the cause by modality.
 UNDECODABLE = "lacking"
 
-# By modality, "audio" and "video"; `shards.extraction.encoders` describes them.
+# Names of the metadata of a clip with features of text: begin and end of each word in seconds, where they are
+# known; and the words, where they are to be stored.
+TEXT_SPANS, TEXT_WORDS = "text_spans", "text_words"
+# About what the features of a word take in memory, which is more than the word.
+WORD_BYTES = 4096
+
+# By modality, "audio", "video" and "text"; `shards.extraction.encoders` describes them.
 Encoders = Mapping[str, Any]
+Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class DecodedClip:
 
     Attributes:
         clip: the clip.
-        media: by modality sound [samples] or pictures [N, H, W, 3].
+        media: by modality sound [samples], pictures [N, H, W, 3] or words.
         cause: why it cannot be used; None if it can.
         undecodable: by modality why a stream that it has, or should have, is not in `media`.
         constant: by modality why a stream that never changes is not in `media`.
@@ -50,7 +57,7 @@ class DecodedClip:
     """
 
     clip: Clip
-    media: dict[str, np.ndarray]
+    media: dict[str, np.ndarray | Words]
     cause: str | None = None
     undecodable: dict[str, str] = field(default_factory=dict)
     constant: dict[str, str] = field(default_factory=dict)
@@ -58,7 +65,10 @@ class DecodedClip:
 
     @property
     def bytes(self) -> int:
-        return sum(array.nbytes for array in self.media.values())
+        return sum(
+            stream.nbytes if isinstance(stream, np.ndarray) else WORD_BYTES * len(stream)
+            for stream in self.media.values()
+        )
 
 
 def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> DecodedClip:
@@ -76,7 +86,7 @@ def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decod
         return decoded
     # FFmpeg reports the same error for a damaged file and for a storage that fails. Reading all of the file
     # shows which it is.
-    for path in _paths(clip, encoders):
+    for path in _distinct(path for name, path in clip.files.items() if name in encoders):
         try:
             _read_through(path)
         except FileNotFoundError:
@@ -87,13 +97,12 @@ def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decod
 
 
 def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant: bool) -> DecodedClip:
-    media: dict[str, np.ndarray] = {}
+    media: dict[str, np.ndarray | Words] = {}
     undecodable: dict[str, str] = {}
     constant: dict[str, str] = {}
     for name, encoder in encoders.items():
-        decode_stream = _decode_audio if name == "audio" else _decode_video
         try:
-            stream = decode_stream(clip, encoder, faults, keep_constant)
+            stream = DECODERS[name](clip, encoder, faults, keep_constant)
         except ConstantStream as error:
             constant[name] = f"{error}; it counts as missing, unless constant streams are kept"
             continue
@@ -105,9 +114,9 @@ def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant:
     if media:
         return DecodedClip(clip, media, undecodable=undecodable, constant=constant)
     if not undecodable and not constant and not clip.missing:
-        files = ", ".join(map(str, _paths(clip, ("audio", "video"))))
-        cause = f"{files or 'no file'}: no {' and no '.join(encoders)} to make features of"
-        return DecodedClip(clip, {}, cause)
+        files = ", ".join(map(str, _distinct(clip.files.values())))
+        cause = f"no {' and no '.join(encoders)} to make features of"
+        return DecodedClip(clip, {}, f"{files}: {cause}" if files else cause)
     causes = "; ".join(dict.fromkeys((undecodable | clip.missing | constant).values()))
     return DecodedClip(clip, {}, causes, undecodable, constant)
 
@@ -127,9 +136,20 @@ def _decode_video(clip: Clip, encoder: Any, faults: Counter[str], keep_constant:
     return None if decoded is None else decoded[0]
 
 
-def _paths(clip: Clip, modalities: Iterable[str]) -> list[Path]:
-    paths = {"audio": clip.audio, "video": clip.video}
-    return list(dict.fromkeys(path for name in modalities if (path := paths[name]) is not None))
+def _decode_text(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> Words | None:
+    return None if clip.text is None else clip.text.words
+
+
+# What an encoder is given of a clip, by modality; None if the clip has no such stream.
+DECODERS: dict[str, Callable[[Clip, Any, Counter[str], bool], np.ndarray | Words | None]] = {
+    "audio": _decode_audio,
+    "video": _decode_video,
+    "text": _decode_text,
+}
+
+
+def _distinct(paths: Iterable[Path]) -> list[Path]:
+    return list(dict.fromkeys(paths))
 
 
 def _read_through(path: Path) -> None:
@@ -177,18 +197,20 @@ def encode(
     encoders: Encoders,
     batch: int,
     on_progress: Callable[[], None] = lambda: None,
+    store_text: bool = False,
 ) -> Iterator[Sample | BadSample]:
     """Features of decoded clips, in order; for a clip that fails, a `BadSample` with the cause.
 
     A modality is None if the clip has no such stream or the encoder finds nothing in it (no face). The
     metadata `UNDECODABLE` gives the cause for streams that cannot be decoded, the metadata `CONSTANT` the
-    modalities of streams that never change.
+    modalities of streams that never change, and `TEXT_SPANS` the times of words.
 
     Args:
         decoded: read a window at a time.
         encoders: by modality.
         batch: clips encoded at a time.
         on_progress: called after each batch.
+        store_text: keep the words, too, as the metadata `TEXT_WORDS`.
     """
     for window in _windows(decoded):
         encoded = {
@@ -201,15 +223,18 @@ def encode(
             if cause := next((cause for cause in causes if cause), None):
                 yield BadSample(each.clip.key, cause, each.clip.source)
             else:
-                yield _sample(each, results)
+                yield _sample(each, results, store_text)
 
 
-def _sample(decoded: DecodedClip, results: dict[str, Any]) -> Sample:
+def _sample(decoded: DecodedClip, results: dict[str, Any], store_text: bool) -> Sample:
     clip = decoded.clip
     features = {name: None if of is None or not len(of) else of for name, of in results.items()}
     undecodable = as_text(clip.missing | decoded.undecodable)  # causes name files, which may not be UTF-8
     meta = clip.meta | ({UNDECODABLE: undecodable} if undecodable else {})
     meta |= {CONSTANT: sorted(decoded.constant)} if decoded.constant else {}
+    if clip.text is not None and "text" in results:
+        meta |= {TEXT_SPANS: np.round(clip.text.spans, 3).tolist()} if clip.text.spans else {}
+        meta |= {TEXT_WORDS: list(clip.text.words)} if store_text else {}
     return Sample(clip.key, clip.split, clip.label, features, meta, clip.source)
 
 
@@ -243,7 +268,7 @@ def _encode_window(
     return results
 
 
-def _encode(media: list[np.ndarray], encoder: Any) -> list[np.ndarray | str]:
+def _encode(media: list[np.ndarray | Words], encoder: Any) -> list[np.ndarray | str]:
     """Features of each, or the cause. If the encoder refuses a batch, its clips are encoded one by one."""
     try:
         return list(encoder.encode(media))

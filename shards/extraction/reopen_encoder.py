@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.extraction.encoders import find_encoders, open_audio_encoder, open_video_encoder
+from shards.extraction.encoders import find_encoders, open_encoder
 from shards.format.feature_space import describe, space_of
 
 # Settings of Hugging Face models that are options of their encoders.
@@ -21,7 +21,7 @@ def reopen_encoder(
     """The encoder with these settings.
 
     Args:
-        modality: "audio" or "video".
+        modality: "audio", "video" or "text".
         settings: as recorded, of `reopenable` features; the encoder computes in the recorded precision.
         device: where a model runs.
         spec: where the model's files are now, if they were moved.
@@ -41,7 +41,6 @@ def reopen_encoder(
             f"and name their folder (awtpn predict --{modality} FOLDER)"
         )
     spec = spec or str(settings.get("path") or settings["id"])
-    audio = modality == "audio"
     encoders = find_encoders(modality)
     # A built-in encoder has the options of its signature; classes for models share theirs.
     recorded = encoders[spec].options if built_in and spec in encoders else MODEL_OPTIONS
@@ -50,7 +49,7 @@ def reopen_encoder(
         options["faces"] = "none" if options["faces"] == "none" else "opencv"
     if Path(spec).expanduser().is_dir():
         options.pop("revision", None)
-    opened = (open_audio_encoder if audio else open_video_encoder)(spec, **options)
+    opened = open_encoder(modality, spec, **options)
     assert opened is not None
     now = opened.settings
     if space_of(now) != space_of(settings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -146,30 +146,36 @@ def _warn_of_source(source: ClipSource, skipped: list[dict[str, str]]) -> None:
 
 
 def mark_missing_files(source: ClipSource, modalities: Iterable[str]) -> ClipSource:
-    """Remove files that do not exist from the clips.
+    """Remove from the clips what is not wanted, and files that do not exist.
 
     If a file exists now and is missing later, the storage has failed, and not the clip.
 
     Args:
         source: the clips.
-        modalities: those whose files are needed.
+        modalities: those that are wanted.
 
     Raises:
+        ValueError: the corpus lacks a wanted modality (`ClipSource.missing`).
         OSError: the file system does not answer.
     """
-    clips = [_without_missing(clip, modalities) if isinstance(clip, Clip) else clip for clip in source.clips]
+    wanted = tuple(modalities)
+    for name in wanted:
+        if name in source.missing:
+            raise ValueError(source.missing[name])
+    clips = [_without_missing(clip, wanted) if isinstance(clip, Clip) else clip for clip in source.clips]
     return replace(source, clips=clips)
 
 
-def _without_missing(clip: Clip, modalities: Iterable[str]) -> Clip | BadSample:
-    paths = {name: path for name in modalities if (path := getattr(clip, name)) is not None}
-    missing = {name: f"{path}: no such file" for name, path in paths.items() if not path.is_file()}
-    if not missing:
-        return clip
-    if missing.keys() == paths.keys():
+def _without_missing(clip: Clip, modalities: Collection[str]) -> Clip | BadSample:
+    text = clip.text if "text" in modalities else None
+    paths = {name: getattr(clip, name) for name in ("audio", "video")}
+    wanted = {name: path for name, path in paths.items() if name in modalities and path is not None}
+    lost = {name: f"{path}: no such file" for name, path in wanted.items() if not path.is_file()}
+    missing = {name: cause for name, cause in clip.missing.items() if name in modalities} | lost
+    if missing and text is None and lost.keys() == wanted.keys():
         return BadSample(clip.key, "; ".join(dict.fromkeys(missing.values())), clip.source)
-    left = {name: None if name in missing else getattr(clip, name) for name in ("audio", "video")}
-    return replace(clip, audio=left["audio"], video=left["video"], missing=missing)
+    left = {name: None if name in lost else path for name, path in paths.items()}
+    return replace(clip, audio=left["audio"], video=left["video"], missing=missing, text=text)
 
 
 def assign_clips(source: ClipSource, clips_per_shard: int) -> tuple[list[ShardJob], list[dict[str, str]]]:
@@ -199,7 +205,7 @@ def assign_clips(source: ClipSource, clips_per_shard: int) -> tuple[list[ShardJo
 def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> str:
     """A hash of all that determines the dataset: an extraction with the same id continues a stopped one."""
     what = {
-        "clips": [asdict(clip) for clip in source.clips],
+        "clips": [_described(clip) for clip in source.clips],
         "classes": source.classes,
         # The precision of an encoder does not change its feature space, but it changes the bytes of a shard.
         "features": {
@@ -210,6 +216,14 @@ def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, An
     }
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _described(clip: Clip | BadSample) -> dict[str, Any]:
+    found = asdict(clip)
+    # Without a text as before clips could have one, so that extractions continue which began then.
+    if found.get("text", "") is None:
+        del found["text"]
+    return found
 
 
 def with_generation(jobs: list[ShardJob], generation: int) -> list[ShardJob]:

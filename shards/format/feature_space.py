@@ -22,8 +22,8 @@ CONSTANT = "constant_streams"
 PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
 # Settings that are not part of a description.
 NOT_DESCRIBED = ("id", "version")
-# The setting that gives the rate of an encoder's input.
-RATE_SETTING = {"audio": "rate", "video": "fps"}
+# By modality, the setting that says what an encoder takes: samples or pictures per second, words.
+INPUT_SETTING = {"audio": "rate", "video": "fps", "text": "step"}
 
 
 def extraction_provenance(encoders: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def reopenable(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         name: entry
         for name, entry in recorded_spaces(provenance).items()
-        if RATE_SETTING.get(name) in entry["settings"]
+        if INPUT_SETTING.get(name) in entry["settings"]
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +22,8 @@ def from_record(
     """Make a dataclass of plain fields; fields that the record does not have keep their defaults.
 
     Args:
-        kind: the dataclass; its fields are bool, int, float, str, Literal, lists, dicts or unions of these.
+        kind: the dataclass; its fields are bool, int, float, str, Literal, lists, dicts or unions of these,
+            or dataclasses of these, which it makes from mappings itself.
         record: the value read from JSON.
         at: its name in error messages.
         ignore_unknown: ignore fields that the dataclass does not have, instead of refusing them.
@@ -55,6 +56,11 @@ def _fits(value: Any, hint: Any, finite: bool) -> bool:
         return isinstance(value, list) and all(_fits(each, inner[0], finite) for each in value)
     if origin is dict:
         return isinstance(value, dict) and all(_fits(each, inner[1], finite) for each in value.values())
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return isinstance(value, Mapping) and all(
+            name in hints and _fits(each, hints[name], finite) for name, each in value.items()
+        )
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         # A larger integer overflows in torch, also where a float is expected.

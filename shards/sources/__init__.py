@@ -9,9 +9,11 @@ Features, for `shards.pack`; their `read` returns a `Source`:
 
 Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:
 
-- `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own
+- `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own, which
+  `recordings_folder` reads
 
-For all of them: `base`: what a source returns, labels, splits and keys; `table_rows`: rows of a table.
+For all of them: `base`: what a source returns, labels, splits and keys; `table_rows`: rows of a table;
+`transcripts`: texts as words.
 
 `find_sources` lists the modules; the command line takes their options and help from it.
 """

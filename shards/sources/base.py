@@ -13,6 +13,7 @@ from shards.format.labels import MISSING, given_classes, text_of
 from shards.format.schema import BadSample, Sample
 from shards.format.split_names import renaming_message, usual_names
 from shards.safe_io.printable import get_logger
+from shards.sources.transcripts import Transcript
 
 logger = get_logger(__name__)
 
@@ -30,12 +31,22 @@ class Source:
         classes: class names, in the order of their labels.
         provenance: for the manifest: where the features come from, and how they were made.
         total: number of samples.
+        text_encoder: the encoder of their transcripts: the samples are `TranscribedSample`s, of which
+            `extraction.text_features.with_text` makes features. None: they have no transcripts.
     """
 
     samples: Iterator[Sample | BadSample]
     classes: list[str]
     provenance: dict[str, Any]
     total: int
+    text_encoder: str | None = None
+
+
+@dataclass(frozen=True)
+class TranscribedSample(Sample):
+    """A sample whose modality "text" is to be made of its transcript; None where it has none."""
+
+    transcript: Transcript | None = None
 
 
 def class_names(labels: list[str] | None, count: int, at: str) -> list[str]:
@@ -131,7 +142,9 @@ class Clip:
             height; None is all of it.
         meta: facts about the utterance that JSON can hold; streaming can select by scalars.
         source: file and line of the corpus that describe it, for error messages.
-        missing: by modality, an error message about a file that the corpus names and that does not exist.
+        missing: by modality, an error message about a file that the corpus names and that does not exist;
+            it counts where the modality is wanted.
+        text: what is said, or None where it is not known.
     """
 
     key: str
@@ -145,6 +158,13 @@ class Clip:
     meta: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    text: Transcript | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Its recordings by modality."""
+        named = {"audio": self.audio, "video": self.video}
+        return {name: path for name, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -156,9 +176,12 @@ class ClipSource:
         classes: class names, in the order of their labels.
         provenance: for the manifest: corpus, label map, splits.
         remarks: warnings for the user, logged before the extraction begins.
+        missing: by modality, an error message about the files of many clips; where the modality is wanted,
+            the extraction is refused.
     """
 
     clips: list[Clip | BadSample]
     classes: list[str]
     provenance: dict[str, Any]
     remarks: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)

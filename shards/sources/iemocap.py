@@ -6,7 +6,9 @@ The corpus (Busso et al., 2008) is given on request at https://sail.usc.edu/iemo
       Session1/ ... Session5/
         dialog/EmoEvaluation/Ses01F_impro01.txt           turns: times, label, valence, activation, dominance
         dialog/avi/DivX/Ses01F_impro01.avi                both speakers side by side
+        dialog/transcriptions/Ses01F_impro01.txt          what is said in each turn
         sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav     one file per turn
+        sentences/ForcedAlignment/Ses01F_impro01/Ses01F_impro01_F000.wdseg     times of its words
 
 Sound is the turn's own file. Its picture is the dialog's between the turn's times, cropped to the half where
 its speaker sits. The letter in a dialog's name (Ses01*F*_impro01) is the actor who wears the motion-capture
@@ -14,6 +16,9 @@ markers, as the README of the release says. That actor is assumed to sit on the 
 RIGHT. We know of no statement of the sides by the owner; public preprocessing crops in this way, for example
 find_speaker in extractionmapCreator.py of github.com/IoannisKansizoglou/Iemocap-preprocess. Check a frame of
 your copy; `markers_side="right"` swaps the sides.
+
+The text of a turn is its line in the transcriptions, with marks such as [LAUGHTER]; a turn without a line
+has none. The times of its words are taken from the forced alignment if that has the same words.
 
 Label sets, as in the literature:
 
@@ -37,11 +42,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from shards.format.schema import BadSample
 from shards.sources.base import Clip, ClipSource
+from shards.sources.transcripts import Transcript, checked_text, decode_text, transcript_of
 
 # Class names in label order, and the codes of the corpus that belong to each.
 LABEL_SETS: dict[int, dict[str, tuple[str, ...]]] = {
@@ -63,6 +70,14 @@ TURN = re.compile(
     r"\[(?P<valence>[\d.]+), (?P<activation>[\d.]+), (?P<dominance>[\d.]+)\]\s*"
 )
 TURN_NAME = re.compile(r"(?P<dialog>(?P<session>Ses\d\d)(?P<markers>[FM])_\w+)_(?P<gender>[FM])[^_]+")
+# Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
+# Some lines have no name of a turn ("M: Yeah."): they belong to none.
+LINE = re.compile(r"(?P<name>Ses\w+)\s*\[[^\]]*\]\s*:(?P<text>.*)")
+# First and last frame, score and word (Sphinx): "	   33    71    -404131 EXCUSE(2)". A frame is 10 ms.
+ALIGNED = re.compile(r"\s*(?P<first>\d{1,7})\s+(?P<last>\d{1,7})\s+-?\d+\s+(?P<word>\S+)\s*")
+FRAME = 0.01
+NOT_SPOKEN = ("<s>", "</s>", "<sil>")
+VARIANT = re.compile(r"\(\d+\)$")  # of a word's pronunciation
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 SPLIT = "all"
 
@@ -85,8 +100,8 @@ def read(
         markers_side: half of the picture in which the actor with the motion-capture markers sits.
 
     Returns:
-        A clip per turn of the label set; one whose sound and picture are both missing is a `BadSample`. If
-        no session has videos, clips have sound only. Metadata: session, speaker ("Ses01F"), gender, dialog,
+        A clip per turn of the label set; `missing` says so if its sound and picture are both missing. If no
+        session has videos, clips have sound only. Metadata: session, speaker ("Ses01F"), gender, dialog,
         scenario ("improvised" or "scripted"), emotion (the corpus' code), valence, activation and dominance
         (means over the annotators, 1..5).
 
@@ -103,7 +118,9 @@ def read(
     has_video = any((folder / "dialog" / "avi" / "DivX").is_dir() for folder in sessions.values())
     clips: list[Clip | BadSample] = []
     left_out: Counter[str] = Counter()
+    texts: dict[str, str] = {}
     for session, folder in sessions.items():
+        texts |= _transcriptions(folder)
         for annotation in _annotations(folder):
             for at, turn in _turns(annotation):
                 if isinstance(turn, BadSample):
@@ -112,7 +129,8 @@ def read(
                     left_out[turn["code"]] += 1
                 else:
                     label = label_of[turn["code"]]
-                    clips.append(_clip(turn, folder, splits[session], label, has_video, markers_side, at))
+                    clip = _clip(turn, folder, splits[session], label, has_video, markers_side, at)
+                    clips.append(_with_text(clip, texts, folder) if isinstance(clip, Clip) else clip)
     return ClipSource(
         clips=clips,
         classes=list(LABEL_SETS[label_set]),
@@ -125,8 +143,12 @@ def read(
             "crop": f"the speaker's half; the actor with markers on the {markers_side}"
             if has_video
             else None,
+            "transcripts": "dialog/transcriptions",
         },
         remarks=[f"{source}: turns of other labels are left out: {_counts(left_out)}"] if left_out else [],
+        missing={}
+        if texts
+        else {"text": f"{source}: no dialog/transcriptions/*.txt in its sessions; unpack the whole of them"},
     )
 
 
@@ -203,8 +225,7 @@ def _clip(
     video = folder / "dialog" / "avi" / "DivX" / f"{dialog}.avi"
     begin, end = float(turn["begin"]), float(turn["end"])
     # One of the two files is enough here: the extraction knows whether it needs the other.
-    if not any(path.is_file() for path in ((audio, video) if has_video else (audio,))):
-        return BadSample(name, f"no such file {audio}", at)
+    there = any(path.is_file() for path in ((audio, video) if has_video else (audio,)))
     if end <= begin:
         return BadSample(name, f"ends at {end} s, but begins at {begin} s", at)
     wears_markers = turn["gender"] == turn["markers"]
@@ -221,10 +242,55 @@ def _clip(
         key=name,
         split=split,
         label=label,
-        audio=audio,
-        video=video if has_video else None,
+        audio=audio if there else None,
+        video=video if has_video and there else None,
         video_span=(begin, end) if has_video else None,
         crop=(LEFT if wears_markers == (markers_side == "left") else RIGHT) if has_video else None,
         meta=meta,
         source=at,
+        missing={} if there else dict.fromkeys(("audio", "video"), f"no such file {audio}"),
     )
+
+
+# --- Text ----------------------------------------------------------------------------------------
+
+
+def _transcriptions(session: Path) -> dict[str, str]:
+    """What is said in each turn of a session, by the turn's name."""
+    files = sorted((session / "dialog" / "transcriptions").glob("*.txt"))
+    lines = (
+        LINE.fullmatch(line.strip())
+        for path in files
+        if not path.name.startswith(".")
+        for line in decode_text(path.read_bytes()).splitlines()
+    )
+    return {line["name"]: line["text"].strip() for line in lines if line}
+
+
+def _with_text(clip: Clip, texts: Mapping[str, str], session: Path) -> Clip:
+    """The clip with its transcript."""
+    try:
+        text = transcript_of(checked_text(texts.get(clip.key)))
+    except ValueError as error:
+        return replace(clip, missing=clip.missing | {"text": str(error)})
+    if text is None:
+        return clip
+    path = session / "sentences" / "ForcedAlignment" / clip.meta["dialog"] / f"{clip.key}.wdseg"
+    return replace(clip, text=Transcript(text.words, _word_times(path, text.words)))
+
+
+def _word_times(path: Path, words: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
+    """Begin and end of each word in seconds; none if the alignment is not there, or has other words."""
+    if not path.is_file():
+        return ()
+    lines = [ALIGNED.fullmatch(line) for line in decode_text(path.read_bytes()).splitlines()]
+    aligned = [line for line in lines if line and line["word"] not in NOT_SPOKEN]
+    spoken = [_letters(VARIANT.sub("", line["word"])) for line in aligned]
+    if spoken != [_letters(word) for word in words]:
+        return ()
+    return tuple((int(line["first"]) * FRAME, (int(line["last"]) + 1) * FRAME) for line in aligned)
+
+
+def _letters(word: str) -> str:
+    """A word by its letters and digits: alignments are in capitals, without punctuation."""
+    return "".join(mark for mark in word.upper() if mark.isalnum())

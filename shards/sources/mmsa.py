@@ -7,13 +7,16 @@ https://github.com/thuiar/MMSA; MMSA-FET writes the same form from any corpus:
         "id":      [U] names, such as "video$_$3",
         "audio":   [U, T, D] padded with zeros,     "vision":  [U, T, D], "text": [U, T, D],
         "audio_lengths": [U],                       "vision_lengths": [U],     (unaligned files)
+        "raw_text": [U] what is said,
         "classification_labels": [U] 0, 1, 2,       "regression_labels": [U] -3..3 (CH-SIMS: -1..1), ...}}
 
 Files of other origin with the same form may have scores only, some as "labels" [U, 1, 1]: these are read as
 regression labels and need a label set of sentiments. Splits named "valid", "dev" or "validation" become
 "val". Padding is cut off: by the lengths if the file has them, otherwise all-zero steps at both ends.
-`vision` becomes the modality "video". Infinite values and NaN become 0, counted in the manifest's provenance.
-The pickle is read by `sources.restricted_pickle`, which runs no code of it, and is loaded into memory whole.
+`vision` becomes the modality "video". Text is either `text`, the features that the file has, or made of
+`raw_text` by an encoder; an empty one is a missing modality. Infinite values and NaN become 0, counted in the
+manifest's provenance. The pickle is read by `sources.restricted_pickle`, which runs no code of it, and is
+loaded into memory whole.
 
 Label sets: `classification` (default), or cut from the regression labels `sentiment2`, `sentiment3` or
 `sentiment7` (see `sources.sentiment_classes`). The literature reports two and seven classes for MOSI and
@@ -24,11 +27,16 @@ From the archive to a trained model:
     awtpn pack MOSEI/Processed/unaligned_50.pkl data/mosei --format mmsa --label_set sentiment3
     awtpn shards info data/mosei
     awtpn train --config configs/mosei.yaml --data.train data/mosei
+
+Text alone:
+
+    awtpn extract MOSEI/Processed/unaligned_50.pkl data/mosei-text --format mmsa --audio none --video none \\
+        --text chargrams
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +48,7 @@ from shards.sources import restricted_pickle
 from shards.sources.base import (
     MOST_CLASSES,
     Source,
+    TranscribedSample,
     class_names,
     key_of,
     log_unused,
@@ -47,9 +56,12 @@ from shards.sources.base import (
     replace_nonfinite,
 )
 from shards.sources.sentiment_classes import SETS, class_of
+from shards.sources.transcripts import checked_text, transcript_of
 
 SPLITS = ("train", "val", "test")
-MODALITIES = {"audio": "audio", "vision": "video"}
+# Names in the file, by modality.
+MODALITIES = {"audio": "audio", "video": "vision", "text": "text"}
+RAW_TEXT = "raw_text"
 POLARITY = ["negative", "neutral", "positive"]
 LABEL_SETS = ("classification", *SETS)
 
@@ -59,6 +71,8 @@ def read(
     labels: list[str] | None = None,
     label_set: str = "classification",
     text: bool = False,
+    text_encoder: str | None = None,
+    modalities: Sequence[str] = ("audio", "video"),
 ) -> Source:
     """Read an MMSA pickle.
 
@@ -66,7 +80,12 @@ def read(
         source: the `.pkl` file; code in it is never run. It may lack splits.
         labels: names of the classes 0, 1, ... of `classification`; default negative, neutral, positive.
         label_set: classification, sentiment2, sentiment3 or sentiment7.
-        text: also take the features of text.
+        text: also take the features of text that the file has.
+        text_encoder: make features of text of `raw_text` by this encoder.
+        modalities: of the file's features; besides `text`.
+
+    Returns:
+        Utterances by split. With a text encoder they are `TranscribedSample`s.
 
     Raises:
         ValueError: no such file, anything but arrays in it, an array missing or of another length, or labels
@@ -81,19 +100,27 @@ def read(
         raise ValueError(
             f"labels name the classes of 'classification'; {label_set!r} has its own, leave them out"
         )
+    if text and text_encoder is not None:
+        raise ValueError(
+            f"{path}: --text takes the features of text that it has, --text_encoder makes others of its "
+            "raw_text; give one of the two"
+        )
     content = restricted_pickle.load(path)
     named = _named_splits(content, path)
-    modalities = MODALITIES | ({"text": "text"} if text else {})
+    features = {MODALITIES[name]: name for name in (*modalities, *(["text"] if text else []))}
+    has_transcripts = text_encoder is not None
     splits = {
-        split: _split(content[name], modalities, label_set, f"{path}: {name}")
+        split: _split(content[name], features, has_transcripts, label_set, f"{path}: {name}")
         for split, name in named.items()
     }
-    used = {"id", "classification_labels", "regression_labels", "labels", *modalities}
-    used |= {f"{name}_lengths" for name in modalities}
+    used = {"id", "classification_labels", "regression_labels", "labels", *features}
+    used |= {f"{name}_lengths" for name in features} | ({RAW_TEXT} if has_transcripts else set())
     unused = {key for name in named.values() for key in content[name]} - used
     log_unused(unused, str(path), "keys of its splits are")
-    if "text" in unused:
-        logger.warning("%s: its text is not used; --text takes it", path)
+    if "text" in unused and not has_transcripts:
+        logger.warning(
+            "%s: its text is not used; --text takes its features, --text_encoder encodes its raw_text", path
+        )
     if label_set == "classification":
         highest = max((_highest(record["label"]) for record in splits.values()), default=-1)
         names = labels if labels or highest >= len(POLARITY) else POLARITY
@@ -103,16 +130,18 @@ def read(
         _check_scale(splits, label_set, path)
     repaired: dict[str, int] = {}
     return Source(
-        samples=_samples(splits, classes, label_set, repaired, path),
+        samples=_samples(splits, classes, label_set, has_transcripts, repaired, path),
         classes=classes,
         # The counts grow while samples are read; the manifest is written after the last one.
         provenance={
             "format": "mmsa",
             "source": str(source),
             "label_set": label_set,
+            **({"transcripts": RAW_TEXT} if has_transcripts else {}),
             "repaired_steps": repaired,
         },
         total=sum(len(record["id"]) for record in splits.values()),
+        text_encoder=text_encoder,
     )
 
 
@@ -160,16 +189,23 @@ def _label_name(record: dict[str, Any], label_set: str, at: str) -> str:
     return "classification_labels"
 
 
-def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> dict[str, Any]:
-    """What is needed of one split: `id` [U], `label` [U], per modality features and lengths ([U] or None)."""
+def _split(
+    record: Any, modalities: dict[str, str], has_transcripts: bool, label_set: str, at: str
+) -> dict[str, Any]:
+    """What is needed of one split: `id` [U], `label` [U], per modality features and lengths ([U] or None).
+
+    With transcripts also `raw_text` [U], else it is None.
+    """
     label_name = _label_name(record, label_set, at) if isinstance(record, dict) else "regression_labels"
-    for name in ("id", label_name, *modalities):
+    raw_text = (RAW_TEXT,) if has_transcripts else ()
+    for name in ("id", label_name, *modalities, *raw_text):
         if not isinstance(record, dict) or name not in record:
             there = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
             raise ValueError(f"{at}: {name!r} is missing; it has {there}")
     given = {f"{name}_lengths": record.get(f"{name}_lengths") for name in modalities}
     given = {name: lengths for name, lengths in given.items() if lengths is not None}
-    for name, values in {"id": record["id"], **{name: record[name] for name in modalities}, **given}.items():
+    lists = {name: record[name] for name in ("id", *modalities, *raw_text)}
+    for name, values in (lists | given).items():
         _check_list(values, f"{at}: {name}")
     utterances = len(record["id"])
     try:
@@ -186,8 +222,8 @@ def _split(record: Any, modalities: dict[str, str], label_set: str, at: str) -> 
     if label_set == "classification" and not whole.all():
         raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
     ids = [_name(identity, f"{at}: id[{i}]") for i, identity in enumerate(record["id"])]
-    read: dict[str, Any] = {"id": ids, "label": label, "features": {}}
-    lengths = {"id": utterances, label_name: len(label)}
+    read: dict[str, Any] = {"id": ids, "label": label, "features": {}, RAW_TEXT: record.get(RAW_TEXT)}
+    lengths = {label_name: len(label), **{name: len(record[name]) for name in raw_text}}
     for name, modality in modalities.items():
         features, steps = record[name], record.get(f"{name}_lengths")
         read["features"][modality] = (features, steps)
@@ -222,6 +258,7 @@ def _samples(
     splits: dict[str, dict[str, Any]],
     classes: list[str],
     label_set: str,
+    has_transcripts: bool,
     repaired: dict[str, int],
     path: Path,
 ) -> Iterator[Sample | BadSample]:
@@ -232,10 +269,11 @@ def _samples(
             label = record["label"][i]
             at = f"{path}: {split}[{i}]"
             try:
-                features = {
+                features: dict[str, np.ndarray | None] = {
                     modality: _steps(values[i], None if lengths is None else lengths[i], modality, repaired)
                     for modality, (values, lengths) in record["features"].items()
                 }
+                text = transcript_of(checked_text(record[RAW_TEXT][i])) if has_transcripts else None
                 if np.isnan(label):
                     raise ValueError("has no label (nan)")
                 named = (
@@ -249,7 +287,8 @@ def _samples(
             meta: dict[str, Any] = {"id": name}
             if label_set != "classification":
                 meta["sentiment"] = float(label)
-            yield Sample(key, split, named, features, meta, at)
+            described = (key, split, named, features, meta, at)
+            yield TranscribedSample(*described, text) if has_transcripts else Sample(*described)
 
 
 def _name(identity: Any, at: str) -> str:

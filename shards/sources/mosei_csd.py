@@ -1,5 +1,7 @@
 """Computational sequences of the CMU Multimodal SDK: HDF5 files, `NAME/data/ENTRY/{features, intervals}`.
 
+Features are numbers [steps, D], or in a sequence of words byte strings [steps, 1].
+
 An HDF5 file can name any other file of the machine as its content: by external links, external storage and
 virtual datasets. A forged file could thus get private files packed and shared, so all three are refused.
 """
@@ -8,19 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from shards.safe_io.expansion import check_expansion
 from shards.safe_io.git_lfs import refuse_pointer
+from shards.sources.transcripts import checked_text
 
+T = TypeVar("T")
 # What h5py raises for damaged files.
 DAMAGED = (KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError)
 # Longest chain of soft links.
 DEEPEST = 16
+LONGEST_WORD = 4096  # bytes
 
 
 class RefersElsewhere(ValueError):
@@ -63,6 +68,24 @@ def has(data: Any, entry: str) -> bool:
     return bool(data.id.links.exists(entry.encode()))
 
 
+def holds_words(path: Path) -> bool:
+    """Whether the features of a sequence are words, by its first entry.
+
+    Raises:
+        ValueError: as of `name_of`.
+    """
+    with opened(path) as data:
+        for entry in data:
+            try:
+                features = _member(_member(data, entry, path), "features", path)
+                return _h5py().check_string_dtype(features.dtype) is not None
+            except RefersElsewhere:
+                raise
+            except DAMAGED as error:
+                raise ValueError(f"{path}: {entry}: no features ({error})") from None
+    return False
+
+
 def read_entry(data: Any, entry: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """An entry's features [T, D] and intervals [T, 2], in seconds.
 
@@ -70,19 +93,41 @@ def read_entry(data: Any, entry: str, path: Path) -> tuple[np.ndarray, np.ndarra
         ValueError: they are missing, of other shapes, in another file, or far larger than the file's bytes
             can hold; names the file and the entry.
     """
-    try:
-        group = _member(data, entry, path)
-        features, intervals = (_read(_member(group, name, path), path) for name in ("features", "intervals"))
-    except RefersElsewhere:
-        raise
-    except DAMAGED as error:
-        raise ValueError(f"{path}: {entry}: no features and intervals ({error})") from None
+    features, intervals = _read_both(data, entry, path, _read)
     if features.ndim != 2 or intervals.shape != (len(features), 2):
         raise ValueError(
             f"{path}: {entry}: features {features.shape} {features.dtype} with intervals {intervals.shape}; "
             "expected numbers [steps, D] and [steps, 2]"
         )
     return features, intervals
+
+
+def read_words(data: Any, entry: str, path: Path) -> tuple[list[str], np.ndarray]:
+    """An entry's words, one per step, and intervals [T, 2], in seconds.
+
+    Raises:
+        ValueError: as of `read_entry`; or a word is no text.
+    """
+    words, intervals = _read_both(data, entry, path, _read_strings)
+    if intervals.shape != (len(words), 2):
+        raise ValueError(
+            f"{path}: {entry}: {len(words)} words with intervals {intervals.shape}; expected [steps, 2]"
+        )
+    try:
+        return [checked_text(word) for word in words], intervals
+    except ValueError as error:
+        raise ValueError(f"{path}: {entry}: {error}") from None
+
+
+def _read_both(data: Any, entry: str, path: Path, read: Callable[[Any, Path], T]) -> tuple[T, np.ndarray]:
+    """An entry's features, by `read`, and its intervals."""
+    try:
+        group = _member(data, entry, path)
+        return read(_member(group, "features", path), path), _read(_member(group, "intervals", path), path)
+    except RefersElsewhere:
+        raise
+    except DAMAGED as error:
+        raise ValueError(f"{path}: {entry}: no features and intervals ({error})") from None
 
 
 def _member(group: Any, name: str, path: Path, depth: int = 0) -> Any:
@@ -127,6 +172,40 @@ def _read(dataset: Any, path: Path) -> np.ndarray:
         RefersElsewhere: its content lies in another file.
         ValueError: it is no dataset of numbers, or claims more than the file can hold.
     """
+    _check_within(dataset, path)
+    if dataset.dtype.kind not in "fiu":
+        raise ValueError(f"{dataset.name} holds {dataset.dtype}, and no numbers")
+    values: np.ndarray = dataset[()]
+    return values
+
+
+def _read_strings(dataset: Any, path: Path) -> list[bytes]:
+    """All of a dataset [steps] or [steps, 1] of strings; errors as of `_read`."""
+    _check_within(dataset, path)
+    kind = _h5py().check_string_dtype(dataset.dtype)
+    if kind is None:
+        raise ValueError(f"{dataset.name} holds {dataset.dtype}, and no text")
+    if dataset.ndim not in (1, 2) or dataset.shape[1:] not in ((), (1,)):
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}; expected a word per step")
+    if kind.length is not None:
+        words = dataset[()].reshape(-1).tolist()
+    else:
+        # One by one: many steps may refer to one long string, which would be read once for each of them.
+        words = [_bounded(dataset[i], dataset) for i in range(len(dataset))]
+    return [_bounded(word, dataset) for word in words]
+
+
+def _bounded(word: Any, dataset: Any) -> bytes:
+    content: bytes = word if isinstance(word, bytes) else word[0]
+    if len(content) > LONGEST_WORD:
+        raise ValueError(
+            f"{dataset.name} has a word of {len(content)} bytes; at most {LONGEST_WORD} are read"
+        )
+    return content
+
+
+def _check_within(dataset: Any, path: Path) -> None:
+    """Raise as `_read` if it is no dataset, its content is in another file, or is too large for the file."""
     at = f"{path}: {dataset.name}"
     if not isinstance(dataset, _h5py().Dataset):
         raise ValueError(f"{dataset.name} is no dataset")
@@ -138,14 +217,10 @@ def _read(dataset: Any, path: Path) -> np.ndarray:
             f"{at} takes its content from {', '.join(sorted({*map(repr, elsewhere)}))}: such files are not "
             "read; write all data into one file"
         )
-    if dataset.dtype.kind not in "fiu":
-        raise ValueError(f"{dataset.name} holds {dataset.dtype}, and no numbers")
     # The storage size is itself a claim of the file.
     stored = min(int(dataset.id.get_storage_size()), path.stat().st_size)
     elements = max(int(dataset.size or 0), math.prod(dataset.chunks or ()))
     check_expansion(elements * dataset.dtype.itemsize, stored, at)
-    values: np.ndarray = dataset[()]
-    return values
 
 
 def _h5py() -> Any:

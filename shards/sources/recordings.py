@@ -1,4 +1,4 @@
-"""Recordings of your own: a table of clips with the columns key, split, label and path,
+"""Recordings of your own: a table of clips with the columns key, split, label and path, audio, video or text,
 or a folder of clips whose paths name the label: [split/]label/clip.mp4, or as --pattern says.
 
 A table (`.csv`, or `.jsonl` with an object per line) has the columns
@@ -8,6 +8,7 @@ A table (`.csv`, or `.jsonl` with an object per line) has the columns
     path                  the recording, relative to the table, for both sound and picture
     audio, video          optional, in place of path: separate files of the two; empty: there is none
     begin, end            optional: the part of it to use, in seconds; empty: all
+    text                  optional: what is said; an utterance with a text needs no recording
 
 and further columns, which are kept as metadata. In a folder the path names the class:
 
@@ -21,7 +22,11 @@ are `label`, and optionally `split` and `key`; all others are metadata. For CREM
     --pattern '01-01-(?P<label>..)-..-..-..-(?P<actor>..)' --label_map 01=neutral,02=calm,03=happy,...
 
 A label map renames labels; clips of a label mapped to nothing (`XXX=`) are left out, and a label that it
-lacks is an error. From recordings to a trained model:
+lacks is an error.
+
+Where features of text are made (--text), clip.txt beside clip.mp4 is what is said in it, in UTF-8. Of text
+alone (--audio none --video none), a .txt in a folder of a label needs no clip. From recordings to a trained
+model:
 
     awtpn extract recordings data/mine --format recordings
     awtpn shards info data/mine
@@ -30,10 +35,8 @@ lacks is an error. From recordings to a trained model:
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,22 +44,25 @@ from typing import Any
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample
 from shards.format.split_names import renaming_message, usual_names
-from shards.safe_io.file_names import as_text, existing, is_clutter, is_text
+from shards.safe_io.file_names import existing
+from shards.safe_io.printable import plural
 from shards.sources.base import Clip, ClipSource, key_of, split_of
+from shards.sources.recordings_folder import (
+    SOUND,
+    TRANSCRIPT,
+    clips_of,
+    files_in,
+    remarks_on,
+    with_transcript,
+)
 from shards.sources.table_rows import read_rows
+from shards.sources.transcripts import checked_text, transcript_of
 
-SOUND = {
-    *(".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a"),
-    *(".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"),
-}
-PICTURE = {
-    *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-}
 REQUIRED = ("key", "split", "label")
 PATHS = ("path", "audio", "video")
 SPAN = ("begin", "end")
-SPLIT = "all"
+TEXT = "text"
+COLUMNS = (*REQUIRED, *PATHS, *SPAN, TEXT)
 
 
 def read(
@@ -64,6 +70,7 @@ def read(
     labels: list[str] | None = None,
     pattern: str | None = None,
     label_map: dict[str, str] | None = None,
+    modalities: Collection[str] = ("audio", "video", TEXT),
 ) -> ClipSource:
     """Read a table or a folder of recordings.
 
@@ -75,10 +82,11 @@ def read(
             label, and optionally split, key and metadata.
         label_map: labels as found, and the classes that they become; clips of a label mapped to nothing
             (XXX=) are left out.
+        modalities: of which features are to be made; files of others are not read.
 
     Returns:
         A clip per row or file. It is a `BadSample` if it has no label, its files are missing, or the pattern
-        does not match.
+        does not match. A transcript that cannot be read is `missing`.
 
     Raises:
         ValueError: no such source, a column missing, a pattern that matches nothing, an unknown label, or one
@@ -89,13 +97,18 @@ def read(
     labels = labels and [text_of(name) for name in labels]
     label_map = label_map and {text_of(name): text_of(to) for name, to in label_map.items()}
     others: Counter[str] = Counter()
+    remarks = []
     if path.is_dir():
-        files, others = _recordings_in(path)
-        clips = list(_of_folder(path, files, pattern))
+        files, transcripts, others = files_in(path, modalities, pattern)
+        clips = list(clips_of(path, files, transcripts, pattern))
+        remarks = remarks_on(path, files, transcripts, others)
     elif pattern is not None:
         raise ValueError(f"{path}: pattern reads the names in a folder, which this is not; leave it out")
     else:
-        clips = _of_table(path)
+        clips = _of_table(path, modalities)
+    unread = [clip.missing[TEXT] for clip in clips if isinstance(clip, Clip) and TEXT in clip.missing]
+    if unread:
+        remarks.append(f"{plural(len(unread), 'transcript')} cannot be read; the first, {unread[0]}")
     known = [*(labels or ()), *(label_map or {})]
     clips, left_out = _apply_label_map([_with_label(clip, known) for clip in clips], label_map, path)
     splits = usual_names(sorted({clip.split for clip in clips if isinstance(clip, Clip)}))
@@ -128,7 +141,7 @@ def read(
             "left_out": dict(sorted((left_out + others).items())),
         },
         remarks=[
-            *([_others_message(path, others)] if others else []),
+            *remarks,
             *filter(None, [renaming_message(splits, str(path))]),
             *(f"{path}: {count} clips labeled {name!r} are left out" for name, count in left_out.items()),
         ],
@@ -187,121 +200,22 @@ def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
         first[clip.key] = clip.source
 
 
-# --- A folder ------------------------------------------------------------------------------------
-
-
-def _recordings_in(root: Path) -> tuple[list[Path], Counter[str]]:
-    """The recordings in a folder, in order; and the numbers of other files by suffix."""
-    # Hidden files, and those that operating systems leave behind, are not counted.
-    shown = [
-        path for path in sorted(_files_below(root)) if _is_shown(path.relative_to(root)) and path.is_file()
-    ]
-    known = SOUND | PICTURE
-    files = [path for path in shown if path.suffix.lower() in known]
-    if not files:
-        raise ValueError(f"{root}: no recordings in it; known are {' '.join(sorted(known))}")
-    return files, Counter(
-        path.suffix.lower() or "no suffix" for path in shown if path.suffix.lower() not in known
-    )
-
-
-def _is_shown(path: Path) -> bool:
-    return not any(part.startswith(".") for part in path.parts) and not is_clutter(path.as_posix())
-
-
-def _of_folder(root: Path, files: list[Path], pattern: str | None) -> Iterator[Clip | BadSample]:
-    expression = _compiled(pattern) if pattern is not None else None
-    matches = (
-        {path: expression.search(path.relative_to(root).as_posix()) for path in files} if expression else {}
-    )
-    if expression and not any(matches.values()):
-        raise ValueError(
-            f"{root}: pattern {pattern!r} matches none of its {len(files)} clips, such as {files[0]}"
-        )
-    for path in files:
-        key = key_of(path.relative_to(root).with_suffix("").as_posix())
-        if expression is None:
-            split, label = _of_path(path, root)
-            _check_text(path, root, {"folder": f"{split}/{label}"})
-            meta: dict[str, Any] = {}
-        else:
-            match = matches[path]
-            if match is None:
-                yield BadSample(key, f"the pattern {pattern!r} does not match its path", str(path))
-                continue
-            meta = {name: value for name, value in match.groupdict().items() if value is not None}
-            _check_text(path, root, {name: value for name, value in meta.items() if name != "key"})
-            split, label, key = meta.pop("split", SPLIT), meta.pop("label", ""), key_of(meta.pop("key", key))
-        picture = path if path.suffix.lower() in PICTURE else None
-        yield Clip(key, split, label, audio=path, video=picture, meta=meta, source=str(path))
-
-
-def _check_text(path: Path, root: Path, names: dict[str, str]) -> None:
-    """Raise ValueError if the name of a class, or metadata, is no text."""
-    for what, value in names.items():
-        if not is_text(value):
-            at = path.parent if what == "folder" else path
-            which = "the name of a class folder" if what == "folder" else f"its {what} {as_text(value)}"
-            raise ValueError(
-                f"{as_text(str(at))}: {which} is not in UTF-8; rename it, for instance with: convmv -f "
-                f"latin1 -t utf8 -r --notest {as_text(str(root))}"
-            )
-
-
-def _others_message(root: Path, others: Counter[str]) -> str:
-    counts = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common())
-    return (
-        f"{root}: {others.total()} files are left out; their suffixes are not those of recordings: {counts}"
-    )
-
-
-def _files_below(root: Path) -> Iterator[Path]:
-    """All files in a folder and in those below it, linked ones too."""
-    for folder, inner, names in os.walk(root, followlinks=True):
-        here = Path(folder)
-        # Following a link to a folder above would never end.
-        above = {path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)}
-        inner[:] = [name for name in inner if (here / name).resolve() not in above]
-        yield from (here / name for name in names)
-
-
-def _of_path(path: Path, root: Path) -> tuple[str, str]:
-    """Split and label of a clip, by its folders."""
-    folders = path.relative_to(root).parts[:-1]
-    if len(folders) == 1:
-        return SPLIT, folders[0]
-    if len(folders) == 2:
-        return folders[0], folders[1]
-    raise ValueError(
-        f"{path}: must lie in {root}/<label> or {root}/<split>/<label>; else say where the label is in its "
-        "path with --pattern '...(?P<label>...)...'"
-    )
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"pattern {pattern!r}: not a regular expression ({error})") from None
-    if "label" not in expression.groupindex:
-        raise ValueError(f"pattern {pattern!r}: needs a group that is the label, (?P<label>...)")
-    return expression
-
-
 # --- A table -------------------------------------------------------------------------------------
 
 
-def _of_table(path: Path) -> list[Clip | BadSample]:
-    rows = read_rows(path, text=(*REQUIRED, *PATHS, *SPAN))
+def _of_table(path: Path, modalities: Collection[str]) -> list[Clip | BadSample]:
+    rows = read_rows(path, text=COLUMNS)
+    wants_text = TEXT in modalities
+    places = (*PATHS, TEXT) if wants_text else PATHS
     for number, row in enumerate(rows, start=1):
         missing = [name for name in REQUIRED if name not in row]
-        if missing or not any(name in row for name in PATHS):
-            needed = f"{', '.join(REQUIRED)} and path, or audio and video"
+        if missing or not any(name in row for name in places):
+            needed = f"{', '.join(REQUIRED)} and path, or audio and video{', or text' if wants_text else ''}"
             raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
-    return [_row(row, path, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
+    return [_row(row, path, wants_text, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
+def _row(row: dict[str, Any], table: Path, wants_text: bool, at: str) -> Clip | BadSample:
     # null in JSON is the same as an empty cell.
     key, column = "", "key"
     try:
@@ -316,18 +230,11 @@ def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
     files = {name: existing(table.parent / str(file)) if file else None for name, file in named.items()}
     if "video" not in row and both and Path(str(both)).suffix.lower() in SOUND:
         files["video"] = None
-    if not any(files.values()):
-        return BadSample(key, "no file is named; fill path, audio or video", at)
-    # One of the two files is enough here: the extraction knows whether it needs the other.
-    if not any(file.is_file() for file in files.values() if file):
-        return BadSample(key, f"no such file {files['audio'] or files['video']}", at)
     try:
         span = _span(row)
     except ValueError as error:
         return BadSample(key, str(error), at)
-    own = {*REQUIRED, *PATHS, *SPAN}
-    meta = {name: value for name, value in row.items() if name not in own and value is not None}
-    return Clip(
+    clip = Clip(
         key=key,
         split=row["split"],
         label=row["label"],
@@ -335,9 +242,35 @@ def _row(row: dict[str, Any], table: Path, at: str) -> Clip | BadSample:
         video=files["video"],
         audio_span=span if files["audio"] else None,
         video_span=span if files["video"] else None,
-        meta=meta,
+        # What is said is personal data, and no metadata.
+        meta={name: value for name, value in row.items() if name not in COLUMNS and value is not None},
         source=at,
     )
+    clip = _with_text(clip, row) if wants_text else clip
+    if clip.text is not None:
+        return clip
+    if not clip.files:
+        if TEXT in clip.missing:
+            return BadSample(key, clip.missing[TEXT], at)
+        fix = "path, audio, video or text" if TEXT in row else "path, audio or video"
+        return BadSample(key, f"no file is named; fill {fix}", at)
+    # One of the two files is enough here: the extraction knows whether it needs the other.
+    if not any(file.is_file() for file in clip.files.values()):
+        return BadSample(key, f"no such file {clip.audio or clip.video}", at)
+    return clip
+
+
+def _with_text(clip: Clip, row: dict[str, Any]) -> Clip:
+    """The clip with the text of its row; without such a column, with what lies beside a whole clip."""
+    if TEXT in row:
+        try:
+            return replace(clip, text=transcript_of(checked_text(row[TEXT])))
+        except ValueError as error:
+            return replace(clip, missing={TEXT: str(error)})
+    if clip.audio_span or clip.video_span:
+        return clip
+    beside = (path.with_suffix(TRANSCRIPT) for path in clip.files.values())
+    return with_transcript(clip, next((path for path in beside if path.is_file()), None))
 
 
 def _span(row: dict[str, Any]) -> tuple[float, float] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import arguments, assert_like_runs, metrics, run_ranks, status
+from support import THREE_DIMS, arguments, assert_like_runs, metrics, pack_corpus, run_ranks, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from awtpn.model.files import STATE_FILE
@@ -48,6 +48,13 @@ LESSONS: dict[str, dict[str, Any]] = {
     "global negatives": {"loss.negatives": "global"},
     "published": {"loss.align_form": "reference", "loss.inter_form": "reference", "optim.grad_clip": 0},
     "video alone": {"model.modalities": "[video]", "model.awm": "uniform"},
+    "three modalities": {"model.modalities": "[audio, text, video]", "model.modality_dropout": 0.2},
+    "three, global": {
+        "model.modalities": "[audio, text, video]",
+        "loss.negatives": "global",
+        "loss.pair_weights": "{audio-text: 2}",
+        "prototypes.update": "ema",
+    },
     "damage": {"prototypes.init": "data"},  # of a corpus with a shard cut short, within the budget
 }
 
@@ -64,8 +71,12 @@ LAYOUTS: dict[str, list[Layout]] = {
     "global negatives": [(4, 1, None), (2, 1, None), (2, 1, 2), (2, 1, 3)],
     "published": [(2, 1, 2), (2, 1, 0)],
     "video alone": [(2, 2, None), (2, 1, 3)],
+    "three modalities": [(1, 4, None), (2, 1, None), (2, 2, 2), (4, 1, None), (2, 1, 3)],
+    "three, global": [(2, 1, None), (4, 1, None), (2, 1, 3)],
     "damage": [(2, 1, None)],
 }
+# Lessons on a corpus of three modalities, of which some utterances lack one or two.
+THREE = ("three modalities", "three, global")
 # Whose pictures are drawn: prototypes on one rank, and partitioned over two.
 DRAWN: list[tuple[str, Layout]] = [("clusters", ALONE), ("clusters", (2, 1, 3))]
 CASES = [(lesson, layout) for lesson, layouts in LAYOUTS.items() for layout in layouts]
@@ -95,6 +106,7 @@ def damaged(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
 def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of them, by three launches."""
     root = tmp_path_factory.mktemp("layouts")
+    three = pack_corpus(root / "three", dims=THREE_DIMS)
     # Parameters of fewer elements are never partitioned by ZeRO-3, and these are all small.
     deepspeed = root / "zero3.json"
     deepspeed.write_text(
@@ -108,6 +120,8 @@ def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.T
             if layout[0] != ranks:
                 continue
             settings = BASE | LESSONS[lesson] | {"data.train": corpus, "run.dir": root / name(lesson, layout)}
+            if lesson in THREE:
+                settings["data.train"] = three
             if lesson == "damage":
                 url, keys = damaged
                 settings |= {"data.train": url, "data.damaged_budget": len(keys)}
@@ -149,7 +163,7 @@ def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
         ("align", "ce", "mse") if lesson == "video alone" else ("align", "intra", "inter", "contrast", "ce")
     )
     assert all(lines[0][term] > 0 for term in active)
-    if lesson not in ("plain", "clusters", "video alone", "damage"):  # those see other data
+    if lesson not in ("plain", "clusters", "video alone", "damage", *THREE):  # those see other data
         plain = metrics(runs / name("plain", ALONE))
         assert [x["fingerprint"] for x in plain] == [x["fingerprint"] for x in lines]
         assert lines[-2]["loss"] != pytest.approx(plain[-2]["loss"], rel=1e-3), "the settings matter"

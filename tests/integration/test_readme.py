@@ -87,6 +87,11 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         append=f"--run.dir runs/iemocap {SHORT}", makes="runs/iemocap", leaves="runs/iemocap/results.json"
     ),
     "awtpn extract MELD.Raw data/meld --format meld": Run(makes="data/meld", says="2 clips left out"),
+    "awtpn extract MELD.Raw data/meld-text --format meld --audio none --video none --text chargrams": Run(
+        makes="data/meld-text", says="train: 3 utterances"
+    ),
+    "awtpn extract CMU_MOSEI data/mosei-text --format mosei --audio none --video none --text chargrams "
+    "--folds cmu_mosei_std_folds.py": Run(makes="data/mosei-text", says="1 clips left out"),
     "awtpn pack CMU_MOSEI data/mosei --format mosei --audio CMU_MOSEI_COVAREP.csd "
     "--video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py": Run(
         makes="data/mosei", leaves="data/mosei/manifest.json"

@@ -1,10 +1,12 @@
-"""Encoders: sound to audio features, pictures to video features, opened by name.
+"""Encoders: sound to audio features, pictures to video features, words to text features, opened by name.
 
-- built in, without weights: `logmel` (audio), `descriptor` (video)
-- Hugging Face models, found by their model type: `hf_audio`, `hf_video`; `hf`: models located and loaded
+- built in, without weights: `logmel` (audio), `descriptor` (video), `chargrams` (text)
+- Hugging Face models, found by their model type: `hf_audio`, `hf_video`, `hf_text`; `hf`: models located and
+  loaded
 - used by them: `faces`: the face in each picture; `pooling`: means over steps
 
-An encoder is a class, found by its attribute `modality`, "audio" or "video". A built-in encoder has a `name`.
+An encoder is a class, found by its attribute `modality`, "audio", "video" or "text". A built-in encoder has a
+`name`.
 A class for Hugging Face models has `architectures` instead, {model type: class of transformers}, and takes an
 `hf.LocatedModel` first. The keyword arguments of `__init__` are its options, also on the command line. What
 its objects offer:
@@ -13,11 +15,13 @@ its objects offer:
   decides the features), `encode(waves: list of float32 [samples]) -> list of float32 [T, dim]`;
 - video: the same with `fps` (pictures per second that it takes) in place of `rate`, `largest_side` (pixels;
   decoding scales larger pictures down to it, to save memory), and
-  `encode(clips: list of uint8 RGB [N, H, W, 3]) -> list of float32 [T, dim]`.
+  `encode(clips: list of uint8 RGB [N, H, W, 3]) -> list of float32 [T, dim]`;
+- text: `name`, `dim`, `settings` with "step": "word", and
+  `encode(texts: list of tuples of words) -> list of float32 [T, dim]`, where T is the number of words.
 
-T is the number of whole steps in the clip, floor(duration / step_seconds), but at least 1 unless the clip is
-empty. An empty clip gives [0, dim]. The features of a clip do not depend on the other clips of the list,
-except for rounding.
+Of sound and pictures, T is the number of whole steps in the clip, floor(duration / step_seconds), but at
+least 1 unless the clip is empty. An empty clip gives [0, dim]. The features of a clip do not depend on the
+other clips of the list, except for rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Arguments that say how an encoder computes, not what. An encoder without such an argument ignores it.
-COMPUTING = ("device", "dtype", "batch_seconds", "batch_frames")
+COMPUTING = ("device", "dtype", "batch_seconds", "batch_frames", "batch_tokens")
 REVISION = Parameter("str", (), None, "branch, tag or commit on the Hugging Face hub")
 
 
@@ -61,6 +65,16 @@ class VideoEncoder(Protocol):
     def encode(self, clips: list[np.ndarray]) -> list[np.ndarray]: ...
 
 
+class TextEncoder(Protocol):
+    """What `open_text_encoder` returns; attributes as the module says."""
+
+    name: str
+    dim: int
+    settings: dict[str, Any]
+
+    def encode(self, texts: list[tuple[str, ...]]) -> list[np.ndarray]: ...
+
+
 def find_encoders(modality: str) -> dict[str, Entry]:
     """The encoder classes of a modality. None is imported.
 
@@ -76,12 +90,13 @@ def find_encoders(modality: str) -> dict[str, Entry]:
     return found
 
 
-def open_audio_encoder(
-    spec: str, *, device: str = "cpu", dtype: str = "float32", **options: Any
-) -> AudioEncoder | None:
-    """The audio encoder of a name.
+def open_encoder(
+    modality: str, spec: str, *, device: str = "cpu", dtype: str = "float32", **options: Any
+) -> Any:
+    """The encoder of a modality by name.
 
     Args:
+        modality: "audio", "video" or "text".
         spec: "none", the name of a built-in encoder, or a Hugging Face model, by hub id or local folder.
         device: where a model runs.
         dtype: what a model computes in: "float32", "bfloat16" or "float16"; or "fp32", "bf16", "fp16".
@@ -94,35 +109,21 @@ def open_audio_encoder(
         ValueError: unknown name or model type, an option that the encoder does not have, files missing.
         ImportError: an optional package is missing; says how to install it.
     """
-    return _open("audio", spec, options | {"device": device, "dtype": long_name(dtype)})
-
-
-def open_video_encoder(
-    spec: str, *, device: str = "cpu", dtype: str = "float32", fps: float | None = None, **options: Any
-) -> VideoEncoder | None:
-    """The video encoder of a name; arguments and errors as of `open_audio_encoder`.
-
-    Args:
-        fps: pictures per second.
-    """
-    if fps is not None and spec != "none":
-        if fps <= 0:
-            raise ValueError(f"fps is {fps:g}; it must be above 0")
-        options["fps"] = float(fps)
-    return _open("video", spec, options | {"device": device, "dtype": long_name(dtype)})
-
-
-def _open(modality: str, spec: str, options: dict[str, Any]) -> Any:
     if spec == "none":
         return None
+    given = {name: value for name, value in options.items() if value is not None}
+    if "fps" in given:
+        if given["fps"] <= 0:
+            raise ValueError(f"fps is {given['fps']:g}; it must be above 0")
+        given["fps"] = float(given["fps"])
+    given |= {"device": device, "dtype": long_name(dtype)}
     encoders = find_encoders(modality)
     entry, models = encoders.get(spec), []
     if entry is None or "name" not in entry.attributes:
         from shards.extraction.encoders.hf import locate
 
-        model = locate(spec, options.pop("revision", None))
+        model = locate(spec, given.pop("revision", None), modality)
         entry, models = _family_of(model.model_type, spec, encoders), [model]
-    given = {name: value for name, value in options.items() if value is not None}
     for name in sorted(given.keys() - entry.options.keys()):
         if name not in COMPUTING:
             raise ValueError(f"{name}={given[name]!r}: the encoder {spec!r} has no such option; leave it out")
@@ -131,6 +132,24 @@ def _open(modality: str, spec: str, options: dict[str, Any]) -> Any:
         if (choices := entry.options[name].choices) and value not in choices:
             raise ValueError(f"{name} {value!r} is not known; use {' or '.join(map(repr, choices))}")
     return entry.load()(*models, **given)
+
+
+def open_audio_encoder(spec: str, **options: Any) -> AudioEncoder | None:
+    """`open_encoder` of audio."""
+    encoder: AudioEncoder | None = open_encoder("audio", spec, **options)
+    return encoder
+
+
+def open_video_encoder(spec: str, **options: Any) -> VideoEncoder | None:
+    """`open_encoder` of video."""
+    encoder: VideoEncoder | None = open_encoder("video", spec, **options)
+    return encoder
+
+
+def open_text_encoder(spec: str, **options: Any) -> TextEncoder | None:
+    """`open_encoder` of text."""
+    encoder: TextEncoder | None = open_encoder("text", spec, **options)
+    return encoder
 
 
 def _family_of(model_type: str, spec: str, encoders: dict[str, Entry]) -> Entry:

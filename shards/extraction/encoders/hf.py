@@ -21,6 +21,15 @@ from shards.safe_io.versions import installed_version
 
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
+# Of models of text only: the hashes of other models in recorded feature spaces are without them.
+VOCABULARIES = [
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
+]
+TOKENIZER_FILES = [
+    *VOCABULARIES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+]
 SAFE_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
 # Weights that checkpoints may lack: encoders do not use them.
@@ -35,9 +44,9 @@ class LocatedModel:
         spec: its hub id or folder, as the user wrote it.
         folder: where its files are.
         model_type: of its `config.json`, such as "wav2vec2".
-        origin: for an encoder's settings: "id"; "sha256" over its settings and weights, by file in
-            alphabetical order, the same for every copy; "revision" (the commit) of the hub, or "path" of a
-            folder.
+        origin: for an encoder's settings: "id"; "sha256" over its settings (of text, its tokenizer too) and
+            weights, by file in alphabetical order, the same for every copy; "revision" (the commit) of the
+            hub, or "path" of a folder.
     """
 
     spec: str
@@ -46,21 +55,24 @@ class LocatedModel:
     origin: dict[str, Any]
 
 
-def locate(spec: str, revision: str | None) -> LocatedModel:
+def locate(spec: str, revision: str | None, modality: str) -> LocatedModel:
     """Find a model, and download it if it is on the hub.
 
     Args:
         spec: a local folder, or else a hub id.
         revision: branch, tag or commit of the hub.
+        modality: that it encodes; of "text", the tokenizer's files belong to the model.
 
     Raises:
         ValueError: neither a folder nor on the hub (or in its cache, when offline), or no config.json in it.
     """
-    folder, origin = _folder_of(spec, revision)
-    return LocatedModel(spec, folder, _model_type(folder, spec), origin | {"sha256": _sha256(folder)})
+    settings = SETTINGS_FILES + (TOKENIZER_FILES if modality == "text" else [])
+    folder, origin = _folder_of(spec, revision, settings)
+    sha256 = _sha256(folder, settings)
+    return LocatedModel(spec, folder, _model_type(folder, spec), origin | {"sha256": sha256})
 
 
-def _folder_of(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+def _folder_of(spec: str, revision: str | None, settings: list[str]) -> tuple[Path, dict[str, Any]]:
     """Folder and origin of a model, without its hash."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
@@ -75,7 +87,7 @@ def _folder_of(spec: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     from huggingface_hub import snapshot_download
 
     try:
-        got = Path(snapshot_download(spec, revision=revision, allow_patterns=SETTINGS_FILES + SAFE_WEIGHTS))
+        got = Path(snapshot_download(spec, revision=revision, allow_patterns=settings + SAFE_WEIGHTS))
         if not _files(got, SAFE_WEIGHTS):
             got = Path(snapshot_download(spec, revision=got.name, allow_patterns=PICKLED_WEIGHTS))
     # Its errors have no other common base: no such repository, gated, offline, no network, a malformed id.
@@ -180,6 +192,42 @@ def load_processor(model: LocatedModel, kind: str) -> Any:
         raise ValueError(f"{model.spec}: {path} is no {kind} ({error})") from None
 
 
+def load_tokenizer(model: LocatedModel) -> Any:
+    """The fast tokenizer of a model of text.
+
+    Raises:
+        ValueError: its files are missing, or there is no fast tokenizer for them.
+        ImportError: transformers does not import.
+    """
+    spec, folder = model.spec, model.folder
+    # Without these, transformers may make a tokenizer that knows no word.
+    if not _files(folder, VOCABULARIES):
+        raise ValueError(
+            f"{spec}: {folder / 'tokenizer.json'} is missing; save the model's tokenizer beside it with "
+            "save_pretrained"
+        )
+    try:
+        with _explain_import_errors("AutoTokenizer"):
+            import transformers
+
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, truncation_side="right"
+            )
+    # The errors of the libraries for vocabularies have no other common base.
+    except Exception as error:
+        if isinstance(error, ImportError):
+            raise
+        raise ValueError(
+            f"{spec}: {folder} has no tokenizer that can be loaded ({_one_line(error)})"
+        ) from None
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{spec}: {type(tokenizer).__name__} does not tell the words of its tokens; save a fast "
+            f"tokenizer as {folder / 'tokenizer.json'}"
+        )
+    return tokenizer
+
+
 @contextlib.contextmanager
 def _explain_import_errors(name: str) -> Iterator[None]:
     """Around the use of the class `name` of transformers, which imports it then, and hides why that fails.
@@ -252,10 +300,10 @@ def _files(folder: Path, patterns: list[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
-def _sha256(folder: Path) -> str:
+def _sha256(folder: Path, settings: list[str]) -> str:
     weights = _files(folder, SAFE_WEIGHTS) or _files(folder, PICKLED_WEIGHTS)
     total = hashlib.sha256()
-    for path in _files(folder, SETTINGS_FILES) + weights:
+    for path in _files(folder, settings) + weights:
         with path.open("rb") as file:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

@@ -106,7 +106,7 @@ def test_meld_from_its_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_format_is_guessed_and_its_options_checked(tmp_path: Path) -> None:
     meld, tree = write_meld(tmp_path / "meld", nested=False), write_tree(tmp_path / "tree")
-    with pytest.raises(SystemExit, match=r"--label_set is an option of --format iemocap, .* read as meld"):
+    with pytest.raises(SystemExit, match=r"--label_set is an option of --format iemocap and .* read as meld"):
         awtpn("extract", meld, tmp_path / "d", "--label_set", 4)
     with pytest.raises(SystemExit, match=r"--test_session is an option .* read as recordings"):
         awtpn("extract", tree, tmp_path / "d", "--test_session", 1)
@@ -152,7 +152,7 @@ def test_a_limit_draws_evenly(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("option", ["--storage_options", "--stor"])  # argparse takes it abbreviated, too
+@pytest.mark.parametrize("option", ["--storage_options", "--stora"])  # argparse takes it abbreviated, too
 def test_credentials_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     words = ["extract", str(write_tree(tmp_path / "t")), "memory://user:pass@cli-extract/d"]
     words += ["--video", "none", "--overwrite", option, '{"secret": "hush"}']

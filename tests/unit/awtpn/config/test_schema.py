@@ -31,7 +31,7 @@ def test_no_arguments_mean_the_demo() -> None:
 def test_every_config_of_the_repository_is_valid_and_reloads(path: Path, tmp_path: Path) -> None:
     config, _ = parse_command_line(["--config", str(path)])
     (tmp_path / "again.yaml").write_text(dump_yaml(config))
-    assert parse_command_line(["--config", str(tmp_path / "again.yaml")])[0] == config
+    assert dump(parse_command_line(["--config", str(tmp_path / "again.yaml")])[0]) == dump(config)
 
 
 def test_what_is_printed_is_what_is_meant(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_what_is_printed_is_what_is_meant(capsys: pytest.CaptureFixture[str], tm
     config, _ = parse_command_line(["--config", str(tmp_path / "printed.yaml")])
     assert config == parse_command_line(words)[0]
     assert config.data.select.val == {"fold": [1, 2]}
-    assert config.model.modalities == ["video"]
+    assert list(config.model.modalities) == ["video"]
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:

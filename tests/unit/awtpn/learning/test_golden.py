@@ -19,6 +19,7 @@ from shards import Ragged
 Golden = dict[str, np.ndarray]
 FILES = sorted((REPO / "tests" / "golden").glob("*.npz"))
 STREAMS = {"audio": "a", "video": "v"}
+PAIR = ("audio", "video")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -84,12 +85,12 @@ def test_loss_terms_and_gradients(golden: Golden) -> None:
     everyone = LossNormalizers(
         utterances=size,
         present=dict.fromkeys(STREAMS, size),
-        both=size,
-        negative=dict.fromkeys(draws, size),
+        both={PAIR: size},
+        negative={PAIR: dict.fromkeys(draws, float(size))},
         class_weight=size,
     )
-    pool = NegativePool(output.streams["video"].mean, draws)
-    terms = loss_terms(output, torch.from_numpy(golden["in.label"]), pool, everyone, config)
+    pools = {PAIR: NegativePool(output.streams["video"].mean, draws)}
+    terms = loss_terms(output, torch.from_numpy(golden["in.label"]), pools, everyone, config)
     for name, term in zip(TERMS, terms, strict=True):
         if name in published:
             close(term, golden[f"loss.{name}"], name)

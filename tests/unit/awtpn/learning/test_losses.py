@@ -36,6 +36,9 @@ def stream(mean: list[list[float]], distances: list[list[float]], lengths: list[
     )
 
 
+PAIR = ("audio", "video")
+
+
 def by_hand(config: LossConfig, **changes: Any) -> dict[str, float]:
     """Two utterances of labels 0 and 1; audio means (3,0), (0,2), video means (3,4), (0,1)."""
     audio = stream([[3, 0], [0, 2]], [[1, 4], [3, 2], [5, 1]], [2, 1])
@@ -46,13 +49,13 @@ def by_hand(config: LossConfig, **changes: Any) -> dict[str, float]:
     whole: dict[str, Any] = {
         "utterances": 2,
         "present": {"audio": 2, "video": 2},
-        "both": 2,
-        "negative": {"inter": 2, "contrast": 2},
+        "both": {PAIR: 2},
+        "negative": {PAIR: {"inter": 2, "contrast": 2}},
         "class_weight": 2,
     }
     each_other = torch.tensor([1, 0])
-    pool = NegativePool(video.mean, {"inter": each_other, "contrast": each_other})
-    terms = loss_terms(output, torch.tensor([0, 1]), pool, LossNormalizers(**(whole | changes)), config)
+    pools = {PAIR: NegativePool(video.mean, {"inter": each_other, "contrast": each_other})}
+    terms = loss_terms(output, torch.tensor([0, 1]), pools, LossNormalizers(**(whole | changes)), config)
     return dict(zip(TERMS, terms.tolist(), strict=True))
 
 
@@ -77,15 +80,15 @@ def test_each_term_has_a_denominator_of_its_own() -> None:
     only: dict[str, tuple[dict[str, Any], set[str]]] = {
         "utterances": ({"utterances": 4}, {"mse"}),
         "class weights": ({"class_weight": 4}, {"ce"}),
-        "both streams": ({"both": 4}, {"intra", "contrast"}),
-        "a negative": ({"negative": {"inter": 4, "contrast": 2}}, {"inter"}),
+        "both streams": ({"both": {PAIR: 4}}, {"intra", "contrast"}),
+        "a negative": ({"negative": {PAIR: {"inter": 4, "contrast": 2}}}, {"inter"}),
         "each modality": ({"present": {"audio": 4, "video": 4}}, {"align"}),
     }
     for what, (changes, halved) in only.items():
         found = by_hand(LossConfig(), **changes)
         for term in ("align", "intra", "inter", "contrast", "ce", "mse"):
             assert found[term] == pytest.approx(plain[term] / (2 if term in halved else 1)), (what, term)
-    far = by_hand(LossConfig(margin_contrast=5.0), negative={"inter": 2, "contrast": 4})["contrast"]
+    far = by_hand(LossConfig(margin_contrast=5.0), negative={PAIR: {"inter": 2, "contrast": 4}})["contrast"]
     assert far == pytest.approx(2.5 + (10 - math.sqrt(10) - math.sqrt(13)) / 4)
 
 
@@ -115,9 +118,9 @@ def test_class_weights_are_those_of_torch() -> None:
     weights = torch.tensor([0.6, 1.5, 1.5], dtype=torch.float64)
     silent = stream([[0, 0]] * 9, [], [0] * 9)
     silent.distances = torch.zeros(0, 3, dtype=torch.float64)
-    normalizers = LossNormalizers(9, {"audio": 1}, 1, {}, float(weights[label].sum()))
+    normalizers = LossNormalizers(9, {"audio": 1}, {}, {}, float(weights[label].sum()))
     output = ModelOutput(logits, {"audio": silent})
-    terms = dict(zip(TERMS, loss_terms(output, label, None, normalizers, LossConfig(), weights), strict=True))
+    terms = dict(zip(TERMS, loss_terms(output, label, {}, normalizers, LossConfig(), weights), strict=True))
     torch.testing.assert_close(terms["ce"], F.cross_entropy(logits, label, weight=weights))
     torch.testing.assert_close(terms["mse"], F.mse_loss(logits.softmax(-1), F.one_hot(label, 3).double()))
     assert terms["intra"] == terms["inter"] == terms["contrast"] == 0, "one modality has no pair to compare"
@@ -129,9 +132,9 @@ def test_gradients_are_finite_where_both_means_are_equal() -> None:
     output = ModelOutput(torch.zeros(2, 2, dtype=torch.float64), {"audio": audio, "video": video})
     # Each its own negative: both distances are 0, where a square root has no slope.
     own = torch.tensor([0, 1])
-    pool = NegativePool(video.mean, {"inter": own, "contrast": own})
-    ones = LossNormalizers(2, {"audio": 2, "video": 2}, 2, {"inter": 2, "contrast": 2}, 2)
-    loss_terms(output, torch.tensor([0, 1]), pool, ones, LossConfig()).sum().backward()
+    pools = {PAIR: NegativePool(video.mean, {"inter": own, "contrast": own})}
+    ones = LossNormalizers(2, {"audio": 2, "video": 2}, {PAIR: 2}, {PAIR: {"inter": 2, "contrast": 2}}, 2)
+    loss_terms(output, torch.tensor([0, 1]), pools, ones, LossConfig()).sum().backward()
     for of in (audio, video):
         assert of.mean.grad is not None
         assert of.mean.grad.isfinite().all()
@@ -208,9 +211,9 @@ def test_an_utterance_that_lacks_a_modality_or_a_negative_is_masked() -> None:
     # The second group holds one class only: none of it has a negative, all of it has both streams.
     label = [0, 1, 2, 1, 2, 2, 2, 2]
     info = settle(batch(of, label), config, 1, 8)
-    assert info.normalizers.both == 7
-    assert info.normalizers.negative == {"inter": 3, "contrast": 3}
-    assert (info.negatives["inter"][4:] == -1).all()
+    assert info.normalizers.both == {PAIR: 7}
+    assert info.normalizers.negative == {PAIR: {"inter": 3, "contrast": 3}}
+    assert (info.negatives[PAIR][:, 4:] == -1).all()
 
     def cross_modal(some: list[dict[str, Tensor]]) -> Tensor:
         whole = batch(some, label)
@@ -236,7 +239,7 @@ def test_facts_of_a_step_count_what_is_there() -> None:
     audio, video = (whole.features[m].lengths > 0 for m in ("audio", "video"))
     assert info.utterances == info.normalizers.utterances == 21
     assert info.normalizers.present == {"audio": int(audio.sum()), "video": int(video.sum())}
-    assert info.normalizers.both == int((audio & video).sum())
+    assert info.normalizers.both == {PAIR: int((audio & video).sum())}
     weights = torch.tensor([0.5, 1.0, 2.0])
     assert info.normalizers.class_weight == pytest.approx(float(weights[whole.label].sum()))
     assert info.fingerprint == whole.fingerprint()
@@ -246,7 +249,7 @@ def test_an_empty_step_divides_by_nothing() -> None:
     info = settle(batch([], [], 8), LossConfig(), 1, 8)
     assert info.utterances == 0
     assert info.normalizers == LossNormalizers(
-        1, {"audio": 1, "video": 1}, 1, {"inter": 1, "contrast": 1}, 1.0
+        1, {"audio": 1, "video": 1}, {PAIR: 1}, {PAIR: {"inter": 1, "contrast": 1}}, 1.0
     )
 
 
@@ -255,8 +258,8 @@ def test_global_negatives_come_from_the_whole_batch() -> None:
     of = utterances([(2, 2)] * 8)
     label = [0, 0, 0, 0, 1, 1, 1, 1]  # groups of four would have none
     info = settle(batch(of, label), config, 1, 8)
-    assert info.normalizers.negative["inter"] == 8
-    negative = info.negatives["inter"]
+    assert info.normalizers.negative[PAIR]["inter"] == 8
+    negative = info.negatives[PAIR][0]
     assert all(label[n] != label[i] for i, n in enumerate(negative))
     terms, _ = outcome(batch(of, label), config, 1)
     assert (terms[1:4] > 0).all()

@@ -132,6 +132,7 @@ NO_FILES = {
     "shards/format/feature_space.py",
     "shards/packing/validation.py",
     "shards/safe_io/json_text.py",
+    "awtpn/config/modalities.py",
     "shards/storage/credentials.py",
     "shards/tools/info.py",
 }

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.negatives import DRAWS
 from awtpn.learning.settings import LossConfig
 from awtpn.model.flops import PARTS, parameter_count, step_flops
 from awtpn.model.network import AWTPN
@@ -51,9 +52,10 @@ def test_the_products_are_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         output = model(features)
         row = torch.tensor([1, 2, 0])
-        pool = NegativePool(output.streams["video"].mean, {"inter": row, "contrast": row})
-        counts = LossNormalizers(3, {"audio": 3, "video": 3}, 3, {"inter": 3, "contrast": 3}, 3)
-        total_loss(loss_terms(output, row, pool, counts, loss), loss).backward()
+        pair = ("audio", "video")
+        pools = {pair: NegativePool(output.streams["video"].mean, dict.fromkeys(DRAWS, row))}
+        counts = LossNormalizers(3, dict.fromkeys(pair, 3), {pair: 3}, {pair: dict.fromkeys(DRAWS, 3.0)}, 3)
+        total_loss(loss_terms(output, row, pools, counts, loss), loss).backward()
     flops = step_flops(lengths, wide, dim, classes)
     ours = sum(flops[part] for part in ("ses", "distances", "attention", "losses"))
     # Ours also counts element-wise work; a form may recompute or pad scores, or add up in place unseen.

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
+from awtpn.learning.negatives import DRAWS
 from awtpn.learning.settings import LossConfig
 from awtpn.model import attention
 from awtpn.model.network import AWTPN, ModelOutput
@@ -49,13 +50,16 @@ class _Widths(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+PAIR = ("audio", "video")
+
+
 def forward(way: str, config: LossConfig, **settings: Any) -> tuple[AWTPN, ModelOutput, Tensor, _Widths]:
     """A model's output and its loss terms, losses under autocast too, and what they were computed from."""
     dtype, autocast = WAYS[way]
     model = small_model(dtype=dtype, shared_dim=16, **settings)
     given, count = features(utterances(LENGTHS, dtype=torch.float16)), len(LENGTHS)
     normalizers = LossNormalizers(
-        count, dict.fromkeys(("audio", "video"), count), count, dict.fromkeys(("inter", "contrast"), count), 1
+        count, dict.fromkeys(PAIR, count), {PAIR: count}, {PAIR: dict.fromkeys(DRAWS, float(count))}, 1
     )
     with ExitStack() as stack:
         if autocast:
@@ -63,8 +67,8 @@ def forward(way: str, config: LossConfig, **settings: Any) -> tuple[AWTPN, Model
         widths = stack.enter_context(_Widths())
         output = model(given)
         row = torch.arange(count).roll(1)
-        pool = NegativePool(output.streams["video"].mean, {"inter": row, "contrast": row})
-        terms = loss_terms(output, LABEL, pool, normalizers, config, torch.ones(3))
+        pools = {PAIR: NegativePool(output.streams["video"].mean, dict.fromkeys(DRAWS, row))}
+        terms = loss_terms(output, LABEL, pools, normalizers, config, torch.ones(3))
         total_loss(terms, config)
     return model, output, terms, widths
 

@@ -10,7 +10,7 @@ import torch
 from support import CLASSES, DIMS, batch, utterances
 from torch.utils.flop_counter import FlopCounterMode
 
-from awtpn.model import network as models
+from awtpn.model import blocks
 from awtpn.model.attention import plain
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
@@ -26,7 +26,7 @@ def attention(h: Any, query: Any, key: Any, r: Any, host_offsets: Any) -> Any:
 def test_flops_are_about_those_of_the_plain_form(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "reliability_attention", attention)
+    monkeypatch.setattr(blocks, "reliability_attention", attention)
     for modality in DIMS:  # of a usual width: beside narrow ones elementwise work would count
         monkeypatch.setitem(DIMS, modality, 200)
     config = ModelConfig(**({"shared_dim": 256, "dropout": 0.0} | settings))

@@ -21,8 +21,10 @@ from corpora_support import (
     write_meld,
 )
 
+from shards.extraction.shard_jobs import mark_missing_files
 from shards.sources import iemocap, meld
 from shards.sources.base import Clip
+from shards.sources.transcripts import Transcript
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 
@@ -58,6 +60,7 @@ def test_a_turn_of_iemocap(iemocap_root: Path) -> None:
             "dominance": 1.6667,
         },
         source=f"{iemocap_root}/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt: line 13",
+        text=Transcript(("Well", "--", "yes.")),
     )
 
 
@@ -237,6 +240,7 @@ def test_meld(tmp_path: Path, nested: bool, encoding: str) -> None:
             "episode": 7,
         },
         source=f"{base / 'train_sent_emo.csv'}: row 2",
+        text=Transcript(("Oh", "my", "God,", "he\u2019s", "lost", "it.")),
     )
     assert good(meld.read(tmp_path)) == clips
     with (base / "train_sent_emo.csv").open("ab") as table:
@@ -263,10 +267,13 @@ def test_what_is_not_meld_is_refused(tmp_path: Path) -> None:
         meld.read(tmp_path)
     (tmp_path / "elsewhere.csv").rename(table)
     shutil.rmtree(tmp_path / "dev/dev_splits_complete")
-    with pytest.raises(
-        ValueError, match=r"dev_sent_emo\.csv: its counterpart dev_splits_complete is neither"
-    ):
-        meld.read(tmp_path)
+    source = meld.read(tmp_path)
+    for wanted in ("audio", "video"):
+        with pytest.raises(
+            ValueError, match=r"dev_sent_emo\.csv: its counterpart dev_splits_complete is neither"
+        ):
+            mark_missing_files(source, [wanted])
+    assert len(mark_missing_files(source, ["text"]).clips) == 7
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from support import REPO
 from shards.format.schema import BadSample
 from shards.sources import recordings
 from shards.sources.base import Clip
+from shards.sources.transcripts import Transcript
 
 CREMA_D = REPO.parent / "shared" / "data" / "crema_d" / "clips"
 RAVDESS = REPO.parent / "shared" / "data" / "ravdess"
@@ -255,7 +256,8 @@ def test_json_lines_end_where_lines_do(tmp_path: Path) -> None:
     row = {"key": "u", "split": "all", "label": "x", "path": "a.wav", "text": "one\u2028two\x85three"}
     (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     [clip] = good(recordings.read(tmp_path / "a.jsonl")).values()
-    assert clip.meta == {"text": row["text"]}
+    assert clip.text == Transcript(("one", "two", "three"))
+    assert clip.meta == {}, "what is said is no metadata"
 
 
 def test_a_clip_without_a_label_is_listed(tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""The parts of the network: standardization, SES, TPN, AWM, and the weights of the fusion.
+
+The blocks that own parameters take and give plain tensors: the hooks in which DeepSpeed's ZeRO-3 gathers a
+block's parameters find tensors among its inputs and outputs, but not those within a dataclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from awtpn.model.attention import reliability_attention
+from awtpn.model.segments import segment_softmax, segment_sum
+
+EPSILON = 1e-8  # added to the sum that normalizes the weights, as in the published code
+
+
+class Float32Buffers(nn.Module):
+    """A module whose buffers follow the model to its device, but are never cast to half precision.
+
+    Engines cast whole modules to half precision. bfloat16 has 8 significant bits: too few for feature means
+    such as -18.4, and for moving averages that change by 1 % a step.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.itemsize < buffer.itemsize:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class Standardize(Float32Buffers):
+    """(x - mean) / std per feature, in float32, with statistics of the training utterances.
+
+    The identity, bit for bit, until `set_statistics` is called.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set `mean` and `std` [F]; a feature that is constant up to rounding is divided by 1."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [T, F] in any precision -> [T, F] in float32 or wider."""
+        if x.device.type == "cpu":
+            # On a CPU, x - mean of mixed dtypes writes to newly mapped memory: 8 times slower than in place.
+            centered = x.to(torch.promote_types(x.dtype, self.mean.dtype), copy=True).sub_(self.mean)
+        else:
+            centered = x - self.mean  # casts and subtracts in one pass over the largest tensor
+        return centered.mul_(self.std.reciprocal())
+
+
+class SES(nn.Linear):
+    """Projection of one modality into the shared space: `h = ReLU(W x + b)`; AWTPN applies the dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [T, F] -> [T, D], not negative."""
+        return torch.relu(super().forward(x.to(self.weight.dtype)))
+
+
+class TPN(Float32Buffers):
+    """The prototypes [C * K, D], K consecutive rows per class, and the distances to them (Eq. 6-8)."""
+
+    prototypes: Tensor
+
+    def __init__(self, classes: int, per_class: int, dim: int, learnable: bool) -> None:
+        super().__init__()
+        self.shape = (classes, per_class)
+        prototypes = 0.02 * torch.randn(classes * per_class, dim)
+        if learnable:
+            self.prototypes = nn.Parameter(prototypes)
+        else:
+            # Updated by class means, not by gradients. A buffer: engines partition and cast parameters.
+            self.register_buffer("prototypes", prototypes)
+
+    def forward(self, h: Tensor, scale: float) -> Tensor:
+        """Scaled squared distances: `h` [T, D] -> [T, C], in float32 or wider."""
+        wide = torch.promote_types(h.dtype, torch.float32)
+        h, p = h.to(wide), self.prototypes.to(wide)
+        with torch.autocast(h.device.type, enabled=False):
+            # |h - p|^2 expanded, so that it takes one matrix product; rounding can make it negative.
+            square = h.square().sum(1, keepdim=True) + p.square().sum(1) - 2 * h @ p.T
+        nearest = square.clamp(min=0).unflatten(1, self.shape).amin(-1)
+        return scale * nearest
+
+
+class AWM(nn.Module):
+    """Reliability weights of one modality, one per step (Eq. 15-18)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        bound = dim**-0.5  # as nn.Linear initializes its weights
+        self.query = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
+        self.key = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
+
+    def forward(
+        self, h: Tensor, distances: Tensor, offsets: Tensor, utterance: Tensor, host_offsets: Tensor
+    ) -> Tensor:
+        """Weights [T] that sum to 1 within each utterance.
+
+        Args:
+            h: [T, D] steps in the shared space.
+            distances: [T, C] of TPN.
+            offsets: [B + 1] int64, where each utterance's steps begin.
+            utterance: [T] int64, the utterance of each step.
+            host_offsets: `offsets` on the host, so that the lengths are known without waiting for the device.
+        """
+        reliability = segment_softmax(-distances.amin(-1), offsets, utterance)
+        w = self.attend(h, reliability, host_offsets)
+        return w / (segment_sum(w, offsets, utterance) + EPSILON)[utterance]
+
+    def attend(self, h: Tensor, r: Tensor, host_offsets: Tensor) -> Tensor:
+        """See `awtpn.model.attention.reliability_attention`."""
+        return reliability_attention(h, self.query, self.key, r, host_offsets)
+
+
+def fusion_weights(given: Sequence[float], present: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight [M, B] of each modality's pooled vector in each utterance (Eq. 19-21).
+
+    Args:
+        given: of each of M modalities, in an utterance that has all of them. In one that lacks some, the
+            present ones' weights are divided by their sum; if that is 0, they are equal. So an only modality
+            has weight 1, in an utterance and in a model.
+        present: [M, B] bool.
+        dtype: of the result.
+    """
+    weights = torch.stack([present[m].new_full((), weight, dtype=dtype) for m, weight in enumerate(given)])
+    of_present = torch.where(present, weights[:, None], 0.0)
+    total = of_present.sum(0)
+    equal = present.to(dtype) / present.sum(0).clamp(min=1)
+    shares = torch.where(total > 0, of_present / torch.where(total > 0, total, 1.0), equal)
+    return shares if len(given) == 1 else torch.where(present.all(0), weights[:, None], shares)
