@@ -10,8 +10,9 @@ import pytest
 from media_support import chirp, numbered, record, spoil
 
 from awtpn.cli.predict_recordings import picture_names
-from awtpn.inference.plot import FRAMES, Recording, draw, load
+from awtpn.inference.plot import draw
 from awtpn.inference.predictor import Prediction
+from awtpn.inference.recording import FRAMES, Recording, clip_of, load
 from shards.extraction.media import MediaError
 
 STEPS = {"audio": 0.1, "video": 0.1}
@@ -50,7 +51,7 @@ def test_frames_end_where_the_picture_does(tmp_path: Path) -> None:
         codec="mpeg4",
         sound=chirp(4.0),
     )
-    recording = load(path, STEPS)
+    recording = load(clip_of(path), STEPS)
     assert recording.duration == pytest.approx(4.0, abs=0.05)
     assert recording.pictures is not None
     assert len(recording.pictures) == 3, "of seven, which are 4 / 7 s apart"
@@ -85,20 +86,20 @@ def test_recordings_of_any_length_are_drawn(tmp_path: Path, seconds: float) -> N
 
 def test_names_are_no_formulas(tmp_path: Path) -> None:
     path = record(tmp_path / "$\\frac{$ %s.wav", sound=chirp(0.2))
-    drawn(load(path, STEPS), answer("$\\oops{$", audio=[0.5, 0.5]), tmp_path)
+    drawn(load(clip_of(path), STEPS), answer("$\\oops{$", audio=[0.5, 0.5]), tmp_path)
 
 
 def test_a_stream_that_cannot_be_decoded_is_not_shown(tmp_path: Path) -> None:
     """A model of sound alone has answered; the picture is of no concern to it."""
     path = record(tmp_path / "a.avi", [numbered(i) for i in range(10)], codec="mpeg4", sound=chirp(1.0))
     spoil(path, "video", range(10))
-    recording = load(path, STEPS)
+    recording = load(clip_of(path), STEPS)
     assert recording.pictures is None
     assert recording.sound is not None
     drawn(recording, answer(audio=[0.1] * 10), tmp_path)
     spoil(record(tmp_path / "b.avi", [numbered(0)] * 5, codec="mpeg4"), "video", range(5))
     with pytest.raises(MediaError, match=r"b.avi: no picture can be decoded"):
-        load(tmp_path / "b.avi", STEPS)
+        load(clip_of(tmp_path / "b.avi"), STEPS)
 
 
 def test_recordings_of_one_name_have_pictures_of_their_own() -> None:
