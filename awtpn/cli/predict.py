@@ -29,6 +29,7 @@ error repeat the words of --text only, and no words of files. A picture (--png) 
 examples:
   awtpn predict runs/mine clip.mp4 --png pictures
   awtpn predict runs/mine clip.mp4 --text "What a day!"
+  awtpn predict runs/mine --text "What a day!"
   awtpn predict my-model s3://corpus/meld --split val --out answers.jsonl
 """
 # Options that say where an encoder is, and its modality.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from awtpn.inference.recording import clip_of, text_clip
+from awtpn.inference.recording import TEXT, clip_of, text_clip
 from awtpn.model.device import resolve_device
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
 from awtpn.model.network import AWTPN
@@ -228,7 +228,7 @@ class Predictor:
     @property
     def takes_text(self) -> bool:
         """Whether text is a modality of the model."""
-        return "text" in self.model.feature_dims
+        return TEXT in self.model.feature_dims
 
     def check_takes_text(self) -> None:
         """Raise ValueError if text is not a modality of the model."""
