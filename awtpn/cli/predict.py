@@ -13,19 +13,28 @@ from awtpn.model.hub import refuse_missing
 from awtpn.run.atomic_write import open_atomic
 from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.json_text import json_text
-from shards.sources.recordings_folder import PICTURE, SOUND
+from shards.sources.recordings_folder import PICTURE, SOUND, TRANSCRIPT
 from shards.storage.local_path import URL, local_or_url
 
 HELP = """Write a JSON line for each utterance: its label, the classes' probabilities, and the reliability
-weight of each time step of audio and video.
+weight of each time step of each modality: audio segments, video frames, words.
 
 INPUT is a packed dataset, or recordings. Features of recordings are made with the encoders and settings that
 made the training data, so the model must have been trained on the output of `awtpn extract`.
 
+A model of text takes what is said from --text, or from clip.txt beside clip.mp4. A .txt file as INPUT, or
+--text without INPUT, is text alone. A recording is predicted without what it lacks (text, sound, picture),
+and a line on standard error says so. Transcripts are personal data: the JSON line (`words`) and standard
+error repeat the words of --text only, and no words of files. A picture (--png) shows the words in any case.
+
 examples:
   awtpn predict runs/mine clip.mp4 --png pictures
+  awtpn predict runs/mine clip.mp4 --text "What a day!"
+  awtpn predict runs/mine --text "What a day!"
   awtpn predict my-model s3://corpus/meld --split val --out answers.jsonl
 """
+# Options that say where an encoder is, and its modality.
+ENCODER_OPTIONS = {"audio": "audio", "video": "video", "text_encoder": "text"}
 
 
 def add_predict(commands: Any) -> None:
@@ -41,12 +50,19 @@ def add_predict(commands: Any) -> None:
         type=path_argument,
         help="run, checkpoint or export folder, or USER/MODEL on the Hugging Face Hub",
     )
+    # With nargs="*", argparse would take no INPUT that follows an option.
     parser.add_argument(
         "input",
         metavar="INPUT",
         type=local_or_url,
         nargs="+",
-        help="a packed dataset, any fsspec URL (URL#split names a split); or recordings, sound or video",
+        help="a packed dataset, any fsspec URL (URL#split names a split); or recordings, sound or video; or "
+        ".txt files",
+    ).required = False
+    parser.add_argument(
+        "--text",
+        metavar="WORDS",
+        help="what is said in the recording, or without INPUT text alone (default: the .txt file beside it)",
     )
     parser.add_argument(
         "--png",
@@ -54,9 +70,9 @@ def add_predict(commands: Any) -> None:
         type=path_argument,
         help="recordings: write a picture of each prediction and its weights to this folder",
     )
-    for modality in ("audio", "video"):
+    for option, modality in ENCODER_OPTIONS.items():
         parser.add_argument(
-            f"--{modality}",
+            f"--{option}",
             metavar="ENCODER",
             help=f"recordings: the {modality} encoder's folder or hub id, if it moved since extraction",
         )
@@ -70,12 +86,12 @@ def add_predict(commands: Any) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    of_recordings = are_recordings(options.input)
-    for name in ("png", "audio", "video"):
-        if getattr(options, name) and not of_recordings:
+    of_recordings = are_recordings(options.input, options.text)
+    for name in ("png", "text", *ENCODER_OPTIONS):
+        if getattr(options, name) is not None and not of_recordings:
             raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
     split = None if of_recordings else split_from_url_or_option(options.input[0], options.split)
-    refuse_missing_inputs(options.input)
+    refuse_missing_inputs(options.input or [])
     refuse_missing(options.model)
     from awtpn.inference.predictor import Predictor
 
@@ -101,14 +117,23 @@ def run_predict(options: argparse.Namespace) -> None:
             file.write(json_text({"key": key, **prediction.as_json()}) + "\n")
 
 
-def are_recordings(inputs: list[str]) -> bool:
-    """Whether INPUT names recordings, and not a packed dataset.
+def are_recordings(inputs: list[str] | None, text: str | None = None) -> bool:
+    """Whether INPUT names recordings, and not a packed dataset; or there is text alone.
 
     Raises:
-        ValueError: recordings and a dataset, or several datasets.
+        ValueError: recordings and a dataset, several datasets, nothing, or a text for several recordings.
     """
+    if not inputs:
+        if text is None:
+            raise ValueError("there is nothing to predict: give INPUT, or what is said with --text")
+        return True
     found = [_is_recording(Path(name)) for name in inputs]
     if all(found):
+        if text is not None and len(inputs) > 1:
+            raise ValueError(
+                f"--text is what is said in one recording, and here are {len(inputs)}: write the text of "
+                "each into a .txt file of the same name beside it"
+            )
         return True
     if len(inputs) > 1:
         other = inputs[found.index(False)]
@@ -120,7 +145,7 @@ def refuse_missing_inputs(inputs: list[str]) -> None:
     """Raise ValueError if none of the inputs exists; some of many recordings may be missing."""
     names = [name.partition("#")[0] for name in inputs]  # DATASET#split
     paths = [Path(name) for name in (*inputs, *names) if not URL.match(name)]
-    if len(paths) == 2 * len(inputs) and not any(path.exists() for path in paths):
+    if inputs and len(paths) == 2 * len(inputs) and not any(path.exists() for path in paths):
         listed = ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else "")
         raise ValueError(f"{listed} does not exist: INPUT is a packed dataset, or recordings")
 
@@ -129,4 +154,4 @@ def _is_recording(path: Path) -> bool:
     """A file with any suffix but .json, which may be a manifest; or the name of a missing recording."""
     if path.is_file():
         return path.suffix.lower() != ".json"
-    return not path.is_dir() and path.suffix.lower() in SOUND | PICTURE
+    return not path.is_dir() and path.suffix.lower() in {*SOUND, *PICTURE, TRANSCRIPT}

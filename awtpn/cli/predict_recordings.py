@@ -6,37 +6,47 @@ import argparse
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from awtpn.config.entry_point import data_output
-from awtpn.inference.plot import draw, load
+from awtpn.inference.plot import draw
 from awtpn.inference.predictor import Prediction, Predictor
+from awtpn.inference.recording import clip_of, load, text_clip
 from awtpn.run.atomic_write import open_atomic
 from shards.safe_io.json_text import json_text
 from shards.safe_io.printable import printable
 
 
 def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
-    """Predict each recording; exit with status 1 if one cannot be used."""
-    encoders = predictor.encoders(audio=options.audio, video=options.video)
-    steps = {modality: float(encoder.step_seconds) for modality, encoder in encoders.items()}
-    names = picture_names([Path(name) for name in options.input])
+    """Predict each recording, or the text that is given; exit with status 1 if one cannot be used."""
+    if options.text is not None:
+        predictor.check_takes_text()
+    clips = [
+        clip_of(Path(name), options.text, wants_text=predictor.takes_text) for name in options.input or ()
+    ] or [text_clip(options.text)]
+    encoders = predictor.encoders(audio=options.audio, video=options.video, text=options.text_encoder)
+    steps = {m: float(e.step_seconds) for m, e in encoders.items() if hasattr(e, "step_seconds")}
+    names = picture_names([Path(clip.key) for clip in clips])
     failed = False
     with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
-        for path, answer in predictor.iter_recordings(options.input):
+        for clip, answer in predictor.iter_clips(clips):
             if isinstance(answer, str):
-                print(printable(f"{path}: not predicted: {answer}"), file=sys.stderr)
+                print(printable(f"{clip.key}: not predicted: {answer}"), file=sys.stderr)
                 failed = True
                 continue
-            file.write(json_text({"key": str(path), **answer.as_json(), "step_seconds": steps}) + "\n")
+            path = Path(clip.key)
+            # Transcripts are personal data: only words that were typed are repeated.
+            words = clip.text.words if clip.text and options.text is not None else ()
+            line = {"key": clip.key, **answer.as_json(), "step_seconds": steps}
+            file.write(json_text(line | ({"words": list(words)} if words else {})) + "\n")
             file.flush()
-            print(printable(summary_line(path, answer, steps)), file=sys.stderr)
+            print(printable(summary_line(path.name, answer, steps, words)), file=sys.stderr)
             if options.png:
                 picture = Path(options.png) / f"{names[path]}.png"
-                draw(load(path, steps), answer, picture)
+                draw(load(clip, steps), answer, picture)
                 print(printable(f"  drawn: {picture}"), file=sys.stderr)
     if failed:
         sys.exit(1)
@@ -51,13 +61,28 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     }
 
 
-def summary_line(path: Path, answer: Prediction, step_seconds: dict[str, float]) -> str:
-    """ "clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: audio 0.8-0.9 s, video 1.2-1.3 s"."""
+def summary_line(
+    name: str, answer: Prediction, step_seconds: Mapping[str, float], words: Sequence[str] = ()
+) -> str:
+    """ "clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: audio 0.8-0.9 s, text word 4 of 5".
+
+    Args:
+        name: of the recording.
+        answer: for it.
+        step_seconds: length of a step of audio and video.
+        words: what is said, if the heaviest word is to be quoted.
+    """
     ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:3]
-    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked)
+    shares = ", ".join(f"{label} {100 * share:.0f} %" for label, share in ranked)
     heaviest = []
     for modality, weights in answer.weights.items():
-        if len(weights):
-            begin = int(np.argmax(weights)) * step_seconds[modality]
+        if not len(weights):
+            continue
+        place = int(np.argmax(weights))
+        if modality in step_seconds:
+            begin = place * step_seconds[modality]
             heaviest.append(f"{modality} {begin:.1f}-{begin + step_seconds[modality]:.1f} s")
-    return f"{path.name}: {shares}; heaviest: {', '.join(heaviest)}"
+        else:
+            quoted = f" ({words[place]})" if words else ""
+            heaviest.append(f"{modality} word {place + 1} of {len(weights)}{quoted}")
+    return f"{name}: {shares}; heaviest: {', '.join(heaviest)}"

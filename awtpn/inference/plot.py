@@ -1,9 +1,8 @@
-"""Plot one prediction: video frames and waveform, the reliability weight of each step, the probabilities."""
+"""Plot one prediction: words, frames and waveform, the reliability weight of each step, probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,73 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.inference.predictor import Prediction
-from shards.extraction.media import MediaError, probe, read_audio, read_frames
-from shards.safe_io.printable import printable
+from awtpn.inference.recording import FRAMES, TEXT, Recording
+from awtpn.inference.word_labels import WordLabels, fonts_of_all_scripts, most_labels, word_labels
+from awtpn.model.modality_colors import modality_colors
+from shards.safe_io.printable import plural, printable
 
 INK, QUIET, LINE, PAPER = "#1f2933", "#7b8794", "#d5dbe1", "#ffffff"
-COLORS = {"audio": "#0072b2", "video": "#d55e00"}  # from the color-blind safe palette of Okabe and Ito
 INCHES_PER_CLASS = 0.34
-HEAD, FOOT = 0.92, 0.56  # inches
+# Lengths without another unit are inches.
+WIDTH, HEAD, FOOT = 13, 0.92, 0.56
 LEFT, RIGHT = 0.065, 0.975  # of the figure's width
-FRAMES = 7  # shown side by side
-LARGEST_SIDE = 480  # pixels of a shown frame
-RATE = 16000  # Hz of the waveform
+COLUMNS, GAP = (3.6, 1.0), 0.22  # widths of the plots and the probabilities; the gap, of their mean width
+PLOT_WIDTH = WIDTH * (RIGHT - LEFT) * 2 / (2 + GAP) * COLUMNS[0] / sum(COLUMNS)
+ROW = 1.38  # of a row of height 1 with the gap below it; a row alone has at least ROW_ALONE
+ROW_ALONE = 1.2
+LEADER = 0.16  # from the bars of words to the words
 WAVE_COLUMNS = 1400  # the waveform is drawn as the minimum and maximum in each of these columns
 LONGEST_NAME = 60  # characters of a file's name
 ROUNDING = 1e-6  # of a step, so that 2.3 s / 0.1 s, which is 22.999... in floating point, is 23 steps
 
 
-@dataclass(frozen=True)
-class Recording:
-    """The parts of a recording that are plotted.
-
-    Attributes:
-        name: for the title.
-        duration: in seconds.
-        sound: [samples] at `rate` Hz, or None.
-        pictures: uint8 [N, H, W, 3], or None: the middle frames of the first N of `FRAMES` equal time spans;
-            N is less than `FRAMES` if the video ends before the audio.
-        step_seconds: length of a step, by modality.
-    """
-
-    name: str
-    duration: float
-    sound: NDArray[np.float32] | None
-    rate: int
-    pictures: NDArray[np.uint8] | None
-    step_seconds: dict[str, float]
-
-
-def load(path: Path, step_seconds: dict[str, float]) -> Recording:
-    """Read the frames and the waveform of the recording at `path`; without those that cannot be decoded.
-
-    Raises:
-        MediaError: none can be decoded.
-    """
-    info = probe(path)
-    pictures = sound = None
-    causes = []
-    if info.has_video and info.duration > 0:
-        try:
-            found = read_frames(path, FRAMES / info.duration, largest_side=LARGEST_SIDE)
-            pictures = found[0][:FRAMES] if found else None
-        except MediaError as error:
-            causes.append(error)
-    if info.has_audio:
-        try:
-            sound = read_audio(path, RATE)
-        except MediaError as error:
-            causes.append(error)
-    if causes and pictures is None and sound is None:
-        raise causes[0]
-    return Recording(path.name, info.duration, sound, RATE, pictures, step_seconds)
-
-
 def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
     """Write the figure as a PNG.
 
-    On one time axis: the frames and the weights of the video steps, the waveform and the weights of the audio
-    steps. Weights are shown as multiples of the uniform weight, 1 / steps. On the right the probabilities.
+    The words with their weights, at equal distances or, if their times are known, on the time axis. On the
+    time axis: the frames and the weights of the video steps, the waveform and the weights of the audio steps.
+    Weights are shown as multiples of the uniform weight, 1 / steps. On the right the probabilities.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -88,51 +46,73 @@ def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("drawing needs matplotlib: pip install matplotlib") from None
+    rows = _rows(recording, prediction)
+    heights = [height for height, _ in rows]
+    # In inches, so that head and foot have the same size with any number of rows.
+    total = HEAD + FOOT + ROW * sum(heights)
+    with fonts_of_all_scripts(str(path)):
+        figure = Figure(figsize=(WIDTH, total), dpi=140, facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(
+            len(rows),
+            2,
+            width_ratios=COLUMNS,
+            height_ratios=heights,
+            left=LEFT,
+            right=RIGHT,
+            top=1 - HEAD / total,
+            bottom=FOOT / total,
+            wspace=GAP,
+            hspace=0.16,
+        )
+        for row, (_, paint) in enumerate(rows):
+            axes = figure.add_subplot(grid[row, 0])
+            _plain(axes, recording)
+            paint(axes, recording, prediction)
+            axes.tick_params(labelbottom=row == len(rows) - 1)
+        _probabilities(figure.add_subplot(grid[:, 1]), prediction)
+        _title(figure, recording, prediction, 1 - 0.43 / total)
+        foot: dict[str, Any] = {"color": QUIET, "fontsize": 9.5}
+        figure.text(LEFT, 0.15 / total, "seconds" if recording.has_media else "words in order", **foot)
+        key = "weight: a step's reliability weight, as a multiple of the uniform weight (×1)"
+        figure.text(grid[0, 0].get_position(figure).x1, 0.15 / total, key, ha="right", **foot)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        figure.savefig(temporary, format="png", facecolor=PAPER)
+    temporary.replace(path)
+
+
+def _rows(recording: Recording, prediction: Prediction) -> list[tuple[float, Any]]:
+    """The height and the function of each row, from the top."""
     rows: list[tuple[float, Any]] = []
+    if recording.transcript is not None and len(prediction.weights.get(TEXT, ())):
+        spans = _word_spans(recording)
+        centers = spans.mean(1) / _end_of_words(recording) * PLOT_WIDTH
+        labels = word_labels(recording.transcript.words, centers, prediction.weights[TEXT], PLOT_WIDTH)
+        rows += [
+            (0.8, partial(_word_weights, spans=spans)),
+            ((labels.height + LEADER) / ROW_ALONE, partial(_words, labels=labels, centers=centers)),
+        ]
     if recording.pictures is not None:
         rows += [(1.15, _pictures), (0.8, partial(_weights, modality="video"))]
     if recording.sound is not None:
         rows += [(1.0, _wave), (0.8, partial(_weights, modality="audio"))]
-    heights = [height for height, _ in rows]
-    # In inches, so that head and foot have the same size with one or two modalities.
-    total = HEAD + FOOT + 1.38 * sum(heights)
-    figure = Figure(figsize=(13, total), dpi=140, facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        len(rows),
-        2,
-        width_ratios=[3.6, 1],
-        height_ratios=heights,
-        left=LEFT,
-        right=RIGHT,
-        top=1 - HEAD / total,
-        bottom=FOOT / total,
-        wspace=0.22,
-        hspace=0.16,
-    )
-    for row, (_, paint) in enumerate(rows):
-        axes = figure.add_subplot(grid[row, 0])
-        _plain(axes, recording)
-        paint(axes, recording, prediction)
-        axes.tick_params(labelbottom=row == len(rows) - 1)
-    _probabilities(figure.add_subplot(grid[:, 1]), prediction)
-    _title(figure, recording, prediction, 1 - 0.43 / total)
-    foot: dict[str, Any] = {"color": QUIET, "fontsize": 9.5}
-    figure.text(LEFT, 0.15 / total, "seconds", **foot)
-    key = "weight: a step's reliability weight, as a multiple of the uniform weight (×1)"
-    figure.text(grid[0, 0].get_position(figure).x1, 0.15 / total, key, ha="right", **foot)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", facecolor=PAPER)
-    temporary.replace(path)
+    return rows
 
 
 def _title(figure: Any, recording: Recording, prediction: Prediction, height: float) -> None:
     name = printable(recording.name)
     name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 16]}…{name[-15:]}"
-    facts = [name, f"{recording.duration:.1f} s"]
-    facts += ["no picture"] if recording.pictures is None else []
-    facts += ["no sound"] if recording.sound is None else []
+    facts = [name]
+    if recording.has_media:
+        facts.append(f"{recording.duration:.1f} s")
+        facts += ["no picture"] if recording.pictures is None else []
+        facts += ["no sound"] if recording.sound is None else []
+    if recording.transcript is not None:
+        count, most = len(recording.transcript.words), most_labels(PLOT_WIDTH)
+        facts.append(plural(count, "word") + (f" (the {most} heaviest are shown)" if count > most else ""))
+    elif TEXT in prediction.weights:
+        facts.append("no text")
     facts.append(f"{prediction.probabilities[prediction.label]:.0%} sure")
     # parse_math=False: names of files and classes may contain $, which is not a formula.
     look: dict[str, Any] = {"va": "center", "parse_math": False}
@@ -140,9 +120,13 @@ def _title(figure: Any, recording: Recording, prediction: Prediction, height: fl
     figure.text(RIGHT, height, "   ·   ".join(facts), fontsize=11, color=QUIET, ha="right", **look)
 
 
+def _color(prediction: Prediction, modality: str) -> str:
+    return modality_colors([*prediction.weights, modality])[modality]
+
+
 def _plain(axes: Any, recording: Recording) -> None:
     """Set the style that all rows share."""
-    axes.set_xlim(0, recording.duration)
+    axes.set_xlim(0, recording.duration or 1)
     axes.set_facecolor(PAPER)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -232,7 +216,7 @@ def _wave(axes: Any, recording: Recording, prediction: Prediction) -> None:
     high[:-1] = np.maximum(high[:-1], sound[edges[1:-1]])
     time = (edges[:-1] + edges[1:]) / 2 / recording.rate
     axes.fill_between(time, low, high, color=LINE, linewidth=0.6, edgecolor=LINE)
-    colors = np.tile(to_rgba(COLORS["audio"]), (columns, 1))
+    colors = np.tile(to_rgba(_color(prediction, "audio")), (columns, 1))
     colors[:, 3] = _strength(recording, prediction, "audio", edges / recording.rate, np.max)
     lines = np.stack([np.stack([time, low], 1), np.stack([time, high], 1)], 1)
     axes.add_collection(LineCollection(list(lines), colors=colors, linewidths=0.9))
@@ -250,17 +234,66 @@ def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: 
     if not len(weights):
         _message(axes, f"no features of {modality}")
         return
-    share = weights * len(weights)
+    share, color = weights * len(weights), _color(prediction, modality)
     edges = np.arange(len(share) + 1) * recording.step_seconds[modality]
     edges[-1] = max(edges[-2] + 1e-6, min(edges[-1], recording.duration))
-    axes.stairs(share, edges, fill=True, color=COLORS[modality], alpha=0.22)
-    axes.stairs(share, edges, color=COLORS[modality], linewidth=1.4, baseline=None)
+    axes.stairs(share, edges, fill=True, color=color, alpha=0.22)
+    axes.stairs(share, edges, color=color, linewidth=1.4, baseline=None)
+    _scale(axes, share, modality, color)
+
+
+def _scale(axes: Any, share: NDArray[np.float32], modality: str, color: str) -> None:
+    """The axis of weights as multiples of the uniform weight, and a line at that."""
     axes.axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_ylim(0, max(2.0, 1.15 * float(share.max())))
     most = int(axes.get_ylim()[1])
     axes.set_yticks(sorted({1, most} if most < 6 else {1, most // 2, most}))
-    axes.set_ylabel(f"{modality}\nweight", color=COLORS[modality], fontsize=10, labelpad=8)
+    axes.set_ylabel(f"{modality}\nweight", color=color, fontsize=10, labelpad=8)
     axes.yaxis.set_major_formatter(lambda value, _: f"×{value:g}")
+
+
+def _word_spans(recording: Recording) -> NDArray[np.float64]:
+    """Begin and end of each word [n, 2]: in seconds, or in words if they are not on the time axis."""
+    assert recording.transcript is not None
+    if recording.has_times:
+        return np.clip(recording.transcript.spans, 0, recording.duration)
+    begins = np.arange(len(recording.transcript.words))
+    return np.stack([begins, begins + 1.0], 1)
+
+
+def _end_of_words(recording: Recording) -> float:
+    assert recording.transcript is not None
+    return recording.duration if recording.has_times else len(recording.transcript.words)
+
+
+def _word_weights(
+    axes: Any, recording: Recording, prediction: Prediction, spans: NDArray[np.float64]
+) -> None:
+    """The weight of each word as a bar."""
+    weights, color, end = prediction.weights[TEXT], _color(prediction, TEXT), _end_of_words(recording)
+    share = weights * len(weights)
+    width = np.maximum(0.86 * (spans[:, 1] - spans[:, 0]), 0.002 * end)
+    axes.bar(spans.mean(1), share, width, color=color, alpha=0.3)
+    axes.hlines(share, spans.mean(1) - width / 2, spans.mean(1) + width / 2, color=color, linewidth=1.4)
+    _scale(axes, share, TEXT, color)
+    axes.set_xlim(0, end)
+    axes.set_xticks([])
+
+
+def _words(
+    axes: Any, _: Recording, prediction: Prediction, labels: WordLabels, centers: NDArray[np.float64]
+) -> None:
+    """The words under their bars; a line leads to each one that is not just below its bar."""
+    axes.axis("off")
+    axes.set_xlim(0, PLOT_WIDTH)
+    axes.set_ylim(-LEADER - labels.height, 0)
+    look: dict[str, Any] = {"fontsize": labels.size, "color": INK, "va": "top", "parse_math": False}
+    heaviest = int(np.argmax(prediction.weights[TEXT]))
+    for number, text, x in zip(labels.shown, labels.texts, labels.centers, strict=True):
+        if abs(x - centers[number]) > 0.03:
+            axes.plot([centers[number], x], [0, -0.85 * LEADER], color=QUIET, linewidth=0.6)
+        weight = "bold" if number == heaviest else "normal"
+        axes.text(x, -LEADER, text, ha="center", rotation=90 * labels.is_vertical, fontweight=weight, **look)
 
 
 def _probabilities(axes: Any, prediction: Prediction) -> None:

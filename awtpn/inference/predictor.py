@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from awtpn.inference.recording import TEXT, clip_of, text_clip
 from awtpn.model.device import resolve_device
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
 from awtpn.model.network import AWTPN
-from shards import BadSample, FeatureStream, Ragged
+from shards import BadSample, FeatureStream, Ragged, Sample
 from shards.extraction.pipeline import UNDECODABLE, decode_ahead, encode
 from shards.extraction.reopen_encoder import reopen_encoder
 from shards.format.feature_space import CONSTANT, recorded_constant, reopenable
 from shards.safe_io.printable import get_logger
 from shards.sources.base import Clip
+from shards.sources.transcripts import Transcript
 
 logger = get_logger(__name__)
 
@@ -66,7 +68,8 @@ class Predictor:
     Features are of the kind that the model was trained on, not standardized: the model standardizes them. If
     `awtpn extract` made the training features, the predictor takes recordings as well:
 
-        predictor.predict_recordings(["clip.mp4"])
+        predictor.predict_recordings(["clip.mp4"], texts=["What a day!"])
+        predictor.predict_texts(["What a day!"])
     """
 
     def __init__(self, model: AWTPN, device: torch.device | str = "cpu") -> None:
@@ -144,7 +147,7 @@ class Predictor:
             recorded = reopenable(self.model.provenance)
             if missing := [m for m in self.model.feature_dims if m not in recorded]:
                 raise ValueError(
-                    f"how the model's features of {' and '.join(missing)} were made is not recorded, so they "
+                    f"how the model's features of {listed(missing)} were made is not recorded, so they "
                     "cannot be extracted from a recording: give a dataset of such features, or train a model "
                     "on one that `awtpn extract` made"
                 )
@@ -155,50 +158,110 @@ class Predictor:
             }
         return self._encoders
 
-    def predict_recordings(self, paths: Sequence[str | Path]) -> list[Prediction]:
+    def predict_recordings(
+        self, paths: Sequence[str | Path], texts: Sequence[str | Transcript | None] | None = None
+    ) -> list[Prediction]:
         """Predict for recordings, with features extracted as the training features were.
+
+        Args:
+            paths: of the recordings; a `.txt` file is text alone.
+            texts: what is said in each; None for one, or for all: what the `.txt` file beside it says.
 
         Raises:
             ValueError: a recording cannot be used (names the file), or as `encoders`.
         """
         predictions = []
-        for path, result in self.iter_recordings(paths):
+        for path, result in self.iter_recordings(paths, texts):
             if isinstance(result, str):
                 raise ValueError(result if str(path) in result else f"{path}: {result}")
             predictions.append(result)
         return predictions
 
+    def predict_texts(self, texts: Sequence[str | Transcript]) -> list[Prediction]:
+        """Predict for what is said alone.
+
+        Raises:
+            ValueError: the model does not take text, a text cannot be used (names its index), or as
+                `encoders`.
+        """
+        if isinstance(texts, str):
+            raise ValueError(
+                "predict_texts takes a list of texts: for a single one write predict_texts([text])"
+            )
+        self.check_takes_text()
+        predictions = []
+        for clip, result in self.iter_clips([text_clip(text, f"text {i}") for i, text in enumerate(texts)]):
+            if isinstance(result, str):
+                raise ValueError(f"{clip.key}: {result}")
+            predictions.append(result)
+        return predictions
+
     def iter_recordings(
-        self, paths: Sequence[str | Path], batch: int = 16, threads: int = 4
+        self,
+        paths: Sequence[str | Path],
+        texts: Sequence[str | Transcript | None] | None = None,
+        batch: int = 16,
+        threads: int = 4,
     ) -> Iterator[tuple[Path, Prediction | str]]:
         """(path, prediction) for each recording; for one that cannot be used, (path, cause).
 
         Args:
-            paths: of the recordings.
+            paths, texts: as of `predict_recordings`.
             batch: recordings that an encoder takes at once.
             threads: that decode.
+
+        Raises:
+            ValueError: a text is given that cannot be used, or there are not as many texts as paths.
+        """
+        given = [None] * len(paths) if texts is None else texts
+        if isinstance(given, str) or len(given) != len(paths):
+            raise ValueError(f"texts must be a list with an entry for each of the {len(paths)} recordings")
+        if any(text is not None for text in given):
+            self.check_takes_text()
+        files = [Path(path) for path in paths]
+        clips = [
+            clip_of(path, text, wants_text=self.takes_text) for path, text in zip(files, given, strict=True)
+        ]
+        for path, (_, answer) in zip(files, self.iter_clips(clips, batch, threads), strict=True):
+            yield path, answer
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether text is a modality of the model."""
+        return TEXT in self.model.feature_dims
+
+    def check_takes_text(self) -> None:
+        """Raise ValueError if text is not a modality of the model."""
+        if not self.takes_text:
+            raise ValueError(f"the model takes {listed(self.model.feature_dims)}, and no text: leave it out")
+
+    def iter_clips(
+        self, clips: Sequence[Clip], batch: int = 16, threads: int = 4
+    ) -> Iterator[tuple[Clip, Prediction | str]]:
+        """(clip, prediction) for each clip; for one that cannot be used, (clip, cause).
+
+        A modality that a clip lacks is logged with the cause.
+
+        Args:
+            clips: of `inference.recording`; their keys name them in logs.
+            batch, threads: as of `iter_recordings`.
         """
         encoders = self.encoders()
-        clips = [Clip(str(path), "", "", Path(path), Path(path)) for path in paths]
         keep_constant, _ = recorded_constant(self.model.provenance)
         with closing(decode_ahead(clips, encoders, threads, keep_constant)) as decoded:
             for clip, sample in zip(clips, encode(decoded, encoders, batch), strict=True):
-                assert clip.audio is not None
                 if isinstance(sample, BadSample):
-                    yield clip.audio, sample.cause
-                elif all(values is None for values in sample.features.values()):
-                    yield (
-                        clip.audio,
-                        "no features can be extracted: it may have no sound and no face",
-                    )
-                else:
-                    constant = dict.fromkeys(sample.meta.get(CONSTANT, ()), "it is constant")
-                    for modality, cause in (sample.meta.get(UNDECODABLE, {}) | constant).items():
-                        logger.warning("%s: predicted without its %s: %s", clip.audio, modality, cause)
-                    try:
-                        yield clip.audio, self.predict([sample.features])[0]
-                    except NotFiniteError:
-                        yield clip.audio, "the model's outputs for it are NaN or infinite"
+                    yield clip, sample.cause
+                    continue
+                if all(values is None for values in sample.features.values()):
+                    yield clip, f"no features of {listed(encoders)} can be made of it"
+                    continue
+                for modality, cause in missing_modalities(sample).items():
+                    logger.warning("%s: predicted without its %s: %s", clip.key, modality, cause)
+                try:
+                    yield clip, self.predict([sample.features])[0]
+                except NotFiniteError:
+                    yield clip, "the model's outputs for it are NaN or infinite"
 
     @torch.no_grad()
     def _predict(self, features: Mapping[str, Ragged]) -> list[Prediction]:
@@ -223,6 +286,19 @@ class Predictor:
         ]
 
 
+def missing_modalities(sample: Sample) -> dict[str, str]:
+    """Why each modality that a sample lacks is missing."""
+    causes = sample.meta.get(UNDECODABLE, {}) | dict.fromkeys(sample.meta.get(CONSTANT, ()), "it is constant")
+    lacking = [modality for modality, values in sample.features.items() if values is None]
+    return {modality: causes.get(modality, "no features can be made of it") for modality in lacking}
+
+
+def listed(names: Iterable[str]) -> str:
+    """ "audio, video and text"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def check_features(
     name: str, utterance: Features, dims: Mapping[str, int]
 ) -> dict[str, NDArray[np.float32] | None]:
@@ -236,12 +312,15 @@ def check_features(
             f"{name} is a {type(utterance).__name__}, not a mapping: give features by modality, such as "
             f"{{{', '.join(f'{m!r}: [steps, {dim}]' for m, dim in dims.items())}}}"
         )
+    # What the model does not take may be named, as long as it is missing.
+    if unknown := [str(m) for m, values in utterance.items() if values is not None and m not in dims]:
+        missing = [modality for modality in dims if utterance.get(modality) is None]
+        told = f"; it has no {listed(missing)}" if missing else ""
+        raise ValueError(f"{name} has {listed(unknown)}, but the model takes {listed(dims)}{told}")
     arrays: dict[str, NDArray[np.float32] | None] = dict.fromkeys(dims)
     for modality, values in utterance.items():
         if values is None:
             continue
-        if modality not in dims:
-            raise ValueError(f"{name} has {modality}, but the model takes {' and '.join(dims)}")
         try:
             array = np.asarray(values, np.float32)
         except (TypeError, ValueError):
@@ -256,7 +335,7 @@ def check_features(
             raise ValueError(f"{name}: {modality} has NaN or infinite values: leave such steps out")
         arrays[modality] = array
     if not any(array is not None and len(array) for array in arrays.values()):
-        raise ValueError(f"{name} has no steps in any of {list(dims)}")
+        raise ValueError(f"{name} has no steps in any of {listed(dims)}")
     return arrays
 
 

@@ -36,9 +36,10 @@ def reopen_encoder(
     if spec is None and not built_in and not settings.get("path") and not settings.get("revision"):
         # The encoder was a local folder, and an export records its name only. On a hub, that name may belong
         # to anybody.
+        option = f"--{modality}_encoder" if modality == "text" else f"--{modality}"
         raise ValueError(
             f"{modality}: the encoder was the folder {settings['id']!r} of another machine: get its files, "
-            f"and name their folder (awtpn predict --{modality} FOLDER)"
+            f"and name their folder (awtpn predict {option} FOLDER)"
         )
     spec = spec or str(settings.get("path") or settings["id"])
     encoders = find_encoders(modality)

@@ -157,6 +157,8 @@ class Sandbox:
         )
         write_tree(root / "recordings")
         put("both.mp4", root / "clip.mp4")
+        write_texts(root / "texts")
+        (root / "note.txt").write_text("I am so happy")
         write_arrays(root / "features.npz")
         write_arrays(root / "ravdess_features.npz")
         write_table(root / "features.csv")
@@ -164,9 +166,11 @@ class Sandbox:
         VIDEO["clip"](root / "hub" / "clip")
         for line in (
             "awtpn extract MELD.Raw data/meld --format meld",
+            "awtpn extract texts data/texts --audio none --video none --text chargrams",
             "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap --limit 20",
             "awtpn pack ravdess_features.npz data/ravdess --format npz",
             f"awtpn train --config configs/meld.yaml --run.dir runs/meld {SHORT}",
+            f"awtpn train --data.train data/texts --model.modalities text --run.dir runs/meld-text {SHORT}",
             f"python launch/train.py --config configs/iemocap.yaml --run.dir runs/try1 {SHORT}",
             "awtpn export runs/try1 my-model",
         ):
@@ -251,6 +255,15 @@ def write_arrays(path: Path) -> None:
         fold=np.arange(24) // 12,
         **features,
     )
+
+
+def write_texts(root: Path) -> None:
+    """What is said, as `--format recordings` reads it, without recordings."""
+    for split in ("train", "val", "test"):
+        for label in CLASSES:
+            path = root / split / label / "a.txt"
+            path.parent.mkdir(parents=True)
+            path.write_text(f"In {split} I am {label}")
 
 
 def write_table(path: Path) -> None:

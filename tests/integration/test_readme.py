@@ -77,6 +77,11 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn predict runs/meld clip.mp4 --png pictures": Run(
         makes="pictures", leaves="pictures/clip.mp4.png", says='"key": "clip.mp4"'
     ),
+    'awtpn predict runs/meld-text clip.mp4 --text "What a day!"': Run(says='"words": ["What", "a", "day!"]'),
+    'awtpn predict runs/meld-text --text "What a day!"': Run(says='"key": "text"'),
+    "awtpn predict runs/meld-text note.txt --png pictures": Run(
+        makes="pictures", leaves="pictures/note.txt.png", says="text word"
+    ),
     "awtpn cross-validate --help": Run(says="--sweep"),
     # Recordings.
     "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap": Run(

@@ -156,13 +156,16 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
             [{"audio": np.ones((2, 6))}, np.ones((2, 6))],
             "utterance 1 is a ndarray, not a mapping: give features",
         ),
-        ([{"audoi": np.ones((2, 6))}], "utterance 0 has audoi, but the model takes audio and video$"),
+        (
+            [{"audoi": np.ones((2, 6)), "video": np.ones((2, 5)), "pose": [[1.0]]}],
+            "utterance 0 has audoi and pose, but the model takes audio and video; it has no audio$",
+        ),
         ([{"video": [[1.0] * 5, [np.nan] * 5]}], "utterance 0: video has NaN or infinite values"),
         ([{"audio": np.full((1, 6), np.inf)}], "utterance 0: audio has NaN or infinite values"),
         ([{"audio": [[1.0] * 6, [1.0]]}], r"utterance 0: audio is not an array of numbers: .*\[steps, 6\]"),
         ([{"audio": "clip.wav"}], "utterance 0: audio is not an array of numbers"),
         ([{"audio": np.ones(6)}], r"utterance 0: audio has shape \(6,\), but the model takes \[steps, 6\]"),
-        ([{"audio": None}], "utterance 0 has no steps in any of"),
+        ([{"audio": None}], "utterance 0 has no steps in any of audio and video$"),
     ],
 )
 def test_features_that_cannot_be_answered(utterances: Any, told: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -10,9 +12,12 @@ import pytest
 from media_support import chirp, numbered, record, spoil
 
 from awtpn.cli.predict_recordings import picture_names
-from awtpn.inference.plot import FRAMES, Recording, draw, load
+from awtpn.inference.plot import draw
 from awtpn.inference.predictor import Prediction
+from awtpn.inference.recording import FRAMES, Recording, clip_of, load, text_clip
+from awtpn.model.modality_colors import modality_colors
 from shards.extraction.media import MediaError
+from shards.sources.transcripts import Transcript, transcript_of
 
 STEPS = {"audio": 0.1, "video": 0.1}
 
@@ -50,7 +55,7 @@ def test_frames_end_where_the_picture_does(tmp_path: Path) -> None:
         codec="mpeg4",
         sound=chirp(4.0),
     )
-    recording = load(path, STEPS)
+    recording = load(clip_of(path), STEPS)
     assert recording.duration == pytest.approx(4.0, abs=0.05)
     assert recording.pictures is not None
     assert len(recording.pictures) == 3, "of seven, which are 4 / 7 s apart"
@@ -85,23 +90,100 @@ def test_recordings_of_any_length_are_drawn(tmp_path: Path, seconds: float) -> N
 
 def test_names_are_no_formulas(tmp_path: Path) -> None:
     path = record(tmp_path / "$\\frac{$ %s.wav", sound=chirp(0.2))
-    drawn(load(path, STEPS), answer("$\\oops{$", audio=[0.5, 0.5]), tmp_path)
+    drawn(load(clip_of(path), STEPS), answer("$\\oops{$", audio=[0.5, 0.5]), tmp_path)
 
 
 def test_a_stream_that_cannot_be_decoded_is_not_shown(tmp_path: Path) -> None:
     """A model of sound alone has answered; the picture is of no concern to it."""
     path = record(tmp_path / "a.avi", [numbered(i) for i in range(10)], codec="mpeg4", sound=chirp(1.0))
     spoil(path, "video", range(10))
-    recording = load(path, STEPS)
+    recording = load(clip_of(path), STEPS)
     assert recording.pictures is None
     assert recording.sound is not None
     drawn(recording, answer(audio=[0.1] * 10), tmp_path)
     spoil(record(tmp_path / "b.avi", [numbered(0)] * 5, codec="mpeg4"), "video", range(5))
     with pytest.raises(MediaError, match=r"b.avi: no picture can be decoded"):
-        load(tmp_path / "b.avi", STEPS)
+        load(clip_of(tmp_path / "b.avi"), STEPS)
 
 
 def test_recordings_of_one_name_have_pictures_of_their_own() -> None:
     paths = [Path("a/x.mp4"), Path("/b/x.mp4"), Path("c/y.mp4")]
     assert list(picture_names(paths).values()) == ["a_x.mp4", "b_x.mp4", "y.mp4"]
     assert picture_names([paths[0], paths[0]]) == {paths[0]: "x.mp4"}
+
+
+# --- Words ---------------------------------------------------------------------------------------
+
+GREEN = np.array([int(modality_colors(["text"])["text"][i : i + 2], 16) for i in (1, 3, 5)]) / 255
+
+
+def bars(picture: np.ndarray) -> np.ndarray:
+    """The columns [W] of a picture above which a bar of a word ends."""
+    found = (np.abs(picture - GREEN).max(-1) < 0.02).sum(0) > 0
+    found[: picture.shape[1] // 16] = False  # the name of the axis has this color, too
+    return np.flatnonzero(found)
+
+
+def of_words(count: int, **others: list[float]) -> Prediction:
+    return answer(text=list(np.arange(1, count + 1) / (count * (count + 1) / 2)), **others)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Yes",
+        "I am so happy that you came",
+        "happy " * 60,
+        "incomprehensibilities " * 61,
+        "word " * 900,
+        "我不想嫁给李茶" * 8,
+        "مرحبا يا صديقي שלום עולם",
+        "👍🏽 👩‍👩‍👧 ไทย नमस्ते \u202eabc $\\frac{$ \u200d ﷽",
+    ],
+    ids=["one", "few", "sixty", "long", "many", "Chinese", "right to left", "others"],
+)
+@pytest.mark.parametrize("with_media", [False, True])
+def test_words_of_any_script_and_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, with_media: bool
+) -> None:
+    transcript = transcript_of(text)
+    assert transcript is not None
+    count = len(transcript.words)
+    if with_media:
+        recording = replace(red(2.0, None), transcript=transcript)
+        weights = of_words(count, audio=[], video=[0.05] * 20)
+    else:
+        recording, weights = load(text_clip(text), {}), of_words(count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = drawn(recording, weights, tmp_path)
+    columns = bars(picture)
+    assert np.ptp(columns) > 0.55 * picture.shape[1], "a bar for each, over the whole width"
+    # At most a line on fonts, and it does not name the characters.
+    assert len(caplog.records) <= 1
+    assert caplog.text.isascii()
+    assert all(word not in caplog.text for word in ("ZWJ", "CJK UNIFIED", "THAI"))
+
+
+def test_words_lie_at_their_times_if_these_are_known(tmp_path: Path) -> None:
+    words = ("one", "two")
+    timed = Transcript(words, ((0.0, 0.4), (3.0, 3.4)))
+    weights = answer(text=[0.6, 0.4], video=[1 / 40] * 40)
+    recording = red(4.0, None)
+    whole = np.ptp(bars(drawn(replace(recording, transcript=Transcript(words)), weights, tmp_path)))
+    columns = bars(drawn(replace(recording, transcript=timed), weights, tmp_path))
+    # Without times, each has half of the 4 s, less the gap between bars.
+    assert np.ptp(columns) / whole == pytest.approx((3.4 - 0.4 * 0.14) / (4 - 2 * 0.14), abs=0.01)
+    gap = np.diff(columns).max()
+    assert gap / np.ptp(columns) == pytest.approx((2.6 + 0.4 * 0.14) / (3.4 - 0.4 * 0.14), abs=0.01)
+    # Text alone has no time axis.
+    alone = replace(load(text_clip(timed), {}), transcript=timed)
+    assert np.ptp(bars(drawn(alone, answer(text=[0.6, 0.4]), tmp_path))) == pytest.approx(whole, abs=2)
+
+
+def test_a_recording_without_words_is_drawn_as_before(tmp_path: Path) -> None:
+    weights = answer(video=[0.05] * 20)
+    before = drawn(red(2.0, None), weights, tmp_path)
+    after = drawn(red(2.0, None), answer(video=[0.05] * 20, text=[]), tmp_path)
+    assert before.shape == after.shape
+    assert not len(bars(after))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoders_support import TEXTS
 from extraction_support import (
     extracted,
 )
 from support import same_bits_or_close
 
-from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.extraction.encoders import open_audio_encoder, open_text_encoder, open_video_encoder
 from shards.extraction.reopen_encoder import reopen_encoder
 from shards.format.feature_space import describe
 from shards.sources.base import ClipSource
@@ -55,3 +56,19 @@ def test_an_encoder_is_opened_again_as_it_was_recorded(tmp_path: Path, tones: Cl
         settings = video.settings
         assert reopen_encoder("video", settings).settings == settings
         assert "step_seconds 0.5" in describe(settings)
+
+
+def test_an_encoder_of_text_is_opened_again(tmp_path: Path) -> None:
+    words = [("I", "am", "happy")]
+    built_in = open_text_encoder("chargrams", width=64)
+    assert built_in is not None
+    again = reopen_encoder("text", built_in.settings)
+    assert (again.encode(words)[0] == built_in.encode(words)[0]).all()
+    bert = open_text_encoder(str(TEXTS["bert"](tmp_path / "bert")), layer=1)
+    assert bert is not None
+    (tmp_path / "bert").rename(tmp_path / "moved")
+    moved = reopen_encoder("text", bert.settings, spec=str(tmp_path / "moved"))
+    assert same_bits_or_close(moved.encode(words)[0], bert.encode(words)[0])
+    exported = {name: value for name, value in bert.settings.items() if name != "path"}
+    with pytest.raises(ValueError, match=r"name their folder \(awtpn predict --text_encoder FOLDER\)"):
+        reopen_encoder("text", exported)
