@@ -3,6 +3,6 @@
 - `extract`: recordings to a dataset; `shard_jobs`: which clips make which shard, on which rank;
   `shard_records`: what is finished; `heartbeat`: notices ranks that hang or are gone
 - `text_features`: features of text for utterances whose other features exist already
-- `pipeline`: decode and encode clips; `media/`: decoding; `encoders/`: waves and pictures to features;
+- `pipeline`: decode and encode clips; `media/`: decoding; `encoders/`: waves, pictures and words to features;
   `reopen_encoder`: the encoder of recorded features
 """

@@ -1,6 +1,7 @@
-"""Hashed character n-grams of each word (fastText's parts of words, without training), without weights.
+"""Hashed character n-grams of each word, without weights.
 
-A word is brought to one form: Unicode's NFKC, folded case, one kind of apostrophe. Its parts are
+fastText learns vectors of such parts of words (Bojanowski et al., 2017); here they are hashed instead. A word
+is brought to one form: Unicode's NFKC, folded case, one kind of apostrophe. Its parts are
 
 - all runs of 2 to 5 characters of " word ", where the spaces mark its begin and its end;
 - " word " as a whole, if it is longer than that;

@@ -116,9 +116,10 @@ class HFText:
         while at < len(windows):
             batch = windows[at : at + max(1, self._batch // len(windows[at].tokens))]
             for window, states in zip(batch, self._hidden([window.tokens for window in batch]), strict=True):
-                used = window.words >= 0
-                np.add.at(sums[window.text], window.words[used], states[used])
-                np.add.at(counts[window.text], window.words[used], 1)
+                used = np.flatnonzero(window.words >= 0)
+                words, first = np.unique(window.words[used], return_index=True)
+                sums[window.text][words] += np.add.reduceat(states[used], first, dtype=np.float64)
+                counts[window.text][words] += np.diff(first, append=len(used))
             at += len(batch)
         return [
             (total / np.maximum(count, 1)[:, None]).astype(np.float32)
@@ -191,7 +192,7 @@ def _needs_spaces(tokenizer: Any) -> bool:
     state = loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
     return any(
         (each["type"] == "ByteLevel" and not each["add_prefix_space"])
-        or (each["type"] == "Metaspace" and each["prepend_scheme"] == "never")
+        or (each["type"] == "Metaspace" and each.get("prepend_scheme") == "never")
         for each in state.get("pretokenizers", [state])
         if "type" in each
     )

@@ -142,6 +142,25 @@ def test_options_reach_source_and_encoders(tmp_path: Path) -> None:
     assert len(features(tmp_path / "d", "train")["train_calm_a"]["video"]) == 2
 
 
+def test_text_is_extracted_beside_the_others(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t")
+    for split, label in (("train", "calm"), ("train", "happy"), ("test", "calm")):
+        (tree / split / label / "a.txt").write_text("what a day")
+    options = ["--video", "none", "--text", "chargrams", "--text_width", 16, "--store_text"]
+    awtpn("extract", tree, tmp_path / "d", *options)
+    _, manifest, _ = open_dataset(str(tmp_path / "d"))
+    assert {name: modality.dim for name, modality in manifest.modalities.items()} == {"audio": 80, "text": 16}
+    found = features(tmp_path / "d", "train")
+    assert {key: len(of["text"]) for key, of in found.items() if len(of["text"])} == {
+        "train_calm_a": 3,
+        "train_happy_a": 3,
+    }
+    with pytest.raises(SystemExit, match=r"chargrams: width=0; it must be from 1"):
+        awtpn("extract", tree, tmp_path / "x", "--text", "chargrams", "--text_width", 0)
+    with pytest.raises(SystemExit, match=r"store_text .* give an encoder of text"):
+        awtpn("extract", tree, tmp_path / "x", "--store_text")
+
+
 def test_a_limit_draws_evenly(tmp_path: Path) -> None:
     source = limited(recordings.read(write_tree(tmp_path)), 2)
     assert [(clip.split, clip.label) for clip in source.clips] == [  # type: ignore[union-attr]

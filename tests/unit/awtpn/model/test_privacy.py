@@ -26,7 +26,7 @@ from awtpn.model.model_card import render_card
 from awtpn.model.privacy import basename, public_card, public_provenance
 from awtpn.training.trainer import main as train
 from shards import Sample, pack
-from shards.extraction.encoders import open_audio_encoder, open_video_encoder
+from shards.extraction.encoders import open_audio_encoder, open_text_encoder, open_video_encoder
 from shards.extraction.reopen_encoder import reopen_encoder
 from shards.format.feature_space import extraction_provenance, space_of
 
@@ -142,10 +142,12 @@ def test_an_export_of_before_is_not_pushed(tmp_path: Path) -> None:
         main(["push", str(tmp_path / "my model"), "someone/emotions"])
 
 
-@pytest.mark.parametrize("built_in", ["logmel", "descriptor", "descriptor with faces"])
+@pytest.mark.parametrize("built_in", ["logmel", "descriptor", "descriptor with faces", "chargrams"])
 def test_settings_of_built_in_encoders_stay_whole(built_in: str) -> None:
     if built_in == "logmel":
         encoder: Any = open_audio_encoder("logmel")
+    elif built_in == "chargrams":
+        encoder = open_text_encoder("chargrams")
     else:
         encoder = open_video_encoder("descriptor", faces="opencv" if "faces" in built_in else "none")
     provenance = extraction_provenance({"audio": encoder})
