@@ -220,6 +220,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "python tests/benchmarks/step.py": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_both_steps_learn_the_same_utterances"]
     ),
+    "python tests/benchmarks/text_width.py": Elsewhere(
+        ["unit/shards/extraction/test_text.py::test_the_width_is_measured_on_generated_text"]
+    ),
     # It measures for ten minutes; here without GPUs.
     "awtpn bench": Elsewhere(["unit/awtpn/bench/test_bench.py::test_the_command_writes_what_it_measures"]),
     "awtpn bench --device cuda --out gpu.md": Elsewhere(

@@ -3,7 +3,7 @@
 fastText learns vectors of such parts of words (Bojanowski et al., 2017); here they are hashed instead. A word
 is brought to one form: Unicode's NFKC, folded case, one kind of apostrophe. Its parts are
 
-- all runs of 2 to 5 characters of " word ", where the spaces mark its begin and its end;
+- all runs of 3 or 4 characters of " word ", where the spaces mark its begin and its end;
 - " word " as a whole, if it is longer than that;
 - a mark if it has two or more letters, all of them capitals ("OH"), since folding hides that it is shouted.
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-SHORTEST, LONGEST = 2, 5
+SHORTEST, LONGEST = 3, 4
 MARK = " "
 SHOUTED = "shouted  "  # cannot be part of a word, which has no spaces inside
 # A longer word is no word of a language (an address, noise); only so many characters of it count.
@@ -44,7 +44,7 @@ class CharGrams:
     modality = "text"
     name = "chargrams"
 
-    def __init__(self, *, width: int = 1024) -> None:
+    def __init__(self, *, width: int = 4096) -> None:
         if not 1 <= width <= MOST_FEATURES:
             raise ValueError(f"chargrams: width={width}; it must be from 1 to {MOST_FEATURES}")
         self.dim = width

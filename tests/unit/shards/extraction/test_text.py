@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
@@ -67,8 +68,8 @@ def metadata(folder: Path) -> dict[str, dict[str, Any]]:
 def test_the_features_of_a_word_are_the_same_on_every_machine() -> None:
     features = encoded("Happy", "ok", width=16)
     expected = {
-        "Happy": [-2, 0, 0, 2, -1, 2, 2, 1, 0, 2, 0, 2, 1, 0, 0, -2],
-        "ok": [0, 1, 0, 0, 0, 0, 0, -1, -1, 0, -1, 0, 0, 0, 0, 0],
+        "Happy": [0, 0, 0, 2, -1, 0, 0, 1, 0, 2, 0, 1, 1, 0, 0, 0],
+        "ok": [0, 1, 0, 0, 0, 0, 0, -1, -1, 0, 0, 0, 0, 0, 0, 0],
     }
     assert features.dtype == np.float32
     for row, whole in zip(features, expected.values(), strict=True):
@@ -112,6 +113,28 @@ def test_width_is_an_option_and_part_of_the_feature_space() -> None:
     assert open_text_encoder("none") is None
     with pytest.raises(ValueError, match=r"layer=1: the encoder 'chargrams' has no such option"):
         open_text_encoder("chargrams", layer=1)
+
+
+def test_the_width_is_measured_on_generated_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = REPO / "tests" / "benchmarks" / "text_width.py"
+    spec = importlib.util.spec_from_file_location("text_width", path)
+    assert spec is not None
+    assert spec.loader is not None
+    measured: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measured)
+    first, again = measured.generate(3), measured.generate(3)
+    assert first["val"][0] == again["val"][0]
+    assert any(word.startswith("happ") for words in first["train"][0] for word in words)
+    monkeypatch.setattr(measured, "SIZES", {"train": 300, "val": 60, "test": 60})
+    monkeypatch.setattr(measured, "WIDTHS", (16, 256))
+    monkeypatch.setattr("sys.argv", ["text_width.py", "--corpora", "1", "--out", str(tmp_path)])
+    measured.main()
+    [table] = tmp_path.glob("text-width-*.md")
+    assert table.read_text() == capsys.readouterr().out
+    assert "| 256 | " in table.read_text()
+    assert measured.narrowest({256: 40.0, 512: 49.5, 1024: 50.2, 2048: 49.9}) == 512
 
 
 # --- Extraction ----------------------------------------------------------------------------------
