@@ -7,6 +7,7 @@
 - `finite_outputs`: names the utterances whose outputs are NaN or infinite
 - `files`: weights, card and checksums; `model_card`, `hub`, `privacy`: for sharing a model;
   `published_weights`: loads checkpoints of the published code
+- `modality_colors`: the color of each modality in pictures
 - `device`: choose a device, copy to it; `flops`: FLOPs of a training step; `matrix_products`: whether matrix
   products are bit-exact on this machine
 """

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from awtpn.model.modality_colors import PALETTE, modality_colors
 from awtpn.tracking.snapshot import Example
 from shards.safe_io.printable import printable
 
@@ -19,7 +20,7 @@ Image = NDArray[np.uint8]  # [H, W, 3]
 
 DPI = 110
 TOP = 0.45  # height of the title, inches
-COLORS = {"audio": "#0072b2", "video": "#d55e00"}  # from the palette of Okabe and Ito
+BLUE, VERMILION = PALETTE[:2]
 GRAY, DARK = "#767676", "#222222"
 LETTER_IN = 0.075  # width of a letter of the labels, inches
 MOST_NUMBERS = 20  # a matrix with more rows has no numbers in its cells
@@ -72,7 +73,7 @@ def prototype_map(
 
     beside = _axes(figure, left + side + 0.25, bottom, bar, side)
     moved = np.zeros(count) if before is None else np.linalg.norm(prototypes - before, axis=1)
-    beside.barh(np.arange(count), moved, height=0.7, color=COLORS["audio"])
+    beside.barh(np.arange(count), moved, height=0.7, color=BLUE)
     beside.set_ylim(axes.get_ylim())
     beside.set_xlim(0, max(1.5 * float(moved.max(initial=0)), 1e-6))
     beside.set_yticks([])
@@ -93,14 +94,14 @@ def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title
     Weights are shown as multiples of the uniform weight, which is the thin line. All rows of a column have
     the same scale. On the left are the true class, and the predicted one with its probability.
     """
-    modalities = list(examples[0].weights) if examples else ["audio"]
+    colors = modality_colors(examples[0].weights if examples else ())
     left, column, gap, row = 2.35, 3.6, 0.35, 0.72
     height = row * max(len(examples), 1)
-    width = left + len(modalities) * (column + gap)
+    width = left + max(len(colors), 1) * (column + gap)
     figure = _figure(width, 0.45 + height + 0.25 + TOP, title)
-    for m, modality in enumerate(modalities):
+    for m, (modality, color) in enumerate(colors.items()):
         axes = _axes(figure, left + m * (column + gap), 0.45, column, height)
-        _draw_weights(axes, [e.weights[modality] for e in examples], modality)
+        _draw_weights(axes, [e.weights[modality] for e in examples], modality, color)
     names = _axes(figure, 0, 0.45, left, height)
     names.set_xlim(0, left)
     names.set_ylim(len(examples), 0)
@@ -110,13 +111,13 @@ def weights_over_time(examples: Sequence[Example], classes: Sequence[str], title
         label, predicted = (_shorten(classes[i]) for i in (example.label, example.predicted))
         verdict = f"{'✓' if right else '✗'} {predicted} {100 * example.probability:.0f} %"
         names.text(0.15, i + 0.3, label, fontsize=9, color=DARK, va="center", weight="bold")
-        color = COLORS["audio"] if right else COLORS["video"]
+        color = BLUE if right else VERMILION
         names.text(0.15, i + 0.56, verdict, fontsize=8.5, color=color, va="center")
         names.text(0.15, i + 0.8, _shorten(example.key), fontsize=7, color=GRAY, va="center")
     return _array(figure)
 
 
-def _draw_weights(axes: Any, rows: Sequence[NDArray[np.float32]], modality: str) -> None:
+def _draw_weights(axes: Any, rows: Sequence[NDArray[np.float32]], modality: str, color: str) -> None:
     multiples = [np.nan_to_num(weights * len(weights)) for weights in rows]
     largest = max([1.0, *(float(m.max()) for m in multiples if len(m))])
     top = 1.15 * max(largest, 2.0)
@@ -126,7 +127,7 @@ def _draw_weights(axes: Any, rows: Sequence[NDArray[np.float32]], modality: str)
             axes.text(0.5, i + 0.6, f"no {modality}", fontsize=8, color=GRAY, va="center")
             continue
         axes.stairs(base - 0.94 * of / top, np.arange(len(of) + 1), baseline=base, fill=True, lw=0)
-        axes.patches[-1].set_facecolor(COLORS.get(modality, GRAY))
+        axes.patches[-1].set_facecolor(color)
         axes.plot([0, len(of)], [base - 0.94 / top] * 2, color=DARK, lw=0.6, alpha=0.6)
         axes.plot([0, len(of)], [base] * 2, color=GRAY, lw=0.6)
     axes.set_xlim(0, max([1, *(len(m) for m in multiples)]))

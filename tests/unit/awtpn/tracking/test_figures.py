@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from awtpn.model.modality_colors import modality_colors
 from awtpn.tracking.figures import (
-    COLORS,
+    BLUE,
+    VERMILION,
     confusion_matrix,
     distances_between,
     prototype_map,
@@ -94,7 +96,7 @@ def example(label: int, predicted: int, **weights: list[float]) -> Example:
 def test_weights_fill_areas_of_their_size() -> None:
     even = [0.25] * 4
     peak = [0.0, 1.0, 0.0, 0.0]
-    blue, red = COLORS["audio"], COLORS["video"]
+    blue, red = BLUE, VERMILION
     # One scale per column, so that with a peak among them the even weights take a quarter of their height.
     flat = weights_over_time([example(0, 0, audio=even)] * 2, CLASSES, "")
     mixed = weights_over_time([example(0, 0, audio=even), example(0, 0, audio=peak)], CLASSES, "")
@@ -107,6 +109,21 @@ def test_weights_fill_areas_of_their_size() -> None:
     assert both.shape == missing.shape
     nan = weights_over_time([example(0, 0, audio=[float("nan"), 1.0])], CLASSES, "")
     assert nan.shape[1] == flat.shape[1]
+
+
+def test_each_modality_has_a_column_of_its_color() -> None:
+    even = [0.25] * 4
+    names = ["audio", "video", "text", "pose"]
+    widths = []
+    for used in range(1, 5):
+        shown = names[:used]
+        drawn = weights_over_time([example(0, 0, **dict.fromkeys(shown, even))] * 2, CLASSES, "")
+        widths.append(drawn.shape[1])
+        # The verdict is blue, too.
+        assert [
+            name for name, color in modality_colors(names).items() if share_of(drawn, color) > 0.02
+        ] == shown
+    assert len(set(np.diff(widths))) == 1
 
 
 def test_the_same_validation_is_drawn_the_same() -> None:
