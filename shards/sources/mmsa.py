@@ -72,7 +72,7 @@ def read(
     label_set: str = "classification",
     text: bool = False,
     text_encoder: str | None = None,
-    modalities: Sequence[str] = ("audio", "video"),
+    modalities: tuple[str, ...] = ("audio", "video"),
 ) -> Source:
     """Read an MMSA pickle.
 

@@ -21,12 +21,11 @@ from shards.safe_io.file_names import existing
 from shards.sources.base import Source, logger, named_splits, split_of
 from shards.sources.table_rows import read_rows
 
-MODALITIES = ("audio", "video")
 REQUIRED = ("key", "split", "label")
 
 
 def read(
-    source: str | Path, labels: list[str] | None = None, modalities: Sequence[str] = MODALITIES
+    source: str | Path, labels: list[str] | None = None, modalities: Sequence[str] = ("audio", "video")
 ) -> Source:
     """Read a table.
 
@@ -41,7 +40,7 @@ def read(
         ValueError: no such table, not one, a column is missing, or labels that differ only in case.
     """
     path = Path(source)
-    rows = read_rows(path, text=(*REQUIRED, *MODALITIES))
+    rows = read_rows(path, text=(*REQUIRED, *modalities))
     for number, row in enumerate(rows, start=1):
         missing = [name for name in REQUIRED if name not in row]
         if missing or not any(name in row for name in modalities):
@@ -51,7 +50,8 @@ def read(
     splits = named_splits((row["split"] for row in rows), str(path))
     for name, values in _paths_kept_as_text(rows, modalities).items():
         logger.warning(
-            "%s: column %r names .npy files (%s), but only %s are features: it is kept as text",
+            "%s: column %r names .npy files (%s), but only %s are features: it is kept as text; to make it "
+            "features, name it among --modalities",
             path,
             name,
             values,
