@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from shlex import quote
 
+from awtpn.model.settings import DEFAULT_WEIGHTS
 from shards.format.schema import Manifest
 from shards.safe_io.printable import join_lines, plural
 
@@ -29,8 +29,10 @@ def how_to_train(manifest: Manifest, out: str) -> str:
     """
     modalities, columns = list(manifest.modalities), list(manifest.columns)
     keys = f"--data.train {quote(out)}"
-    if len(modalities) == 1:
-        keys += f" --model.modalities '{json.dumps(modalities)}'"
+    if set(modalities) != set(DEFAULT_WEIGHTS):
+        # Those of the default model first: of a pair the first is the anchor.
+        modalities.sort(key=lambda name: [*DEFAULT_WEIGHTS, name].index(name))
+        keys += f" --model.modalities {','.join(modalities)}"
     if list(manifest.splits) != ["all"]:
         return f"python launch/train.py {keys}"
     if not columns:

@@ -123,9 +123,7 @@ def ensure_demo(cache_dir: str | Path) -> str:
 def _settings() -> dict[str, object]:
     """The constants above."""
     return {
-        name.lower(): value
-        for name, value in globals().items()
-        if name.isupper() and name not in NO_SETTINGS
+        name.lower(): value for name, value in globals().items() if name.isupper() and name not in NO_SETTINGS
     }
 
 
