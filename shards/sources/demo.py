@@ -3,8 +3,8 @@
 Each class has a direction per modality. In an utterance only some steps (about 15 %) are informative: they
 are close to the direction of its class. All others are noise with a far larger norm than the signal, shifted
 by an offset of the utterance. The noise dominates the plain mean over time; a model that finds the
-informative steps can read the class from them. The metadata says which steps they are. Modalities besides audio and video
-can be had, too, such as text.
+informative steps can read the class from them. The metadata says which steps they are. Further modalities,
+such as text, are made on request.
 """
 
 from __future__ import annotations

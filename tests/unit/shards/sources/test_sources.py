@@ -168,7 +168,7 @@ def test_modalities_of_a_table_are_those_that_are_named(
     awtpn(["pack", str(path), str(arrays / "out"), "--format", "table", "--modalities", "audio,text"])
     stream = FeatureStream(str(arrays / "out"))
     assert {name: of.dim for name, of in stream.modalities.items()} == {"audio": 3, "text": 2}
-    with pytest.raises(ValueError, match="t.csv: no row has 'txt', which --modalities names"):
+    with pytest.raises(ValueError, match=r"t.csv: no row has 'txt', which --modalities names"):
         table.read(path, modalities=["audio", "txt"])
 
 
