@@ -2,7 +2,8 @@
 
     python launch/ablate.py --config configs/ravdess.yaml --by fold --seeds 0 1 --dir runs/ravdess-ablations
 
-Variants are lines of configs/ablations.yaml: each loss term off, AWM off, one modality, more prototypes.
+Variants are lines of configs/ablations.yaml: each loss term off, AWM off, one modality alone or left
+out, more prototypes.
 Further options are those of launch/train.py and are passed to every run. Runs are shared, resumed and not
 repeated as those of launch/cross_validate.py are, and a folder that it wrote can serve as DIR/base.
 """
@@ -35,12 +36,13 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     options, training = parse_own_options(parser, words)
 
+    from awtpn.config.command_line import parse_command_line
     from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants  # here: see cross_validate
     from awtpn.experiments.runner import PYTHON
 
     ablate(
         training,
-        read_variants(options.variants or VARIANTS_FILE, options.only),
+        read_variants(options.variants or VARIANTS_FILE, options.only, parse_command_line(training)[0]),
         options.by,
         options.seeds,
         options.dir,

@@ -15,11 +15,12 @@ import numpy as np
 import yaml
 
 from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import Config
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
-from awtpn.learning.settings import TERMS
+from awtpn.experiments.variants import Variants, expand
 from awtpn.metrics.classification import SUMMARY
 from awtpn.metrics.confidence_intervals import standard_error, t_interval
 from awtpn.run.atomic_write import write_atomically, write_json
@@ -29,10 +30,7 @@ from shards.storage.credentials import has_secrets, redact
 
 BASE = "base"
 METRIC = "w-F1"
-LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
 VARIANTS_FILE = Path(__file__).parents[2] / "configs" / "ablations.yaml"
-
-Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
 
 
 def ablate(
@@ -83,10 +81,17 @@ def ablate(
     return results
 
 
-def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Variants:
+def read_variants(
+    path: Path = VARIANTS_FILE, only: Sequence[str] = (), base: Config | None = None
+) -> Variants:
     """Read the variants of a YAML file, `{name: {dotted.key: value}}`; `only` those named, if any are.
 
-    A variant whose name holds `{term}` stands for one variant per loss term, with `{weight}` in its keys.
+    A variant whose name holds `{term}` or `{modality}` stands for several: see `experiments.variants`.
+
+    Args:
+        path: the file.
+        only: names of variants.
+        base: the configuration that they change; default: the default one.
 
     Raises:
         ValueError: the file is not of this form, or has no variant of that name.
@@ -98,7 +103,7 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
         raise ValueError(f"{path} is not YAML: {cause}") from None
     if not isinstance(variants, dict) or not all(isinstance(v, dict) and v for v in variants.values()):
         raise ValueError(f"{path}: write a line per variant, NAME: {{dotted.key: value}}")
-    variants = expand_terms(variants)
+    variants = expand(variants, base or Config())
     taken = {BASE: BASE}
     for name, overrides in variants.items():
         if not isinstance(name, str) or folder_name(folder_of(name)) != folder_of(name) or name == BASE:
@@ -117,19 +122,6 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
     if unknown := [name for name in only if name not in variants]:
         raise ValueError(f"{path} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
     return {name: overrides for name, overrides in variants.items() if not only or name in only}
-
-
-def expand_terms(variants: Variants) -> Variants:
-    """Replace a variant `{term} off: {loss.{weight}: 0.0}` by one for each loss term."""
-    expanded: Variants = {}
-    for name, overrides in variants.items():
-        if "{term}" not in str(name):
-            expanded[name] = overrides
-            continue
-        for term, weight in TERMS.items():
-            named = name.replace("{term}", LONG_NAMES.get(term, term))
-            expanded[named] = {str(key).replace("{weight}", weight): x for key, x in overrides.items()}
-    return expanded
 
 
 def folder_of(name: str) -> str:
