@@ -16,6 +16,7 @@ from awtpn.config.settings import DEMO
 from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines import engines_for
 from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, parse_buckets, read_buckets
+from awtpn.model.settings import ModelConfig
 from awtpn.run.data import demo_dataset
 from shards.format.split_names import find_split
 from shards.safe_io.markdown import bold, table
@@ -70,7 +71,7 @@ def report(words: Sequence[str]) -> str:
     config, launch = parse_command_line(["--config", options.config, *deepspeed, *overrides])
     file = launch.deepspeed_file
     buckets = read_buckets(Path(file)) if file else parse_buckets(ZERO)
-    data = data_from_options(options) if options.steps else data_from_corpus(config)
+    data = data_from_options(options, config.model) if options.steps else data_from_corpus(config)
     on_gpu = options.device == "cuda"
     lines = []
     for ranks in options.ranks:
@@ -142,16 +143,24 @@ def deviation(lengths: Lengths) -> float:
     return float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
 
 
-def data_from_options(options: argparse.Namespace) -> Data:
-    """Data of `--steps`, `--features` and `--classes`.
+def data_from_options(options: argparse.Namespace, model: ModelConfig) -> Data:
+    """Data of `--steps`, `--features` and `--classes`, for a model of these modalities.
 
     Assumes float16 features, and lengths whose standard deviation is their mean and whose maximum is ten
     times their mean.
+
+    Raises:
+        ValueError: sizes of a modality are missing, or it is none of the model's; names the fix.
     """
     steps, dims = parse_pairs(options.steps, "--steps"), parse_pairs(options.features or [], "--features")
     if steps.keys() != dims.keys():
         raise ValueError(
             f"--steps names {sorted(steps)}, but --features {sorted(dims)}: give both for each modality"
+        )
+    if steps.keys() != model.modalities.keys():
+        raise ValueError(
+            f"--steps names {', '.join(steps)}, but model.modalities {', '.join(model.modalities)}: give the "
+            f"sizes of all these, or --model.modalities {','.join(steps)}"
         )
     mean = {m: float(n) for m, n in steps.items()}
     return Data(dims, 2, options.classes, mean, mean, {m: 10 * n for m, n in steps.items()})
