@@ -51,8 +51,8 @@ def step_flops(
             flops["attention"] += _attention_flops(of, dim, recompute)
         # Mean and weighted sum of h, forward and backward; then the log-softmax of the align term.
         flops["losses"] += 10 * h + 15 * steps * classes
-    # On the utterances' vectors: two cosines and two norms per pair of modalities, and the classifier; backward
-    # is twice forward.
+    # Two cosines and two norms per pair of modalities, and the classifier, on the utterances' vectors.
+    # Backward is twice forward.
     pooled, pairs = utterances * dim, math.comb(len(lengths), 2)
     flops["losses"] += 54 * pooled * pairs + 6 * pooled * classes
     flops["optimizer"] = 18.0 * parameter_count(feature_dims, dim, classes, prototypes_per_class, adaptive)

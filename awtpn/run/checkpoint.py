@@ -253,11 +253,11 @@ def _describe_copy(
     of_classes = "prototypes and classifier"
     copied, new = list(common), [name for name in ours if name not in common]
     (copied if same_classes else new).append(of_classes)
-    line = f"run.init_from: {', '.join(copied)} start with the weights of {folder}"
+    line = f"run.init_from: weights from {folder}: {', '.join(copied)}"
     if new:
-        line += f"; {', '.join(new)} start at random"
+        line += f"; random ones: {', '.join(new)}"
     if unused := [name for name in theirs if name not in common]:
-        line += f"; its {', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used"
+        line += f"; not used: {', '.join(unused)}"
     return line
 
 

@@ -222,7 +222,9 @@ def test_other_labels_get_a_new_classifier(saved: tuple[Path, AWTPN, torch.optim
 
     other = AWTPN(model.config, model.feature_dims, ["calm", "happy", "sad", "bored"])
     fresh = other.classifier.weight.clone()
-    checkpoint.init_from(folder, other)
+    assert checkpoint.init_from(folder, other).endswith(
+        "audio, video; random ones: prototypes and classifier"
+    )
     assert torch.equal(other.ses["audio"].weight, model.ses["audio"].weight)
     assert torch.equal(other.classifier.weight, fresh)
 
@@ -243,17 +245,17 @@ def weights_of(model: AWTPN) -> dict[str, Tensor]:
         (
             ["audio", "video"],
             ["audio", "video", "text"],
-            r"audio, video, prototypes and classifier start with the weights of \S+; text start at random$",
+            r"from \S+old: audio, video, prototypes and classifier; random ones: text$",
         ),
         (
             ["audio", "video", "text"],
             ["text"],
-            r"text, prototypes and classifier start with .*\S; its audio, video are not used$",
+            r"from \S+old: text, prototypes and classifier; not used: audio, video$",
         ),
         (
             ["text", "audio"],
             ["video", "text"],
-            r"text, prototypes and .*; video start at random; its audio is not used$",
+            r"from \S+old: text, prototypes and classifier; random ones: video; not used: audio$",
         ),
     ],
 )
@@ -296,7 +298,7 @@ def test_features_of_another_space_are_refused_in_modalities_in_common(tmp_path:
         checkpoint.init_from(tmp_path / "old", new)
     without = small_model(dtype=torch.float32)
     without.provenance = space(256)
-    assert "its text is not used" in checkpoint.init_from(tmp_path / "old", without)
+    assert "not used: text" in checkpoint.init_from(tmp_path / "old", without)
 
 
 def test_the_state_file_names_what_it_saved(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:
