@@ -111,7 +111,8 @@ def data_from_corpus(config: Config) -> Data:
     """
     data = config.data
     url = demo_dataset(data.cache_dir) if data.train == DEMO else data.train
-    fix = "pack it, or give its sizes: --steps audio=120 video=60 --features audio=1024 video=512"
+    steps, features = (" ".join(f"{m}={n}" for m in config.model.modalities) for n in (60, 1024))
+    fix = f"pack it, or give its sizes, such as --steps {steps} --features {features}"
     try:
         found = info(url, cache_dir=data.cache_dir, storage_options=data.storage_options)
     except ValueError as error:
@@ -167,12 +168,12 @@ def data_from_options(options: argparse.Namespace, model: ModelConfig) -> Data:
 
 
 def parse_pairs(words: Sequence[str], option: str) -> dict[str, int]:
-    """["audio=120"] -> {"audio": 120}."""
+    """["text=30"] -> {"text": 30}."""
     found = {}
     for word in words:
         name, mark, number = word.partition("=")
         if not mark or not number.isdigit():
-            raise ValueError(f"{option} takes NAME=NUMBER, such as audio=120, not {word!r}")
+            raise ValueError(f"{option} takes NAME=NUMBER, such as text=30, not {word!r}")
         found[name] = int(number)
     return found
 

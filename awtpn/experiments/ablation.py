@@ -130,7 +130,7 @@ def folder_of(name: str) -> str:
 
 
 def arguments_of(overrides: Mapping[str, Any]) -> list[str]:
-    """{"model.modalities": ["audio"]} -> ["--model.modalities=[audio]"]."""
+    """{"model.awm": "uniform"} -> ["--model.awm=uniform"]."""
     return [f"--{key}={_as_yaml(value)}" for key, value in overrides.items()]
 
 

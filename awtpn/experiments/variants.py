@@ -50,7 +50,7 @@ def of_modalities(name: str, overrides: dict[str, Any], used: list[str], taken: 
     """A variant for each modality in use.
 
     Where it selects modalities, it is left out if it would be the base, or the same as another variant: with
-    two modalities, "without audio" is "video alone".
+    two modalities, without the one is the other alone.
 
     Args:
         name, overrides: the line.
@@ -81,7 +81,7 @@ def fill_in(value: Any, modality: str, used: Sequence[str]) -> Any:
 
 
 def by_given_keys(overrides: dict[str, Any], base: Config) -> dict[str, Any]:
-    """The overrides, where alpha_audio and the like are named as in `base`, if it has them in the map."""
+    """The overrides, with keys of OLD_KEYS replaced by those of the map, where `base` has the latter."""
     names = {
         f"model.{old}": f"{MODALITIES}.{modality}.{setting}"
         for modality, keys in OLD_KEYS.items()

@@ -180,7 +180,9 @@ def test_the_command_reads_the_data_and_takes_overrides(
 def test_what_cannot_be_estimated_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {{train: {tmp_path / 'nowhere'}}}\n")
-    with pytest.raises(SystemExit, match=r"nowhere.*or give its sizes: --steps audio=120"):
+    with pytest.raises(
+        SystemExit, match=r"nowhere.*its sizes, such as --steps audio=60 video=60 --features audio=1024"
+    ):
         main(["doctor", "--memory", str(config)])
     with pytest.raises(SystemExit, match=r"--steps names .*audio.*, but --features"):
         main(["doctor", "--memory", str(config), "--steps", "audio=10"])
@@ -188,7 +190,7 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path, capsys: pytest.Capt
     told = "--steps names text, but model.modalities audio, video: give .*, or --model.modalities text$"
     with pytest.raises(SystemExit, match=told):
         main(["doctor", "--memory", str(config), *sizes])
-    with pytest.raises(SystemExit, match="takes NAME=NUMBER, such as audio=120, not 'audio'"):
+    with pytest.raises(SystemExit, match="takes NAME=NUMBER, such as text=30, not 'audio'"):
         main(["doctor", "--memory", str(config), "--steps", "audio", "--features", "audio=4"])
     file = tmp_path / "zero.json"
     file.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
