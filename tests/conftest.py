@@ -13,7 +13,7 @@ import awtpn  # noqa: F401
 
 # isort: split
 import pytest
-from support import pack_corpus, run
+from support import FOUR_DIMS, pack_corpus, run
 
 from shards import ensure_demo
 from shards.storage.credentials import forget_secrets
@@ -49,6 +49,12 @@ def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small dataset whose last training batch is partial; some utterances lack a modality."""
     return pack_corpus(tmp_path_factory.mktemp("corpus") / "small")
+
+
+@pytest.fixture(scope="session")
+def four_modalities(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with audio, video, text and pose; some utterances lack two of them."""
+    return pack_corpus(tmp_path_factory.mktemp("corpus") / "four", dims=FOUR_DIMS)
 
 
 @pytest.fixture(scope="session")

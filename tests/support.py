@@ -36,6 +36,7 @@ REPO = Path(__file__).resolve().parent.parent
 CLASSES = ["calm", "happy", "sad"]
 DIMS = {"audio": 6, "video": 5}
 THREE_DIMS = DIMS | {"text": 4}
+FOUR_DIMS = THREE_DIMS | {"pose": 3}
 ALONE = World(0, 1, 0, torch.device("cpu"), None, "none")
 
 # Most seconds that a test waits for a process or an event. Only a hang reaches it, also on a machine several

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from awtpn.bench.machine import synchronize
 from awtpn.bench.readers import UTTERANCES, write_corpora
-from awtpn.bench.step import Setting
+from awtpn.bench.step import Setting, scaled_by_width
 from awtpn.config.schema import Config
 from awtpn.distributed.batch_layout import make_layout
 from awtpn.distributed.stopping import StopFlag
@@ -86,7 +86,7 @@ def make_config(setting: Setting, dim: int, batch: int, corpus: Path, epochs: in
     config = Config()
     config.data.train = str(corpus)
     config.model.shared_dim = dim
-    config.model.distance_scale_audio = config.model.distance_scale_video = 1 / dim
+    config.model.modalities = scaled_by_width(config.model.modalities, dim)
     if batch % config.loss.negative_group:
         config.loss.negative_group = batch
     config.train.epochs, config.train.global_batch_size = epochs, batch

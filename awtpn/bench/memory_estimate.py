@@ -176,7 +176,7 @@ def activation_bytes(work: Workload, half: bool, autocast: bool, on_gpu: bool) -
     dropout, the dropout mask (a byte on a GPU), the queries, and the keys if the query and key maps are not
     merged; and in float32 h for the distances. In half precision it keeps two more float32 copies of h, for
     distances and pooling. A merged query-key map is kept too. Backward's first gradients add some three
-    activations of the larger modality (in half precision four, in float32) and a map's gradient.
+    activations of the largest modality (in half precision four, in float32) and a map's gradient.
     """
     size = 2 if half else FLOAT
     kept, largest = float(size * work.dim**2 if work.adaptive else 0), 0.0

@@ -18,6 +18,7 @@ from awtpn.config.settings import DEMO
 from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines import engines_for
 from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, parse_buckets, read_buckets
+from awtpn.model.settings import ModelConfig
 from awtpn.run.data import demo_dataset
 from shards.format.split_names import find_split
 from shards.safe_io.markdown import bold, table
@@ -75,7 +76,7 @@ def report(words: Sequence[str]) -> str:
     )
     file = launch.deepspeed_file
     buckets = read_buckets(Path(file)) if file else parse_buckets(ZERO)
-    data = data_from_options(options) if options.steps else data_from_corpus(config)
+    data = data_from_options(options, config.model) if options.steps else data_from_corpus(config)
     on_gpu = options.device == "cuda"
     lines = []
     for ranks in options.ranks:
@@ -116,7 +117,8 @@ def data_from_corpus(config: Config) -> Data:
     """
     data = config.data
     url = demo_dataset(data.cache_dir) if data.train == DEMO else data.train
-    fix = "pack it, or give its sizes: --steps audio=120 video=60 --features audio=1024 video=512"
+    steps, features = (" ".join(f"{m}={n}" for m in config.model.modalities) for n in (60, 1024))
+    fix = f"pack it, or give its sizes, such as --steps {steps} --features {features}"
     try:
         found = info(url, cache_dir=data.cache_dir, storage_options=data.storage_options)
     except ValueError as error:
@@ -148,28 +150,36 @@ def deviation(lengths: Lengths) -> float:
     return float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
 
 
-def data_from_options(options: argparse.Namespace) -> Data:
-    """Data of `--steps`, `--features` and `--classes`.
+def data_from_options(options: argparse.Namespace, model: ModelConfig) -> Data:
+    """Data of `--steps`, `--features` and `--classes`, for a model of these modalities.
 
     Assumes float16 features, and lengths whose standard deviation is their mean and whose maximum is ten
     times their mean.
+
+    Raises:
+        ValueError: sizes of a modality are missing, or it is none of the model's; names the fix.
     """
     steps, dims = parse_pairs(options.steps, "--steps"), parse_pairs(options.features or [], "--features")
     if steps.keys() != dims.keys():
         raise ValueError(
             f"--steps names {sorted(steps)}, but --features {sorted(dims)}: give both for each modality"
         )
+    if steps.keys() != model.modalities.keys():
+        raise ValueError(
+            f"--steps names {', '.join(steps)}, but model.modalities {', '.join(model.modalities)}: give the "
+            f"sizes of all these, or --model.modalities {','.join(steps)}"
+        )
     mean = {m: float(n) for m, n in steps.items()}
     return Data(dims, 2, options.classes, mean, mean, {m: 10 * n for m, n in steps.items()})
 
 
 def parse_pairs(words: Sequence[str], option: str) -> dict[str, int]:
-    """["audio=120"] -> {"audio": 120}."""
+    """["text=30"] -> {"text": 30}."""
     found = {}
     for word in words:
         name, mark, number = word.partition("=")
         if not mark or not number.isdigit():
-            raise ValueError(f"{option} takes NAME=NUMBER, such as audio=120, not {word!r}")
+            raise ValueError(f"{option} takes NAME=NUMBER, such as text=30, not {word!r}")
         found[name] = int(number)
     return found
 

@@ -17,8 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.flops import step_flops
 from awtpn.model.network import AWTPN
-from awtpn.model.settings import ModelConfig
+from awtpn.model.settings import ModalitySettings, ModelConfig
 from shards import Ragged
 from shards.format.precision_names import short_name
 from shards.safe_io.markdown import table
@@ -89,17 +90,25 @@ def make_batches(batch: int, device: str) -> list[dict[str, Any]]:
 
 
 def make_model(dim: int, device: str) -> AWTPN:
-    config = ModelConfig(shared_dim=dim, distance_scale_audio=1 / dim, distance_scale_video=1 / dim)
+    config = ModelConfig(shared_dim=dim, modalities=scaled_by_width(DIMS, dim))
     return AWTPN(config, DIMS, [str(c) for c in range(CLASSES)]).to(device)
+
+
+def scaled_by_width(modalities: Iterable[str], dim: int) -> dict[str, ModalitySettings]:
+    """Settings of modalities whose distances do not grow with D."""
+    return {m: ModalitySettings(distance_scale=1 / dim) for m in modalities}
 
 
 def packed_loss(output: Any, label: Tensor, losses: LossConfig) -> Tensor:
     """All loss terms in their default forms; the negative of each utterance is the one before it."""
-    n = len(label)
-    pair, every = ("audio", "video"), dict.fromkeys(DRAWS, float(n))
-    counts = LossNormalizers(n, dict.fromkeys(pair, n), {pair: n}, {pair: every}, n)
+    n, modalities = len(label), list(output.streams)
+    pairs, every = list(combinations(modalities, 2)), dict.fromkeys(DRAWS, float(n))
+    counts = LossNormalizers(
+        n, dict.fromkeys(modalities, n), dict.fromkeys(pairs, n), dict.fromkeys(pairs, every), n
+    )
     row = torch.arange(n, device=label.device).roll(1)
-    pools = {pair: NegativePool(output.streams["video"].mean, dict.fromkeys(DRAWS, row))}
+    rows = dict.fromkeys(DRAWS, row)
+    pools = {pair: NegativePool(output.streams[pair[1]].mean, rows) for pair in pairs}
     return total_loss(loss_terms(output, label, pools, counts, losses), losses)
 
 

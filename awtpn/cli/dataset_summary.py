@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shlex import quote
 
+from awtpn.model.settings import DEFAULT_WEIGHTS
 from shards.format.schema import Manifest
 from shards.safe_io.printable import join_lines, plural
 
@@ -28,8 +29,10 @@ def how_to_train(manifest: Manifest, out: str) -> str:
     """
     modalities, columns = list(manifest.modalities), list(manifest.columns)
     keys = f"--data.train {quote(out)}"
-    if len(modalities) == 1:
-        keys += f" --model.modalities {modalities[0]}"
+    if set(modalities) != set(DEFAULT_WEIGHTS):
+        # Those of the default model first: of a pair the first is the anchor.
+        modalities.sort(key=lambda name: [*DEFAULT_WEIGHTS, name].index(name))
+        keys += f" --model.modalities {','.join(modalities)}"
     if list(manifest.splits) != ["all"]:
         return f"awtpn train {keys}"
     if not columns:

@@ -105,12 +105,15 @@ def add_ablate(commands: Any) -> None:
 def run_ablate(options: argparse.Namespace) -> None:
     training = _training(options)
 
+    from awtpn.config.command_line import parse_command_line
     from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants  # here: see cross-validate
+
+    base, _ = parse_command_line(training)
 
     with sigterm_as_interrupt():
         ablate(
             training,
-            read_variants(options.variants or VARIANTS_FILE, options.only),
+            read_variants(options.variants or VARIANTS_FILE, options.only, base),
             options.by,
             options.seeds,
             options.dir,

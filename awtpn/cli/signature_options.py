@@ -23,6 +23,15 @@ def pairs(text: str) -> dict[str, str]:
     return {label: name for label, _, name in found}
 
 
+class Names(argparse.Action):
+    """Keep the names of an option that takes several, with white space or commas between them."""
+
+    def __call__(
+        self, _: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *__: object
+    ) -> None:
+        setattr(namespace, self.dest, [name for word in values for name in word.split(",")])
+
+
 # Arguments of `add_argument` by a parameter's type. A parameter of another type is for Python alone.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "str": {},
@@ -32,6 +41,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "float": {"type": finite_number, "metavar": "N"},
     "bool": {"action": "store_const", "const": True},
     "list[str]": {"type": comma_separated, "metavar": "A,B,..."},
+    "Sequence[str]": {"action": Names, "nargs": "+", "metavar": "NAME"},
     "dict[str, str]": {"type": pairs, "metavar": "A=NAME,..."},
 }
 
@@ -148,14 +158,20 @@ def _converted(name: str, parameter: Parameter, value: Any) -> Any:
         raise ValueError(f"--{name} {value}: {error}") from None
 
 
+def _as_words(default: Any) -> str:
+    """A default as it is written on the command line."""
+    if isinstance(default, tuple):
+        return " ".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
 def _help(takers: Mapping[str, Parameter], owners: set[str]) -> str:
     """The help of an option: per text the owners that it holds for, and the default."""
     texts: dict[str, list[str]] = {}
     for owner, parameter in takers.items():
         text = parameter.help.replace("`", "").replace("%", "%%")
         if parameter.default not in (None, False):
-            default = parameter.default
-            text += f" (default: {f'{default:g}' if isinstance(default, float) else default})"
+            text += f" (default: {_as_words(parameter.default)})"
         texts.setdefault(text, []).append(owner)
     if len(texts) == 1 and takers.keys() == owners:
         return next(iter(texts))

@@ -20,12 +20,13 @@ import yaml
 from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
 
 from awtpn.config.errors import OneLineParser, keys_of
-from awtpn.config.modalities import join_modalities
+from awtpn.config.modalities import full_map, join_modalities
 from awtpn.config.program import TRAIN, Program
 from awtpn.config.project_files import DEMO_CONFIG, find_file, packaged_files
 from awtpn.config.schema import Config, Launch
 from awtpn.config.settings import DataConfig
 from awtpn.config.yaml_file import CheckedFile, modalities_of
+from awtpn.model.settings import ModelConfig
 from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
 from shards.storage.credentials import remember_command
 from shards.storage.local_path import local_path
@@ -83,6 +84,8 @@ def make_parser(program: Program = TRAIN) -> OneLineParser:
     # The `deepspeed` launcher passes it, and no other does, so it tells which launcher started the run.
     parser.add_argument("--local_rank", type=int | None, help=SUPPRESS)
     parser.add_class_arguments(Config, nested_key=None)
+    # As plain data, which --print_config can write.
+    parser.set_defaults({"model.modalities": full_map({name: {} for name in ModelConfig().modalities})})
     return parser
 
 

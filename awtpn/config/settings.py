@@ -26,7 +26,8 @@ class RunConfig:
     resume: str = "auto"
     """auto: resume from run.dir's latest checkpoint if there is one; never; or a checkpoint folder."""
     init_from: str | None = None
-    """Initial weights: a run, checkpoint or export folder; a new classifier where its labels differ."""
+    """Initial weights: a run, checkpoint or export folder, of the same modalities or others; a new
+    classifier where its labels differ."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Many runs as one experiment: folds, seeds, sweeps and ablations, resumable and shared between processes.
 
 - `command_line`: what `awtpn cross-validate` and `awtpn ablate` have in common
-- `crossvalidation`: every fold with every seed, and the table; `ablation`: variants beside the base
+- `crossvalidation`: every fold with every seed, and the table
+- `ablation`: variants beside the base; `variants`: a line of their file -> the variants that it stands for
 - `sweep`: settings chosen for each fold without its test utterances; `baseline`: logistic regression
 - `folds`: values of a metadata column -> train, validation and test utterances of each run
 - `runner`: starts runs, resumes them, shares them between processes; `run_names`: names of run folders

@@ -16,11 +16,12 @@ import yaml
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.config.project_files import VARIANTS_FILE, find_file
+from awtpn.config.schema import Config
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
-from awtpn.learning.settings import TERMS
+from awtpn.experiments.variants import Variants, expand
 from awtpn.metrics.classification import SUMMARY
 from awtpn.metrics.confidence_intervals import standard_error, t_interval
 from awtpn.run.atomic_write import write_atomically, write_json
@@ -30,9 +31,6 @@ from shards.storage.credentials import has_secrets, redact
 
 BASE = "base"
 METRIC = "w-F1"
-LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
-
-Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
 
 
 def ablate(
@@ -83,10 +81,17 @@ def ablate(
     return results
 
 
-def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Variants:
+def read_variants(
+    path: Path = VARIANTS_FILE, only: Sequence[str] = (), base: Config | None = None
+) -> Variants:
     """Read the variants of a YAML file, `{name: {dotted.key: value}}`; `only` those named, if any are.
 
-    A variant whose name holds `{term}` stands for one variant per loss term, with `{weight}` in its keys.
+    A variant whose name holds `{term}` or `{modality}` stands for several: see `experiments.variants`.
+
+    Args:
+        path: the file.
+        only: names of variants.
+        base: the configuration that they change; default: the default one.
 
     Raises:
         ValueError: there is no such file, it is not of this form, or has no variant of that name.
@@ -99,7 +104,7 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
         raise ValueError(f"{path} is not YAML: {cause}") from None
     if not isinstance(variants, dict) or not all(isinstance(v, dict) and v for v in variants.values()):
         raise ValueError(f"{path}: write a line per variant, NAME: {{dotted.key: value}}")
-    variants = expand_terms(variants)
+    variants = expand(variants, base or Config())
     taken = {BASE: BASE}
     for name, overrides in variants.items():
         if not isinstance(name, str) or folder_name(folder_of(name)) != folder_of(name) or name == BASE:
@@ -120,26 +125,13 @@ def read_variants(path: Path = VARIANTS_FILE, only: Sequence[str] = ()) -> Varia
     return {name: overrides for name, overrides in variants.items() if not only or name in only}
 
 
-def expand_terms(variants: Variants) -> Variants:
-    """Replace a variant `{term} off: {loss.{weight}: 0.0}` by one for each loss term."""
-    expanded: Variants = {}
-    for name, overrides in variants.items():
-        if "{term}" not in str(name):
-            expanded[name] = overrides
-            continue
-        for term, weight in TERMS.items():
-            named = name.replace("{term}", LONG_NAMES.get(term, term))
-            expanded[named] = {str(key).replace("{weight}", weight): x for key, x in overrides.items()}
-    return expanded
-
-
 def folder_of(name: str) -> str:
     """The name of a variant's folder."""
     return name.replace(" ", "-")
 
 
 def arguments_of(overrides: Mapping[str, Any]) -> list[str]:
-    """{"model.modalities": ["audio"]} -> ["--model.modalities=[audio]"]."""
+    """{"model.awm": "uniform"} -> ["--model.awm=uniform"]."""
     return [f"--{key}={_as_yaml(value)}" for key, value in overrides.items()]
 
 

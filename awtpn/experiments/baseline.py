@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,8 +29,12 @@ def check_installed() -> None:
         )
 
 
-def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> list[Score]:
+def logistic_regressions(
+    data: DataConfig, modalities: Iterable[str], by: str, folds: Sequence[Fold]
+) -> list[Score]:
     """Scikit-learn's logistic regression on mean and std pooled, standardized features, on the same folds.
+
+    It takes the features of all `modalities`, those of the runs that it is compared with.
 
     Its regularization is chosen on the training folds alone, by leaving each of them out in turn.
     """
@@ -39,7 +43,8 @@ def logistic_regressions(data: DataConfig, by: str, folds: Sequence[Fold]) -> li
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    pooled = {fold.test: pooled_features(data, {by: fold.test}) for fold in folds}
+    used = list(modalities)
+    pooled = {fold.test: pooled_features(data, used, {by: fold.test}) for fold in folds}
     scores = []
     with progress_bar("logistic regression", "fold", len(folds)) as bar:
         for fold in folds:
@@ -71,7 +76,7 @@ def inner_splits(
 
 
 def pooled_features(
-    data: DataConfig, select: dict[str, Any]
+    data: DataConfig, modalities: list[str], select: dict[str, Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
     """Pooled features [U, 2 * sum of dims], labels [U] and class names of the selected utterances.
 
@@ -79,17 +84,18 @@ def pooled_features(
     """
     source = stream_source(data, "train")
     assert source is not None
-    stream = FeatureStream(**source | {"select": select}, global_batch_size=BATCH, shuffle=False)
+    source |= {"select": select, "modalities": modalities}
+    stream = FeatureStream(**source, global_batch_size=BATCH, shuffle=False)
     rows, labels = [], []
     for batch in stream.epoch(0):
-        modalities = [
+        pooled = [
             [
                 pool(steps.double().numpy())
                 for steps in ragged.values.split(ragged.host_offsets.diff().tolist())
             ]
             for ragged in batch.features.values()
         ]
-        rows += [np.concatenate(parts) for parts in zip(*modalities, strict=True)]
+        rows += [np.concatenate(parts) for parts in zip(*pooled, strict=True)]
         labels.append(batch.label.numpy())
     return np.stack(rows), np.concatenate(labels), stream.classes
 

@@ -71,10 +71,11 @@ def cross_validate(
     trials = plan(splits, training, seeds, folder, chosen)
     train([trial.job for trial in trials], what="cross-validation" if by else "seeds")
     scores = collect_scores(trials)
-    data = parse_command_line([*training])[0].data
+    config = parse_command_line([*training])[0]
     if splits.url:
-        data.train = splits.url
-    regressions = logistic_regressions(data, by, splits.folds) if by and baseline else []
+        config.data.train = splits.url
+    used = config.model.modalities
+    regressions = logistic_regressions(config.data, used, by, splits.folds) if by and baseline else []
     results = {"by": by, "seeds": list(seeds), "command": redact(command), **collect(scores, regressions)}
     if chosen is not None:
         results["chosen"] = [{"fold": fold, **point} for fold, point in chosen]

@@ -26,8 +26,7 @@ from awtpn.model.network import AWTPN
 
 PROGRAM_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
-# Batches that `check` compares: steps per utterance, rotated by one for the second modality; 0: missing.
-CHECKED_LENGTHS = ((1, 1), (40, 3), (0, 7), (12, 1, 0, 60, 5))
+CHECKED_STEPS = (40, 3, 12, 1, 60, 5, 7)  # numbers of steps in `check`, taken in turn
 # Largest difference of probabilities and weights. Distances grow with D, and a softmax amplifies the rounding
 # of large ones; an error in the masking causes a far larger difference.
 TOLERANCE = 1e-3
@@ -183,21 +182,30 @@ def output_names(model: AWTPN) -> list[str]:
     return ["probabilities", *(f"{modality}_weights" for modality in model.feature_dims)]
 
 
+def lengths_to_check(modalities: int) -> list[NDArray[np.int64]]:
+    """Batches for `check`: steps [M, B] of M modalities in B utterances; 0: missing.
+
+    First one utterance of single steps; then utterances that have all modalities, each alone, all but each,
+    and none.
+    """
+    alone = np.eye(modalities, dtype=np.int64)
+    present = np.concatenate([np.ones_like(alone[:1]), alone, 1 - alone, np.zeros_like(alone[:1])]).T
+    return [np.ones((modalities, 1), np.int64), present * np.resize(CHECKED_STEPS, present.shape)]
+
+
 @torch.no_grad()
 def check(model: AWTPN, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], name: str) -> None:
-    """Compare a graph with the packed model on utterances of several lengths, some without a modality.
+    """Compare a graph with the packed model on utterances of several lengths, some without some modalities.
 
     Raises:
         NotFiniteError: the model's own outputs are NaN or infinite, so they cannot be compared.
         RuntimeError: the outputs differ by more than TOLERANCE.
     """
     rng = np.random.default_rng(0)
-    for lengths in CHECKED_LENGTHS:
+    for lengths in lengths_to_check(len(model.feature_dims)):
         arrays = {
-            modality: [
-                std * rng.standard_normal((length, dim)).astype(np.float32) for length in np.roll(lengths, i)
-            ]
-            for i, (modality, dim) in enumerate(model.feature_dims.items())
+            modality: [std * rng.standard_normal((length, dim)).astype(np.float32) for length in of_modality]
+            for (modality, dim), of_modality in zip(model.feature_dims.items(), lengths, strict=True)
             for std in [cast(Standardize, model.standardise[modality]).std.numpy()]
         }
         packed = {m: pack_arrays(arrays[m], dim) for m, dim in model.feature_dims.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 PARTS = ("ses", "distances", "attention", "losses", "optimizer")
@@ -50,9 +51,10 @@ def step_flops(
             flops["attention"] += _attention_flops(of, dim, recompute)
         # Mean and weighted sum of h, forward and backward; then the log-softmax of the align term.
         flops["losses"] += 10 * h + 15 * steps * classes
-    # Two cosines, two norms and the classifier on the utterances' vectors; backward is twice forward.
-    pooled = utterances * dim
-    flops["losses"] += 54 * pooled + 6 * pooled * classes
+    # Two cosines and two norms per pair of modalities, and the classifier, on the utterances' vectors.
+    # Backward is twice forward.
+    pooled, pairs = utterances * dim, math.comb(len(lengths), 2)
+    flops["losses"] += 54 * pooled * pairs + 6 * pooled * classes
     flops["optimizer"] = 18.0 * parameter_count(feature_dims, dim, classes, prototypes_per_class, adaptive)
     return flops
 

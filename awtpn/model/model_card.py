@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from shards.safe_io.markdown import block, code, inline, table
 from shards.safe_io.printable import printable
 
 LIBRARY = "awtpn"
-TAGS = ("emotion-recognition", "multimodal", "audio", "video", "prototypes", "safetensors")
+# Modalities that the hub has a task of classification for.
+HUB_TASKS = ("audio", "text", "video")
 # Our metrics -> the hub's names for them; the hub knows only a fixed list.
 METRICS = {"w-ACC": "accuracy", "w-F1": "f1", "UA": "recall", "macro-F1": "f1"}
 
@@ -49,10 +50,13 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
     role, figures = reported(card)
     synthetic = (card.get("provenance") or {}).get("format") == "demo"
     dataset = printable(card.get("dataset") or "unnamed")
+    names = list(card["feature_dims"])
+    kind = _kind(names)
+    task = next((f"{name}-classification" for name in names if name in HUB_TASKS), "other")
     evaluations = [
         EvalResult(
-            task_type="audio-classification",
-            task_name="multimodal emotion recognition",
+            task_type=task,
+            task_name=f"{kind}emotion recognition",
             dataset_type=dataset,
             dataset_name=dataset,
             dataset_split=role,
@@ -65,7 +69,7 @@ def front_matter(card: Mapping[str, Any], name: str) -> str:
     ]
     front = ModelCardData(
         library_name=LIBRARY,
-        tags=list(TAGS),
+        tags=["emotion-recognition", *kind.split(), *names, "prototypes", "safetensors"],
         license=card.get("licence"),
         datasets=None if synthetic else [dataset],  # the hub links to a dataset of this name
         metrics=sorted(set(METRICS.values())),
@@ -87,11 +91,11 @@ def reported(card: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 def summary(card: Mapping[str, Any]) -> str:
     model, dims = card["model"], card["feature_dims"]
-    streams = " and ".join(f"{inline(name)} ({dim} features per step)" for name, dim in dims.items())
+    streams = _enumerate([f"{inline(name)} ({dim} features per step)" for name, dim in dims.items()])
     weights = "reliability weights by attention" if model["awm"] == "adaptive" else "plain averages over time"
     classes = ", ".join(map(inline, card["classes"]))
     return (
-        "An Adaptive Weighted Temporal Prototype Network for multimodal emotion recognition: features of "
+        f"An Adaptive Weighted Temporal Prototype Network for {_kind(dims)}emotion recognition: features of "
         f"{streams}, one shared space of {model['shared_dim']} dimensions, "
         f"{_count(model['prototypes_per_class'], 'prototype')} per emotion, {weights}.\n\n"
         f"It tells apart {len(card['classes'])} emotions: {classes}."
@@ -182,6 +186,16 @@ LIMITS = """- The model predicts the label that annotators or actors of the trai
   any meaning.
 - Not for decisions about people: hiring, policing, schooling, medical or credit decisions. Inferring emotions
   at work and in education is prohibited in the European Union (AI Act, Article 5)."""
+
+
+def _kind(modalities: Sized) -> str:
+    return "multimodal " if len(modalities) > 1 else ""
+
+
+def _enumerate(texts: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _count(number: int, noun: str) -> str:

@@ -13,14 +13,21 @@ Then over the modalities (Eq. 19-21): pooled `= sum_t w_t h_t` [B, D]; fused `= 
 [B, D]; logits `= W fused + b` [B, C].
 
 The paper has two modalities, audio and video, and calls their weights alpha_A and beta_V (0.3 and 0.7). Here
-any modalities can be given. What this adds to the paper, equation by equation:
+any modalities can be given, in an order that `model.modalities` sets. What this adds to the paper, equation
+by equation:
 
 - Eq. 6-8, 15-18 hold for each modality alone: it has its own W, b, query and key. All share the prototypes.
-- Eq. 19-21: a sum over all modalities. In an utterance that lacks some, the weights of the present ones are
-  divided by their sum. The paper's utterances are complete.
 - Eq. 9 (align): a sum over the modalities, of each the mean over the utterances that have it.
-- Eq. 10-12 (intra, inter, contrast): the mean over all pairs of modalities, of each pair the mean over the
-  utterances that have both. The pair's first modality takes the place of a; negatives are of the second.
+- Eq. 10-12 (intra, inter, contrast): the mean over all pairs of modalities, weighted by `loss.pair_weights`.
+  Of a pair, the earlier modality takes the place of a, the later that of v; negatives are of the later. Only
+  utterances with both count, and in terms with a negative only those that have one.
+- Eq. 19-21: a sum over all modalities, with the weights as given where all are present. In an utterance that
+  lacks some, the weights of the present ones are divided by their sum, or are equal if that is 0. In a model
+  of one modality its weight is 1. The paper's utterances are complete.
+- Eq. 23-25 (cross-entropy, squared error, sum of all terms) take the logits, whatever they are fused of.
+
+Training can hide modalities (`learning.modality_dropout`), which the paper does not do: they then count as
+missing in all these equations.
 """
 
 from __future__ import annotations

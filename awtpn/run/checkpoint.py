@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -199,29 +199,39 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
     return str(tuple(tensors[name].shape)) if name in tensors else "missing"
 
 
-def init_from(folder: Path, model: AWTPN) -> None:
+def init_from(folder: Path, model: AWTPN) -> str:
     """Copy another model's weights into `model`; a new classifier and new prototypes where the labels differ.
 
-    All other weights are copied, except the feature statistics, which are of the new training data.
+    Of the modalities that both have, all weights are copied except the feature statistics, which are of the
+    new training data. Other modalities keep their random weights.
+
+    Returns:
+        What was copied, as a line for the user.
 
     Raises:
-        ValueError: the shapes of the two models differ; names the tensor. Or their features are of different
-            feature spaces, also if their widths agree: the projections of one do not fit another.
+        ValueError: the shapes of the two models differ; names the tensor. Or they have no modality in common,
+            or their features are of different feature spaces, also if their widths agree: the projections of
+            one do not fit another.
     """
     card = read_card(folder)
     check_shapes(card, folder)
+    common = [name for name in model.feature_dims if name in card["feature_dims"]]
+    if not common:
+        raise ValueError(
+            f"run.init_from: {folder} is a model of {', '.join(card['feature_dims'])}, and this run uses "
+            f"{', '.join(model.feature_dims)}: change model.modalities, or start afresh without run.init_from"
+        )
     check_same_space(
         card.get("provenance") or {},
         model.provenance,
-        model.feature_dims,
+        common,
         f"run.init_from: {folder} was trained on other features than this run",
         "extract these with the same encoders, or start afresh without run.init_from",
     )
     weights = read_weights(folder / WEIGHTS_FILE)
     own = model.state_dict()
-    not_copied = (
-        ("standardise.",) if card["classes"] == model.classes else ("standardise.", "classifier.", "tpn.")
-    )
+    same_classes = card["classes"] == model.classes
+    not_copied = ("standardise.",) if same_classes else ("standardise.", "classifier.", "tpn.")
     taken = {
         name: tensor for name, tensor in weights.items() if not name.startswith(not_copied) and name in own
     }
@@ -233,6 +243,22 @@ def init_from(folder: Path, model: AWTPN) -> None:
                 "same model.shared_dim, model.prototypes_per_class and features"
             )
     model.load_state_dict(taken, strict=False)
+    return _describe_copy(folder, common, card["feature_dims"], model.feature_dims, same_classes)
+
+
+def _describe_copy(
+    folder: Path, common: list[str], theirs: Iterable[str], ours: Iterable[str], same_classes: bool
+) -> str:
+    """The line of `init_from`."""
+    of_classes = "prototypes and classifier"
+    copied, new = list(common), [name for name in ours if name not in common]
+    (copied if same_classes else new).append(of_classes)
+    line = f"run.init_from: weights from {folder}: {', '.join(copied)}"
+    if new:
+        line += f"; random ones: {', '.join(new)}"
+    if unused := [name for name in theirs if name not in common]:
+        line += f"; not used: {', '.join(unused)}"
+    return line
 
 
 def load_optimizer(

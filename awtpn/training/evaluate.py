@@ -97,9 +97,9 @@ def evaluate(
 def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> dict[str, float]:
     """AUROC per modality of the reliability weights as a detector of informative time steps.
 
-    Needs metadata that lists these time steps (`informative_audio`, `informative_video`: their indices), as
-    the demo corpus has; empty for other data. A modality of which all time steps are informative, or none, is
-    left out. Weights are compared as multiples of their utterance's uniform weight.
+    Needs metadata that lists these time steps (their indices, under `informative_` and the modality's name),
+    as the demo corpus has; empty for other data. A modality of which all time steps are informative, or none,
+    is left out. Weights are compared as multiples of their utterance's uniform weight.
     """
     listed = [f"informative_{m}" for m in stream.modalities]
     _, first = next(stream.metadata())

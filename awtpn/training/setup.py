@@ -47,6 +47,7 @@ from awtpn.training.held_out import check_held_out
 from awtpn.training.run_state import Run
 from awtpn.training.skipped_steps import check_finite_start, check_statistics
 from shards import FeatureStream
+from shards.safe_io.printable import printable
 
 
 def setup(
@@ -159,7 +160,9 @@ def initialize(model: AWTPN, config: Config, train: FeatureStream, world: World)
     if config.data.standardize:
         set_statistics(model, train, world)
     if config.run.init_from:
-        checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
+        told = checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
+        if world.is_main:
+            print(printable(told))
     if config.prototypes.init == "data":
         # The first global batches of the plan: the same utterances for every layout.
         global_batch = config.train.global_batch_size

@@ -3,22 +3,25 @@
 Each class has a direction per modality. In an utterance only some steps (about 15 %) are informative: they
 are close to the direction of its class. All others are noise with a far larger norm than the signal, shifted
 by an offset of the utterance. The noise dominates the plain mean over time; a model that finds the
-informative steps can read the class from them. The metadata says which steps they are.
+informative steps can read the class from them. The metadata says which steps they are. Further modalities,
+such as text, are made on request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from shards.format.schema import MANIFEST, Sample
+from shards.format.schema import MANIFEST, MODALITY_NAME, Sample
 from shards.sources.base import Source
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 DIMS = {"audio": 32, "video": 24}
+OTHER_DIM = 24  # features of any other modality
 SIZES = {"train": 2_000, "val": 400, "test": 400}
 
 # Lengths: log-normal, as those of real utterances, and clipped.
@@ -41,37 +44,54 @@ VERSION = 1
 # Name of the packed demo. It stays as long as the utterances are the same, since a run resumes only on the
 # data that it began with; other utterances need another name.
 FOLDER = "demo-95b6b71e37"
+# These don't change the utterances of the modalities in DIMS, which FOLDER stands for.
+NO_SETTINGS = ("MANIFEST", "MODALITY_NAME", "FOLDER", "OTHER_DIM", "NO_SETTINGS")
 
 
 def samples(
-    seed: int = 0, train: int = SIZES["train"], val: int = SIZES["val"], test: int = SIZES["test"]
+    seed: int = 0,
+    train: int = SIZES["train"],
+    val: int = SIZES["val"],
+    test: int = SIZES["test"],
+    modalities: Sequence[str] = tuple(DIMS),
 ) -> Source:
     """Make the corpus.
 
     Args:
         seed: of the random generator.
         train, val, test: utterances per split, classes in turn.
+        modalities: names; audio and video are the same with and without others.
 
     Returns:
-        Audio [T, 32] and video [T, 24] float32 per utterance, of different lengths; the metadata
-        `informative_audio` and `informative_video` list the informative steps.
+        Features [T, F] float32 per modality and utterance, of different lengths: F is 32 for audio, else 24.
+        The metadata `informative_audio`, and so on, list the informative steps.
+
+    Raises:
+        ValueError: a name that a modality cannot have, or one twice.
     """
     sizes = {split: size for split, size in (("train", train), ("val", val), ("test", test)) if size}
+    dims = {name: DIMS.get(name, OTHER_DIM) for name in modalities}
+    if not dims or len(dims) < len(modalities) or not all(map(MODALITY_NAME.fullmatch, dims)):
+        raise ValueError(
+            "modalities of the demo must be different names of small letters, digits and _, not "
+            f"{', '.join(map(repr, modalities)) or 'none'}"
+        )
     return Source(
-        samples=_samples(seed, sizes),
+        samples=_samples(seed, sizes, dims),
         classes=list(EMOTIONS),
-        provenance={"format": "demo", "settings": {"seed": seed, **_settings()}},
+        provenance={"format": "demo", "settings": {"seed": seed, **_settings(), "dims": dims}},
         total=sum(sizes.values()),
     )
 
 
-def read(source: str | Path = "-") -> Source:
+def read(source: str | Path = "-", modalities: Sequence[str] = ("audio", "video")) -> Source:
     """Make the corpus with its defaults, for `awtpn pack`.
 
     Args:
         source: not read; write -.
+        modalities: of the corpus, such as audio video text.
     """
-    return samples()
+    return samples(modalities=modalities)
 
 
 def ensure_demo(cache_dir: str | Path) -> str:
@@ -103,18 +123,21 @@ def ensure_demo(cache_dir: str | Path) -> str:
 def _settings() -> dict[str, object]:
     """The constants above."""
     return {
-        name.lower(): value
-        for name, value in globals().items()
-        if name.isupper() and name not in ("MANIFEST", "FOLDER")
+        name.lower(): value for name, value in globals().items() if name.isupper() and name not in NO_SETTINGS
     }
 
 
-def _samples(seed: int, sizes: dict[str, int]) -> Iterator[Sample]:
-    rng = np.random.default_rng(seed)
-    directions = {name: rng.normal(0, SIGNAL, (len(EMOTIONS), dim)) for name, dim in DIMS.items()}
+def _samples(seed: int, sizes: Mapping[str, int], dims: Mapping[str, int]) -> Iterator[Sample]:
+    # One generator for the modalities of DIMS, and one for each other, so that others don't change these.
+    shared = np.random.default_rng(seed)
+    rng = {
+        name: shared if name in DIMS else np.random.default_rng([seed, zlib.crc32(name.encode())])
+        for name in dims
+    }
+    directions = {name: rng[name].normal(0, SIGNAL, (len(EMOTIONS), dim)) for name, dim in dims.items()}
     for split, size in sizes.items():
         label = np.arange(size) % len(EMOTIONS)
-        made = {name: _modality(rng, directions[name][label]) for name in DIMS}
+        made = {name: _modality(rng[name], directions[name][label]) for name in dims}
         for i in range(size):
             steps = {name: slice(*offsets[i : i + 2]) for name, (_, _, offsets) in made.items()}
             yield Sample(

@@ -36,7 +36,7 @@ Text alone:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def read(
     label_set: str = "classification",
     text: bool = False,
     text_encoder: str | None = None,
-    modalities: Sequence[str] = ("audio", "video"),
+    modalities: tuple[str, ...] = ("audio", "video"),
 ) -> Source:
     """Read an MMSA pickle.
 

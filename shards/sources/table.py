@@ -1,5 +1,5 @@
 """A table of utterances with the columns key, split, label, audio and video,
-where audio and video are paths of `.npy` files, relative to the table.
+where audio and video are paths of `.npy` files, relative to the table; `modalities` names other columns.
 
 Each file is an array [T, D]; an empty path means that the utterance lacks the modality. All further columns
 are metadata. Splits named "valid", "validation" or "dev" become "val". A row without a key, a split or a
@@ -21,12 +21,12 @@ from shards.safe_io.file_names import existing
 from shards.sources.base import Source, logger, named_splits, split_of
 from shards.sources.table_rows import read_rows
 
-MODALITIES = ("audio", "video")
 REQUIRED = ("key", "split", "label")
+USUAL = ("audio", "video")  # modalities, of which a table may lack one
 
 
 def read(
-    source: str | Path, labels: list[str] | None = None, modalities: Sequence[str] = MODALITIES
+    source: str | Path, labels: list[str] | None = None, modalities: Sequence[str] | None = None
 ) -> Source:
     """Read a table.
 
@@ -35,23 +35,29 @@ def read(
     Args:
         source: a `.csv`, or a `.jsonl` with an object per line.
         labels: class names in label order; default those in the table, sorted (numbers by value).
-        modalities: the columns of paths.
+        modalities: the columns of paths; default audio and video, or the one that is there.
 
     Raises:
         ValueError: no such table, not one, a column is missing, or labels that differ only in case.
     """
     path = Path(source)
-    rows = read_rows(path, text=(*REQUIRED, *MODALITIES))
+    named, modalities = modalities or (), modalities or USUAL
+    rows = read_rows(path, text=(*REQUIRED, *modalities))
     for number, row in enumerate(rows, start=1):
         missing = [name for name in REQUIRED if name not in row]
         if missing or not any(name in row for name in modalities):
             needed = f"{', '.join(REQUIRED)} and one of {', '.join(modalities)}"
             raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
+    if absent := [name for name in named if not any(name in row for row in rows)]:
+        raise ValueError(
+            f"{path}: no row has {absent[0]!r}, which --modalities names; name its columns of paths"
+        )
     classes = given_classes(labels) if labels else found_classes((row["label"] for row in rows), str(path))
     splits = named_splits((row["split"] for row in rows), str(path))
     for name, values in _paths_kept_as_text(rows, modalities).items():
         logger.warning(
-            "%s: column %r names .npy files (%s), but only %s are features: it is kept as text",
+            "%s: column %r names .npy files (%s), but only %s are features: it is kept as text; to make it "
+            "features, name it among --modalities",
             path,
             name,
             values,

@@ -381,5 +381,8 @@ def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) ->
         raise ValueError(f"{url}: modalities is empty; it has {list(manifest.modalities)}")
     for name in names or []:
         if name not in manifest.modalities:
-            raise ValueError(f"{url}: no modality {name!r}; it has {list(manifest.modalities)}")
+            raise ValueError(
+                f"{url}: no modality {name!r}; it has {list(manifest.modalities)}: choose among these (a run "
+                "does by model.modalities)"
+            )
     return {name: m for name, m in manifest.modalities.items() if names is None or name in names}

@@ -38,7 +38,7 @@ class SplitSizes:
     Attributes:
         name: for the report.
         utterances, bytes: [shards] int64 each; bytes with the index.
-        work: gives the segments and frames of each utterance of shards.
+        work: gives the time steps of each utterance of shards.
         drawn: whether `work` is drawn at random.
     """
 
@@ -73,7 +73,7 @@ class Report:
         cache_bytes: an upper bound of what a node needs at a time: the smallest `cache_limit` that is
             accepted.
         sampled_steps, sampled_ranks: number of steps and ranks on which the following figures were measured.
-        excess: by how much the rank with the most work (segments and frames) exceeds the mean rank of its
+        excess: by how much the rank with the most work (time steps) exceeds the mean rank of its
             step, as a fraction of the mean.
         excess_unbalanced: the same without balancing.
         distance: mean distance between two utterances of a batch, in rows as stored, as a fraction of that of

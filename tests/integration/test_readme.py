@@ -185,6 +185,12 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn shards index URL": Elsewhere(
         ["integration/test_object_store.py::test_tars_are_indexed_in_the_bucket"]
     ),
+    "awtpn pack - data/demo3 --format demo --modalities audio video text": Run(
+        makes="data/demo3", says="--model.modalities audio,video,text"
+    ),
+    "python launch/train.py --data.train data/demo3 --model.modalities audio,video,text": Run(
+        append=f"--run.dir runs/demo3 {SHORT}", makes="runs/demo3", says="informative text steps: AUROC"
+    ),
     # Fault tolerance; Reproducibility across layouts.
     "awtpn doctor": Run(says="matrix products repeat bit for bit"),
     "awtpn compare RUN_A RUN_B": Run(

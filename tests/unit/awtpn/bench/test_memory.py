@@ -93,14 +93,20 @@ def test_more_ranks_and_higher_stages_take_less() -> None:
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16", "autocast"])
-@pytest.mark.parametrize(("dim", "dropout"), [(128, 0.1), (128, 0.0), (1024, 0.1)])
-def test_activations_are_what_torch_allocates(mode: str, dim: int, dropout: float) -> None:
+@pytest.mark.parametrize(
+    ("dim", "dropout", "modalities"),
+    [(128, 0.1, 2), (128, 0.0, 2), (1024, 0.1, 2), (128, 0.1, 4)],
+)
+def test_activations_are_what_torch_allocates(mode: str, dim: int, dropout: float, modalities: int) -> None:
     """The peak of a forward and backward, by the allocator's own count of what it gives and takes."""
     rng = np.random.default_rng(0)
     audio = rng.integers(20, 200, 16).tolist()
-    lengths, dims = {"audio": audio, "video": [n // 2 for n in audio]}, {"audio": 128, "video": 64}
+    of_audio = {"audio": 1, "video": 2, "text": 4, "pose": 2}
+    lengths = {m: [n // part for n in audio] for m, part in [*of_audio.items()][:modalities]}
+    dims = {m: {"audio": 128, "video": 64, "text": 96, "pose": 32}[m] for m in lengths}
     torch.manual_seed(0)
-    model = AWTPN(ModelConfig(shared_dim=dim, dropout=dropout), dims, list("abcdefg"))
+    config = ModelConfig(shared_dim=dim, dropout=dropout, modalities=list(dims))  # type: ignore[arg-type]
+    model = AWTPN(config, dims, list("abcdefg"))
     if mode == "bf16":
         model.to(torch.bfloat16)
     features = {
@@ -174,11 +180,17 @@ def test_the_command_reads_the_data_and_takes_overrides(
 def test_what_cannot_be_estimated_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {{train: {tmp_path / 'nowhere'}}}\n")
-    with pytest.raises(SystemExit, match=r"nowhere.*or give its sizes: --steps audio=120"):
+    with pytest.raises(
+        SystemExit, match=r"nowhere.*its sizes, such as --steps audio=60 video=60 --features audio=1024"
+    ):
         main(["doctor", "--memory", str(config)])
     with pytest.raises(SystemExit, match=r"--steps names .*audio.*, but --features"):
         main(["doctor", "--memory", str(config), "--steps", "audio=10"])
-    with pytest.raises(SystemExit, match="takes NAME=NUMBER, such as audio=120, not 'audio'"):
+    sizes = ["--steps", "text=30", "--features", "text=1024"]
+    told = "--steps names text, but model.modalities audio, video: give .*, or --model.modalities text$"
+    with pytest.raises(SystemExit, match=told):
+        main(["doctor", "--memory", str(config), *sizes])
+    with pytest.raises(SystemExit, match="takes NAME=NUMBER, such as text=30, not 'audio'"):
         main(["doctor", "--memory", str(config), "--steps", "audio", "--features", "audio=4"])
     file = tmp_path / "zero.json"
     file.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
@@ -186,6 +198,22 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path, capsys: pytest.Capt
         read_buckets(file)
     file.write_text('{"zero_optimization": {"reduce_bucket_size": 5e7, "overlap_comm": true}, "bf16": {}}')
     assert read_buckets(file) == Buckets(reduce=50_000_000, overlap_comm=True)
+
+
+@pytest.mark.parametrize("sizes", [{"text": 1024}, {"audio": 40, "video": 20, "text": 1024, "pose": 8}])
+def test_sizes_of_any_modalities_are_taken(
+    sizes: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {{train: {tmp_path / 'nowhere'}}}\nmodel: {{shared_dim: 64}}\n")
+    steps = [f"{name}=30" for name in sizes]
+    features = [f"{name}={dim}" for name, dim in sizes.items()]
+    words = ["--steps", *steps, "--features", *features, f"--model.modalities={','.join(sizes)}"]
+    main(["doctor", "--memory", str(config), "--ranks", "1", "--device", "cpu", *words])
+    parameters = sum((dim + 1) * 64 + 2 * 64**2 for dim in sizes.values()) + 7 * 64 + 7 * 64 + 7
+    told = capsys.readouterr().out
+    assert f"1 rank: {parameters:,} parameters" in told
+    assert f"mean steps per utterance: {', '.join(f'{name} 30' for name in sizes)}" in told
 
 
 def test_a_micro_batch_hardly_exceeds_three_deviations() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from support import REPO, small_model
 from awtpn import Predictor
 from awtpn.cli import main
 from awtpn.cli.dataset_summary import how_to_train
+from awtpn.config.command_line import parse_command_line
 from awtpn.distributed.engines.single import SINGLE
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import OptimConfig
@@ -112,8 +113,26 @@ def test_the_next_command_is_one_that_can_be_judged(
     of = Split(1, {}, [1], {}, [])
     manifest = Manifest({"audio": modality, "video": modality}, ["a"], columns, dict.fromkeys(splits, of), {})
     assert how_to_train(manifest, "OUT") == f"awtpn {command}"
-    alone = replace(manifest, modalities={"audio": modality})
-    assert "OUT --model.modalities audio" in how_to_train(alone, "OUT")
+
+
+@pytest.mark.parametrize(
+    ("packed", "expected"),
+    [
+        (["audio"], "audio"),
+        (["text"], "text"),
+        (["audio", "text"], "audio,text"),
+        (["audio", "pose", "text", "video"], "audio,video,pose,text"),
+    ],
+)
+def test_the_next_command_names_modalities_that_are_not_the_usual_ones(
+    packed: list[str], expected: str
+) -> None:
+    modalities = dict.fromkeys(packed, Modality(3, "float16"))
+    splits = dict.fromkeys(["train", "test"], Split(1, {}, [1], {}, []))
+    command = how_to_train(Manifest(modalities, ["a"], {}, splits, {}), "OUT")
+    assert command == f"awtpn train --data.train OUT --model.modalities {expected}"
+    config, _ = parse_command_line(shlex.split(command)[2:])
+    assert list(config.model.modalities) == expected.split(",")
 
 
 @pytest.mark.parametrize("script", ["cross_validate", "ablate"])

@@ -34,8 +34,12 @@ def test_every_config_of_the_repository_is_valid_and_reloads(path: Path, tmp_pat
     assert dump(parse_command_line(["--config", str(tmp_path / "again.yaml")])[0]) == dump(config)
 
 
-def test_what_is_printed_is_what_is_meant(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["--optim.lr", "3e-4", "--data.select.val", "{fold: [1, 2]}", "--model.modalities", "[video]"]
+@pytest.mark.parametrize("modalities", [None, ["video"], ["audio", "video", "text"]])
+def test_what_is_printed_is_what_is_meant(
+    modalities: list[str] | None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--optim.lr", "3e-4", "--data.select.val", "{fold: [1, 2]}"]
+    words += ["--model.modalities", str(modalities)] if modalities else []
     with pytest.raises(SystemExit) as stop:
         parse_command_line([*words, "--print_config"])
     assert stop.value.code == 0
@@ -43,7 +47,7 @@ def test_what_is_printed_is_what_is_meant(capsys: pytest.CaptureFixture[str], tm
     config, _ = parse_command_line(["--config", str(tmp_path / "printed.yaml")])
     assert config == parse_command_line(words)[0]
     assert config.data.select.val == {"fold": [1, 2]}
-    assert list(config.model.modalities) == ["video"]
+    assert list(config.model.modalities) == (modalities or ["audio", "video"])
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:

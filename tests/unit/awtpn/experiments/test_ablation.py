@@ -66,6 +66,58 @@ def test_each_loss_term_has_a_variant_without_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("used", "expected"),
+    [
+        ("text", {}),
+        ("audio,video", {"audio alone": ["audio"], "video alone": ["video"]}),
+        (
+            "audio,video,text",
+            {
+                "audio alone": ["audio"],
+                "video alone": ["video"],
+                "text alone": ["text"],
+                "without audio": ["video", "text"],
+                "without video": ["audio", "text"],
+                "without text": ["audio", "video"],
+            },
+        ),
+    ],
+)
+def test_modalities_in_use_are_taken_alone_and_left_out(used: str, expected: dict[str, list[str]]) -> None:
+    base, _ = parse_command_line([f"--model.modalities={used}"])
+    variants = ablation.read_variants(base=base)
+    found = {name: of["model.modalities"] for name, of in variants.items() if "model.modalities" in of}
+    assert found == expected
+    assert [ablation.folder_of(name) for name in found] == [name.replace(" ", "-") for name in expected]
+
+
+def test_four_modalities_have_eight_variants() -> None:
+    base, _ = parse_command_line(["--model.modalities=audio,video,text,pose"])
+    variants = ablation.read_variants(base=base)
+    assert sum("model.modalities" in overrides for overrides in variants.values()) == 8
+
+
+def test_settings_of_modalities_that_are_left_out_are_left_out() -> None:
+    training = [
+        "--model.modalities={audio: {weight: 0.2}, video: {}, text: {weight: 0.6}}",
+        "--loss.pair_weights={audio-video: 1, audio-text: 2}",
+        "--model.modality_dropout={text: 0.5, audio: 0.1}",
+    ]
+    base, _ = parse_command_line(training)
+    for name, overrides in ablation.read_variants(base=base).items():
+        config, _ = parse_command_line([*training, *ablation.arguments_of(overrides)])
+        kept = {"audio": 0.2, "video": 0.7, "text": 0.6} if name != "published fusion" else {"audio": 0.3}
+        weights = {m: config.model.fusion_weight(m) for m in config.model.modalities}
+        assert weights.items() <= kept.items() if len(weights) < 3 else kept.items() <= weights.items()
+        if name == "without video":
+            assert config.loss.pair_weights == {"audio-text": 2}
+            assert config.model.modality_dropout == {"text": 0.5, "audio": 0.1}
+        if name == "text alone":
+            assert config.loss.pair_weights == {}
+            assert config.model.modality_dropout == {"text": 0.5}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("- a list", "write a line per variant"),

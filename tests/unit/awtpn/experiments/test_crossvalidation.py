@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import CLASSES, FOUR_DIMS
 
 from awtpn.config.command_line import make_parser, parse_command_line
 from awtpn.experiments import baseline, crossvalidation, runner, sweep
@@ -262,8 +263,27 @@ def test_the_baseline_chooses_among_groups_that_leave_two_classes(tmp_path: Path
     pytest.importorskip("sklearn")
     url = of_speakers(tmp_path, [0] * 8 + [1] * 8 + [0, 1] * 4, [7] * 8 + [8] * 8 + [9] * 8)
     data = parse_command_line([f"--data.train={url}"])[0].data
-    scores = baseline.logistic_regressions(data, "speaker", leave_one_out([7, 8, 9]))
+    scores = baseline.logistic_regressions(data, ["audio", "video"], "speaker", leave_one_out([7, 8, 9]))
     assert [score.fold for score in scores] == [7, 8, 9]
     assert scores[2].metrics["w-ACC"] > 0.9, "without an inner split that could be fitted, nothing is chosen"
     assert baseline.inner_splits(np.array([0, 0, 1, 1]), [2, 2]) == []
     assert len(baseline.inner_splits(np.array([0, 0, 1, 0]), [2, 2])) == 1
+
+
+@pytest.mark.parametrize("used", [["text"], ["audio", "video"], ["audio", "video", "text"], list(FOUR_DIMS)])
+def test_the_baseline_takes_the_modalities_of_the_runs(
+    four_modalities: str, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = parse_command_line([f"--data.train={four_modalities}"])[0].data
+    rows, labels, classes = baseline.pooled_features(data, used, {"fold": 1})
+    assert rows.shape == (len(labels), 2 * sum(FOUR_DIMS[name] for name in used))
+    assert classes == CLASSES
+    taken = []
+
+    def pooled(data: Any, modalities: list[str], select: Any) -> tuple[Any, Any, list[str]]:
+        taken.append(modalities)
+        return rows, labels, classes
+
+    monkeypatch.setattr(baseline, "pooled_features", pooled)
+    baseline.logistic_regressions(data, dict.fromkeys(used), "fold", leave_one_out([0, 1]))
+    assert taken == [used, used]

@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import DIMS, small_model
+from support import DIMS, THREE_DIMS, small_model
 
-from awtpn import AWTPN
-from awtpn.inference.export_graph import ONNX_FILE, PROGRAM_FILE, PaddedAWTPN, check, pad, write_graphs
+from awtpn import AWTPN, Predictor
+from awtpn.inference.export_graph import (
+    ONNX_FILE,
+    PROGRAM_FILE,
+    PaddedAWTPN,
+    check,
+    lengths_to_check,
+    pad,
+    write_graphs,
+)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"awm": "uniform"}, {"prototypes_per_class": 3}, {"modalities": ["video"]}],
-    ids=["whole", "uniform", "three prototypes", "one modality"],
+    [
+        {},
+        {"awm": "uniform"},
+        {"prototypes_per_class": 3},
+        {"modalities": ["video"]},
+        {"dims": THREE_DIMS},
+        {"dims": THREE_DIMS, "modalities": {"text": {"weight": 0.0}, "video": {}, "audio": {"weight": 0.0}}},
+        {"dims": THREE_DIMS | {"pose": 3}},
+    ],
+    ids=["whole", "uniform", "three prototypes", "one modality", "three", "three with weights 0", "four"],
 )
 def test_padded_is_packed(settings: dict[str, Any]) -> None:
     """The eager form of the graph, on lengths from 1 to 60, with modalities missing."""
     model = small_model(dtype=torch.float32, **settings).eval()
     padded = PaddedAWTPN(model)
     check(model, lambda inputs: padded(*inputs), "padded")
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+def test_graphs_are_compared_where_modalities_are_missing(modalities: int) -> None:
+    patterns = {
+        tuple(of_utterance > 0) for lengths in lengths_to_check(modalities) for of_utterance in lengths.T
+    }
+    for i in range(modalities):
+        only = tuple(m == i for m in range(modalities))
+        assert {only, tuple(not x for x in only)} <= patterns
+    assert (True,) * modalities in patterns
+    if modalities <= 3:
+        assert len(patterns) == 2**modalities
+
+
+def test_a_wrong_weight_of_a_missing_modality_is_found() -> None:
+    model = small_model(dtype=torch.float32, dims=THREE_DIMS)
+    other = small_model(dtype=torch.float32, dims=THREE_DIMS)
+    other.config.modalities["text"].weight = 0.6  # 0.5 is the default
+    with pytest.raises(RuntimeError, match="differs"):
+        check(model, lambda inputs: PaddedAWTPN(other)(*inputs), "graph")
 
 
 def test_what_is_masked_counts_for_nothing() -> None:
@@ -81,6 +119,37 @@ def test_onnx_is_named_and_computes_the_same(graphs: tuple[AWTPN, Path, dict[str
     outputs = session.run(None, {name: t.numpy() for name, t in zip(names, inputs, strict=True)})
     for ours, theirs in zip(outputs, PaddedAWTPN(model)(*inputs), strict=True):
         np.testing.assert_allclose(ours, theirs.detach(), atol=1e-5)
+
+
+def test_graphs_of_three_modalities(tmp_path: Path) -> None:
+    """Written, they are compared with the model on utterances that lack some; then loaded again."""
+    model = small_model(dtype=torch.float32, dims=THREE_DIMS, modalities=["audio", "video", "text"])
+    written = write_graphs(model, tmp_path)
+    assert "takes audio, audio_mask, video, video_mask, text, text_mask" in written[PROGRAM_FILE]
+    rng = np.random.default_rng(2)
+    arrays = {
+        "audio": [rng.normal(size=(4, 6)), None],
+        "video": [None, None],
+        "text": [rng.normal(size=(9, 4)), rng.normal(size=(2, 4))],
+    }
+    inputs = [t for m, dim in model.feature_dims.items() for t in pad(arrays[m], dim)]
+    answers = Predictor(model).predict([{m: of[i] for m, of in arrays.items()} for i in range(2)])
+    program = torch.export.load(tmp_path / PROGRAM_FILE).module()
+    results = {"torch": program(*inputs)}
+    if ONNX_FILE in written and importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(tmp_path / ONNX_FILE, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        given = {name: t.numpy() for name, t in zip(names, inputs, strict=True)}
+        results["onnx"] = [torch.from_numpy(output) for output in session.run(None, given)]
+    for outputs in results.values():
+        for i, answer in enumerate(answers):
+            expected = [answer.probabilities[name] for name in model.classes]
+            np.testing.assert_allclose(outputs[0][i].detach(), expected, atol=1e-5)
+            for of_graph, (modality, weights) in zip(outputs[1:], answer.weights.items(), strict=True):
+                assert modality in model.feature_dims
+                np.testing.assert_allclose(of_graph[i, : len(weights)].detach(), weights, atol=1e-5)
 
 
 def test_a_graph_that_is_off_is_found() -> None:

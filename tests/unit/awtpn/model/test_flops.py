@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from awtpn.bench.step import packed_loss
 from awtpn.inference.predictor import pack_arrays
-from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
-from awtpn.learning.negatives import DRAWS
 from awtpn.learning.settings import LossConfig
 from awtpn.model.flops import PARTS, parameter_count, step_flops
 from awtpn.model.network import AWTPN
@@ -39,27 +38,37 @@ def test_a_step_counted_by_hand() -> None:
     assert flops["optimizer"] == 18 * ((40 + 4) + 2 * 16 + 8 + (8 + 2))
 
 
-def test_the_products_are_what_torch_counts() -> None:
+@pytest.mark.parametrize("used", [["text"], ["audio", "video"], ["audio", "video", "text"]])
+def test_the_products_are_what_torch_counts(used: list[str]) -> None:
     """The FLOPs of matrix products in a whole forward and backward, as counted by torch's dispatcher."""
-    dim, classes, lengths = 256, 5, {"audio": [120, 40, 266], "video": [60, 130, 1]}
-    wide = {"audio": 96, "video": 64}
+    every = {"audio": [120, 40, 266], "video": [60, 130, 1], "text": [200, 0, 30]}
+    dim, classes, lengths = 256, 5, {m: every[m] for m in used}
+    wide = {m: {"audio": 96, "video": 64, "text": 128}[m] for m in used}
     torch.manual_seed(0)
-    model = AWTPN(ModelConfig(shared_dim=dim, dropout=0.0), wide, [str(c) for c in range(classes)])
+    config = ModelConfig(shared_dim=dim, dropout=0.0, modalities=used)  # type: ignore[arg-type]
+    model = AWTPN(config, wide, [str(c) for c in range(classes)])
     features = {
         m: pack_arrays([torch.randn(n, wide[m]).numpy() for n in of], wide[m]) for m, of in lengths.items()
     }
-    loss = LossConfig()
     with FlopCounterMode(display=False) as counter:
         output = model(features)
-        row = torch.tensor([1, 2, 0])
-        pair = ("audio", "video")
-        pools = {pair: NegativePool(output.streams["video"].mean, dict.fromkeys(DRAWS, row))}
-        counts = LossNormalizers(3, dict.fromkeys(pair, 3), {pair: 3}, {pair: dict.fromkeys(DRAWS, 3.0)}, 3)
-        total_loss(loss_terms(output, row, pools, counts, loss), loss).backward()
+        packed_loss(output, torch.tensor([1, 2, 0]), LossConfig()).backward()
     flops = step_flops(lengths, wide, dim, classes)
     ours = sum(flops[part] for part in ("ses", "distances", "attention", "losses"))
     # Ours also counts element-wise work; a form may recompute or pad scores, or add up in place unseen.
     assert counter.get_total_flops() == pytest.approx(ours, rel=0.1)
+
+
+def test_each_pair_of_modalities_is_compared() -> None:
+    """What the losses cost beyond the modalities' own terms: nothing, one pair, three, six."""
+    of_pair = 54 * 3 * 8
+    losses = []
+    for count in range(1, 5):
+        names = [f"m{i}" for i in range(count)]
+        flops = step_flops({name: [4, 5, 6] for name in names}, dict.fromkeys(names, 10), dim=8, classes=2)
+        losses.append(flops["losses"])
+    own = [losses[0] + (n - 1) * (10 * 15 * 8 + 15 * 15 * 2) for n in range(1, 5)]
+    assert [a - b for a, b in zip(losses, own, strict=True)] == [0, of_pair, 3 * of_pair, 6 * of_pair]
 
 
 def test_what_recomputation_and_few_steps_change() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
-from support import CLASSES, small_model
+from support import CLASSES, THREE_DIMS, small_model
 
 from awtpn.metrics.classification import summarize
 from awtpn.metrics.confidence_intervals import bootstrap_confusion
@@ -68,6 +69,28 @@ def test_the_demo_is_no_dataset_of_the_hub() -> None:
     front, body = sections(render_card(made_up))
     assert "datasets" not in front
     assert "Trained on the built-in demo." in body
+
+
+@pytest.mark.parametrize(
+    ("modalities", "task", "told"),
+    [
+        (["audio"], "audio-classification", "for emotion recognition: features of audio (6 features per"),
+        (["audio", "video"], "audio-classification", "audio (6 features per step) and video (5 features"),
+        (["text", "pose"], "text-classification", "for multimodal emotion recognition: features of text (4"),
+        (["audio", "video", "text"], "audio-classification", "video (5 features per step) and text (4 f"),
+        (["pose"], "other", "for emotion recognition: features of pose (3 features per step), one shared"),
+    ],
+)
+def test_modalities_are_told(modalities: list[str], task: str, told: str) -> None:
+    dims = {name: (THREE_DIMS | {"pose": 3})[name] for name in modalities}
+    results = {"test": summarize(CONFUSION, CLASSES)}
+    front, body = sections(render_card(small_model(dims=dims).card() | {"results": results}))
+    kind = ["multimodal"] if len(modalities) > 1 else []
+    assert front["tags"] == ["emotion-recognition", *kind, *modalities, "prototypes", "safetensors"]
+    assert front["model-index"][0]["results"][0]["task"]["type"] == task
+    assert told in body
+    for name in modalities:
+        assert f"# {name}: [steps, {dims[name]}] float" in body
 
 
 def test_nobodys_folders_are_told() -> None:

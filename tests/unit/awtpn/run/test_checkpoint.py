@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support import features, same_bits_or_close, small_model, utterances
+from support import CLASSES, THREE_DIMS, features, same_bits_or_close, small_model, utterances
+from torch import Tensor
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.distributed.engines.single import SINGLE
@@ -17,9 +19,11 @@ from awtpn.learning.settings import OptimConfig
 from awtpn.model import files
 from awtpn.model.files import CARD_FILE, OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE
 from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
 from awtpn.run import checkpoint, position
 from awtpn.run.folder import check_folder, resolve_resume
 from awtpn.run.position import Position
+from shards.format.feature_space import space_of
 
 POSITION = Position(
     step=3, epoch=1, epoch_step=1, best_f1=0.5, best_step=2, seed=4, global_batch_size=8, streams=2
@@ -218,13 +222,83 @@ def test_other_labels_get_a_new_classifier(saved: tuple[Path, AWTPN, torch.optim
 
     other = AWTPN(model.config, model.feature_dims, ["calm", "happy", "sad", "bored"])
     fresh = other.classifier.weight.clone()
-    checkpoint.init_from(folder, other)
+    assert checkpoint.init_from(folder, other).endswith(
+        "audio, video; random ones: prototypes and classifier"
+    )
     assert torch.equal(other.ses["audio"].weight, model.ses["audio"].weight)
     assert torch.equal(other.classifier.weight, fresh)
 
     wider = small_model(dtype=torch.float32, shared_dim=16)
     with pytest.raises(ValueError, match=r"run\.init_from: \S+ is \(8, \d\).*\(16, "):
         checkpoint.init_from(folder, wider)
+
+
+def weights_of(model: AWTPN) -> dict[str, Tensor]:
+    """Without the feature statistics, which are never taken."""
+    state = model.state_dict().items()
+    return {name: tensor.clone() for name, tensor in state if not name.startswith("standardise.")}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (
+            ["audio", "video"],
+            ["audio", "video", "text"],
+            r"from \S+old: audio, video, prototypes and classifier; random ones: text$",
+        ),
+        (
+            ["audio", "video", "text"],
+            ["text"],
+            r"from \S+old: text, prototypes and classifier; not used: audio, video$",
+        ),
+        (
+            ["text", "audio"],
+            ["video", "text"],
+            r"from \S+old: text, prototypes and classifier; random ones: video; not used: audio$",
+        ),
+    ],
+)
+def test_a_run_starts_from_a_model_of_other_modalities(
+    tmp_path: Path, theirs: list[str], ours: list[str], told: str
+) -> None:
+    old = small_model(dtype=torch.float32, dims={name: THREE_DIMS[name] for name in theirs})
+    old.save_pretrained(tmp_path / "old")
+    torch.manual_seed(5)
+    new = AWTPN(ModelConfig(shared_dim=8, modalities=ours), THREE_DIMS, CLASSES)  # type: ignore[arg-type]
+    before = weights_of(new)
+    assert re.search(told, checkpoint.init_from(tmp_path / "old", new))
+    for name, tensor in weights_of(new).items():
+        expected = weights_of(old).get(name)
+        assert torch.equal(tensor, before[name] if expected is None else expected), name
+    [taken] = set(theirs) & set(ours) if len(ours) < 3 else {"audio"}
+    assert torch.equal(new.awm[taken].query, old.awm[taken].query)
+    assert torch.equal(new.tpn.prototypes, old.tpn.prototypes)
+
+
+def test_a_run_does_not_start_from_a_model_without_its_modalities(tmp_path: Path) -> None:
+    old = small_model(dtype=torch.float32)
+    old.save_pretrained(tmp_path / "old")
+    new = small_model(dtype=torch.float32, dims={"text": 4})
+    with pytest.raises(ValueError, match=r"old is a model of audio, video, and this run uses text: change"):
+        checkpoint.init_from(tmp_path / "old", new)
+
+
+def test_features_of_another_space_are_refused_in_modalities_in_common(tmp_path: Path) -> None:
+    def space(width: int) -> dict[str, Any]:
+        settings = {"id": "chargrams", "width": width}
+        return {"features": {"text": {"space": space_of(settings), "settings": settings}}}
+
+    old = small_model(dtype=torch.float32, dims=THREE_DIMS)
+    old.provenance = space(512)
+    old.save_pretrained(tmp_path / "old")
+    new = small_model(dtype=torch.float32, dims=THREE_DIMS)
+    new.provenance = space(256)
+    with pytest.raises(ValueError, match=r"trained on other features than this run: text: .*512"):
+        checkpoint.init_from(tmp_path / "old", new)
+    without = small_model(dtype=torch.float32)
+    without.provenance = space(256)
+    assert "not used: text" in checkpoint.init_from(tmp_path / "old", without)
 
 
 def test_the_state_file_names_what_it_saved(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:

@@ -492,8 +492,9 @@ def test_packing_mmsa(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["npz", "--label_set", "4"], "--label_set is an option of .* read as npz, which takes --labels"),
         (
             ["demo", "--audio", "x"],
-            "--audio is an option of --format mosei, but this is read as demo, which takes no options",
+            "--audio is an option of --format mosei, but this is read as demo, which takes --modalities",
         ),
+        (["npz", "--modalities", "audio"], "--modalities is an option of --format demo and table, but"),
         (["meld", "--label_set", "4"], "--label_set is an option of .* read as meld"),
         (["iemocap", "--folds", "x"], "--folds is an option of .* read as iemocap"),
         (["iemocap", "--label_set", "four"], "--label_set four: must be 4 or 6"),

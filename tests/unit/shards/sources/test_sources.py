@@ -15,6 +15,7 @@ import torch
 from support import REPO
 
 import shards
+from awtpn.cli import main as awtpn
 from shards import FeatureStream, Sample
 from shards.sources import Source, demo, npz, reference, table
 
@@ -155,6 +156,20 @@ def test_table(arrays: Path, write: Callable[[Path, list[dict[str, Any]]], Path]
     assert manifest.columns == {"actor": "int", "take": "str"}
     batch = next(FeatureStream(str(arrays / "out")).epoch(0))
     np.testing.assert_array_equal(batch.features["video"].values, np.arange(10.0).reshape(5, 2))
+
+
+def test_modalities_of_a_table_are_those_that_are_named(
+    arrays: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_csv(arrays, [row | {"text": row["video"]} for row in ROWS])
+    one, _ = samples(table.read(path))
+    assert one.meta["text"] == "v.npy"
+    assert "to make it features, name it among --modalities" in caplog.text
+    awtpn(["pack", str(path), str(arrays / "out"), "--format", "table", "--modalities", "audio,text"])
+    stream = FeatureStream(str(arrays / "out"))
+    assert {name: of.dim for name, of in stream.modalities.items()} == {"audio": 3, "text": 2}
+    with pytest.raises(ValueError, match=r"t.csv: no row has 'txt', which --modalities names"):
+        table.read(path, modalities=["audio", "txt"])
 
 
 @pytest.mark.parametrize(
@@ -315,6 +330,30 @@ def test_ensure_demo_packs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert FeatureStream(url, "val").class_counts().tolist() == [1] * 8
     monkeypatch.setattr(demo, "FOLDER", "another")
     assert demo.ensure_demo(tmp_path) != url
+
+
+def test_other_modalities_of_the_demo_do_not_change_audio_and_video() -> None:
+    sizes = {"train": 16, "val": 4, "test": 4}
+    usual = samples(demo.samples(0, **sizes))
+    more = samples(demo.samples(0, **sizes, modalities=["audio", "video", "text", "pose"]))
+    for one, other in zip(usual, more, strict=True):
+        assert list(other.features) == ["audio", "video", "text", "pose"]
+        for name in one.features:
+            np.testing.assert_array_equal(one.features[name], other.features[name])
+            assert one.meta[f"informative_{name}"] == other.meta[f"informative_{name}"]
+        text, informative = other.features["text"], other.meta["informative_text"]
+        assert text is not None
+        assert text.shape[1] == demo.OTHER_DIM
+        assert 0 < len(informative) < len(text)
+    assert any(len(s.features["text"]) != len(s.features["pose"]) for s in more)
+    [text_alone] = samples(demo.samples(0, 1, 0, 0, modalities=["text"]))
+    assert list(text_alone.features) == ["text"]
+
+
+@pytest.mark.parametrize("names", [[], ["audio", "audio"], ["Audio"], ["json"], ["a-b"]])
+def test_names_that_no_modality_of_the_demo_can_have(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="modalities of the demo must be different names"):
+        demo.samples(modalities=names)
 
 
 def test_the_folder_of_the_demo_names_these_utterances() -> None:

@@ -1,0 +1,107 @@
+"""A line of the variants' file (`configs/ablations.yaml`) -> the variants that it stands for.
+
+A line whose name holds `{term}` stands for a variant per loss term, with `{weight}` in its keys. One whose
+name holds `{modality}` stands for a variant per modality in use; `{others}` are then all but this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from awtpn.config.schema import Config
+from awtpn.learning.settings import TERMS
+from awtpn.model.settings import OLD_KEYS
+
+Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
+
+LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
+MODALITIES = "model.modalities"
+
+
+def expand(variants: Variants, base: Config) -> Variants:
+    """All variants that these lines stand for, as overrides which `base` can take."""
+    expanded: Variants = {}
+    for name, overrides in variants.items():
+        if "{term}" in str(name):
+            expanded |= of_terms(name, overrides)
+        elif "{modality}" in str(name):
+            taken = [variant.get(MODALITIES) for variant in expanded.values()]
+            expanded |= of_modalities(name, overrides, list(base.model.modalities), taken)
+        else:
+            expanded[name] = overrides
+    return {
+        name: without_unused(by_given_keys(overrides, base), base) for name, overrides in expanded.items()
+    }
+
+
+def of_terms(name: str, overrides: dict[str, Any]) -> Variants:
+    """A variant for each loss term."""
+    return {
+        name.replace("{term}", LONG_NAMES.get(term, term)): {
+            str(key).replace("{weight}", weight): value for key, value in overrides.items()
+        }
+        for term, weight in TERMS.items()
+    }
+
+
+def of_modalities(name: str, overrides: dict[str, Any], used: list[str], taken: list[Any]) -> Variants:
+    """A variant for each modality in use.
+
+    Where it selects modalities, it is left out if it would be the base, or the same as another variant: with
+    two modalities, without the one is the other alone.
+
+    Args:
+        name, overrides: the line.
+        used: modalities of the base.
+        taken: selections of modalities by other variants.
+    """
+    variants = {
+        name.replace("{modality}", modality): {
+            str(key).replace("{modality}", modality): fill_in(value, modality, used)
+            for key, value in overrides.items()
+        }
+        for modality in used
+    }
+    return {
+        name: of
+        for name, of in variants.items()
+        if MODALITIES not in of or (of[MODALITIES] not in ([], used) and of[MODALITIES] not in taken)
+    }
+
+
+def fill_in(value: Any, modality: str, used: Sequence[str]) -> Any:
+    """The value of an override, for one modality."""
+    if value == "{others}":
+        return [name for name in used if name != modality]
+    if isinstance(value, list):
+        return [fill_in(each, modality, used) for each in value]
+    return value.replace("{modality}", modality) if isinstance(value, str) else value
+
+
+def by_given_keys(overrides: dict[str, Any], base: Config) -> dict[str, Any]:
+    """The overrides, with keys of OLD_KEYS replaced by those of the map, where `base` has the latter."""
+    names = {
+        f"model.{old}": f"{MODALITIES}.{modality}.{setting}"
+        for modality, keys in OLD_KEYS.items()
+        for setting, old in keys.items()
+        if getattr(base.model.modalities.get(modality), setting, None) is not None
+    }
+    return {names.get(key, key): value for key, value in overrides.items()}
+
+
+def without_unused(overrides: dict[str, Any], base: Config) -> dict[str, Any]:
+    """The overrides, with those of settings of `base` that name a modality which they leave out."""
+    kept = overrides.get(MODALITIES)
+    if not isinstance(kept, list):
+        return overrides
+    pairs = {"-".join(pair) for pair in combinations(kept, 2)}
+    found = {"loss.pair_weights": (base.loss.pair_weights, pairs)}
+    if isinstance(base.model.modality_dropout, dict):
+        found["model.modality_dropout"] = (base.model.modality_dropout, set(kept))
+    return overrides | {
+        key: {name: value for name, value in given.items() if name in possible}
+        for key, (given, possible) in found.items()
+        if key not in overrides and not given.keys() <= possible
+    }
