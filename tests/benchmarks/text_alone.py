@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from text_width import SHARES, generate, score, tfidf
 
@@ -28,6 +27,8 @@ from awtpn.bench.machine import describe
 from awtpn.cli import main as awtpn
 from awtpn.run.results import read_results
 from shards.safe_io.markdown import table
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "meld-text.yaml"
 
 
 def of_corpus(seed: int, folder: Path, changes: Sequence[str]) -> tuple[float, float]:
@@ -46,7 +47,7 @@ def of_corpus(seed: int, folder: Path, changes: Sequence[str]) -> tuple[float, f
     awtpn(
         ["extract", str(folder / f"{seed}.csv"), data, "--format", "recordings", *none, "--text", "chargrams"]
     )
-    config = ["--config", str(ROOT / "configs" / "meld-text.yaml"), "--train.pictures", "never"]
+    config = ["--config", str(CONFIG), "--train.pictures", "never"]
     awtpn(["train", *config, "--data.train", data, "--run.dir", str(run), *changes])
     results = read_results(run, run / "checkpoints" / "best").results
     assert results is not None
