@@ -44,7 +44,7 @@ class CharGrams:
     modality = "text"
     name = "chargrams"
 
-    def __init__(self, *, width: int = 4096) -> None:
+    def __init__(self, *, width: int = 1024) -> None:
         if not 1 <= width <= MOST_FEATURES:
             raise ValueError(f"chargrams: width={width}; it must be from 1 to {MOST_FEATURES}")
         self.dim = width
