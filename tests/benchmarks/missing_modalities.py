@@ -16,7 +16,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from awtpn.bench.machine import hardware
+from awtpn.bench.machine import describe
 from awtpn.learning.modality_dropout import without_rows
 from awtpn.metrics.classification import count_confusion, summarize
 from awtpn.model import network
@@ -87,7 +86,7 @@ def main(folders: Sequence[Path]) -> None:
         [what, *(f"{100 * statistics.mean(of_folder[what]):.1f}" for of_folder in columns.values())]
         for what in rows
     ]
-    print(f"{hardware()}, {date.today()}; mean w-F1 over {len(next(iter(columns.values()))[rows[0]])} runs\n")
+    print(f"{describe('cpu', 2)}\n\nMean w-F1 over {len(next(iter(columns.values()))[rows[0]])} runs\n")
     print(table(["missing at test", *columns], cells))
 
 
