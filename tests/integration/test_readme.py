@@ -188,7 +188,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn pack - data/demo3 --format demo --modalities audio video text": Run(
         makes="data/demo3", says="--model.modalities audio,video,text"
     ),
-    "python launch/train.py --data.train data/demo3 --model.modalities audio,video,text": Run(
+    "awtpn train --data.train data/demo3 --model.modalities audio,video,text": Run(
         append=f"--run.dir runs/demo3 {SHORT}", makes="runs/demo3", says="informative text steps: AUROC"
     ),
     # Fault tolerance; Reproducibility across layouts.
