@@ -97,9 +97,10 @@ def flags_last(words: Sequence[str], options: Options, owner_option: str) -> lis
         owner_option: the option that names the owner.
     """
     found = list(words)
-    if owner_option not in found[:-1] or not any(word.startswith("-") for word in found[:2]):
+    if not any(word.startswith("-") for word in found[:2]):
         return found
-    owner = found[found.index(owner_option) + 1]
+    named = [part for word in found for part in word.split("=", 1)]  # --format=mmsa is --format mmsa
+    owner = named[named.index(owner_option) + 1] if owner_option in named[:-1] else ""
     kinds = {
         f"--{name}": {own: each.type == "bool" for own, each in of.items()} for name, of in options.items()
     }

@@ -154,6 +154,7 @@ def test_mosei_with_vectors_of_its_words(tmp_path: Path) -> None:
         "--text SOURCE OUT --format mmsa",
         "SOURCE --text OUT --format mmsa",
         "--format mmsa --text SOURCE OUT",
+        "--format=mmsa --text SOURCE OUT",
         "SOURCE --format mmsa --text OUT",
     ],
 )
