@@ -31,6 +31,8 @@ MARKS = ("Mn", "Mc", "Me", "Cf")
 
 # Of one utterance. An hour of speech has about 60,000 characters.
 MOST_CHARACTERS = 200_000
+# And about 10,000 words. 20,000 words take 0.3 GB as features of chargrams, and some times that for a moment.
+MOST_WORDS = 20_000
 MOST_BYTES = 4 * MOST_CHARACTERS + 4  # of a file; 4 of them for a byte order mark
 
 
@@ -52,8 +54,14 @@ class Transcript:
 
 
 def transcript_of(text: str | None) -> Transcript | None:
-    """The transcript of a text; None if it is empty: the modality is missing then."""
+    """The transcript of a text; None if it is empty: the modality is missing then.
+
+    Raises:
+        ValueError: it has more than `MOST_WORDS` words.
+    """
     words = split_words(text or "")
+    if len(words) > MOST_WORDS:
+        raise ValueError(f"its text has {len(words)} words; at most {MOST_WORDS} are read")
     return Transcript(tuple(words)) if words else None
 
 

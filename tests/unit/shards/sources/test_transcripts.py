@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from shards.sources.transcripts import MOST_CHARACTERS, read_transcript, split_words, transcript_of
+from shards.sources.transcripts import (
+    MOST_CHARACTERS,
+    MOST_WORDS,
+    read_transcript,
+    split_words,
+    transcript_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,9 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"a" * (MOST_CHARACTERS + 1))
     with pytest.raises(ValueError, match=r"a\.txt: its text has 200001 characters"):
+        read_transcript(path)
+    path.write_text("我" * (MOST_WORDS + 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.txt: its text has 20001 words; at most 20000"):
         read_transcript(path)
     with path.open("wb") as file:
         file.truncate(1 << 40)  # not read as a whole
