@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -216,7 +216,7 @@ def read_source(options: argparse.Namespace) -> ClipSource:
         if "modalities" in sources[name].parameters:
             given["modalities"] = modalities
         source = sources[name].load()(options.source, **given)
-    return source if options.limit is None else limited(source, options.limit)
+    return source if options.limit is None else limited(source, options.limit, modalities)
 
 
 def text_sources() -> dict[str, Entry]:
@@ -265,12 +265,20 @@ def guess_format(source: Path, sources: Mapping[str, Entry]) -> str:
     return FALLBACK
 
 
-def limited(source: ClipSource, most: int) -> ClipSource:
-    """At most `most` clips of each split, evenly spaced, so that all classes are among them."""
+def limited(source: ClipSource, most: int, modalities: Sequence[str]) -> ClipSource:
+    """At most `most` clips of each split, evenly spaced, so that all classes are among them.
+
+    Args:
+        source: of all clips.
+        most: of each split.
+        modalities: that are wanted: clips without any file of them are not counted.
+    """
     import numpy as np
 
+    from shards.extraction.shard_jobs import mark_missing_files
     from shards.sources.base import Clip
 
+    source = mark_missing_files(source, modalities)
     splits: dict[str, list[Clip]] = defaultdict(list)
     for clip in source.clips:
         if isinstance(clip, Clip):
@@ -296,7 +304,21 @@ def open_one_encoder(modality: str, spec: str, options: argparse.Namespace, devi
     """An encoder by name, with its options; None for "none"."""
     parameters = {name for entry in _encoders(modality).values() for name in entry.options}
     given = {name: getattr(options, _option(modality, name)) for name in sorted(parameters)}
+    if (
+        spec == "none"
+        and modality == "text"
+        and (names := [n for n, value in given.items() if is_given(value)])
+    ):
+        option = _option(modality, names[0])
+        raise ValueError(
+            f"--{option}: no features of text are made; name an encoder, such as --text chargrams"
+        )
     return open_encoder(modality, spec, device=device, dtype=LONG_NAMES[options.precision], **given)
+
+
+def is_given(value: Any) -> bool:
+    """Whether an option was given; 0 is a value."""
+    return value is not None and value is not False
 
 
 def encoder_options(modality: str) -> Options:

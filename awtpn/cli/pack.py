@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from awtpn.cli.dataset_summary import how_to_train, print_splits
@@ -14,6 +15,7 @@ from awtpn.cli.extract import (
     add_encoder_options,
     add_store_text,
     encoder_options,
+    is_given,
     open_one_encoder,
     run_as_pack,
 )
@@ -21,6 +23,7 @@ from awtpn.cli.signature_options import (
     Options,
     add_options,
     arguments,
+    flags_last,
     given_options,
     options_of,
     two_columns,
@@ -102,6 +105,7 @@ def add_pack(commands: Any) -> None:
     add_encoder_options(text, "text")
     add_store_text(text)
     add_compute_options(text)
+    parser.arranged = partial(flags_last, options=takes, owner_option="--format")
     parser.set_defaults(command=run_pack)
 
 
@@ -162,7 +166,7 @@ def encode_transcripts(source: Source, options: argparse.Namespace) -> Source:
     """
     if source.text_encoder is None:
         words = ["store_text", *encoder_options("text")]
-        if given := [word for word in words if getattr(options, word)]:
+        if given := [word for word in words if is_given(getattr(options, word))]:
             raise ValueError(
                 f"--{given[0]}: no features of text are made here; make them with --text_encoder ENCODER (of "
                 "--format mmsa or mosei), or leave it out"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from awtpn.config.option_types import comma_separated, finite_number
@@ -83,6 +83,29 @@ def add_options(parser: Any, options: Options, owners: Iterable[str]) -> None:
             if any("action" in kind for kind in kinds):  # a flag of one of them
                 argument |= {"nargs": "?", "const": True}
         parser.add_argument(f"--{name}", help=_help(takers, set(owners)), **argument)
+
+
+def flags_last(words: Sequence[str], options: Options, owner_option: str) -> list[str]:
+    """The words with those options last that are a flag of one owner and take a value of others.
+
+    So a flag takes no word that follows it as its value. If the words begin with two that are no options, all
+    that the commands need is there, and the order stays: a value of a flag is then refused by name.
+
+    Args:
+        words: of the command line.
+        options: of all owners.
+        owner_option: the option that names the owner.
+    """
+    found = list(words)
+    if not any(word.startswith("-") for word in found[:2]):
+        return found
+    named = [part for word in found for part in word.split("=", 1)]  # --format=mmsa is --format mmsa
+    owner = named[named.index(owner_option) + 1] if owner_option in named[:-1] else ""
+    kinds = {
+        f"--{name}": {own: each.type == "bool" for own, each in of.items()} for name, of in options.items()
+    }
+    flags = {name for name, of in kinds.items() if of.get(owner) and not all(of.values())}
+    return [word for word in found if word not in flags] + [word for word in found if word in flags]
 
 
 def given_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

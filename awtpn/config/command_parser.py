@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from awtpn.config.rank_errors import exit_with_line
@@ -31,6 +31,8 @@ class CommandParser(argparse.ArgumentParser):
 
     passes_on = ""
     """Leave unknown words in `options.passed_on`; they are what this says in the usage."""
+    arranged: Callable[[Sequence[str]], Sequence[str]] | None = None
+    """Gives the words in the order in which they are parsed; None leaves it as it is."""
     _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -39,7 +41,8 @@ class CommandParser(argparse.ArgumentParser):
         if self.passes_on and not self.usage:
             own = self.format_usage().removeprefix("usage: ").rstrip()
             self.usage = f"{own}\n{' ' * len(f'usage: {self.prog} ')}{self.passes_on}"
-        options, unknown = super().parse_known_args(args, namespace)
+        words = self.arranged(self._words) if self.arranged else self._words
+        options, unknown = super().parse_known_args(words, namespace)
         if self.passes_on:
             options.passed_on, unknown = unknown, []
         if unknown:

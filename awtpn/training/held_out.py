@@ -19,6 +19,8 @@ from shards.streaming.common_utterances import (
     why_not_comparable,
 )
 
+# Of text alone, other utterances may have the same features.
+SAME_WORDS = "if that is not because short texts are the same, the figures flatter the model"
 FIX = "change data.select or the splits, or give other data.val and data.test"
 
 
@@ -83,9 +85,10 @@ def _partial_overlap(
     """Warnings of utterances that are the same (`found`), and of others that have the same keys."""
     warnings = []
     if found.count:
+        meaning = SAME_WORDS if set(other.modalities) == {"text"} else "the figures flatter the model"
         warnings.append(
             f"warning: {_counted(found)} of {_named(other)} have the features of utterances that are "
-            f"trained on{_names(found)}; the figures flatter the model"
+            f"trained on{_names(found)}; {meaning}"
         )
     # Keys such as "0001" may coincide, so they refuse nothing.
     if few and (alike := _alike(train, other, known)).count:

@@ -47,7 +47,7 @@ from shards.packing.shard_writer import (
 )
 from shards.packing.validation import PackingState, validate_or_skip
 from shards.progress import progress_bar
-from shards.sources.base import ClipSource
+from shards.sources.base import TRANSCRIPTS, ClipSource
 from shards.storage.retry import DISK_FULL
 from shards.storage.store import read_manifest
 
@@ -289,6 +289,8 @@ def write_dataset(
     for name in state.dims.keys() - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", url, name)
         manifest.provenance["features"].pop(name)
+    if "text" not in manifest.modalities:
+        manifest.provenance.pop(TRANSCRIPTS, None)
     if undecodable := sum(record.undecodable for record in records):
         text = "%s: %d clips are without a stream that cannot be decoded; their metadata %r says why"
         logger.warning(text, url, undecodable, UNDECODABLE)

@@ -35,8 +35,8 @@ UNDECODABLE = "lacking"
 # Names of the metadata of a clip with features of text: begin and end of each word in seconds, where they are
 # known; and the words, where they are to be stored.
 TEXT_SPANS, TEXT_WORDS = "text_spans", "text_words"
-# About what the features of a word take in memory, which is more than the word.
-WORD_BYTES = 4096
+# About what the features of a word take in memory (4,096 of float32), which is more than the word.
+WORD_BYTES = 16 << 10
 
 # By modality, "audio", "video" and "text"; `shards.extraction.encoders` describes them.
 Encoders = Mapping[str, Any]

@@ -33,15 +33,18 @@ def reopen_encoder(
         if name in settings and not _is_rate(settings[name]):
             raise ValueError(f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded")
     built_in = "model_type" not in settings
-    if spec is None and not built_in and not settings.get("path") and not settings.get("revision"):
+    path = settings.get("path")
+    if spec is None and not built_in and not settings.get("revision"):
         # The encoder was a local folder, and an export records its name only. On a hub, that name may belong
         # to anybody.
+        gone = f"{str(path)!r}, which is not there" if path else f"{settings['id']!r} of another machine"
         option = f"--{modality}_encoder" if modality == "text" else f"--{modality}"
-        raise ValueError(
-            f"{modality}: the encoder was the folder {settings['id']!r} of another machine: get its files, "
-            f"and name their folder (awtpn predict {option} FOLDER)"
-        )
-    spec = spec or str(settings.get("path") or settings["id"])
+        if not path or not Path(str(path)).is_dir():
+            raise ValueError(
+                f"{modality}: the encoder was the folder {gone}: get its files, and name their folder (awtpn "
+                f"predict {option} FOLDER)"
+            )
+    spec = spec or str(path or settings["id"])
     encoders = find_encoders(modality)
     # A built-in encoder has the options of its signature; classes for models share theirs.
     recorded = encoders[spec].options if built_in and spec in encoders else MODEL_OPTIONS

@@ -36,7 +36,13 @@ from shards.packing.shard_writer import (
     sum_stats,
     write_sample,
 )
-from shards.packing.validation import EncodedSample, PackingState, check_cast, validate_or_skip
+from shards.packing.validation import (
+    EncodedSample,
+    PackingState,
+    check_cast,
+    refuse_transcript,
+    validate_or_skip,
+)
 from shards.progress import progress_bar
 from shards.safe_io.versions import installed_version
 
@@ -104,6 +110,7 @@ def pack(
     try:
         with progress_bar("pack", "utterance", total, show=progress) as bar:
             for sample in samples:
+                refuse_transcript(sample)
                 encoded = validate_or_skip(sample, packing.state, on_bad, skipped)
                 if encoded is not None:
                     assert isinstance(sample, Sample)

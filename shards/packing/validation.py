@@ -72,6 +72,15 @@ def validate_or_skip(
         return None
 
 
+def refuse_transcript(sample: Sample | BadSample) -> None:
+    """Raise ValueError if a sample has a transcript of which no features are made: it would get lost."""
+    if getattr(sample, "transcript", None) is not None:
+        raise ValueError(
+            f"utterance {sample.key!r} has a transcript, but no features of it: pack the samples of "
+            "shards.extraction.text_features.with_text(source, encoder)"
+        )
+
+
 def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
     """Check an utterance and encode it as it is stored.
 

@@ -20,6 +20,7 @@ logger = get_logger(__name__)
 # A larger label is not a class: names for billions of classes would fill the memory.
 MOST_CLASSES = 1 << 16
 SHOWN = 8  # names of unused parts in a warning
+TRANSCRIPTS = "transcripts"  # what provenance calls the place of transcripts, if features are made of them
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.format.schema import BadSample
-from shards.sources.base import Clip, ClipSource
+from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
 from shards.sources.transcripts import Transcript, checked_text, decode_text, transcript_of
 
 # Class names in label order, and the codes of the corpus that belong to each.
@@ -143,7 +143,7 @@ def read(
             "crop": f"the speaker's half; the actor with markers on the {markers_side}"
             if has_video
             else None,
-            "transcripts": "dialog/transcriptions",
+            TRANSCRIPTS: "dialog/transcriptions",
         },
         remarks=[f"{source}: turns of other labels are left out: {_counts(left_out)}"] if left_out else [],
         missing={}

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.format.schema import BadSample
-from shards.sources.base import Clip, ClipSource
+from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
 from shards.sources.transcripts import checked_text, decode_text, transcript_of
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -98,7 +98,7 @@ def read(source: str | Path) -> ClipSource:
             "source": str(source),
             "label_map": {name: name for name in EMOTIONS},
             "splits": {name: split for name, (split, _) in SPLITS.items()},
-            "transcripts": f"column {TEXT}",
+            TRANSCRIPTS: f"column {TEXT}",
         },
         remarks=remarks,
         missing=missing,
@@ -144,6 +144,11 @@ def _rows(table: Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def _clip(row: Mapping[str, Any], split: str, folder: Path, at: str) -> Clip:
+    if None in row:
+        # Not quoted: its fields are in the wrong columns, so any may be what is said.
+        raise ValueError(
+            f"{at}: has more fields than the header; put an utterance that contains a comma into quotes"
+        )
     emotion = str(row["Emotion"]).strip().lower()
     if emotion not in EMOTIONS:
         raise ValueError(f"{at}: Emotion {row['Emotion']!r} is not one of MELD's: {', '.join(EMOTIONS)}")

@@ -47,6 +47,7 @@ from shards.format.split_names import meaning
 from shards.sources import restricted_pickle
 from shards.sources.base import (
     MOST_CLASSES,
+    TRANSCRIPTS,
     Source,
     TranscribedSample,
     class_names,
@@ -137,7 +138,7 @@ def read(
             "format": "mmsa",
             "source": str(source),
             "label_set": label_set,
-            **({"transcripts": RAW_TEXT} if has_transcripts else {}),
+            **({TRANSCRIPTS: RAW_TEXT} if has_transcripts else {}),
             "repaired_steps": repaired,
         },
         total=sum(len(record["id"]) for record in splits.values()),
@@ -240,7 +241,9 @@ def _check_list(values: Any, at: str) -> None:
     """Raise ValueError for what has no entry per utterance."""
     fits = values.ndim > 0 if isinstance(values, np.ndarray) else isinstance(values, list | tuple)
     if not fits:
-        raise ValueError(f"{at} is {values!r:.60}; expected an array or list, one entry per utterance")
+        # What is said is not quoted.
+        found = f"of type {type(values).__name__}" if at.endswith(RAW_TEXT) else f"{values!r:.60}"
+        raise ValueError(f"{at} is {found}; expected an array or list, one entry per utterance")
 
 
 def _check_scale(splits: dict[str, dict[str, Any]], label_set: str, path: Path) -> None:

@@ -59,6 +59,7 @@ from shards.format.split_names import meaning
 from shards.safe_io.bounded_json import parse_json
 from shards.sources import mosei_csd
 from shards.sources.base import (
+    TRANSCRIPTS,
     Source,
     TranscribedSample,
     key_of,
@@ -162,7 +163,7 @@ def read(
             "source": str(labels),
             "files": {name: path.name for name, path in named.items()},
             "features": {name: _feature_space(path) for name, path in vectors.items()},
-            **({"transcripts": words.name} if words else {}),
+            **({TRANSCRIPTS: words.name} if words else {}),
             "folds": Path(folds).name,
             "label_set": label_set,
             "left_out": left_out,

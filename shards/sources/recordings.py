@@ -24,9 +24,9 @@ are `label`, and optionally `split` and `key`; all others are metadata. For CREM
 A label map renames labels; clips of a label mapped to nothing (`XXX=`) are left out, and a label that it
 lacks is an error.
 
-Where features of text are made (--text), clip.txt beside clip.mp4 is what is said in it, in UTF-8. Of text
-alone (--audio none --video none), a .txt in a folder of a label needs no clip. From recordings to a trained
-model:
+Where features of text are made (--text), clip.txt beside clip.mp4 is what is said in it, in UTF-8, or in
+UTF-16 with a byte order mark. Of text alone (--audio none --video none), a .txt in a folder of a label needs
+no clip. From recordings to a trained model:
 
     awtpn extract recordings data/mine --format recordings
     awtpn shards info data/mine
@@ -63,6 +63,8 @@ PATHS = ("path", "audio", "video")
 SPAN = ("begin", "end")
 TEXT = "text"
 COLUMNS = (*REQUIRED, *PATHS, *SPAN, TEXT)
+# Usual names of columns with what is said; of these, only `text` is read as such.
+TEXT_NAMES = ("transcript", "transcription", "utterance", "sentence", "raw_text")
 
 
 def read(
@@ -106,6 +108,13 @@ def read(
         raise ValueError(f"{path}: pattern reads the names in a folder, which this is not; leave it out")
     else:
         clips = _of_table(path, modalities)
+        columns = dict.fromkeys(name for clip in clips if isinstance(clip, Clip) for name in clip.meta)
+        remarks = [
+            f"{path}: column {name!r} is stored as metadata; if it is what is said, which is personal data, "
+            "call it 'text', or remove it"
+            for name in columns
+            if name.strip().lower() in (*TEXT_NAMES, TEXT)
+        ]
     unread = [clip.missing[TEXT] for clip in clips if isinstance(clip, Clip) and TEXT in clip.missing]
     if unread:
         remarks.append(f"{plural(len(unread), 'transcript')} cannot be read; the first, {unread[0]}")

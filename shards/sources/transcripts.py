@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ MARKS = ("Mn", "Mc", "Me", "Cf")
 
 # Of one utterance. An hour of speech has about 60,000 characters.
 MOST_CHARACTERS = 200_000
+# And about 10,000 words. 20,000 words take 0.3 GB as features of chargrams, and some times that for a moment.
+MOST_WORDS = 20_000
+MOST_BYTES = 4 * MOST_CHARACTERS + 4  # of a file; 4 of them for a byte order mark
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,34 @@ class Transcript:
 
 
 def transcript_of(text: str | None) -> Transcript | None:
-    """The transcript of a text; None if it is empty: the modality is missing then."""
+    """The transcript of a text; None if it is empty: the modality is missing then.
+
+    Raises:
+        ValueError: it has more than `MOST_WORDS` words.
+    """
     words = split_words(text or "")
+    if len(words) > MOST_WORDS:
+        raise ValueError(f"its text has {len(words)} words; at most {MOST_WORDS} are read")
     return Transcript(tuple(words)) if words else None
 
 
 def read_transcript(path: Path) -> Transcript | None:
-    """The transcript in a text file in UTF-8, with a byte order mark or without; None if it is empty.
+    """The transcript in a text file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
+
+    Returns:
+        The transcript; None if the file is empty.
 
     Raises:
-        ValueError: it is not in UTF-8, or no text.
+        ValueError: it is in another encoding, too large, or no text.
     """
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path}: has more than {MOST_BYTES} bytes, which is no text of one utterance")
     refuse_pointer_text(content, str(path))
+    encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return transcript_of(checked_text(content.decode("utf-8-sig")))
+        return transcript_of(checked_text(content.decode(encoding)))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: not in UTF-8 (byte {error.start}); save it in UTF-8, for instance with: "

@@ -157,12 +157,14 @@ def test_text_is_extracted_beside_the_others(tmp_path: Path) -> None:
     }
     with pytest.raises(SystemExit, match=r"chargrams: width=0; it must be from 1"):
         awtpn("extract", tree, tmp_path / "x", "--text", "chargrams", "--text_width", 0)
+    with pytest.raises(SystemExit, match=r"--text_layer: no features of text are made; name an encoder"):
+        awtpn("extract", tree, tmp_path / "x", "--text_layer", 0)
     with pytest.raises(SystemExit, match=r"store_text .* give an encoder of text"):
         awtpn("extract", tree, tmp_path / "x", "--store_text")
 
 
 def test_a_limit_draws_evenly(tmp_path: Path) -> None:
-    source = limited(recordings.read(write_tree(tmp_path)), 2)
+    source = limited(recordings.read(write_tree(tmp_path)), 2, ["audio", "video"])
     assert [(clip.split, clip.label) for clip in source.clips] == [  # type: ignore[union-attr]
         ("test", "calm"),
         ("test", "happy"),

@@ -62,6 +62,28 @@ def test_meld_of_three_tables_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
         awtpn("extract", root, tmp_path / "no", "--format", "meld", "--video", "none", "--text", "chargrams")
 
 
+def test_where_transcripts_are_is_recorded_with_features_of_them_only(tmp_path: Path) -> None:
+    root = write_meld(tmp_path / "MELD.Raw")
+    awtpn("extract", root, tmp_path / "sound", "--video", "none")
+    assert "transcripts" not in provenance(tmp_path / "sound")
+    for table in root.rglob("*.csv"):
+        table.write_bytes(table.read_bytes().replace(b"Utterance,", b"Other,", 1))
+    awtpn("extract", root, tmp_path / "none", "--video", "none", "--text", "chargrams")
+    assert "transcripts" not in provenance(tmp_path / "none")
+
+
+def test_a_limit_is_of_clips_that_exist(tmp_path: Path) -> None:
+    root, out = write_meld(tmp_path / "MELD.Raw"), tmp_path / "out"
+    (root / "test" / "output_repeated_splits_test" / "dia0_utt0.mp4").unlink()
+    awtpn("extract", root, out, "--video", "none", "--limit", 1)
+    assert metadata(out).keys() == {"train_dia0_utt0", "val_dia0_utt0", "test_dia1_utt0"}
+    listed = [json.loads(line)["key"] for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(listed) == ["test_dia0_utt0", "val_dia110_utt7"]
+    # Text needs no clip.
+    awtpn("extract", root, tmp_path / "text", *NO_MEDIA, "--text", "chargrams", "--limit", 1)
+    assert "test_dia0_utt0" in metadata(tmp_path / "text")
+
+
 def test_meld_with_sound_and_text(tmp_path: Path) -> None:
     root, out = write_meld(tmp_path / "MELD.Raw"), tmp_path / "out"
     awtpn("extract", root, out, "--video", "none", "--text", "chargrams")
@@ -125,9 +147,20 @@ def test_mosei_with_vectors_of_its_words(tmp_path: Path) -> None:
     assert "transcripts" not in provenance(out)
 
 
-def test_mmsa_with_the_text_that_it_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "SOURCE OUT --format mmsa --text",
+        "--text SOURCE OUT --format mmsa",
+        "SOURCE --text OUT --format mmsa",
+        "--format mmsa --text SOURCE OUT",
+        "--format=mmsa --text SOURCE OUT",
+        "SOURCE --format mmsa --text OUT",
+    ],
+)
+def test_mmsa_with_the_text_that_it_has(tmp_path: Path, words: str) -> None:
     path, out = write_mmsa(tmp_path / "x.pkl"), tmp_path / "out"
-    awtpn("pack", path, out, "--format", "mmsa", "--text")
+    awtpn("pack", *({"SOURCE": path, "OUT": out}.get(word, word) for word in words.split()))
     assert steps(out, "test", ["audio", "text", "video"]) == {
         "videotest_0": [5, 6, 4],
         "videotest_1": [2, 6, 3],
@@ -181,6 +214,10 @@ def test_a_hostile_text_is_a_bad_utterance(tmp_path: Path) -> None:
         (
             ["pack", "--format", "mmsa", "--text_width", "8"],
             "--text_width: no features of text are made here",
+        ),
+        (
+            ["pack", "--format", "mmsa", "--text_layer", "0"],
+            "--text_layer: no features of text are made here",
         ),
         (["pack", "--format", "mmsa", "--store_text"], "--store_text: no features of text are made here"),
         (["pack", "--format", "mmsa", "--text_encoder", "none"], "--text_encoder none encodes nothing"),

@@ -104,6 +104,15 @@ def test_a_part_is_warned_of_with_count_and_names(tmp_path: Path) -> None:
     assert "warning: 2 of 5 " in check_held_out(streams[0], None, streams[1])[0]
 
 
+def test_equal_texts_need_not_be_the_same_utterance(tmp_path: Path) -> None:
+    texts = [replace(s, features={"text": s.features["audio"]}) for s in corpus(20, 3)]
+    pack([*texts, replace(texts[0], key="again", split="test")], tmp_path / "d")
+    (told,) = check_held_out(opened(tmp_path / "d"), None, opened(tmp_path / "d", "test"))
+    assert told.endswith(
+        "(again); if that is not because short texts are the same, the figures flatter the model"
+    )
+
+
 def test_a_validation_on_the_test_is_told_once(dataset: Path, tmp_path: Path) -> None:
     train, test = opened(dataset), opened(dataset, "test")
     (told,) = check_held_out(train, opened(copy(dataset, tmp_path), "test"), test)

@@ -288,6 +288,15 @@ def test_a_table_of_texts_needs_no_recordings(tmp_path: Path, suffix: str) -> No
         recordings.read(table, modalities=["audio", "video"])
 
 
+def test_a_column_with_another_name_is_metadata_and_the_user_is_told(tmp_path: Path) -> None:
+    rows = [{"key": "a", "split": "all", "label": "x", "text": "so what", "Transcript": "so what"}]
+    source = recordings.read(write_clip_table(tmp_path / "t.csv", rows))
+    assert [remark for remark in source.remarks if "what" in remark] == [
+        f"{tmp_path / 't.csv'}: column 'Transcript' is stored as metadata; if it is what is said, which is "
+        "personal data, call it 'text', or remove it"
+    ]
+
+
 def test_a_table_may_have_both(tmp_path: Path) -> None:
     put("tone.wav", tmp_path / "a.wav")
     (tmp_path / "a.txt").write_text("from the file")

@@ -27,6 +27,7 @@ from corpora_support import (
 
 from shards.extraction.shard_jobs import mark_missing_files
 from shards.format.schema import BadSample, Sample
+from shards.packing.pack import pack
 from shards.sources import Source, iemocap, meld, mmsa, mosei
 from shards.sources.base import Clip, TranscribedSample
 from shards.sources.transcripts import MOST_CHARACTERS, Transcript, checked_text
@@ -131,6 +132,18 @@ def test_texts_of_meld(tmp_path: Path) -> None:
     assert of_text[0].cause.startswith("its text has characters that no text has")
     write_utterances(table, {"cp1252": written["cp1252"]}, "latin-1")
     assert list(texts(meld.read(tmp_path)).values()) == ["naïve “quote”"]
+
+
+def test_a_comma_outside_quotes_is_named_and_nothing_is_quoted(tmp_path: Path) -> None:
+    table = write_meld(tmp_path) / "test_sent_emo.csv"
+    table.write_bytes(
+        table.read_bytes().replace(b'"Oh my God, he', b"Oh my God, he", 1).replace(b'it."', b"it.", 1)
+    )
+    with pytest.raises(
+        ValueError, match=r"test_sent_emo\.csv: row 1: has more fields than the header"
+    ) as caught:
+        meld.read(tmp_path)
+    assert "God" not in str(caught.value)
 
 
 def test_a_table_of_others_without_texts(tmp_path: Path) -> None:
@@ -268,6 +281,17 @@ def test_vectors_of_words_are_features_like_others(mosei_root: Path) -> None:
         mosei.read(mosei_root, text=VECTORS, text_encoder="chargrams", **FOLDS)
 
 
+@pytest.mark.parametrize("on_bad", ["refuse", "skip"])
+def test_transcripts_are_not_lost_when_nobody_encodes_them(
+    mosei_root: Path, tmp_path: Path, on_bad: str
+) -> None:
+    source = mosei.read(mosei_root, text=WORDS, audio="CMU_MOSEI_COVAREP.csd", **FOLDS)
+    fix = r"with_text\(source, encoder\)"
+    with pytest.raises(ValueError, match=rf"has a transcript, but no features of it: pack .*{fix}"):
+        pack(source.samples, str(tmp_path / "out"), classes=source.classes, on_bad=on_bad)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_text_alone_names_no_file(mosei_root: Path, tmp_path: Path) -> None:
     source = mosei.read(mosei_root, text_encoder="other", **FOLDS)
     assert (source.text_encoder, source.provenance["files"]) == ("other", {"text": WORDS})
@@ -392,7 +416,7 @@ def test_an_utterance_of_mmsa_whose_text_is_none_is_listed(tmp_path: Path, value
     [
         (None, {}, "x.pkl: train: 'raw_text' is missing; it has"),
         (["a"], {}, "x.pkl: train: raw_text has 1 utterances, id 3"),
-        ("abc", {}, "x.pkl: train: raw_text is 'abc'; expected an array or list"),
+        ("abc", {}, "x.pkl: train: raw_text is of type str; expected an array or list"),
         (["a"] * 3, {"text": True}, "--text takes the features of text that it has, --text_encoder makes"),
     ],
 )
