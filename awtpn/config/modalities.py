@@ -35,7 +35,10 @@ def join_modalities(arguments: Sequence[str], read_file: Callable[[str], Any]) -
     for word in words:
         option, equals, value = word.partition("=")
         if option == OPTION or option.startswith(f"{OPTION}."):
-            changes.append((option, value if equals else next(words, "")))
+            given = value if equals else next(words, "")
+            if not given or (not equals and given.startswith("--")):
+                raise ValueError(f"{option.removeprefix('--')} lacks its value: write {option} VALUE")
+            changes.append((option, given))
             continue
         others.append(word)
         if option == "--config":
@@ -92,7 +95,7 @@ def use_map(root: yaml.MappingNode) -> None:
 
 
 def _map_of(node: yaml.Node) -> yaml.Node:
-    value = modalities_as_map(parse_yaml(yaml.serialize(node)))
+    value = modalities_as_map(yaml.SafeLoader("").construct_document(node))
     found = yaml.compose(json.dumps(full_map(value)), yaml.SafeLoader)
     assert found is not None
     return found

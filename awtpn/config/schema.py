@@ -12,7 +12,7 @@ import yaml
 
 from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrainConfig
 from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
-from awtpn.model.settings import ModelConfig
+from awtpn.model.settings import DEFAULT_WEIGHTS, ModelConfig
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.credentials import redact_url, remember_secrets
 
@@ -93,10 +93,13 @@ def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
     model = settings.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("modalities"), list):
         return settings
+    # Then audio was the anchor, in whatever order they were named.
+    model = model | {"modalities": [name for name in DEFAULT_WEIGHTS if name in model["modalities"]]}
     known = {key: value for key, value in model.items() if key in ModelConfig.__dataclass_fields__}
+    unknown = {key: value for key, value in model.items() if key not in known}
     return settings | {
-        "model": model | ModelConfig(**known).record(),
-        "loss": {"pair_weights": {}} | settings.get("loss", {}),
+        "model": ModelConfig(**known).record() | unknown,
+        "loss": {"pair_weights": {}} | (settings.get("loss") or {}),
     }
 
 
@@ -118,7 +121,9 @@ def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         f"{section}.{key}"
         for section, settings in now.items()
         for key, value in settings.items()
-        if before.get(section, {}).get(key) != value
+        if (former := before.get(section, {}).get(key)) != value
+        # Of pairs of modalities the first is the anchor, so their order is a setting, too.
+        or (key == "modalities" and list(former) != list(value))
     ]
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from awtpn.config.schema import Config
 from awtpn.learning.settings import TERMS
-from awtpn.model.settings import OLD_KEYS
+from awtpn.model.settings import NEW_KEYS, SETTINGS
 
 Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
 
 LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
 MODALITIES = "model.modalities"
+CROSS_MODAL = ("intra", "inter", "contrast")
 
 
 def expand(variants: Variants, base: Config) -> Variants:
@@ -81,13 +82,14 @@ def fill_in(value: Any, modality: str, used: Sequence[str]) -> Any:
 
 
 def by_given_keys(overrides: dict[str, Any], base: Config) -> dict[str, Any]:
-    """The overrides, with keys of OLD_KEYS replaced by those of the map, where `base` has the latter."""
-    names = {
-        f"model.{old}": f"{MODALITIES}.{modality}.{setting}"
-        for modality, keys in OLD_KEYS.items()
-        for setting, old in keys.items()
-        if getattr(base.model.modalities.get(modality), setting, None) is not None
+    """The overrides, with keys of NEW_KEYS replaced by those of the map, where `base` has the latter."""
+    given = {
+        f"{MODALITIES}.{name}.{setting}"
+        for name, settings in base.model.modalities.items()
+        for setting in SETTINGS
+        if getattr(settings, setting) is not None
     }
+    names = {old: new for old, new in NEW_KEYS.items() if new in given}
     return {names.get(key, key): value for key, value in overrides.items()}
 
 
@@ -100,8 +102,12 @@ def without_unused(overrides: dict[str, Any], base: Config) -> dict[str, Any]:
     found = {"loss.pair_weights": (base.loss.pair_weights, pairs)}
     if isinstance(base.model.modality_dropout, dict):
         found["model.modality_dropout"] = (base.model.modality_dropout, set(kept))
-    return overrides | {
+    changed: dict[str, Any] = {
         key: {name: value for name, value in given.items() if name in possible}
         for key, (given, possible) in found.items()
         if key not in overrides and not given.keys() <= possible
     }
+    if pairs and not any(base.loss.pair_weights.get(pair, 1.0) for pair in pairs):
+        # `base` compares none of these pairs, so neither does the variant.
+        changed |= {"loss.pair_weights": {}} | {f"loss.{TERMS[term]}": 0.0 for term in CROSS_MODAL}
+    return overrides | changed

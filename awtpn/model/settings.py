@@ -19,6 +19,12 @@ OLD_KEYS = {
     "audio": {"weight": "alpha_audio", "distance_scale": "distance_scale_audio"},
     "video": {"weight": "beta_video", "distance_scale": "distance_scale_video"},
 }
+# The same by dotted keys: "model.alpha_audio" -> "model.modalities.audio.weight".
+NEW_KEYS = {
+    f"model.{old}": f"model.modalities.{modality}.{setting}"
+    for modality, keys in OLD_KEYS.items()
+    for setting, old in keys.items()
+}
 
 
 @dataclass
@@ -202,9 +208,17 @@ def checked_settings(modality: str, settings: Any) -> dict[str, Any]:
     key = f"model.modalities.{modality}"
     if not isinstance(settings, Mapping):
         raise ValueError(f"{key} takes settings such as {{weight: 0.5}}, not {settings!r:.60}")
-    for name, value in settings.items():
+    for name in settings:
         if name not in SETTINGS:
             raise ValueError(f"there is no {key}.{name:.60}; a modality has {', '.join(SETTINGS)}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{key}.{name} takes a number, not {value!r:.60}")
-    return {name: value for name, value in settings.items() if value is not None}
+    return {name: _number(f"{key}.{name}", value) for name, value in settings.items() if value is not None}
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as text
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{key} takes a number, not {value!r:.60}")
+    return number

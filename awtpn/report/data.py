@@ -32,6 +32,7 @@ from awtpn.metrics.confidence_intervals import (
     t_interval,
 )
 from awtpn.model.files import CARD_FILE, model_folder
+from awtpn.model.settings import NEW_KEYS
 from awtpn.run.predictions import confusion_of, predictions_file, read_predictions
 from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_settings, read_status
 from awtpn.run.results import RESULTS_FILE, read_results
@@ -347,11 +348,13 @@ def check_one_experiment(runs: Sequence[RunRecord], swept: set[str]) -> None:
     Raises:
         ValueError: names the settings that differ, or a run that is given twice.
     """
-    first = flatten(runs[0].config)
+    varied = {NEW_KEYS.get(key, key) for key in swept}
+    within = (*REPETITION_KEYS, *(f"{key}." for key in varied))
+    first = _settings(runs[0])
     for run in runs[1:]:
-        own = flatten(run.config)
+        own = _settings(run)
         keys = [k for k in {**first, **own} if own.get(k) != first.get(k)]
-        if differing := [k for k in keys if not k.startswith(REPETITION_KEYS) and k not in swept]:
+        if differing := [k for k in keys if not k.startswith(within) and k not in varied]:
             raise ValueError(
                 f"{run.dir} and {runs[0].dir} are not repetitions of one experiment: they differ in "
                 f"{', '.join(differing)}; write a report of each"
@@ -366,6 +369,11 @@ def check_one_experiment(runs: Sequence[RunRecord], swept: set[str]) -> None:
         if other := seen.get((run.fold, run.seed)):
             raise ValueError(f"{run.dir} repeats {other}: the same seed and utterances; leave one out")
         seen[run.fold, run.seed] = run.dir
+
+
+def _settings(run: RunRecord) -> dict[str, Any]:
+    """A run's settings by dotted key; the order of its modalities is one of them."""
+    return {"model.modalities": list(run.config.get("model", {}).get("modalities", ()))} | flatten(run.config)
 
 
 def validations(run_dir: Path) -> list[tuple[int, float]]:

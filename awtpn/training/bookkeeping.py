@@ -88,6 +88,13 @@ def flush(run: Run, monitor: Monitor) -> None:
         if not finite:
             run.position.left_out += 1
             account_for_skipped(run, monitor, s, loss)
+    if (empty := sum(s["empty"] for s in steps)) and not run.told_empty:
+        run.told_empty = True
+        monitor.print(
+            f"warning: {empty} of the {utterances} utterances up to step {s['step']} have nothing of "
+            f"{', '.join(run.config.model.modalities)}, so all of them look the same to the model: use more "
+            "of the data's modalities (model.modalities), or leave such utterances out (data.select)"
+        )
     wait, lost, *total_work = reduced[:, len(TERMS) :].sum(0)
     if lost:  # by some rank; the sum is the same on all, so all make this collective call
         everyone = run.world.all_gather_object(

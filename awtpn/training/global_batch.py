@@ -46,6 +46,8 @@ class GlobalBatchInfo:
     negatives: dict[Pair, NDArray[np.int64]]
     """By pair of modalities: the place of each utterance's negative, of this rank's B, [len(DRAWS), B]."""
     utterances: int
+    empty: int
+    """Utterances that have none of the modalities in use."""
     fingerprint: int
     stop: bool
 
@@ -112,6 +114,7 @@ def reduce_batch_counts(
         "fingerprint": np.array([batch.fingerprint()], dtype=np.uint64).view(np.int64),
         "class": np.bincount(label, minlength=classes),
         "present": present.sum(1),
+        "empty": (~present.any(0)).sum(keepdims=True),
         "both": both.sum(1),
         "negative": valid.ravel(),
         # Only the configuration decides on shapes, never the data: all ranks must sum the same shape.
@@ -140,6 +143,7 @@ def reduce_batch_counts(
         normalizers,
         dict(zip(pairs, negatives, strict=True)),
         utterances,
+        int(total["empty"][0]),
         int(total["fingerprint"].view(np.uint64)[0]),
         bool(total["stop"][0]),
     )

@@ -55,6 +55,8 @@ class Run:
     """What `train_step` found of each step that `flush` has not written yet; tensors are on the device."""
     damaged: dict[str, str] = field(default_factory=dict)
     """Name and cause of each utterance that was found damaged since this start."""
+    told_empty: bool = False
+    """The user knows that some utterances have none of the modalities in use."""
     since: float = 0.0
     """When the oldest pending step began."""
     counted: float = field(default_factory=time.perf_counter)

@@ -65,6 +65,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
             "grad_norm": grad_norm,
             "fingerprint": f"{info.fingerprint:016x}",
             "utterances": info.utterances,
+            "empty": info.empty,
             "data_wait": data_wait,
             "damaged": batch.damaged,
             "work": batch_cost(batch, unwrap(run.model)),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import arguments
+from support import arguments, pack_corpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import shards
@@ -131,3 +131,14 @@ def test_a_run_of_two_says_what_it_leaves_and_begins_one_of_three(corpus: str, t
 def test_a_modality_that_the_data_lacks_is_refused_by_name(corpus: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no modality 'pose'; it has .*text.*by model\.modalities"):
         train(**{"data.train": corpus, "run.dir": tmp_path / "run", "model.modalities": "audio,pose"})
+
+
+def test_utterances_that_have_none_of_the_modalities_in_use_are_told_once(tmp_path: Path) -> None:
+    settings = {"data.train": pack_corpus(tmp_path / "data"), "train.epochs": 2, "train.pictures": "never"}
+    settings |= {"train.global_batch_size": 8, "loss.negative_group": 8}
+    printed = train(**settings, **{"run.dir": tmp_path / "both"})
+    assert "have nothing of" not in printed
+    printed = train(**settings, **{"run.dir": tmp_path / "one", "model.modalities": "audio"})
+    lacking = sum(i % 7 == 6 and i % 5 != 4 for i in range(52))
+    assert printed.count("have nothing of audio, so all of them look the same to the model") == 1
+    assert f"warning: {lacking} of the 52 utterances up to step 7 have" in printed

@@ -88,3 +88,33 @@ def test_what_is_no_list_of_words_is_refused(tmp_path: Path, capsys: pytest.Capt
             with pytest.raises(SystemExit):
                 parse_command_line(words)
             assert re.search(r"model\.modalities(\.audio)? takes ", capsys.readouterr().err)
+
+
+def test_a_weight_in_powers_of_ten(tmp_path: Path) -> None:
+    # YAML takes 1e-4 for text.
+    file = tmp_path / "c.yaml"
+    file.write_text("model:\n  modalities:\n    text: {distance_scale: 1e-4}\n")
+    for words in (
+        ["--config", str(file)],
+        ["--model.modalities.text.distance_scale", "1e-4"],
+        ["--model.modalities.text", "{distance_scale: 1e-4}"],
+    ):
+        assert parse_command_line(words)[0].model.distance_scale("text") == 1e-4
+
+
+def test_a_modality_without_its_value_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model:\n  modalities:\n")
+    scale = "--model.modalities.text.distance_scale"
+    for words, told in (
+        (["--model.modalities", "--run.seed", "3"], "model.modalities lacks its value: write --model.modal"),
+        ([scale], "model.modalities.text.distance_scale lacks its value"),
+        (["--config", str(file)], "c.yaml, line 2: model.modalities takes names"),
+        ([scale, ".nan"], "model.modalities.text.distance_scale takes a number, not nan"),
+        ([scale, "1e400"], "model.modalities.text.distance_scale takes a number, not '1e400'"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_command_line(words)
+        assert told in capsys.readouterr().err

@@ -97,6 +97,14 @@ def test_four_modalities_have_eight_variants() -> None:
     assert sum("model.modalities" in overrides for overrides in variants.values()) == 8
 
 
+def test_pairs_that_the_base_does_not_compare_are_not_compared() -> None:
+    training = ["--model.modalities=audio,video,text", "--loss.pair_weights={audio-video: 0}"]
+    base, _ = parse_command_line(training)
+    overrides = ablation.read_variants(base=base, only=["without text"])["without text"]
+    loss = parse_command_line([*training, *ablation.arguments_of(overrides)])[0].loss
+    assert (loss.lambda_intra, loss.lambda_inter, loss.lambda_contrast) == (0, 0, 0)
+
+
 def test_settings_of_modalities_that_are_left_out_are_left_out() -> None:
     training = [
         "--model.modalities={audio: {weight: 0.2}, video: {}, text: {weight: 0.6}}",

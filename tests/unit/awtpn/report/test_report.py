@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from report_support import CLASSES, HOSTILE, make_hostile_run, make_run
 
@@ -26,6 +27,8 @@ from awtpn.report.write import write_report
 from awtpn.run.predictions import read_predictions
 from shards.safe_io.markdown import block, bold, code, inline, table
 from shards.safe_io.printable import printable
+
+VIDEO = {"weight": 0.7, "distance_scale": 1.0}
 
 # --- Gathering -----------------------------------------------------------------------------------
 
@@ -86,6 +89,28 @@ def test_folds_are_the_draws_not_their_seeds(tmp_path: Path) -> None:
     page = render_markdown(report)
     assert "Student's t over 3 fold means" in page
     assert "not 6 independent samples" in page
+
+
+@pytest.mark.parametrize(
+    ("key", "of_other"),
+    [
+        ("model.alpha_audio", {"audio": {"weight": 0.4, "distance_scale": 1.0}, "video": VIDEO}),
+        ("model.modalities", {"video": VIDEO}),
+        ("model.modalities", {"video": VIDEO, "audio": {"weight": 0.3, "distance_scale": 1.0}}),
+    ],
+)
+def test_runs_may_differ_in_modalities_that_a_sweep_chose(
+    key: str, of_other: dict[str, Any], tmp_path: Path
+) -> None:
+    make_run(tmp_path / "fold-0", fold=0)
+    config = make_run(tmp_path / "fold-1", fold=1) / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["modalities"] = of_other
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    with pytest.raises(ValueError, match=r"differ in model\.modalities"):
+        gather([tmp_path])
+    (tmp_path / "cross_validation.json").write_text(json.dumps({"chosen": [{"fold": 1, "point": {key: ""}}]}))
+    assert len(gather([tmp_path]).runs) == 2
 
 
 def test_what_cannot_be_reported_is_refused_by_name(tmp_path: Path) -> None:

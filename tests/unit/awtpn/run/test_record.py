@@ -6,9 +6,11 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import yaml
 from support import ALONE
 
 from awtpn.config.command_line import parse_command_line, scalar
+from awtpn.config.schema import dump, dump_yaml
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.runner import Job, is_done, other_settings
 from awtpn.report.data import read_run
@@ -44,6 +46,30 @@ def test_settings_that_lack_a_section_are_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text("data: {train: [1]}\n")
     with pytest.raises(ValueError, match=r"data\.train cannot be"):
         trained_on(tmp_path, OPTIONS)
+
+
+def test_a_record_of_before_modalities_were_a_map_is_of_the_same_settings(tmp_path: Path) -> None:
+    words = ["--data.train=here", "--model.alpha_audio=0.4"]
+    now = dump(parse_command_line(words)[0])
+    old = dump(parse_command_line(words)[0])
+    del old["loss"]["pair_weights"], old["model"]["modality_dropout"]
+    old["model"] |= {"alpha_audio": 0.4, "beta_video": 0.7, "modalities": ["audio", "video"]}
+    old["model"] |= {"distance_scale_audio": 1.0, "distance_scale_video": 1.0}
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(old))
+    assert read_settings(tmp_path) == now
+    # The losses compared audio with video in whatever order these were named.
+    old["model"]["modalities"].reverse()
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(old))
+    assert changed_keys(parse_command_line(words)[0], tmp_path) == []
+    swapped, _ = parse_command_line([*words, "--model.modalities=video,audio"])
+    assert changed_keys(swapped, tmp_path) == ["model.modalities"]
+
+
+def test_another_order_of_modalities_is_another_setting(tmp_path: Path) -> None:
+    words = ["--data.train=here", f"--run.dir={tmp_path}", "--model.modalities"]
+    (tmp_path / CONFIG_FILE).write_text(dump_yaml(parse_command_line([*words, "text,audio"])[0]))
+    assert other_settings(Job((*words, "text,audio"), tmp_path)) == []
+    assert other_settings(Job((*words, "audio,text"), tmp_path)) == ["model.modalities"]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "3", "", DEEP, '{"status": 3}'])

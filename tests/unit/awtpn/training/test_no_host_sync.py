@@ -149,6 +149,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "balanced classes": {"loss": LossConfig(class_weights="balanced")},
     "accumulation": {"accumulation": 2, "loss": LossConfig(negative_group=4)},
     "one modality": {"model": ModelConfig(modalities=["audio"])},
+    "hidden modalities": {"model": ModelConfig(modality_dropout=0.5)},
     "plain averages": {"model": ModelConfig(awm="uniform")},
     "wide": {"model": ModelConfig(shared_dim=1024, distance_scale_audio=1e-3, distance_scale_video=1e-3)},
     "no clipping": {"optim": OptimConfig(grad_clip=0.0)},
