@@ -45,7 +45,7 @@ def shared_files() -> dict[str, Path]:
 
 def packaged_files(option: str) -> dict[str, Path]:
     """The packaged files that `option` takes by name: {"meld": .../configs/meld.yaml, ...}."""
-    found = sorted((ROOT / "configs").glob(NAMED[option][1]))
+    found = sorted((ROOT / "configs").glob(NAMED[option][1]), key=lambda file: file.stem)
     return {file.stem: file for file in found if option == "--variants" or file != VARIANTS_FILE}
 
 

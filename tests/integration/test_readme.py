@@ -226,6 +226,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "python tests/benchmarks/step.py": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_both_steps_learn_the_same_utterances"]
     ),
+    "python tests/benchmarks/text_alone.py": Elsewhere(
+        ["unit/awtpn/bench/test_text_alone.py::test_both_are_measured_on_the_same_text"]
+    ),
     "python tests/benchmarks/text_width.py": Elsewhere(
         ["unit/shards/extraction/test_text.py::test_the_width_is_measured_on_generated_text"]
     ),

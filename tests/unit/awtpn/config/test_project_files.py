@@ -11,7 +11,7 @@ from awtpn.config.command_line import make_parser, parse_command_line
 from awtpn.config.project_files import ROOT, checkout, find_file, packaged_files, shared_files
 from awtpn.experiments.ablation import read_variants
 
-NAMES = ["demo", "iemocap", "large", "meld", "mosei", "ravdess", "reference"]
+NAMES = ["demo", "iemocap", "large", "meld", "meld-text", "mosei", "ravdess", "reference"]
 
 
 def test_a_checkout_has_its_folders_beside_the_packages() -> None:
