@@ -4,7 +4,10 @@
 it installs nothing but `awtpn` and `shards`.
 """
 
+import shutil
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 SHARED = {
     "awtpn.share.configs": "configs",
@@ -13,4 +16,18 @@ SHARED = {
     "awtpn.share.launch": "launch",
 }
 
-setup(packages=[*find_packages(include=["awtpn*", "shards*"]), *SHARED], package_dir=SHARED)
+
+class CleanBuild(build_py):
+    """Copies the modules into an empty folder: what an earlier build left there would be installed, too."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+setup(
+    packages=[*find_packages(include=["awtpn*", "shards*"]), *SHARED],
+    package_dir=SHARED,
+    cmdclass={"build_py": CleanBuild},
+)

@@ -38,10 +38,18 @@ def add_bench(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="default: all"
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help="what to measure (default: all)",
     )
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where (default: a GPU if there is one)",
     )
     parser.add_argument(
         "--precision",
@@ -54,7 +62,9 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--threads", type=int, help="torch's CPU threads (default: all cores)")
     parser.add_argument(
-        "--scratch", type=path_argument, help="folder for corpora, 5 GB, kept (default: a temporary one)"
+        "--scratch",
+        type=path_argument,
+        help="folder for the corpora, which need 5 GB and stay there (default: a temporary one)",
     )
     parser.add_argument(
         "--quick",

@@ -10,7 +10,7 @@ from awtpn.config.option_types import add_store_options, json_object, path_argum
 HELP = """Evaluate a trained model on a split; on any number of ranks the metrics are the same.
 
 examples:
-  awtpn evaluate runs/demo
+  awtpn evaluate runs/meld
   awtpn evaluate my-model --data data/iemocap#all --select '{"session": "Ses05"}'
   torchrun --nproc-per-node 4 launch/evaluate.py runs/meld --predictions answers.jsonl
 
@@ -29,8 +29,12 @@ def add_evaluate(commands: Any) -> None:
         "model", metavar="MODEL", type=path_argument, nargs="?", help="run, checkpoint or export folder"
     )
     parser.add_argument(
-        "--checkpoint", type=path_argument, metavar="MODEL", help="the same, as earlier versions took it"
+        "--checkpoint",
+        type=path_argument,
+        metavar="MODEL",
+        help="the same as MODEL: the option of earlier versions",
     )
+    parser.needed = ["model"]
     parser.add_argument(
         "--data", metavar="URL", help="packed dataset (default: the one that the run was trained on)"
     )

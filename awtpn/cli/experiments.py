@@ -94,7 +94,10 @@ def add_ablate(commands: Any) -> None:
         Path("runs/ablations"),
     )
     parser.add_argument(
-        "--variants", type=path_argument, metavar="YAML", help="default: configs/ablations.yaml"
+        "--variants",
+        type=path_argument,
+        metavar="YAML",
+        help="file of the variants (default: configs/ablations.yaml)",
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="train these variants only, e.g. 'AWM off'"

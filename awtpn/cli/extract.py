@@ -78,7 +78,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
     sources = find_sources("ClipSource") | text_sources()
-    parser.add_argument("--format", choices=list(sources), help="default: guessed from SOURCE")
+    parser.add_argument("--format", choices=list(sources), help="format of SOURCE (default: guessed from it)")
 
     corpus = parser.add_argument_group("what to read")
     add_options(corpus, source_options(sources), sources)
@@ -105,7 +105,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stored precision (default: float16)",
     )
 
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("how to compute them")
     add_compute_options(how)
     how.add_argument(
         "--batch", type=int, default=16, metavar="N", help="clips encoded at a time (default: 16)"
@@ -143,7 +143,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=finite_number,
         default=30,
         metavar="MINUTES",
-        help="treat a rank as dead after so long without progress (default: 30)",
+        help="after so many minutes without progress a rank counts as dead (default: 30)",
     )
     add_store_options(parser)
 

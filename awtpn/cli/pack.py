@@ -45,8 +45,8 @@ formats of features:
 
 --text_encoder takes an encoder of text, such as chargrams; `awtpn extract --help` lists them.
 
-formats of recordings, whose features are computed first, by the encoders that are the default of
-`awtpn extract`; that command has more options, and reads clips of your own:
+formats of recordings (the default encoders of `awtpn extract` compute their features first; that command has
+more options, and reads clips of your own):
 {recordings}
 
 `python -c "help('shards.sources.npz')"`, and so on, shows all that a format may hold.
@@ -101,7 +101,7 @@ def add_pack(commands: Any) -> None:
     add_store_options(parser)
     takes = source_options()
     add_options(parser.add_argument_group("options of single formats"), takes, find_sources("Source"))
-    text = parser.add_argument_group("features of text that are made of transcripts")
+    text = parser.add_argument_group("features of text that an encoder makes of transcripts")
     add_encoder_options(text, "text")
     add_store_text(text)
     add_compute_options(text)

@@ -68,6 +68,7 @@ def make_parser(program: Program = TRAIN) -> OneLineParser:
         allow_abbrev=False,  # --train.epoch must not pass for --train.epochs
     )
     parser.keys, parser.places = {"deepspeed": str | None} | keys_of(Config), {}
+    parser.listed = f"{program.name} --help lists all keys"
     named = {option: ", ".join(packaged_files(option)) for option in ("--config", "--deepspeed")}
     parser.add_argument(
         "--config",

@@ -17,6 +17,7 @@ from shards.storage.credentials import redact
 MISSING = re.compile(r"the following arguments are required: (.*)")
 UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 NO_NUMBER = re.compile(r"argument (\S+): invalid (int|float) value: '(.*)'")
+NO_VALUE = re.compile(r"argument (\S+): expected one argument")
 NUMBERS = {"int": "a whole number", "float": "a number"}
 KEYS = "[--SECTION.KEY VALUE ...]"
 CONFIG_AND_KEYS = f"[--config FILE] {KEYS}"
@@ -33,6 +34,8 @@ class CommandParser(argparse.ArgumentParser):
     """Leave unknown words in `options.passed_on`; they are what this says in the usage."""
     arranged: Callable[[Sequence[str]], Sequence[str]] | None = None
     """Gives the words in the order in which they are parsed; None leaves it as it is."""
+    needed: Sequence[str] = ()
+    """Words that must be given, though another option may take their place."""
     _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -70,6 +73,8 @@ class CommandParser(argparse.ArgumentParser):
             return f"there is no {word}{meant(alike)}"
         if found := NO_NUMBER.match(message):
             return f"{found[1]} takes {NUMBERS[found[2]]}, not {found[3]}"
+        if found := NO_VALUE.match(message):
+            return f"{found[1]} needs a value"
         return message.removeprefix("argument ")
 
     @property
@@ -87,8 +92,10 @@ class CommandParser(argparse.ArgumentParser):
         """Only what must be given: `awtpn pack --help` lists the options of `awtpn pack`."""
         needed = [action for action in self._actions if action.required or not action.option_strings]
         options = [f"{a.option_strings[-1]} {name_of(a)}" for a in needed if a.option_strings]
-        places = [f"[{name_of(a)}]" if a.nargs == "?" else name_of(a) for a in needed if not a.option_strings]
-        words = [self.prog, *options, *places, "[--OPTION VALUE ...]", self.passes_on]
+        places = [a for a in needed if not a.option_strings]
+        optional = {a.dest for a in places if a.nargs == "?"} - {*self.needed}
+        names = [f"[{name_of(a)}]" if a.dest in optional else name_of(a) for a in places]
+        words = [self.prog, *options, *names, "[--OPTION VALUE ...]", self.passes_on]
         return f"{' '.join(words).rstrip()} ({self.prog} --help lists the options)"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

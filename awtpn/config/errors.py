@@ -19,6 +19,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 WORDS |= {dict: "a mapping such as {a: 1, b: 2}"}
 # How jsonargparse reports a key and the value that it refused.
 WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":\s.*(?:Got value|Given value): (.*)', re.DOTALL)
+NO_VALUE = re.compile(r"argument (--\S+): expected one argument")
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
 
 
@@ -45,6 +46,8 @@ class OneLineParser(ArgumentParser):
             # Options of a file system may hold credentials, so they are never shown.
             value = "what is given" if found[1] == "data.storage_options" else f"{found[2].strip():.200}"
             return f"{place}{found[1]} takes {in_words(self.keys[found[1]])}, not {value}"
+        if found := NO_VALUE.match(message):
+            return f"{found[1]} needs a value"
         if found := UNKNOWN_WORD.match(message):
             word = found[1].partition("=")[0]
             if not word.startswith("--"):

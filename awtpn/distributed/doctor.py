@@ -235,7 +235,8 @@ def _data(ranks: Sequence[dict[str, Any]]) -> list[Finding]:
                     f"{who} on {host} cannot read {shown}: {info}",
                     "check the URL, the network and the credentials on that host"
                     if "://" in url
-                    else "check the path: every host needs the dataset at this path",
+                    else "check the path"
+                    + (": every host needs the dataset at this path" if len(ranks) > 1 else ""),
                 )
             )
         infos = {r["data"].get(url) for r in ranks}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,17 @@ def refuse_missing(place: str | Path) -> None:
     )
     if is_path and not path.exists():
         raise ValueError(
-            f"{place} is not a run, checkpoint or export: it does not exist (a model on the Hugging Face Hub "
-            "has the form USER/MODEL)"
+            f"{place} is not a run, checkpoint or export: it does not exist{suggest_beside(path)} "
+            "(a model on the Hugging Face Hub has the form USER/MODEL)"
         )
+
+
+def suggest_beside(path: Path) -> str:
+    """The latest of the folders whose names begin like that of `path`, or else one of a similar name."""
+    names = sorted(folder.name for folder in path.parent.glob("*") if folder.is_dir())
+    longer = [name for name in names if path.name and name.startswith(f"{path.name}-")]
+    alike = longer[-1:] or get_close_matches(path.name, names, 1)
+    return f"; did you mean {path.with_name(alike[0])}?" if alike else ""
 
 
 def why_unreachable(hub_id: str, file: str, revision: str | None, token: str | bool | None) -> str | None:

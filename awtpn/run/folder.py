@@ -174,7 +174,9 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
 def resume_folder(resume: str) -> Path:
     """The folder that `run.resume` names; ValueError if there is none."""
     if not Path(resume).is_dir():
-        raise ValueError(f"run.resume names {resume}, which is no folder")
+        raise ValueError(
+            f"run.resume takes auto, never or a checkpoint folder, and there is no folder {resume}"
+        )
     return Path(resume).resolve()
 
 

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from awtpn.config.command_parser import meant
 from awtpn.config.settings import ROLES, DataConfig, SelectConfig
+from awtpn.config.suggestions import similar
 from awtpn.distributed.cpu_threads import (
     ONE_PIECE,
     PieceThreads,
@@ -203,7 +205,10 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     """
     file, split = run_dir / CONFIG_FILE, options.split
     if not file.is_file() or split not in ROLES:
-        raise ValueError(f"{file} names no split {split!r}: name the data to evaluate on with --data")
+        suggestion = "" if split in ROLES else meant(similar(split, ROLES))
+        raise ValueError(
+            f"{file} names no split {split!r}: name the data to evaluate on with --data{suggestion}"
+        )
     recorded = read_section(run_dir, "data")
     select = from_record(
         SelectConfig, recorded.pop("select", {}), f"{file}: data.select", ignore_unknown=True

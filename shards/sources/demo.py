@@ -89,7 +89,7 @@ def read(source: str | Path = "-", modalities: Sequence[str] = ("audio", "video"
 
     Args:
         source: not read; write -.
-        modalities: of the corpus, such as audio video text.
+        modalities: those of the corpus, such as audio video text.
     """
     return samples(modalities=modalities)
 

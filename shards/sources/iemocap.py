@@ -96,7 +96,7 @@ def read(
         label_set: number of classes, 4 or 6.
         test_session: the session that becomes the split "test", while the others become "train"; default one
             split, "all".
-        val_session: the session that becomes the split "val"; needs test_session.
+        val_session: the session that becomes the split "val"; give test_session, too.
         markers_side: half of the picture in which the actor with the motion-capture markers sits.
 
     Returns:

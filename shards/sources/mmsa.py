@@ -82,7 +82,7 @@ def read(
         labels: names of the classes 0, 1, ... of `classification`; default negative, neutral, positive.
         label_set: classification, sentiment2, sentiment3 or sentiment7.
         text: also take the features of text that the file has.
-        text_encoder: make features of text of `raw_text` by this encoder.
+        text_encoder: makes features of text from the transcripts, `raw_text`.
         modalities: of the file's features; besides `text`.
 
     Returns:

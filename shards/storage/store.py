@@ -199,6 +199,11 @@ def read_manifest(store: Store, name: str = MANIFEST) -> Manifest:
                 f"{store.url} is a file, and a packed dataset is a folder: `awtpn pack` makes one from "
                 "features, `awtpn extract` from recordings"
             ) from None
+        if store.cache is None and not Path(store.root).exists():
+            raise NoManifest(
+                f"{store.url}: no such folder; `awtpn pack` makes a dataset from features, "
+                "`awtpn extract` from recordings"
+            ) from None
         # The message of a remote store may say more, such as that the bucket is missing.
         cause = "" if store.cache is None else f" ({str(error).removeprefix(f'{url}: ')})"
         raise NoManifest(

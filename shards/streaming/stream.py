@@ -378,11 +378,11 @@ class FeatureStream:
 
 def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> dict[str, Modality]:
     if names is not None and not names:
-        raise ValueError(f"{url}: modalities is empty; it has {list(manifest.modalities)}")
+        raise ValueError(f"{url}: modalities is empty; it has {', '.join(manifest.modalities)}")
     for name in names or []:
         if name not in manifest.modalities:
             raise ValueError(
-                f"{url}: no modality {name!r}; it has {list(manifest.modalities)}: choose among these (a run "
-                "does by model.modalities)"
+                f"{url}: no modality {name!r}; it has {', '.join(manifest.modalities)}: choose among these "
+                "(a run does by model.modalities)"
             )
     return {name: m for name, m in manifest.modalities.items() if names is None or name in names}

@@ -126,8 +126,11 @@ class Installs:
     """`.ci/run` runs it on a clean checkout, or installs a superset."""
 
     def problem(self, command: str) -> str | None:
+        extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        if package := re.fullmatch(r"pip install (\w+)", command):
+            there = any(one.startswith(f"{package[1]}>=") for one in extras["test"])
+            return None if there else f"the extra test, which .ci/run installs, is without {package[1]}"
         if extra := re.search(r"\[(\w+)\]", command):
-            extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             if extra[1] not in extras:
                 return f"pyproject.toml has no extra {extra[1]}"
             if extra[1] != "test" and not any(extra[1] in one for one in extras["test"] if "awtpn" in one):

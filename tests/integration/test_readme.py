@@ -46,6 +46,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ". .venv/bin/activate": Installs(),
     "pip install .": WHEEL,
     "awtpn train": WHEEL_TRAINS,
+    "pip install build": Installs(),
     "python -m build": WHEEL,
     "awtpn init": WHEEL,
     'pip install -e ".[test]"': Installs(),
@@ -102,7 +103,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         makes="data/mosei", leaves="data/mosei/manifest.json"
     ),
     "python -c \"help('shards.sources.iemocap')\"": Run(says="EmoEvaluation"),
-    'pip install -e ".[extract]"': Installs(),
+    'pip install "awtpn-at-scale[extract]"': Installs(),
     "accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --format meld "
     "--audio microsoft/wavlm-base-plus --audio_layer 9 --audio_step 0.1 "
     "--video openai/clip-vit-base-patch32 --faces opencv --precision bf16": Run(
@@ -157,10 +158,11 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn export --graph": Elsewhere(
         ["unit/awtpn/inference/test_export_graph.py::test_the_exported_program_takes_any_lengths"]
     ),
-    'pip install -e ".[baseline]"': Installs(),
-    'pip install -e ".[onnx]"': Installs(),
+    'pip install "awtpn-at-scale[baseline]"': Installs(),
+    'pip install "awtpn-at-scale[onnx]"': Installs(),
     # launch/README.md. Full commands of these follow.
     "awtpn evaluate": Run(append="--help", says="--predictions"),
+    "awtpn extract": Run(append="--help", says="--text ENCODER"),
     "awtpn cross-validate": Run(append="--help", says="--sweep"),
     "awtpn ablate": Run(append="--help", says="--only"),
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
@@ -171,7 +173,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     "sbatch --nodes 8 launch/slurm.sbatch --config configs/meld.yaml --data.train s3://corpus/meld "
     "--run.dir /shared/meld": SLURM,
-    'pip install -e ".[s3]"': Installs(),
+    'pip install "awtpn-at-scale[s3]"': Installs(),
     "awtpn shards simulate s3://corpus/mosei --nodes 64 --gpus-per-node 8 --global-batch 4096": Run(
         swap={"s3://corpus/mosei": "data/mosei"}, says="64 nodes x 8 GPUs"
     ),

@@ -139,7 +139,10 @@ def test_the_wheel_has_every_file_and_no_other(wheel: Path) -> None:
 def test_the_source_distribution_makes_the_wheel_of_the_checkout(
     source: Path, built: Path, wheel: Path, tmp_path: Path
 ) -> None:
-    """`pip install .` builds from the checkout."""
+    """`pip install .` builds from the checkout, also where an earlier build left a module that is gone."""
+    stale = source / "build" / "lib" / "awtpn" / "gone.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     root = f"awtpn_at_scale-{VERSION}"
     with tarfile.open(built / f"{root}.tar.gz") as archive:
         assert {f"{root}/{name}" for name in expected_files().values()} <= set(archive.getnames())

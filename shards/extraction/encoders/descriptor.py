@@ -34,7 +34,7 @@ class Descriptor:
     Args:
         fps: pictures per second.
         step_seconds: seconds of a step, over which pictures are averaged; default one picture.
-        faces: "opencv": the encoder gets only the face in each picture, as `encoders.faces` finds it; a clip
+        faces: "opencv": the encoder gets only the face in each picture, as OpenCV's detector finds it; a clip
             without any face has no features. "none": it gets whole pictures.
     """
 

@@ -39,7 +39,7 @@ class HFVideo:
             default the model's own pooled output where it has one, else the last layer.
         step_seconds: seconds of a step, over which pictures are averaged; default one picture (VideoMAE: one
             tube of pictures).
-        faces: "opencv": the encoder gets only the face in each picture, as `encoders.faces` finds it; a clip
+        faces: "opencv": the encoder gets only the face in each picture, as OpenCV's detector finds it; a clip
             without any face has no features. "none": it gets whole pictures.
         batch_frames: pictures that the model is given at once.
 

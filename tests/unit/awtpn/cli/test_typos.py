@@ -12,7 +12,7 @@ from awtpn.experiments import ablation, crossvalidation
 OF_PACK = (
     "usage: awtpn pack --format FORMAT SOURCE OUT [--OPTION VALUE ...] (awtpn pack --help lists the options)"
 )
-OF_EVALUATE = "usage: awtpn evaluate [MODEL] [--OPTION VALUE ...] (awtpn evaluate --help lists the options)"
+OF_EVALUATE = "usage: awtpn evaluate MODEL [--OPTION VALUE ...] (awtpn evaluate --help lists the options)"
 
 
 def told(words: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -59,7 +59,7 @@ def test_commands(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -
         ("a b --format npz --dtype fp8", "--dtype takes float16 or float32, not fp8"),
         ("a b --format npz --whatever", "there is no --whatever"),
         ("a b --format npz --storage_options fold=3", "--storage_options: what is given is no JSON object; "),
-        ("a b --format", "--format: expected one argument"),
+        ("a b --format", "--format needs a value"),
     ],
 )
 def test_options(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:

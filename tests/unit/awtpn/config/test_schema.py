@@ -92,11 +92,12 @@ def test_unknown_keys_and_wrong_types_are_refused_by_name(
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["--lr", "3"], "there is no --lr; did you mean --optim.lr? (--help lists all keys)"),
+        (["--lr", "3"], "there is no --lr; did you mean --optim.lr? (awtpn train --help lists all keys)"),
         (
             ["--train.epoch", "3"],
-            "there is no --train.epoch; did you mean --train.epochs? (--help lists all keys)",
+            "there is no --train.epoch; did you mean --train.epochs? (awtpn train --help lists all keys)",
         ),
+        (["--optim.lr"], "--optim.lr needs a value"),
         (["--train.zero_stage", "5"], "train.zero_stage takes 0, 1, 2, 3 or null, not 5"),
         (["--train.max_steps", "many"], "train.max_steps takes a whole number or null, not many"),
         (

@@ -294,7 +294,8 @@ def test_training_does_not_start_on_data_out_of_reach(tmp_path: Path) -> None:
     assert "rank 0 on " in str(refusal.value)
     assert f"cannot read {tmp_path / 'nowhere'}" in str(refusal.value)
     assert "error: " not in str(refusal.value), "launch/train.py writes that"
-    assert "fix: check the path: every host needs the dataset at this path" in str(refusal.value)
+    assert "no such folder; `awtpn pack` makes a dataset" in str(refusal.value)
+    assert str(refusal.value).endswith("fix: check the path")
     assert not (tmp_path / "run" / "status.json").exists()
 
 

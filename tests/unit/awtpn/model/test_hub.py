@@ -185,6 +185,17 @@ def test_the_hub_is_not_asked_about_a_path(
     assert hub[1] == []
 
 
+@pytest.mark.parametrize(("place", "meant"), [("runs/demo", "runs/demo-2"), ("runs/mled", "runs/meld")])
+def test_a_run_that_was_probably_meant_is_named(
+    place: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("demo-1", "demo-2", "meld"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"it does not exist; did you mean {meant}\? \(a model on"):
+        find_model(Path(place))
+
+
 def test_inputs_that_do_not_exist_are_named_before_the_model_is_looked_up(
     hub: tuple[Path, list[str]],
 ) -> None:

@@ -14,7 +14,7 @@ from awtpn.config.schema import dump, dump_yaml
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.runner import Job, is_done, other_settings
 from awtpn.report.data import read_run
-from awtpn.run.folder import changed_keys, run_on_rank0
+from awtpn.run.folder import changed_keys, resume_folder, run_on_rank0
 from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
 from awtpn.training.evaluate import trained_on
 
@@ -70,6 +70,18 @@ def test_another_order_of_modalities_is_another_setting(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(dump_yaml(parse_command_line([*words, "text,audio"])[0]))
     assert other_settings(Job((*words, "text,audio"), tmp_path)) == []
     assert other_settings(Job((*words, "audio,text"), tmp_path)) == ["model.modalities"]
+
+
+def test_a_split_that_no_run_has_is_answered_with_one_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text("data: {train: here}\n")
+    options = Namespace(**vars(OPTIONS) | {"split": "tset"})
+    with pytest.raises(ValueError, match=r"names no split 'tset': .* --data; did you mean test\?"):
+        trained_on(tmp_path, options)
+
+
+def test_a_checkpoint_to_resume_from_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes auto, never or a checkpoint folder, and there is no folder "):
+        resume_folder(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "3", "", DEEP, '{"status": 3}'])

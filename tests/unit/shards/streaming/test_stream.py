@@ -203,7 +203,7 @@ def test_modalities(dataset: str) -> None:
     ("options", "message"),
     [
         ({"split": "dev"}, r"no split 'dev'; it has \['train', 'test'\]"),
-        ({"modalities": ["text"]}, r"no modality 'text'; it has \['audio', 'video'\]"),
+        ({"modalities": ["text"]}, r"no modality 'text'; it has audio, video"),
         ({"select": {"age": 3}}, r"no column 'age' .* it has \['fold', 'gain', 'speaker'\]"),
         ({"select": {"notes": "n"}}, r"no column 'notes'"),
         ({"select": {"fold": [0, 7]}}, r"no utterance has fold \[7\]; it has \[0, 1, 2\]"),
@@ -214,7 +214,7 @@ def test_modalities(dataset: str) -> None:
         ({"cache_limit": "a lot"}, r"not a number of bytes"),
         ({"prefetch": -1}, r"prefetch must be at least 0 and prefetch_bytes at least 1, not -1 and"),
         ({"prefetch_bytes": 0}, r"prefetch_bytes at least 1, not 4 and 0"),
-        ({"modalities": []}, r"modalities is empty; it has \['audio', 'video'\]"),
+        ({"modalities": []}, r"modalities is empty; it has audio, video"),
     ],
 )
 def test_refusals(dataset: str, options: dict[str, Any], message: str) -> None:
@@ -345,7 +345,7 @@ def test_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"manifest.json: no such file"):
+    with pytest.raises(ValueError, match=r"nowhere: no such folder; `awtpn pack` makes a dataset"):
         FeatureStream(str(tmp_path / "nowhere"))
     (tmp_path / "manifest.json").write_text("oops")
     with pytest.raises(ValueError, match=r"manifest.json: not JSON"):
