@@ -117,7 +117,8 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
             lengths = batch.features[modality].host_lengths
             for key, weights in zip(batch.key, of_stream.weights.cpu().split(lengths), strict=True):
                 is_informative = np.zeros(len(weights), dtype=bool)
-                is_informative[truth[key][f"informative_{modality}"]] = True
+                if len(weights):  # an utterance that lacks the modality may still list its time steps
+                    is_informative[truth[key][f"informative_{modality}"]] = True
                 scores[modality].append(weights.double().numpy() * len(weights))
                 informative[modality].append(is_informative)
     everyone = world.all_gather_object((scores, informative))

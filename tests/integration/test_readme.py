@@ -162,7 +162,6 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     'pip install "awtpn-at-scale[onnx]"': Installs(),
     # launch/README.md. Full commands of these follow.
     "awtpn evaluate": Run(append="--help", says="--predictions"),
-    "awtpn extract": Run(append="--help", says="--text ENCODER"),
     "awtpn cross-validate": Run(append="--help", says="--sweep"),
     "awtpn ablate": Run(append="--help", says="--only"),
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
