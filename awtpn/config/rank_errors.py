@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import socket
 import stat
@@ -25,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+from shards.safe_io.json_text import json_text
 from shards.storage.credentials import redact
 from shards.storage.file_lock import open_locked
 
@@ -184,5 +184,5 @@ def _tell_torchrun(text: str, later: bool = False) -> None:
     extra = {"timestamp": str(int(time.time()) + later)}
     with contextlib.suppress(OSError):
         part = Path(f"{name}.part")
-        part.write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
+        part.write_text(json_text({"message": {"message": text, "extraInfo": extra}}))
         part.replace(name)
