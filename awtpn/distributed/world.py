@@ -7,9 +7,11 @@ effect, both without an error.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +28,8 @@ from awtpn.distributed.accelerate_launch import asked_of_accelerate, check_envir
 from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
 from awtpn.distributed.engines import ENGINES, choose_engine
 from awtpn.distributed.engines.base import AVAILABLE, join_ranks
+
+EXIT_PAUSE_S = 0.2  # at the end of a process, for the threads of collectives; see `_world`
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,10 @@ def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta
     joined = dist.get_world_size() if dist.is_initialized() else 1
     check_world_size("torch.distributed", joined, launched)
     check_world_size("Accelerate", accelerator.num_processes, launched)
+    if launched > 1:
+        # While Python shuts down, it ends every thread that asks for its lock. A thread of gloo that frees
+        # the tensors of the last collective asks for it, and C++ would abort the process: wait for it.
+        atexit.register(time.sleep, EXIT_PAUSE_S)
     return World(
         rank=accelerator.process_index,
         size=launched,
