@@ -8,6 +8,7 @@ effect, both without an error.
 from __future__ import annotations
 
 import atexit
+import functools
 import hashlib
 import os
 import socket
@@ -29,7 +30,7 @@ from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
 from awtpn.distributed.engines import ENGINES, choose_engine
 from awtpn.distributed.engines.base import AVAILABLE, join_ranks
 
-EXIT_PAUSE_S = 0.2  # at the end of a process, for the threads of collectives; see `_world`
+EXIT_PAUSE_S = 0.2  # at the end of a process, for the threads of collectives; see `_pause_at_exit`
 
 
 @dataclass(frozen=True)
@@ -191,9 +192,7 @@ def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta
     check_world_size("torch.distributed", joined, launched)
     check_world_size("Accelerate", accelerator.num_processes, launched)
     if launched > 1:
-        # While Python shuts down, it ends every thread that asks for its lock. A thread of gloo that frees
-        # the tensors of the last collective asks for it, and C++ would abort the process: wait for it.
-        atexit.register(time.sleep, EXIT_PAUSE_S)
+        _pause_at_exit()
     return World(
         rank=accelerator.process_index,
         size=launched,
@@ -202,6 +201,13 @@ def _world(accelerator: Accelerator, launched: int, engine: str, wait: timedelta
         cpu_group=dist.new_group(backend="gloo", timeout=wait) if launched > 1 else None,
         engine=engine,
     )
+
+
+@functools.cache  # a process may start several runs, one after another, and exits once
+def _pause_at_exit() -> None:
+    # While Python shuts down, it ends every thread that asks for its lock. A thread of gloo that frees the
+    # tensors of the last collective asks for it, and C++ would abort the process: wait for it.
+    atexit.register(time.sleep, EXIT_PAUSE_S)
 
 
 def mixed_precision(precision: str) -> str:
