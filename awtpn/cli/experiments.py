@@ -6,12 +6,15 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from awtpn.config.command_parser import CONFIG_AND_KEYS
 from awtpn.config.option_types import path_argument
 from awtpn.experiments.command_line import add_experiment_options, sigterm_as_interrupt
 from shards.storage.credentials import redact_command
+
+if TYPE_CHECKING:
+    from awtpn.config.schema import Config
 
 ENDING: dict[str, Any] = {
     "errors": (ValueError, RuntimeError, OSError),
@@ -67,7 +70,7 @@ def add_cross_validate(commands: Any) -> None:
 
 
 def run_cross_validate(options: argparse.Namespace) -> None:
-    training = _training(options)
+    training, _ = _training(options)
 
     from awtpn.experiments.crossvalidation import cross_validate  # here, since `--help` needs no torch
 
@@ -106,12 +109,9 @@ def add_ablate(commands: Any) -> None:
 
 
 def run_ablate(options: argparse.Namespace) -> None:
-    training = _training(options)
+    training, base = _training(options)
 
-    from awtpn.config.command_line import parse_command_line
     from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants  # here: see cross-validate
-
-    base, _ = parse_command_line(training)
 
     with sigterm_as_interrupt():
         ablate(
@@ -141,12 +141,12 @@ def _add(commands: Any, name: str, about: str, description: str, folder: Path) -
     return parser
 
 
-def _training(options: argparse.Namespace) -> list[str]:
-    """The words that are passed to every run. Wrong ones end the program before any run starts."""
+def _training(options: argparse.Namespace) -> tuple[list[str], Config]:
+    """The words of every run, and the configuration they give. Wrong ones end the program before any run."""
     from awtpn.config.command_line import parse_command_line  # here, since `--help` needs no jsonargparse
 
-    parse_command_line(options.passed_on, options.program, also=options.parser.options)
-    return list(options.passed_on)
+    config, _ = parse_command_line(options.passed_on, options.program, also=options.parser.options)
+    return list(options.passed_on), config
 
 
 def _launcher(options: argparse.Namespace) -> Sequence[str]:

@@ -28,8 +28,8 @@ def join_modalities(arguments: Sequence[str], read_file: Callable[[str], Any]) -
     Raises:
         ValueError: a value is no modality or setting; names the key.
     """
-    configured: dict[str, Any] = {name: {} for name in ModelConfig().modalities}
     others: list[str] = []
+    config_files: list[str] = []
     changes: list[tuple[str, str]] = []
     words = iter(arguments)
     for word in words:
@@ -44,11 +44,14 @@ def join_modalities(arguments: Sequence[str], read_file: Callable[[str], Any]) -
         if option == "--config":
             file = value if equals else next(words, None)
             others += [] if equals or file is None else [file]
-            if file and (of_file := read_file(file)) is not None:
-                of_file = {name: checked_settings(name, settings) for name, settings in of_file.items()}
-                configured = select_modalities(configured, of_file)
+            config_files += [file] if file else []
     if not changes:
         return others
+    configured: dict[str, Any] = {name: {} for name in ModelConfig().modalities}
+    for file in config_files:
+        if (of_file := read_file(file)) is not None:
+            of_file = {name: checked_settings(name, settings) for name, settings in of_file.items()}
+            configured = select_modalities(configured, of_file)
     for option, value in changes:  # words rule over the file, wherever they are
         configured = _with_word(configured, option, value)
     return [*others, f"{OPTION}={json.dumps(full_map(configured))}"]

@@ -6,10 +6,9 @@
 - used by them: `faces`: the face in each picture; `pooling`: means over steps
 
 An encoder is a class, found by its attribute `modality`, "audio", "video" or "text". A built-in encoder has a
-`name`.
-A class for Hugging Face models has `architectures` instead, {model type: class of transformers}, and takes an
-`hf.LocatedModel` first. The keyword arguments of `__init__` are its options, also on the command line. What
-its objects offer:
+`name`. A class for Hugging Face models has `architectures` instead, {model type: class of transformers}, and
+takes an `hf.LocatedModel` first. The keyword arguments of `__init__` are its options, also on the command
+line. What its objects offer:
 
 - audio: `name`, `rate` (samples per second that it takes), `dim`, `step_seconds`, `settings` (JSON: all that
   decides the features), `encode(waves: list of float32 [samples]) -> list of float32 [T, dim]`;
