@@ -9,7 +9,7 @@ from typing import Any
 
 from awtpn.config.entry_point import data_output
 from awtpn.config.option_types import add_store_options, path_argument
-from awtpn.model.hub import refuse_missing
+from awtpn.model.sharing.hub import refuse_missing
 from awtpn.run.atomic_write import open_atomic
 from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.json_text import json_text

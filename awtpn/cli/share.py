@@ -54,8 +54,8 @@ def add_push(commands: Any) -> None:
 
 def run_push(options: argparse.Namespace) -> None:
     from awtpn.model.files import CARD_FILE, README_FILE, read_card
-    from awtpn.model.hub import upload
-    from awtpn.model.privacy import public_provenance
+    from awtpn.model.sharing.hub import upload
+    from awtpn.model.sharing.privacy import public_provenance
 
     for name in (CARD_FILE, README_FILE):
         if not (options.folder / name).is_file():

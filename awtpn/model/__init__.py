@@ -5,8 +5,9 @@
   weights, Eq. 15-18) and the weights of the fusion (Eq. 19-21); `segments`: sums per utterance; `attention`:
   the attention of AWM, `attention_triton`: its fused GPU kernels
 - `finite_outputs`: names the utterances whose outputs are NaN or infinite
-- `files`: weights, card and checksums; `model_card`, `hub`, `privacy`: for sharing a model;
-  `published_weights`: loads checkpoints of the published code
+- `task`: what a model recognizes: one class, several labels, or values; and what its prototypes stand for
+- `files`: weights, card and checksums; `published_weights`: loads checkpoints of the published code
+- `sharing/`: the Hugging Face Hub, model cards, what of a card is public
 - `modality_colors`: the color of each modality in pictures
 - `device`: choose a device, copy to it; `flops`: FLOPs of a training step; `matrix_products`: whether matrix
   products are bit-exact on this machine

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from awtpn.model.hub import locate
+from awtpn.model.sharing.hub import locate
 from shards.format.schema import PLAIN_NAME, SHA256
 from shards.safe_io.bounded_json import read_json
 from shards.safe_io.git_lfs import refuse_pointer

@@ -54,8 +54,8 @@ from awtpn.model.files import (
     weight_shapes,
     write_checksums,
 )
-from awtpn.model.hub import locate
-from awtpn.model.privacy import public_card
+from awtpn.model.sharing.hub import locate
+from awtpn.model.sharing.privacy import public_card
 from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig, modalities_as_map
@@ -257,7 +257,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
             source: the folder of an export, checkpoint or run; or, if no such path exists, a hub id
                 "user/model".
             hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see
-                `awtpn.model.hub.locate`.
+                `awtpn.model.sharing.hub.locate`.
 
         Raises:
             ValueError: a file is missing, has another format or differs from its checksum, or the hub has no
@@ -281,7 +281,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md to save beside the weights; huggingface_hub's mixin calls this."""
-        from awtpn.model.model_card import render_card  # only a model that is shared needs one
+        from awtpn.model.sharing.model_card import render_card  # only a model that is shared needs one
 
         return ModelCard(render_card(self.card()))
 

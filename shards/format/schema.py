@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 
 from shards.format.split_names import find_split
+from shards.format.targets import CLASSES, Target
 from shards.safe_io.json_text import json_text
 
-SCHEMA_VERSION = 1
+# 2: targets other than classes, and columns with missing values.
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
-COLUMN_KINDS = ("bool", "int", "float", "str")
+# A column of numbers that some utterances lack: float64 in the index, NaN where it is missing.
+OPTIONAL = "optional float"
+COLUMN_KINDS = ("bool", "int", "float", "str", OPTIONAL)
 # Keys of the provenance of a dataset that `awtpn shards index` made from tars of other programs: when; why
 # the tars could not be read in place and were decoded into shards of our own, or None; and the field of their
 # JSON members that holds the label.
@@ -42,7 +46,7 @@ class Sample:
     Attributes:
         key: name of the utterance, unique in the dataset.
         split: name of the split it belongs to.
-        label: name of its class.
+        label: name of its class; None in a dataset without classes, whose target is other metadata.
         features: per modality an array [T, D] (time steps, features per time step), or None if it is missing.
         meta: metadata of the utterance, of types that JSON has; streams can select by scalars.
         source: the file it came from, for error messages.
@@ -50,7 +54,7 @@ class Sample:
 
     key: str
     split: str
-    label: str
+    label: str | None
     features: dict[str, np.ndarray | None]
     meta: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
@@ -116,11 +120,15 @@ class Manifest:
 
     Attributes:
         modalities: by name, in alphabetical order.
-        classes: class names; a label is a position in this list.
-        columns: metadata that every utterance has, by kind: "bool", "int", "float" or "str".
+        classes: class names; a label is a position in this list. Empty if utterances have no class; then the
+            target is another one.
+        columns: metadata that every utterance has, by kind: "bool", "int", "float" or "str"; and numbers that
+            only some have: "optional float".
         splits: by name, in the order in which they first occurred in packing.
         provenance: how the features were made; free-form.
         skipped: number of bad samples that packing skipped (`skipped.jsonl` lists them).
+        target: what the utterances are labeled with; that of version 1 is the classes.
+        targets: further targets, by name, that a run can choose.
         schema_version: of the layout on disk.
     """
 
@@ -130,6 +138,8 @@ class Manifest:
     splits: dict[str, Split]
     provenance: dict[str, Any]
     skipped: int = 0
+    target: Target = CLASSES
+    targets: dict[str, Target] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 

@@ -124,7 +124,7 @@ NO_FILES = {
     "awtpn/cli/dataset_summary.py",
     "awtpn/distributed/engines/deepspeed_config.py",
     "awtpn/experiments/run_names.py",
-    "awtpn/model/model_card.py",
+    "awtpn/model/sharing/model_card.py",
     "awtpn/run/data.py",
     "awtpn/tracking/tensorboard.py",
     "shards/extraction/shard_jobs.py",

@@ -10,7 +10,7 @@ import numpy as np
 
 from awtpn.metrics.classification import SUMMARY, paper_metrics
 from awtpn.metrics.confidence_intervals import Interval, bootstrap_confusion
-from awtpn.model.privacy import public_card
+from awtpn.model.sharing.privacy import public_card
 from shards.safe_io.markdown import block, code, inline, table
 from shards.safe_io.printable import printable
 

@@ -22,8 +22,8 @@ from awtpn.cli import main
 from awtpn.inference.export import copy_weights
 from awtpn.metrics.classification import summarize
 from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model
-from awtpn.model.model_card import render_card
-from awtpn.model.privacy import basename, public_card, public_provenance
+from awtpn.model.sharing.model_card import render_card
+from awtpn.model.sharing.privacy import basename, public_card, public_provenance
 from awtpn.training.trainer import main as train
 from shards import Sample, pack
 from shards.extraction.encoders import open_audio_encoder, open_text_encoder, open_video_encoder

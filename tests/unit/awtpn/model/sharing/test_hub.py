@@ -22,7 +22,7 @@ from awtpn import AWTPN, Predictor
 from awtpn.cli import main
 from awtpn.metrics.classification import summarize
 from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, README_FILE, WEIGHTS_FILE, find_model
-from awtpn.model.hub import upload
+from awtpn.model.sharing.hub import upload
 
 FILES = {CARD_FILE, WEIGHTS_FILE, README_FILE, CHECKSUMS_FILE}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -11,7 +11,7 @@ from support import CLASSES, THREE_DIMS, small_model
 
 from awtpn.metrics.classification import summarize
 from awtpn.metrics.confidence_intervals import bootstrap_confusion
-from awtpn.model.model_card import render_card
+from awtpn.model.sharing.model_card import render_card
 
 CONFUSION = np.array([[30, 5, 1], [4, 20, 6], [0, 9, 25]])
 

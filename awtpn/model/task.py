@@ -1,0 +1,165 @@
+"""What a model recognizes: one class, several labels at once, or values; and what its prototypes stand for.
+
+The prototype table is a list of groups. A group is one question about an utterance, its states are the
+possible answers, and each state has K prototypes:
+
+- classification: one group, whose states are the classes
+- multilabel: a group per label, with the states "absent" and "present"
+- regression: a group per dimension, whose states are values in ascending order (`levels`), evenly spaced over
+  the dimension's range. A value between two levels belongs to both, to the nearer one more, so that the
+  weighted mean of the levels is the value itself (`states_of_values`).
+
+A model has one task. Its card records it; a card without one is of a model that tells classes apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shards.safe_io.json_fields import from_record
+
+ABSENT, PRESENT = 0, 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model recognizes.
+
+    Attributes:
+        type: "classification", "multilabel" or "regression".
+        names: of the classes, of the labels, or of the dimensions, in order.
+        ranges: least and largest value of each dimension (regression), or intensity of each label that has
+            one (multilabel); none for classes.
+        levels: values per dimension that have prototypes; 0 unless the task is regression.
+        head: of regression: "levels" gives each level a logit, "linear" gives each dimension one value.
+    """
+
+    type: str
+    names: list[str]
+    ranges: list[list[float]] | None = None
+    levels: int = 0
+    head: str = "levels"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the fields do not make a task."""
+        if self.type not in ("classification", "multilabel", "regression"):
+            raise ValueError(f"task type {self.type!r:.40}: there is none")
+        if self.head not in ("levels", "linear"):
+            raise ValueError(f"task head {self.head!r:.40}: there is none")
+        if self.type == "regression":
+            if self.levels < 2 or self.ranges is None or len(self.ranges) != len(self.names):
+                raise ValueError("a regression task has at least 2 levels, and a range for each dimension")
+            if not all(len(r) == 2 and r[0] < r[1] for r in self.ranges):
+                raise ValueError(f"task ranges {self.ranges!r:.60}: each is a least and a larger value")
+
+    @property
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """The groups of the prototype table: the name of each, and the names of its states."""
+        if self.type == "classification":
+            return [("class", list(self.names))]
+        if self.type == "multilabel":
+            return [(name, [f"no {name}", name]) for name in self.names]
+        levels = self.level_values().tolist()
+        return [
+            (name, [f"{name} {value:.4g}" for value in of_dimension])
+            for name, of_dimension in zip(self.names, levels, strict=True)
+        ]
+
+    @property
+    def states(self) -> list[str]:
+        """Names of all states S, group by group: what the rows of the prototype table stand for."""
+        return [state for _, states in self.groups for state in states]
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """States of each group."""
+        if self.type == "classification":
+            return [len(self.names)]
+        return [2 if self.type == "multilabel" else self.levels] * len(self.names)
+
+    @property
+    def outputs(self) -> int:
+        """Logits per utterance: one per class, per label, and per level of each dimension (or dimension)."""
+        if self.type == "regression" and self.head == "levels":
+            return len(self.names) * self.levels
+        return len(self.names)
+
+    def level_values(self) -> Tensor:
+        """The values that have prototypes, ascending: [K dimensions, levels] float64."""
+        assert self.ranges is not None
+        return torch.stack([torch.linspace(a, b, self.levels, dtype=torch.float64) for a, b in self.ranges])
+
+    def record(self) -> dict[str, Any]:
+        """The task as plain data, for a card."""
+        return {
+            "type": self.type,
+            "names": list(self.names),
+            "ranges": self.ranges,
+            "levels": self.levels,
+            "head": self.head,
+        }
+
+
+def task_of_card(card: Mapping[str, Any]) -> Task:
+    """The task of a model's card; of a card without one, classification.
+
+    Raises:
+        ValueError: it is not a task.
+    """
+    if card.get("task") is None:
+        return Task("classification", list(card["classes"]))
+    return from_record(Task, card["task"], "the card's task")
+
+
+def predicted_values(logits: Tensor, task: Task) -> Tensor:
+    """The value of each dimension in the target's unit: [B, outputs] -> [B, K], in float32 or wider.
+
+    With head "levels" the mean of the levels, weighted by the softmax over a dimension's logits; with head
+    "linear" the middle of the range plus the logit times half of the range.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    assert task.ranges is not None
+    if task.head == "levels":
+        shares = wide.unflatten(1, (len(task.names), task.levels)).softmax(-1)
+        return (shares * task.level_values().to(wide)).sum(-1)
+    low, high = torch.tensor(task.ranges, dtype=torch.float64).to(wide).T
+    return (low + high) / 2 + wide * (high - low) / 2
+
+
+def probabilities(logits: Tensor, task: Task) -> Tensor:
+    """Of the classes, which sum to 1, or of each label: [B, outputs] -> [B, C], in float32 or wider."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.softmax(-1) if task.type == "classification" else wide.sigmoid()
+
+
+def states_of_values(values: Tensor, task: Task) -> Tensor:
+    """How much each state of the prototype table belongs to an utterance: [B, K] values -> [B, S].
+
+    Within a group the shares sum to 1; they are 0 in a group whose value is missing (NaN).
+
+    - multilabel: 1 at "present" where the value is above 0, else 1 at "absent";
+    - regression: shares at the two levels around the value, by its distance to them. A value outside of the
+      range belongs to the last level.
+    """
+    known = ~values.isnan()
+    if task.type == "multilabel":
+        present = (values > 0).to(values.dtype)
+        shares = torch.stack([1 - present, present], -1)
+    else:
+        levels = task.level_values().to(values)  # [K, L]
+        low, high = levels[:, 0], levels[:, -1]
+        place = ((values - low) / (high - low) * (task.levels - 1)).clamp(0, task.levels - 1)
+        positions = torch.arange(task.levels, device=values.device, dtype=values.dtype)
+        shares = (1 - (place[..., None] - positions).abs()).clamp(min=0)
+    return torch.where(known[..., None], shares, 0.0).flatten(1)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError if two dimensions or labels have the same name, or there is none."""
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"a task needs distinct names, at least one: {list(names)!r:.80}")
