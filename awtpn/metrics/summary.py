@@ -1,4 +1,4 @@
-"""The metrics of each task: their names, how they are shown, which direction is better, and which is the default.
+"""The metrics of each task: their names, how they are shown, which direction is better, and the default.
 
 `results.json` and the logs use the names. A figure is a number, or None where it is not defined: the
 correlation of constant predictions, the recall of a label that nobody has. None is worse than every number.
