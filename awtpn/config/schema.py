@@ -99,7 +99,7 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 # Keys that an earlier version did not have -> the value by which it behaved.
-KEYS_SINCE = {
+KEYS_SINCE: dict[str, dict[str, Any]] = {
     "data": {"target": None},
     "task": {"type": None, "levels": 7, "head": "levels"},
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},

@@ -246,11 +246,11 @@ def ce(inputs: LossInputs) -> Tensor:
         return ce_of_values(inputs)
     logits, weights, config = inputs.output.logits, inputs.class_weights, inputs.config
     weights = None if weights is None else weights.to(logits.dtype)
-    given = {"weight": weights, "label_smoothing": config.label_smoothing}
+    smoothing = config.label_smoothing
     if not config.focal_gamma:
-        summed = F.cross_entropy(logits, inputs.label, reduction="sum", **given)
+        summed = F.cross_entropy(logits, inputs.label, weights, reduction="sum", label_smoothing=smoothing)
         return summed / inputs.normalizers.class_weight
-    entropy = F.cross_entropy(logits, inputs.label, reduction="none", **given)
+    entropy = F.cross_entropy(logits, inputs.label, weights, reduction="none", label_smoothing=smoothing)
     truth = logits.softmax(-1).gather(1, inputs.label[:, None])[:, 0]
     return ((1 - truth) ** config.focal_gamma * entropy).sum() / inputs.normalizers.class_weight
 

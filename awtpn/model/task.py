@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from awtpn.model.device import to_device_async
+from awtpn.model.settings import MOST_LEVELS
 from shards.safe_io.json_fields import from_record
 
 
@@ -57,9 +58,11 @@ class Task:
         if self.head not in ("levels", "linear"):
             raise ValueError(f"task head {self.head!r:.40}: there is none")
         if self.type == "regression":
-            if self.levels < 2 or self.ranges is None or len(self.ranges) != len(self.names):
-                raise ValueError("a regression task has at least 2 levels, and a range for each dimension")
-            if not all(len(r) == 2 and r[0] < r[1] for r in self.ranges):
+            if not 2 <= self.levels <= MOST_LEVELS or len(self.ranges or ()) != len(self.names):
+                raise ValueError(
+                    f"a regression task has 2 to {MOST_LEVELS} levels, and a range for each dimension"
+                )
+            if not all(len(r) == 2 and r[0] < r[1] for r in self.ranges or ()):
                 raise ValueError(f"task ranges {self.ranges!r:.60}: each is a least and a larger value")
 
     @property

@@ -135,7 +135,7 @@ def reduce_batch_counts(
     utterances = int(total["class"].sum())
     weight = float(utterances)
     if class_weights is not None and task.type == "classification":
-        weight = total["class"] @ class_weights
+        weight = float(total["class"] @ class_weights)
     normalizers = LossNormalizers(
         utterances=max(1, utterances),
         present={m: max(1, int(n)) for m, n in zip(names, total["present"], strict=True)},
@@ -144,7 +144,7 @@ def reduce_batch_counts(
             pair: {name: max(1, int(n)) for name, n in zip(DRAWS, of_pair, strict=True)}
             for pair, of_pair in zip(pairs, valid, strict=True)
         },
-        class_weight=float(weight) or 1.0,
+        class_weight=weight or 1.0,
         targets=read_target_counts(total["targets"], names, class_weights),
     )
     return GlobalBatchInfo(
