@@ -120,8 +120,8 @@ def percentiles(replicates: NDArray[np.float64], how: str) -> dict[str, Interval
     return {name: Interval(float(low[i]), float(high[i]), how) for i, name in enumerate(SUMMARY)}
 
 
-def bootstrap_words(utterances: int) -> str:
-    return f"percentile bootstrap over {utterances:,} utterances, {RESAMPLES:,} resamples, seeded"
+def bootstrap_words(utterances: int, resamples: int = RESAMPLES) -> str:
+    return f"percentile bootstrap over {utterances:,} utterances, {resamples:,} resamples, seeded"
 
 
 def summaries(confusions: NDArray[np.float64]) -> NDArray[np.float64]:

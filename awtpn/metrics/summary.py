@@ -169,3 +169,9 @@ def format_metric(name: str, value: float | None) -> str:
     if value is None:
         return "undefined"
     return f"{100 * value:.2f}" if name in METRICS and METRICS[name].percent else f"{value:.4f}"
+
+
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean; None if there are no values, or one of them is None."""
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined and len(defined) == len(values) else None
