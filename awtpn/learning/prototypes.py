@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from awtpn.learning.targets import nearest_states, states_of_batch
@@ -127,7 +128,7 @@ def class_sums(output: ModelOutput, states: Tensor, prototypes: Tensor, per_clas
         owner = states[..., None]  # [B, S, 1]
         if per_class > 1:
             nearest = (pooled[:, None, None] - table).square().sum(-1).argmin(-1)  # [B, S]
-            owner = owner * torch.nn.functional.one_hot(nearest, per_class)
+            owner = owner * F.one_hot(nearest, per_class).to(owner.dtype)
         weight = stream.present.float()[:, None]
         with torch.autocast(prototypes.device.type, enabled=False):
             sums += owner.flatten(1).T.contiguous() @ (

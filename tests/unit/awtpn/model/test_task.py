@@ -69,7 +69,7 @@ def test_values_and_probabilities_of_logits() -> None:
     linear = Task("regression", ["valence", "activation"], [[1, 5], [-1, 1]], 3, head="linear")
     assert predicted_values(tensor([[0, 0], [1, -0.5]]), linear).tolist() == [[3, 0], [5, -0.5]]
     assert predicted_values(torch.zeros(1, 6, dtype=torch.bfloat16), TWO).tolist() == [[3, 0]]
-    assert probabilities(tensor([[0, math.log(3)]]), LABELS).tolist() == pytest.approx([[0.5, 0.75]])
+    assert probabilities(tensor([[0, math.log(3)]]), LABELS)[0].tolist() == pytest.approx([0.5, 0.75])
     classes = Task("classification", ["a", "b"])
     assert probabilities(tensor([[0, math.log(3)]]), classes)[0].tolist() == pytest.approx([0.25, 0.75])
 
