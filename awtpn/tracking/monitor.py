@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from awtpn.config.schema import Config
 from awtpn.distributed.world import World
-from awtpn.metrics.classification import SUMMARY, format_table
+from awtpn.metrics.classification import SUMMARY
+from awtpn.metrics.tables import format_table
 from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.position import Position
 from awtpn.run.provenance import describe
