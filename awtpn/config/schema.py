@@ -12,7 +12,8 @@ import yaml
 
 from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrainConfig
 from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
-from awtpn.model.settings import DEFAULT_WEIGHTS, ModelConfig
+from awtpn.metrics.summary import check_best_by
+from awtpn.model.settings import DEFAULT_WEIGHTS, ModelConfig, TaskConfig
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.credentials import redact_url, remember_secrets
 
@@ -25,6 +26,7 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     prototypes: PrototypesConfig = field(default_factory=PrototypesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -39,8 +41,11 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
         check_finite(self)
-        for section in (self.model, self.prototypes, self.loss, self.optim, self.train, self.data.select):
+        sections = (self.task, self.model, self.prototypes, self.loss, self.optim, self.train)
+        for section in (*sections, self.data.select):
             section.validate()
+        if self.task.type is not None:  # else when the data is known
+            self.check_task(self.task.type)
         self.loss.check_pairs(self.model.modalities)
         if self.data.damaged_budget < 0:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
@@ -54,6 +59,11 @@ class Config:
                 "prototypes.update=ema with loss.lambda_align=0: no loss pulls the time steps to the "
                 "prototypes; raise loss.lambda_align, or take prototypes.update=gradient"
             )
+
+    def check_task(self, task_type: str) -> None:
+        """Raise ValueError, naming the key, for settings that a task does not have."""
+        self.loss.check_task(task_type)
+        check_best_by(self.train.best_by, task_type)
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,21 @@ def dump(config: Config) -> dict[str, Any]:
     return plain
 
 
+# Keys that an earlier version did not have -> the value by which it behaved.
+KEYS_SINCE: dict[str, dict[str, Any]] = {
+    "data": {"target": None},
+    "task": {"type": None, "levels": 7, "head": "levels"},
+    "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
+    "train": {"best_by": None},
+}
+
+
 def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version dumped, as `dump` writes them now, with the same meaning."""
+    for section, values in KEYS_SINCE.items():
+        given = settings.get(section, {})
+        if isinstance(given, dict):
+            settings = settings | {section: values | given}
     model = settings.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("modalities"), list):
         return settings
@@ -97,10 +120,7 @@ def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
     model = model | {"modalities": [name for name in DEFAULT_WEIGHTS if name in model["modalities"]]}
     known = {key: value for key, value in model.items() if key in ModelConfig.__dataclass_fields__}
     unknown = {key: value for key, value in model.items() if key not in known}
-    return settings | {
-        "model": ModelConfig(**known).record() | unknown,
-        "loss": {"pair_weights": {}} | (settings.get("loss") or {}),
-    }
+    return settings | {"model": ModelConfig(**known).record() | unknown}
 
 
 def dump_yaml(config: Config) -> str:

@@ -67,6 +67,9 @@ class DataConfig:
     """Default: the split "test" of data.train, or its selection by data.select.test."""
     select: SelectConfig = field(default_factory=SelectConfig)
     """Select utterances by metadata, for cross-validation without packing again."""
+    target: str | list[str] | None = None
+    """What to learn: a target that the dataset names, "label" (its classes), or metadata columns, such as
+    valence,arousal; default: the dataset's own target. A model has one task."""
     standardize: bool = True
     """Standardize each feature by its mean and standard deviation over the training utterances."""
     cache_dir: str | None = None
@@ -108,6 +111,9 @@ class TrainConfig:
     """Steps between checkpoints besides the one after every epoch."""
     skip_budget: int = 10
     """Steps with a loss or gradient that is not finite to leave out before the run stops."""
+    best_by: str | None = None
+    """Validation metric that chooses the best checkpoint; default: w-F1 for classes, MAE for values, F1 for
+    several labels."""
     timeout: float = 1800.0
     """Seconds without a finished step after which a rank counts as hung, and the run stops."""
     keep_last: int = 2

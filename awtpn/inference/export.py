@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model, read_card, write_checksums
-from awtpn.model.sharing.model_card import render_card
 from awtpn.model.network import AWTPN
+from awtpn.model.sharing.model_card import render_card
 from awtpn.model.sharing.privacy import public_card
 from awtpn.run.results import RESULTS_FILE, read_results
 from shards.safe_io.json_text import json_text

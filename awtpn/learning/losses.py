@@ -3,6 +3,7 @@
 Every term is a mean over utterances of the *global* batch. A micro-batch computes its share: its sum divided
 by a count over the whole global batch. Shares add up over micro-batches and ranks to exactly the loss that
 one process with one big batch would have, whatever the layout and however many utterances miss a modality.
+`align`, `ce` and `mse` are those of classification here; `value_losses` has them for the other tasks.
 
 To add a term, give it a line in `settings.TERMS` and a weight in `LossConfig`, and write its function here.
 """
@@ -18,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awtpn.learning.settings import TERMS, LossConfig, Pair
+from awtpn.learning.targets import TargetCounts
+from awtpn.learning.value_losses import align_to_states, ce_of_values, error_of_values
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModalityOutput, ModelOutput
 from awtpn.model.segments import segment_mean
+from awtpn.model.task import Task
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class LossNormalizers:
         both: per pair of modalities those that have both.
         negative: per pair and draw those among them with a valid negative.
         class_weight: sum of the class weights of the utterances.
+        targets: of labels or values; None for classification.
     """
 
     utterances: float
@@ -40,6 +45,7 @@ class LossNormalizers:
     both: dict[Pair, float]
     negative: dict[Pair, dict[str, float]]
     class_weight: float
+    targets: TargetCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,13 @@ class LossInputs:
 
     Attributes:
         output: of the model; B may be 0, and every term must still reach every parameter that it uses.
-        label: int64 [B].
+        label: int64 [B], of classification.
         pools: per pair of modalities to compare its negatives, in order; none if the model uses one modality.
         normalizers: of the global batch.
-        class_weights: [C] for the cross-entropy, or None for equal ones.
+        class_weights: [C] for the cross-entropy, [K, 2] for absence and presence of labels, or None for equal
+            ones.
+        task: what is recognized; None for classes.
+        values: [B, K] of labels or dimensions, NaN where it is not known; None for classes.
     """
 
     output: ModelOutput
@@ -73,6 +82,12 @@ class LossInputs:
     normalizers: LossNormalizers
     config: LossConfig
     class_weights: Tensor | None
+    task: Task | None = None
+    values: Tensor | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        return self.task is None or self.task.type == "classification"
 
     @cached_property
     def pairs(self) -> dict[Pair, PairInputs]:
@@ -146,13 +161,15 @@ def loss_terms(
     normalizers: LossNormalizers,
     config: LossConfig,
     class_weights: Tensor | None = None,
+    task: Task | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """This micro-batch's shares of all terms; see `LossInputs` for the arguments.
 
     Returns:
         [len(TERMS)] in the order of TERMS, unweighted; add over micro-batches and ranks, then weigh them.
     """
-    inputs = LossInputs(output, label, pools, normalizers, config, class_weights)
+    inputs = LossInputs(output, label, pools, normalizers, config, class_weights, task, values)
     return torch.stack([FUNCTIONS[name](inputs) for name in TERMS])
 
 
@@ -168,6 +185,8 @@ def total_loss(terms: Tensor, config: LossConfig) -> Tensor:
 @loss_term
 def align(inputs: LossInputs) -> Tensor:
     """Distance of the time steps to the true class's prototype: mean over steps, then utterances (Eq. 9)."""
+    if not inputs.has_classes:
+        return align_to_states(inputs)
     config, present = inputs.config, inputs.normalizers.present
     shares = []
     for modality, stream in inputs.output.streams.items():
@@ -218,16 +237,29 @@ def _contrast_of_pair(pair: PairInputs) -> Tensor:
 
 @loss_term
 def ce(inputs: LossInputs) -> Tensor:
-    """Cross-entropy, with class weights where there are some (Eq. 23)."""
-    logits, weights = inputs.output.logits, inputs.class_weights
+    """Cross-entropy (Eq. 23), with class weights, label smoothing and focal factor where they are set.
+
+    The focal factor of an utterance is (1 - p)^gamma, with p the probability of the true class (Lin et al.,
+    2017, "Focal loss for dense object detection").
+    """
+    if not inputs.has_classes:
+        return ce_of_values(inputs)
+    logits, weights, config = inputs.output.logits, inputs.class_weights, inputs.config
     weights = None if weights is None else weights.to(logits.dtype)
-    summed = F.cross_entropy(logits, inputs.label, weight=weights, reduction="sum")
-    return summed / inputs.normalizers.class_weight
+    smoothing = config.label_smoothing
+    if not config.focal_gamma:
+        summed = F.cross_entropy(logits, inputs.label, weights, reduction="sum", label_smoothing=smoothing)
+        return summed / inputs.normalizers.class_weight
+    entropy = F.cross_entropy(logits, inputs.label, weights, reduction="none", label_smoothing=smoothing)
+    truth = logits.softmax(-1).gather(1, inputs.label[:, None])[:, 0]
+    return ((1 - truth) ** config.focal_gamma * entropy).sum() / inputs.normalizers.class_weight
 
 
 @loss_term
 def mse(inputs: LossInputs) -> Tensor:
     """Squared error of the class probabilities, over utterances and classes (Eq. 24)."""
+    if not inputs.has_classes:
+        return error_of_values(inputs)
     logits = inputs.output.logits
     onehot = F.one_hot(inputs.label, logits.shape[-1]).to(logits.dtype)
     squares = (logits.softmax(-1) - onehot).square().sum()

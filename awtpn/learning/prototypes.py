@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
+from awtpn.learning.targets import nearest_states, states_of_batch
 from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.network import AWTPN, ModelOutput
 from shards import FeatureBatch
@@ -38,6 +40,9 @@ def initialize_from_data(
 ) -> None:
     """Set the prototypes to class means (K = 1) or k-means++ centers within each class (K > 1).
 
+    In tasks without classes, an utterance belongs to one state in each group: to the label's absence or
+    presence, or to the level that is nearest to its value.
+
     The vectors are the plain time means of the first `steps` global batches' utterances in the shared
     space, one per modality that an utterance has. Every rank gets all vectors in the same order and computes
     the same prototypes, for any layout. A class without utterances keeps its random prototypes.
@@ -54,30 +59,32 @@ def initialize_from_data(
     finite = FiniteOutputs()
     modalities = list(model.config.modalities)
     rows = torch.zeros(steps * batch_size, len(modalities), model.config.shared_dim, device=device)
-    label_of_row = torch.zeros(steps * batch_size, len(modalities), dtype=torch.int64, device=device)
+    states = sum(model.task.group_sizes)
+    member = torch.zeros(steps * batch_size, len(modalities), states, device=device)
     training = model.training
     model.eval()
     for batch in batches:
         output = model(batch.to(device).features)
         place = batch.step * batch_size + batch.place.to(device)
+        shares = states_of_batch(batch.label.to(device), batch.target.to(device), model.task)
+        nearest = nearest_states(shares, model.task).to(member.dtype)
         for m, modality in enumerate(modalities):
             stream = output.streams[modality]
             rows[place, m] = stream.mean.float()
-            label_of_row[place, m] = torch.where(stream.present, batch.label.to(device) + 1, 0)
+            member[place, m] = torch.where(stream.present[:, None], nearest, 0.0)
         finite.add(batch.key, rows[place].square().sum(-1))  # distances use squares, which overflow first
     model.train(training)
     finite.check(all_gather_object, "prototypes.init=data, utterances to train on")
     if dist.is_initialized():
         # Each row is non-zero on one rank, so the sum is exact whatever the number of ranks.
         dist.all_reduce(rows)
-        dist.all_reduce(label_of_row)
-    rows, labels = rows.flatten(0, 1).cpu(), label_of_row.flatten().cpu() - 1
-    classes, dim = len(model.classes), model.config.shared_dim
-    prototypes = model.tpn.prototypes.detach().cpu().float().view(classes, -1, dim)
-    for c in range(classes):
-        of_class = rows[labels == c]
-        if len(of_class):
-            prototypes[c] = k_means(of_class, prototypes.shape[1], torch.Generator().manual_seed(seed + c))
+        dist.all_reduce(member)
+    rows, member = rows.flatten(0, 1).cpu(), member.flatten(0, 1).cpu() > 0
+    prototypes = model.tpn.prototypes.detach().cpu().float().view(states, -1, model.config.shared_dim)
+    for s in range(states):
+        of_state = rows[member[:, s]]
+        if len(of_state):
+            prototypes[s] = k_means(of_state, prototypes.shape[1], torch.Generator().manual_seed(seed + s))
     model.tpn.prototypes.copy_(prototypes.flatten(0, 1))
 
 
@@ -101,26 +108,32 @@ def k_means(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def class_sums(output: ModelOutput, label: Tensor, prototypes: Tensor, per_class: int) -> Tensor:
-    """Sums and counts of a micro-batch's vectors for each prototype: [C*K, D+1] float32.
+def class_sums(output: ModelOutput, states: Tensor, prototypes: Tensor, per_class: int) -> Tensor:
+    """Sums and counts of a micro-batch's vectors for each prototype: [S*K, D+1] float32.
 
     An utterance gives one vector per modality that it has: its pooled vector, in which time steps count by
-    their reliability weights. With K > 1 it belongs to the nearest prototype of its class. The last column
-    holds the counts.
+    their reliability weights. It counts by its share of each state; with K > 1 it belongs to the nearest
+    prototype of a state. The last column holds the counts.
 
-    The sums are a matrix product with the one-hot owners, which gives the same bits each time; atomic
-    additions would not. A vector that is not finite makes all sums NaN; the trainer skips such a step.
+    The sums are a matrix product with the owners, which gives the same bits each time; atomic additions would
+    not. A vector that is not finite makes all sums NaN; the trainer skips such a step.
+
+    Args:
+        states: [B, S] share of each state (`targets.states_of_batch`); of classes one-hot.
     """
     sums = prototypes.new_zeros(len(prototypes), prototypes.shape[1] + 1, dtype=torch.float32)
-    rows = torch.arange(len(prototypes), device=prototypes.device)
+    table = prototypes.view(-1, per_class, prototypes.shape[1]).float()
     for stream in output.streams.values():
         pooled = stream.pooled.float()
-        own = prototypes.view(-1, per_class, prototypes.shape[1])[label].float()  # [B, K, D]
-        nearest = (pooled[:, None] - own).square().sum(-1).argmin(-1)
+        owner = states[..., None]  # [B, S, 1]
+        if per_class > 1:
+            nearest = (pooled[:, None, None] - table).square().sum(-1).argmin(-1)  # [B, S]
+            owner = owner * F.one_hot(nearest, per_class).to(owner.dtype)
         weight = stream.present.float()[:, None]
-        owner = (rows[:, None] == label * per_class + nearest).float()  # [C*K, B]
         with torch.autocast(prototypes.device.type, enabled=False):
-            sums += owner @ (torch.cat([pooled, torch.ones_like(weight)], 1) * weight)
+            sums += owner.flatten(1).T.contiguous() @ (
+                torch.cat([pooled, torch.ones_like(weight)], 1) * weight
+            )
     return sums
 
 

@@ -84,9 +84,9 @@ class LossConfig:
     lambda_contrast: float = 0.2
     """Weight of the distances between the mean of the first modality and own or negative ones."""
     eta_ce: float = 1.0
-    """Weight of the cross-entropy."""
+    """Weight of the cross-entropy: of the classes, of each label, or of the levels of values."""
     eta_mse: float = 0.5
-    """Weight of the squared error of the class probabilities."""
+    """Weight of the squared error of the probabilities, or of the error of values."""
     align_form: Literal["prototypical", "reference"] = "prototypical"
     """prototypical: -log softmax(-tau d2) at the true class; reference: d2, which can collapse."""
     inter_form: Literal["margin", "reference"] = "margin"
@@ -106,7 +106,14 @@ class LossConfig:
     """Weights of pairs of modalities in intra, inter and contrast, such as {audio-video: 1, audio-text: 2};
     the terms are weighted means over pairs; default: 1 each."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weigh classes in the cross-entropy by utterances / (classes * utterances of the class)."""
+    """balanced: weigh classes in the cross-entropy by utterances / (classes * utterances of the class); of
+    several labels, weigh the absence and the presence of each in the same way."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal factor (1 - p)^gamma in the cross-entropy, p the probability of the truth."""
+    label_smoothing: float = 0.0
+    """Share of the cross-entropy's target that is spread evenly over all classes."""
+    value_error: Literal["squared", "absolute"] = "squared"
+    """Regression: the error that eta_mse weighs, in halves of the range: squared or absolute (L1)."""
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for an invalid setting."""
@@ -115,8 +122,22 @@ class LossConfig:
         for name in (*TERMS.values(), "margin_inter", "margin_contrast"):
             if not getattr(self, name) >= 0:  # nor NaN
                 raise ValueError(f"loss.{name} must not be negative, but is {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1 or not self.focal_gamma >= 0:
+            raise ValueError(
+                "loss.label_smoothing must lie in [0, 1) and loss.focal_gamma must not be negative, but they "
+                f"are {self.label_smoothing} and {self.focal_gamma}"
+            )
         if self.negative_group < 2:
             raise ValueError(f"loss.negative_group must be at least 2, not {self.negative_group}")
+
+    def check_task(self, task_type: str) -> None:
+        """Raise ValueError, naming the key, for a setting that a task does not have."""
+        if task_type == "regression":
+            for name, off in (("class_weights", "none"), ("focal_gamma", 0.0), ("label_smoothing", 0.0)):
+                if getattr(self, name) != off:
+                    raise ValueError(f"loss.{name} is for classes and labels: set it to {off} for regression")
+        elif self.value_error != "squared":
+            raise ValueError(f"loss.value_error is for regression, and this run's task is {task_type}")
 
     def check_pairs(self, modalities: Iterable[str]) -> None:
         """Check the weights of pairs for a model of these modalities.

@@ -57,6 +57,8 @@ METRICS = {
         _named("F1"),
         _named("mAP"),
         _named("subset accuracy"),
+        # Of a validation: the mean negative log-probability of the classes or labels.
+        _named("cross-entropy", higher_is_better=False, percent=False),
         # Of one class or label.
         _named("AP"),
         _named("accuracy"),
@@ -73,6 +75,8 @@ HEADLINES = {
 }
 # What the best checkpoint is chosen by where `train.best_by` is not set.
 DEFAULT_BEST = {"classification": "w-F1", "regression": "MAE", "multilabel": "F1"}
+# Which of two models with the same best metric is better.
+TIE_BREAKS = {"classification": "cross-entropy", "regression": "MAE", "multilabel": "cross-entropy"}
 
 # Further metrics of a regression with one dimension, if it has the range of a corpus of sentiment.
 # `awtpn.metrics.sentiment` defines them.

@@ -139,7 +139,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: feature_dims must be features per step by modality, not {dims!r:.60}")
     if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
         raise ValueError(f"{path}: classes must be a list of names, not {classes!r:.60}")
-    if not classes or len(set(classes)) < len(classes):
+    if (not classes and card.get("task") is None) or len(set(classes)) < len(classes):
         raise ValueError(f"{path}: classes must be distinct names, at least one, not {classes!r:.60}")
     if not isinstance(card.get("learnable_prototypes"), bool):
         raise ValueError(f"{path}: learnable_prototypes must be true or false")

@@ -26,6 +26,9 @@ by equation:
   of one modality its weight is 1. The paper's utterances are complete.
 - Eq. 23-25 (cross-entropy, squared error, sum of all terms) take the logits, whatever they are fused of.
 
+The paper has one class per utterance. For several labels at once, or values, `awtpn.model.task` says what the
+prototypes and the logits stand for; the equations above hold for each state in the place of a class.
+
 Training can hide modalities (`learning.modality_dropout`), which the paper does not do: they then count as
 missing in all these equations.
 """
@@ -54,11 +57,12 @@ from awtpn.model.files import (
     weight_shapes,
     write_checksums,
 )
-from awtpn.model.sharing.hub import locate
-from awtpn.model.sharing.privacy import public_card
 from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig, modalities_as_map
+from awtpn.model.sharing.hub import locate
+from awtpn.model.sharing.privacy import public_card
+from awtpn.model.task import Task, task_of_card
 from shards import Ragged
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.json_text import json_text
@@ -70,7 +74,8 @@ class ModalityOutput:
 
     Attributes:
         h: [T, D] steps in the shared space.
-        distances: [T, C] scaled squared distance to each class's nearest prototype (Eq. 6-8).
+        distances: [T, C] scaled squared distance to each class's nearest prototype (Eq. 6-8); in tasks
+            without classes [T, S], to each state's (see `awtpn.model.task`).
         weights: [T] reliability weights, which sum to 1 within an utterance (Eq. 15-18).
         pooled: [B, D] sum of the steps times their weights; zero for an utterance without this modality.
         mean: [B, D] unweighted mean over the steps, which the cross-modal losses compare.
@@ -94,7 +99,8 @@ class ModelOutput:
     """The logits of B utterances, and the intermediate results.
 
     Attributes:
-        logits: [B, C], float32 or wider; their softmax gives the class probabilities.
+        logits: [B, C], float32 or wider; their softmax gives the class probabilities. In tasks without
+            classes [B, outputs]: see `predicted_values` and `probabilities` of `awtpn.model.task`.
         streams: intermediate results by modality.
     """
 
@@ -114,7 +120,8 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
     Attributes:
         config: sizes, scales and fusion weights.
         feature_dims: features per step, by modality.
-        classes: class names in label order.
+        classes: class names in label order; none if the task has no classes.
+        task: what is recognized.
         provenance: how the features of its training data were made, from the dataset's manifest.
         record: the other fields of the card that it was loaded from: dataset name, results, license.
     """
@@ -125,6 +132,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         feature_dims: Mapping[str, int],
         classes: Sequence[str],
         learnable_prototypes: bool = True,
+        task: Task | None = None,
     ) -> None:
         """Initialize with random weights, drawn from torch's global generator.
 
@@ -133,6 +141,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
             feature_dims: features per step of each modality in `config.modalities`; others are ignored.
             classes: class names in label order.
             learnable_prototypes: False if class means update the prototypes (`prototypes.update: ema`).
+            task: what to recognize; default: the classes.
 
         Raises:
             ValueError: a setting is out of range, or `feature_dims` lacks a modality.
@@ -150,7 +159,8 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
                 )
         self.config = config
         self.feature_dims = {m: int(feature_dims[m]) for m in config.modalities}
-        self.classes = list(classes)
+        self.task = task or Task("classification", list(classes))
+        self.classes = list(self.task.names) if self.task.type == "classification" else []
         self.learnable_prototypes = learnable_prototypes
         self.provenance: dict[str, Any] = {}
         self.record: dict[str, Any] = {}
@@ -158,9 +168,9 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         self.standardise = nn.ModuleDict({m: Standardize(d) for m, d in self.feature_dims.items()})
         self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
         self.dropout = nn.Dropout(config.dropout)
-        self.tpn = TPN(len(self.classes), config.prototypes_per_class, dim, learnable_prototypes)
+        self.tpn = TPN(sum(self.task.group_sizes), config.prototypes_per_class, dim, learnable_prototypes)
         self.awm = nn.ModuleDict({m: AWM(dim) for m in config.modalities if config.awm == "adaptive"})
-        self.classifier = nn.Linear(dim, len(self.classes))
+        self.classifier = nn.Linear(dim, self.task.outputs)
 
     def forward(
         self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
@@ -229,6 +239,7 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
             "classes": self.classes,
             "learnable_prototypes": self.learnable_prototypes,
             "provenance": self.provenance,
+            **({} if self.task.is_classes else {"task": self.task.record()}),
         }
 
     @classmethod
@@ -242,7 +253,9 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         if isinstance(settings.get("modalities"), list):  # as in cards of earlier versions
             settings["modalities"] = modalities_as_map(settings["modalities"])
         config = from_record(ModelConfig, settings, "the card's model", ignore_unknown=True)
-        model = cls(config, card["feature_dims"], card["classes"], card["learnable_prototypes"])
+        model = cls(
+            config, card["feature_dims"], card["classes"], card["learnable_prototypes"], task_of_card(card)
+        )
         model.provenance = card.get("provenance") or {}
         model.record = {key: value for key, value in card.items() if key not in model.card()}
         return model

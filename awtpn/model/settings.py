@@ -1,4 +1,4 @@
-"""The configuration section `model`; imports no torch. The docstring under each key is its `--help`."""
+"""The configuration sections `model` and `task`; the docstring under each key is its `--help`. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from shards.format.schema import MODALITY_NAME
 
 WIDEST = 1 << 16  # a [WIDEST, WIDEST] query or key map takes 17 GB in float32
+MOST_LEVELS = 1000
 # Of a modality without settings of its own; the paper gives those of audio (alpha_A) and video (beta_V).
 DEFAULT_WEIGHTS = {"audio": 0.3, "video": 0.7}
 DEFAULT_WEIGHT = 0.5
@@ -172,6 +173,24 @@ class ModelConfig:
         }
         old = {key for keys in OLD_KEYS.values() for key in keys.values()}
         return {key: value for key, value in plain.items() if key not in old}
+
+
+@dataclass
+class TaskConfig:
+    """What the model recognizes; see `awtpn.model.task` for what the prototypes stand for in each task."""
+
+    type: Literal["classification", "regression", "multilabel"] | None = None
+    """One class, values, or several labels at once; default: the type of the data's target."""
+    levels: int = 7
+    """Regression: values of each dimension that have prototypes, evenly spaced over its range."""
+    head: Literal["levels", "linear"] = "levels"
+    """Regression: how a value is read off. levels: the mean of the levels, by their probabilities; linear:
+    one output per dimension."""
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for an invalid setting."""
+        if not 2 <= self.levels <= MOST_LEVELS:
+            raise ValueError(f"task.levels must lie in 2 to {MOST_LEVELS}, not {self.levels}")
 
 
 def modalities_as_map(value: Any) -> dict[str, Any]:

@@ -14,16 +14,18 @@ A model has one task. Its card records it; a card without one is of a model that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from awtpn.model.device import to_device_async
+from awtpn.model.settings import MOST_LEVELS
 from shards.safe_io.json_fields import from_record
-
-ABSENT, PRESENT = 0, 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Task:
             one (multilabel); none for classes.
         levels: values per dimension that have prototypes; 0 unless the task is regression.
         head: of regression: "levels" gives each level a logit, "linear" gives each dimension one value.
+        column: the metadata column of the classes, if they are not the dataset's own (its field `label`).
     """
 
     type: str
@@ -44,17 +47,22 @@ class Task:
     ranges: list[list[float]] | None = None
     levels: int = 0
     head: str = "levels"
+    column: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if the fields do not make a task."""
         if self.type not in ("classification", "multilabel", "regression"):
             raise ValueError(f"task type {self.type!r:.40}: there is none")
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ValueError(f"a task needs distinct names, at least one, not {self.names!r:.80}")
         if self.head not in ("levels", "linear"):
             raise ValueError(f"task head {self.head!r:.40}: there is none")
         if self.type == "regression":
-            if self.levels < 2 or self.ranges is None or len(self.ranges) != len(self.names):
-                raise ValueError("a regression task has at least 2 levels, and a range for each dimension")
-            if not all(len(r) == 2 and r[0] < r[1] for r in self.ranges):
+            if not 2 <= self.levels <= MOST_LEVELS or len(self.ranges or ()) != len(self.names):
+                raise ValueError(
+                    f"a regression task has 2 to {MOST_LEVELS} levels, and a range for each dimension"
+                )
+            if not all(len(r) == 2 and r[0] < r[1] for r in self.ranges or ()):
                 raise ValueError(f"task ranges {self.ranges!r:.60}: each is a least and a larger value")
 
     @property
@@ -64,7 +72,7 @@ class Task:
             return [("class", list(self.names))]
         if self.type == "multilabel":
             return [(name, [f"no {name}", name]) for name in self.names]
-        levels = self.level_values().tolist()
+        levels = level_values(self).tolist()
         return [
             (name, [f"{name} {value:.4g}" for value in of_dimension])
             for name, of_dimension in zip(self.names, levels, strict=True)
@@ -89,10 +97,11 @@ class Task:
             return len(self.names) * self.levels
         return len(self.names)
 
-    def level_values(self) -> Tensor:
-        """The values that have prototypes, ascending: [K dimensions, levels] float64."""
-        assert self.ranges is not None
-        return torch.stack([torch.linspace(a, b, self.levels, dtype=torch.float64) for a, b in self.ranges])
+    def described(self) -> str:
+        """The task in a few words: "4 classes", "6 labels", "values of valence, arousal"."""
+        if self.type == "regression":
+            return f"values of {', '.join(self.names)}"
+        return f"{len(self.names)} {'classes' if self.type == 'classification' else 'labels'}"
 
     def record(self) -> dict[str, Any]:
         """The task as plain data, for a card."""
@@ -102,7 +111,13 @@ class Task:
             "ranges": self.ranges,
             "levels": self.levels,
             "head": self.head,
+            "column": self.column,
         }
+
+    @property
+    def is_classes(self) -> bool:
+        """Whether it tells the dataset's own classes apart, as every model of earlier versions does."""
+        return self.type == "classification" and self.column is None
 
 
 def task_of_card(card: Mapping[str, Any]) -> Task:
@@ -116,6 +131,18 @@ def task_of_card(card: Mapping[str, Any]) -> Task:
     return from_record(Task, card["task"], "the card's task")
 
 
+def level_values(task: Task) -> NDArray[np.float64]:
+    """The values that have prototypes, ascending: [K dimensions, levels]."""
+    assert task.ranges is not None
+    return np.stack([np.linspace(low, high, task.levels) for low, high in task.ranges])
+
+
+def half_ranges(task: Task, like: Tensor) -> Tensor:
+    """Half of each dimension's range [K], with the dtype and on the device of `like`."""
+    assert task.ranges is not None
+    return to_device_async([(high - low) / 2 for low, high in task.ranges], like.device, like.dtype)
+
+
 def predicted_values(logits: Tensor, task: Task) -> Tensor:
     """The value of each dimension in the target's unit: [B, outputs] -> [B, K], in float32 or wider.
 
@@ -126,9 +153,9 @@ def predicted_values(logits: Tensor, task: Task) -> Tensor:
     assert task.ranges is not None
     if task.head == "levels":
         shares = wide.unflatten(1, (len(task.names), task.levels)).softmax(-1)
-        return (shares * task.level_values().to(wide)).sum(-1)
-    low, high = torch.tensor(task.ranges, dtype=torch.float64).to(wide).T
-    return (low + high) / 2 + wide * (high - low) / 2
+        return (shares * to_device_async(level_values(task), wide.device, wide.dtype)).sum(-1)
+    middle = to_device_async([(low + high) / 2 for low, high in task.ranges], wide.device, wide.dtype)
+    return middle + wide * half_ranges(task, wide)
 
 
 def probabilities(logits: Tensor, task: Task) -> Tensor:
@@ -151,15 +178,9 @@ def states_of_values(values: Tensor, task: Task) -> Tensor:
         present = (values > 0).to(values.dtype)
         shares = torch.stack([1 - present, present], -1)
     else:
-        levels = task.level_values().to(values)  # [K, L]
-        low, high = levels[:, 0], levels[:, -1]
-        place = ((values - low) / (high - low) * (task.levels - 1)).clamp(0, task.levels - 1)
+        half = half_ranges(task, values)
+        low = to_device_async([least for least, _ in task.ranges or ()], values.device, values.dtype)
+        place = ((values - low) / (2 * half) * (task.levels - 1)).clamp(0, task.levels - 1)
         positions = torch.arange(task.levels, device=values.device, dtype=values.dtype)
         shares = (1 - (place[..., None] - positions).abs()).clamp(min=0)
     return torch.where(known[..., None], shares, 0.0).flatten(1)
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError if two dimensions or labels have the same name, or there is none."""
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"a task needs distinct names, at least one: {list(names)!r:.80}")

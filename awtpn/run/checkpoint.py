@@ -40,6 +40,7 @@ from awtpn.model.files import (
 )
 from awtpn.model.files import fingerprint as _fingerprint
 from awtpn.model.network import AWTPN, check_shapes
+from awtpn.model.task import task_of_card
 from awtpn.run.position import Position, parse_adam, parse_position
 from shards.format.feature_space import check_same_space
 from shards.safe_io.json_text import json_text
@@ -230,7 +231,7 @@ def init_from(folder: Path, model: AWTPN) -> str:
     )
     weights = read_weights(folder / WEIGHTS_FILE)
     own = model.state_dict()
-    same_classes = card["classes"] == model.classes
+    same_classes = task_of_card(card) == model.task
     not_copied = ("standardise.",) if same_classes else ("standardise.", "classifier.", "tpn.")
     taken = {
         name: tensor for name, tensor in weights.items() if not name.startswith(not_copied) and name in own

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 from awtpn.config.schema import Config
 from awtpn.config.settings import DEMO, ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
+from awtpn.learning.targets import balanced_label_weights
 from awtpn.model.network import AWTPN
+from awtpn.model.settings import TaskConfig
+from awtpn.model.task import Task
 from awtpn.run.position import Position
 from shards import FeatureStream
 from shards.format.feature_space import check_same_space
 from shards.format.schema import dump_manifest
 from shards.format.split_names import find_split
+from shards.format.targets import CLASS_TARGET
 from shards.sources.demo import ensure_demo
 from shards.storage.cache import explain_unwritable
 from shards.storage.local_path import local_path
@@ -55,6 +59,7 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
         "cache_limit": data.cache_limit,
         "storage_options": data.storage_options,
         "check_crc": data.check_crc,
+        "target": data.target,
     }
 
 
@@ -102,6 +107,7 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
         seed=config.run.seed,
         streams=config.data.streams or (position.streams if resuming else None),
         modalities=list(config.model.modalities),
+        task=config.task.type,
     )
     if position.epoch_step > stream.steps_per_epoch:
         raise ValueError(
@@ -112,15 +118,25 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
 
 
 def evaluation_stream(
-    data: DataConfig, role: str, modalities: list[str], world: World
+    data: DataConfig, role: str, modalities: list[str], world: World, task: Task | None = None
 ) -> FeatureStream | None:
     """The stream of a role ("val", "test"), unshuffled; None where there is none."""
     source = stream_source(data, role)
-    return None if source is None else open_evaluation(source, modalities, world)
+    return None if source is None else open_evaluation(source, modalities, world, task)
 
 
-def open_evaluation(source: dict[str, Any], modalities: list[str], world: World) -> FeatureStream:
-    """Unshuffled; never skips damaged utterances, so metrics always cover the whole split."""
+def open_evaluation(
+    source: dict[str, Any], modalities: list[str], world: World, task: Task | None = None
+) -> FeatureStream:
+    """Unshuffled; never skips damaged utterances, so metrics always cover the whole split.
+
+    Args:
+        source: arguments of FeatureStream.
+        modalities: to read.
+        task: of the model; default: `source["target"]`, else the data's own target.
+    """
+    if task is not None:
+        source = source | target_arguments(task)
     return FeatureStream(
         **source,
         global_batch_size=EVALUATION_BATCH * world.size,
@@ -132,9 +148,16 @@ def open_evaluation(source: dict[str, Any], modalities: list[str], world: World)
     )
 
 
+def target_arguments(task: Task) -> dict[str, Any]:
+    """The arguments of FeatureStream that read the target of a model."""
+    if task.type == "classification":
+        return {"target": task.column or CLASS_TARGET, "task": task.type}
+    return {"target": list(task.names), "task": task.type}
+
+
 def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
     """Raise ValueError if labels, feature spaces or feature widths of the data are not those of the model."""
-    if model.classes != stream.classes:
+    if model.task.type == "classification" and model.classes != stream.classes:
         raise ValueError(
             f"the model knows the classes {model.classes}, but {stream.url} has {stream.classes}"
         )
@@ -153,14 +176,45 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
             )
 
 
-def check_classes(train: FeatureStream) -> None:
-    """Raise ValueError if all training utterances are of one class: there is nothing to learn."""
-    if len(occurring := np.flatnonzero(train.class_counts(check=False))) < 2:
-        raise ValueError(
-            f"all {train.num_utterances} training utterances of {train.url} are of the class "
-            f"{train.classes[occurring[0]]!r}, and there is nothing to learn: data.train and "
-            "data.select.train must choose utterances of two classes or more"
-        )
+def check_targets(train: FeatureStream) -> None:
+    """Raise ValueError if all training utterances are of one class, or have equal values."""
+    fix = "data.train and data.select.train must choose utterances of two classes or more"
+    if train.target.type == "classification":
+        if len(occurring := np.flatnonzero(train.class_counts(check=False))) < 2:
+            raise ValueError(
+                f"all {train.num_utterances} training utterances of {train.url} are of the class "
+                f"{train.classes[occurring[0]]!r}, and there is nothing to learn: {fix}"
+            )
+        return
+    values = train.target_values()
+    if train.target.type == "multilabel":
+        values = np.where(np.isnan(values), np.nan, values > 0)
+    for name, of_column in zip(train.target.columns, values.T, strict=True):
+        if len(found := np.unique(of_column[~np.isnan(of_column)])) < 2:
+            held = f"the same {name!r} ({found[0]:g})" if len(found) else f"no {name!r}"
+            raise ValueError(
+                f"all {train.num_utterances} training utterances of {train.url} have {held}, and there is "
+                "nothing to learn: leave it out of data.target, or choose other utterances by data.select"
+            )
+
+
+def task_of_data(config: TaskConfig, train: FeatureStream) -> Task:
+    """The task of a model that learns the target of these training utterances.
+
+    A dimension of which the dataset does not state a range has that of the training utterances.
+    """
+    target = train.target
+    names = list(target.columns)
+    if target.type == "classification":
+        return Task("classification", list(train.classes), column=names[0] if names else None)
+    if target.type == "multilabel":
+        return Task("multilabel", names)
+    values = train.target_values()
+    ranges = [
+        [float(bounds[0]), float(bounds[1])] if bounds else [float(np.nanmin(v)), float(np.nanmax(v))]
+        for bounds, v in zip(target.columns.values(), values.T, strict=True)
+    ]
+    return Task("regression", names, ranges, config.levels, config.head)
 
 
 def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | None]) -> list[str]:
@@ -191,7 +245,7 @@ def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | Non
 
 def training_data(select: SelectConfig, train: FeatureStream) -> str:
     """A digest that identifies the training utterances, whatever the path of the dataset."""
-    what = dump_manifest(train.manifest) + train.split + repr(select.train)
+    what = dump_manifest(train.manifest) + train.split + repr(select.train) + _told_target(train)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
@@ -200,15 +254,23 @@ def validation_data(select: SelectConfig, val: FeatureStream | None) -> str:
     if val is None:
         return NO_VALIDATION
     shards = [(shard.sha256, shard.index_sha256) for shard in val.manifest.splits[val.split].shards]
-    what = json.dumps([shards, val.classes, select.val], sort_keys=True, default=str)
+    what = json.dumps([shards, val.classes, select.val], sort_keys=True, default=str) + _told_target(val)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
+def _told_target(stream: FeatureStream) -> str:
+    """The target, for a digest; nothing for classes, so that digests of earlier versions stay."""
+    target = stream.target
+    return "" if target.is_classes else repr((target.type, list(target.columns)))
+
+
 def balanced_weights(train: FeatureStream) -> NDArray[np.float64]:
-    """Class weights [C]: utterances / (classes * utterances of the class).
+    """Class weights [C]: utterances / (classes * utterances of the class); of labels [K, 2]: absent, present.
 
     Raises:
         ValueError: the manifest's counts are not those of the shards' indexes.
     """
+    if train.target.type == "multilabel":
+        return balanced_label_weights(train.target_values())
     counts = train.class_counts()
     return counts.sum() / (len(counts) * np.maximum(counts, 1).astype(np.float64))

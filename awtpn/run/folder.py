@@ -32,9 +32,18 @@ from shards.safe_io.printable import printable_lines
 from shards.storage.store import dataset_name
 
 # Settings that must not change when a run resumes. Layout, precision, length and paths may.
-FIXED_KEYS = ("run.seed", "data.standardize", "model.", "prototypes.", "loss.", "optim.")
+FIXED_KEYS = (
+    "run.seed",
+    "data.standardize",
+    "data.target",
+    "task.",
+    "model.",
+    "prototypes.",
+    "loss.",
+    "optim.",
+)
 # Settings of evaluation: if they change, a finished run is evaluated again.
-EVALUATION_KEYS = ("data.val", "data.test", "data.select")
+EVALUATION_KEYS = ("data.val", "data.test", "data.select", "train.best_by")
 T = TypeVar("T")
 
 
@@ -165,8 +174,9 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
     position.began_from = began_from or position.began_from
     # Without a valid best checkpoint a new one is chosen, at the latest at the end of the run. An older
     # version could choose one by outputs that were not finite.
-    if best_of(root, folder, position) is None or not math.isfinite(position.best_entropy):
-        position.best_f1, position.best_entropy = -1.0, 0.0
+    figures = (position.best_value or 0.0, position.best_tie or 0.0)
+    if best_of(root, folder, position) is None or not all(map(math.isfinite, figures)):
+        position.best_by, position.best_value, position.best_tie = "", None, None
         position.best_step, position.validated = 0, 0
     return folder, position
 

@@ -20,9 +20,12 @@ class Position:
     epoch: int = 0
     epoch_step: int = 0
     """Steps done of this epoch."""
-    best_f1: float = -1.0
-    best_entropy: float = 0.0
-    """w-F1 of the best checkpoint on validation data, and its cross-entropy, which decides between equals."""
+    best_by: str = ""
+    """The metric that the best checkpoint was chosen by; "" before the first validation."""
+    best_value: float | None = None
+    best_tie: float | None = None
+    """That metric of the best checkpoint on validation data, None where it is not defined; and the metric
+    that decides between equals (`metrics.summary.TIE_BREAKS`)."""
     best_step: int = 0
     seed: int = 0
     global_batch_size: int = 0
@@ -30,7 +33,7 @@ class Position:
     data: str = ""
     """Digest of the training utterances: their manifest, split and selection."""
     validation_data: str = ""
-    """Digest of the validation utterances of best_f1; "" where an older version recorded none."""
+    """Digest of the validation utterances of best_value; "" where an older version recorded none."""
     skipped: int = 0
     """Steps skipped because a loss or gradient was not finite; train.skip_budget limits them."""
     left_out: int = 0
@@ -61,12 +64,12 @@ def load_position(folder: Path) -> Position:
 
 def parse_position(state: dict[str, Any], folder: Path) -> Position:
     at = f"{folder / STATE_FILE}: position"
-    position = from_record(Position, state.get("position"), at, finite=False)
+    position = from_record(Position, _in_todays_form(state.get("position")), at, finite=False)
     for field_ in fields(position):
         value = getattr(position, field_.name)
-        least = -1 if field_.name == "best_f1" else 0
-        # A cross-entropy has no upper bound.
-        if isinstance(value, int | float) and field_.name != "best_entropy" and not least <= value < math.inf:
+        # A metric may be negative, and a cross-entropy has no upper bound.
+        metric = field_.name in ("best_value", "best_tie")
+        if isinstance(value, int | float) and not metric and not 0 <= value < math.inf:
             raise ValueError(f"{at}.{field_.name} cannot be {value}")
     # An epoch has at least one step.
     for name, least in (
@@ -81,6 +84,20 @@ def parse_position(state: dict[str, Any], folder: Path) -> Position:
                 f"{position.epoch}"
             )
     return position
+
+
+def _in_todays_form(record: Any) -> Any:
+    """The record of an earlier version, which knew one metric, w-F1, by the names of today."""
+    if not isinstance(record, dict) or "best_f1" not in record:
+        return record
+    record = dict(record)
+    value, tie = record.pop("best_f1"), record.pop("best_entropy", 0.0)
+    none = value == -1.0
+    return record | {
+        "best_by": "" if none else "w-F1",
+        "best_value": None if none else value,
+        "best_tie": None if none else tie,
+    }
 
 
 def parse_adam(state: dict[str, Any], folder: Path) -> tuple[float, dict[str, float]]:

@@ -1,31 +1,43 @@
 """Predictions of a model for every utterance of a split, as a file: one JSON line each, in plan order.
 
-A line holds `key`, `label` (the truth), `predicted` and `probabilities` by class name. One global batch is
-in memory at a time, whatever the size of the split.
+A line holds `key`, and by the task:
+
+- classes: `label` (the truth), `predicted` and `probabilities` by class name
+- values: `values` (the truth) and `predicted`, by dimension; the truth is null where it is missing
+- labels: `labels` (the truth: 0, or the intensity) and `probabilities`, by label
+
+One global batch is in memory at a time, whatever the size of the split.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from awtpn.distributed.world import World
+from awtpn.model.task import Task, predicted_values, probabilities
 from awtpn.run.atomic_write import open_atomic
 from shards import FeatureBatch
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import json_text
 
-DIGITS = 6  # of a written probability
+DIGITS = 6  # decimals of a written number
 
 WriteBatch = Callable[[FeatureBatch, Tensor], None]
-Row = tuple[str, int, int, list[float]]  # key, label, predicted, probabilities
+# Of each task: the truth first, by which a line is recognized.
+FIELDS = (
+    ("label", "predicted", "probabilities"),
+    ("values", "predicted"),
+    ("labels", "probabilities"),
+)
 
 
 def predictions_file(run_dir: Path, role: str) -> Path:
@@ -34,8 +46,8 @@ def predictions_file(run_dir: Path, role: str) -> Path:
 
 
 @contextlib.contextmanager
-def writing_predictions(path: Path | None, classes: Sequence[str], world: World) -> Iterator[WriteBatch]:
-    """A function that takes each rank's part of a global batch and its logits [B, C]; rank 0 writes.
+def writing_predictions(path: Path | None, task: Task, world: World) -> Iterator[WriteBatch]:
+    """A function that takes each rank's part of a global batch and its logits [B, outputs]; rank 0 writes.
 
     Every rank calls it for every batch, because it gathers. The file appears when the block succeeds. With
     `path` None (on every rank) nothing is gathered or written.
@@ -47,30 +59,46 @@ def writing_predictions(path: Path | None, classes: Sequence[str], world: World)
 
         def record(batch: FeatureBatch, logits: Tensor) -> None:
             # Ranks own consecutive places, so their parts in rank order are in plan order.
-            for part in world.all_gather_object(_rows(batch, logits)):
+            for part in world.all_gather_object(prediction_lines(batch, logits, task)):
                 if file is not None:
-                    _write(file, part, classes)
+                    file.writelines(json_text(line) + "\n" for line in part)
 
         yield record
 
 
-def _rows(batch: FeatureBatch, logits: Tensor) -> list[Row]:
+def prediction_lines(batch: FeatureBatch, logits: Tensor, task: Task) -> list[dict[str, Any]]:
+    """A line for each utterance of a batch."""
     # Logits that are not finite stop the evaluation at its end, when all such utterances are known. Until
     # then they are written as zeros; the file is removed before anybody reads it.
     logits = logits.float().nan_to_num(0.0, 0.0, 0.0)
-    columns = (batch.label, logits.argmax(-1), logits.softmax(-1))
-    return list(zip(batch.key, *(column.tolist() for column in columns), strict=True))
+    if task.type == "classification":
+        columns = (batch.label, logits.argmax(-1), probabilities(logits, task))
+        return [
+            {
+                "key": key,
+                "label": task.names[label],
+                "predicted": task.names[predicted],
+                "probabilities": _named(task, of_classes),
+            }
+            for key, label, predicted, of_classes in zip(
+                batch.key, *(column.tolist() for column in columns), strict=True
+            )
+        ]
+    regression = task.type == "regression"
+    truth, found = ("values", "predicted") if regression else ("labels", "probabilities")
+    given = predicted_values(logits, task) if regression else probabilities(logits, task)
+    return [
+        {"key": key, truth: _named(task, known), found: _named(task, predicted)}
+        for key, known, predicted in zip(batch.key, batch.host_target.tolist(), given.tolist(), strict=True)
+    ]
 
 
-def _write(file: TextIO, rows: list[Row], classes: Sequence[str]) -> None:
-    for key, label, predicted, probabilities in rows:
-        line = {
-            "key": key,
-            "label": classes[label],
-            "predicted": classes[predicted],
-            "probabilities": {name: round(p, DIGITS) for name, p in zip(classes, probabilities, strict=True)},
-        }
-        file.write(json_text(line) + "\n")
+def _named(task: Task, numbers: Sequence[float]) -> dict[str, float | None]:
+    """Numbers by the task's names; what is not known as null."""
+    return {
+        name: None if math.isnan(number) else round(number, DIGITS)
+        for name, number in zip(task.names, numbers, strict=True)
+    }
 
 
 def confusion_of(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -95,7 +123,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             try:
                 prediction = parse_json(line, path)
-                prediction["key"], prediction["label"], prediction["predicted"], prediction["probabilities"]
+                _check_line(prediction)
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{path}, line {number}: not a prediction; write the file again with "
@@ -103,3 +131,10 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
                 ) from None
             lines.append(prediction)
     return lines
+
+
+def _check_line(prediction: Mapping[str, Any]) -> None:
+    """Raise KeyError if a line is not a prediction of any task."""
+    of_task = next((fields for fields in FIELDS if fields[0] in prediction), FIELDS[0])
+    for name in ("key", *of_task):
+        prediction[name]

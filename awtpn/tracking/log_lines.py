@@ -18,8 +18,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from awtpn.learning.settings import TERMS
+from awtpn.metrics.summary import task_type_of
 from shards.progress import INTERVAL_S, duration, speed
 from shards.safe_io.printable import plural
+
+# What the line of an epoch shows of a validation, by task type.
+VALIDATION = {
+    "classification": ("cross-entropy", "w-F1", "w-ACC"),
+    "regression": ("MAE", "Corr", "CCC"),
+    "multilabel": ("cross-entropy", "F1", "WA"),
+}
 
 
 class LossMeans:
@@ -110,8 +118,13 @@ def epoch_line(
     if train.steps:
         parts.append(f"train {train}" + (f" over its last {plural(train.steps, 'step')}" if partial else ""))
     if validation is not None:
-        parts.append(f"val cross-entropy {validation['cross-entropy']:.4f}")
-        parts += [f"{name} {validation[name]:.4f}" for name in ("w-F1", "w-ACC")]
+        names = VALIDATION[task_type_of(validation)]
+        shown = [f"{name} {_number(validation[name])}" for name in names]
+        parts += [f"val {shown[0]}", *shown[1:]]
         parts[-1] += " *" if best else ""
     parts.append(f"{seconds:.1f} s" if seconds < 60 else duration(seconds))
     return f"epoch {epoch + 1}/{epochs}: {', '.join(parts)}"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from awtpn.config.schema import Config
 from awtpn.distributed.world import World
-from awtpn.metrics.classification import SUMMARY
+from awtpn.metrics.summary import headlines_of, task_type_of
 from awtpn.metrics.tables import format_table
 from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.position import Position
@@ -175,12 +175,20 @@ def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> No
     """Print the test split's table (or the validation split's), and where the other results are."""
     if role := next((r for r in ("test", "val") if r in results), None):
         print(f"\n{role}: {results[role]['utterances']} utterances, best checkpoint")
-        print(format_table(results[role], dataset))
+        if task_type_of(results[role]) == "classification":
+            print(format_table(results[role], dataset))
         for modality, value in results[role]["reliability_auroc"].items():
             print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")
     if skipped := results.get("skipped"):
         print(f"\nwarning: {skipped} of {results['step']} steps were left out: they were not finite")
-    short = {r: {k: round(results[r][k], 4) for k in SUMMARY} for r in ("val", "test") if r in results}
+    short = {
+        role: {
+            name: None if (value := results[role][name]) is None else round(value, 4)
+            for name in headlines_of(results[role])
+        }
+        for role in ("val", "test")
+        if role in results
+    }
     print(f"\nresults in {run_dir / 'results.json'}: {json_text(short)}")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from awtpn.distributed.engines import ENGINES, unwrap
 from awtpn.distributed.world import World
 from awtpn.model.network import AWTPN, ModelOutput
+from awtpn.model.task import Task
 from shards import FeatureBatch, FeatureStream
 
 EXAMPLES = 6  # utterances whose weights are drawn over time
@@ -54,6 +55,7 @@ class Embeddings:
 class Snapshot:
     """One validation, the same on every rank. Without figures it has no examples and no embeddings."""
 
+    task: Task
     reliability: dict[str, NDArray[np.int64]]  # per modality, time steps in each bucket [BUCKETS]
     prototypes: NDArray[np.float32]  # [C*K, D]
     examples: list[Example]
@@ -71,7 +73,8 @@ class SnapshotCollector:
 
     def __init__(self, model: nn.Module, stream: FeatureStream, world: World, figures: bool) -> None:
         self.model: AWTPN = unwrap(model)
-        self.world, self.figures = world, figures
+        self.world = world
+        self.figures = figures and self.model.task.type == "classification"
         self.counts = torch.zeros(
             len(self.model.feature_dims), BUCKETS, dtype=torch.int64, device=world.device
         )
@@ -118,6 +121,7 @@ class SnapshotCollector:
             examples = [example for _, example in sorted(found, key=lambda pair: pair[0])]
             embeddings = _join([part for _, parts in everyone for part in parts], prototypes)
         return Snapshot(
+            task=self.model.task,
             reliability=dict(zip(self.model.feature_dims, reliability, strict=True)),
             prototypes=prototypes.numpy(),
             examples=examples,

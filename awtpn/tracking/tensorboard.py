@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from awtpn.config.schema import Config, dump, dump_yaml, flatten
 from awtpn.learning.settings import TERMS
-from awtpn.metrics.classification import SUMMARY
+from awtpn.metrics.summary import headlines_of, task_type_of
 from awtpn.tracking import figures
 from awtpn.tracking.projector import write_projector
 from awtpn.tracking.snapshot import BUCKET, Snapshot
@@ -112,6 +113,7 @@ class TensorBoardWriter:
             "split": train.split,
             "utterances": train.num_utterances,
             # Only the main rank runs this: check=True would have it read all indexes, and could fail here.
+            "target": asdict(train.target),
             "classes": dict(zip(train.classes, train.class_counts(check=False).tolist(), strict=True)),
             "modalities": {m: f"{x.dim} x {x.dtype}" for m, x in train.modalities.items()},
             "provenance": train.manifest.provenance,
@@ -134,21 +136,19 @@ class TensorBoardWriter:
 
     def log_validation(self, step: int, metrics: Mapping[str, Any], snapshot: Snapshot) -> None:
         """Write metrics, reliability weights and prototypes, and figures if the snapshot has their data."""
-        overall = {f"val/{name}": metrics[name] for name in (*SUMMARY, "cross-entropy")}
-        per_class = {f"val_f1/{printable(name)}": of["f1"] for name, of in metrics["per_class"].items()}
-        self.log_scalars(step, overall | per_class)
+        self.log_scalars(step, validation_scalars(metrics))
         for modality, counts in snapshot.reliability.items():
             self._histogram(f"val/reliability_{modality}", counts, step)
-        classes, before = metrics["labels"], self.prototypes
-        self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, len(classes)))
+        states, before = snapshot.task.states, self.prototypes
+        self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, len(states)))
         self.prototypes = snapshot.prototypes
         if snapshot.embeddings is not None:
             start = time.perf_counter()
             self._draw("val/", step, metrics, snapshot)
             title = f"distances between prototypes, step {step}"
-            distances = figures.prototype_map(snapshot.prototypes, classes, before, title)
+            distances = figures.prototype_map(snapshot.prototypes, states, before, title)
             self._add_image("prototypes/distances", distances, step)
-            write_projector(self.folder, "last", snapshot.embeddings, classes)
+            write_projector(self.folder, "last", snapshot.embeddings, states)
             self.last_drawing_s = time.perf_counter() - start
             self.drawing_s += self.last_drawing_s
         self.writer.flush()
@@ -158,13 +158,16 @@ class TensorBoardWriter:
         step = results["best_step"]
         for role, snapshot in snapshots.items():
             metrics = results[role]
-            self.log_scalars(step, {f"results/{role}_{name}": metrics[name] for name in SUMMARY})
+            names = headlines_of(metrics)
+            self.log_scalars(step, {f"results/{role}_{name}": metrics[name] for name in names})
             if snapshot.embeddings is not None:
                 self._draw(f"results/{role}_", step, metrics, snapshot)
                 write_projector(self.folder, f"best_{role}", snapshot.embeddings, metrics["labels"])
         self.events.add_summary(hparams({}, {})[2], 0)
 
     def _draw(self, prefix: str, step: int, metrics: Mapping[str, Any], snapshot: Snapshot) -> None:
+        if task_type_of(metrics) != "classification":
+            return
         classes, confusion = metrics["labels"], np.array(metrics["confusion_matrix"])
         of = f"{TITLES[prefix]}, step {step}"
         title = f"{of}: w-F1 {100 * metrics['w-F1']:.1f} %, {metrics['utterances']} utterances"
@@ -207,6 +210,16 @@ def wants_figures(mode: FigureMode, elapsed_s: float, last: bool, drawing_s: flo
     """
     share = LAST_DRAWING_SHARE if last else DRAWING_SHARE
     return mode == "always" or (mode == "auto" and drawing_s <= share * elapsed_s)
+
+
+def validation_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a validation by tag; those that are not defined are left out."""
+    names = [*headlines_of(metrics), *(["cross-entropy"] if "cross-entropy" in metrics else [])]
+    scalars = {f"val/{name}": metrics[name] for name in names}
+    for part, key in (("per_class", "f1"), ("per_dimension", "CCC"), ("per_label", "F1")):
+        for name, of in metrics.get(part, {}).items():
+            scalars[f"val_{key.lower()}/{printable(name)}"] = of[key]
+    return {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def prototype_scalars(

@@ -30,7 +30,7 @@ def batch_cost(batch: FeatureBatch, model: AWTPN) -> NDArray[np.float64]:
         lengths,
         model.feature_dims,
         config.shared_dim,
-        len(model.classes),
+        sum(model.task.group_sizes),
         config.prototypes_per_class,
         adaptive=config.awm == "adaptive",
     )

@@ -27,9 +27,10 @@ SHOWN = 8  # names listed in a message
 def announce(run: Run, monitor: Monitor) -> None:
     """Print what is trained, on what and where, and warnings on settings that may be mistakes."""
     train, world, layout = run.train, run.world, run.layout
+    what = unwrap(run.model).task.described()
     start_at = f", resumed at step {run.position.step}" if run.position.step else ""
     monitor.print(
-        f"{train.num_utterances} utterances, {len(train.classes)} classes; {run.parameters:,} parameters, "
+        f"{train.num_utterances} utterances, {what}; {run.parameters:,} parameters, "
         f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
         f"{plural(world.size, 'rank')} x micro-batch {layout.micro_batch} x "
         f"accumulation {layout.accumulation} = {layout.global_batch} utterances a step; "

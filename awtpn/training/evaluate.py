@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from awtpn.config.command_parser import meant
@@ -25,9 +24,10 @@ from awtpn.distributed.cpu_threads import (
     forward_in_pieces,
     make_piece_threads,
 )
+from awtpn.distributed.engines import unwrap
 from awtpn.distributed.world import World, init_process_group, shutdown
 from awtpn.learning.settings import LossConfig
-from awtpn.metrics.classification import auroc, count_confusion, summarize
+from awtpn.metrics.classification import auroc
 from awtpn.metrics.tables import format_table
 from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.network import AWTPN, ModelOutput
@@ -38,6 +38,7 @@ from awtpn.run.folder import run_on_rank0
 from awtpn.run.predictions import writing_predictions
 from awtpn.run.record import CONFIG_FILE, read_section
 from awtpn.training.held_out import overlap_with_evaluation
+from awtpn.training.scores import make_scores
 from shards import FeatureBatch, FeatureStream
 from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.json_fields import from_record
@@ -67,23 +68,20 @@ def evaluate(
         threads: that share each batch on a CPU.
 
     Returns:
-        `classification.summarize`, and the mean "cross-entropy" per utterance.
+        The figures of the model's task; see `training.scores`.
 
     Raises:
         NotFiniteError: the model's outputs for some utterances are not finite; names them, on every rank.
     """
-    classes = len(stream.classes)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
-    entropy = torch.zeros((), dtype=torch.float64, device=world.device)
-    finite = FiniteOutputs()
+    task = unwrap(model).task
+    scores, finite = make_scores(task, world), FiniteOutputs()
     training = model.training
     model.eval()
-    with writing_predictions(predictions, stream.classes, world) as record:
+    with writing_predictions(predictions, task, world) as record:
         for batch in stream.epoch(0, device=world.device):
             # A rank without utterances in the last batch still runs forward: its hooks may be collectives.
             output = forward_in_pieces(model, batch, threads)
-            confusion += count_confusion(batch.label, output.logits.argmax(-1), classes)
-            entropy += F.cross_entropy(output.logits.double(), batch.label, reduction="sum")
+            scores.add(batch, output.logits)
             finite.add(batch.key, output.logits)
             record(batch, output.logits)
             on_output(batch, output)
@@ -91,9 +89,7 @@ def evaluate(
         model.train(training)
         # Within the block: where it raises, the file of predictions does not appear.
         finite.check(world.all_gather_object, f"{stream.url}, split {stream.split}")
-    figures = summarize(world.sum(confusion.cpu().numpy()), stream.classes)
-    total = float(world.sum(entropy.cpu().numpy()[None])[0])
-    return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
+    return scores.figures(world)
 
 
 @torch.no_grad()
@@ -147,7 +143,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     else:
         source = trained_on(given, options)
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
-    stream = open_evaluation(source, list(model.config.modalities), world)
+    stream = open_evaluation(source, list(model.config.modalities), world, model.task)
     check_feature_space(model, stream)
     if world.is_main and (warning := overlap_with_training(given, stream, options)):
         print(printable(warning))

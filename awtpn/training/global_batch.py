@@ -33,8 +33,10 @@ from awtpn.learning.negatives import (
     read_slot_table,
 )
 from awtpn.learning.settings import LossConfig, Pair
+from awtpn.learning.targets import count_targets, read_target_counts, target_codes
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModelOutput
+from awtpn.model.task import Task
 from shards import FeatureBatch
 
 
@@ -57,7 +59,7 @@ def reduce_batch_counts(
     config: LossConfig,
     world: World,
     *,
-    classes: int,
+    task: Task,
     class_weights: NDArray[np.float64] | None,
     modalities: Iterable[str],
     layout: Layout,
@@ -69,9 +71,9 @@ def reduce_batch_counts(
 
     Args:
         batch: this rank's share of the global batch.
-        classes: number of classes.
+        task: of the model.
         modalities: of the model, in its order.
-        class_weights: [C] of the cross-entropy; None for equal ones.
+        class_weights: [C] of the cross-entropy, or [K, 2] of labels; None for equal ones.
         step: steps done before this one; it seeds the negatives, together with `seed`.
         stop: this rank got a stop signal.
     """
@@ -82,7 +84,9 @@ def reduce_batch_counts(
     columns = [(names.index(a), names.index(v)) for a, v in pairs]
     numbers = [list(combinations(names, 2)).index(pair) for pair in pairs]
     both = complete_pairs(present, columns)  # [N, B]
-    slot_table = make_slot_table(layout.global_batch, place, label, present)
+    slot_table = make_slot_table(layout.global_batch, place, target_codes(batch, task), present)
+    # Without classes all labels are 0, so that the only count is that of the utterances.
+    classes = len(task.names) if task.type == "classification" else 1
 
     def draw(table: NDArray[np.int64], group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of the utterances in a slot table: their negatives [N, draws, P], and the number of valid ones."""
@@ -117,6 +121,7 @@ def reduce_batch_counts(
         "empty": (~present.any(0)).sum(keepdims=True),
         "both": both.sum(1),
         "negative": valid.ravel(),
+        "targets": count_targets(batch, task, present),
         # Only the configuration decides on shapes, never the data: all ranks must sum the same shape.
         "slot_table": slot_table if pairs and config.negatives == "global" else slot_table[:0],
     }
@@ -128,7 +133,9 @@ def reduce_batch_counts(
         everywhere, valid = draw(total["slot_table"] if pairs else slot_table, layout.global_batch)
         negatives = everywhere[..., place]
     utterances = int(total["class"].sum())
-    weight = total["class"] @ class_weights if class_weights is not None else float(utterances)
+    weight = float(utterances)
+    if class_weights is not None and task.type == "classification":
+        weight = float(total["class"] @ class_weights)
     normalizers = LossNormalizers(
         utterances=max(1, utterances),
         present={m: max(1, int(n)) for m, n in zip(names, total["present"], strict=True)},
@@ -137,7 +144,8 @@ def reduce_batch_counts(
             pair: {name: max(1, int(n)) for name, n in zip(DRAWS, of_pair, strict=True)}
             for pair, of_pair in zip(pairs, valid, strict=True)
         },
-        class_weight=float(weight) or 1.0,
+        class_weight=weight or 1.0,
+        targets=read_target_counts(total["targets"], names, class_weights),
     )
     return GlobalBatchInfo(
         normalizers,
@@ -174,6 +182,7 @@ def micro_batch_losses(
     config: LossConfig,
     class_weights: Tensor | None,
     global_batch: int,
+    task: Task | None = None,
 ) -> Tensor:
     """The share [len(TERMS)] of each loss term that one micro-batch adds.
 
@@ -201,7 +210,7 @@ def micro_batch_losses(
         )
         for (a, v), of_pair in info.negatives.items()
     }
-    return loss_terms(output, micro.label, pools, info.normalizers, config, class_weights)
+    return loss_terms(output, micro.label, pools, info.normalizers, config, class_weights, task, micro.target)
 
 
 def all_gather_with_grad(means: Tensor, batch: FeatureBatch, global_batch: int) -> Tensor:

@@ -49,8 +49,10 @@ class Run:
     """Share each micro-batch, where the engine allows it and the device is a CPU."""
     parameters: int = 0
     """Of the whole model."""
+    best_by: str = "w-F1"
+    """The metric that the best checkpoint is chosen by."""
     val_changed: bool = False
-    """The best checkpoint in `position` was chosen on other validation data than `val`."""
+    """The best checkpoint in `position` was chosen on other data than `val`, or by another metric."""
     pending: list[dict[str, Any]] = field(default_factory=list)
     """What `train_step` found of each step that `flush` has not written yet; tensors are on the device."""
     damaged: dict[str, str] = field(default_factory=dict)

@@ -28,15 +28,18 @@ from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
 from awtpn.learning import prototypes
 from awtpn.learning.optimizer import make_optimizer
+from awtpn.metrics.summary import check_best_by
 from awtpn.model import files
 from awtpn.model.network import AWTPN
+from awtpn.model.task import Task
 from awtpn.run import checkpoint
 from awtpn.run.data import (
     balanced_weights,
-    check_classes,
     check_feature_space,
+    check_targets,
     evaluation_stream,
     open_training_stream,
+    task_of_data,
     training_data,
     validation_data,
 )
@@ -68,9 +71,10 @@ def setup(
     resumed, position = run_on_rank0(world, lambda: resolve_resume(config, run_dir))
 
     train = open_training_stream(config, world, position)
-    check_classes(train)
+    task = run_on_rank0(world, lambda: learnable_task(config, train))
+    best_by = check_best_by(config.train.best_by, task.type, task.ranges)
     modalities = list(config.model.modalities)
-    val, test = (evaluation_stream(config.data, role, modalities, world) for role in ("val", "test"))
+    val, test = (evaluation_stream(config.data, role, modalities, world, task) for role in ("val", "test"))
     trained_on = training_data(config.data.select, train)
     if position.data and position.data != trained_on:
         raise ValueError(
@@ -80,10 +84,11 @@ def setup(
     validated_on = world.broadcast_object(validation_data(config.data.select, val))
     # Old checkpoints record none: nothing is known to have changed.
     val_changed = bool(position.validation_data) and position.validation_data != validated_on
+    val_changed = val_changed or position.best_by not in ("", best_by)
     if val_changed and val is not None:
         position.validated = 0  # validate again, even where the run had ended
 
-    model = make_model(config, train, world)
+    model = make_model(config, train, task, world)
     for other in (val, test):
         if other is not None:
             check_feature_space(model, other)
@@ -141,16 +146,30 @@ def setup(
         watchdog=start_watchdog(config.train.timeout, world, run_dir),
         piece_threads=pieces,
         parameters=parameters,
+        best_by=best_by,
         val_changed=val_changed,
     )
 
 
-def make_model(config: Config, train: FeatureStream, world: World) -> AWTPN:
+def learnable_task(config: Config, train: FeatureStream) -> Task:
+    """The task of this run; one process finds it for all ranks, since it may read all indexes.
+
+    Raises:
+        ValueError: there is nothing to learn, or a setting does not belong to the task.
+    """
+    check_targets(train)
+    task = task_of_data(config.task, train)
+    config.check_task(task.type)
+    return task
+
+
+def make_model(config: Config, train: FeatureStream, task: Task, world: World) -> AWTPN:
     """The model with its random weights."""
     # The same seed gives every rank the same weights; rank 0's are broadcast before training all the same.
     torch.manual_seed(config.run.seed)
     dims = {name: modality.dim for name, modality in train.modalities.items()}
-    model = AWTPN(config.model, dims, train.classes, config.prototypes.update == "gradient").to(world.device)
+    learnable = config.prototypes.update == "gradient"
+    model = AWTPN(config.model, dims, train.classes, learnable, task).to(world.device)
     model.provenance = train.manifest.provenance
     return model
 

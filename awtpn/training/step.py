@@ -17,6 +17,7 @@ from awtpn.learning.modality_dropout import drop_modalities
 from awtpn.learning.optimizer import learning_rate, set_learning_rate
 from awtpn.learning.prototypes import class_sums, move_to_class_means
 from awtpn.learning.settings import TERMS
+from awtpn.learning.targets import states_of_batch
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModelOutput
 from awtpn.tracking.throughput import batch_cost
@@ -40,7 +41,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
         batch,
         config.loss,
         run.world,
-        classes=len(run.train.classes),
+        task=unwrap(run.model).task,
         class_weights=run.class_weights,
         modalities=modalities,
         layout=run.layout,
@@ -86,14 +87,16 @@ def forward_backward(
     config, world = run.config, run.world
     factor = run.engine.loss_factor(world.size, run.layout.accumulation)
     weights = None if run.class_weights is None else to_device_async(run.class_weights, world.device)
-    prototypes = unwrap(run.model).tpn.prototypes
+    task, prototypes = unwrap(run.model).task, unwrap(run.model).tpn.prototypes
     sums = None
     if config.prototypes.update == "ema":
         sums = torch.zeros(len(prototypes), prototypes.shape[1] + 1, device=world.device)
 
     def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:
         output = run.model(micro.features, dropout)
-        terms = micro_batch_losses(output, micro, first, info, config.loss, weights, run.layout.global_batch)
+        terms = micro_batch_losses(
+            output, micro, first, info, config.loss, weights, run.layout.global_batch, task
+        )
         return output, terms, total_loss(terms, config.loss) * factor
 
     total = torch.zeros(len(TERMS), device=world.device)
@@ -115,8 +118,8 @@ def forward_backward(
             total += terms.detach().float()
             nonfinite.append(~output.logits.detach().isfinite().all(-1))
             if sums is not None:
-                per_class = config.model.prototypes_per_class
-                sums += class_sums(output, piece.label, prototypes, per_class)
+                states = states_of_batch(piece.label, piece.target, task)
+                sums += class_sums(output, states, prototypes, config.model.prototypes_per_class)
         first += len(micro)
     return total, torch.cat(nonfinite), sums
 

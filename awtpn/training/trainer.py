@@ -36,6 +36,7 @@ from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
 from awtpn.tracking.tensorboard import wants_figures
+from awtpn.training.best_checkpoint import forget_best, is_best, record_best
 from awtpn.training.bookkeeping import announce, check_replicas, flush, log_epoch
 from awtpn.training.evaluate import evaluate, reliability_auroc
 from awtpn.training.run_state import Run
@@ -215,17 +216,16 @@ def validate_epoch(run: Run, monitor: Monitor) -> tuple[dict[str, Any] | None, b
         threads=run.piece_threads,
     )
     position.validated = position.step
-    # Of equal F1, the smaller cross-entropy is better.
-    best = (figures["w-F1"], -figures["cross-entropy"]) > (position.best_f1, -position.best_entropy)
+    best = is_best(figures, position, run.best_by)
     if best:
-        position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
+        record_best(figures, position, run.best_by)
         position.best_step = position.step
     monitor.log_validation(position.step, figures, collector.gather())
     return figures, best
 
 
 def reevaluate_best(run: Run, monitor: Monitor) -> None:
-    """Evaluate the best checkpoint on the validation data, which has changed since it was chosen.
+    """Evaluate the best checkpoint again: validation data or `train.best_by` changed since it was chosen.
 
     Raises:
         Stopped: by a signal; no checkpoint has changed, so the next start does this again.
@@ -233,19 +233,20 @@ def reevaluate_best(run: Run, monitor: Monitor) -> None:
     position = run.position
     if not position.best_step:
         return
-    changed = f"the validation data has changed since step {position.step}"
+    changed = f"the validation data or train.best_by has changed since step {position.step}"
     if run.val is None:
-        position.best_f1, position.best_entropy = -1.0, 0.0
+        forget_best(position)
         monitor.print(
             f"{changed}, there is none now: from the end of the next epoch, the latest checkpoint is the best"
         )
         return
     model, _ = best_model(run)
     figures = evaluate(model, run.val, run.world, partial(check_stop, run), threads=run.piece_threads)
-    position.best_f1, position.best_entropy = figures["w-F1"], figures["cross-entropy"]
+    record_best(figures, position, run.best_by)
+    value = figures[run.best_by]
     monitor.print(
         f"{changed}: later models are compared with the best checkpoint so far, of step "
-        f"{position.best_step}: val w-F1 {figures['w-F1']:.4f}"
+        f"{position.best_step}: val {run.best_by} {'undefined' if value is None else f'{value:.4f}'}"
     )
 
 

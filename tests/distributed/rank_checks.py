@@ -25,6 +25,7 @@ from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.finite_outputs import NotFiniteError
 from awtpn.model.network import AWTPN
+from awtpn.model.task import Task
 from awtpn.training import trainer
 from awtpn.training.evaluate import evaluate
 from awtpn.training.global_batch import all_gather_with_grad, micro_batch_losses, reduce_batch_counts
@@ -122,7 +123,7 @@ def terms_and_gradients(
         mine,
         config,
         world,
-        classes=len(CLASSES),
+        task=Task("classification", CLASSES),
         class_weights=None,
         modalities=["audio", "video"],
         layout=Layout(whole.num_places, whole.num_places // world.size, 1),
@@ -175,7 +176,7 @@ def signals_and_counts_are_shared(job: dict[str, Any]) -> None:
     world = join()
     whole = batch(utterances([(2, 2), (1, 0), (0, 1)] * 5), [0, 1, 2] * 5, num_places=24)
     common: dict[str, Any] = {
-        "classes": len(CLASSES),
+        "task": Task("classification", CLASSES),
         "class_weights": None,
         "modalities": ["audio", "video"],
         "layout": Layout(24, 24 // world.size, 1),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from attention_support import MIXES, OUTCOMES, TOLERANCES, contaminated, make_inputs, outcome, worst_errors
@@ -192,10 +193,11 @@ def test_class_sums_have_the_same_bits_each_time(per_class: int, cuda: torch.dev
     pooled = torch.randn(4096, 256, device=cuda, generator=generator)
     table = torch.randn(len(CLASSES) * per_class, 256, device=cuda, generator=generator)
     label = torch.randint(len(CLASSES), (4096,), device=cuda, generator=generator)
+    states = F.one_hot(label, len(CLASSES)).float()
     present = torch.rand(4096, device=cuda, generator=generator) < 0.9
     output: Any = SimpleNamespace(streams={"audio": SimpleNamespace(pooled=pooled, present=present)})
     with torch.autocast("cuda", torch.bfloat16):
-        first, *others = (class_sums(output, label, table, per_class) for _ in range(10))
+        first, *others = (class_sums(output, states, table, per_class) for _ in range(10))
     assert all(torch.equal(first, other) for other in others)
     assert first[:, -1].sum() == present.sum(), "counts are exact under autocast, too"
 

@@ -19,6 +19,7 @@ CARD = (
     "model",
     "feature_dims",
     "classes",
+    "task",
     "learnable_prototypes",
     "files",  # their sizes and hashes
     "graph",

@@ -16,6 +16,7 @@ from awtpn.distributed.batch_layout import Layout
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
 from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.model.network import ModalityOutput, ModelOutput
+from awtpn.model.task import Task
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from shards import FeatureBatch
 
@@ -145,7 +146,7 @@ def settle(whole: FeatureBatch, config: LossConfig, accumulation: int, places: i
         whole,
         config,
         ALONE,
-        classes=len(CLASSES),
+        task=Task("classification", CLASSES),
         class_weights=np.array([0.5, 1.0, 2.0]),
         modalities=["audio", "video"],
         layout=Layout(places, places // accumulation, accumulation),

@@ -15,6 +15,7 @@ from torch import Tensor
 from awtpn.distributed.batch_layout import Layout
 from awtpn.learning.losses import total_loss
 from awtpn.learning.settings import TERMS, LossConfig
+from awtpn.model.task import Task
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from shards import FeatureBatch
 
@@ -29,7 +30,7 @@ def agree(
         whole,
         config,
         ALONE,
-        classes=len(CLASSES),
+        task=Task("classification", CLASSES),
         class_weights=None,
         modalities=modalities,
         layout=Layout(whole.num_places, whole.num_places // accumulation, accumulation),

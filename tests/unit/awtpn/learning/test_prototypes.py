@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import CLASSES, batch, features, same_bits_or_close, small_model, utterances
 from torch import Tensor
 
@@ -14,12 +15,16 @@ LENGTHS = [(4, 3), (1, 6), (5, 0), (2, 2), (0, 4), (3, 3)]
 LABEL = [0, 1, 1, 0, 0, 1]  # nobody is of class 2
 
 
+def one_hot(label: list[int] | Tensor) -> Tensor:
+    return F.one_hot(torch.as_tensor(label, dtype=torch.int64), len(CLASSES)).float()
+
+
 @pytest.mark.parametrize("per_class", [1, 3])
 def test_class_means_are_those_of_a_plain_loop(per_class: int) -> None:
     model = small_model(prototypes_per_class=per_class, learnable=False, dtype=torch.float32)
     table, decay = model.tpn.prototypes, 0.9
     output = model(features(utterances(LENGTHS)))
-    sums = class_sums(output, torch.tensor(LABEL), table, per_class)
+    sums = class_sums(output, one_hot(LABEL), table, per_class)
 
     came: dict[int, list[Tensor]] = {}
     for u, label in enumerate(LABEL):
@@ -47,15 +52,15 @@ def test_micro_batches_add_up_to_one_move() -> None:
     model = small_model(learnable=False, dtype=torch.float32)
     whole = batch(utterances(LENGTHS), LABEL)
     table = model.tpn.prototypes
-    together = class_sums(model(whole.features), whole.label, table, 1)
-    parts = [class_sums(model(m.features), m.label, table, 1) for m in whole.split(3)]
+    together = class_sums(model(whole.features), one_hot(whole.label), table, 1)
+    parts = [class_sums(model(m.features), one_hot(m.label), table, 1) for m in whole.split(3)]
     torch.testing.assert_close(torch.stack(parts).sum(0), together)
-    assert not class_sums(model(features([])), torch.tensor([], dtype=torch.int64), table, 1).any()
+    assert not class_sums(model(features([])), one_hot([]), table, 1).any()
 
 
 def test_class_sums_are_float32_under_autocast() -> None:
     model = small_model(learnable=False, dtype=torch.float32)
-    of, label = model(features(utterances(LENGTHS))), torch.tensor(LABEL)
+    of, label = model(features(utterances(LENGTHS))), one_hot(LABEL)
     with torch.autocast("cpu", torch.bfloat16):
         within = class_sums(of, label, model.tpn.prototypes, 1)
     assert same_bits_or_close(within, class_sums(of, label, model.tpn.prototypes, 1))

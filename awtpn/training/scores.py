@@ -1,0 +1,101 @@
+"""The figures of one evaluation, gathered batch by batch, for each task.
+
+Classes are counted in a confusion matrix, which is summed over ranks. Values and labels are kept, a few
+numbers per utterance, and put into plan order at the end: so the figures have the same bits for any number of
+ranks, and no utterance counts twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from awtpn.distributed.world import World
+from awtpn.metrics.classification import count_confusion, summarize
+from awtpn.metrics.multilabel import summarize_labels
+from awtpn.metrics.regression import summarize_values
+from awtpn.model.task import Task, predicted_values, probabilities
+from shards import FeatureBatch
+
+
+class Scores(Protocol):
+    """What `evaluate` needs of a task's scores."""
+
+    def add(self, batch: FeatureBatch, logits: Tensor) -> None:
+        """Count a batch with its logits [B, outputs], both on the device."""
+
+    def figures(self, world: World) -> dict[str, Any]:
+        """The figures over all ranks; every rank calls and gets the same."""
+
+
+def make_scores(task: Task, world: World) -> Scores:
+    """Empty scores of a task."""
+    if task.type == "classification":
+        return ClassScores(task, world.device)
+    return ValueScores(task)
+
+
+class ClassScores:
+    """A confusion matrix and the cross-entropy, on the device."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.names = task.names
+        self.confusion = torch.zeros(len(self.names), len(self.names), dtype=torch.int64, device=device)
+        self.entropy = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, batch: FeatureBatch, logits: Tensor) -> None:
+        """See `Scores`."""
+        self.confusion += count_confusion(batch.label, logits.argmax(-1), len(self.names))
+        self.entropy += F.cross_entropy(logits.double(), batch.label, reduction="sum")
+
+    def figures(self, world: World) -> dict[str, Any]:
+        """`classification.summarize`, and the mean "cross-entropy" per utterance."""
+        figures = summarize(world.sum(self.confusion.cpu().numpy()), self.names)
+        total = float(world.sum(self.entropy.cpu().numpy()[None])[0])
+        return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
+
+
+class ValueScores:
+    """The truth, and the prediction, of each utterance: of values, or of the labels' probabilities."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.parts: list[tuple[int, NDArray[np.int64], Tensor, Tensor]] = []  # step, places, truth, logits
+
+    def add(self, batch: FeatureBatch, logits: Tensor) -> None:
+        """See `Scores`."""
+        self.parts.append((batch.step, batch.place.numpy(), batch.target, logits.double()))
+
+    def figures(self, world: World) -> dict[str, Any]:
+        """`regression.summarize_values`, or `multilabel.summarize_labels` and the mean "cross-entropy"."""
+        own = [
+            (step, places, truth.cpu().numpy(), logits.cpu().numpy())
+            for step, places, truth, logits in self.parts
+        ]
+        everyone = [part for of_rank in world.all_gather_object(own) for part in of_rank]
+        truth = np.concatenate([np.zeros((0, len(self.task.names))), *(part[2] for part in everyone)])
+        logits = np.concatenate([np.zeros((0, self.task.outputs)), *(part[3] for part in everyone)])
+        steps = np.repeat([part[0] for part in everyone], [len(part[1]) for part in everyone])
+        places = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in everyone)])
+        order = np.lexsort((places, steps))  # the plan's: batch after batch, and within a batch by place
+        truth, logits = truth[order], logits[order]
+        if self.task.type == "regression":
+            predicted = predicted_values(torch.from_numpy(logits), self.task).numpy()
+            return summarize_values(truth, predicted, self.task.names, self.task.ranges)
+        of_labels = probabilities(torch.from_numpy(logits), self.task).numpy()
+        return summarize_labels(truth, of_labels, self.task.names) | {
+            "cross-entropy": binary_cross_entropy(truth, logits)
+        }
+
+
+def binary_cross_entropy(truth: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
+    """Mean over the known labels of -log of the probability of the truth; [U, E] each, NaN is unknown."""
+    known = ~np.isnan(truth)
+    signed = np.where(truth > 0, logits, -logits)
+    surprise = np.logaddexp(0.0, -signed)
+    return float(surprise[known].mean()) if known.any() else 0.0
