@@ -55,7 +55,8 @@ def read(
         source: the `.npz` file: X [sum T, D] with X_offsets [U + 1], or X [U, T, D] with X_lengths [U].
             Loaded into memory.
         labels: class names in label order; default the file's `label_names`, else class_0, class_1 and so on.
-        target: what is to be recognized: the label, values, or several labels at once.
+        target: what is to be recognized: classification (the label), regression (values) or multilabel
+            (several labels at once).
         target_columns: arrays of values or of labels, each NAME or NAME=LOW:HIGH, such as valence=1:5; their
             shape is [U], or [U, K] with the names `target_names`. NaN is a missing value.
 
