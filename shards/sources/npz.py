@@ -7,8 +7,8 @@ The features X of a modality are one of
     X [U, T, D], and if it is padded at the end X_lengths [U]: steps that are not padding, 0 to T (0: missing)
 
 `label` [U] holds whole numbers, named by `label_names`, or names; `ids` [U] and `split` [U] are text. Every
-further array of U entries is metadata. A column [U, 1] is read as [U], bytes as UTF-8 text, and these names
-in upper or lower case. An utterance whose label is NaN or empty is a bad utterance.
+further array of U entries is metadata; NaN is a missing number. A column [U, 1] is read as [U], bytes as UTF-8
+text, and these names in upper or lower case. An utterance whose label is NaN or empty is a bad utterance.
 
 With another target than classes no `label` is needed. Its arrays are columns [U], or one array [U, K], whose
 columns `target_names` [K] names (default NAME_0, NAME_1 and so on). NaN is a missing value:
@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def read(
                     split=split_of(split[i], splits),
                     label=label_name(label_names[i], classes) if has_classes else None,
                     features={name: x[first[i] : end[i]] for name, (x, first, end) in features.items()},
-                    meta={name: array[i].tolist() for name, array in meta.items()}
+                    meta={name: _plain(array[i].tolist()) for name, array in meta.items()}
                     | (own.meta_of(i) if own else {}),
                     source=str(path),
                 )
@@ -229,6 +229,11 @@ def _named_columns(
             f"{path}: target_names are {names!s:.80}, but {name} has {wide} columns; give each one name"
         )
     return zip(names or [f"{name}_{i}" for i in range(wide)], array.T, strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of metadata; None for NaN, which is a missing number."""
+    return None if isinstance(value, float) and value != value else value
 
 
 # --- Features ------------------------------------------------------------------------------------
