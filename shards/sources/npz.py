@@ -7,8 +7,9 @@ The features X of a modality are one of
     X [U, T, D], and if it is padded at the end X_lengths [U]: steps that are not padding, 0 to T (0: missing)
 
 `label` [U] holds whole numbers, named by `label_names`, or names; `ids` [U] and `split` [U] are text. Every
-further array of U entries is metadata; NaN is a missing number. A column [U, 1] is read as [U], bytes as UTF-8
-text, and these names in upper or lower case. An utterance whose label is NaN or empty is a bad utterance.
+further array of U entries is metadata; NaN is a missing number. A column [U, 1] is read as [U], bytes as
+UTF-8 text, and these names in upper or lower case. An utterance whose label is NaN or empty is a bad
+utterance.
 
 With another target than classes no `label` is needed. Its arrays are columns [U], or one array [U, K], whose
 columns `target_names` [K] names (default NAME_0, NAME_1 and so on). NaN is a missing value:
