@@ -4,7 +4,7 @@ Features, for `shards.pack`; their `read` returns a `Source`:
 
 - `reference`: the published code's `.pt` files; `table`: a CSV or JSONL table of `.npy` files;
   `npz`: packed arrays in one file; `demo`: a made-up corpus
-- `mosei`: CMU-MOSEI's computational sequences, read by `mosei_csd`; `mmsa`: MMSA's pickles, read by
+- `mosei`: computational sequences of CMU-MOSEI and CMU-MOSI, read by `cmu/`; `mmsa`: MMSA's pickles, read by
   `restricted_pickle`; `sentiment_classes`: classes of their sentiment scores
 
 Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:
