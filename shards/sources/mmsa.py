@@ -15,11 +15,11 @@ regression labels and need a label set of sentiments. Splits named "valid", "dev
 "val". Padding is cut off: by the lengths if the file has them, otherwise all-zero steps at both ends.
 `vision` becomes the modality "video". Text is either `text`, the features that the file has, or made of
 `raw_text` by an encoder; an empty one is a missing modality. Infinite values and NaN become 0, counted in the
-manifest's provenance. The pickle is read by `sources.restricted_pickle`, which runs no code of it, and is
+manifest's provenance. The pickle is read by `reading.restricted_pickle`, which runs no code of it, and is
 loaded into memory whole.
 
 Label sets: `classification` (default), or cut from the regression labels `sentiment2`, `sentiment3` or
-`sentiment7` (see `sources.sentiment_classes`). The literature reports two and seven classes for MOSI and
+`sentiment7` (see `reading.sentiment_classes`). The literature reports two and seven classes for MOSI and
 MOSEI; CH-SIMS' labels are within -1..1, where seven classes have no meaning.
 
 From the archive to a trained model:
@@ -44,7 +44,6 @@ import numpy as np
 
 from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning
-from shards.sources import restricted_pickle
 from shards.sources.base import (
     MOST_CLASSES,
     TRANSCRIPTS,
@@ -56,7 +55,8 @@ from shards.sources.base import (
     logger,
     replace_nonfinite,
 )
-from shards.sources.sentiment_classes import SETS, class_of
+from shards.sources.reading import restricted_pickle
+from shards.sources.reading.sentiment_classes import SETS, class_of
 from shards.sources.transcripts import checked_text, transcript_of
 
 SPLITS = ("train", "val", "test")

@@ -39,7 +39,7 @@ folds are packed, without classes unless a label set is given. Label sets:
 
 - `emotion` (CMU-MOSEI): the strongest of the six emotions; of equal ones the first in the order above.
   Utterances with none (all six 0) are left out, or with no_emotion="keep" a seventh class "none";
-- `sentiment2`, `sentiment3`, `sentiment7`: see `shards.sources.sentiment_classes`.
+- `sentiment2`, `sentiment3`, `sentiment7`: see `shards.sources.reading.sentiment_classes`.
 
 From the archive to a trained model (with `--dtype float32` where packing finds float16 too coarse):
 
@@ -91,7 +91,7 @@ from shards.sources.cmu.labels import (
     find_labels,
     read_utterances,
 )
-from shards.sources.sentiment_classes import SETS
+from shards.sources.reading.sentiment_classes import SETS
 from shards.sources.transcripts import Transcript, split_words
 
 PAUSE = "sp"

@@ -19,7 +19,7 @@ from shards.format.schema import BadSample, Sample
 from shards.safe_io.expansion import load_npy
 from shards.safe_io.file_names import existing
 from shards.sources.base import Source, logger, named_splits, split_of
-from shards.sources.table_rows import read_rows
+from shards.sources.reading.table_rows import read_rows
 
 REQUIRED = ("key", "split", "label")
 USUAL = ("audio", "video")  # modalities, of which a table may lack one

@@ -20,7 +20,7 @@ import numpy as np
 
 from shards.format.targets import Target, values_of
 from shards.sources.cmu import csd
-from shards.sources.sentiment_classes import SETS, class_of
+from shards.sources.reading.sentiment_classes import SETS, class_of
 
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 EMOTION = "emotion"  # the label set of emotions

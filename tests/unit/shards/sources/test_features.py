@@ -27,7 +27,7 @@ from awtpn.cli import main
 from shards import FeatureStream, Sample
 from shards.format.schema import BadSample
 from shards.sources import Source, mmsa, mosei
-from shards.sources.sentiment_classes import class_of
+from shards.sources.reading.sentiment_classes import class_of
 
 FILES = {
     "audio": "CMU_MOSEI_COVAREP.csd",
