@@ -9,7 +9,7 @@ Features, for `shards.pack`; their `read` returns a `Source`:
 Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:
 
 - `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own, which
-  `recordings_folder` reads
+  `recordings_table` and `recordings_folder` read
 
 For all of them: `base`: what a source returns, labels, splits and keys; `transcripts`: texts as words;
 `reading/`: pickles, rows of tables, targets other than classes.
