@@ -108,6 +108,8 @@ def batch(
         features=features(of, dims),
         label=labels,
         host_label=labels,
+        target=torch.zeros(len(of), 0, dtype=torch.float64),
+        host_target=torch.zeros(len(of), 0, dtype=torch.float64),
         key=[f"u{i}" for i in range(len(of))],
         place=torch.arange(len(of)),
         first_place=0,

@@ -57,6 +57,11 @@ def parse_metadata(content: bytes, key: str, label: int, manifest: Manifest, at:
     return meta
 
 
+def count_labels(label: np.ndarray, classes: int) -> np.ndarray:
+    """Utterances per class, [C] int64, of these labels [U]; [0] for a dataset without classes."""
+    return np.bincount(label, minlength=classes)[:classes]
+
+
 def check_class_counts(counts: Iterable[np.ndarray], split: Split, at: str) -> None:
     """Compare the manifest's class counts of a split with those [C] of the indexes of all its shards.
 
@@ -79,6 +84,13 @@ def _check_label(meta: Mapping[str, Any], label: int, manifest: Manifest, at: st
     """Compare the label in the metadata, if there is one, with the class at position `label`."""
     field = label_field(manifest)
     given = None if field is None else meta.get(field)
+    if not manifest.classes:
+        if given is None:
+            return
+        raise WrongManifest(
+            f"{at}: its label is {given!r:.60} in the shard, and the manifest has no classes: were they "
+            "removed? restore them, or pack it again"
+        )
     name = manifest.classes[label]
     if given is None or _same(given, label, name):
         return

@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -83,19 +84,24 @@ def label_name(value: Any, classes: Collection[str] = ()) -> str:
     return whole[1] if whole else name
 
 
-def found_classes(labels: Iterable[Any], at: str) -> list[str]:
+def found_classes(labels: Iterable[Any], at: str, times: Iterable[int] | None = None) -> list[str]:
     """The classes of these labels: numbers by their value, then names in alphabetical order.
 
     Missing labels are ignored here: packing refuses or skips their utterances one by one.
+
+    Args:
+        labels: of utterances, or the different ones.
+        at: where they are from, for error messages.
+        times: how often each of `labels` occurs; default once.
 
     Raises:
         ValueError: there is no label at all, or some differ only in case, white space, Unicode form or
             invisible characters.
     """
     counts: Counter[str] = Counter()
-    for label in labels:
+    for label, count in zip(labels, repeat(1) if times is None else times, strict=False):
         try:
-            counts[label_name(label)] += 1
+            counts[label_name(label)] += count
         except ValueError:
             continue
     if not counts:

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from shards.format.split_names import find_split
-from shards.format.targets import CLASSES, Target
+from shards.format.targets import CLASSES, OPTIONAL, Target
 from shards.safe_io.json_text import json_text
 
 # 2: targets other than classes, and columns with missing values.
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
-# A column of numbers that some utterances lack: float64 in the index, NaN where it is missing.
-OPTIONAL = "optional float"
 COLUMN_KINDS = ("bool", "int", "float", "str", OPTIONAL)
 # Keys of the provenance of a dataset that `awtpn shards index` made from tars of other programs: when; why
 # the tars could not be read in place and were decoded into shards of our own, or None; and the field of their
@@ -161,6 +159,23 @@ def choose_split(manifest: Manifest, split: str, url: str) -> str:
     if list(manifest.splits) == ["all"]:
         return "all"
     raise ValueError(f"{url}: no split {split!r}; it has {list(manifest.splits)}")
+
+
+def choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> dict[str, Modality]:
+    """The modalities of these names (default: all), in the manifest's order.
+
+    Raises:
+        ValueError: there is no such modality, or no name.
+    """
+    if names is not None and not names:
+        raise ValueError(f"{url}: modalities is empty; it has {', '.join(manifest.modalities)}")
+    for name in names or []:
+        if name not in manifest.modalities:
+            raise ValueError(
+                f"{url}: no modality {name!r}; it has {', '.join(manifest.modalities)}: choose among these "
+                "(a run does by model.modalities)"
+            )
+    return {name: m for name, m in manifest.modalities.items() if names is None or name in names}
 
 
 def dump_manifest(manifest: Manifest) -> str:

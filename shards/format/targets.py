@@ -14,13 +14,19 @@ JSON member holds them under the names of the target's columns, and the index ho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 TARGET_TYPES = ("classification", "regression", "multilabel")
 # `data.target: label` names the classes of a dataset whose own target is another one.
 CLASS_TARGET = "label"
+# A column of numbers that some utterances lack: float64 in the index, NaN where it is missing.
+OPTIONAL = "optional float"
+NUMBERS = ("bool", "int", "float", OPTIONAL)
+# Kinds of columns whose values can be classes.
+NAMES = ("str", "bool", "int")
+SHOWN = 20  # names in an error message
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class Target:
     def is_classes(self) -> bool:
         """Whether it is the dataset's own classes, the field `label`."""
         return self.type == "classification" and not self.columns
+
+    @property
+    def num_values(self) -> int:
+        """Numbers K that an utterance has as its target; 0 for classes, whose target is a label."""
+        return 0 if self.type == "classification" else len(self.columns)
 
 
 CLASSES = Target()
@@ -77,3 +88,116 @@ def _value(given: Any, name: str, bounds: list[float] | None, target: Target) ->
     if not low <= given <= high:
         raise ValueError(f"its {name!r} is {given}, outside of {low:g} to {high:g}")
     return float(given)
+
+
+# --- Choose --------------------------------------------------------------------------------------
+
+
+class _Dataset(Protocol):
+    """The fields of a manifest that decide which targets there are."""
+
+    @property
+    def classes(self) -> list[str]: ...
+    @property
+    def columns(self) -> dict[str, str]: ...
+    @property
+    def target(self) -> Target: ...
+    @property
+    def targets(self) -> dict[str, Target]: ...
+
+
+def choose_target(
+    manifest: _Dataset, chosen: str | Sequence[str] | None, type: str | None, url: str
+) -> Target:
+    """What is to be recognized: the dataset's own target, a further one, its classes, or columns.
+
+    Args:
+        manifest: of the dataset.
+        chosen: `data.target`: None is the dataset's own target; a name in `targets`; "label" is the classes;
+            or names of columns, as a list or separated by commas. Columns of numbers are a regression,
+            unless `type` says otherwise; one column of text is a classification.
+        type: `task.type`; None is the target's own type.
+        url: of the dataset, for error messages.
+
+    Returns:
+        The target. The range of a column is that of a declared target with this column, else not known.
+
+    Raises:
+        ValueError: the dataset has no such target, or its columns do not fit the type. One line.
+    """
+    if type not in (None, *TARGET_TYPES):
+        raise ValueError(f"task.type {type!r:.60}: must be one of {', '.join(TARGET_TYPES)}")
+    names = [] if chosen is None else _names(manifest, chosen)
+    declared = None
+    if chosen is None:
+        declared = manifest.target
+    elif len(names) == 1:
+        declared = manifest.targets.get(names[0], CLASSES if names[0] == CLASS_TARGET else None)
+    if declared is not None and declared.is_classes:
+        if not manifest.classes:
+            raise ValueError(f"{url}: has no classes; data.target can be {_choices(manifest)}")
+        if type not in (None, "classification"):
+            raise ValueError(
+                f"{url}: its target is the classes, which is no {type}; data.target can be "
+                f"{_choices(manifest)}"
+            )
+        return CLASSES
+    if declared is not None and type in (None, declared.type):
+        return declared
+    return _of_columns(manifest, names if declared is None else list(declared.columns), type, url)
+
+
+def _names(manifest: _Dataset, chosen: str | Sequence[str]) -> list[str]:
+    if isinstance(chosen, str):
+        whole = chosen in manifest.targets or chosen in manifest.columns
+        chosen = [chosen] if whole else [name.strip() for name in chosen.split(",")]
+    return list(chosen)
+
+
+def _of_columns(manifest: _Dataset, names: list[str], type: str | None, url: str) -> Target:
+    """The target that these columns are."""
+    for name in names:
+        if name not in manifest.columns:
+            raise ValueError(f"{url}: no column {name!r:.80} for data.target; it can be {_choices(manifest)}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{url}: data.target {names!r:.80}: must be distinct columns, at least one")
+    kinds = {name: manifest.columns[name] for name in names}
+    if type == "classification" or (type is None and list(kinds.values()) == ["str"]):
+        if len(names) > 1 or kinds[names[0]] not in NAMES:
+            raise ValueError(
+                f"{url}: columns {kinds} cannot be classes: data.target of a classification is one column of "
+                "text, whole numbers, or true and false"
+            )
+        return Target("classification", {names[0]: None})
+    if text := [name for name in names if kinds[name] not in NUMBERS]:
+        raise ValueError(
+            f"{url}: column {text[0]!r:.80} holds text, which is no {type or 'regression'}; choose columns "
+            "of numbers by data.target, or this one alone with task.type=classification"
+        )
+    target = Target(
+        type or "regression",
+        {name: _range(manifest, name) for name in names},
+        missing=OPTIONAL in kinds.values(),
+    )
+    for name, bounds in target.columns.items():
+        if target.type == "multilabel" and bounds is not None and bounds[0] < 0:
+            raise ValueError(
+                f"{url}: {name!r:.80} has values from {bounds[0]:g} to {bounds[1]:g}; those of a label are 0 "
+                "(absent) or above"
+            )
+    return target
+
+
+def _range(manifest: _Dataset, name: str) -> list[float] | None:
+    for target in (manifest.target, *manifest.targets.values()):
+        if (bounds := target.columns.get(name)) is not None:
+            return bounds
+    return [0.0, 1.0] if manifest.columns[name] == "bool" else None
+
+
+def _choices(manifest: _Dataset) -> str:
+    """What `data.target` can be, for error messages."""
+    classes = [CLASS_TARGET] if manifest.classes else []
+    named = list(dict.fromkeys([*classes, *manifest.targets, *manifest.columns]))
+    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    return f"{', '.join(map(repr, named[:SHOWN])) or 'none'}{more}"

@@ -57,8 +57,11 @@ class FeatureBatch:
 
     Attributes:
         features: per modality the features of all B utterances; a missing modality is an empty sequence.
-        label: [B] int64, positions in the manifest's classes.
+        label: [B] int64, positions in the stream's classes; 0 where the target is not one class.
         host_label: `label` on the host, so that it is known there without waiting for a device.
+        target: [B, K] float64, values of the target's columns, NaN where one is missing; [B, 0] where the
+            target is one class.
+        host_target: `target` on the host.
         key: [B] names of the utterances.
         place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
         first_place, num_places: the range of places of this batch; in an epoch's last step some are empty.
@@ -70,6 +73,8 @@ class FeatureBatch:
     features: dict[str, Ragged]
     label: torch.Tensor
     host_label: torch.Tensor
+    target: torch.Tensor
+    host_target: torch.Tensor
     key: list[str]
     place: torch.Tensor
     first_place: int
@@ -88,13 +93,13 @@ class FeatureBatch:
         return sum(ragged.values.nbytes for ragged in self.features.values())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
-        """The batch with features and labels on `device`; the attributes for the host stay on the host."""
+        """The batch with features, label and target on `device`; attributes for the host stay there."""
         move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}
         features = {
             name: replace(ragged, values=ragged.values.to(**move), offsets=ragged.offsets.to(**move))
             for name, ragged in self.features.items()
         }
-        return replace(self, features=features, label=self.label.to(**move))
+        return replace(self, features=features, label=self.label.to(**move), target=self.target.to(**move))
 
     def pin(self) -> FeatureBatch:
         """The batch in page-locked memory, from which copies to a GPU are asynchronous."""
@@ -102,7 +107,8 @@ class FeatureBatch:
             name: replace(ragged, values=ragged.values.pin_memory(), offsets=ragged.offsets.pin_memory())
             for name, ragged in self.features.items()
         }
-        return replace(self, features=features, label=self.label.pin_memory())
+        label, target = self.label.pin_memory(), self.target.pin_memory()
+        return replace(self, features=features, label=label, target=target)
 
     def split(self, n: int) -> list[FeatureBatch]:
         """Cut into n micro-batches of equally many places; see `cut`.
@@ -131,6 +137,8 @@ class FeatureBatch:
                 features={name: _cut(ragged, low, high) for name, ragged in self.features.items()},
                 label=self.label[low:high],
                 host_label=self.host_label[low:high],
+                target=self.target[low:high],
+                host_target=self.host_target[low:high],
                 key=self.key[low:high],
                 place=self.place[low:high],
                 first_place=first,

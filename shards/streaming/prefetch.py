@@ -163,6 +163,7 @@ def _receive(batch: FeatureBatch, copied: torch.cuda.Event) -> FeatureBatch:
     current = torch.cuda.current_stream(batch.label.device)
     current.wait_event(copied)
     batch.label.record_stream(current)
+    batch.target.record_stream(current)
     for ragged in batch.features.values():
         ragged.values.record_stream(current)
         ragged.offsets.record_stream(current)

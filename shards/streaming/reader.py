@@ -18,22 +18,24 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
-from shards.format.class_checks import WrongManifest, parse_metadata, wrong_counts
+from shards.format.class_checks import WrongManifest, count_labels, parse_metadata, wrong_counts
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, Modality, ShardEntry
+from shards.format.targets import CLASSES, Target
 from shards.storage.cache import ROOM_WAIT_S
 from shards.storage.store import Store, open_file, reopen_after_fork
 from shards.streaming.batch import Ragged
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
 from shards.streaming.scattered_reads import Reads, crc_mismatches, read_into, read_scattered
+from shards.streaming.shard_handle import ShardHandle
+from shards.streaming.target_columns import labels_of, values_of_index
 
 # Number of shards that are kept open; well below the usual limit of 1,024 open files per process.
 OPEN_SHARDS = 256
@@ -47,34 +49,6 @@ INDEX_THREADS = 8
 _readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()
 
 
-class ShardHandle:
-    """A shard's open file and index; the file is closed when nothing refers to the handle any longer.
-
-    Attributes:
-        locations: [U, 1 + 2 m] int64: per utterance its label, then for each of the m modalities the offset
-            and the number of time steps of its array. All in one array, because one look-up of rows is
-            faster than one for each column.
-    """
-
-    def __init__(self, file: BinaryIO, index: ShardIndex, modalities: Iterable[str]) -> None:
-        # While the file is open, no process removes it from the cache.
-        self.file = file
-        self.path = Path(file.name)
-        self.index = index
-        columns = [column for name in modalities for column in (index.offset[name], index.steps[name])]
-        self.locations = np.stack([index.label, *columns], axis=1, dtype=np.int64)
-        self.fd = file.fileno()
-
-    def will_need(self) -> None:
-        """Ask the kernel to read all of the file ahead, before rows are read in the plan's order."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_WILLNEED)
-
-    def __del__(self) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
-
-
 @dataclass(frozen=True)
 class Utterances:
     """What `ShardReader.features` has read.
@@ -82,6 +56,7 @@ class Utterances:
     Attributes:
         features: packed, by modality.
         label: [B] int64.
+        target: [B, K] float64.
         key: [B] names of the utterances.
         kept: [B] int64, ascending: positions of the utterances read among those requested. All, unless some
             are damaged.
@@ -91,6 +66,7 @@ class Utterances:
 
     features: dict[str, Ragged]
     label: torch.Tensor
+    target: torch.Tensor
     key: list[str]
     kept: np.ndarray
     damaged: dict[str, str]
@@ -108,6 +84,8 @@ class ShardReader:
         skip_damaged: skip utterances that are damaged or permanently missing, instead of raising; they are
             remembered and not read again.
         check_crc: compare every array with the CRC-32 in its index.
+        target: whose values are read with the features.
+        classes: what labels are positions in; default the manifest's.
     """
 
     def __init__(
@@ -119,6 +97,8 @@ class ShardReader:
         pool: BufferPool | None = None,
         skip_damaged: bool = False,
         check_crc: bool = False,
+        target: Target = CLASSES,
+        classes: list[str] | None = None,
     ) -> None:
         self.store = store
         self.manifest = manifest
@@ -128,6 +108,7 @@ class ShardReader:
         self.modalities = manifest.modalities if modalities is None else modalities
         self.pool = pool or BufferPool()
         self.skip_damaged, self.check_crc = skip_damaged, check_crc
+        self.target, self.classes = target, manifest.classes if classes is None else classes
         self._open: OrderedDict[int, ShardHandle] = OrderedDict()
         self._work: dict[int, np.ndarray] = {}
         self._damaged: dict[int, dict[int, tuple[str, str]]] = {}  # shard: row: (name, cause)
@@ -181,7 +162,7 @@ class ShardReader:
         with self._lock:
             if shard not in self._counted:
                 self._counted.add(shard)
-                self._class_counts += np.bincount(index.label, minlength=len(self._class_counts))
+                self._class_counts += count_labels(index.label, len(self._class_counts))
             if np.any(self._class_counts > self.split.class_counts):
                 raise wrong_counts(self.split, self.at)
 
@@ -222,8 +203,11 @@ class ShardReader:
         if len(self._damaged.get(shard, ())) == entry.utterances:
             raise ValueError(self._damaged[shard][0][1])
         file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
-        handle = ShardHandle(file, self.index(shard, wait_s, stop), self.modalities)
-        if handle.index.classes is None:
+        index = self.index(shard, wait_s, stop)
+        label = labels_of(index, self.target, self.classes, entry.index)
+        target = values_of_index(index, self.target, self.manifest, entry.index)
+        handle = ShardHandle(file, index, self.modalities, label, target)
+        if index.classes is None:
             self._check_labels(handle)
         with self._lock:
             if stop is not None and stop.is_set():
@@ -328,9 +312,10 @@ class ShardReader:
 
     def _read(
         self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
-    ) -> tuple[dict[str, Ragged], torch.Tensor, list[str]] | None:
-        """Features, labels and keys of rows; None if damage was found and recorded: then read again."""
-        locations = np.empty((len(row), 1 + 2 * len(self.modalities)), np.int64)
+    ) -> tuple[dict[str, Ragged], torch.Tensor, torch.Tensor, list[str]] | None:
+        """Features, labels, targets and keys; None if damage was found and recorded: then read again."""
+        width = 1 + 2 * len(self.modalities)
+        locations = np.empty((len(row), width + self.target.num_values), np.int64)
         key = np.empty(len(row), object)
         order = np.argsort(shard, kind="stable")
         shards, first = np.unique(shard[order], return_index=True)
@@ -367,7 +352,10 @@ class ShardReader:
         if self.check_crc and self._record_crc_mismatches(handles, shard, row, key, reads):
             return None
         label = torch.from_numpy(locations[:, 0].copy())
-        return features, label.pin_memory() if pin else label, key.tolist()
+        target = torch.from_numpy(locations[:, width:].copy().view(np.float64))
+        if pin:
+            label, target = label.pin_memory(), target.pin_memory()
+        return features, label, target, key.tolist()
 
     def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
         """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.
@@ -429,7 +417,8 @@ class ShardReader:
         for row in rows:
             meta = self._metadata(handle, row)
             # Tars of other programs may have no label there, or in another form.
-            label = {"label": self.manifest.classes[handle.index.label[row]]}
+            classes = self.manifest.classes
+            label = {"label": classes[handle.index.label[row]]} if classes else {}
             found.append((str(handle.index.key[row]), meta | label))
         return found
 

@@ -1,18 +1,27 @@
-"""Select rows of a split by their metadata. So each fold of a cross-validation can use the same dataset.
+"""Select rows of a split by their metadata, and those that have a target; by indexes, without the shards.
 
-`FeatureStream(select=...)` calls it. It reads the indexes of all shards, and no shard.
+So each fold of a cross-validation can use the same dataset, and a target may be missing in some utterances.
+`FeatureStream` calls it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shards.format.class_checks import WrongManifest, count_labels
 from shards.format.index import ShardIndex
-from shards.format.schema import Manifest
+from shards.format.labels import found_classes
+from shards.format.schema import OPTIONAL, Manifest
+from shards.format.targets import Target
+from shards.storage.store import Store
 from shards.streaming.reader import INDEX_THREADS, ShardReader
+from shards.streaming.target_columns import labels_of, values_of_index
 
 # Number of values shown in an error.
 SHOWN = 20
@@ -22,34 +31,94 @@ KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int, float),
     "float": (int, float),
+    OPTIONAL: (int, float),
 }
 HINTS = {
     "str": 'the column is text: write its values in quotes, as "04"',
     "bool": "the column is true or false: write one of these, without quotes",
     "int": "the column holds numbers: write them without quotes",
     "float": "the column holds numbers: write them without quotes",
+    OPTIONAL: "the column holds numbers: write them without quotes",
 }
+# With more different values a column is an identifier or a measurement, and not a class.
+MOST_CLASSES = 1_000
 
 
-def select_rows(
-    reader: ShardReader, select: dict[str, Any], manifest: Manifest, at: str
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Find the rows that match.
+@dataclass(frozen=True)
+class Selection:
+    """Which utterances of a split are used.
+
+    Attributes:
+        rows: per shard the rows, ascending; None if all are used.
+        class_counts: [C] int64, their number per class of the target; [0] where it has no classes.
+        without_target: per shard the rows that match the selection, but have no known value of the target;
+            empty if there are none.
+    """
+
+    rows: list[np.ndarray] | None
+    class_counts: np.ndarray
+    without_target: list[np.ndarray]
+
+
+def classes_of(store: Store, manifest: Manifest, target: Target, at: str) -> list[str]:
+    """The names of a target's classes; none if its values are numbers.
+
+    Those of a column are its different values in all splits of the dataset, in the order of
+    `labels.found_classes`, so that all streams of the dataset have the same. The indexes of all shards are
+    read then.
+
+    Raises:
+        ValueError: a column holds no class or too many, names that differ only in case or white space, or an
+            index is damaged.
+        OSError: the store cannot be reached.
+    """
+    if target.is_classes:
+        return manifest.classes
+    if target.type != "classification":
+        return []
+    [column] = target.columns
+    found: Counter[Any] = Counter()
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        for split in manifest.splits:
+            reader = ShardReader(store, manifest, split)
+            for index in pool.map(reader.index, range(len(reader.shards))):
+                values, counts = np.unique(index.columns[column], return_counts=True)
+                found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+                if len(found) > MOST_CLASSES:
+                    raise ValueError(
+                        f"{at}: column {column!r:.60} has more than {MOST_CLASSES} different values, which "
+                        "is too many for classes; choose another data.target"
+                    )
+    return found_classes(found, f"{at}: column {column!r:.60}", list(found.values()))
+
+
+def _may_lack_target(manifest: Manifest, target: Target) -> bool:
+    """Whether an utterance of the dataset may have no known value of the target; by its manifest."""
+    if target.is_classes:
+        return False
+    return target.type == "classification" or all(
+        manifest.columns[name] == OPTIONAL for name in target.columns
+    )
+
+
+def select_rows(reader: ShardReader, select: dict[str, Any] | None, at: str) -> Selection:
+    """Find the rows that match and have a target.
 
     Args:
-        reader: of the split; the indexes of all its shards are read.
+        reader: of the split and target. The indexes of all its shards are read if something is selected, or
+            if utterances may lack the target.
         select: {column: value or list of values}; a row must match all columns. Values must be of the
             column's kind: "04" is not 4, and true is not 1.
-        manifest: of the dataset.
         at: the split's URL, for error messages.
-
-    Returns:
-        Per shard the matching rows, ascending; and the number of them per class, [C] int64.
 
     Raises:
         ValueError: the dataset has no such column, or no utterance of the split has one of the values.
         OSError: the store cannot be reached.
     """
+    manifest, select = reader.manifest, select or {}
+    if not select and not _may_lack_target(manifest, reader.target):
+        counts = reader.split.class_counts if reader.target.is_classes else []
+        return Selection(None, np.asarray(counts, np.int64), [])
     wanted: dict[str, set[Any]] = {}
     wrong_kind: dict[str, list[Any]] = {}
     for column, given in select.items():
@@ -65,13 +134,19 @@ def select_rows(
         wanted[column] = {value for value in values if type(value) in fitting}
 
     rows: list[np.ndarray] = []
-    class_counts = np.zeros(len(manifest.classes), np.int64)
+    without: list[np.ndarray] = []
+    class_counts = np.zeros(len(reader.classes), np.int64)
     seen: dict[str, set[Any]] = {column: set() for column in wanted}
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         for index in pool.map(reader.index, range(len(reader.shards))):
             matching = _matching(index, wanted, seen)
-            rows.append(matching)
-            class_counts += np.bincount(index.label[matching], minlength=len(class_counts))
+            name = f"{at}: {reader.shards[len(rows)].index}"
+            label = labels_of(index, reader.target, reader.classes, name)
+            values = values_of_index(index, reader.target, manifest, name)
+            known = ~np.isnan(values).all(axis=1) if reader.target.num_values else label >= 0
+            rows.append(matching[known[matching]])
+            without.append(matching[~known[matching]])
+            class_counts += count_labels(label[rows[-1]], len(class_counts))
     for column in wanted:
         if missing := [*wrong_kind[column], *sorted(wanted[column] - seen[column])]:
             present = sorted(seen[column])
@@ -80,7 +155,9 @@ def select_rows(
                 f"{at}: no utterance has {column} {missing}; it has {present[:SHOWN]}{more}"
                 + (f" ({HINTS[manifest.columns[column]]})" if wrong_kind[column] else "")
             )
-    return rows, class_counts
+    if not any(map(len, without)):
+        return Selection(rows if select else None, class_counts, [])
+    return Selection(rows, class_counts, without)
 
 
 def _matching(index: ShardIndex, wanted: dict[str, set[Any]], seen: dict[str, set[Any]]) -> np.ndarray:
@@ -88,6 +165,23 @@ def _matching(index: ShardIndex, wanted: dict[str, set[Any]], seen: dict[str, se
     match = np.ones(len(index.key), bool)
     for column, values in wanted.items():
         present, which = np.unique(index.columns[column], return_inverse=True)
-        seen[column].update(present.tolist())
+        # NaN: the utterance lacks the value.
+        seen[column].update(value for value in present.tolist() if value == value)
         match &= np.array([value in values for value in present.tolist()], bool)[which]
     return np.flatnonzero(match)
+
+
+def target_values(reader: ShardReader, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Values of the target of these rows of each shard, [U, K] float64; see `FeatureStream.target_values`."""
+
+    def of_shard(shard: int) -> np.ndarray:
+        try:
+            name = f"{reader.at}: {reader.shards[shard].index}"
+            return values_of_index(reader.index(shard), reader.target, reader.manifest, name)[rows[shard]]
+        except (ValueError, FileNotFoundError) as error:
+            if not reader.skip_damaged or isinstance(error, WrongManifest):
+                raise
+            return np.full((len(rows[shard]), reader.target.num_values), np.nan)
+
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        return np.concatenate(list(pool.map(of_shard, range(len(rows)))))

@@ -29,8 +29,9 @@ import numpy as np
 import torch
 
 from shards.format.index import ShardIndex
-from shards.format.schema import Manifest, Modality, ShardEntry, choose_split
-from shards.format.statistics import Sums, add, sums_from_statistics, sums_of
+from shards.format.schema import ShardEntry, choose_modalities, choose_split
+from shards.format.statistics import Sums, sums_from_statistics
+from shards.format.targets import choose_target
 from shards.planning.cache_demand import check_limit
 from shards.planning.plan import (
     WINDOW,
@@ -45,12 +46,11 @@ from shards.storage.store import open_dataset
 from shards.streaming.batch import FeatureBatch
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
+from shards.streaming.feature_sums import no_sums, sums_of_rows
 from shards.streaming.prefetch import read_ahead, to_device_ahead
 from shards.streaming.reader import INDEX_THREADS, ShardReader
-from shards.streaming.selection import select_rows
+from shards.streaming.selection import classes_of, select_rows, target_values
 
-# Utterances read at a time for statistics: enough to make the cost per call small, few enough for memory.
-STATISTICS_CHUNK = 256
 # Shards fetched at a time, per process. With SFTP the requests wait for each other: its connection serves one
 # at a time.
 FETCH_THREADS = 4
@@ -68,9 +68,11 @@ class FeatureStream:
         name: the last part of `url`, or "the built-in demo".
         manifest: of the dataset.
         split: name of the split that is read.
-        classes: class names; a label is a position in this list.
+        target: what is to be recognized in the utterances.
+        classes: class names; a label is a position in this list. Empty if the target is not one class.
         modalities: those that are read, with dim and dtype.
         num_utterances: number of selected utterances, over all ranks.
+        without_target: number of utterances that are left out since they have no known value of the target.
         steps_per_epoch: the same on every rank.
         streams: number of canonical streams of the plan; a run must keep it to keep its order.
     """
@@ -97,6 +99,8 @@ class FeatureStream:
         local_world_size: int = 1,
         skip_damaged: bool = False,
         check_crc: bool = False,
+        target: str | list[str] | None = None,
+        task: str | None = None,
     ) -> None:
         """Open a split.
 
@@ -128,6 +132,8 @@ class FeatureStream:
                 utterances of a damaged index count as having no time steps.
             check_crc: compare every array that is read with the CRC-32 in its index. Else only the size of a
                 local shard is checked. (Downloaded shards and all indexes are compared with their SHA-256.)
+            target, task: what is to be recognized, see `format.targets.choose_target`; default: the
+                dataset's own target.
 
         Raises:
             ValueError: an argument names what the dataset does not have, does not divide or is out of range.
@@ -142,8 +148,10 @@ class FeatureStream:
         is_demo = self.manifest.provenance.get("format") == "demo"
         self.name = "the built-in demo" if is_demo else self.url.rstrip("/").rpartition("/")[2]
         self.split = choose_split(self.manifest, fragment or split, self.store.url)
-        self.classes = self.manifest.classes
-        self.modalities = _choose_modalities(self.manifest, modalities, self.store.url)
+        at = f"{self.store.url}#{self.split}"
+        self.target = choose_target(self.manifest, target, task, self.store.url)
+        self.classes = classes_of(self.store, self.manifest, self.target, self.store.url)
+        self.modalities = choose_modalities(self.manifest, modalities, self.store.url)
         self.rank, self.world_size = rank, world_size
         self.prefetch, self.prefetch_bytes = prefetch, prefetch_bytes
         self._shards = self.manifest.splits[self.split].shards
@@ -155,21 +163,24 @@ class FeatureStream:
             BufferPool(prefetch_bytes),
             skip_damaged,
             check_crc,
+            self.target,
+            self.classes,
         )
-        self._rows: list[np.ndarray] | None = None
-        self._class_counts = np.asarray(self.manifest.splits[self.split].class_counts, np.int64)
+        found = select_rows(self._reader, select, at)
+        self._rows, self._class_counts = found.rows, found.class_counts
+        self._without_target = found.without_target
         counts = np.array([shard.utterances for shard in self._shards], np.int64)
-        if select:
-            self._rows, self._class_counts = select_rows(
-                self._reader, select, self.manifest, f"{self.store.url}#{self.split}"
-            )
+        if self._rows is not None:
             counts = np.array([len(rows) for rows in self._rows], np.int64)
             # To look up row `i` of the selection in shard `s`: _all_rows[_first_row[s] + i].
             self._all_rows, self._first_row = np.concatenate(self._rows), np.cumsum(counts) - counts
         self.num_utterances = int(counts.sum())
+        self.without_target = sum(map(len, self._without_target))
         if self.num_utterances == 0:
             chosen = f"no utterance matches {select}" if select else "no utterances"
-            raise ValueError(f"{self.store.url}#{self.split}: {chosen}")
+            if self.without_target:
+                chosen = f"no utterance has a known value of {list(self.target.columns)}"
+            raise ValueError(f"{at}: {chosen}")
         self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size)
         self._plan = make_plan(
             counts,
@@ -180,7 +191,6 @@ class FeatureStream:
             window=window,
             work=self._work if balance else None,
         )
-        at = f"{self.store.url}#{self.split}"
         check_limit(self.store, self._plan, self._shards, rank, world_size, local_world_size, at)
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.streams = self._plan.streams
@@ -256,23 +266,13 @@ class FeatureStream:
                 for name, m in statistics.items()
                 if name in self.modalities
             }
-        total = {
-            name: Sums(0, np.zeros(modality.dim), np.zeros(modality.dim))
-            for name, modality in self.modalities.items()
-        }
         if self._rows is None:
-            return total
+            return no_sums(self.modalities)
         first = self.rank * self.num_utterances // self.world_size
         last = (self.rank + 1) * self.num_utterances // self.world_size
         shard = np.repeat(np.arange(len(self._rows)), [len(rows) for rows in self._rows])[first:last]
         row = self._all_rows[first:last]
-        for start in range(0, len(row), STATISTICS_CHUNK):
-            chunk = slice(start, start + STATISTICS_CHUNK)
-            utterances = self._reader.features(shard[chunk], row[chunk])
-            self._reader.close_all_but(shard[chunk].tolist())
-            for name, ragged in utterances.features.items():
-                total[name] = add(total[name], sums_of(ragged.values.numpy()))
-        return total
+        return sums_of_rows(self._reader, shard, row)
 
     def overlap(self, other: FeatureStream) -> int:
         """Number of utterances of `other` that are the same rows of the same shards, by the shards' hashes.
@@ -307,17 +307,37 @@ class FeatureStream:
         return self._reader.index(shard)
 
     def unselected(self, others: Sequence[FeatureStream]) -> int:
-        """Number of utterances of this stream's split that neither it nor one of `others` selects."""
+        """Number of utterances of this stream's split that neither it nor one of `others` selects.
+
+        Utterances without a target do not count.
+        """
         same_split = [self, *(s for s in others if (s.store.url, s.split) == (self.store.url, self.split))]
         return sum(
-            entry.utterances - len(np.unique(np.concatenate([s.selected(shard) for s in same_split])))
+            entry.utterances - len(np.unique(np.concatenate([s._matching(shard) for s in same_split])))
             for shard, entry in enumerate(self._shards)
             if all(s._rows is not None for s in same_split)
         )
 
     def selected(self, shard: int) -> np.ndarray:
-        """The selected rows of a shard, ascending; all rows if nothing was selected by metadata."""
+        """The selected rows of a shard that have a target, ascending; all rows by default."""
         return np.arange(self._shards[shard].utterances) if self._rows is None else self._rows[shard]
+
+    def target_values(self) -> np.ndarray:
+        """The target's values of the selected utterances of all ranks, [U, K] float64, in manifest order.
+
+        It reads the indexes only. NaN where a value is missing, and where an index is damaged and damage is
+        skipped; [U, 0] where the target is one class.
+
+        Raises:
+            ValueError: an index is missing or damaged.
+            OSError: the store cannot be reached.
+        """
+        return target_values(self._reader, [self.selected(shard) for shard in range(len(self._shards))])
+
+    def _matching(self, shard: int) -> np.ndarray:
+        """Rows of a shard that match the selection, with and without a target."""
+        chosen = self.selected(shard)
+        return np.union1d(chosen, self._without_target[shard]) if self._without_target else chosen
 
     def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
         """Time steps of each selected utterance of shards, summed over the modalities."""
@@ -366,6 +386,8 @@ class FeatureStream:
             features=utterances.features,
             label=utterances.label,
             host_label=utterances.label,
+            target=utterances.target,
+            host_target=utterances.target,
             key=utterances.key,
             place=torch.from_numpy(place[utterances.kept]),
             first_place=self._first_place,
@@ -374,15 +396,3 @@ class FeatureStream:
             step=step,
             damaged=utterances.damaged,
         )
-
-
-def _choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> dict[str, Modality]:
-    if names is not None and not names:
-        raise ValueError(f"{url}: modalities is empty; it has {', '.join(manifest.modalities)}")
-    for name in names or []:
-        if name not in manifest.modalities:
-            raise ValueError(
-                f"{url}: no modality {name!r}; it has {', '.join(manifest.modalities)}: choose among these "
-                "(a run does by model.modalities)"
-            )
-    return {name: m for name, m in manifest.modalities.items() if names is None or name in names}

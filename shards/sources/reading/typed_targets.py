@@ -323,11 +323,8 @@ def _labels(
 def _cause(meta: Mapping[str, Any], target: Target, given: Sequence[str], how: str) -> str | None:
     """Why an utterance's values are bad; None where they are not."""
     if all(value is None for value in meta.values()):
-        columns = " and ".join(map(repr, given))
-        return (
-            f"has no target: {columns} {'is' if len(given) == 1 else 'are'} empty; fill it in{how}, or leave "
-            "the utterance out"
-        )
+        columns, fill = " and ".join(map(repr, given)), "fill it in" if len(given) == 1 else "fill one in"
+        return f"has no target, {columns}; {fill}{how}, or leave the utterance out"
     try:
         values_of(meta, target)
     except ValueError as error:
