@@ -58,7 +58,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.format.schema import BadSample
-from shards.format.targets import CLASS_TARGET, CLASSES, Target, values_of
+from shards.format.targets import CLASSES, Target, values_of
 from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
 from shards.sources.transcripts import Transcript, checked_text, decode_text, transcript_of
 
@@ -103,19 +103,19 @@ def read(
     test_session: int | None = None,
     val_session: int | None = None,
     markers_side: Literal["left", "right"] = "left",
-    target: Literal["label", "vad"] = "label",
+    target: Literal["classification", "vad"] = "classification",
 ) -> ClipSource:
     """Read IEMOCAP.
 
     Args:
         source: the folder of Session1 ... Session5, or the one above it. Some sessions may be missing.
-        label_set: number of classes, 4 or 6 (default: 4; with another target than label no classes, and turns
-            of all labels).
+        label_set: number of classes, 4 or 6 (default: 4; with the target vad no classes, and turns of
+            all labels).
         test_session: the session that becomes the split "test", while the others become "train"; default one
             split, "all".
         val_session: the session that becomes the split "val"; give test_session, too.
         markers_side: half of the picture in which the actor with the motion-capture markers sits.
-        target: label (classes) or vad (valence, activation and dominance).
+        target: what is to be recognized: the classes, or valence, activation and dominance (regression).
 
     Returns:
         A clip per turn of the label set, or per turn if there is none; `missing` says so if its sound and
@@ -128,13 +128,13 @@ def read(
     """
     if label_set is not None and label_set not in LABEL_SETS:
         raise ValueError(f"label_set {label_set!r}: IEMOCAP has {' and '.join(map(str, LABEL_SETS))}")
-    if target not in (CLASS_TARGET, *TARGETS):
-        raise ValueError(f"target {target!r}: must be {' or '.join((CLASS_TARGET, *TARGETS))}")
+    if target not in (CLASSES.type, *TARGETS):
+        raise ValueError(f"target {target!r}: must be {' or '.join((CLASSES.type, *TARGETS))}")
     if markers_side not in ("left", "right"):
         raise ValueError(f"markers_side {markers_side!r}: must be 'left' or 'right'")
     sessions = _sessions(Path(source))
     splits = _splits(sessions, test_session, val_session)
-    if label_set is None and target == CLASS_TARGET:
+    if label_set is None and target == CLASSES.type:
         label_set = DEFAULT_LABEL_SET
     codes_of = LABEL_SETS[label_set] if label_set else {}
     label_of = {code: name for name, codes in codes_of.items() for code in codes}
@@ -172,7 +172,7 @@ def read(
         missing={}
         if texts
         else {"text": f"{source}: no dialog/transcriptions/*.txt in its sessions; unpack the whole of them"},
-        target=CLASSES if target == CLASS_TARGET else TARGETS[target],
+        target=CLASSES if target == CLASSES.type else TARGETS[target],
         targets=TARGETS,
     )
 

@@ -30,7 +30,7 @@ per word. The entries "sp" of words are pauses, and are left out.
 
 Targets, which every dataset declares, so that `data.target` can choose one of them:
 
-- `label`: classes, by a label set;
+- the classes (`label`), by a label set;
 - `sentiment`: regression, from -3 to 3;
 - `emotions` (CMU-MOSEI): the six emotions, several at once, with intensities from 0 (absent) to 3.
 
@@ -69,7 +69,7 @@ import numpy as np
 
 from shards.format.feature_space import space_of
 from shards.format.schema import BadSample, Sample
-from shards.format.targets import CLASS_TARGET, CLASSES
+from shards.format.targets import CLASSES
 from shards.sources.base import (
     TRANSCRIPTS,
     Source,
@@ -107,7 +107,7 @@ def read(
     folds: str | Path | None = None,
     label_set: str | None = None,
     no_emotion: Literal["drop", "keep"] = "drop",
-    target: str = CLASS_TARGET,
+    target: Literal["classification", "sentiment", "emotions"] = "classification",
 ) -> Source:
     """Read CMU-MOSEI or CMU-MOSI.
 
@@ -121,10 +121,11 @@ def read(
         folds: the SDK's cmu_mosei_std_folds.py or cmu_mosi_std_folds.py, or JSON: a name in SOURCE, or a
             path. Videos in no fold are left out.
         label_set: emotion, sentiment2, sentiment3 or sentiment7 (default: emotion; of CMU-MOSI sentiment2;
-            with another target than label no classes).
+            with another target than classification no classes).
         no_emotion: with the label set emotion, utterances without any emotion: leave them out, or give them
             the label "none".
-        target: label (classes), sentiment (regression) or emotions (intensities; CMU-MOSEI).
+        target: what is to be recognized: the classes, the sentiment (regression), or the intensities of the
+            six emotions (several labels at once; CMU-MOSEI).
 
     Returns:
         Utterances by video, keys `VIDEO_3`: number 3 is the row of the labels (and `VIDEO[3]` of the SDK).
@@ -138,8 +139,8 @@ def read(
         raise ValueError(f"label_set {label_set!r}: must be one of {', '.join(MOSEI.label_sets)}")
     if no_emotion not in ("drop", "keep"):
         raise ValueError(f"no_emotion {no_emotion!r}: must be 'drop' or 'keep'")
-    if target not in (CLASS_TARGET, *MOSEI.targets):
-        raise ValueError(f"target {target!r}: must be one of {', '.join((CLASS_TARGET, *MOSEI.targets))}")
+    if target not in (CLASSES.type, *MOSEI.targets):
+        raise ValueError(f"target {target!r}: must be one of {', '.join((CLASSES.type, *MOSEI.targets))}")
     root = Path(source)
     if not root.exists():
         wanted = " or ".join(corpus.labels_file for corpus in CORPORA)
@@ -193,7 +194,7 @@ def read(
         },
         total=sum(len(of_video) for of_video in utterances.values()),
         text_encoder=(text_encoder or TEXT_ENCODER) if words else None,
-        target=CLASSES if target == CLASS_TARGET else corpus.targets[target],
+        target=CLASSES if target == CLASSES.type else corpus.targets[target],
         targets=corpus.targets,
     )
 
@@ -204,16 +205,16 @@ def _checked_label_set(labels: Path, corpus: Corpus, label_set: str | None, targ
     Raises:
         ValueError: the corpus has no such label set or target.
     """
-    if target not in (CLASS_TARGET, *corpus.targets):
+    if target not in (CLASSES.type, *corpus.targets):
         raise ValueError(
             f"{labels}: {corpus.name} has no target {target!r}; it has "
-            f"{', '.join((CLASS_TARGET, *corpus.targets))}"
+            f"{', '.join((CLASSES.type, *corpus.targets))}"
         )
     if label_set not in (None, *corpus.label_sets):
         raise ValueError(
             f"{labels}: {corpus.name} has no label set {label_set!r}; it has {', '.join(corpus.label_sets)}"
         )
-    return corpus.label_sets[0] if label_set is None and target == CLASS_TARGET else label_set
+    return corpus.label_sets[0] if label_set is None and target == CLASSES.type else label_set
 
 
 def _classes(label_set: str | None, no_emotion: str) -> list[str]:

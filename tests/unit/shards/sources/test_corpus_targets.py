@@ -95,7 +95,7 @@ def test_a_label_set_with_another_target_keeps_its_classes(mosei_root: Path) -> 
         (1, -1.0, "its 'happy' is -1.0, outside of 0 to 3"),
     ],
 )
-@pytest.mark.parametrize("target", ["label", "sentiment", "emotions"])
+@pytest.mark.parametrize("target", ["classification", "sentiment", "emotions"])
 def test_an_utterance_with_a_bad_score_is_listed(
     tmp_path: Path, column: int, value: float, cause: str, target: str
 ) -> None:
@@ -158,8 +158,12 @@ def add_mosei(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "complaint"),
     [
-        (None, {"target": "emotions"}, r"CMU-MOSI has no target 'emotions'; it has label, sentiment"),
-        (None, {"target": "mood"}, "target 'mood': must be one of label, sentiment, emotions"),
+        (
+            None,
+            {"target": "emotions"},
+            "CMU-MOSI has no target 'emotions'; it has classification, sent",
+        ),
+        (None, {"target": "mood"}, "target 'mood': must be one of classification, sentiment, emotions"),
         (None, {"label_set": "emotion"}, "CMU-MOSI has no label set 'emotion'; it has sentiment2"),
         (widen_labels, {}, r"labels \(1, 7\); expected 1 column: sentiment"),
         (
@@ -215,7 +219,7 @@ def test_a_label_set_of_iemocap_with_dimensions_keeps_its_turns(tmp_path: Path) 
     assert good(source).keys() == good(iemocap.read(tmp_path, label_set=6)).keys()
 
 
-@pytest.mark.parametrize("target", ["label", "vad"])
+@pytest.mark.parametrize("target", ["classification", "vad"])
 def test_a_turn_whose_mean_is_off_the_scale_is_listed(tmp_path: Path, target: Any) -> None:
     write_iemocap(tmp_path, sessions=[1])
     annotation = tmp_path / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
@@ -235,5 +239,5 @@ def test_a_turn_whose_mean_is_off_the_scale_is_listed(tmp_path: Path, target: An
 
 def test_a_target_that_iemocap_does_not_have(tmp_path: Path) -> None:
     write_iemocap(tmp_path, sessions=[1], media=False)
-    with pytest.raises(ValueError, match="target 'mood': must be label or vad"):
+    with pytest.raises(ValueError, match="target 'mood': must be classification or vad"):
         iemocap.read(tmp_path, target="mood")  # type: ignore[arg-type]
