@@ -115,7 +115,8 @@ def read(
             split, "all".
         val_session: the session that becomes the split "val"; give test_session, too.
         markers_side: half of the picture in which the actor with the motion-capture markers sits.
-        target: what is to be recognized: the classes, or valence, activation and dominance (regression).
+        target: what is to be recognized: classification (classes), or vad (a regression: valence, activation
+            and dominance).
 
     Returns:
         A clip per turn of the label set, or per turn if there is none; `missing` says so if its sound and

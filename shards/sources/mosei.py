@@ -124,8 +124,8 @@ def read(
             with another target than classification no classes).
         no_emotion: with the label set emotion, utterances without any emotion: leave them out, or give them
             the label "none".
-        target: what is to be recognized: the classes, the sentiment (regression), or the intensities of the
-            six emotions (several labels at once; CMU-MOSEI).
+        target: what is to be recognized: classification (classes), sentiment (a regression), or emotions (the
+            intensities of all six; CMU-MOSEI).
 
     Returns:
         Utterances by video, keys `VIDEO_3`: number 3 is the row of the labels (and `VIDEO[3]` of the SDK).

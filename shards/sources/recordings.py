@@ -91,7 +91,8 @@ def read(
         label_map: labels as found, and the classes that they become; clips of a label mapped to nothing
             (XXX=) are left out.
         modalities: of which features are to be made; files of others are not read.
-        target: what is to be recognized: the label, values, or several labels at once.
+        target: what is to be recognized: classification (the label), regression (values), or multilabel
+            (several labels at once).
         target_columns: columns of values or of labels, each NAME or NAME=LOW:HIGH, such as valence=1:5; empty
             cells are missing values. The only column of a multilabel may hold sets: "happy;sad" or
             "happy:2;sad:0.5".
