@@ -108,8 +108,8 @@ def read(
         text: also take the features of text that the file has.
         text_encoder: makes features of text from the transcripts, `raw_text`.
         modalities: of the file's features; besides `text`.
-        target: what is to be recognized: the classes, the sentiment (the same as regression), or that of each
-            modality.
+        target: what is to be recognized: classification (the label set), sentiment (the same as regression),
+            or sentiment-by-modality (CH-SIMS).
 
     Returns:
         Utterances by split. With a text encoder they are `TranscribedSample`s.

@@ -7,8 +7,9 @@ The features X of a modality are one of
     X [U, T, D], and if it is padded at the end X_lengths [U]: steps that are not padding, 0 to T (0: missing)
 
 `label` [U] holds whole numbers, named by `label_names`, or names; `ids` [U] and `split` [U] are text. Every
-further array of U entries is metadata. A column [U, 1] is read as [U], bytes as UTF-8 text, and these names
-in upper or lower case. An utterance whose label is NaN or empty is a bad utterance.
+further array of U entries is metadata; NaN is a missing number. A column [U, 1] is read as [U], bytes as
+UTF-8 text, and these names in upper or lower case. An utterance whose label is NaN or empty is a bad
+utterance.
 
 With another target than classes no `label` is needed. Its arrays are columns [U], or one array [U, K], whose
 columns `target_names` [K] names (default NAME_0, NAME_1 and so on). NaN is a missing value:
@@ -22,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,7 +56,8 @@ def read(
         source: the `.npz` file: X [sum T, D] with X_offsets [U + 1], or X [U, T, D] with X_lengths [U].
             Loaded into memory.
         labels: class names in label order; default the file's `label_names`, else class_0, class_1 and so on.
-        target: what is to be recognized: the label, values, or several labels at once.
+        target: what is to be recognized: classification (the label), regression (values) or multilabel
+            (several labels at once).
         target_columns: arrays of values or of labels, each NAME or NAME=LOW:HIGH, such as valence=1:5; their
             shape is [U], or [U, K] with the names `target_names`. NaN is a missing value.
 
@@ -113,7 +115,7 @@ def read(
                     split=split_of(split[i], splits),
                     label=label_name(label_names[i], classes) if has_classes else None,
                     features={name: x[first[i] : end[i]] for name, (x, first, end) in features.items()},
-                    meta={name: array[i].tolist() for name, array in meta.items()}
+                    meta={name: _plain(array[i].tolist()) for name, array in meta.items()}
                     | (own.meta_of(i) if own else {}),
                     source=str(path),
                 )
@@ -228,6 +230,11 @@ def _named_columns(
             f"{path}: target_names are {names!s:.80}, but {name} has {wide} columns; give each one name"
         )
     return zip(names or [f"{name}_{i}" for i in range(wide)], array.T, strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of metadata; None for NaN, which is a missing number."""
+    return None if isinstance(value, float) and value != value else value
 
 
 # --- Features ------------------------------------------------------------------------------------

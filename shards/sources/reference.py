@@ -45,7 +45,8 @@ def read(
     Args:
         source: the folder of these files; one or two of them are enough.
         labels: class names in label order; default class_0, class_1 and so on.
-        target: what `labels` hold: classes, values, or several labels at once.
+        target: what `labels` hold: classification (classes), regression (values) or multilabel (several
+            labels at once).
         target_columns: names of the columns of `labels`, each NAME or NAME=LOW:HIGH, such as valence=1:5.
 
     Raises:

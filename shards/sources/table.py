@@ -54,7 +54,8 @@ def read(
         labels: class names in label order; default those in the table, sorted (numbers by value). With a
             multilabel of one column, the labels of its sets.
         modalities: the columns of paths; default audio and video, or the one that is there.
-        target: what is to be recognized: the label, values, or several labels at once.
+        target: what is to be recognized: classification (the label), regression (values) or multilabel
+            (several labels at once).
         target_columns: columns of values or of labels, each NAME or NAME=LOW:HIGH, such as valence=1:5; empty
             cells are missing values. The only column of a multilabel may hold sets: "happy;sad" or
             "happy:2;sad:0.5".

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -304,17 +304,16 @@ def _label_and_intensity(item: str, column: str) -> tuple[str, float]:
 
 
 def _labels(
-    metas: Iterable[Mapping[str, float | None]], names: Sequence[str], bounds: Mapping[str, Bounds]
+    metas: Sequence[Mapping[str, float | None]], names: Sequence[str], bounds: Mapping[str, Bounds]
 ) -> tuple[list[dict[str, float | None]], dict[str, Bounds]]:
     """Intensities with the labels' ranges; 0 and 1 as integers where there is nothing between or above."""
-    metas = [dict(meta) for meta in metas]
     values = [v for meta in metas for v in meta.values() if v is not None and 0 <= v < math.inf]
-    if all(value in (0, 1) for value in values):
-        metas = [{n: int(v) if v in (0, 1) else v for n, v in meta.items()} for meta in metas]
-        highest = 1.0
-    else:
-        highest = max(values)
-    return metas, {name: bounds[name] or [0.0, max(highest, 1.0)] for name in names}
+    present_or_absent = all(value in (0, 1) for value in values)
+    highest = max([1.0, *values])
+    return (
+        [{n: int(v) if present_or_absent and v in (0, 1) else v for n, v in meta.items()} for meta in metas],
+        {name: bounds[name] or [0.0, highest] for name in names},
+    )
 
 
 # --- What is bad, and what is missing ------------------------------------------------------------
