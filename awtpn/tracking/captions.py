@@ -7,6 +7,7 @@ where one is missing. Its prediction is [K] too: values, or the probabilities of
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from shards.safe_io.printable import printable
 
 UNKNOWN, NONE, OTHERS = "unknown", "none", "other labels"
 JOINED = " + "
-ANSWER_LETTERS = 30  # of an answer in a figure, if it has more than a name
+LETTERS = 26  # of a name in a figure
+ANSWER_LETTERS = 30  # of an answer in a figure, which has more than a name
 # Colors that the projector shows besides those of classes; it has no more than 50 for a column.
 COLORS = 12
 
@@ -42,14 +44,22 @@ def caption(truth: NDArray[np.float64], predicted: NDArray[np.float64], task: Ta
         answer = f"{shorten(task.names[best])} {_percent(predicted[best])}"
         return Caption(shorten(task.names[label]), answer, label == best)
     if task.type == "regression":
-        given, found = (", ".join(map(_number, values)) for values in (truth, predicted))
-        return Caption(shorten(f"true {given}"), shorten(f"predicted {found}", ANSWER_LETTERS), None)
+        given, found = ([_number(value) for value in values] for values in (truth, predicted))
+        return Caption(
+            f"true {join_fitting(given, ', ', LETTERS - 5)}",
+            f"predicted {join_fitting(found, ', ', ANSWER_LETTERS - 10)}",
+            None,
+        )
     known, present = ~np.isnan(truth), predicted > THRESHOLD
-    words = [f"{task.names[i]} {_percent(predicted[i])}" for i in np.flatnonzero(present)]
+    ranked = [i for i in np.argsort(-predicted, kind="stable") if present[i]]
+    words = [f"{shorten(task.names[i])} {_percent(predicted[i])}" for i in ranked]
     best = int(predicted.argmax())
-    answer = JOINED.join(words) or f"{NONE} ({task.names[best]} {_percent(predicted[best])})"
-    right = bool(((truth > 0) == present)[known].all()) if known.any() else None
-    return Caption(shorten(truth_words(truth, task)), shorten(answer, ANSWER_LETTERS), right)
+    answer = join_fitting(words, JOINED, ANSWER_LETTERS)
+    return Caption(
+        join_fitting([shorten(word) for word in label_words(truth, task)], JOINED, LETTERS),
+        answer or f"{NONE} ({shorten(task.names[best], LETTERS - 6)} {_percent(predicted[best])})",
+        bool(((truth > 0) == present)[known].all()) if known.any() else None,
+    )
 
 
 def truth_words(truth: NDArray[np.float64], task: Task) -> str:
@@ -58,9 +68,14 @@ def truth_words(truth: NDArray[np.float64], task: Task) -> str:
         return task.names[int(truth[0])]
     if task.type == "regression":
         return ", ".join(f"{name} {_number(value)}" for name, value in zip(task.names, truth, strict=True))
+    return JOINED.join(label_words(truth, task))
+
+
+def label_words(truth: NDArray[np.float64], task: Task) -> list[str]:
+    """Names of the labels that are present; "none" or "unknown" alone if there are none."""
     if np.isnan(truth).all():
-        return UNKNOWN
-    return JOINED.join(task.names[i] for i in np.flatnonzero(truth > 0)) or NONE
+        return [UNKNOWN]
+    return [task.names[i] for i in np.flatnonzero(truth > 0)] or [NONE]
 
 
 def predicted_words(predicted: NDArray[np.float64], task: Task) -> str:
@@ -94,7 +109,15 @@ def color_words(truth: NDArray[np.float64], task: Task) -> list[str]:
     return [word if word in often else OTHERS for word in words]
 
 
-def shorten(name: str, letters: int = 26) -> str:
+def join_fitting(words: Sequence[str], between: str, letters: int) -> str:
+    """The words joined by `between`; if they have more letters, the first ones (one at least) and "…"."""
+    kept = len(words)
+    while kept > 1 and len(between.join([*words[:kept], *["…"] * (kept < len(words))])) > letters:
+        kept -= 1
+    return between.join([*words[:kept], *["…"] * (kept < len(words))])
+
+
+def shorten(name: str, letters: int = LETTERS) -> str:
     """A name in one line of at most so many letters, without those of its middle if it has more."""
     name = printable(name)
     return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters // 2 - 1) :]}"

@@ -137,7 +137,7 @@ def weights_over_time(examples: Sequence[Example], title: str, heading: str = ""
     names.set_ylim(len(examples), 0)
     names.axis("off")
     if heading:
-        names.set_title(f"  {shorten(heading, HEADING_LETTERS)}", fontsize=8.5, loc="left")
+        names.set_title(shorten(heading, HEADING_LETTERS), fontsize=8.5, loc="left", x=0.15 / left)
     for i, example in enumerate(examples):
         words = example.caption
         names.text(0.15, i + 0.3, words.truth, fontsize=9, color=DARK, va="center", weight="bold")

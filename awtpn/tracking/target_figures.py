@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awtpn.metrics.summary import format_metric, shown
 from awtpn.tracking.canvas import (
@@ -51,7 +52,7 @@ def value_scatter(
     across = min(len(names), PANELS_A_ROW)
     down = math.ceil(len(names) / across)
     side = 5.0 if len(names) == 1 else 3.0
-    left, bottom, gap = 0.75, 0.55, 0.3  # of each panel, inches
+    left, bottom, gap = 0.75, 0.55, 0.5  # of each panel, inches
     width, height = across * (left + side) + gap, down * (gap + side + bottom) + TOP
     figure = new_figure(width, height, title + _left_out(len(rows) - len(names), "dimension"))
     for k, name in enumerate(names):
@@ -62,21 +63,19 @@ def value_scatter(
         pairs = np.stack([values.truth[:, k], values.predicted[:, k]])
         _draw_pairs(axes, pairs[:, np.isfinite(pairs).all(0)], ranges[k])
         metrics = ", ".join(f"{m} {format_metric(m, rows[name][m])}" for m in ("MAE", "Corr", "CCC"))
-        axes.set_title(shorten(name), fontsize=9, loc="left", color=DARK, weight="bold")
-        axes.text(0.02, 0.98, metrics, transform=axes.transAxes, va="top", fontsize=8, color=DARK)
+        axes.text(0, 1 + 0.22 / side, shorten(name), fontsize=9, weight="bold", transform=axes.transAxes)
+        axes.text(0, 1 + 0.06 / side, metrics, fontsize=8, color=DARK, transform=axes.transAxes)
         axes.set_xlabel("true", fontsize=8.5, color=GRAY)
         axes.set_ylabel("predicted", fontsize=8.5, color=GRAY)
     return to_image(figure)
 
 
-def _draw_pairs(axes: Any, pairs: np.ndarray, bounds: Sequence[float]) -> None:
+def _draw_pairs(axes: Any, pairs: NDArray[np.float64], bounds: Sequence[float]) -> None:
     """Draw pairs [2, N] (truth, prediction) as points, or many of them as their density."""
     from matplotlib.colors import LogNorm
 
-    low, high = (
-        min([bounds[0], *pairs.min(1, initial=np.inf)]),
-        max([bounds[1], *pairs.max(1, initial=-np.inf)]),
-    )
+    all_values = np.append(pairs, bounds)
+    low, high = all_values.min(), all_values.max()
     edge = 0.05 * (high - low)
     limits = (low - edge, high + edge)
     if pairs.shape[1] > MOST_POINTS:
@@ -127,7 +126,7 @@ def label_bars(rows: Mapping[str, Mapping[str, Any]], title: str) -> Image:
                 fontsize=8,
                 color=GRAY if value is None else DARK,
             )
-            if (line := _of_guessing(metric, rows[name])) is not None:
+            if value is not None and (line := _of_guessing(metric, rows[name])) is not None:
                 axes.plot([line, line], [i - 0.4, i + 0.4], color=DARK, lw=0.8)
         axes.set_xlim(0, 1.2)  # with room for the number beside a whole bar
         axes.set_ylim(high / row - 0.5, -0.5)
@@ -146,10 +145,10 @@ def label_bars(rows: Mapping[str, Mapping[str, Any]], title: str) -> Image:
 
 
 def _of_guessing(metric: str, row: Mapping[str, Any]) -> float | None:
-    """What guessing has of a metric; None if that depends on how it guesses, or there is no utterance."""
+    """What guessing has of a metric that is defined; None if that depends on how it guesses."""
     if metric == "WA":
         return 0.5
-    return row["positives"] / row["utterances"] if metric == "AP" and row["utterances"] else None
+    return row["positives"] / row["utterances"] if metric == "AP" else None
 
 
 def _left_out(count: int, what: str) -> str:
