@@ -96,7 +96,8 @@ def color_words(truth: NDArray[np.float64], task: Task) -> list[str]:
     """
     if task.type == "regression":
         assert task.ranges is not None
-        steps = np.linspace(*task.ranges[0], min(task.levels, COLORS))
+        low, high = task.ranges[0]
+        steps = np.linspace(low, high, min(task.levels, COLORS))
         nearest = [
             UNKNOWN if np.isnan(value) else _number(steps[np.abs(steps - value).argmin()])
             for value in truth[:, 0]
