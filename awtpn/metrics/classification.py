@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from shards.safe_io.printable import join_lines, table_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,24 +67,7 @@ def paper_metrics(dataset: str) -> dict[str, float] | None:
     return next((metrics for name, metrics in PAPER.items() if name in dataset.lower()), None)
 
 
-def format_table(metrics: dict[str, Any], dataset: str = "") -> str:
-    """The metrics as a table in per cent, with the paper's beside them if it has some for the dataset."""
-    paper = paper_metrics(dataset)
-    overall = [["", "ours, %", "paper, %"] if paper else ["", "%", ""]]
-    for name in SUMMARY:
-        published = f"{100 * paper[name]:.2f}" if paper and name in paper else ""
-        overall.append([name, f"{100 * metrics[name]:.2f}", published])
-    classes = [["class", "precision", "recall", "F1", "utterances"]]
-    for name, row in metrics["per_class"].items():
-        cells = [f"{100 * row[key]:.2f}" for key in ("precision", "recall", "f1")]
-        classes.append([name, *cells, str(row["support"])])
-    lines = [*table_lines(overall, "lr"), "", *table_lines(classes, "lr")]
-    if note := one_class_note(metrics):
-        lines += ["", note]
-    return join_lines(lines)
-
-
-def one_class_note(metrics: dict[str, Any]) -> str | None:
+def one_class_note(metrics: Mapping[str, Any]) -> str | None:
     """A note that metrics of a single class say nothing; None if there are more classes."""
     occurring = [name for name, row in metrics["per_class"].items() if row["support"]]
     if len(metrics["labels"]) == 1:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from awtpn.config.schema import Config
 from awtpn.distributed.world import World
-from awtpn.metrics.classification import format_table
 from awtpn.metrics.summary import headlines_of, task_type_of
+from awtpn.metrics.tables import format_table
 from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.position import Position
 from awtpn.run.provenance import describe

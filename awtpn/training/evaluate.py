@@ -27,7 +27,8 @@ from awtpn.distributed.cpu_threads import (
 from awtpn.distributed.engines import unwrap
 from awtpn.distributed.world import World, init_process_group, shutdown
 from awtpn.learning.settings import LossConfig
-from awtpn.metrics.classification import auroc, format_table
+from awtpn.metrics.classification import auroc
+from awtpn.metrics.tables import format_table
 from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.network import AWTPN, ModelOutput
 from awtpn.model.settings import ModelConfig

@@ -12,7 +12,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 
 from awtpn.learning.optimizer import learning_rate
 from awtpn.learning.settings import OptimConfig
-from awtpn.metrics.classification import auroc, count_confusion, format_table, paper_metrics, summarize
+from awtpn.metrics.classification import auroc, count_confusion, paper_metrics, summarize
+from awtpn.metrics.tables import format_table
 
 NAMES = ["a", "b", "c", "d"]
 

@@ -11,7 +11,8 @@ import pytest
 
 from awtpn.cli import main
 from awtpn.experiments import runner
-from awtpn.metrics.classification import format_table, summarize
+from awtpn.metrics.classification import summarize
+from awtpn.metrics.tables import format_table
 from awtpn.run.position import Position
 from awtpn.training.damaged_data import account_for_damaged
 from shards import Sample, pack
