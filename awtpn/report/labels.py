@@ -74,8 +74,9 @@ def curves(report: Report) -> Section:
         charts=drawn,
         note="The calibration error is the mean difference between probability and share, in ten bins of "
         f"the probability.{together}",
-        legend=f"Left: precision over recall; the circle is the threshold {threshold:g}, and the dashed line "
-        "the precision of chance. Right: the share of utterances that has the label, over its probability; "
+        legend="First chart of a label: precision over recall; the circle is the threshold "
+        f"{threshold:g}, and the dashed line the precision of chance. Second: the share of utterances that "
+        "has the label, over its probability; "
         f"a circle is a bin, its area the bin's share of the predictions.{drawn_words(report, 'labels')}",
     )
 

@@ -149,7 +149,7 @@ def precision_recall_svg(
     """
     what = "precision over recall"
     if not curve:
-        return _nothing(name, what)
+        return _nothing(name, what, "no utterances have the label")
     ticks = [0, 0.25, 0.5, 0.75, 1.0]
     frame = Frame(ticks, ticks)
     parts = frame.drawn(name, "recall, %", "precision, %", percent=True)
@@ -192,8 +192,9 @@ def _both(truth: Floats, other: Floats) -> tuple[Floats, Floats]:
     return truth[known], other[known]
 
 
-def _nothing(name: str, what: str) -> Markup:
-    words = draw_text(LEFT - 44, 16, shorten(name), css="title") + draw_text(
-        LEFT - 44, 40, "no utterances", css="tick"
-    )
-    return draw_svg(WIDTH, 56, f"{printable(name)}: {what}: no utterances", [words])
+def _nothing(name: str, what: str, why: str = "no utterances") -> Markup:
+    parts = [
+        draw_text(LEFT - 44, 16, shorten(name), css="title"),
+        draw_text(LEFT - 44, 40, why, css="tick"),
+    ]
+    return draw_svg(WIDTH, 56, f"{printable(name)}: {what}: {why}", parts)

@@ -110,8 +110,8 @@ def against_truth(report: Report) -> Section:
         data=Table(head, rows, (1, 2, 3, 4)),
         note="Means in bins of the prediction with the same number of predictions each. Of a model that is "
         f"well calibrated both are equal.{_all_runs(report)}",
-        legend="Left: each prediction is a point. Right: each circle is a bin, its line the standard "
-        "deviation of the true values in it. On the dashed line both are "
+        legend="First chart of a dimension: each prediction is a point. Second: each circle is a bin, and "
+        "its line the standard deviation of the true values in it. On the dashed line both are "
         f"equal.{drawn_words(report, 'dimensions')}",
     )
 
