@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from awtpn.config.schema import Config
 from awtpn.distributed.world import World
-from awtpn.metrics.summary import headlines_of, task_type_of
+from awtpn.metrics.summary import headlines_of
 from awtpn.metrics.tables import format_table
 from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.position import Position
@@ -175,8 +175,7 @@ def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> No
     """Print the test split's table (or the validation split's), and where the other results are."""
     if role := next((r for r in ("test", "val") if r in results), None):
         print(f"\n{role}: {results[role]['utterances']} utterances, best checkpoint")
-        if task_type_of(results[role]) == "classification":
-            print(format_table(results[role], dataset))
+        print(format_table(results[role], dataset))
         for modality, value in results[role]["reliability_auroc"].items():
             print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")
     if skipped := results.get("skipped"):
