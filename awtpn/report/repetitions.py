@@ -20,9 +20,6 @@ from awtpn.report.answers import Answers, replicates, together
 from awtpn.report.run_record import RunRecord
 from shards.storage.credentials import redact
 
-# Key of a baseline's figures in cross_validation.json -> its name.
-BASELINES = {"logistic_regression": "logistic regression", "ridge_regression": "ridge regression"}
-
 
 @dataclass(frozen=True)
 class Report:
@@ -169,16 +166,18 @@ class Report:
     @property
     def baseline(self) -> dict[str, float | None] | None:
         """The means of the baseline, if a cross-validation fitted one."""
-        return self.summary[self._baseline_key]["mean"] if self._baseline_key else None
+        fitted = self._fitted_baseline
+        return fitted["mean"] if fitted else None
 
     @property
     def baseline_name(self) -> str:
-        """The name of the baseline; empty if there is none."""
-        return BASELINES[self._baseline_key] if self._baseline_key else ""
+        """The name of the baseline."""
+        return str((self._fitted_baseline or {}).get("name", "logistic regression"))
 
     @property
-    def _baseline_key(self) -> str:
-        return next((key for key in BASELINES if self.summary.get(key)), "")
+    def _fitted_baseline(self) -> dict[str, Any] | None:
+        """Of cross_validation.json: of classes under the one key, of other tasks under the other."""
+        return self.summary.get("logistic_regression") or self.summary.get("baseline")
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]] | None:

@@ -102,7 +102,8 @@ def test_folds_are_averaged_and_their_utterances_counted_once(tmp_path: Path) ->
             truth, predicted = random_values(10 * fold + seed, noise=0.3 + fold)
             name = f"fold-{fold}-seed-{seed}"
             make_value_run(tmp_path / name, {"v": truth}, {"v": predicted}, fold=fold, seed=seed)
-    summary = {"command": "the command", "ridge_regression": {"mean": {"MAE": 0.9876, "Corr": None}}}
+    mean = {"MAE": 0.9876, "Corr": None}
+    summary = {"command": "the command", "baseline": {"name": "ridge | <b>regression", "mean": mean}}
     (tmp_path / "cross_validation.json").write_text(json.dumps(summary))
     report = gather([tmp_path])
     assert report.what == "4 runs: 2 folds, seeds 0, 1"
@@ -110,8 +111,10 @@ def test_folds_are_averaged_and_their_utterances_counted_once(tmp_path: Path) ->
     for content in (shown_text(render_html(report)), render_markdown(report)):
         assert "Means over the 4 runs." in content
         assert "Predictions of all 4 runs together." in content
-        assert "ridge regression" in content
+        assert "regression" in content
         assert "0.9876" in content
+    assert "ridge | <b>regression" in shown_text(render_html(report))
+    assert r"| ridge \| &lt;b>regression |" in render_markdown(report)
 
 
 def test_a_metric_that_is_not_defined_says_so(tmp_path: Path) -> None:
