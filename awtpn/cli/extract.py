@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awtpn.cli.dataset_summary import how_to_train, print_splits
+from awtpn.cli.dataset_summary import how_to_train, print_splits, print_targets
 from awtpn.cli.signature_options import (
     Options,
     add_options,
@@ -54,6 +54,8 @@ EXAMPLES = """examples:
   awtpn extract recordings data/mine
   awtpn extract IEMOCAP_full_release data/iemocap --label_set 6
   awtpn extract clips data/mine --pattern '(?P<actor>\\d+)_(?P<label>[A-Z]{3})' --label_map HAP=happy,SAD=sad
+  awtpn extract IEMOCAP_full_release data/iemocap-vad --target vad
+  awtpn extract clips.csv data/mine --target regression --target_columns valence=1:5,arousal=1:5
   awtpn extract MELD.Raw data/meld-text --audio none --video none --text chargrams
   accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --audio microsoft/wavlm-base-plus \\
       --audio_layer 9 --video openai/clip-vit-base-patch32 --faces opencv --precision bf16
@@ -389,6 +391,7 @@ def report(manifest: Manifest, out: str) -> None:
     from shards.format.feature_space import recorded_constant
 
     print_splits(manifest)
+    print_targets(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} lists them with the causes")
     for name, count in recorded_constant(manifest.provenance)[1].items():

@@ -79,7 +79,9 @@ def error_of_values(inputs: LossInputs) -> Tensor:
     if task.type == "multilabel":
         error = logits.sigmoid() - (values > 0).to(logits.dtype)
     else:
-        error = (predicted_values(logits, task) - values.to(logits.dtype)) / half_ranges(task, logits)
+        # Zeros for NaN: behind `where`, the gradient of a NaN would still be NaN.
+        truth = values.nan_to_num(0.0).to(logits.dtype)
+        error = (predicted_values(logits, task) - truth) / half_ranges(task, logits)
     sizes = error.abs() if task.type == "regression" and config.value_error == "absolute" else error.square()
     return _mean(torch.where(known, sizes, 0.0), counts.known)
 
