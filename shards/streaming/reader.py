@@ -354,9 +354,9 @@ class ShardReader:
             return None
         label = torch.from_numpy(locations[:, 0].copy())
         target = torch.from_numpy(locations[:, width:].copy().view(np.float64))
-        if pin:
-            label, target = label.pin_memory(), target.pin_memory()
-        return features, label, target, key.tolist()
+        if pin and target.numel():
+            target = target.pin_memory()
+        return features, label.pin_memory() if pin else label, target, key.tolist()
 
     def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
         """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.
