@@ -183,7 +183,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         makes="data/felt", says="target: multilabel of happy"
     ),
     "awtpn pack clips.csv data/felt --format table --target multilabel --target_columns emotions": Run(
-        makes="data/felt", says="target: multilabel of joy"
+        makes="data/felt", says="target: multilabel of anger"
     ),
     # Experiments; Use a model.
     "awtpn report runs/try1": Run(makes="runs/try1/report.html", leaves="runs/try1/report.html"),
