@@ -13,7 +13,7 @@ from media_support import chirp, numbered, record, spoil
 
 from awtpn.cli.predict_recordings import picture_names
 from awtpn.inference.plot import draw
-from awtpn.inference.predictor import Prediction
+from awtpn.inference.prediction import Prediction
 from awtpn.inference.recording import FRAMES, Recording, clip_of, load, text_clip
 from awtpn.model.modality_colors import modality_colors
 from shards.extraction.media import MediaError
