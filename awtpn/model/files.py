@@ -38,6 +38,8 @@ STEP = re.compile(r"step-(\d{8,15})")
 
 # Upper limit of widths and counts in a card. Products of two of them do not overflow.
 LARGEST = 1 << 24
+# Upper limit of the labels, dimensions or classes of a task.
+MOST_NAMES = 1 << 16
 
 
 # --- Checksums -----------------------------------------------------------------------------------
@@ -161,6 +163,12 @@ def _check_task(card: Mapping[str, Any], path: Path) -> None:
         return
     if not isinstance(record, dict) or not {"type", "names"} <= record.keys():
         raise ValueError(f"{path}: task must be a mapping with a type and names")
+    # Before each of them is looked at, which takes microseconds.
+    for name in ("names", "ranges"):
+        if isinstance(record.get(name), list) and len(record[name]) > MOST_NAMES:
+            raise ValueError(
+                f"{path}: task.{name} has {len(record[name])} entries; at most {MOST_NAMES} are read"
+            )
     try:
         task = task_of_card(card)
     except ValueError as error:

@@ -99,7 +99,7 @@ def test_recordings_with_text_are_answered_as_their_dataset_is(
 ) -> None:
     tested = json.loads((run / "results.json").read_text())["test"]
     options: dict[str, Any] = {"checkpoint": str(run), "data": None, "split": "test"}
-    options |= dict.fromkeys(("select", "out", "cache_dir", "storage_options"))
+    options |= dict.fromkeys(("select", "out", "cache_dir", "storage_options", "target"))
     figures = evaluate_command(argparse.Namespace(**options, predictions=tmp_path / "p.jsonl"))
     assert figures["utterances"] == tested["utterances"] == 6
     capsys.readouterr()
