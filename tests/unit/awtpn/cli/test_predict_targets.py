@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import arguments, pack_corpus, same_bits_or_close, small_model
+from support import CLASSES, DIMS, arguments, pack_corpus, same_bits_or_close, small_model
 
+import shards
 from awtpn import AWTPN, Predictor
 from awtpn.cli import main
 from awtpn.cli.predict_recordings import summary_line
 from awtpn.inference.prediction import Prediction
 from awtpn.model.files import CARD_FILE, README_FILE
 from awtpn.training.trainer import main as train
+from shards import Sample
+from shards.format.targets import Target
 
 SHORT = {
     "model.shared_dim": 8,
@@ -139,6 +142,18 @@ def test_what_is_predicted_need_not_be_in_the_data(
     assert len(predicted(capsys, tmp_path / "classes", corpus)) == 14
     wide = pack_corpus(tmp_path / "wide", dims={"audio": 7, "video": 5})
     assert "the model takes 6 features of audio" in refusal("predict", of_values, wide)
+
+
+def test_a_dataset_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of classes answers for it, but cannot be evaluated on it."""
+    features = {name: np.ones((2, dim), np.float32) for name, dim in DIMS.items()}
+    samples = [Sample(f"u{i}", "test", None, features, {"valence": float(i)}) for i in range(3)]
+    target = Target("regression", {"valence": [0, 5]})
+    shards.pack(samples, str(tmp_path / "d"), classes=[], target=target, progress=False)
+    small_model(dtype=torch.float32).save_pretrained(tmp_path / "classes")
+    answers = predicted(capsys, tmp_path / "classes", tmp_path / "d")
+    assert [answer["label"] in CLASSES for answer in answers.values()] == [True] * 3
+    assert "has no classes" in refusal("evaluate", tmp_path / "classes", "--data", tmp_path / "d")
 
 
 def test_figures_of_a_split(
