@@ -31,12 +31,18 @@ from awtpn.model.matrix_products import products_repeat
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch, Ragged, Sample
+from shards.format.targets import Target
 
 REPO = Path(__file__).resolve().parent.parent
 CLASSES = ["calm", "happy", "sad"]
 DIMS = {"audio": 6, "video": 5}
 THREE_DIMS = DIMS | {"text": 4}
 FOUR_DIMS = THREE_DIMS | {"pose": 3}
+# Of `pack_corpus`.
+TARGETS = {
+    "va": Target("regression", {"valence": [-3, 3], "activation": [1, 5]}, missing=True),
+    "labels": Target("multilabel", {"loud": [0, 1], "bright": [0, 3]}, missing=True),
+}
 ALONE = World(0, 1, 0, torch.device("cpu"), None, "none")
 
 # Most seconds that a test waits for a process or an event. Only a hang reaches it, also on a machine several
@@ -160,9 +166,18 @@ def same_bits_or_close(one: Any, other: Any) -> bool:
 
 
 def pack_corpus(
-    out: Path, train: int = 52, val: int = 14, test: int = 14, dims: dict[str, int] = DIMS
+    out: Path,
+    train: int = 52,
+    val: int = 14,
+    test: int = 14,
+    dims: dict[str, int] = DIMS,
+    targets: bool = False,
 ) -> str:
-    """Pack a learnable corpus: some utterances lack a modality, with text some lack two; lengths differ."""
+    """Pack a learnable corpus: some utterances lack a modality, with text some lack two; lengths differ.
+
+    With `targets`, utterances also have values ("valence", and "activation", which some lack) and labels
+    ("loud", and "bright", which some lack), which follow from the class, up to a little noise.
+    """
     rng = np.random.default_rng(0)
     directions = {name: rng.normal(0, 1, (len(CLASSES), dim)) for name, dim in dims.items()}
     samples = []
@@ -179,8 +194,14 @@ def pack_corpus(
                 made["audio"] = None
             if "text" in dims and i % 3 == 1:
                 made["text"] = None
-            samples.append(Sample(f"{split}-{i:03d}", split, CLASSES[label], made, {"fold": i % 4}))
-    shards.pack(samples, str(out), classes=CLASSES, shard_bytes=20_000, progress=False)
+            meta: dict[str, Any] = {"fold": i % 4}
+            if targets:
+                meta["valence"] = round(2.0 * label - 2 + 0.2 * (i % 5 - 2), 2)
+                meta["activation"] = None if i % 6 == 1 else [4.5, 1.0, 3.0][label]
+                meta |= {"loud": int(label == 0), "bright": None if i % 6 == 2 else [0.0, 2.0, 1.0][label]}
+            samples.append(Sample(f"{split}-{i:03d}", split, CLASSES[label], made, meta))
+    named = TARGETS if targets else {}
+    shards.pack(samples, str(out), classes=CLASSES, targets=named, shard_bytes=20_000, progress=False)
     return str(out)
 
 

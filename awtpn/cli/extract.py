@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awtpn.cli.dataset_summary import how_to_train, print_splits
+from awtpn.cli.dataset_summary import how_to_train, print_splits, print_targets
 from awtpn.cli.signature_options import (
     Options,
     add_options,
@@ -389,6 +389,7 @@ def report(manifest: Manifest, out: str) -> None:
     from shards.format.feature_space import recorded_constant
 
     print_splits(manifest)
+    print_targets(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} lists them with the causes")
     for name, count in recorded_constant(manifest.provenance)[1].items():

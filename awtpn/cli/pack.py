@@ -8,7 +8,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from awtpn.cli.dataset_summary import how_to_train, print_splits
+from awtpn.cli.dataset_summary import how_to_train, print_splits, print_targets
 from awtpn.cli.extract import (
     DEFAULT_ENCODERS,
     add_compute_options,
@@ -54,6 +54,8 @@ more options, and reads clips of your own):
 EXAMPLES = """examples:
   awtpn pack features.npz data/mine --format npz
   awtpn pack clips.csv s3://corpus/mine --format table --labels neutral,happy,sad --on_bad skip
+  awtpn pack clips.csv data/vad --format table --target regression --target_columns valence=1:5,arousal=1:5
+  awtpn pack clips.csv data/emotions --format table --target multilabel --target_columns happy,sad,angry
   awtpn pack CMU_MOSEI data/mosei --format mosei --audio CMU_MOSEI_COVAREP.csd \\
       --video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py
   awtpn pack unaligned_50.pkl data/mosi --format mmsa --text_encoder chargrams
@@ -151,8 +153,11 @@ def run_pack(options: argparse.Namespace) -> None:
         storage_options=options.storage_options,
         overwrite=options.overwrite,
         total=source.total,
+        target=source.target,
+        targets=source.targets,
     )
     print_splits(manifest)
+    print_targets(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} bad utterances left out; see skipped.jsonl in {options.out}")
     print(f"packed; train with: {how_to_train(manifest, options.out)}")

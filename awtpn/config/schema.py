@@ -110,7 +110,7 @@ KEYS_SINCE: dict[str, dict[str, Any]] = {
 def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version dumped, as `dump` writes them now, with the same meaning."""
     for section, values in KEYS_SINCE.items():
-        given = settings.get(section, {})
+        given = settings.get(section, {} if section == "task" else None)  # a section of later versions
         if isinstance(given, dict):
             settings = settings | {section: values | given}
     model = settings.get("model")

@@ -2,7 +2,8 @@
 
 - `settings`: the keys `loss.*`, `prototypes.*` and `optim.*`; imports no torch
 - `losses`: the terms of Eq. 9-12 and 23-25, a function each; `value_losses`: those of labels and values;
-  `targets`: states, codes and counts of an utterance's target; `negatives`: utterances of another class;
+  `loss_inputs`: what they are computed from
+- `targets`: states, codes and counts of an utterance's target; `negatives`: utterances of another class;
   `modality_dropout`: hides modalities in training
 - `prototypes`: initialization from data, class means and EMA update; `optimizer`: AdamW and its schedule
 """

@@ -13,22 +13,18 @@ labels or dimensions. `losses` holds the terms of classification under the same 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from awtpn.learning.loss_inputs import LossInputs
 from awtpn.learning.settings import LossConfig
 from awtpn.learning.targets import TargetCounts
 from awtpn.model.device import to_device_async
 from awtpn.model.segments import segment_mean
 from awtpn.model.task import Task, half_ranges, predicted_values, states_of_values
-
-if TYPE_CHECKING:
-    from awtpn.learning.losses import LossInputs
 
 Values = NDArray[np.float64]
 
@@ -83,7 +79,9 @@ def error_of_values(inputs: LossInputs) -> Tensor:
     if task.type == "multilabel":
         error = logits.sigmoid() - (values > 0).to(logits.dtype)
     else:
-        error = (predicted_values(logits, task) - values.to(logits.dtype)) / half_ranges(task, logits)
+        # Zeros for NaN: behind `where`, the gradient of a NaN would still be NaN.
+        truth = values.nan_to_num(0.0).to(logits.dtype)
+        error = (predicted_values(logits, task) - truth) / half_ranges(task, logits)
     sizes = error.abs() if task.type == "regression" and config.value_error == "absolute" else error.square()
     return _mean(torch.where(known, sizes, 0.0), counts.known)
 

@@ -7,6 +7,7 @@ ranks, and no utterance counts twice.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,9 +94,13 @@ class ValueScores:
         }
 
 
-def binary_cross_entropy(truth: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
-    """Mean over the known labels of -log of the probability of the truth; [U, E] each, NaN is unknown."""
+def binary_cross_entropy(truth: NDArray[np.float64], logits: NDArray[np.float64]) -> float | None:
+    """Mean over the known labels of -log of the probability of the truth; [U, E] each, NaN is unknown.
+
+    None if no label is known, or a logit is not finite.
+    """
     known = ~np.isnan(truth)
     signed = np.where(truth > 0, logits, -logits)
     surprise = np.logaddexp(0.0, -signed)
-    return float(surprise[known].mean()) if known.any() else 0.0
+    mean = float(surprise[known].mean()) if known.any() else math.nan
+    return mean if math.isfinite(mean) else None

@@ -122,7 +122,8 @@ def extract(
             or a rank makes no progress.
     """
     dtype = long_name(dtype)
-    source = replace(source, classes=check_options(source.classes, dtype, on_bad))
+    classes, target, targets = check_options(source.classes, dtype, on_bad, source.target, source.targets)
+    source = replace(source, classes=classes, target=target, targets=targets)
     given = {"audio": audio, "video": video, "text": text}
     encoders = {name: encoder for name, encoder in given.items() if encoder is not None}
     if not encoders:
@@ -157,7 +158,7 @@ def extract(
         on_progress = heartbeat_monitor(monitor) if rank == 0 else heartbeat_writer(folder, rank, patience)
         # The widths are known before the first clip, so that a shard does not depend on those before it.
         dims = {name: (int(encoder.dim), "the encoder") for name, encoder in encoders.items()}
-        state = PackingState(source.classes, np.dtype(dtype), dims=dims)
+        state = PackingState(classes, np.dtype(dtype), target, targets, dims=dims)
         jobs = plan.unfinished[rank::world_size]
         clips = [clip for job in jobs for clip in job.clips]
         with (

@@ -19,6 +19,7 @@ from shards.extraction.pipeline import Encoders
 from shards.extraction.shard_records import read_records, record_name
 from shards.format.feature_space import space_of
 from shards.format.schema import BadSample
+from shards.format.targets import CLASSES
 from shards.packing.marker import extraction_token, read_token, write_marker
 from shards.packing.output_folder import (
     check_available,
@@ -29,7 +30,7 @@ from shards.packing.output_folder import (
     remove_temporary,
 )
 from shards.packing.shard_writer import shard_name
-from shards.packing.validation import PackingState, check_key_split_label
+from shards.packing.validation import PackingState, check_key_split_label, check_targets
 from shards.sources.base import Clip, ClipSource
 from shards.storage.store import NoManifest, Store, read_manifest
 
@@ -181,13 +182,14 @@ def _without_missing(clip: Clip, modalities: Collection[str]) -> Clip | BadSampl
 def assign_clips(source: ClipSource, clips_per_shard: int) -> tuple[list[ShardJob], list[dict[str, str]]]:
     """The clips of each split, in order, by shard; and key and cause of those that cannot be used."""
     splits: dict[str, list[Clip]] = {}
-    state = PackingState(source.classes, np.dtype("float32"))
+    state = PackingState(source.classes, np.dtype("float32"), source.target, source.targets)
     skipped = []
     for clip in source.clips:
         try:
             if isinstance(clip, BadSample):
                 raise ValueError(clip.cause)
             check_key_split_label(clip.key, clip.split, clip.label, state)
+            check_targets(clip.meta, state)
         except ValueError as error:
             at = f"{clip.source}: " if clip.source else ""
             skipped.append({"key": str(clip.key), "cause": f"{at}{str(error).removeprefix(at)}"})
@@ -214,6 +216,10 @@ def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, An
         },
         "settings": settings,
     }
+    if source.target != CLASSES or source.targets:
+        # Only then, so that extractions continue which began before there were targets.
+        what["targets"] = [asdict(target) for target in (source.target, *source.targets.values())]
+        what["target_names"] = list(source.targets)
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.extraction.pipeline import UNDECODABLE
 from shards.format.manifest import parse_shard
-from shards.format.schema import DTYPES, Modality
+from shards.format.schema import DTYPES, SCHEMA_VERSION, Modality
 from shards.format.statistics import Statistics
 from shards.packing.output_folder import RECORD_SUFFIX, OutputFolder, publish, write_json_lines
 from shards.packing.shard_writer import FinishedShard, ShardStats
@@ -22,6 +22,9 @@ from shards.safe_io.bounded_json import parse_json
 from shards.storage.store import Store, call_store
 
 READING_THREADS = 8
+# The index of a shard of schema version 1 has no column of a field that some of its utterances lack. So the
+# dataset must not have one, or all its values would seem to be missing.
+_NO_COLUMN = frozenset({None})
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def write_record(folder: OutputFolder, shard: str, record: ShardRecord) -> None:
     """Publish the record of a finished shard: from then on the shard is not made again."""
     path = folder.workdir / record_name(shard)
     part = _dump_shard(record.shard) if record.shard else None
-    write_json_lines(path, [{"part": part, "skipped": record.skipped, "constant": record.constant}])
+    entry = {"part": part, "skipped": record.skipped, "constant": record.constant}
+    write_json_lines(path, [{"schema_version": SCHEMA_VERSION, **entry}])
     publish(folder, path)
 
 
@@ -72,7 +76,8 @@ def _read_record(store: Store, shard: str) -> ShardRecord:
     url = f"{store.url}/{name}"
     record = parse_json(call_store(store, lambda: store.fs.cat_file(f"{store.root}/{name}"), url), url)
     try:
-        finished = _load_shard(record["part"], url) if record["part"] else None
+        version = record.get("schema_version", 1)
+        finished = _load_shard(record["part"], url, version) if record["part"] else None
         # Version 0.1 wrote records without "constant" at first.
         skipped, constant = record["skipped"], record.get("constant", {})
         if not isinstance(skipped, list) or not isinstance(constant, dict):
@@ -102,8 +107,8 @@ def _dump_shard(shard: FinishedShard) -> dict[str, Any]:
     }
 
 
-def _load_shard(record: dict[str, Any], at: str) -> FinishedShard:
-    """What `_dump_shard` wrote.
+def _load_shard(record: dict[str, Any], at: str, version: int) -> FinishedShard:
+    """What `_dump_shard` wrote, of datasets of this schema version.
 
     Raises:
         ValueError: it describes an impossible shard (`at` begins the message), or is not such a record.
@@ -121,7 +126,10 @@ def _load_shard(record: dict[str, Any], at: str) -> FinishedShard:
             # Version 0.1 wrote records without it at first.
             for name, (given, error) in record.get("casts", {}).items()
         },
-        kinds={name: (count, set(kinds)) for name, (count, kinds) in record["kinds"].items()},
+        kinds={
+            name: (count, set(kinds) | _NO_COLUMN if version < 2 and count < entry.utterances else set(kinds))
+            for name, (count, kinds) in record["kinds"].items()
+        },
     )
     return FinishedShard(entry, stats)
 

@@ -41,7 +41,8 @@ def with_text(source: Source, encoder: Any, batch: int = 16, store_text: bool = 
 def text_clips(source: Source) -> ClipSource:
     """The transcripts of a source's samples, as clips that have nothing else. Reads all samples."""
     clips = [each if isinstance(each, BadSample) else _clip(each) for each in source.samples]
-    return ClipSource(clips, source.classes, source.provenance)
+    targets = {"target": source.target, "targets": source.targets}
+    return ClipSource(clips, source.classes, source.provenance, **targets)  # type: ignore[arg-type]
 
 
 def _encoded(

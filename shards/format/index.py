@@ -8,7 +8,8 @@ the reader uses it. On disk it is an uncompressed `.npz`:
     offset.<modality> [U] int64 (first byte of the array's data; -1: missing),
     steps.<modality> [U] int32 (time steps), crc.<modality> [U] uint32 (CRC-32 of the array's data),
     crc.json [U] uint32, form.<modality> str ("float16 [steps, 40]"),
-    column.<name> [U] (metadata to select by), classes [C] str (class names; labels are positions in them).
+    column.<name> [U] (metadata to select by; float64 with NaN where utterances lack a number), classes [C]
+    str (class names; labels are positions in them; none and all labels 0 in a dataset without classes).
 
 `index_file` writes and reads it.
 """
@@ -23,13 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from shards.format.columns import index_columns
 from shards.format.schema import Modality
 from shards.format.tar_members import Member, members
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.expansion import read_npy_header
 
-# Characters. Longer text, such as transcripts, is not for selecting, and NumPy stores text at a fixed width.
-LONGEST_COLUMN = 128
 # The data of a `.npy` member begin at a multiple of this many bytes: its header is padded to 16 bytes (today
 # to 64), and tar members begin at multiples of 512. `index_file` refuses other offsets as damaged or forged.
 ALIGNMENT = 16
@@ -105,16 +105,16 @@ def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -
             _check_form(row.arrays[name], modalities[name], f"{path}: {member.name}")
     position = {name: i for i, name in enumerate(classes)}
     for row in rows.values():
-        if row.meta.get("label") not in position:
+        if classes and row.meta.get("label") not in position:
             raise ValueError(f"{path}: {row.key!r}: no JSON member with a label among {classes}")
-    labels = [position[row.meta["label"]] for row in rows.values()]
+    labels = [position[row.meta["label"]] if classes else 0 for row in rows.values()]
     return build_index(list(rows.values()), labels, modalities, classes)
 
 
 def build_index(
     rows: list[Row], labels: list[int], modalities: dict[str, Modality], classes: list[str]
 ) -> ShardIndex:
-    """The index of these rows, in their order; `labels` are positions in `classes`."""
+    """The index of these rows, in their order; `labels` are positions in `classes`, or 0 without these."""
     offset, steps, crc = {}, {}, {}
     for name in modalities:
         found = [row.arrays.get(name) for row in rows]
@@ -128,7 +128,7 @@ def build_index(
         json_size=np.array([row.json[1] for row in rows], np.int32),
         offset=offset,
         steps=steps,
-        columns=_columns([row.meta for row in rows]),
+        columns=index_columns([row.meta for row in rows]),
         crc=crc | {"json": np.array([row.json[2] for row in rows], np.uint32)},
         form={name: np.array(form_of(modality)) for name, modality in modalities.items()},
         classes=np.array(classes, dtype=np.str_),
@@ -195,24 +195,3 @@ def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
 def form_of(modality: Modality) -> str:
     """The form of a modality's arrays as the index records it: "float16 [steps, 40]"."""
     return f"{modality.dtype} [steps, {modality.dim}]"
-
-
-def scalar_kind(value: Any) -> str | None:
-    """Kind of a metadata value ("bool", "int", "float", "str"); None if it cannot be selected by."""
-    if isinstance(value, str) and len(value) > LONGEST_COLUMN:
-        return None
-    # NumPy's int64 cannot hold it.
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return None
-    kind = type(value).__name__
-    return kind if kind in ("bool", "int", "float", "str") else None
-
-
-def _columns(metas: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Metadata fields that are scalars of one kind in every utterance of the shard."""
-    columns = {}
-    for name in sorted(set.intersection(*(set(meta) for meta in metas)) - {"label"} if metas else ()):
-        kinds = {scalar_kind(meta[name]) for meta in metas}
-        if None not in kinds and (len(kinds) == 1 or kinds == {"int", "float"}):
-            columns[name] = np.array([meta[name] for meta in metas])
-    return columns

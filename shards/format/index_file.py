@@ -15,12 +15,12 @@ import numpy as np
 from shards.format.class_checks import WrongManifest
 from shards.format.hashing import hash_of
 from shards.format.index import ALIGNMENT, ShardIndex, form_of
-from shards.format.schema import INDEXED, Manifest, Modality, ShardEntry
+from shards.format.schema import INDEXED, OPTIONAL, Manifest, Modality, ShardEntry
 from shards.format.tar_members import BLOCK
 from shards.safe_io.bounded_npz import read_uncompressed_npz
 
 # NumPy's dtype kinds for a column of each kind; a column of floats may be integers in some shards.
-KINDS = {"bool": "b", "int": "i", "float": "fi", "str": "U"}
+KINDS = {"bool": "b", "int": "i", "float": "fi", "str": "U", OPTIONAL: "fi"}
 KIND_NAMES = {"U": "text", "b": "bool", "i": "whole numbers", "fi": "numbers"}
 
 
@@ -99,6 +99,14 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
         there = f"offset.{name}" in arrays or f"steps.{name}" in arrays
         offset[name] = take(f"offset.{name}", np.int64) if there else np.full(utterances, -1)
         steps[name] = take(f"steps.{name}", np.int32) if there else np.zeros(utterances, np.int32)
+    columns = {}
+    for name, kind in manifest.columns.items():
+        # A number that no utterance of the shard has is missing in the index.
+        if kind == OPTIONAL and f"column.{name}" not in arrays:
+            columns[name] = np.full(utterances, np.nan)
+            continue
+        array = take(f"column.{name}", KINDS[kind])
+        columns[name] = array.astype(np.float64) if kind == OPTIONAL else array
     classes = arrays.get("classes")
     if classes is not None and (classes.dtype.kind != "U" or classes.ndim != 1):
         raise ValueError("array 'classes' does not hold the names of classes")
@@ -112,7 +120,7 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
         json_size=take("json.size", np.int32),
         offset=offset,
         steps=steps,
-        columns={name: take(f"column.{name}", KINDS[kind]) for name, kind in manifest.columns.items()},
+        columns=columns,
         # An index of an early version has none of these.
         crc={n: take(f"crc.{n}", np.uint32) for n in (*offset, "json") if f"crc.{n}" in arrays},
         form=form,
@@ -125,7 +133,8 @@ def _check_values(index: ShardIndex, entry: ShardEntry, manifest: Manifest) -> N
     if index.classes is not None:
         # NumPy drops zero characters at the end of text.
         _check_classes(index.classes.tolist(), [name.rstrip("\0") for name in manifest.classes])
-    if len(index.label) and not 0 <= index.label.min() <= index.label.max() < len(manifest.classes):
+    # Without classes all labels are 0.
+    if len(index.label) and not 0 <= index.label.min() <= index.label.max() < max(len(manifest.classes), 1):
         raise ValueError(
             f"a label is {index.label.min()} or {index.label.max()}, and there are {len(manifest.classes)} "
             "classes"

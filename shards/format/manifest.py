@@ -27,6 +27,7 @@ from shards.format.schema import (
     Split,
     SplitStatistics,
 )
+from shards.format.targets import CLASSES, NUMBERS, OPTIONAL, Target, check_declared
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.git_lfs import refuse_pointer_text
 
@@ -38,6 +39,8 @@ MOST_UTTERANCES = 2**34
 MANIFEST_BYTES = 1 << 30
 # Largest index; an index is read into memory as a whole.
 INDEX_BYTES = 1 << 32
+# Version that brought targets and columns with missing values.
+TARGETS_SINCE = 2
 # Least bytes of an utterance in a tar: the header of one array.
 LEAST_TAR_BYTES = 512
 # Least bytes of an utterance in an index: one letter of the key, the label, offset and size of the metadata.
@@ -73,11 +76,15 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
     _check_names(found, MODALITY_NAME, f"{url}: modalities")
     modalities = {name: _parse_modality(entry, f"{url}: modalities.{name}") for name, entry in found.items()}
     classes, columns = _list(record, "classes", str, url), _dict(record, "columns", str, url)
-    if not modalities or not classes or not set(columns.values()) <= set(COLUMN_KINDS):
+    kinds = COLUMN_KINDS if version >= TARGETS_SINCE else [k for k in COLUMN_KINDS if k != OPTIONAL]
+    if not modalities or not (classes or version >= TARGETS_SINCE) or not set(columns.values()) <= set(kinds):
         raise ValueError(
-            f"{url}: there must be a modality and a class, and columns must be {COLUMN_KINDS}; pack it again"
+            f"{url}: there must be a modality and a class, and columns must be {kinds}; pack it again"
         )
     _check_classes(classes, url)
+    target, targets = CLASSES, dict[str, Target]()
+    if version >= TARGETS_SINCE:
+        target, targets = _parse_targets(record, classes, columns, url)
     found = _field(record, "splits", dict, url)
     _check_names(found, SPLIT_NAME, f"{url}: splits")
     provenance = _field(record, "provenance", dict, url)
@@ -93,6 +100,8 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
         splits=splits,
         provenance=provenance,
         skipped=_field(record, "skipped", int, url),
+        target=target,
+        targets=targets,
         schema_version=version,
     )
 
@@ -146,6 +155,40 @@ def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bo
     return shard
 
 
+def _parse_targets(
+    record: Any, classes: list[str], columns: dict[str, str], url: str
+) -> tuple[Target, dict[str, Target]]:
+    """The dataset's own target and the further ones, which must fit its classes and columns."""
+    own = _parse_target(_field(record, "target", dict, url), f"{url}: target")
+    further = {
+        name: _parse_target(entry, f"{url}: targets.{name if name.isidentifier() else _shown(name)}")
+        for name, entry in _field(record, "targets", dict, url).items()
+    }
+    try:
+        own, further = check_declared(own, further, classes)
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}; pack it again") from None
+    for at, target in (("target", own), *((f"targets.{name}", each) for name, each in further.items())):
+        for name in target.columns:
+            kind = columns.get(name)
+            if kind not in NUMBERS:
+                cause = "is not a column of numbers" if kind else "is not a column of the dataset"
+                raise ValueError(f"{url}: {at}: {_shown(name)} {cause}; pack it again")
+            if kind == OPTIONAL and not target.missing:
+                raise ValueError(
+                    f"{url}: {at}: {_shown(name)} is missing in some utterances, and the target says that "
+                    "none is; pack it again"
+                )
+    return own, further
+
+
+def _parse_target(record: Any, at: str) -> Target:
+    missing = record.get("missing") if isinstance(record, dict) else None
+    if not isinstance(missing, bool):
+        raise ValueError(f"{at}: field 'missing' must be true or false, not {_shown(missing)}; pack it again")
+    return Target(_field(record, "type", str, at), _field(record, "columns", dict, at), missing)
+
+
 def _parse_modality(record: Any, at: str) -> Modality:
     modality = Modality(_field(record, "dim", int, at), _field(record, "dtype", str, at))
     if modality.dim < 1 or modality.dtype not in DTYPES:
@@ -168,7 +211,7 @@ def _parse_split(
     if utterances > MOST_UTTERANCES:
         raise ValueError(f"{at}: {utterances} utterances are more than a split can have ({MOST_UTTERANCES})")
     class_counts = _list(record, "class_counts", int, at)
-    if len(class_counts) != num_classes or sum(class_counts) != utterances:
+    if len(class_counts) != num_classes or (num_classes and sum(class_counts) != utterances):
         raise ValueError(
             f"{at}: class_counts {class_counts!s:.100} do not add up to {utterances} utterances of "
             f"{num_classes} classes; pack it again"

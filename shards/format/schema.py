@@ -179,5 +179,8 @@ def choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> 
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """The text of `manifest.json`."""
-    return json_text(asdict(manifest), indent=1) + "\n"
+    """The text of `manifest.json`; of a manifest of an earlier version that version's, byte for byte."""
+    record = asdict(manifest)
+    if manifest.schema_version == 1:
+        del record["target"], record["targets"]
+    return json_text(record, indent=1) + "\n"

@@ -14,8 +14,9 @@ JSON member holds them under the names of the target's columns, and the index ho
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 TARGET_TYPES = ("classification", "regression", "multilabel")
@@ -27,6 +28,12 @@ NUMBERS = ("bool", "int", "float", OPTIONAL)
 # Kinds of columns whose values can be classes.
 NAMES = ("str", "bool", "int")
 SHOWN = 20  # names in an error message
+# float64 holds smaller integers exactly.
+EXACT = 2**53
+# Larger values are not measurements, and their differences may overflow.
+HUGE = 10**30
+# What an option or a file can name: not "valence,activation".
+TARGET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,96 @@ def values_of(meta: Mapping[str, Any], target: Target) -> list[float]:
     return [_value(meta.get(name), name, bounds, target) for name, bounds in target.columns.items()]
 
 
+def number_of(given: Any) -> int | float | None:
+    """A number as JSON and an index hold it: true is 1, integers beyond 2^53 are floats; None of others."""
+    if hasattr(given, "dtype") and getattr(given, "ndim", None) == 0:  # of NumPy
+        given = given.item()
+    if isinstance(given, int):
+        if abs(given) < EXACT:
+            return int(given)
+        return float(given) if abs(given) <= HUGE else math.inf
+    return float(given) if isinstance(given, float) else None
+
+
+def default_range(target: Target) -> tuple[float, float]:
+    """What the values of a column without a known range may be."""
+    return 0.0 if target.type == "multilabel" else -float(HUGE), float(HUGE)
+
+
 def _value(given: Any, name: str, bounds: list[float] | None, target: Target) -> float:
+    shown = given
     if given is None:
         if target.missing:
             return math.nan
         raise ValueError(f"has no {name!r}; fill it in, or leave the utterance out")
-    if isinstance(given, bool):
-        given = int(given)
-    if not isinstance(given, int | float):
-        raise ValueError(f"its {name!r} is {given!r:.60}, not a number")
+    given = number_of(given)
+    if given is None:
+        raise ValueError(f"its {name!r} is {shown!r:.60}, not a number")
     if not math.isfinite(given):
         raise ValueError(f"its {name!r} is {given}; write a number, or leave it empty")
-    low, high = bounds or (0.0 if target.type == "multilabel" else -math.inf, math.inf)
+    low, high = bounds or default_range(target)
     if not low <= given <= high:
         raise ValueError(f"its {name!r} is {given}, outside of {low:g} to {high:g}")
     return float(given)
+
+
+# --- Declare -------------------------------------------------------------------------------------
+
+
+def check_declared(
+    target: Target, targets: Mapping[str, Target], classes: Sequence[str]
+) -> tuple[Target, dict[str, Target]]:
+    """Check the targets that a dataset declares.
+
+    Args:
+        target: the dataset's own.
+        targets: further ones, by name.
+        classes: of the dataset.
+
+    Returns:
+        Both, with their ranges as floats.
+
+    Raises:
+        ValueError: no such type, no columns, a name or range that is not one, or a dataset without classes
+            whose own target is the classes. One line.
+    """
+    if target.is_classes and not classes:
+        raise ValueError("there are no classes, and the target is the classes: there must be one of both")
+    for name in targets:
+        if not TARGET_NAME.fullmatch(name) or name == CLASS_TARGET:
+            raise ValueError(f"targets: {name!r:.60} cannot be a name there")
+    own = target if target == CLASSES else _checked(target, "target")
+    return own, {name: _checked(further, f"targets.{name}") for name, further in targets.items()}
+
+
+def _checked(target: Target, at: str) -> Target:
+    """A target of numbers that a dataset declares; raises as `check_declared`."""
+    if target.type not in TARGET_TYPES:
+        raise ValueError(f"{at}: type {target.type!r:.60} must be one of {', '.join(TARGET_TYPES)}")
+    if target.type == "classification":
+        raise ValueError(
+            f"{at}: a classification is of the dataset's classes, without columns; a column of text can be "
+            "chosen without being declared"
+        )
+    if not target.columns:
+        raise ValueError(f"{at}: a {target.type} has at least one column")
+    return replace(target, columns={name: _bounds(name, b, target, at) for name, b in target.columns.items()})
+
+
+def _bounds(name: str, bounds: Any, target: Target, at: str) -> list[float] | None:
+    if not isinstance(name, str) or not 0 < len(name) <= 100 or not name.isprintable() or "," in name:
+        raise ValueError(f"{at}: {name!r:.60} cannot be the name of a column there")
+    if name == CLASS_TARGET:
+        raise ValueError(f"{at}: {name!r} is the field of the classes; rename the column")
+    if bounds is None:
+        return None
+    fits = isinstance(bounds, list | tuple) and len(bounds) == 2
+    low, high = map(number_of, bounds) if fits else (None, None)
+    if low is None or high is None or not -HUGE <= low < high <= HUGE:
+        raise ValueError(f"{at}: {name!r} has the range {bounds!r:.60}, not a least and a larger number")
+    if target.type == "multilabel" and low < 0:
+        raise ValueError(f"{at}: {name!r} begins at {low:g}; the values of a label are 0 (absent) or above")
+    return [float(low), float(high)]
 
 
 # --- Choose --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ there. `validation` checks each utterance, `output_folder` what the folder may h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from shards.format.labels import given_classes
 from shards.format.precision_names import long_name
 from shards.format.schema import DTYPES, BadSample, Manifest, Sample
+from shards.format.targets import CLASSES, Target, check_declared
 from shards.packing.output_folder import (
     OutputFolder,
     acquire,
@@ -68,6 +69,8 @@ def pack(
     out: str,
     *,
     classes: list[str],
+    target: Target = CLASSES,
+    targets: Mapping[str, Target] | None = None,
     provenance: dict[str, Any] | None = None,
     dtype: str = "float16",
     shard_bytes: int = 256 << 20,
@@ -82,7 +85,10 @@ def pack(
     Args:
         samples: the utterances; read once, in order.
         out: any fsspec URL of a folder, new or empty.
-        classes: class names; a label is a position in this list.
+        classes: class names; a label is a position in this list. If utterances have none, an empty list, and
+            another `target`.
+        target: what the utterances are labeled with. The values of columns are metadata of the utterances.
+        targets: further targets, by name, that a run can choose.
         provenance: how the features were made; kept in the manifest.
         dtype: "float16" or "float32"; or "fp16", "fp32".
         shard_bytes: a shard is closed once it has this many bytes.
@@ -102,10 +108,11 @@ def pack(
         OSError: another packing has taken the folder over, or the store cannot be reached.
     """
     dtype = long_name(dtype)
-    classes = check_options(classes, dtype, on_bad)
+    classes, target, further = check_options(classes, dtype, on_bad, target, targets or {})
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes {shard_bytes}: must be positive")
-    packing = _Packing(acquire(str(out), overwrite, storage_options), PackingState(classes, np.dtype(dtype)))
+    state = PackingState(classes, np.dtype(dtype), target, further)
+    packing = _Packing(acquire(str(out), overwrite, storage_options), state)
     skipped: list[dict[str, str]] = []
     try:
         with progress_bar("pack", "utterance", total, show=progress) as bar:
@@ -141,17 +148,25 @@ def pack(
     return manifest
 
 
-def check_options(classes: list[str], dtype: str, on_bad: str) -> list[str]:
-    """Check options of packing and extraction; returns the classes as label names (see `labels`).
+def check_options(
+    classes: list[str], dtype: str, on_bad: str, target: Target, targets: Mapping[str, Target]
+) -> tuple[list[str], Target, dict[str, Target]]:
+    """Check options of packing and extraction.
+
+    Returns:
+        The classes as label names (see `labels`), and the targets with their ranges as floats.
 
     Raises:
-        ValueError: an option has no such value.
+        ValueError: an option has no such value, or the targets are none (`targets.check_declared`).
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be one of {DTYPES}")
     if on_bad not in ("refuse", "skip"):
         raise ValueError(f"on_bad {on_bad!r}: must be 'refuse' or 'skip'")
-    return given_classes(classes)
+    # Only another target can do without classes.
+    if classes or target.is_classes:
+        classes = given_classes(classes)
+    return classes, *check_declared(target, targets, classes)
 
 
 def _write(packing: _Packing, sample: Sample, encoded: EncodedSample, shard_bytes: int) -> None:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import webdataset
 
+from shards.format.columns import column_kinds, scalar_kind
 from shards.format.hashing import hash_file
-from shards.format.index import index_tar, scalar_kind
+from shards.format.index import index_tar
 from shards.format.index_file import save_index
 from shards.format.schema import Manifest, Modality, ShardEntry, Split, SplitStatistics
 from shards.format.statistics import Statistics, merge, statistics_of
+from shards.format.targets import OPTIONAL
 from shards.packing.output_folder import OutputFolder, check_still_ours, publish
 from shards.packing.validation import EncodedSample, PackingState, check_cast
 from shards.safe_io.file_names import as_text
@@ -35,7 +37,8 @@ class ShardStats:
         utterances: their number.
         statistics: per modality, of the values as stored.
         casts: per modality that was cast, of the values given and of the error (stored - given).
-        kinds: per metadata field the number of utterances that have it, and the kinds of its values.
+        kinds: per metadata field the number of utterances that have it, and the kinds of its values (see
+            `columns.scalar_kind`).
     """
 
     class_counts: np.ndarray
@@ -85,7 +88,8 @@ def write_sample(shard: ShardWriter, key: str, sample: EncodedSample, classes: l
     shard.tar.write({"__key__": key, "json": sample.json_member, **members})
     stats = shard.stats
     stats.utterances += 1
-    stats.class_counts[classes.index(sample.label)] += 1
+    if sample.label is not None:
+        stats.class_counts[classes.index(sample.label)] += 1
     for name, values in sample.arrays.items():
         stats.statistics[name] = merge(stats.statistics.get(name), statistics_of(values))
     for name, cast in sample.casts.items():
@@ -138,13 +142,15 @@ def manifest_of(
     return Manifest(
         modalities=modalities,
         classes=list(state.classes),
-        columns=_columns(total),
+        columns=_columns(total, state),
         splits={
             name: _split([shard.entry for shard in shards], stats[name], modalities)
             for name, shards in splits.items()
         },
         provenance=as_text(provenance),  # paths and commands may hold bytes that are not UTF-8
         skipped=skipped,
+        target=state.target,
+        targets=dict(state.targets),
     )
 
 
@@ -179,14 +185,11 @@ def _merge_cast(
     return b if a is None else (merge(a[0], b[0]), merge(a[1], b[1]))
 
 
-def _columns(total: ShardStats) -> dict[str, str]:
-    """Metadata to select by: a scalar of one kind in every utterance (integers may mix with floats)."""
-    columns = {}
-    for name, (count, kinds) in sorted(total.kinds.items()):
-        kind = "float" if kinds == {"int", "float"} else next(iter(kinds)) if len(kinds) == 1 else None
-        if name != "label" and count == total.utterances and kind is not None:
-            columns[name] = kind
-    return columns
+def _columns(total: ShardStats, state: PackingState) -> dict[str, str]:
+    """The columns of metadata; those of the targets are always there, even if all values are missing."""
+    targets = (state.target, *state.targets.values())
+    of_targets = {name: OPTIONAL for target in targets for name in target.columns}
+    return dict(sorted((of_targets | column_kinds(total.kinds, total.utterances)).items()))
 
 
 def _split(shards: list[ShardEntry], stats: ShardStats, modalities: dict[str, Modality]) -> Split:

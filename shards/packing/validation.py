@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from shards.format.labels import label_name
 from shards.format.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
 from shards.format.statistics import CAST_TOLERANCE, Statistics, lossy_dimension, statistics_of
+from shards.format.targets import CLASSES, Target, number_of, values_of
 
 FIX_PRECISION = "pack with dtype='float32' (--dtype float32), or scale the feature"
 
@@ -23,12 +25,16 @@ class PackingState:
     Attributes:
         classes: names that a label may have.
         dtype: that features are stored in.
+        target: the dataset's own target.
+        targets: further ones, by name.
         keys: of the utterances packed so far.
         dims: per modality the features per time step, and the key of the utterance that determined them.
     """
 
     classes: list[str]
     dtype: np.dtype
+    target: Target = CLASSES
+    targets: dict[str, Target] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     dims: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -40,13 +46,13 @@ class EncodedSample:
     Attributes:
         arrays: per modality [T, D] in the stored dtype, without missing modalities.
         casts: per modality that was cast statistics of the values given and of the error (stored - given).
-        label: name of its class.
+        label: name of its class; None in a dataset without classes.
         json_member: its label and metadata as JSON.
     """
 
     arrays: dict[str, np.ndarray]
     casts: dict[str, tuple[Statistics, Statistics]]
-    label: str
+    label: str | None
     json_member: bytes
 
 
@@ -94,6 +100,7 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
     if isinstance(sample, BadSample):
         raise ValueError(sample.cause)
     label = check_key_split_label(sample.key, sample.split, sample.label, state)
+    meta = check_targets(sample.meta, state)
     for name in sample.features:
         if not MODALITY_NAME.fullmatch(name):
             raise ValueError(
@@ -106,7 +113,7 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
     if not arrays:
         raise ValueError("no steps in any modality; leave the utterance out")
     stored = {name: _cast(values, name, state.dtype) for name, values in arrays.items()}
-    json_member = _json_member(label, sample.meta)
+    json_member = _json_member(label, meta)
 
     state.keys.add(sample.key)
     for name, values in arrays.items():
@@ -142,8 +149,11 @@ def check_cast(
             )
 
 
-def check_key_split_label(key: str, split: str, label: Any, state: PackingState) -> str:
-    """Check the key, the split and the label of an utterance; returns the name of its class.
+def check_key_split_label(key: str, split: str, label: Any, state: PackingState) -> str | None:
+    """Check the key, the split and the label of an utterance.
+
+    Returns:
+        The name of its class; None in a dataset without classes.
 
     Raises:
         ValueError: the key, the split or the class is not allowed.
@@ -157,10 +167,34 @@ def check_key_split_label(key: str, split: str, label: Any, state: PackingState)
         raise ValueError("this key was packed before; keys are unique over all splits, rename one")
     if not isinstance(split, str) or not SPLIT_NAME.fullmatch(split):
         raise ValueError(f"split {split!r} must consist of letters, digits, '-' and '_'")
+    if not state.classes:
+        if label is not None:
+            raise ValueError(f"has the label {label!r:.60}, but there are no classes; give both or none")
+        return None
     name = label_name(label, state.classes)
     if name not in state.classes:
         raise ValueError(f"label {name!r} is unknown; the classes are {state.classes}")
     return name
+
+
+def check_targets(meta: dict[str, Any], state: PackingState) -> dict[str, Any]:
+    """Check the values of all targets of an utterance.
+
+    Returns:
+        The metadata with these values as they are stored: numbers, or None where one is missing.
+
+    Raises:
+        ValueError: a value is not a number or out of its range, one is missing that may not be, or the
+            utterance has no value of the dataset's own target. Names the column.
+    """
+    stored = dict(meta)
+    for target in (state.target, *state.targets.values()):
+        values = values_of(meta, target)
+        if target is state.target and values and all(map(math.isnan, values)):
+            names = " nor ".join(map(repr, target.columns))
+            raise ValueError(f"has no target: no value of {names}; fill one in, or leave the utterance out")
+        stored |= {name: number_of(meta.get(name)) for name in target.columns}
+    return stored
 
 
 def _check_array(values: np.ndarray, name: str, state: PackingState) -> np.ndarray:
@@ -194,11 +228,11 @@ def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
     return stored
 
 
-def _json_member(label: str, meta: dict[str, Any]) -> bytes:
+def _json_member(label: str | None, meta: dict[str, Any]) -> bytes:
     if "label" in meta:
         raise ValueError("metadata must not be named 'label'; rename that column")
     try:
-        record = {"label": label, **meta}
+        record = meta if label is None else {"label": label, **meta}
         return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata cannot be written as JSON ({error}); convert or drop it") from None

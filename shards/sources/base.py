@@ -12,6 +12,7 @@ import numpy as np
 from shards.format.labels import MISSING, given_classes, text_of
 from shards.format.schema import BadSample, Sample
 from shards.format.split_names import renaming_message, usual_names
+from shards.format.targets import CLASSES, Target
 from shards.safe_io.printable import get_logger
 from shards.sources.transcripts import Transcript
 
@@ -34,6 +35,8 @@ class Source:
         total: number of samples.
         text_encoder: the encoder of their transcripts: the samples are `TranscribedSample`s, of which
             `extraction.text_features.with_text` makes features. None: they have no transcripts.
+        target: what is to be recognized: the classes, or columns of the metadata.
+        targets: further targets of the same utterances, by name.
     """
 
     samples: Iterator[Sample | BadSample]
@@ -41,6 +44,8 @@ class Source:
     provenance: dict[str, Any]
     total: int
     text_encoder: str | None = None
+    target: Target = CLASSES
+    targets: dict[str, Target] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Clip:
     Attributes:
         key: name of the utterance, unique in the dataset.
         split: name of the split it belongs to.
-        label: name of its class.
+        label: name of its class; None where the corpus has no classes.
         audio: file with its sound, or None where the corpus has none.
         video: file with its picture (often the same file), or None.
         audio_span: (begin, end) in seconds within `audio`; None is the whole file.
@@ -150,7 +155,7 @@ class Clip:
 
     key: str
     split: str
-    label: str
+    label: str | None
     audio: Path | None
     video: Path | None
     audio_span: tuple[float, float] | None = None
@@ -179,6 +184,8 @@ class ClipSource:
         remarks: warnings for the user, logged before the extraction begins.
         missing: by modality, an error message about the files of many clips; where the modality is wanted,
             the extraction is refused.
+        target: what is to be recognized: the classes, or columns of the metadata.
+        targets: further targets of the same utterances, by name.
     """
 
     clips: list[Clip | BadSample]
@@ -186,3 +193,5 @@ class ClipSource:
     provenance: dict[str, Any]
     remarks: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    target: Target = CLASSES
+    targets: dict[str, Target] = field(default_factory=dict)

@@ -15,12 +15,17 @@ regression labels and need a label set of sentiments. Splits named "valid", "dev
 "val". Padding is cut off: by the lengths if the file has them, otherwise all-zero steps at both ends.
 `vision` becomes the modality "video". Text is either `text`, the features that the file has, or made of
 `raw_text` by an encoder; an empty one is a missing modality. Infinite values and NaN become 0, counted in the
-manifest's provenance. The pickle is read by `sources.restricted_pickle`, which runs no code of it, and is
+manifest's provenance. The pickle is read by `reading.restricted_pickle`, which runs no code of it, and is
 loaded into memory whole.
 
 Label sets: `classification` (default), or cut from the regression labels `sentiment2`, `sentiment3` or
-`sentiment7` (see `sources.sentiment_classes`). The literature reports two and seven classes for MOSI and
+`sentiment7` (see `reading.sentiment_classes`). The literature reports two and seven classes for MOSI and
 MOSEI; CH-SIMS' labels are within -1..1, where seven classes have no meaning.
+
+Targets: the classes, or with `target` the regression labels: `sentiment` (the column "sentiment"), or in
+CH-SIMS `sentiment-by-modality` (sentiment_text, sentiment_audio and sentiment_video). What is not the
+dataset's own target is a further one, which a run chooses with `--data.target sentiment`. Their range is
+found from the values, see `reading.mmsa_labels`, and is in the manifest.
 
 From the archive to a trained model:
 
@@ -38,15 +43,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning
-from shards.sources import restricted_pickle
 from shards.sources.base import (
-    MOST_CLASSES,
     TRANSCRIPTS,
     Source,
     TranscribedSample,
@@ -56,7 +59,20 @@ from shards.sources.base import (
     logger,
     replace_nonfinite,
 )
-from shards.sources.sentiment_classes import SETS, class_of
+from shards.sources.reading import restricted_pickle
+from shards.sources.reading.mmsa_labels import (
+    BY_MODALITY,
+    MODALITY_SCORES,
+    SENTIMENT,
+    Scores,
+    class_name,
+    has_classes,
+    label_array,
+    own_and_further,
+    read_labels,
+    read_scores,
+)
+from shards.sources.reading.sentiment_classes import SETS
 from shards.sources.transcripts import checked_text, transcript_of
 
 SPLITS = ("train", "val", "test")
@@ -65,6 +81,13 @@ MODALITIES = {"audio": "audio", "video": "vision", "text": "text"}
 RAW_TEXT = "raw_text"
 POLARITY = ["negative", "neutral", "positive"]
 LABEL_SETS = ("classification", *SETS)
+# The scores that are the dataset's own target, by the option.
+SCORES_OF = {
+    "classification": None,
+    "regression": SENTIMENT,
+    SENTIMENT: SENTIMENT,
+    BY_MODALITY: BY_MODALITY,
+}
 
 
 def read(
@@ -74,6 +97,7 @@ def read(
     text: bool = False,
     text_encoder: str | None = None,
     modalities: tuple[str, ...] = ("audio", "video"),
+    target: Literal["classification", "regression", "sentiment", "sentiment-by-modality"] = "classification",
 ) -> Source:
     """Read an MMSA pickle.
 
@@ -84,6 +108,8 @@ def read(
         text: also take the features of text that the file has.
         text_encoder: makes features of text from the transcripts, `raw_text`.
         modalities: of the file's features; besides `text`.
+        target: what is to be recognized: classification (the label set), sentiment (the same as regression),
+            or sentiment-by-modality (CH-SIMS).
 
     Returns:
         Utterances by split. With a text encoder they are `TranscribedSample`s.
@@ -106,23 +132,39 @@ def read(
             f"{path}: --text takes the features of text that it has, --text_encoder makes others of its "
             "raw_text; give one of the two"
         )
+    if target not in SCORES_OF:
+        raise ValueError(f"target {target!r}: must be one of {', '.join(SCORES_OF)}")
+    needed = SCORES_OF[target]
     content = restricted_pickle.load(path)
     named = _named_splits(content, path)
+    in_classes = needed is None or label_set != "classification" or has_classes(content, named)
+    if labels is not None and not in_classes:
+        raise ValueError(
+            f"{path}: labels name classes, but it has no 'classification_labels'; leave them out"
+        )
     features = {MODALITIES[name]: name for name in (*modalities, *(["text"] if text else []))}
     has_transcripts = text_encoder is not None
     splits = {
-        split: _split(content[name], features, has_transcripts, label_set, f"{path}: {name}")
+        split: _split(
+            content[name], features, has_transcripts, label_set if in_classes else None, f"{path}: {name}"
+        )
         for split, name in named.items()
     }
+    either_name = needed == SENTIMENT or label_set != "classification"
+    scores = read_scores({s: content[name] for s, name in named.items()}, needed, either_name, str(path))
+    own, further = own_and_further(scores, needed)
     used = {"id", "classification_labels", "regression_labels", "labels", *features}
     used |= {f"{name}_lengths" for name in features} | ({RAW_TEXT} if has_transcripts else set())
+    used |= {name for column, name in MODALITY_SCORES.items() if column in scores.columns}
     unused = {key for name in named.values() for key in content[name]} - used
     log_unused(unused, str(path), "keys of its splits are")
     if "text" in unused and not has_transcripts:
         logger.warning(
             "%s: its text is not used; --text takes its features, --text_encoder encodes its raw_text", path
         )
-    if label_set == "classification":
+    if not in_classes:
+        classes: list[str] = []
+    elif label_set == "classification":
         highest = max((_highest(record["label"]) for record in splits.values()), default=-1)
         names = labels if labels or highest >= len(POLARITY) else POLARITY
         classes = class_names(names, highest + 1, str(path))
@@ -131,18 +173,20 @@ def read(
         _check_scale(splits, label_set, path)
     repaired: dict[str, int] = {}
     return Source(
-        samples=_samples(splits, classes, label_set, has_transcripts, repaired, path),
+        samples=_samples(splits, classes, label_set, scores, has_transcripts, repaired, path),
         classes=classes,
         # The counts grow while samples are read; the manifest is written after the last one.
         provenance={
             "format": "mmsa",
             "source": str(source),
-            "label_set": label_set,
+            **({"label_set": label_set} if in_classes else {}),
             **({TRANSCRIPTS: RAW_TEXT} if has_transcripts else {}),
             "repaired_steps": repaired,
         },
         total=sum(len(record["id"]) for record in splits.values()),
         text_encoder=text_encoder,
+        target=own,
+        targets=further,
     )
 
 
@@ -173,33 +217,18 @@ def _highest(label: np.ndarray) -> int:
     return int(there.max(initial=-1))
 
 
-def _label_name(record: dict[str, Any], label_set: str, at: str) -> str:
-    """Name of the array of a split that holds the labels.
-
-    Raises:
-        ValueError: the one that the label set needs is missing.
-    """
-    scores = next((name for name in ("regression_labels", "labels") if name in record), None)
-    if label_set != "classification":
-        return scores or "regression_labels"
-    if "classification_labels" not in record and scores is not None:
-        raise ValueError(
-            f"{at}: 'classification_labels' is missing, but {scores!r} is there: if those are sentiment "
-            "scores, cut classes from them with --label_set sentiment2, sentiment3 or sentiment7"
-        )
-    return "classification_labels"
-
-
 def _split(
-    record: Any, modalities: dict[str, str], has_transcripts: bool, label_set: str, at: str
+    record: Any, modalities: dict[str, str], has_transcripts: bool, label_set: str | None, at: str
 ) -> dict[str, Any]:
     """What is needed of one split: `id` [U], `label` [U], per modality features and lengths ([U] or None).
 
-    With transcripts also `raw_text` [U], else it is None.
+    With transcripts also `raw_text` [U], else it is None. Without a label set all labels are NaN.
     """
-    label_name = _label_name(record, label_set, at) if isinstance(record, dict) else "regression_labels"
+    label_name = None
+    if label_set is not None:
+        label_name = label_array(record, label_set, at) if isinstance(record, dict) else "regression_labels"
     raw_text = (RAW_TEXT,) if has_transcripts else ()
-    for name in ("id", label_name, *modalities, *raw_text):
+    for name in ("id", *([label_name] if label_name else []), *modalities, *raw_text):
         if not isinstance(record, dict) or name not in record:
             there = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
             raise ValueError(f"{at}: {name!r} is missing; it has {there}")
@@ -209,22 +238,14 @@ def _split(
     for name, values in (lists | given).items():
         _check_list(values, f"{at}: {name}")
     utterances = len(record["id"])
-    try:
-        label = np.asarray(record[label_name], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{at}: {label_name} must be numbers ({error})") from None
-    if label.ndim == 0 or label.size != len(label):
-        raise ValueError(
-            f"{at}: {label_name} has shape {list(label.shape)}; expected one number per utterance"
-        )
-    label = label.reshape(-1)
-    known = label[~np.isnan(label)]
-    whole = (known >= 0) & (known < MOST_CLASSES) & (known == np.floor(known))
-    if label_set == "classification" and not whole.all():
-        raise ValueError(f"{at}: {label_name} must be 0, 1, ...; use --label_set sentiment3")
+    label = (
+        np.full(utterances, np.nan)
+        if label_name is None
+        else read_labels(record[label_name], label_name, label_set, at)
+    )
     ids = [_name(identity, f"{at}: id[{i}]") for i, identity in enumerate(record["id"])]
     read: dict[str, Any] = {"id": ids, "label": label, "features": {}, RAW_TEXT: record.get(RAW_TEXT)}
-    lengths = {label_name: len(label), **{name: len(record[name]) for name in raw_text}}
+    lengths = {label_name or "label": len(label), **{name: len(record[name]) for name in raw_text}}
     for name, modality in modalities.items():
         features, steps = record[name], record.get(f"{name}_lengths")
         read["features"][modality] = (features, steps)
@@ -261,6 +282,7 @@ def _samples(
     splits: dict[str, dict[str, Any]],
     classes: list[str],
     label_set: str,
+    scores: Scores,
     has_transcripts: bool,
     repaired: dict[str, int],
     path: Path,
@@ -277,19 +299,11 @@ def _samples(
                     for modality, (values, lengths) in record["features"].items()
                 }
                 text = transcript_of(checked_text(record[RAW_TEXT][i])) if has_transcripts else None
-                if np.isnan(label):
-                    raise ValueError("has no label (nan)")
-                named = (
-                    classes[int(label)]
-                    if label_set == "classification"
-                    else class_of(float(label), label_set)
-                )
+                named = class_name(label, classes, label_set) if classes else None
             except ValueError as error:
                 yield BadSample(key, str(error), at)
                 continue
-            meta: dict[str, Any] = {"id": name}
-            if label_set != "classification":
-                meta["sentiment"] = float(label)
+            meta: dict[str, Any] = {"id": name, **scores.meta_of(split, i)}
             described = (key, split, named, features, meta, at)
             yield TranscribedSample(*described, text) if has_transcripts else Sample(*described)
 

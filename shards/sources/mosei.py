@@ -25,7 +25,7 @@ Label sets:
 
 - `emotion`: the strongest of the six emotions; of equal ones the first in the order above. Utterances with
   none (all six 0) are left out, or with no_emotion="keep" a seventh class "none";
-- `sentiment2`, `sentiment3`, `sentiment7`: see `shards.sources.sentiment_classes`.
+- `sentiment2`, `sentiment3`, `sentiment7`: see `shards.sources.reading.sentiment_classes`.
 
 From the archive to a trained model (with `--dtype float32` where packing finds float16 too coarse):
 
@@ -67,7 +67,7 @@ from shards.sources.base import (
     logger,
     replace_nonfinite,
 )
-from shards.sources.sentiment_classes import SETS, class_of
+from shards.sources.reading.sentiment_classes import SETS, class_of
 from shards.sources.transcripts import Transcript, split_words
 
 LABELS = "All Labels"

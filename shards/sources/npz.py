@@ -7,8 +7,15 @@ The features X of a modality are one of
     X [U, T, D], and if it is padded at the end X_lengths [U]: steps that are not padding, 0 to T (0: missing)
 
 `label` [U] holds whole numbers, named by `label_names`, or names; `ids` [U] and `split` [U] are text. Every
-further array of U entries is metadata. A column [U, 1] is read as [U], bytes as UTF-8 text, and these names
-in upper or lower case. An utterance whose label is NaN or empty is a bad utterance.
+further array of U entries is metadata; NaN is a missing number. A column [U, 1] is read as [U], bytes as
+UTF-8 text, and these names in upper or lower case. An utterance whose label is NaN or empty is a bad
+utterance.
+
+With another target than classes no `label` is needed. Its arrays are columns [U], or one array [U, K], whose
+columns `target_names` [K] names (default NAME_0, NAME_1 and so on). NaN is a missing value:
+
+    awtpn pack x.npz data/vad --format npz --target regression --target_columns valence=1:5,arousal=1:5
+    awtpn pack x.npz data/emotions --format npz --target multilabel --target_columns emotions=0:3
 """
 
 from __future__ import annotations
@@ -16,16 +23,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample, Sample
+from shards.format.targets import CLASSES
 from shards.safe_io.expansion import load_npz
 from shards.sources.base import Source, class_names, log_unused, logger, named_splits, split_of
+from shards.sources.reading.typed_targets import Bounds, TypedTarget, column_bounds, typed_target
 
 SPLIT = "all"
-NAMES = ("ids", "label", "split", "label_names")
+NAMES = ("ids", "label", "split", "label_names", "target_names")
 # Other names that files use for them.
 ALIASES = {"ids": ("id", "keys"), "label": ("labels",), "split": ("splits",)}
 LENGTHS = ("lengths", "length", "lens", "len")
@@ -34,13 +44,22 @@ ANY_LENGTHS = re.compile(r"(.*_)?(lengths?|lens?|seq_?len|(n|num)_(steps|frames)
 ANY_MASK = re.compile(r"(.*_)?masks?", re.IGNORECASE)
 
 
-def read(source: str | Path, labels: list[str] | None = None) -> Source:
+def read(
+    source: str | Path,
+    labels: list[str] | None = None,
+    target: Literal["classification", "regression", "multilabel"] = "classification",
+    target_columns: list[str] | None = None,
+) -> Source:
     """Read packed arrays.
 
     Args:
         source: the `.npz` file: X [sum T, D] with X_offsets [U + 1], or X [U, T, D] with X_lengths [U].
             Loaded into memory.
         labels: class names in label order; default the file's `label_names`, else class_0, class_1 and so on.
+        target: what is to be recognized: classification (the label), regression (values) or multilabel
+            (several labels at once).
+        target_columns: arrays of values or of labels, each NAME or NAME=LOW:HIGH, such as valence=1:5; their
+            shape is [U], or [U, K] with the names `target_names`. NaN is a missing value.
 
     Raises:
         ValueError: no such file, or arrays of another layout; names the array.
@@ -51,7 +70,8 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     arrays = _standard_names(_text(arrays, path))
-    for name in ("ids", "label"):
+    bounds = column_bounds(target_columns, target, str(path))
+    for name in ("ids",) if bounds else ("ids", "label"):
         if name not in arrays:
             raise ValueError(f"{path}: array {name!r} is missing; it has {sorted(arrays)}")
     named = [str(name) for name in arrays.pop("label_names", np.array([])).reshape(-1)]
@@ -59,9 +79,13 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
     log_unused(single, str(path), "arrays of a single value are")
     arrays = {name: _column(array) for name, array in arrays.items() if array.ndim}
     ids = _per_utterance(arrays, "ids", path)
-    label = _per_utterance(arrays, "label", path)
+    own = _own_target(arrays, target, bounds, len(ids), path) if bounds else None
+    has_classes = "label" in arrays
+    label = _per_utterance(arrays, "label", path) if has_classes else np.full(len(ids), "")
     split = _per_utterance(arrays, "split", path) if "split" in arrays else np.full(len(ids), SPLIT)
-    label_names, classes = _classes(label, labels or named, path)
+    if labels and not has_classes:
+        raise ValueError(f"{path}: --labels names classes, but there is no array 'label'; leave --labels out")
+    label_names, classes = _classes(label, labels or named, path) if has_classes else ([None] * len(ids), [])
     splits = named_splits(split, str(path))
     features = {name: _steps(arrays, name, path) for name in _modalities(arrays)}
     meta = {
@@ -89,18 +113,25 @@ def read(source: str | Path, labels: list[str] | None = None) -> Source:
                 yield Sample(
                     key=key,
                     split=split_of(split[i], splits),
-                    label=label_name(label_names[i], classes),
+                    label=label_name(label_names[i], classes) if has_classes else None,
                     features={name: x[first[i] : end[i]] for name, (x, first, end) in features.items()},
-                    meta={name: array[i].tolist() for name, array in meta.items()},
+                    meta={name: _plain(array[i].tolist()) for name, array in meta.items()}
+                    | (own.meta_of(i) if own else {}),
                     source=str(path),
                 )
             except ValueError as error:
                 yield BadSample(key, str(error), str(path))
 
-    return Source(samples(), classes, {"format": "npz", "source": str(source)}, len(ids))
+    return Source(
+        samples(),
+        classes,
+        {"format": "npz", "source": str(source)},
+        len(ids),
+        target=own.target if own else CLASSES,
+    )
 
 
-# --- Names and labels ----------------------------------------------------------------------------
+# --- Names, labels and targets -------------------------------------------------------------------
 
 
 def _text(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -155,6 +186,55 @@ def _classes(label: np.ndarray, given: list[str], path: Path) -> tuple[list[str 
         raise ValueError(f"{path}: label: {there.min():g}, while labels count from 0")
     classes = class_names(given or None, int(there.max(initial=0)) + bool(len(there)), str(path))
     return [None if value != value else classes[int(value)] for value in label.tolist()], classes
+
+
+def _own_target(
+    arrays: dict[str, np.ndarray], kind: str, bounds: dict[str, Bounds], utterances: int, path: Path
+) -> TypedTarget:
+    """Remove the arrays of a target from `arrays`, and `target_names`, and return the target.
+
+    Raises:
+        ValueError: there is no such array, or it is neither [U] nor [U, K]; names that do not fit.
+    """
+    names = [str(name) for name in arrays.pop("target_names", np.array([])).reshape(-1)]
+    columns: dict[str, np.ndarray] = {}
+    ranges: dict[str, Bounds] = {}
+    for name, bound in bounds.items():
+        if name not in arrays:
+            raise ValueError(
+                f"{path}: no array {name!r}, which --target_columns names; it has {sorted(arrays)}"
+            )
+        array = arrays.pop(name)
+        if array.ndim not in (1, 2) or len(array) != utterances:
+            raise ValueError(
+                f"{path}: {name} has shape {list(array.shape)}; a target is [{utterances}], one value per "
+                f"utterance, or [{utterances}, K]"
+            )
+        own = {name: array} if array.ndim == 1 else dict(_named_columns(array, name, names, path))
+        if twice := [each for each in own if each in columns or each in arrays]:
+            raise ValueError(f"{path}: {twice[0]!r}, a column of {name}, is another array, too; rename one")
+        columns |= own
+        ranges |= dict.fromkeys(own, bound)
+    if not utterances or not columns:
+        raise ValueError(f"{path}: there are no values of {', '.join(bounds)}; the arrays are empty")
+    return typed_target(kind, {name: array.tolist() for name, array in columns.items()}, ranges, str(path))
+
+
+def _named_columns(
+    array: np.ndarray, name: str, names: list[str], path: Path
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The columns of an array [U, K] with their names."""
+    wide = array.shape[1]
+    if names and (len(names) != wide or len(set(names)) != wide):
+        raise ValueError(
+            f"{path}: target_names are {names!s:.80}, but {name} has {wide} columns; give each one name"
+        )
+    return zip(names or [f"{name}_{i}" for i in range(wide)], array.T, strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of metadata; None for NaN, which is a missing number."""
+    return None if isinstance(value, float) and value != value else value
 
 
 # --- Features ------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from shards.format.split_names import renaming_message, usual_names
 from shards.safe_io.file_names import existing
 from shards.safe_io.printable import plural
 from shards.sources.base import Clip, ClipSource, key_of, split_of
+from shards.sources.reading.table_rows import read_rows
 from shards.sources.recordings_folder import (
     SOUND,
     TRANSCRIPT,
@@ -55,7 +56,6 @@ from shards.sources.recordings_folder import (
     remarks_on,
     with_transcript,
 )
-from shards.sources.table_rows import read_rows
 from shards.sources.transcripts import checked_text, transcript_of
 
 REQUIRED = ("key", "split", "label")

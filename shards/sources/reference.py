@@ -3,6 +3,11 @@ each a dict of `audio_feats`, `video_feats` and `labels`.
 
 `<modality>_feats` are [U, T, D] tensors, or lists of [T, D]; `labels` are [U] whole numbers, or [U, 1]. An
 utterance whose label is NaN is a bad one. The second file may also be called `valid.pt` or `dev.pt`.
+
+With another target than classes, `labels` are numbers [U], or [U, K]; NaN is a missing value. Their columns
+are called "target", or target_0, target_1 and so on, unless they are given names:
+
+    awtpn pack FOLDER data/vad --format reference --target regression --target_columns valence=1:5,arousal=1:5
 """
 
 from __future__ import annotations
@@ -10,44 +15,85 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from shards.format.labels import label_name
 from shards.format.schema import BadSample, Sample
 from shards.format.split_names import meaning, renaming_message
+from shards.format.targets import CLASSES
 from shards.safe_io.expansion import check_expansion
 from shards.safe_io.git_lfs import refuse_pointer
 from shards.sources.base import Source, class_names, log_unused, logger
+from shards.sources.reading.typed_targets import Bounds, TypedTarget, column_bounds, typed_target
 
 SPLITS = ("train", "val", "test")
 SUFFIX = "_feats"
 
 
-def read(source: str | Path, labels: list[str] | None = None) -> Source:
+def read(
+    source: str | Path,
+    labels: list[str] | None = None,
+    target: Literal["classification", "regression", "multilabel"] = "classification",
+    target_columns: list[str] | None = None,
+) -> Source:
     """Read a folder of the published code's splits.
 
     Args:
         source: the folder of these files; one or two of them are enough.
         labels: class names in label order; default class_0, class_1 and so on.
+        target: what `labels` hold: classification (classes), regression (values) or multilabel (several
+            labels at once).
+        target_columns: names of the columns of `labels`, each NAME or NAME=LOW:HIGH, such as valence=1:5.
 
     Raises:
         ValueError: no split there, a file that only unpickling could read, or one of another layout.
     """
     folder = Path(source)
+    bounds = None
+    if target_columns or target == "classification":  # else the columns have names of their own
+        bounds = column_bounds(target_columns, target, str(folder))
+    if labels and target != "classification":
+        raise ValueError(f"{folder}: --labels names classes; name columns with --target_columns")
     paths = _split_files(folder)
-    splits = {split: _load(path) for split, path in paths.items()}
-    there = [label for record in splits.values() for label in record["labels"] if label is not None]
-    highest = max(there, default=-1)
-    names = class_names(labels, highest + 1, str(folder))
+    splits = {split: _load(path, target) for split, path in paths.items()}
+    own = None if target == "classification" else _own_target(splits, target, bounds, str(folder))
+    names: list[str] = []
+    if own is None:
+        there = [label for record in splits.values() for label in record["labels"] if label is not None]
+        names = class_names(labels, max(there, default=-1) + 1, str(folder))
     return Source(
-        samples=_samples(splits, paths, names),
+        samples=_samples(splits, paths, names, own),
         classes=names,
         provenance={"format": "reference", "source": str(source)},
         total=sum(len(record["labels"]) for record in splits.values()),
+        target=own.target if own else CLASSES,
     )
+
+
+def _own_target(
+    splits: dict[str, dict[str, Any]], kind: str, bounds: dict[str, Bounds] | None, at: str
+) -> TypedTarget:
+    """The target of all splits, one after the other.
+
+    Raises:
+        ValueError: splits have different numbers of columns, or these are not as many as the names.
+    """
+    values = [row for record in splits.values() for row in record["labels"]]
+    counts = sorted({len(row) for row in values})
+    if len(counts) != 1 or counts[0] == 0:
+        raise ValueError(f"{at}: labels have {' and '.join(map(str, counts)) or 'no'} columns; save [U, K]")
+    if bounds is None:
+        names = ["target"] if counts[0] == 1 else [f"target_{i}" for i in range(counts[0])]
+        bounds = dict.fromkeys(names)
+    if len(bounds) != counts[0]:
+        raise ValueError(
+            f"{at}: --target_columns names {len(bounds)} columns, but labels have {counts[0]}; name each one"
+        )
+    return typed_target(kind, dict(zip(bounds, zip(*values, strict=True), strict=True)), bounds, at)
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -73,7 +119,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, target: str) -> dict[str, Any]:
     refuse_pointer(path)
     try:
         # Memory-mapped, so that a large file is read utterance by utterance; old torch formats cannot be.
@@ -92,7 +138,8 @@ def _load(path: Path) -> dict[str, Any]:
         _check_utterances(record[name], f"{path}: {name}")
         _check_tensors(record[name], path.stat().st_size, f"{path}: {name}")
     log_unused([name for name in record if name not in (*names, "labels")], str(path), "keys are")
-    record["labels"] = _labels(record["labels"], path)
+    labels = _label_tensor(record["labels"], path)
+    record["labels"] = _labels(labels, path) if target == "classification" else _rows(labels, path)
     for name in names:
         if len(record[name]) != len(record["labels"]):
             raise ValueError(
@@ -127,11 +174,11 @@ def _check_tensors(values: Any, file_bytes: int, at: str) -> None:
             check_expansion(tensor.numel() * tensor.element_size(), file_bytes, at)
 
 
-def _labels(labels: Any, path: Path) -> list[int | None]:
-    """Label of each utterance; None for NaN.
+def _label_tensor(labels: Any, path: Path) -> torch.Tensor:
+    """The labels as a plain tensor.
 
     Raises:
-        ValueError: of another shape, or not whole numbers from 0 on.
+        ValueError: they are not numbers, or a tensor of another kind.
     """
     try:
         found = torch.as_tensor(labels).cpu()
@@ -142,6 +189,28 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
         raise ValueError(f"{path}: labels are a quantized tensor; save labels.int_repr()")
     if found.layout != torch.strided:
         raise ValueError(f"{path}: labels are a sparse tensor; save labels.to_dense()")
+    return found
+
+
+def _rows(labels: torch.Tensor, path: Path) -> list[list[float]]:
+    """The values of each utterance, U lists of K.
+
+    Raises:
+        ValueError: of another shape than [U] or [U, K], or complex.
+    """
+    if labels.ndim not in (1, 2) or labels.dtype.is_complex:
+        raise ValueError(
+            f"{path}: labels are {labels.dtype}, shape {list(labels.shape)}; expected numbers [U] or [U, K]"
+        )
+    return labels.reshape(len(labels), -1).tolist() if labels.numel() else [[] for _ in labels]
+
+
+def _labels(found: torch.Tensor, path: Path) -> list[int | None]:
+    """Label of each utterance; None for NaN.
+
+    Raises:
+        ValueError: of another shape, or not whole numbers from 0 on.
+    """
     if found.ndim == 2 and found.shape[1] == 1:
         found = found.reshape(-1)
     if found.ndim != 1:
@@ -154,19 +223,21 @@ def _labels(labels: Any, path: Path) -> list[int | None]:
 
 
 def _samples(
-    splits: dict[str, dict[str, Any]], paths: dict[str, Path], classes: list[str]
+    splits: dict[str, dict[str, Any]], paths: dict[str, Path], classes: list[str], own: TypedTarget | None
 ) -> Iterator[Sample | BadSample]:
+    places = count()  # of an utterance among those of all splits
     for split, record in splits.items():
         names = [name for name in record if name.endswith(SUFFIX)]
         for i, label in enumerate(record["labels"]):
-            key, at = f"{split}-{i:06d}", str(paths[split])
+            key, at, place = f"{split}-{i:06d}", str(paths[split]), next(places)
             try:
-                named = label_name(None if label is None else classes[label], classes)
+                named = None if own else label_name(None if label is None else classes[label], classes)
+                values = own.meta_of(place) if own else {}
                 features = {name.removesuffix(SUFFIX): _array(record[name][i], name) for name in names}
             except ValueError as error:
                 yield BadSample(key, str(error), at)
                 continue
-            yield Sample(key, split, named, features, source=at)
+            yield Sample(key, split, named, features, values, source=at)
 
 
 def _array(tensor: Any, name: str) -> Any:

@@ -6,7 +6,6 @@ manifest is never skipped as damage, because then no target can be trusted.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ from shards.format.class_checks import WrongManifest
 from shards.format.index import ShardIndex
 from shards.format.labels import label_name
 from shards.format.schema import OPTIONAL, Manifest
-from shards.format.targets import Target
+from shards.format.targets import Target, default_range
 
 # In `labels_of`: the utterance has no label.
 NO_LABEL = -1
@@ -79,13 +78,12 @@ def values_of_index(index: ShardIndex, target: Target, manifest: Manifest, at: s
         known = values[:, i]
         if manifest.columns[name] == OPTIONAL:
             known = known[~np.isnan(known)]
-        low, high = bounds or (0.0 if target.type == "multilabel" else -math.inf, math.inf)
+        low, high = bounds or default_range(target)
         # Written so that NaN is refused, too.
-        fits = (low <= known) & (known <= high) & np.isfinite(known)
+        fits = (low <= known) & (known <= high)
         if not fits.all():
-            allowed = f"{low:g} to {high:g}" if bounds else "0 and above" if low == 0 else "numbers"
             raise WrongManifest(
                 f"{at}: column {name!r:.60} holds {known[~fits][0]:g}, where the values of its "
-                f"{target.type} are {allowed}; choose another target, or pack it again"
+                f"{target.type} are {low:g} to {high:g}; choose another target, or pack it again"
             )
     return values

@@ -22,6 +22,7 @@ from shards.format.index_file import save_index
 from shards.format.manifest import parse_manifest
 from shards.format.schema import (
     MANIFEST,
+    OPTIONAL,
     Manifest,
     Modality,
     ShardEntry,
@@ -169,13 +170,19 @@ def _split(parts: list[_IndexedShard], modalities: dict[str, Modality], num_clas
 
 
 def _columns(indexes: list[ShardIndex]) -> dict[str, str]:
-    """Metadata to select by: columns that every tar has, of one kind (integers may mix with floats)."""
+    """Metadata to select by: columns that every tar has, of one kind (integers may mix with floats).
+
+    A column of numbers that utterances lack is taken if at least one utterance of every tar has it.
+    """
     kinds = {"b": "bool", "i": "int", "f": "float", "U": "str"}
     columns = {}
     for name in sorted(set.intersection(*(set(index.columns) for index in indexes))):
         found = {kinds[index.columns[name].dtype.kind] for index in indexes}
         if len(found) == 1 or found == {"int", "float"}:
             columns[name] = "float" if len(found) > 1 else next(iter(found))
+        floats = [index.columns[name] for index in indexes if index.columns[name].dtype.kind == "f"]
+        if columns.get(name) == "float" and any(np.isnan(values).any() for values in floats):
+            columns[name] = OPTIONAL
     return columns
 
 

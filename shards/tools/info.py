@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.class_checks import check_class_counts, parse_metadata
+from shards.format.class_checks import check_class_counts, count_labels, parse_metadata
 from shards.format.feature_space import describe, recorded_spaces
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
@@ -72,12 +72,15 @@ class Info:
 
 @dataclass(frozen=True)
 class Preview:
-    """An utterance: its metadata, and per modality its features, an array [T, D] in the stored dtype."""
+    """An utterance: its label, if the dataset has classes; its metadata; and its features by modality.
+
+    The features are arrays [T, D] in the stored dtype.
+    """
 
     split: str
     shard: str
     key: str
-    label: str
+    label: str | None
     meta: dict[str, Any]
     features: dict[str, np.ndarray]
 
@@ -109,7 +112,7 @@ def info(
         if lengths:
             with ThreadPoolExecutor(INDEX_THREADS) as threads:
                 indexes = list(threads.map(lambda entry: _index(store, entry, manifest), split.shards))
-            counts = [np.bincount(index.label, minlength=len(manifest.classes)) for index in indexes]
+            counts = [count_labels(index.label, len(manifest.classes)) for index in indexes]
             check_class_counts(counts, split, f"{store.url}#{name}")
             steps = [index.steps for index in indexes]
             found = {m: _lengths(np.concatenate([each[m] for each in steps])) for m in manifest.modalities}
@@ -227,7 +230,8 @@ def _wrapped(text: str, margin: str) -> list[str]:
 
 def format_preview(found: Preview) -> str:
     """An utterance of `preview` as text."""
-    lines = [f"{found.key}  ({found.split}, {found.shard})  label: {found.label}"]
+    label = "" if found.label is None else f"  label: {found.label}"
+    lines = [f"{found.key}  ({found.split}, {found.shard}){label}"]
     for name, values in found.features.items():
         if not len(values):
             lines.append(f"  {name}: missing")
@@ -286,7 +290,8 @@ def _preview(
     key, label = str(index.key[row]), int(index.label[row])
     meta = parse_metadata(content, key, label, manifest, f"{store.url}/{entry.name}")
     meta.pop("label", None)
-    return Preview(split, entry.name, key, manifest.classes[label], meta, features)
+    name = manifest.classes[label] if manifest.classes else None
+    return Preview(split, entry.name, key, name, meta, features)
 
 
 def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:

@@ -23,7 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.class_checks import WrongManifest, check_class_counts, label_field, parse_metadata
+from shards.format.class_checks import (
+    WrongManifest,
+    check_class_counts,
+    count_labels,
+    label_field,
+    parse_metadata,
+)
 from shards.format.hashing import hash_file
 from shards.format.index import ShardIndex, index_tar
 from shards.format.index_file import load_index
@@ -227,7 +233,7 @@ class _ShardFacts:
 def _shard_facts(index: ShardIndex, statistics: dict[str, Statistics] | None, classes: int) -> _ShardFacts:
     keys = index.key.tolist()
     hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
-    counts = np.bincount(index.label, minlength=classes)
+    counts = count_labels(index.label, classes)
     return _ShardFacts(counts, hashes, "\0".join(keys).encode(errors="replace"), statistics)
 
 

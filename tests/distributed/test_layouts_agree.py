@@ -55,6 +55,17 @@ LESSONS: dict[str, dict[str, Any]] = {
         "loss.pair_weights": "{audio-text: 2}",
         "prototypes.update": "ema",
     },
+    "values": {"data.target": "va", "loss.value_error": "absolute", "prototypes.init": "data"},
+    "values, linear": {"data.target": "valence", "task.head": "linear", "model.prototypes_per_class": 2},
+    "values, ema": {"data.target": "va", "prototypes.update": "ema", "loss.negatives": "global"},
+    "labels": {
+        "data.target": "labels",
+        "loss.class_weights": "balanced",
+        "loss.focal_gamma": 2.0,
+        "loss.label_smoothing": 0.1,
+    },
+    "labels, ema": {"data.target": "loud,bright", "task.type": "multilabel", "prototypes.update": "ema"},
+    "focal": {"loss.class_weights": "balanced", "loss.focal_gamma": 2.0, "loss.label_smoothing": 0.1},
     "damage": {"prototypes.init": "data"},  # of a corpus with a shard cut short, within the budget
 }
 
@@ -73,10 +84,18 @@ LAYOUTS: dict[str, list[Layout]] = {
     "video alone": [(2, 2, None), (2, 1, 3)],
     "three modalities": [(1, 4, None), (2, 1, None), (2, 2, 2), (4, 1, None), (2, 1, 3)],
     "three, global": [(2, 1, None), (4, 1, None), (2, 1, 3)],
+    "values": [(1, 4, None), (2, 2, None), (4, 1, None), (2, 1, 1), (2, 1, 2), (2, 2, 3)],
+    "values, linear": [(2, 1, None), (2, 1, 3)],
+    "values, ema": [(2, 1, None), (4, 1, None), (2, 1, 2)],
+    "labels": [(1, 4, None), (2, 2, None), (4, 1, None), (2, 1, 1), (2, 1, 2), (2, 2, 3)],
+    "labels, ema": [(2, 2, None), (2, 1, 3)],
+    "focal": [(2, 2, None)],
     "damage": [(2, 1, None)],
 }
 # Lessons on a corpus of three modalities, of which some utterances lack one or two.
 THREE = ("three modalities", "three, global")
+# Lessons whose target is not the class.
+OTHER_TASKS = tuple(lesson for lesson in LESSONS if lesson.startswith(("values", "labels")))
 # Whose pictures are drawn: prototypes on one rank, and partitioned over two.
 DRAWN: list[tuple[str, Layout]] = [("clusters", ALONE), ("clusters", (2, 1, 3))]
 CASES = [(lesson, layout) for lesson, layouts in LAYOUTS.items() for layout in layouts]
@@ -107,6 +126,7 @@ def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.T
     """All of them, by three launches."""
     root = tmp_path_factory.mktemp("layouts")
     three = pack_corpus(root / "three", dims=THREE_DIMS)
+    targets = pack_corpus(root / "targets", targets=True)
     # Parameters of fewer elements are never partitioned by ZeRO-3, and these are all small.
     deepspeed = root / "zero3.json"
     deepspeed.write_text(
@@ -122,6 +142,8 @@ def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.T
             settings = BASE | LESSONS[lesson] | {"data.train": corpus, "run.dir": root / name(lesson, layout)}
             if lesson in THREE:
                 settings["data.train"] = three
+            if lesson in OTHER_TASKS:
+                settings["data.train"] = targets
             if lesson == "damage":
                 url, keys = damaged
                 settings |= {"data.train": url, "data.damaged_budget": len(keys)}
@@ -157,13 +179,21 @@ def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
     assert [x["step"] for x in lines] == list(range(1, 4 * per_epoch + 1))
     assert len({x["fingerprint"] for x in lines}) == len(lines), "no two steps alike"
     # An epoch sees the same utterances as another; contrast may grow while the others fall.
-    first, last = (sum(x["ce"] for x in lines if x["epoch"] == epoch) for epoch in (0, 3))
+    falls = "mse" if lesson == "values, linear" else "ce"
+    first, last = (sum(x[falls] for x in lines if x["epoch"] == epoch) for epoch in (0, 3))
     assert last < first
     active = (
-        ("align", "ce", "mse") if lesson == "video alone" else ("align", "intra", "inter", "contrast", "ce")
+        ("align", "ce", "mse") if lesson == "video alone" else ("align", "intra", "inter", "contrast", falls)
     )
     assert all(lines[0][term] > 0 for term in active)
-    if lesson not in ("plain", "clusters", "video alone", "damage", *THREE):  # those see other data
+    if lesson not in (
+        "plain",
+        "clusters",
+        "video alone",
+        "damage",
+        *THREE,
+        *OTHER_TASKS,
+    ):  # those see other data
         plain = metrics(runs / name("plain", ALONE))
         assert [x["fingerprint"] for x in plain] == [x["fingerprint"] for x in lines]
         assert lines[-2]["loss"] != pytest.approx(plain[-2]["loss"], rel=1e-3), "the settings matter"

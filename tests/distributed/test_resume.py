@@ -17,6 +17,7 @@ from support import (
     assert_same_results,
     assert_same_run,
     metrics,
+    pack_corpus,
     run_ranks,
     status,
 )
@@ -44,6 +45,8 @@ SAME: dict[str, tuple[int, dict[str, Any]]] = {
     "zero0, bf16": (1, {"train.zero_stage": 0, "train.precision": "bf16"}),
     "zero2, bf16": (2, {"train.zero_stage": 2, "train.precision": "bf16"}),
     "zero3": (2, {"train.zero_stage": 3, "train.micro_batch_size": 4}),
+    "values, zero3": (2, {"train.zero_stage": 3, "data.target": "va", "train.best_by": "CCC"}),
+    "labels, ddp, ema": (2, {"data.target": "labels", "prototypes.update": "ema"}),
 }
 # Parameters without a gradient: class means move these.
 UNLEARNT = {name: {"tpn.prototypes"} if "ema" in name else set() for name in SAME}
@@ -74,9 +77,11 @@ pytestmark = pytest.mark.usefixtures("deepspeed_operator")
 @pytest.fixture(scope="module")
 def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("resume")
+    targets = pack_corpus(root / "targets", targets=True)
 
     def job(run: str, settings: dict[str, Any], **extra: Any) -> dict[str, Any]:
-        whole = BASE | settings | {"data.train": corpus, "run.dir": root / run}
+        data = targets if "data.target" in settings else corpus
+        whole = BASE | settings | {"data.train": data, "run.dir": root / run}
         return {"train": arguments(whole), **extra}
 
     # Two ranks first: what they leave, one rank takes up.

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote can still be read: a dataset, a run folder, an export, an unfinished extraction."""
+"""What earlier versions wrote can still be read: a dataset, runs, exports, an unfinished extraction."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ from shards.extraction.extract import extract
 from shards.sources.base import Clip, ClipSource
 from shards.tools.verify import verify
 
-EARLIER = REPO / "tests" / "data" / "v0.1"
-EXPECTED = json.loads((EARLIER / "expected.json").read_text())
+DATA = REPO / "tests" / "data"
+EARLIER = DATA / "v0.1"
+VERSIONS = ("v0.1", "v0.2")
+
+
+def expected_of(version: str) -> dict[str, Any]:
+    expected: dict[str, Any] = json.loads((DATA / version / "expected.json").read_text())
+    return expected
 
 
 def test_a_dataset_is_streamed_and_verified() -> None:
@@ -40,8 +46,10 @@ def test_a_dataset_is_streamed_and_verified() -> None:
     }
 
 
-def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
-    run_dir = shutil.copytree(EARLIER / "run", tmp_path / "run", symlinks=True)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_goes_on_as_if_it_had_never_stopped(version: str, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(DATA / version / "run", tmp_path / "run", symlinks=True)
+    expected = expected_of(version)
     settings = {
         key: "null" if value is None else json.dumps(value) if isinstance(value, dict | list) else value
         for key, value in flatten(yaml.safe_load((run_dir / "config.yaml").read_text())).items()
@@ -51,18 +59,19 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert (status(run_dir)["status"], status(run_dir)["step"]) == ("done", 10)
     lines = metrics(run_dir)
     assert [(line["step"], line["fingerprint"]) for line in lines] == [
-        (step["step"], step["fingerprint"]) for step in EXPECTED["steps"]
+        (step["step"], step["fingerprint"]) for step in expected["steps"]
     ]
-    losses = [step["loss"] for step in EXPECTED["steps"]]
+    losses = [step["loss"] for step in expected["steps"]]
     np.testing.assert_allclose([line["loss"] for line in lines], losses, rtol=SAME)
     awtpn(["report", str(run_dir), "--out", str(tmp_path / "report.html")])
     assert "w-F1" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("folder", ["export", "run"])
-def test_a_model_answers_as_it_did(folder: str) -> None:
-    model = AWTPN.from_pretrained(EARLIER / folder).eval()
-    predictor = Predictor.from_pretrained(EARLIER / folder)
+def test_a_model_answers_as_it_did(folder: str, version: str) -> None:
+    model = AWTPN.from_pretrained(DATA / version / folder).eval()
+    predictor = Predictor.from_pretrained(DATA / version / folder)
     logits: dict[str, list[float]] = {}
     probabilities: dict[str, list[float]] = {}
     for split in ("val", "test"):
@@ -72,8 +81,9 @@ def test_a_model_answers_as_it_did(folder: str) -> None:
                 logits |= dict(zip(batch.key, model(batch.features).logits.tolist(), strict=True))
         for key, prediction in predictor.predict_stream(stream):
             probabilities[key] = list(prediction.probabilities.values())
-    assert logits.keys() == EXPECTED["logits"].keys()
-    for key, expected in EXPECTED["logits"].items():
+    of_version = expected_of(version)["logits"]
+    assert logits.keys() == of_version.keys()
+    for key, expected in of_version.items():
         np.testing.assert_allclose(logits[key], expected, atol=SAME)
         np.testing.assert_allclose(probabilities[key], torch.tensor(expected).softmax(-1), atol=SAME)
 

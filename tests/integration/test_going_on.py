@@ -159,7 +159,7 @@ def test_of_equal_scores_the_surer_is_best(train: Any, score: Score, tmp_path: P
     score((0.5, 1.5), (0.5, 1.2), (0.5, 1.3), 0.0, 0.0)
     train(tmp_path)
     assert link(tmp_path, "best") == "step-00000008"
-    assert load_position((tmp_path / "checkpoints" / "latest").resolve()).best_entropy == 1.2
+    assert load_position((tmp_path / "checkpoints" / "latest").resolve()).best_tie == 1.2
 
 
 def test_a_run_keeps_the_settings_that_make_its_model(train: Any, tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_prototypes_of_data_that_are_not_finite_name_the_utterances(tmp_path: Pa
 def test_a_best_that_was_chosen_by_what_is_not_finite_is_chosen_anew(tmp_path: Path, entropy: str) -> None:
     """An older version took it for a figure; JSON has no word for it."""
     model = small_model(dtype=torch.float32)
-    position = Position(step=2, best_step=2, best_f1=0.75, best_entropy=0.5, validated=2)
+    position = Position(step=2, best_step=2, best_by="w-F1", best_value=0.75, best_tie=0.5, validated=2)
     root = tmp_path / "checkpoints"
     folder = checkpoint.save(
         root,
@@ -361,7 +361,7 @@ def test_a_best_that_was_chosen_by_what_is_not_finite_is_chosen_anew(tmp_path: P
         engine=SINGLE,
     )
     state = folder / files.STATE_FILE
-    state.write_text(state.read_text().replace('"best_entropy": 0.5', f'"best_entropy": {entropy}'))
+    state.write_text(state.read_text().replace('"best_tie": 0.5', f'"best_tie": {entropy}'))
     _, found = resolve_resume(Config(), tmp_path)
     expected = position if entropy == "0.5" else Position(step=2)
     assert found == expected

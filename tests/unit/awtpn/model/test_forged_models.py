@@ -140,7 +140,7 @@ def saved(tmp_path: Path) -> Path:
     optimizer = make_optimizer(model, OptimConfig())
     sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
-    position = Position(step=5, epoch=1, epoch_step=2, best_f1=0.5, best_step=3, streams=1)
+    position = Position(step=5, epoch=1, epoch_step=2, best_by="w-F1", best_value=0.5, best_step=3, streams=1)
     return checkpoint.save(
         tmp_path / "checkpoints", model, optimizer, position, model.card(), is_main=True, engine=SINGLE
     )

@@ -26,7 +26,15 @@ from awtpn.run.position import Position
 from shards.format.feature_space import space_of
 
 POSITION = Position(
-    step=3, epoch=1, epoch_step=1, best_f1=0.5, best_step=2, seed=4, global_batch_size=8, streams=2
+    step=3,
+    epoch=1,
+    epoch_step=1,
+    best_by="w-F1",
+    best_value=0.5,
+    best_step=2,
+    seed=4,
+    global_batch_size=8,
+    streams=2,
 )
 
 

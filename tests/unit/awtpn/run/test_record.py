@@ -10,7 +10,7 @@ import yaml
 from support import ALONE
 
 from awtpn.config.command_line import parse_command_line, scalar
-from awtpn.config.schema import dump, dump_yaml
+from awtpn.config.schema import KEYS_SINCE, dump, dump_yaml
 from awtpn.experiments.ablation import read_variants
 from awtpn.experiments.runner import Job, is_done, other_settings
 from awtpn.report.data import read_run
@@ -38,7 +38,7 @@ def test_settings_that_are_none_are_refused_in_one_line(text: str, tmp_path: Pat
 
 def test_settings_that_lack_a_section_are_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text("model: {shared_dim: 8}\n")
-    assert read_settings(tmp_path) == {"model": {"shared_dim": 8}}
+    assert read_settings(tmp_path) == {"model": {"shared_dim": 8}, "task": KEYS_SINCE["task"]}
     with pytest.raises(ValueError, match="no settings of data"):
         read_section(tmp_path, "data")
     with pytest.raises(ValueError, match="no settings of data"):

@@ -413,4 +413,4 @@ def test_a_modality_may_first_appear_late(tmp_path: Path) -> None:
 def test_columns_need_one_kind_in_all_utterances(tmp_path: Path) -> None:
     metas = [{"a": 1, "b": 1, "c": 1, "d": "x" * 500}, {"a": 1.5, "b": "1", "d": "y"}]
     manifest = pack([utterance(i, meta=meta) for i, meta in enumerate(metas)], tmp_path / "d")
-    assert manifest.columns == {"a": "float"}
+    assert manifest.columns == {"a": "float", "c": "optional float"}

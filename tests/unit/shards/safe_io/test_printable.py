@@ -19,8 +19,9 @@ from shards import Sample, pack
 from shards.safe_io.markdown import table
 from shards.safe_io.printable import get_logger, join_lines, printable, printable_lines, table_lines
 from shards.safe_io.versions import installed_version
-from shards.sources import base, table_rows
+from shards.sources import base
 from shards.sources.base import log_unused
+from shards.sources.reading import table_rows
 from shards.tools.verify import Fault, Verified, format_verified
 
 ESC, OVERRIDE = "\x1b[2J", "\N{RIGHT-TO-LEFT OVERRIDE}"

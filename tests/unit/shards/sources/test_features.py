@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from corpora_support import (
     MMSA_LENGTHS,
+    MMSA_SCORES,
     MOSEI_LABELS,
     mmsa_splits,
     mosei_steps,
@@ -27,7 +28,7 @@ from awtpn.cli import main
 from shards import FeatureStream, Sample
 from shards.format.schema import BadSample
 from shards.sources import Source, mmsa, mosei
-from shards.sources.sentiment_classes import class_of
+from shards.sources.reading.sentiment_classes import class_of
 
 FILES = {
     "audio": "CMU_MOSEI_COVAREP.csd",
@@ -312,7 +313,7 @@ def test_padding_is_cut_off(tmp_path: Path, lengths: bool, front: bool) -> None:
     place = slice(1, 4) if front else slice(0, 3)
     np.testing.assert_array_equal(samples["videotest_1"].features["video"], padded[place])
     assert [sample.split for sample in samples.values()] == [*["train"] * 3, *["val"] * 2, *["test"] * 2]
-    assert samples["videovalid_0"].meta == {"id": "videovalid$_$0"}
+    assert samples["videovalid_0"].meta == {"id": "videovalid$_$0", "sentiment": MMSA_SCORES["valid"][0]}
     # Its -inf became 0, and its step stayed.
     assert source.provenance["repaired_steps"] == {"audio": 1}
     assert np.isfinite(samples["videotrain_0"].features["audio"]).all()

@@ -171,7 +171,7 @@ def test_no_transcript_is_in_the_metadata(tmp_path: Path) -> None:
             assert words is None or words not in str(clip.meta)
     for sample in mmsa.read(write_mmsa(tmp_path / "x.pkl"), text_encoder="chargrams").samples:
         assert isinstance(sample, TranscribedSample)
-        assert sample.meta.keys() == {"id"}
+        assert sample.meta.keys() == {"id", "sentiment"}
 
 
 # --- IEMOCAP -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.sources.restricted_pickle import load
+from shards.sources.reading.restricted_pickle import load
 
 MARK = "it ran"
 
@@ -123,7 +123,7 @@ def mark(folder: Path) -> str:
         "_pickle Unpickler",
         "copyreg _reconstructor",
         "torch._utils _rebuild_tensor_v2",
-        "shards.sources.restricted_pickle load",
+        "shards.sources.reading.restricted_pickle load",
     ],
 )
 def test_any_other_name_is_refused_by_name(tmp_path: Path, name: str) -> None:

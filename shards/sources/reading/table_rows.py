@@ -19,18 +19,19 @@ SEPARATORS = ",;\t"
 logger = get_logger(__name__)
 
 
-def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
+def read_rows(path: Path, text: Collection[str], raw: Collection[str] = ()) -> list[dict[str, Any]]:
     """Read a table.
 
     Columns that `text` names are found in any case ("Label"), with white space around or not.
 
     The separator of a CSV is the most frequent one in its header: comma, semicolon or tab. Empty rows and
     columns without a name, which spreadsheets write, are skipped. A column becomes integers, else floats, if
-    every value of it is written as one ("01" stays text).
+    every value of it that is not empty is written as one ("01" stays text); its empty values are None.
 
     Args:
         path: the table.
         text: columns that have a meaning; in a CSV they stay text even if all values are numbers.
+        raw: further columns of a CSV that stay text, by their exact names.
 
     Raises:
         ValueError: no such file, not a table, or not in UTF-8; names the row or the column.
@@ -40,7 +41,7 @@ def read_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path}: a table is a .csv or a .jsonl file")
-    rows = _csv_rows(path, text) if suffix == ".csv" else _jsonl_rows(path)
+    rows = _csv_rows(path, text, raw) if suffix == ".csv" else _jsonl_rows(path)
     return [{_column(name, row, text): value for name, value in row.items()} for row in rows]
 
 
@@ -76,7 +77,7 @@ def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _csv_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
+def _csv_rows(path: Path, text: Collection[str], raw: Collection[str]) -> list[dict[str, Any]]:
     content = _text(path)
     separator = max(SEPARATORS, key=content.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator)
@@ -99,11 +100,18 @@ def _csv_rows(path: Path, text: Collection[str]) -> list[dict[str, Any]]:
     if nameless := sum(not name and any(cells[i] for cells in lines) for i, name in enumerate(header)):
         logger.warning("%s: %d columns without a name in the header are not used", path, nameless)
     converted = {
-        name: values if name.strip().lower() in text else list(map(_number_of(values), values))
+        name: list(values) if name.strip().lower() in text or name in raw else _numbers(values)
         for name, values in columns.items()
         if name
     }
     return [dict(zip(converted, row, strict=True)) for row in zip(*converted.values(), strict=True)]
+
+
+def _numbers(values: Sequence[str]) -> list[Any]:
+    """The values as int or float, None where they are empty; unchanged unless all others are numbers."""
+    filled = [value for value in values if value.strip()]
+    kind = _number_of(filled) if filled else str
+    return list(values) if kind is str else [kind(value) if value.strip() else None for value in values]
 
 
 def _number_of(values: Sequence[str]) -> Callable[[str], Any]:
