@@ -90,8 +90,8 @@ def format_comparison(c: Comparison) -> str:
     ]
     head = "test"
     for name, both in c.test_metrics.items():
-        first, second = (format_metric(name, value) for value in both)
-        lines.append(f"{head:<14}{shown(name)} {first} and {second}")
+        of_a, of_b = (format_metric(name, value) for value in both)
+        lines.append(f"{head:<14}{shown(name)} {of_a} and {of_b}")
         head = ""
     return "\n".join(lines)
 
