@@ -204,8 +204,9 @@ class ShardReader:
             raise ValueError(self._damaged[shard][0][1])
         file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
         index = self.index(shard, wait_s, stop)
-        label = labels_of(index, self.target, self.classes, entry.index)
-        target = values_of_index(index, self.target, self.manifest, entry.index)
+        at = f"{self.at}: {entry.index}"
+        label = labels_of(index, self.target, self.classes, at)
+        target = values_of_index(index, self.target, self.manifest, at)
         handle = ShardHandle(file, index, self.modalities, label, target)
         if index.classes is None:
             self._check_labels(handle)

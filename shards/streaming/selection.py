@@ -21,7 +21,7 @@ from shards.format.schema import OPTIONAL, Manifest
 from shards.format.targets import Target
 from shards.storage.store import Store
 from shards.streaming.reader import INDEX_THREADS, ShardReader
-from shards.streaming.target_columns import labels_of, values_of_index
+from shards.streaming.target_columns import NO_LABEL, labels_of, values_of_index
 
 # Number of values shown in an error.
 SHOWN = 20
@@ -140,10 +140,7 @@ def select_rows(reader: ShardReader, select: dict[str, Any] | None, at: str) -> 
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         for index in pool.map(reader.index, range(len(reader.shards))):
             matching = _matching(index, wanted, seen)
-            name = f"{at}: {reader.shards[len(rows)].index}"
-            label = labels_of(index, reader.target, reader.classes, name)
-            values = values_of_index(index, reader.target, manifest, name)
-            known = ~np.isnan(values).all(axis=1) if reader.target.num_values else label >= 0
+            label, known = _labels_and_known(reader, index, f"{at}: {reader.shards[len(rows)].index}")
             rows.append(matching[known[matching]])
             without.append(matching[~known[matching]])
             class_counts += count_labels(label[rows[-1]], len(class_counts))
@@ -158,6 +155,15 @@ def select_rows(reader: ShardReader, select: dict[str, Any] | None, at: str) -> 
     if not any(map(len, without)):
         return Selection(rows if select else None, class_counts, [])
     return Selection(rows, class_counts, without)
+
+
+def _labels_and_known(reader: ShardReader, index: ShardIndex, at: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [U] of a shard's utterances, and whether something of their target is known, [U] bool."""
+    label = labels_of(index, reader.target, reader.classes, at)
+    if reader.target.num_values == 0:
+        return label, label != NO_LABEL
+    values = values_of_index(index, reader.target, reader.manifest, at)
+    return label, np.any(~np.isnan(values), axis=1)
 
 
 def _matching(index: ShardIndex, wanted: dict[str, set[Any]], seen: dict[str, set[Any]]) -> np.ndarray:
