@@ -15,7 +15,6 @@ from awtpn.experiments import ablation, crossvalidation, sweep
 from awtpn.experiments.folds import Splits, make_splits, task_type_of_data
 from awtpn.experiments.runner import Job
 from awtpn.experiments.scores import Score, fold_means, improvement, score_of, task_of_scores
-from awtpn.report import write
 
 MULTILABEL = ["--data.target=a,b", "--task.type=multilabel"]
 
@@ -252,7 +251,6 @@ def test_each_task_is_cross_validated(
 ) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(crossvalidation, "train_all", train_here)
-    monkeypatch.setattr(write, "write_report", lambda *_: [])  # the page has tests of its own
     url = pack_values(tmp_path / "data")
     training = [f"--data.train={url}", *given, "--model.shared_dim=8", "--train.max_steps=2"]
     training += ["--train.pictures=never"]
@@ -265,6 +263,7 @@ def test_each_task_is_cross_validated(
     assert results["baseline"]["name"] == name
     assert results["baseline"]["mean"].keys() == results["mean"].keys()
     assert json.loads((tmp_path / "cv" / crossvalidation.RESULTS_FILE).read_text()) == results
+    assert name in (tmp_path / "cv" / "report.md").read_text()
     better = results["baseline"]["mean"][metric] < results["mean"][metric]
     assert better == (metric == "MAE"), "two steps teach less than the baseline learns"
 
