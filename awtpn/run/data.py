@@ -165,6 +165,11 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
         raise ValueError(
             f"the model knows the classes {model.classes}, but {stream.url} has {stream.classes}"
         )
+    check_features(model, stream)
+
+
+def check_features(model: AWTPN, stream: FeatureStream) -> None:
+    """Raise ValueError if feature spaces or feature widths of the data are not those of the model."""
     check_same_space(
         model.provenance,
         stream.manifest.provenance,
