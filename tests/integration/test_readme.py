@@ -148,6 +148,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     # Values and several labels.
     "awtpn train --config demo-values": DEMOS,
     "awtpn train --config demo-labels": DEMOS,
+    "awtpn cross-validate --config demo-values --baseline_only": Run(
+        append="--data.cache_dir cache", says="ridge regression, test: 400 utterances"
+    ),
     "awtpn pack - data/demo-values --format demo --target values": Run(
         makes="data/demo-values", says="target: regression of valence (-1 to 1), arousal (-1 to 1)"
     ),
