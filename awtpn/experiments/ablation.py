@@ -24,7 +24,6 @@ from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
 from awtpn.experiments.scores import (
     Score,
-    defined,
     fold_means,
     format_change,
     format_range,
@@ -35,6 +34,7 @@ from awtpn.experiments.scores import (
     task_record,
     undefined_counts,
     undefined_note,
+    values_of,
 )
 from awtpn.experiments.variants import Variants, expand, of_task
 from awtpn.metrics.confidence_intervals import standard_error, t_interval
@@ -202,9 +202,8 @@ def paired(variant: Sequence[Score], base: Sequence[Score], metric: str = METRIC
     """Mean difference of a metric, its standard error and 95 % t-interval, over independent differences.
 
     A difference is above 0 where the variant is better: of MAE it is base minus variant. The differences are
-    the folds' means over seeds, or the seeds' differences if there are no folds. Pairs in which the metric of
-    a run is undefined are left out. Standard error and interval are None for a single difference; the mean is
-    None without any.
+    the folds' means over seeds, or the seeds' differences if there are no folds. Standard error and interval
+    are None for a single difference; all are None if the metric of a run is undefined.
     """
     of_base = {(s.fold, s.seed): s.metrics.get(metric) for s in base}
     differences = [
@@ -212,7 +211,7 @@ def paired(variant: Sequence[Score], base: Sequence[Score], metric: str = METRIC
         for s in variant
     ]
     has_folds = any(s.fold is not None for s in differences)
-    values = fold_means(differences, metric) if has_folds else defined(differences, metric)
+    values = fold_means(differences, metric) if has_folds else values_of(differences, metric)
     return {
         "difference": float(np.mean(values)) if values else None,
         "standard_error": standard_error(values) if len(values) > 1 else None,

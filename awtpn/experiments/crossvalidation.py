@@ -25,7 +25,6 @@ from awtpn.experiments.folds import Splits, Trial, check_arguments, make_splits
 from awtpn.experiments.runner import PYTHON, read_metrics, train_all
 from awtpn.experiments.scores import (
     Score,
-    defined,
     fold_means,
     format_range,
     mean_of,
@@ -36,6 +35,7 @@ from awtpn.experiments.scores import (
     task_record,
     undefined_counts,
     undefined_note,
+    values_of,
 )
 from awtpn.experiments.sweep import choose, grid
 from awtpn.metrics.confidence_intervals import t_interval
@@ -199,7 +199,7 @@ def collect(scores: Sequence[Score], baseline: Sequence[Score], best_by: str | N
         **task_record(task, check_best_by(best_by, task)),
         "runs": _rows(scores),
         "mean": _means(scores),
-        "interval_over_runs": {name: t_interval(defined(scores, name)) for name in names},
+        "interval_over_runs": {name: t_interval(values_of(scores, name)) for name in names},
         "interval_over_folds": {name: t_interval(fold_means(scores, name)) for name in names},
         **({"undefined": undefined} if undefined else {}),
         **by_task,
@@ -222,7 +222,7 @@ def format_scores(results: Mapping[str, Any]) -> str:
     baseline = {row["fold"]: row["figures"] for row in fitted["runs"]} if fitted else {}
     columns = table_metrics(task, metric, results["mean"])
     short = SHORT_NAMES[task]
-    names = [*columns, *(f"{short} {name}" for name in columns if fitted)]
+    names = [*map(shown, columns), *(f"{short} {shown(name)}" for name in columns if fitted)]
     rows = [[results["by"] or "", "seed", *names]]
     for row in results["runs"]:
         fold = "own splits" if row["fold"] is None else str(row["fold"])

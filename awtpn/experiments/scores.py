@@ -1,8 +1,8 @@
 """The metrics of many runs: those that all runs have, their means, and how they are written in tables.
 
 Which metrics there are depends on the task; `awtpn.metrics.summary` names them. A metric may be undefined
-(None) in a run, such as the correlation of constant predictions. A mean leaves these runs out, and
-`undefined_note` says how many they are.
+(None) in a run, such as the correlation of constant predictions. Then the mean over the runs is undefined,
+too: without this run it would be better than the runs are. `undefined_note` says in how many runs it is.
 """
 
 from __future__ import annotations
@@ -89,27 +89,31 @@ def table_metrics(task: str, metric: str, names: Iterable[str]) -> list[str]:
 # --- Means ---------------------------------------------------------------------------------------
 
 
-def defined(scores: Iterable[Score], name: str) -> list[float]:
-    """The values of a metric, without the runs in which it is undefined."""
-    return [value for score in scores if (value := score.metrics.get(name)) is not None]
+def values_of(scores: Iterable[Score], name: str) -> list[float]:
+    """A metric of every run; none at all if it is undefined in one."""
+    values = [score.metrics.get(name) for score in scores]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
 
 
 def mean_of(scores: Iterable[Score], name: str) -> float | None:
-    """The mean over the runs in which the metric is defined; None if it is in none."""
-    values = defined(scores, name)
+    """The mean of a metric over all runs; None if it is undefined in one."""
+    values = values_of(scores, name)
     return float(np.mean(values)) if values else None
 
 
 def fold_means(scores: Sequence[Score], metric: str) -> list[float]:
-    """Mean over seeds of each fold, in the order of the folds' first runs; folds without a value left out."""
+    """Mean over seeds of each fold, in the order of the folds' first runs; none if it is undefined in one."""
+    if not values_of(scores, metric):
+        return []
     folds = dict.fromkeys(score.fold for score in scores)
-    means = [mean_of([score for score in scores if score.fold == fold], metric) for fold in folds]
-    return [mean for mean in means if mean is not None]
+    of_folds = ([score for score in scores if score.fold == fold] for fold in folds)
+    return [float(np.mean(values_of(of_fold, metric))) for of_fold in of_folds]
 
 
 def undefined_counts(scores: Sequence[Score], names: Iterable[str]) -> dict[str, int]:
     """In how many runs each metric is undefined; only those metrics that are in any."""
-    counts = {name: len(scores) - len(defined(scores, name)) for name in names}
+    counts = {name: sum(score.metrics.get(name) is None for score in scores) for name in names}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -118,7 +122,7 @@ def undefined_note(counts: Mapping[str, int], runs: int) -> str | None:
     if not counts:
         return None
     told = ", ".join(f"{shown(name)} in {count} of {plural(runs, 'run')}" for name, count in counts.items())
-    return f"undefined, and left out of the means: {told}"
+    return f"undefined, and so is the mean: {told}"
 
 
 # --- Comparisons ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, TARGET_KEYS, Fold, Splits, Trial, leave_one_out
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import read_metrics
-from awtpn.experiments.scores import defined, mean_of, score_of, task_of_scores, task_record
+from awtpn.experiments.scores import mean_of, score_of, task_of_scores, task_record
 from awtpn.metrics.summary import DEFAULT_BEST, better, check_best_by, format_metric, shown
 from awtpn.run.atomic_write import write_json
 from shards.safe_io.printable import join_lines
@@ -104,10 +104,7 @@ def choose(
     task = task_of_scores(score for some in found.values() for score in some)
     metric = check_best_by(best_by, task)
     # Undefined in any run counts as undefined: else a point could win by the folds in which it is constant.
-    scores = {
-        place: mean_of(some, metric) if len(defined(some, metric)) == len(some) else None
-        for place, some in found.items()
-    }
+    scores = {place: mean_of(some, metric) for place, some in found.items()}
     chosen: Chosen = []
     table = []
     for test in dict.fromkeys(test for test, _ in trials):

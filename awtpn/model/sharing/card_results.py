@@ -117,7 +117,7 @@ def _of_classes(card: Mapping[str, Any], figures: Mapping[str, Any], where: str,
     head = ["", "this model", "95 % interval"] + ["paper"] * bool(paper)
     rows = []
     for name in SUMMARY:
-        cells = [name, f"{100 * figures[name]:.2f}", _span(name, intervals[name])]
+        cells = [shown(name), f"{100 * figures[name]:.2f}", _span(name, intervals[name])]
         if paper:
             cells.append(f"{100 * paper[name]:.2f}" if name in paper else "not given")
         rows.append(cells)

@@ -167,42 +167,44 @@ def test_an_ablation_is_better_where_its_error_is_less(
     assert row["difference"] == pytest.approx(-0.25), "more error is worse"
     assert row["mean"]["MAE"] == pytest.approx(0.755)
     assert row["undefined"] == {"Corr": 1, "CCC": 1}
-    assert row["mean"]["CCC"] == 0.5
+    assert row["mean"]["CCC"] is None
     table = (tmp_path / "ablations.md").read_text()
     assert "| MAE | improvement |" in table
     assert "| **base** | **0.5050** |" in table
     assert "| AWM off | 0.7550 | -0.2500 | 0.0000 | -0.2500 to -0.2500 |" in table
     assert "Less MAE is better: an improvement is base minus variant." in table
-    assert "AWM off: undefined, and left out of the means: Corr in 1 of 2 runs, CCC in 1 of 2 runs." in table
+    assert "AWM off: undefined, and so is the mean: Corr in 1 of 2 runs, CCC in 1 of 2 runs." in table
 
     results = ablation.ablate(["--train.best_by=CCC"], variants, None, [0, 1], tmp_path / "ccc")
     row = results["variants"]["AWM off"]
-    assert row["differences"] == [0.0], "the pair of which one is undefined is left out"
+    assert row["differences"] == [], "one is undefined"
+    assert row["difference"] is None
     assert row["interval"] is None
     assert "| CCC | difference |" in (tmp_path / "ccc" / "ablations.md").read_text()
 
 
-def test_improvements_and_means_leave_undefined_figures_out() -> None:
+def test_improvements_and_means_of_undefined_figures() -> None:
     assert improvement("MAE", 0.5, 0.75) == 0.25
     assert improvement("CCC", 0.5, 0.75) == -0.25
     assert improvement("CCC", None, 0.75) is None
     scores = [
         score_of(fold, 0, values(0.5, ccc)) for fold, ccc in ((0, 0.5), (1, None), (1, 0.25), (2, None))
     ]
-    assert fold_means(scores, "CCC") == [0.5, 0.25]
+    assert fold_means(scores, "CCC") == []
+    assert fold_means(scores[:1] + scores[2:3], "CCC") == [0.5, 0.25]
 
 
 def test_the_table_says_what_is_undefined() -> None:
     scores = [score_of(0, 0, values(0.5, 0.25)), score_of(1, 0, values(0.75, None))]
     results = {"by": "fold", **crossvalidation.collect(scores, [score_of(0, None, values(1.0))])}
-    assert results["mean"] == {"MAE": 0.625, "Corr": 0.25, "CCC": 0.25}
+    assert results["mean"] == {"MAE": 0.625, "Corr": None, "CCC": None}
     assert results["undefined"] == {"Corr": 1, "CCC": 1}
     assert results["baseline"]["name"] == "ridge regression"
     table = crossvalidation.format_scores(results).splitlines()
     assert " ".join(table[1].split()) == "fold seed MAE Corr CCC ridge MAE ridge Corr ridge CCC"
     assert table[2].split() == ["0", "0", "0.5000", "0.2500", "0.2500", "1.0000", "0.5000", "0.5000"]
     assert table[3].split() == ["1", "0", "0.7500", "undefined", "undefined"]
-    assert "undefined, and left out of the means: Corr in 1 of 2 runs, CCC in 1 of 2 runs" in table
+    assert "undefined, and so is the mean: Corr in 1 of 2 runs, CCC in 1 of 2 runs" in table
     assert any(line.startswith("MAE, 95 % t-interval over the 2 runs: ") for line in table)
 
 
