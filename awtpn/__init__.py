@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from awtpn.model.matrix_products import request_repeatable_products
 
 if TYPE_CHECKING:
-    from awtpn.inference.predictor import Prediction, Predictor
+    from awtpn.inference.prediction import Prediction
+    from awtpn.inference.predictor import Predictor
     from awtpn.model.network import AWTPN, ModelOutput
     from awtpn.model.settings import ModelConfig
 
@@ -37,7 +38,7 @@ _MODULE_OF = {
     "AWTPN": "awtpn.model.network",
     "ModelConfig": "awtpn.model.settings",
     "ModelOutput": "awtpn.model.network",
-    "Prediction": "awtpn.inference.predictor",
+    "Prediction": "awtpn.inference.prediction",
     "Predictor": "awtpn.inference.predictor",
 }
 

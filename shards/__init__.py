@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shards.format.schema import BadSample, Manifest, Modality, Sample
     from shards.format.statistics import Sums
+    from shards.format.targets import Target
     from shards.packing.pack import pack
     from shards.planning.plan import Plan, make_plan, places_of_rank, rows_of_step, shards_ahead
     from shards.sources.demo import ensure_demo
@@ -38,6 +39,7 @@ __all__ = [
     "Ragged",
     "Sample",
     "Sums",
+    "Target",
     "ensure_demo",
     "make_plan",
     "pack",
@@ -57,6 +59,7 @@ _MODULE_OF = {
     "Ragged": "shards.streaming.batch",
     "Sample": "shards.format.schema",
     "Sums": "shards.format.statistics",
+    "Target": "shards.format.targets",
     "ensure_demo": "shards.sources.demo",
     "make_plan": "shards.planning.plan",
     "pack": "shards.packing.pack",

@@ -347,6 +347,29 @@ def write_mosei(root: Path) -> Path:
     return root
 
 
+def write_mosi(root: Path) -> Path:
+    """Write CMU-MOSI's labels, COVAREP, FACET and words: the videos and folds of `write_mosei`.
+
+    Returns:
+        The folder of `CMU_MOSI_Opinion_Labels.csd`.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    labels = {
+        video: (np.array(rows)[:, 2:3].astype(np.float32), np.array(rows)[:, :2])
+        for video, rows in MOSEI_LABELS.items()
+    }
+    write_sequence(root / "CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels", labels)
+    for modality, (name, sequence) in {
+        "audio": ("CMU_MOSI_COVAREP.csd", "COVAREP"),
+        "video": ("CMU_MOSI_Visual_Facet_42.csd", "FACET_4.2"),
+    }.items():
+        write_sequence(root / name, sequence, {video: mosei_steps(modality) for video in MOSEI_LABELS})
+    write_sequence(root / "CMU_MOSI_TimestampedWords.csd", "words", mosei_words())
+    lines = [f"{name} = {videos!r}" for name, videos in MOSEI_FOLDS.items()]
+    (root / "cmu_mosi_std_folds.py").write_text("\n".join(lines) + "\n")
+    return root
+
+
 # Words of each recording; "sp" is a pause.
 MOSEI_WORDS = {
     "-3g5yACwYnA": "sp the first half sp and the second one sp",
@@ -495,7 +518,7 @@ def good(source: ClipSource) -> dict[str, Clip]:
     clips = [clip for clip in source.clips if isinstance(clip, Clip) and clip.key not in unreadable]
     found = {clip.key: clip for clip in clips}
     assert len(found) == len(clips)
-    assert {clip.label for clip in clips} <= set(source.classes)
+    assert {clip.label for clip in clips} <= (set(source.classes) or {None})
     for clip in clips:
         assert any(path.is_file() for path in (clip.audio, clip.video) if path)
     return found

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,8 @@ from numpy.typing import NDArray
 from awtpn.config.schema import Config, dump
 from awtpn.learning.settings import TERMS
 from awtpn.metrics.classification import summarize
+from awtpn.metrics.multilabel import summarize_labels
+from awtpn.metrics.regression import summarize_values
 from awtpn.run.predictions import read_predictions
 
 CLASSES = ["calm", "<b>happy</b>", "sad & low"]
@@ -34,9 +40,29 @@ def make_run(
     rng = np.random.default_rng(1_000 * seed + (fold or 0))
     label = np.arange(60) % 3
     predicted = np.where(rng.random(60) < accuracy, label, rng.integers(0, 3, 60))
+    confusion = np.zeros((3, 3), np.int64)
+    np.add.at(confusion, (label, predicted), 1)
+    results = {"test": summarize(confusion, CLASSES)}
+    write_run(folder, results, seed=seed, fold=fold, dataset=dataset, status=status, optim=settings)
+    if predictions:
+        write_predictions(folder / "predictions-test.jsonl", fold, label, predicted)
+    return folder
+
+
+def write_run(
+    folder: Path,
+    results: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    fold: int | None = None,
+    dataset: str = "made-up",
+    status: str = "done",
+    optim: Mapping[str, float] | None = None,
+) -> None:
+    """A finished run with these results, without predictions."""
     config = dump(Config())
     config["run"] |= {"seed": seed, "dir": str(folder)}
-    config["optim"] |= settings
+    config["optim"] |= optim or {}
     if fold is not None:
         config["data"]["select"] = {"train": {"fold": [9]}, "val": None, "test": {"fold": fold}}
     best = folder / "checkpoints" / "best"
@@ -53,9 +79,7 @@ def make_run(
     }
     time = {"time": "2026-01-02T03:04:05+0000", "seconds": 1_800.0, "rank_seconds": 3_600.0}
     (folder / "status.json").write_text(json.dumps({"status": status, **about, **time}))
-    confusion = np.zeros((3, 3), np.int64)
-    np.add.at(confusion, (label, predicted), 1)
-    (folder / "results.json").write_text(json.dumps({"test": summarize(confusion, CLASSES)}))
+    (folder / "results.json").write_text(json.dumps(results))
     terms = dict.fromkeys(TERMS, 0.5)
     lines = [
         {
@@ -70,9 +94,6 @@ def make_run(
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "tensorboard").mkdir()
-    if predictions:
-        write_predictions(folder / "predictions-test.jsonl", fold, label, predicted)
-    return folder
 
 
 def write_predictions(
@@ -84,6 +105,98 @@ def write_predictions(
             probabilities = dict.fromkeys(CLASSES, (1 - sure) / 2) | {CLASSES[answer]: sure}
             line = {"key": f"u{fold}-{i}", "label": CLASSES[truth], "predicted": CLASSES[answer]}
             out.write(json.dumps(line | {"probabilities": probabilities}) + "\n")
+
+
+def make_value_run(
+    folder: Path,
+    truth: Mapping[str, Sequence[float]],
+    predicted: Mapping[str, Sequence[float]],
+    *,
+    ranges: Sequence[Sequence[float] | None] | None = None,
+    validation: float | None = 1.0,
+    keys: Sequence[str] | None = None,
+    seed: int = 0,
+    fold: int | None = None,
+) -> Path:
+    """A finished run of a regression.
+
+    Args:
+        truth: by dimension, the values of the test utterances; NaN is missing.
+        predicted: by dimension, the predicted values.
+        ranges: of the dimensions.
+        validation: the residual of all of 20 validation utterances; None: there were none.
+        keys: of the test utterances.
+    """
+    real, guess = (np.array([*given.values()], float).T for given in (truth, predicted))
+    results = {"test": summarize_values(real, guess, [*truth], ranges)}
+    if validation is not None:
+        values = np.repeat(np.arange(20.0)[:, None], len(truth), axis=1)
+        results["val"] = summarize_values(values, values + validation, [*truth], ranges)
+    write_run(folder, results, seed=seed, fold=fold)
+    write_answers(folder, ("values", "predicted"), [*truth], real, guess, keys)
+    return folder
+
+
+def make_label_run(
+    folder: Path,
+    truth: Mapping[str, Sequence[float]],
+    probability: Mapping[str, Sequence[float]],
+    *,
+    keys: Sequence[str] | None = None,
+    seed: int = 0,
+    fold: int | None = None,
+) -> Path:
+    """A finished run of several labels: by label, the intensities (NaN is missing) and the probabilities."""
+    real, given = (np.array([*by_label.values()], float).T for by_label in (truth, probability))
+    write_run(folder, {"test": summarize_labels(real, given, [*truth])}, seed=seed, fold=fold)
+    write_answers(folder, ("labels", "probabilities"), [*truth], real, given, keys)
+    return folder
+
+
+def write_answers(
+    folder: Path,
+    fields: tuple[str, str],
+    names: Sequence[str],
+    truth: NDArray[np.float64],
+    given: NDArray[np.float64],
+    keys: Sequence[str] | None = None,
+) -> None:
+    """predictions-test.jsonl as training writes it: six decimals, null where a value is missing."""
+    with (folder / "predictions-test.jsonl").open("w") as out:
+        for i, rows in enumerate(zip(truth.tolist(), given.tolist(), strict=True)):
+            line: dict[str, Any] = {"key": keys[i] if keys else f"u{i}"}
+            for field, row in zip(fields, rows, strict=True):
+                numbers = [None if math.isnan(number) else round(number, 6) for number in row]
+                line[field] = dict(zip(names, numbers, strict=True))
+            out.write(json.dumps(line) + "\n")
+
+
+class Tags(HTMLParser):
+    """Notes what is open, and everything that a page would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.suspicious: list[str] = []
+        self.text: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag in ("script", "link", "img", "iframe", "object"):
+            self.suspicious.append(tag)
+        self.suspicious += [name for name, _ in attrs if name in ("src", "href") or name.startswith("on")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
 
 
 # Each could end what surrounds it: an element, an attribute, a table cell, a code span or block, a link.
@@ -115,3 +228,21 @@ def make_hostile_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     summary = {"command": f"python {HOSTILE[0]} {HOSTILE[2]}", "logistic_regression": None}
     (folder / "cross_validation.json").write_text(json.dumps(summary))
     return run
+
+
+def make_hostile_values(folder: Path) -> Path:
+    """A regression whose dimensions and utterances are HOSTILE."""
+    rng = np.random.default_rng(0)
+    truth = {name: rng.uniform(-1, 1, 12).tolist() for name in HOSTILE}
+    predicted = {name: rng.uniform(-1, 1, 12).tolist() for name in HOSTILE}
+    keys = [HOSTILE[i % 3] + str(i) for i in range(12)]
+    return make_value_run(folder / "values", truth, predicted, ranges=[(-1, 1)] * 3, keys=keys)
+
+
+def make_hostile_labels(folder: Path) -> Path:
+    """Several labels whose names and utterances are HOSTILE."""
+    rng = np.random.default_rng(0)
+    truth = {name: (np.arange(12) % 2 * 1.5).tolist() for name in HOSTILE}
+    probability = {name: rng.uniform(0, 1, 12).tolist() for name in HOSTILE}
+    keys = [HOSTILE[i % 3] + str(i) for i in range(12)]
+    return make_label_run(folder / "labels", truth, probability, keys=keys)

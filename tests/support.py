@@ -30,6 +30,7 @@ from awtpn.model.files import OPTIMIZER_FILE, WEIGHTS_FILE
 from awtpn.model.matrix_products import products_repeat
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
+from awtpn.model.task import Task
 from shards import FeatureBatch, Ragged, Sample
 from shards.format.targets import Target
 
@@ -62,12 +63,16 @@ def small_model(
     dtype: torch.dtype = torch.float64,
     learnable: bool = True,
     dims: dict[str, int] = DIMS,
+    task: Task | None = None,
     **settings: Any,
 ) -> AWTPN:
-    """A model with random weights, the same for the same settings, and prototypes from N(0, 1)."""
+    """A model with random weights, the same for the same settings, and prototypes from N(0, 1).
+
+    It tells CLASSES apart, or does `task`.
+    """
     torch.manual_seed(1)
     config = ModelConfig(**({"shared_dim": 8, "dropout": 0.0, "modalities": list(dims)} | settings))
-    model = AWTPN(config, dims, CLASSES, learnable)
+    model = AWTPN(config, dims, CLASSES, learnable, task)
     with torch.no_grad():
         model.tpn.prototypes.copy_(torch.randn(model.tpn.prototypes.shape))
     return model.to(dtype)

@@ -12,6 +12,7 @@ HELP = """Evaluate a trained model on a split; on any number of ranks the metric
 examples:
   awtpn evaluate runs/meld
   awtpn evaluate my-model --data data/iemocap#all --select '{"session": "Ses05"}'
+  awtpn evaluate my-model --data data/other --target arousal,valence
   torchrun --nproc-per-node 4 launch/evaluate.py runs/meld --predictions answers.jsonl
 
 Launchers that start modules take `-m awtpn.cli evaluate` in place of launch/evaluate.py.
@@ -37,6 +38,12 @@ def add_evaluate(commands: Any) -> None:
     parser.needed = ["model"]
     parser.add_argument(
         "--data", metavar="URL", help="packed dataset (default: the one that the run was trained on)"
+    )
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        help="what is true, if the data has it by another name than the model: a named target, or columns in "
+        "the order of the model's, separated by commas (default: the model's own names)",
     )
     parser.add_argument("--split", metavar="NAME", help="split to evaluate (default: test)")
     parser.add_argument(

@@ -34,6 +34,12 @@ between them. At the end it prints the table and writes report.html and report.m
 
 --sweep tries a grid of settings and chooses one for each fold by its own training groups (nested
 cross-validation; without --by: by the split "val"). Test utterances are never used to choose.
+train.best_by names the metric that decides; default: w-F1, MAE (the least) or F1, by the task.
+
+The baseline is a linear model on pooled features: logistic regression of the classes or of each label, or
+ridge regression of values. To print it alone, without training:
+
+    awtpn cross-validate --baseline_only --data.train URL --data.target valence
 """
 ABLATE_HELP = """Ablate: train the base and variants of it on the same folds with the same seeds, and compare
 them in pairs.
@@ -41,6 +47,8 @@ them in pairs.
     awtpn ablate --config configs/ravdess.yaml --by fold --seeds 0 1 --dir runs/ravdess-ablations
 
 Variants are lines of configs/ablations.yaml: each loss term off, AWM off, one modality, more prototypes.
+Those that the task does not have are left out. They are compared by train.best_by; default: w-F1, MAE or F1,
+by the task.
 Further options are those of `awtpn train` and are passed to every run. Runs are shared, resumed and not
 repeated as those of `awtpn cross-validate` are, and a folder that it wrote can serve as DIR/base.
 """
@@ -62,9 +70,12 @@ def add_cross_validate(commands: Any) -> None:
         help="values to choose from; several make a grid",
     )
     parser.add_argument(
-        "--no-baseline",
-        action="store_true",
-        help="leave out the logistic regression, which needs scikit-learn",
+        "--baseline",
+        action=argparse.BooleanOptionalAction,
+        help="fit the baseline, or leave it out; it needs scikit-learn (default: fit it with --by)",
+    )
+    parser.add_argument(
+        "--baseline_only", action="store_true", help="train nothing: print the figures of the baseline"
     )
     parser.set_defaults(command=run_cross_validate)
 
@@ -72,8 +83,12 @@ def add_cross_validate(commands: Any) -> None:
 def run_cross_validate(options: argparse.Namespace) -> None:
     training, _ = _training(options)
 
-    from awtpn.experiments.crossvalidation import cross_validate  # here, since `--help` needs no torch
+    # Here, since `--help` needs no torch.
+    from awtpn.experiments.crossvalidation import cross_validate, print_baseline
 
+    if options.baseline_only:
+        print_baseline(training, options.by)
+        return
     with sigterm_as_interrupt():
         cross_validate(
             training,
@@ -83,7 +98,7 @@ def run_cross_validate(options: argparse.Namespace) -> None:
             sweep=options.sweep,
             parallel=options.jobs,
             launcher=_launcher(options),
-            baseline=not options.no_baseline,
+            baseline=options.baseline,
             command=redact_command([*options.program.typed, *options.words]),
         )
 
@@ -112,11 +127,12 @@ def run_ablate(options: argparse.Namespace) -> None:
     training, base = _training(options)
 
     from awtpn.experiments.ablation import VARIANTS_FILE, ablate, read_variants  # here: see cross-validate
+    from awtpn.experiments.folds import task_type_of_data
 
     with sigterm_as_interrupt():
         ablate(
             training,
-            read_variants(options.variants or VARIANTS_FILE, options.only, base),
+            read_variants(options.variants or VARIANTS_FILE, options.only, base, task_type_of_data(base)),
             options.by,
             options.seeds,
             options.dir,

@@ -54,6 +54,8 @@ EXAMPLES = """examples:
   awtpn extract recordings data/mine
   awtpn extract IEMOCAP_full_release data/iemocap --label_set 6
   awtpn extract clips data/mine --pattern '(?P<actor>\\d+)_(?P<label>[A-Z]{3})' --label_map HAP=happy,SAD=sad
+  awtpn extract IEMOCAP_full_release data/iemocap-vad --target vad
+  awtpn extract clips.csv data/mine --target regression --target_columns valence=1:5,arousal=1:5
   awtpn extract MELD.Raw data/meld-text --audio none --video none --text chargrams
   accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --audio microsoft/wavlm-base-plus \\
       --audio_layer 9 --video openai/clip-vit-base-patch32 --faces opencv --precision bf16

@@ -16,8 +16,13 @@ from shards.safe_io.json_text import json_text
 from shards.sources.recordings_folder import PICTURE, SOUND, TRANSCRIPT
 from shards.storage.local_path import URL, local_or_url
 
-HELP = """Write a JSON line for each utterance: its label, the classes' probabilities, and the reliability
-weight of each time step of each modality: audio segments, video frames, words.
+HELP = """Write a JSON line for each utterance: the prediction, and the reliability weight of each time step
+of each modality: audio segments, video frames, words. The prediction depends on the model's task:
+
+  classification  label, and probabilities by class
+  multilabel      labels (those with a probability above 0.5), and probabilities by label
+  regression      values by dimension, and intervals: the 90 % prediction interval of each value, or
+                  null where the model has no results of validation
 
 INPUT is a packed dataset, or recordings. Features of recordings are made with the encoders and settings that
 made the training data, so the model must have been trained on the output of `awtpn extract`.
@@ -40,7 +45,7 @@ ENCODER_OPTIONS = {"audio": "audio", "video": "video", "text_encoder": "text"}
 def add_predict(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
-        help="labels, probabilities and reliability weights, a JSON line each",
+        help="classes, labels or values, and reliability weights, a JSON line each",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -101,9 +106,10 @@ def run_predict(options: argparse.Namespace) -> None:
 
         run_recordings(predictor, options)
         return
-    from awtpn.run.data import check_feature_space
+    from awtpn.run.data import check_feature_space, check_features
     from shards import FeatureStream
 
+    # By the dataset's own target, which every utterance has. What the model predicts may be missing in it.
     stream = FeatureStream(
         options.input[0],
         split=split or "test",
@@ -111,7 +117,8 @@ def run_predict(options: argparse.Namespace) -> None:
         modalities=list(predictor.model.feature_dims),
         storage_options=options.storage_options,
     )
-    check_feature_space(predictor.model, stream)
+    same_kind = predictor.model.task.is_classes and stream.target.is_classes
+    (check_feature_space if same_kind else check_features)(predictor.model, stream)
     with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
         for key, prediction in predictor.predict_stream(stream):
             file.write(json_text({"key": key, **prediction.as_json()}) + "\n")

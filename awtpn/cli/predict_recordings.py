@@ -13,7 +13,8 @@ import numpy as np
 
 from awtpn.config.entry_point import data_output
 from awtpn.inference.plot import draw
-from awtpn.inference.predictor import Prediction, Predictor
+from awtpn.inference.prediction import Prediction
+from awtpn.inference.predictor import Predictor
 from awtpn.inference.recording import clip_of, load, text_clip
 from awtpn.run.atomic_write import open_atomic
 from shards.safe_io.json_text import json_text
@@ -29,6 +30,8 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     ] or [text_clip(options.text)]
     encoders = predictor.encoders(audio=options.audio, video=options.video, text=options.text_encoder)
     steps = {m: float(e.step_seconds) for m, e in encoders.items() if hasattr(e, "step_seconds")}
+    task = predictor.model.task
+    ranges = dict(zip(task.names, task.ranges or (), strict=False))
     names = picture_names([Path(clip.key) for clip in clips])
     failed = False
     with open_atomic(options.out) if options.out else contextlib.nullcontext(data_output()) as file:
@@ -46,7 +49,7 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
             print(printable(summary_line(path.name, answer, steps, words)), file=sys.stderr)
             if options.png:
                 picture = Path(options.png) / f"{names[path]}.png"
-                draw(load(clip, steps), answer, picture)
+                draw(load(clip, steps), answer, picture, ranges)
                 print(printable(f"  drawn: {picture}"), file=sys.stderr)
     if failed:
         sys.exit(1)
@@ -64,7 +67,11 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
 def summary_line(
     name: str, answer: Prediction, step_seconds: Mapping[str, float], words: Sequence[str] = ()
 ) -> str:
-    """ "clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: audio 0.8-0.9 s, text word 4 of 5".
+    """What is predicted for a recording, and where the weights are largest, in a line.
+
+        clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: audio 0.8-0.9 s, text word 4 of 5
+        clip.mp4: happy and sad (happy 83 %, sad 61 %, calm 5 %); heaviest: audio 0.8-0.9 s
+        clip.mp4: valence 3.2 (90 % interval 2.1 to 4.3); heaviest: audio 0.8-0.9 s
 
     Args:
         name: of the recording.
@@ -72,8 +79,6 @@ def summary_line(
         step_seconds: length of a step of audio and video.
         words: what is said, if the heaviest word is to be quoted.
     """
-    ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:3]
-    shares = ", ".join(f"{label} {100 * share:.0f} %" for label, share in ranked)
     heaviest = []
     for modality, weights in answer.weights.items():
         if not len(weights):
@@ -85,4 +90,19 @@ def summary_line(
         else:
             quoted = f" ({words[place]})" if words else ""
             heaviest.append(f"{modality} word {place + 1} of {len(weights)}{quoted}")
-    return f"{name}: {shares}; heaviest: {', '.join(heaviest)}"
+    return f"{name}: {answer_in_words(answer)}; heaviest: {', '.join(heaviest)}"
+
+
+def answer_in_words(answer: Prediction) -> str:
+    """The answer, with its probabilities or its intervals."""
+    if answer.values is not None:
+        spans = answer.intervals or {}
+        told = []
+        for name, value in answer.values.items():
+            span = spans.get(name)
+            within = "" if span is None else f" (90 % interval {span[0]:.4g} to {span[1]:.4g})"
+            told.append(f"{name} {value:.4g}{within}")
+        return ", ".join(told)
+    ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:3]
+    shares = ", ".join(f"{label} {100 * share:.0f} %" for label, share in ranked)
+    return shares if answer.labels is None else f"{answer.described()} ({shares})"

@@ -47,9 +47,9 @@ def add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="compare the data, losses and weights of two runs",
-        description="Compare the utterances of every step, the losses and the weights of two runs. Runs of "
-        "one configuration without dropout agree on any number of ranks and any engine. Exits with 1 where "
-        "they differ.",
+        description="Compare the utterances of every step, the losses and the weights of two runs of one "
+        "task, and print the metrics of their test utterances. Runs of one configuration without dropout "
+        "agree on any number of ranks and any engine. Exits with 1 where they differ.",
     )
     parser.add_argument("a", metavar="RUN_A", type=path_argument, help="run folder")
     parser.add_argument("b", metavar="RUN_B", type=path_argument, help="run folder to compare it with")

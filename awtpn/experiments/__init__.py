@@ -3,7 +3,10 @@
 - `command_line`: what `awtpn cross-validate` and `awtpn ablate` have in common
 - `crossvalidation`: every fold with every seed, and the table
 - `ablation`: variants beside the base; `variants`: a line of their file -> the variants that it stands for
-- `sweep`: settings chosen for each fold without its test utterances; `baseline`: logistic regression
+- `sweep`: settings chosen for each fold without its test utterances
+- `baseline`: linear models of the same utterances; `linear_models`: how one is fitted and its penalty chosen;
+  `pooled`: utterances as rows of features
+- `scores`: metrics of many runs by task, their means, and which direction is better
 - `folds`: values of a metadata column -> train, validation and test utterances of each run
 - `runner`: starts runs, resumes them, shares them between processes; `run_names`: names of run folders
 """

@@ -1,8 +1,9 @@
 """Ablations: variants of a configuration, compared with it run by run over folds and seeds.
 
 A variant is a set of overrides (`configs/ablations.yaml`). It is trained on the same folds with the same
-seeds as the base, and compared run by run. Runs that share a fold are not independent: seeds are averaged
-within a fold first, and the standard error is that of the folds' mean differences.
+seeds as the base, and compared run by run: by `train.best_by`, or else by the task's default metric. Runs
+that share a fold are not independent: seeds are averaged within a fold first, and the standard error is that
+of the folds' mean differences.
 """
 
 from __future__ import annotations
@@ -18,19 +19,33 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.project_files import VARIANTS_FILE, find_file
 from awtpn.config.schema import Config
 from awtpn.experiments.crossvalidation import collect_scores
-from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, Score, check_arguments, fold_means, make_splits
+from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, TARGET_KEYS, check_arguments, make_splits
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
-from awtpn.experiments.variants import Variants, expand
-from awtpn.metrics.classification import SUMMARY
+from awtpn.experiments.scores import (
+    Score,
+    fold_means,
+    format_change,
+    format_range,
+    improvement,
+    mean_of,
+    metrics_of_all,
+    task_of_scores,
+    task_record,
+    undefined_counts,
+    undefined_note,
+    values_of,
+)
+from awtpn.experiments.variants import Variants, expand, of_task
 from awtpn.metrics.confidence_intervals import standard_error, t_interval
+from awtpn.metrics.summary import DEFAULT_BEST, check_best_by, format_metric, higher_is_better, shown
 from awtpn.run.atomic_write import write_atomically, write_json
 from shards.safe_io.bounded_yaml import parse_yaml
 from shards.safe_io.markdown import bold, inline, table
 from shards.storage.credentials import has_secrets, redact
 
 BASE = "base"
-METRIC = "w-F1"
+METRIC = DEFAULT_BEST["classification"]
 
 
 def ablate(
@@ -64,13 +79,20 @@ def ablate(
     jobs = [trial.job for some in trials.values() for trial in some]
     train_all(jobs, parallel=parallel, launcher=launcher, what="ablations")
     scores = {name: collect_scores(some) for name, some in trials.items()}
+    task = task_of_scores(score for some in scores.values() for score in some)
+    metric = check_best_by(parse_command_line([*training])[0].train.best_by, task)
     results = {
         "by": by,
         "seeds": list(seeds),
         "command": redact(command),
-        "base": summary(scores[BASE]),
+        **task_record(task, metric),
+        "base": summary(scores[BASE], metric),
         "variants": {
-            name: {"overrides": variants[name], **summary(scores[name]), **paired(scores[name], scores[BASE])}
+            name: {
+                "overrides": variants[name],
+                **summary(scores[name], metric),
+                **paired(scores[name], scores[BASE], metric),
+            }
             for name in variants
         },
     }
@@ -82,19 +104,25 @@ def ablate(
 
 
 def read_variants(
-    path: Path = VARIANTS_FILE, only: Sequence[str] = (), base: Config | None = None
+    path: Path = VARIANTS_FILE,
+    only: Sequence[str] = (),
+    base: Config | None = None,
+    task: str = "classification",
 ) -> Variants:
     """Read the variants of a YAML file, `{name: {dotted.key: value}}`; `only` those named, if any are.
 
-    A variant whose name holds `{term}` or `{modality}` stands for several: see `experiments.variants`.
+    A variant whose name holds `{term}` or `{modality}` stands for several: see `experiments.variants`. Those
+    that the task does not have are left out; a line is printed that names them.
 
     Args:
         path: the file.
         only: names of variants.
         base: the configuration that they change; default: the default one.
+        task: type of the task that the runs will have.
 
     Raises:
-        ValueError: there is no such file, it is not of this form, or has no variant of that name.
+        ValueError: there is no such file, it is not of this form, or has no variant of that name, or the task
+            does not have it.
     """
     path = find_file(path, "--variants")
     try:
@@ -115,6 +143,11 @@ def read_variants(
         for key in overrides:
             if key in OWN_KEYS + FOLD_KEYS:
                 raise ValueError(f"{path}: {name} sets {key}, which each run sets itself; leave it out")
+            if key in TARGET_KEYS:
+                raise ValueError(
+                    f"{path}: {name} sets {key}, but figures of different targets cannot be compared; leave "
+                    "it out"
+                )
             if has_secrets(f"--{key}={overrides[key]}"):
                 raise ValueError(
                     f"{path}: {name}: {key} holds credentials, and variants are recorded; give them for all "
@@ -122,7 +155,18 @@ def read_variants(
                 )
     if unknown := [name for name in only if name not in variants]:
         raise ValueError(f"{path} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
-    return {name: overrides for name, overrides in variants.items() if not only or name in only}
+    chosen = {name: overrides for name, overrides in variants.items() if not only or name in only}
+    kept, left_out = of_task(chosen, base or Config(), task)
+    if left_out and not kept:
+        raise ValueError(f"{path}: nothing to compare; {left_out_line(left_out)}")
+    if left_out:
+        print(left_out_line(left_out))
+    return kept
+
+
+def left_out_line(left_out: Mapping[str, str]) -> str:
+    """A line on variants that a task does not have, with the reason of each."""
+    return "variants left out: " + ", ".join(f"{name} ({why})" for name, why in left_out.items())
 
 
 def folder_of(name: str) -> str:
@@ -143,27 +187,33 @@ def _as_yaml(value: Any) -> str:
 # --- Summary -------------------------------------------------------------------------------------
 
 
-def summary(scores: Sequence[Score]) -> dict[str, Any]:
+def summary(scores: Sequence[Score], metric: str = METRIC) -> dict[str, Any]:
+    """The metric of every run, and the means of all metrics; where some are undefined, how many."""
+    names = metrics_of_all(scores)
+    undefined = undefined_counts(scores, names)
     return {
-        "runs": [{"fold": s.fold, "seed": s.seed, METRIC: s.metrics[METRIC]} for s in scores],
-        "mean": {name: float(np.mean([s.metrics[name] for s in scores])) for name in SUMMARY},
+        "runs": [{"fold": s.fold, "seed": s.seed, metric: s.metrics.get(metric)} for s in scores],
+        "mean": {name: mean_of(scores, name) for name in names},
+        **({"undefined": undefined} if undefined else {}),
     }
 
 
-def paired(variant: Sequence[Score], base: Sequence[Score]) -> dict[str, Any]:
-    """Mean difference of w-F1, its standard error and 95 % t-interval, over independent differences.
+def paired(variant: Sequence[Score], base: Sequence[Score], metric: str = METRIC) -> dict[str, Any]:
+    """Mean difference of a metric, its standard error and 95 % t-interval, over independent differences.
 
-    These are the folds' means over seeds, or the seeds' differences if there are no folds. Standard error and
-    interval are None for a single difference.
+    A difference is above 0 where the variant is better: of MAE it is base minus variant. The differences are
+    the folds' means over seeds, or the seeds' differences if there are no folds. Standard error and interval
+    are None for a single difference; all are None if the metric of a run is undefined.
     """
-    of_base = {(s.fold, s.seed): s.metrics[METRIC] for s in base}
+    of_base = {(s.fold, s.seed): s.metrics.get(metric) for s in base}
     differences = [
-        Score(s.fold, s.seed, {METRIC: s.metrics[METRIC] - of_base[s.fold, s.seed]}) for s in variant
+        Score(s.fold, s.seed, {metric: improvement(metric, s.metrics.get(metric), of_base[s.fold, s.seed])})
+        for s in variant
     ]
     has_folds = any(s.fold is not None for s in differences)
-    values = fold_means(differences, METRIC) if has_folds else [s.metrics[METRIC] for s in differences]
+    values = fold_means(differences, metric) if has_folds else values_of(differences, metric)
     return {
-        "difference": float(np.mean(values)),
+        "difference": float(np.mean(values)) if values else None,
         "standard_error": standard_error(values) if len(values) > 1 else None,
         "interval": t_interval(values),
         "differences": values,
@@ -171,25 +221,35 @@ def paired(variant: Sequence[Score], base: Sequence[Score]) -> dict[str, Any]:
 
 
 def format_ablations(results: Mapping[str, Any]) -> str:
-    """The table in Markdown, w-F1 in per cent."""
+    """The table in Markdown; metrics in per cent, errors and correlations in their own unit."""
     base, by, seeds = results["base"], results["by"], results["seeds"]
+    metric = results.get("metric", METRIC)
     runs = len(base["runs"])
     unit = f"{len(seeds)} seeds"
     if by:
         folds = len({run["fold"] for run in base["runs"]})
         unit = f"{folds} values of {by}, seeds {', '.join(map(str, seeds))}"
-    head = [f"variant ({runs} runs: {unit})", "w-F1", "difference", "standard error", "95 % interval"]
-    rows = [[bold(BASE), bold(f"{100 * base['mean'][METRIC]:.2f}"), "", "", ""]]
+    change = "difference" if higher_is_better(metric) else "improvement"
+    head = [f"variant ({runs} runs: {unit})", metric, change, "standard error", "95 % interval"]
+    rows = [[bold(BASE), bold(format_metric(metric, base["mean"].get(metric))), "", "", ""]]
     for name, row in results["variants"].items():
         error, interval = "", ""
         if row["interval"]:
-            low, high = row["interval"]
-            error, interval = f"{100 * row['standard_error']:.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
-        mean, difference = 100 * row["mean"][METRIC], 100 * row["difference"]
-        rows.append([name, f"{mean:.2f}", f"{difference:+.2f}", error, interval])
+            error, interval = (
+                format_metric(metric, row["standard_error"]),
+                format_range(metric, row["interval"], "+"),
+            )
+        mean = format_metric(metric, row["mean"].get(metric))
+        rows.append([name, mean, format_change(metric, row["difference"]), error, interval])
     what = f"the means over seeds of each {inline(by)}" if by else "seeds"
-    return (
-        f"{table(head, rows)}\n\n"
+    lines = [
+        f"{table(head, rows)}\n",
         f"Differences are paired run by run; standard error and Student's t interval are over {what}. "
-        "On average one in twenty 95 % intervals misses the true value by chance."
-    )
+        "On average one in twenty 95 % intervals misses the true value by chance.",
+    ]
+    if not higher_is_better(metric):
+        lines.append(f"\nLess {shown(metric)} is better: an improvement is base minus variant.")
+    for name, row in {BASE: base, **results["variants"]}.items():
+        if note := undefined_note(row.get("undefined", {}), runs):
+            lines.append(f"\n{inline(name)}: {note}.")
+    return "\n".join(lines)

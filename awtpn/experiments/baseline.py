@@ -1,23 +1,36 @@
-"""The baseline: logistic regression on features pooled over time, on the same folds."""
+"""The baseline: linear models on features pooled over time, on the utterances of the runs beside it.
+
+Its penalty is never chosen on test utterances: in a cross-validation by leaving out each training group in
+turn; with the data's own splits by the split "val", as runs choose their best checkpoint, or without one by
+leaving out fifths of the training utterances. `linear_models` says which model each task has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from awtpn.config.settings import DataConfig
-from awtpn.experiments.folds import Fold, Score
-from awtpn.metrics.classification import SUMMARY, summarize
-from awtpn.run.data import stream_source
+from awtpn.config.schema import Config
+from awtpn.experiments.folds import Fold, Splits
+from awtpn.experiments.linear_models import Training, linear_figures, models_of
+from awtpn.experiments.pooled import concatenate, open_utterances, pool_utterances
+from awtpn.experiments.scores import Score, score_of
+from awtpn.run.data import check_targets, task_of_data
 from shards import FeatureStream
 from shards.progress import progress_bar
 
-INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C of the logistic regression
-BATCH = 256  # utterances read at a time
+# In the printed tables and `cross_validation.json`, by task type.
+NAMES = {
+    "classification": "logistic regression",
+    "regression": "ridge regression",
+    "multilabel": "logistic regression of each label",
+}
+SHORT_NAMES = {"classification": "LR", "regression": "ridge", "multilabel": "LR"}
+RANDOM_GROUPS = 5
+VALIDATION = 1  # the group of validation utterances; training utterances are group 0
 
 
 def check_installed() -> None:
@@ -29,79 +42,83 @@ def check_installed() -> None:
         )
 
 
-def logistic_regressions(
-    data: DataConfig, modalities: Iterable[str], by: str, folds: Sequence[Fold]
-) -> list[Score]:
-    """Scikit-learn's logistic regression on mean and std pooled, standardized features, on the same folds.
+def baseline_of_runs(config: Config, splits: Splits) -> list[Score]:
+    """The baseline of every fold, or of the data's own splits if there are no folds.
 
-    It takes the features of all `modalities`, those of the runs that it is compared with.
+    Args:
+        config: of the runs; the baseline takes their data, modalities and target.
+        splits: the folds of `make_splits`.
 
-    Its regularization is chosen on the training folds alone, by leaving each of them out in turn.
+    Raises:
+        ValueError: the utterances have no such target, or there are none to test on.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    if splits.by is None:
+        return [score_of(None, None, baseline_of_split(config))]
+    config = replace(config, data=replace(config.data, train=splits.url or config.data.train))
+    return baseline_of_folds(config, splits.by, splits.folds)
 
-    used = list(modalities)
-    pooled = {fold.test: pooled_features(data, used, {by: fold.test}) for fold in folds}
+
+def baseline_of_folds(config: Config, by: str, folds: list[Fold]) -> list[Score]:
+    """The baseline of every fold of column `by` of the utterances of `data.train`."""
+    streams = {fold.test: _opened(config, "train", {by: fold.test}) for fold in folds}
+    task = task_of_data(config.task, _opened(config, "train", {by: [fold.test for fold in folds]}))
+    pooled = dict(zip(streams, pool_utterances(streams.values()), strict=True))
     scores = []
-    with progress_bar("logistic regression", "fold", len(folds)) as bar:
+    with progress_bar(NAMES[task.type], "fold", len(folds)) as bar:
         for fold in folds:
-            model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
-            x, y = (np.concatenate([pooled[value][i] for value in fold.train]) for i in (0, 1))
-            if splits := inner_splits(y, [len(pooled[value][1]) for value in fold.train]):
-                grid = {"logisticregression__C": INVERSE_PENALTIES}
-                model = GridSearchCV(model, grid, cv=splits, scoring="f1_weighted")
-            model.fit(x, y)
-            test_x, test_y, classes = pooled[fold.test]
-            confusion = np.zeros((len(classes), len(classes)), np.int64)
-            np.add.at(confusion, (test_y, model.predict(test_x)), 1)
-            metrics = summarize(confusion, classes)
-            scores.append(Score(fold.test, None, {name: metrics[name] for name in SUMMARY}))
+            sizes = [len(pooled[value]) for value in fold.train]
+            training = Training(
+                concatenate([pooled[value] for value in fold.train]), np.repeat(np.arange(len(sizes)), sizes)
+            )
+            figures = linear_figures(task, training, pooled[fold.test], _balanced(config))
+            scores.append(score_of(fold.test, None, figures))
             bar.update()
     return scores
 
 
-def inner_splits(
-    label: NDArray[np.int64], sizes: Sequence[int]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to fit on and rows to validate on, leaving out each group in turn; `sizes` are the groups' sizes.
+def baseline_of_split(config: Config, role: str = "test") -> dict[str, Any]:
+    """The baseline of the data's own splits: fit on "train", choose on "val" if there is one, evaluate.
 
-    A split is omitted if the rows to fit on have a single class.
+    Args:
+        config: of the runs; the baseline takes their data, modalities and target.
+        role: the utterances to evaluate on, "test" or "val". With "val" these choose nothing.
+
+    Returns:
+        The figures of the split, as `results.json` has them.
+
+    Raises:
+        ValueError: the utterances have no such target, all training utterances have the same, or there are
+            none to test on.
     """
-    group = np.repeat(np.arange(len(sizes)), sizes)
-    splits = [(np.flatnonzero(group != g), np.flatnonzero(group == g)) for g in range(len(sizes))]
-    return [(fit, validate) for fit, validate in splits if len(np.unique(label[fit])) > 1]
+    train = _opened(config, "train")
+    check_targets(train)
+    task = task_of_data(config.task, train)
+    val, test = open_utterances(config, "val", task=task), open_utterances(config, role, task=task)
+    if test is None:
+        raise ValueError(
+            f"{train.url} has no {role} utterances: set data.{role} or data.select.{role}, or cross-validate "
+            "by a column with --by"
+        )
+    others = [test] if val is None or role == "val" else [test, val]
+    for other in others:
+        if other.classes != train.classes:
+            raise ValueError(f"{other.url} has the classes {other.classes}, but {train.url} {train.classes}")
+    to_fit, to_test, *to_choose = pool_utterances([train, *others])
+    if to_choose:
+        group = np.repeat([0, VALIDATION], [len(to_fit), len(to_choose[0])])
+        training = Training(concatenate([to_fit, *to_choose]), group, VALIDATION)
+    else:
+        group = np.random.default_rng(0).permutation(np.arange(len(to_fit)) % RANDOM_GROUPS)
+        training = Training(to_fit, group)
+    with progress_bar(NAMES[task.type], "model", models_of(task)) as bar:
+        return linear_figures(task, training, to_test, _balanced(config), bar.update)
 
 
-def pooled_features(
-    data: DataConfig, modalities: list[str], select: dict[str, Any]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
-    """Pooled features [U, 2 * sum of dims], labels [U] and class names of the selected utterances.
-
-    Per modality the mean and the standard deviation over an utterance's time steps; zeros if it is missing.
-    """
-    source = stream_source(data, "train")
-    assert source is not None
-    source |= {"select": select, "modalities": modalities}
-    stream = FeatureStream(**source, global_batch_size=BATCH, shuffle=False)
-    rows, labels = [], []
-    for batch in stream.epoch(0):
-        pooled = [
-            [
-                pool(steps.double().numpy())
-                for steps in ragged.values.split(ragged.host_offsets.diff().tolist())
-            ]
-            for ragged in batch.features.values()
-        ]
-        rows += [np.concatenate(parts) for parts in zip(*pooled, strict=True)]
-        labels.append(batch.label.numpy())
-    return np.stack(rows), np.concatenate(labels), stream.classes
+def _opened(config: Config, role: str, select: dict[str, Any] | None = None) -> FeatureStream:
+    stream = open_utterances(config, role, select)
+    assert stream is not None
+    return stream
 
 
-def pool(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean and standard deviation over time steps: [T, D] -> [2 * D]; zeros for T = 0."""
-    if not len(steps):
-        return np.zeros(2 * steps.shape[1])
-    return np.concatenate([steps.mean(0), steps.std(0)])
+def _balanced(config: Config) -> bool:
+    return config.loss.class_weights == "balanced"

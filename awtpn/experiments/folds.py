@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awtpn.config.command_line import parse_command_line
-from awtpn.config.settings import DataConfig
+from awtpn.config.schema import Config
 from awtpn.experiments.run_names import as_argument, folder_name
 from awtpn.experiments.runner import Job, place_job
 from awtpn.run.data import stream_source
 from shards import FeatureStream
+from shards.format.targets import Target, choose_target
 from shards.storage.credentials import redact
+from shards.storage.store import open_dataset
 
 # Keys that an experiment sets itself for each run.
 OWN_KEYS = ("run.dir", "run.seed")
 FOLD_KEYS = ("data.test", "data.select.train", "data.select.test")
+# Keys that all runs of a sweep or an ablation must share: the figures of different targets don't compare.
+TARGET_KEYS = ("task.type", "data.target")
 
 
 @dataclass(frozen=True)
@@ -29,18 +34,6 @@ class Fold:
 
     test: Any
     train: list[Any]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Test metrics of one run, as fractions of 1.
-
-    `fold` is None if the data's own test split is used; `seed` is None for the logistic regression.
-    """
-
-    fold: Any
-    seed: int | None
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ def make_splits(training: Sequence[str], by: str | None) -> Splits:
     """
     if by is None:
         return Splits(None, None, [])
-    url, values = column_values(parse_command_line([*training])[0].data, by)
+    url, values = column_values(parse_command_line([*training])[0], by)
     return Splits(by, url, leave_one_out(values))
 
 
@@ -131,29 +124,60 @@ def check_arguments(training: Sequence[str], seeds: Sequence[int], by: str | Non
         raise ValueError(f"--seeds {list(seeds)}: a seed is given twice")
 
 
-def column_values(data: DataConfig, by: str) -> tuple[str, list[Any]]:
-    """The split that is cross-validated, as URL#split, and the values of a metadata column in it.
+def task_type_of_data(config: Config) -> str:
+    """The type of the task that runs of this configuration have: `task.type`, or that of the data's target.
 
     Raises:
-        ValueError: the utterances have no such column, it has values that are NaN or infinite, or a fold
-            would train on a single class.
+        ValueError: the data has no such target.
+        OSError: the store cannot be reached.
     """
-    source = stream_source(data, "train")
+    if config.task.type is not None:
+        return config.task.type
+    source = stream_source(config.data, "train")
     assert source is not None
-    stream = FeatureStream(**source | {"select": None})
+    store, manifest, _ = open_dataset(source["url"], source["cache_dir"], source["storage_options"])
+    return choose_target(manifest, config.data.target, None, store.url).type
+
+
+def column_values(config: Config, by: str) -> tuple[str, list[Any]]:
+    """The split that is cross-validated, as URL#split, and the values of a metadata column in it.
+
+    Utterances without any known value of the target are in no fold.
+
+    Raises:
+        ValueError: the utterances have no such column, some lack a value of it, it has values that are NaN or
+            infinite, or a fold would train on a single class, or on equal values.
+    """
+    source = stream_source(config.data, "train")
+    assert source is not None
+    stream = FeatureStream(**source | {"select": None}, task=config.task.type)
     if by not in stream.manifest.columns:
         has = sorted(stream.manifest.columns) or "no columns of metadata"
         raise ValueError(f"{stream.url}: no column {by!r} to fold by; it has {has}")
+    if by in stream.target.columns:
+        raise ValueError(f"{stream.url}: column {by!r} is the target: cross-validate by another column")
+    of_class = next(iter(stream.target.columns), "label")
     classes: dict[Any, set[str]] = {}
-    for _, meta in stream.metadata():
-        classes.setdefault(meta[by], set()).add(meta["label"])
-    if any(isinstance(value, float) and not math.isfinite(value) for value in classes):
+    rows: dict[Any, list[int]] = {}
+    for row, (key, meta) in enumerate(stream.metadata()):
+        if (value := meta.get(by)) is None:
+            raise ValueError(
+                f"{stream.url}: utterance {key!r:.80} has no {by!r} to fold by: cross-validate by another "
+                "column, or pack the dataset with this one filled in"
+            )
+        rows.setdefault(value, []).append(row)
+        if stream.target.type == "classification":
+            classes.setdefault(value, set()).add(str(meta[of_class]))
+    if any(isinstance(value, float) and not math.isfinite(value) for value in rows):
         raise ValueError(
             f"{stream.url}: column {by!r} has values that are NaN or infinite, which cannot be selected; "
             "correct them and pack the dataset again"
         )
-    check_classes(classes, by)
-    return f"{source['url'].partition('#')[0]}#{stream.split}", sorted(classes)
+    if classes:
+        check_classes(classes, by)
+    else:
+        check_values(stream.target_values(), rows, stream.target, by)
+    return f"{source['url'].partition('#')[0]}#{stream.split}", sorted(rows)
 
 
 def check_classes(classes: Mapping[Any, set[str]], by: str) -> None:
@@ -175,6 +199,32 @@ def check_classes(classes: Mapping[Any, set[str]], by: str) -> None:
             )
 
 
+def check_values(
+    values: NDArray[np.float64], rows: Mapping[Any, Sequence[int]], target: Target, by: str
+) -> None:
+    """Refuse a fold that has nothing to learn of a label or dimension, before anything is trained.
+
+    Args:
+        values: [U, K] of the utterances, NaN where missing.
+        rows: the utterances of each value of the column; each has a known value.
+        target: its columns are the K labels or dimensions.
+        by: the column.
+
+    Raises:
+        ValueError: names the value that is left out, and the label or dimension.
+    """
+    if target.type == "multilabel":
+        values = np.where(np.isnan(values), np.nan, values > 0)
+    for value, left_out in rows.items() if len(rows) > 1 else ():
+        for name, of_column in zip(target.columns, np.delete(values, left_out, axis=0).T, strict=True):
+            if len(found := np.unique(of_column[~np.isnan(of_column)])) < 2:
+                held = f"have the same {name!r} ({found[0]:g})" if len(found) else f"lack {name!r}"
+                raise ValueError(
+                    f"without {by} {value!r} all utterances {held}, so there is nothing to learn: leave it "
+                    "out of data.target, or cross-validate by another column"
+                )
+
+
 def leave_one_out(values: Sequence[Any]) -> list[Fold]:
     """A fold for each value: test on it, train on all others.
 
@@ -184,9 +234,3 @@ def leave_one_out(values: Sequence[Any]) -> list[Fold]:
     if len(values) < 2:
         raise ValueError(f"cross-validation needs at least two folds, but the column has only {list(values)}")
     return [Fold(value, [other for other in values if other != value]) for value in values]
-
-
-def fold_means(scores: Sequence[Score], metric: str) -> list[float]:
-    """Mean over seeds of each fold, in the order of the folds' first runs."""
-    folds = dict.fromkeys(score.fold for score in scores)
-    return [float(np.mean([s.metrics[metric] for s in scores if s.fold == fold])) for fold in folds]

@@ -2,6 +2,7 @@
 
 A line whose name holds `{term}` stands for a variant per loss term, with `{weight}` in its keys. One whose
 name holds `{modality}` stands for a variant per modality in use; `{others}` are then all but this one.
+`of_task` leaves out those that the task of the runs does not have.
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
 LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
 MODALITIES = "model.modalities"
 CROSS_MODAL = ("intra", "inter", "contrast")
+# Settings that not every task has -> the tasks that have them.
+TASKS_OF_KEY = {
+    "task.head": ("regression",),
+    "task.levels": ("regression",),
+    "loss.value_error": ("regression",),
+    "loss.class_weights": ("classification", "multilabel"),
+    "loss.focal_gamma": ("classification", "multilabel"),
+    "loss.label_smoothing": ("classification", "multilabel"),
+}
+CROSS_ENTROPY = f"loss.{TERMS['ce']}"
 
 
 def expand(variants: Variants, base: Config) -> Variants:
@@ -111,3 +122,38 @@ def without_unused(overrides: dict[str, Any], base: Config) -> dict[str, Any]:
         # `base` compares none of these pairs, so neither does the variant.
         changed |= {"loss.pair_weights": {}} | {f"loss.{TERMS[term]}": 0.0 for term in CROSS_MODAL}
     return overrides | changed
+
+
+def of_task(variants: Variants, base: Config, task: str) -> tuple[Variants, dict[str, str]]:
+    """The variants that a task has, and by name why each of the others is left out.
+
+    Args:
+        variants: of `expand`.
+        base: the configuration that they change.
+        task: type of the task of the runs.
+    """
+    reasons = {name: _why_not(overrides, base, task) for name, overrides in variants.items()}
+    kept = {name: overrides for name, overrides in variants.items() if reasons[name] is None}
+    return kept, {name: why for name, why in reasons.items() if why is not None}
+
+
+def _why_not(overrides: dict[str, Any], base: Config, task: str) -> str | None:
+    """Why a variant is none of this task; None if it is one."""
+    for key in overrides:
+        if task not in (tasks := TASKS_OF_KEY.get(key, (task,))):
+            return f"{key} is for {' and '.join(tasks)}"
+    if task != "regression":
+        return None
+    if overrides.keys() == {CROSS_ENTROPY} and base.task.head == "linear":
+        return "task.head=linear has no cross-entropy"
+    if overrides.keys() <= TASKS_OF_KEY.keys() and all(
+        _setting(base, key) == value for key, value in overrides.items()
+    ):
+        return "it is the base"
+    return None
+
+
+def _setting(config: Config, key: str) -> Any:
+    """The value of a key "section.name"."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from awtpn.inference.results_intervals import measure
 from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model, read_card, write_checksums
 from awtpn.model.network import AWTPN
 from awtpn.model.sharing.model_card import render_card
@@ -40,6 +41,9 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         print(f"exported without results: {stored.note or f'{source} has no {RESULTS_FILE}'}")
     elif stored.note:
         print(stored.note)
+    measured, note = measure(card, source)
+    if note:
+        print(note)
     card = public_card(card)
     card.pop("graph", None)  # if `source` is an export with graphs: they are not copied
     if licence:
@@ -54,7 +58,7 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
 
             card["graph"] = write_graphs(AWTPN.from_pretrained(folder), temporary)
         (temporary / CARD_FILE).write_text(json_text(card, indent=1) + "\n")
-        (temporary / README_FILE).write_text(render_card(card, out.name))
+        (temporary / README_FILE).write_text(render_card(card, out.name, measured))
         write_checksums(temporary, (WEIGHTS_FILE, CARD_FILE, *card.get("graph", ())))
         os.replace(temporary, out)
     finally:

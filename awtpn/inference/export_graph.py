@@ -3,6 +3,9 @@
 Training packs utterances without padding and loops over their lengths. A graph cannot contain such a loop, so
 it takes padded utterances with a mask per modality, and computes the same: masked steps enter no sum, softmax
 or mean.
+
+A graph of labels or values holds the task, its names and ranges, as JSON: `torch.export.load(file,
+extra_files={"task": "", "names": "", "ranges": ""})`, or `metadata_props` of ONNX.
 """
 
 from __future__ import annotations
@@ -23,12 +26,15 @@ from awtpn.inference.predictor import pack_arrays
 from awtpn.model.blocks import EPSILON, Standardize, fusion_weights
 from awtpn.model.finite_outputs import NotFiniteError
 from awtpn.model.network import AWTPN
+from awtpn.model.task import Task, predicted_values, probabilities
+from shards.safe_io.json_text import json_text
 
 PROGRAM_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
 CHECKED_STEPS = (40, 3, 12, 1, 60, 5, 7)  # numbers of steps in `check`, taken in turn
-# Largest difference of probabilities and weights. Distances grow with D, and a softmax amplifies the rounding
-# of large ones; an error in the masking causes a far larger difference.
+# Largest difference of probabilities, of weights, and of values as shares of their range. Distances grow
+# with D, and a softmax amplifies the rounding of large ones; an error in the masking causes a far larger
+# difference.
 TOLERANCE = 1e-3
 
 
@@ -39,7 +45,8 @@ class PaddedAWTPN(nn.Module):
     `[B, M]` bool, True where there is a step. Features where it is False are ignored; an utterance whose mask
     is all False lacks the modality. M may differ between modalities.
 
-    Outputs: probabilities `[B, C]`, then per modality the reliability weights `[B, M]`, 0 where masked.
+    Outputs: probabilities `[B, C]` of classes or labels, or values `[B, K]` in the unit of the target; then
+    per modality the reliability weights `[B, M]`, 0 where masked.
     """
 
     def __init__(self, model: AWTPN) -> None:
@@ -57,7 +64,7 @@ class PaddedAWTPN(nn.Module):
         given = [self.model.config.fusion_weight(modality) for modality in self.model.feature_dims]
         weight = fusion_weights(given, torch.stack(present), pooled[0].dtype)
         logits = self.model.classifier((weight[..., None] * torch.stack(pooled)).sum(0))
-        return logits.softmax(-1), *weights
+        return answer(logits, self.model.task), *weights
 
     def encode(self, modality: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """One modality: features [B, M, F] and mask [B, M] -> pooled [B, D] and weights [B, M]."""
@@ -77,6 +84,11 @@ class PaddedAWTPN(nn.Module):
         else:
             weights = mask.float() / mask.sum(1, keepdim=True).clamp(min=1)
         return (weights[..., None] * h).sum(1), weights
+
+
+def answer(logits: Tensor, task: Task) -> Tensor:
+    """What the task makes of the logits: probabilities, or values."""
+    return predicted_values(logits, task) if task.type == "regression" else probabilities(logits, task)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -133,7 +145,10 @@ def write_graphs(model: AWTPN, folder: Path) -> dict[str, str]:
     about = (
         f"takes {takes} ([utterances, steps, features] float32 and masks [utterances, steps]); gives {gives}"
     )
-    torch.export.save(program, folder / PROGRAM_FILE)
+    record = task_record(model)
+    if record:
+        about += f"; {', '.join(f'{name} {text}' for name, text in record.items())}"
+    torch.export.save(program, folder / PROGRAM_FILE, extra_files=record)
     loaded = torch.export.load(folder / PROGRAM_FILE).module()
     check(model, lambda inputs: loaded(*inputs), PROGRAM_FILE)
     written = {PROGRAM_FILE: f"torch.export program, `torch.export.load(file).module()`; {about}"}
@@ -160,6 +175,7 @@ def write_onnx(program: torch.export.ExportedProgram, model: AWTPN, path: Path) 
     for graph in (converted.model.graph, *converted.model.functions.values()):
         for node in graph:
             node.metadata_props.clear()  # source files and lines, with paths of this machine
+    converted.model.metadata_props.update(task_record(model))
     converted.save(path)
     if importlib.util.find_spec("onnxruntime"):
         import onnxruntime
@@ -179,7 +195,20 @@ def input_names(model: AWTPN) -> list[str]:
 
 
 def output_names(model: AWTPN) -> list[str]:
-    return ["probabilities", *(f"{modality}_weights" for modality in model.feature_dims)]
+    answers = "values" if model.task.type == "regression" else "probabilities"
+    return [answers, *(f"{modality}_weights" for modality in model.feature_dims)]
+
+
+def task_record(model: AWTPN) -> dict[str, str]:
+    """The task as texts, which a graph holds so that its outputs can be read without this package.
+
+    Nothing for the classes of a dataset, whose names are in the card: such graphs are as they always were.
+    """
+    task = model.task
+    if task.is_classes:
+        return {}
+    found = {"task": task.type, "names": json_text(task.names)}
+    return found | ({"ranges": json_text(task.ranges)} if task.type == "regression" else {})
 
 
 def lengths_to_check(modalities: int) -> list[NDArray[np.int64]]:
@@ -197,11 +226,15 @@ def lengths_to_check(modalities: int) -> list[NDArray[np.int64]]:
 def check(model: AWTPN, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], name: str) -> None:
     """Compare a graph with the packed model on utterances of several lengths, some without some modalities.
 
+    Values are compared as shares of their range.
+
     Raises:
         NotFiniteError: the model's own outputs are NaN or infinite, so they cannot be compared.
         RuntimeError: the outputs differ by more than TOLERANCE.
     """
     rng = np.random.default_rng(0)
+    bounds = model.task.ranges if model.task.type == "regression" else [[0.0, 1.0]]
+    scale = torch.tensor([high - low for low, high in bounds or ()])
     for lengths in lengths_to_check(len(model.feature_dims)):
         arrays = {
             modality: [std * rng.standard_normal((length, dim)).astype(np.float32) for length in of_modality]
@@ -216,7 +249,7 @@ def check(model: AWTPN, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], n
                 "features: take an earlier checkpoint, or train again with a lower optim.lr"
             )
         found = graph([t for m, dim in model.feature_dims.items() for t in pad(arrays[m], dim)])
-        gaps = [(found[0] - expected.logits.softmax(-1)).abs().max()]
+        gaps = [((found[0] - answer(expected.logits, model.task)).abs() / scale).max()]
         for of_graph, stream in zip(found[1:], expected.streams.values(), strict=True):
             mask = torch.arange(of_graph.shape[1]) < stream.offsets.diff()[:, None]
             gaps += [(of_graph[mask] - stream.weights).abs().max()] if mask.any() else []

@@ -1,8 +1,8 @@
-"""Plot one prediction: words, frames and waveform, the reliability weight of each step, probabilities."""
+"""Plot one prediction: words, frames and waveform, the reliability weight of each step, and the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awtpn.inference.predictor import Prediction
+from awtpn.inference.plot_outcome import INK, LINE, PAPER, QUIET, draw_outcome, outcome_title
+from awtpn.inference.prediction import Prediction
 from awtpn.inference.recording import FRAMES, TEXT, Recording
 from awtpn.inference.word_labels import WordLabels, fonts_of_all_scripts, most_labels, word_labels
 from awtpn.model.modality_colors import modality_colors
 from shards.safe_io.printable import plural, printable
 
-INK, QUIET, LINE, PAPER = "#1f2933", "#7b8794", "#d5dbe1", "#ffffff"
-INCHES_PER_CLASS = 0.34
 # Lengths without another unit are inches.
 WIDTH, HEAD, FOOT = 13, 0.92, 0.56
 LEFT, RIGHT = 0.065, 0.975  # of the figure's width
-COLUMNS, GAP = (3.6, 1.0), 0.22  # widths of the plots and the probabilities; the gap, of their mean width
+COLUMNS, GAP = (3.6, 1.0), 0.22  # widths of the plots and the answer; the gap, of their mean width
 PLOT_WIDTH = WIDTH * (RIGHT - LEFT) * 2 / (2 + GAP) * COLUMNS[0] / sum(COLUMNS)
 ROW = 1.38  # of a row of height 1 with the gap below it; a row alone has at least ROW_ALONE
 ROW_ALONE = 1.2
@@ -31,12 +30,24 @@ LONGEST_NAME = 60  # characters of a file's name
 ROUNDING = 1e-6  # of a step, so that 2.3 s / 0.1 s, which is 22.999... in floating point, is 23 steps
 
 
-def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
+def draw(
+    recording: Recording,
+    prediction: Prediction,
+    path: Path,
+    ranges: Mapping[str, Sequence[float]] | None = None,
+) -> None:
     """Write the figure as a PNG.
 
     The words with their weights, at equal distances or, if their times are known, on the time axis. On the
     time axis: the frames and the weights of the video steps, the waveform and the weights of the audio steps.
-    Weights are shown as multiples of the uniform weight, 1 / steps. On the right the probabilities.
+    Weights are shown as multiples of the uniform weight, 1 / steps. On the right the probabilities, or the
+    values with their intervals.
+
+    Args:
+        recording: what is predicted for.
+        prediction: for it.
+        path: of the file to write.
+        ranges: least and largest value of each predicted dimension; default: as far as the intervals reach.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -70,7 +81,7 @@ def draw(recording: Recording, prediction: Prediction, path: Path) -> None:
             _plain(axes, recording)
             paint(axes, recording, prediction)
             axes.tick_params(labelbottom=row == len(rows) - 1)
-        _probabilities(figure.add_subplot(grid[:, 1]), prediction)
+        draw_outcome(figure.add_subplot(grid[:, 1]), prediction, ranges or {})
         _title(figure, recording, prediction, 1 - 0.43 / total)
         foot: dict[str, Any] = {"color": QUIET, "fontsize": 9.5}
         figure.text(LEFT, 0.15 / total, "seconds" if recording.has_media else "words in order", **foot)
@@ -113,10 +124,11 @@ def _title(figure: Any, recording: Recording, prediction: Prediction, height: fl
         facts.append(plural(count, "word") + (f" (the {most} heaviest are shown)" if count > most else ""))
     elif TEXT in prediction.weights:
         facts.append("no text")
-    facts.append(f"{prediction.probabilities[prediction.label]:.0%} sure")
+    if prediction.label is not None:
+        facts.append(f"{prediction.probabilities[prediction.label]:.0%} sure")
     # parse_math=False: names of files and classes may contain $, which is not a formula.
     look: dict[str, Any] = {"va": "center", "parse_math": False}
-    figure.text(LEFT, height, printable(prediction.label), fontsize=21, fontweight="bold", color=INK, **look)
+    figure.text(LEFT, height, outcome_title(prediction), fontsize=21, fontweight="bold", color=INK, **look)
     figure.text(RIGHT, height, "   ·   ".join(facts), fontsize=11, color=QUIET, ha="right", **look)
 
 
@@ -294,23 +306,3 @@ def _words(
             axes.plot([centers[number], x], [0, -0.85 * LEADER], color=QUIET, linewidth=0.6)
         weight = "bold" if number == heaviest else "normal"
         axes.text(x, -LEADER, text, ha="center", rotation=90 * labels.is_vertical, fontweight=weight, **look)
-
-
-def _probabilities(axes: Any, prediction: Prediction) -> None:
-    """Bars of the most probable classes, as many as fit, the most probable on top."""
-    room = int(axes.get_window_extent().height / axes.figure.dpi / INCHES_PER_CLASS)
-    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:room]
-    names, values = [name for name, _ in ranked], [value for _, value in ranked]
-    rows = np.arange(len(names))
-    axes.set_facecolor(PAPER)
-    axes.barh(rows, np.ones(len(names)), height=0.16, color="#eef1f4")
-    colors = [INK if name == prediction.label else "#a9b4bf" for name in names]
-    axes.barh(rows, values, height=0.16, color=colors)
-    for row, name, value in zip(rows, names, values, strict=True):
-        weight = "bold" if name == prediction.label else "normal"
-        look: dict[str, Any] = {"va": "bottom", "fontsize": 10.5}
-        axes.text(0, row - 0.16, printable(name), color=INK, fontweight=weight, parse_math=False, **look)
-        axes.text(1, row - 0.16, f"{value:.1%}", color=QUIET, ha="right", **look)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(len(names) - 0.3, -0.75)
-    axes.axis("off")

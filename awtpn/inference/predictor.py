@@ -1,10 +1,9 @@
-"""Predict with a trained model: labels, probabilities, and the reliability weights of the steps."""
+"""Predict with a trained model: a class, labels or values, and the reliability weights of the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from awtpn.inference.intervals import half_widths, results_of_run
+from awtpn.inference.prediction import Prediction, listed, make_predictions
 from awtpn.inference.recording import TEXT, clip_of, text_clip
 from awtpn.model.device import resolve_device
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
@@ -29,36 +30,6 @@ logger = get_logger(__name__)
 Features = Mapping[str, NDArray[Any] | None]
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one utterance.
-
-    Attributes:
-        label: the most probable class.
-        probabilities: by class name; they sum to 1.
-        weights: per modality the steps' reliability weights [T] float32 (Eq. 15-18), which sum to 1; empty
-            for a modality that the utterance lacks.
-    """
-
-    label: str
-    probabilities: dict[str, float]
-    weights: dict[str, NDArray[np.float32]]
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no probability or weight is NaN or infinite."""
-        numbers = [np.array(list(self.probabilities.values())), *self.weights.values()]
-        return all(bool(np.isfinite(of).all()) for of in numbers)
-
-    def as_json(self) -> dict[str, Any]:
-        """The prediction as plain JSON, rounded to six digits."""
-        return {
-            "label": self.label,
-            "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
-            "weights": {m: [round(float(w), 6) for w in weights] for m, weights in self.weights.items()},
-        }
-
-
 class Predictor:
     """A trained model that predicts for utterances of any length.
 
@@ -70,17 +41,34 @@ class Predictor:
 
         predictor.predict_recordings(["clip.mp4"], texts=["What a day!"])
         predictor.predict_texts(["What a day!"])
+
+    What a `Prediction` holds depends on the model's task: one model has one task. For values it has 90 %
+    prediction intervals if the model was validated. The validation utterances also chose the checkpoint, so
+    slightly less than 90 % of true values lie within them; `awtpn.inference.intervals` says how they are
+    made.
     """
 
-    def __init__(self, model: AWTPN, device: torch.device | str = "cpu") -> None:
-        """Move `model` to `device` and put it in eval mode, in place."""
+    def __init__(
+        self, model: AWTPN, device: torch.device | str = "cpu", results: Mapping[str, Any] | None = None
+    ) -> None:
+        """Move `model` to `device` and put it in eval mode, in place.
+
+        Args:
+            model: to predict with.
+            device: to predict on.
+            results: of the model, as in results.json: the intervals of values are made of its validation
+                figures. Default: those in the model's card, which an export has.
+        """
         self.model = model.to(device).eval()
         self.device = torch.device(device)
+        self.half_widths = half_widths(results or model.record.get("results"), model.task)
         self._encoders: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: torch.device | str = "cpu") -> Predictor:
         """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
+
+        A line is logged if it predicts values of which the intervals are not known.
 
         Args:
             directory: the folder; or, if no such path exists, a hub id "user/model".
@@ -89,7 +77,16 @@ class Predictor:
         Raises:
             ValueError: there is no such model or device.
         """
-        return cls(AWTPN.from_pretrained(directory), resolve_device(device))
+        model, where = AWTPN.from_pretrained(directory), resolve_device(device)
+        if model.task.type != "regression" or model.record.get("results"):
+            predictor, note = cls(model, where), None
+        else:
+            stored = results_of_run(directory)
+            predictor, note = cls(model, where, stored.results), stored.note
+        if unknown := [name for name, half in predictor.half_widths.items() if half is None]:
+            cause = note or "there are no results of enough validation utterances"
+            logger.warning("%s: no intervals of %s: %s", directory, listed(unknown), cause)
+        return predictor
 
     def predict(self, utterances: Sequence[Features]) -> list[Prediction]:
         """Predict for utterances of different lengths at once.
@@ -270,20 +267,11 @@ class Predictor:
             for m, r in features.items()
         }
         output = self.model(moved)
-        probabilities = output.logits.softmax(-1).cpu()
         weights = {
             m: stream.weights.float().cpu().split(moved[m].host_lengths)
             for m, stream in output.streams.items()
         }
-        names = self.model.classes
-        return [
-            Prediction(
-                label=names[int(row.argmax())],
-                probabilities=dict(zip(names, row.tolist(), strict=True)),
-                weights={m: w[i].numpy() for m, w in weights.items()},
-            )
-            for i, row in enumerate(probabilities)
-        ]
+        return make_predictions(output.logits, weights, self.model.task, self.half_widths)
 
 
 def missing_modalities(sample: Sample) -> dict[str, str]:
@@ -291,12 +279,6 @@ def missing_modalities(sample: Sample) -> dict[str, str]:
     causes = sample.meta.get(UNDECODABLE, {}) | dict.fromkeys(sample.meta.get(CONSTANT, ()), "it is constant")
     lacking = [modality for modality, values in sample.features.items() if values is None]
     return {modality: causes.get(modality, "no features can be made of it") for modality in lacking}
-
-
-def listed(names: Iterable[str]) -> str:
-    """ "audio, video and text"."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def check_features(

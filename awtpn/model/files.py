@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from awtpn.model.sharing.hub import locate
+from awtpn.model.task import task_of_card
 from shards.format.schema import PLAIN_NAME, SHA256
 from shards.safe_io.bounded_json import read_json
 from shards.safe_io.git_lfs import refuse_pointer
@@ -37,6 +38,8 @@ STEP = re.compile(r"step-(\d{8,15})")
 
 # Upper limit of widths and counts in a card. Products of two of them do not overflow.
 LARGEST = 1 << 24
+# Upper limit of the labels, dimensions or classes of a task.
+MOST_NAMES = 1 << 16
 
 
 # --- Checksums -----------------------------------------------------------------------------------
@@ -141,11 +144,39 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: classes must be a list of names, not {classes!r:.60}")
     if (not classes and card.get("task") is None) or len(set(classes)) < len(classes):
         raise ValueError(f"{path}: classes must be distinct names, at least one, not {classes!r:.60}")
+    _check_task(card, path)
     if not isinstance(card.get("learnable_prototypes"), bool):
         raise ValueError(f"{path}: learnable_prototypes must be true or false")
     if not isinstance(card.get("provenance") or {}, dict):
         raise ValueError(f"{path}: provenance must be a mapping")
     return card
+
+
+def _check_task(card: Mapping[str, Any], path: Path) -> None:
+    """Check the task of a card; without one it is to tell the classes apart.
+
+    Raises:
+        ValueError: it is not a task, or `classes` are not its names.
+    """
+    record = card.get("task")
+    if record is None:
+        return
+    if not isinstance(record, dict) or not {"type", "names"} <= record.keys():
+        raise ValueError(f"{path}: task must be a mapping with a type and names")
+    # Before each of them is looked at, which takes microseconds.
+    for name in ("names", "ranges"):
+        if isinstance(record.get(name), list) and len(record[name]) > MOST_NAMES:
+            raise ValueError(
+                f"{path}: task.{name} has {len(record[name])} entries; at most {MOST_NAMES} are read"
+            )
+    try:
+        task = task_of_card(card)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not all(task.names):
+        raise ValueError(f"{path}: task.names must not be empty")
+    if card["classes"] != (task.names if task.type == "classification" else []):
+        raise ValueError(f"{path}: classes and the names of the task differ")
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:

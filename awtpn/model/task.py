@@ -143,13 +143,19 @@ def half_ranges(task: Task, like: Tensor) -> Tensor:
     return to_device_async([(high - low) / 2 for low, high in task.ranges], like.device, like.dtype)
 
 
+def _wide(logits: Tensor) -> Tensor:
+    """The logits in float32 or wider."""
+    # Not torch.promote_types, which an exported graph would contain as an operator.
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
 def predicted_values(logits: Tensor, task: Task) -> Tensor:
     """The value of each dimension in the target's unit: [B, outputs] -> [B, K], in float32 or wider.
 
     With head "levels" the mean of the levels, weighted by the softmax over a dimension's logits; with head
     "linear" the middle of the range plus the logit times half of the range.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = _wide(logits)
     assert task.ranges is not None
     if task.head == "levels":
         shares = wide.unflatten(1, (len(task.names), task.levels)).softmax(-1)
@@ -160,7 +166,7 @@ def predicted_values(logits: Tensor, task: Task) -> Tensor:
 
 def probabilities(logits: Tensor, task: Task) -> Tensor:
     """Of the classes, which sum to 1, or of each label: [B, outputs] -> [B, C], in float32 or wider."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = _wide(logits)
     return wide.softmax(-1) if task.type == "classification" else wide.sigmoid()
 
 

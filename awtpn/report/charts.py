@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from awtpn.report.data import Curve
+from awtpn.report.run_record import Curve
 from shards.safe_io.printable import printable
 
 MOST_NUMBERS = 16  # a matrix with more classes has no numbers in its cells
@@ -31,15 +31,15 @@ def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Marku
     count = len(classes)
     numbers = count <= MOST_NUMBERS
     cell = 52 if numbers else max(8, 640 // count)
-    names = [_shorten(name) for name in classes]
+    names = [shorten(name) for name in classes]
     longest = LETTER * max(map(len, names))
     left, top = longest + 26, 0.72 * longest + 22
     parts = []
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     for i, true in enumerate(classes):
         y = top + i * cell
-        parts.append(_text(left - 8, y + cell / 2 + 4, names[i], anchor="end"))
-        parts.append(_text(left + i * cell + cell / 2 + 4, top - 8, names[i], turned=-45))
+        parts.append(draw_text(left - 8, y + cell / 2 + 4, names[i], anchor="end"))
+        parts.append(draw_text(left + i * cell + cell / 2 + 4, top - 8, names[i], turned=-45))
         for j, predicted in enumerate(classes):
             x, part = left + j * cell, float(share[i, j])
             title = f"{true} predicted as {predicted}: {confusion[i, j]} of {confusion[i].sum()}"
@@ -53,12 +53,12 @@ def confusion_svg(confusion: NDArray[np.int64], classes: Sequence[str]) -> Marku
                 strong = " strong" if part > 0.5 else ""
                 middle = x + cell / 2 - 1
                 parts.append(
-                    _text(middle, y + 23, f"{100 * part:.0f}", "middle", css=f"cell{strong}")
-                    + _text(middle, y + 38, str(confusion[i, j]), "middle", css=f"count{strong}")
+                    draw_text(middle, y + 23, f"{100 * part:.0f}", "middle", css=f"cell{strong}")
+                    + draw_text(middle, y + 38, str(confusion[i, j]), "middle", css=f"count{strong}")
                 )
     width, height = left + count * cell + 0.72 * longest, top + count * cell + 4
     label = "confusion matrix: rows are true classes, columns predictions, in per cent of the row"
-    return _svg(width, height, label, parts)
+    return draw_svg(width, height, label, parts)
 
 
 def curve_svg(curves: Sequence[Curve], title: str, percent: bool = False) -> Markup:
@@ -66,7 +66,9 @@ def curve_svg(curves: Sequence[Curve], title: str, percent: bool = False) -> Mar
     width, height, left, right, top, bottom = 270, 180, 42, 10, 30, 26
     curves = [curve for curve in curves if len(curve[0])]
     if not curves:  # no step had a finite value
-        return _svg(width, height, f"{title}: no finite values", [_text(left, 16, f"{title}: none finite")])
+        return draw_svg(
+            width, height, f"{title}: no finite values", [draw_text(left, 16, f"{title}: none finite")]
+        )
     steps, values = common_grid(curves)
     mean, low, high = values.mean(0), values.min(0), values.max(0)
     ticks = nice_ticks(float(low.min()), float(high.max()))
@@ -79,20 +81,20 @@ def curve_svg(curves: Sequence[Curve], title: str, percent: bool = False) -> Mar
     def y(value: float) -> float:
         return top + (height - top - bottom) * (ceiling - value) / (ceiling - floor)
 
-    parts = [_text(left, 16, title, css="title")]
+    parts = [draw_text(left, 16, title, css="title")]
     for tick in ticks:
         shown = f"{100 * tick:.0f}" if percent else f"{tick:g}"
         parts.append(LINE.format("grid", left, width - right, y(tick), y(tick)))
-        parts.append(_text(left - 6, y(tick) + 4, shown, "end", css="tick"))
+        parts.append(draw_text(left - 6, y(tick) + 4, shown, "end", css="tick"))
     for step in [t for t in nice_ticks(0, end, 4) if t <= end]:
-        parts.append(_text(x(step), height - 8, f"{step:g}", "middle", css="tick"))
+        parts.append(draw_text(x(step), height - 8, f"{step:g}", "middle", css="tick"))
     if len(curves) > 1:
         outline = [*zip(steps, high, strict=True), *zip(steps[::-1], low[::-1], strict=True)]
         points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in outline)
         parts.append(Markup('<polygon class="band" points="{}"/>').format(points))
     points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, mean, strict=True))
     parts.append(Markup('<polyline class="curve" points="{}"/>').format(points))
-    return _svg(width, height, f"{title} over steps", parts)
+    return draw_svg(width, height, f"{title} over steps", parts)
 
 
 def common_grid(curves: Sequence[Curve]) -> Curve:
@@ -116,10 +118,22 @@ def common_grid(curves: Sequence[Curve]) -> Curve:
     return edges, np.stack(rows)
 
 
-def calibration_svg(table: Sequence[dict[str, float]]) -> Markup:
-    """Accuracy over confidence, equal on the diagonal. A circle's area is its share of utterances."""
+def calibration_svg(
+    table: Sequence[dict[str, float]],
+    title: str = "",
+    confidence: str = "confidence",
+    accuracy: str = "accuracy",
+) -> Markup:
+    """Accuracy over confidence, equal on the diagonal. A circle's area is its share of utterances.
+
+    Args:
+        table: rows with "confidence", "accuracy" and "count".
+        title: above the chart.
+        confidence: name of the horizontal axis.
+        accuracy: name of the vertical axis.
+    """
     size, left, bottom, margin = 264, 52, 40, 20  # the margin leaves room for a circle at 100 %
-    side, top = size - left - margin, margin
+    side, top = size - left - margin, margin + (16 if title else 0)
 
     def x(value: float) -> float:
         return left + side * value
@@ -127,39 +141,53 @@ def calibration_svg(table: Sequence[dict[str, float]]) -> Markup:
     def y(value: float) -> float:
         return top + side * (1 - value)
 
-    parts = [LINE.format("diagonal", x(0), x(1), y(0), y(1))]
+    parts = [draw_text(left - 40, 14, shorten(title), css="title")] if title else []
+    parts.append(LINE.format("diagonal", x(0), x(1), y(0), y(1)))
     for tick in (0, 0.25, 0.5, 0.75, 1):
         parts.append(
             LINE.format("grid", x(0), x(1), y(tick), y(tick))
-            + _text(left - 6, y(tick) + 4, f"{100 * tick:.0f}", "end", css="tick")
-            + _text(x(tick), y(0) + 16, f"{100 * tick:.0f}", "middle", css="tick")
+            + draw_text(left - 6, y(tick) + 4, f"{100 * tick:.0f}", "end", css="tick")
+            + draw_text(x(tick), y(0) + 16, f"{100 * tick:.0f}", "middle", css="tick")
         )
     total = sum(row["count"] for row in table)
     for row in table:
         radius = 3 + 16 * math.sqrt(row["count"] / total)
-        confidence, accuracy = row["confidence"], row["accuracy"]
-        title = f"{row['count']:.0f} predictions, confidence {confidence:.2f}, accuracy {accuracy:.2f}"
-        dot = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
-        parts.append(dot.format(x(confidence), y(accuracy), radius, title))
-    parts.append(_text(x(0.5), y(0) + 32, "confidence, %", "middle", css="tick"))
-    parts.append(_text(12, y(0.5), "accuracy, %", "middle", css="tick", turned=-90))
-    return _svg(size, top + side + bottom, "accuracy over confidence", parts)
+        place = row["confidence"], row["accuracy"]
+        words = f"{row['count']:.0f} predictions, {confidence} {place[0]:.2f}, {accuracy} {place[1]:.2f}"
+        parts.append(dot(x(place[0]), y(place[1]), radius, words))
+    parts.append(draw_text(x(0.5), y(0) + 32, f"{confidence}, %", "middle", css="tick"))
+    parts.append(draw_text(12, y(0.5), f"{accuracy}, %", "middle", css="tick", turned=-90))
+    label = f"{accuracy} over {confidence}"
+    return draw_svg(size, top + side + bottom, f"{printable(title)}: {label}" if title else label, parts)
 
 
-def interval_svg(mean: float, low: float, high: float) -> Markup:
-    """A metric and its interval on a line from 0 to 1. Intervals of few folds can be wider, and are cut."""
+def interval_svg(
+    mean: float, low: float, high: float, ends: tuple[float, float] = (0.0, 1.0), percent: bool = True
+) -> Markup:
+    """A metric and its interval on a line. Intervals of few folds can be wider than it, and are cut.
+
+    Args:
+        ends: of the line.
+        percent: the label gives the figures in per cent.
+    """
     width, height, y, radius = 200, 16, 8, 4
-    label = f"{100 * mean:.1f}, interval {100 * low:.1f} to {100 * high:.1f}"
+    mean_, low_, high_, *of_line = (
+        f"{100 * v:.1f}" if percent else f"{v:.4g}" for v in (mean, low, high, *ends)
+    )
+    label = f"{mean_}, interval {low_} to {high_}"
+    if not percent:
+        label += f", on a line from {of_line[0]} to {of_line[1]}"
 
     def x(value: float) -> float:
-        return radius + (width - 2 * radius) * min(max(value, 0.0), 1.0)
+        place = (value - ends[0]) / (ends[1] - ends[0])
+        return radius + (width - 2 * radius) * min(max(place, 0.0), 1.0)
 
-    return _svg(
+    return draw_svg(
         width,
         height,
         label,
         [
-            LINE.format("axis", x(0), x(1), y, y),
+            LINE.format("axis", x(ends[0]), x(ends[1]), y, y),
             LINE.format("range", x(low), x(high), y, y),
             Markup('<circle class="mark" cx="{:.1f}" cy="{}" r="{}"/>').format(x(mean), y, radius),
         ],
@@ -176,7 +204,13 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
 
 
-def _text(
+def dot(x: float, y: float, radius: float, title: str) -> Markup:
+    """A circle that shows a text when it is pointed at."""
+    circle = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>')
+    return circle.format(x, y, radius, title)
+
+
+def draw_text(
     x: float, y: float, text: str, anchor: str = "start", css: str = "label", turned: float | None = None
 ) -> Markup:
     """A text, `turned` by so many degrees about its position."""
@@ -185,11 +219,13 @@ def _text(
     return element.format(x, y, anchor, css, turn, printable(text))
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
+    """A name with its control characters escaped, and cut after LONGEST letters."""
     shown = printable(name)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
+def draw_svg(width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
+    """An image of this size, px; `label` says to screen readers what it shows."""
     element = Markup('<svg viewBox="0 0 {w:.0f} {h:.0f}" width="{w:.0f}" role="img" aria-label="{}">{}</svg>')
     return element.format(label, Markup("").join(parts), w=width, h=height)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from awtpn.metrics.classification import SUMMARY
-from awtpn.report.data import Report
+from awtpn.metrics.summary import HEADLINES, METRICS, format_metric, shown
+from awtpn.report.labels import label_sections
+from awtpn.report.repetitions import Report, mean_over
+from awtpn.report.sections import Section, Table
 from awtpn.report.text import (
-    MEANINGS,
     calibration_words,
     config_text,
     cost_rows,
     loss_rows,
+    meaning,
     percent,
     reading,
     sentence,
     span,
     version_rows,
 )
+from awtpn.report.values import value_sections
 from shards.safe_io.markdown import Markdown, block, bold, code, inline, table
 
 
@@ -25,10 +28,7 @@ def render_markdown(report: Report) -> str:
         f"# AWTPN on {inline(report.dataset)}\n\n{inline(sentence(report))}",
         "## Figures\n\n" + headline(report) + "\n\n" + reading(report),
         *([fold_table(report)] if len(report.runs) > 1 else []),
-        "## Classes\n\n" + class_table(report),
-        "## Confusion matrix\n\nTrue classes as rows, per cent of the row (count).\n\n"
-        + confusion_table(report),
-        "## Calibration\n\n" + calibration_words(report),
+        *task_sections(report),
         "## Losses\n\n" + loss_table(report),
         "## Cost\n\n" + cost_table(report),
         "## Reproduction\n\n" + reproduction(report),
@@ -36,33 +36,65 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def task_sections(report: Report) -> list[str]:
+    """Of classes, values or labels."""
+    if report.task_type == "classification":
+        return [
+            "## Classes\n\n" + class_table(report),
+            "## Confusion matrix\n\nTrue classes as rows, per cent of the row (count).\n\n"
+            + confusion_table(report),
+            "## Calibration\n\n" + calibration_words(report),
+        ]
+    sections = value_sections if report.task_type == "regression" else label_sections
+    return [rendered(section) for section in sections(report)]
+
+
+def rendered(section: Section) -> str:
+    """A section without its charts."""
+    parts = [f"## {section.title}"]
+    parts += [_cells(found) for found in (section.table, section.data) if found is not None]
+    parts += [section.note] if section.note else []
+    return "\n\n".join(parts)
+
+
+def _cells(found: Table) -> str:
+    rows = [[code(cell) if i in found.code else cell for i, cell in enumerate(row)] for row in found.rows]
+    return table(found.head, rows)
+
+
 def headline(report: Report) -> str:
-    """The metrics in per cent, their intervals, and the paper's and the baseline's values."""
+    """The metrics, their intervals, and the paper's and the baseline's values."""
     paper, baseline = report.paper, report.baseline
     head = ["", "ours", "95 % over utterances", f"95 % over {report.draws}"]
-    head += ["paper"] * bool(paper) + ["logistic regression"] * bool(baseline)
+    head += ["paper"] * bool(paper) + [report.baseline_name] * bool(baseline)
     rows = []
-    for name in SUMMARY:
-        row: list[str] = [Markdown(f"**{name}** ({MEANINGS[name]})"), bold(percent(report.means[name]))]
+    # Classes have per cent alone; other tasks say which metrics are.
+    of_classes = report.task_type == "classification"
+    for name in HEADLINES[report.task_type]:
+        words = meaning(report, name) + (", %" if METRICS[name].percent and not of_classes else "")
+        row: list[str] = [
+            Markdown(f"**{shown(name)}** ({words})"),
+            bold(format_metric(name, report.means[name])),
+        ]
         row += [span(intervals, name) for intervals in (report.over_utterances, report.over_trainings)]
         for others in (paper, baseline):
             if others:
-                row.append(percent(others[name]) if name in others else "not given")
+                row.append(format_metric(name, others[name]) if name in others else "not given")
         rows.append(row)
     return table(head, rows)
 
 
 def fold_table(report: Report) -> str:
-    """Each fold's w-F1 of every seed."""
-    seeds = report.seeds
+    """Each fold's main metric of every seed."""
+    seeds, main = report.seeds, report.main
     head = ["left out" if len(report.folds) > 1 else "", *(f"seed {seed}" for seed in seeds), "mean"]
     rows = []
     for fold, runs in report.folds.items():
-        by_seed = {run.seed: run.metrics["w-F1"] for run in runs}
-        mean = sum(by_seed.values()) / len(by_seed)
-        cells = [percent(by_seed[s]) if s in by_seed else "not run" for s in seeds]
-        rows.append([fold or "(the split's own)", *cells, bold(percent(mean))])
-    return f"w-F1 of each run:\n\n{table(head, rows)}"
+        by_seed = {run.seed: run.metrics[main] for run in runs}
+        cells = [format_metric(main, by_seed[s]) if s in by_seed else "not run" for s in seeds]
+        mean = format_metric(main, mean_over(by_seed.values()))
+        rows.append([fold or "(the split's own)", *cells, bold(mean)])
+    return f"{shown(main)} of each run:\n\n{table(head, rows)}"
 
 
 def class_table(report: Report) -> str:
@@ -76,10 +108,10 @@ def class_table(report: Report) -> str:
 
 def confusion_table(report: Report) -> str:
     rows = []
-    for name, counts in zip(report.classes, report.pooled["confusion_matrix"], strict=True):
+    for name, counts in zip(report.names, report.pooled["confusion_matrix"], strict=True):
         total = max(sum(counts), 1)
         rows.append([bold(name), *(f"{100 * n / total:.0f} ({n})" if n else "" for n in counts)])
-    return table(["", *report.classes], rows)
+    return table(["", *report.names], rows)
 
 
 def loss_table(report: Report) -> str:

@@ -10,13 +10,39 @@ import yaml
 from awtpn.config.schema import flatten
 from awtpn.metrics.calibration import calibration, calibration_error
 from awtpn.metrics.confidence_intervals import Interval
-from awtpn.report.data import Report
+from awtpn.metrics.summary import METRICS, format_metric, higher_is_better
+from awtpn.report.answers import threshold_of
+from awtpn.report.repetitions import Report
+from shards.safe_io.printable import plural
 
 MEANINGS = {
-    "w-ACC": "utterances that are right",
-    "w-F1": "F1 averaged by class size",
-    "UA": "mean recall",
-    "macro-F1": "mean F1",
+    "classification": {
+        "w-ACC": "utterances that are right",
+        "w-F1": "F1 averaged by class size",
+        "UA": "mean recall",
+        "macro-F1": "mean F1",
+    },
+    "regression": {
+        "MAE": "mean absolute error",
+        "Corr": "Pearson's correlation",
+        "CCC": "Lin's concordance",
+    },
+    "multilabel": {
+        "WA": "weighted accuracy of CMU-MOSEI",
+        "F1": "F1 of presence",
+        "w-F1": "F1 of presence and absence, by size",
+        "UA": "recall",
+        "mAP": "mean average precision",
+        "subset accuracy": "utterances all of whose labels are right",
+    },
+}
+# How to read the metrics of each task.
+READING = {
+    "classification": "*accuracy (w-ACC)* is plain accuracy, under the name that the method's published code "
+    "gives it; elsewhere w-ACC is the mean recall (here UA), or CMU-MOSEI's weighted accuracy (WA).",
+    "regression": "MAE is in the unit of the values. Corr and CCC are undefined where the true or the "
+    "predicted values are all the same.",
+    "multilabel": "",
 }
 
 
@@ -26,30 +52,62 @@ def sentence(report: Report) -> str:
     split = "test" if report.role == "test" else "validation (there were no test utterances)"
     return (
         f"{report.what[0].upper()}{report.what[1:]}; {report.utterances:,} {split} utterances, "
-        f"{len(report.classes)} classes; finished {finished}."
+        f"{described(report)}; finished {finished}."
     )
 
 
+def described(report: Report) -> str:
+    """What was recognized: "4 classes", "1 dimension", "6 labels"."""
+    count = len(report.names)
+    if report.task_type == "classification":
+        return f"{count} classes"
+    return plural(count, "dimension" if report.task_type == "regression" else "label")
+
+
+def meaning(report: Report, name: str) -> str:
+    """What a metric is, and whether less of it is better."""
+    words = MEANINGS[report.task_type][name]
+    if report.task_type == "regression" and len(report.names) > 1:
+        words += ", mean over dimensions"
+    if report.task_type == "multilabel" and name in ("WA", "F1", "w-F1", "UA"):
+        words += ", mean over labels"
+    return words if higher_is_better(name) else f"{words}; lower is better"
+
+
 def reading(report: Report) -> str:
-    """How the intervals were computed, and how to read them."""
-    sentences = []
+    """How to read the metrics and their intervals, and how these were computed."""
+    sentences = [READING[report.task_type]] if READING[report.task_type] else []
+    if report.task_type == "multilabel":
+        threshold = threshold_of(report.runs[0].metrics)
+        sentences.append(f"A label is predicted where its probability is above {threshold:g}.")
     if over := report.over_utterances:
         sentences.append(
-            f"*Over utterances*: {over['w-F1'].how}, without strata. Utterances of one speaker are similar, "
-            "so the true interval is somewhat wider."
+            f"*Over utterances*: {_how(report, over)}, without strata. Utterances of one speaker are "
+            "similar, so the true interval is somewhat wider."
         )
+    elif over is not None:
+        sentences.append("*Over utterances*: not known: no metric is defined.")
+    elif report.task_type != "classification" and any(run.answers is None for run in report.runs):
+        sentences.append("*Over utterances*: not known: the runs kept no predictions.")
     else:
         sentences.append("*Over utterances*: not known: the runs kept no predictions of the same utterances.")
     if over := report.over_trainings:
-        sentences.append(f"*Over {report.draws}*: {over['w-F1'].how}.")
+        sentences.append(f"*Over {report.draws}*: {_how(report, over)}.")
         if len(report.folds) > 1 and len(report.seeds) > 1:
             sentences.append(
                 f"The {len(report.runs)} runs are not {len(report.runs)} independent samples, since runs of "
                 "a fold share its utterances: seeds are averaged within a fold first."
             )
+    elif over is not None:
+        sentences.append(f"*Over {report.draws}*: not known: no metric is defined in every run.")
     else:
         sentences.append("*Over seeds*: not known from one run; train more seeds or folds.")
     return " ".join(sentences)
+
+
+def _how(report: Report, intervals: dict[str, Interval]) -> str:
+    """How intervals were computed, by the words of the main metric's, or of another one that has one."""
+    return (intervals.get(report.main) or next(iter(intervals.values()))).how
 
 
 def calibration_words(report: Report) -> str:
@@ -122,7 +180,17 @@ def percent(fraction: float) -> str:
 
 
 def span(intervals: dict[str, Interval] | None, name: str) -> str:
-    return f"{percent(intervals[name].low)} to {percent(intervals[name].high)}" if intervals else "not known"
+    """A metric's interval; "undefined" if it has none among others, "not known" without any."""
+    if intervals is None:
+        return "not known"
+    if name not in intervals:
+        return "undefined"
+    return f"{format_metric(name, intervals[name].low)} to {format_metric(name, intervals[name].high)}"
+
+
+def unit(name: str) -> str:
+    """ " %" of a metric that is shown in per cent, else nothing."""
+    return " %" if METRICS[name].percent else ""
 
 
 def duration(seconds: float) -> str:

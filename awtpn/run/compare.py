@@ -1,15 +1,24 @@
-"""Compare two runs: whether they saw the same data and computed the same model."""
+"""Compare two runs of one task: their data, the models that they computed, and their test metrics."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from awtpn.model.files import WEIGHTS_FILE, read_weights, step_folders
+from awtpn.metrics.summary import format_metric, headlines_of, shown
+from awtpn.model.files import (
+    WEIGHTS_FILE,
+    model_folder,
+    read_card,
+    read_weights,
+    step_folders,
+)
+from awtpn.model.task import Task, task_of_card
 from awtpn.run.checkpoint import find_latest
+from awtpn.run.results import read_results
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.printable import printable
 
@@ -30,6 +39,8 @@ class Comparison:
     largest_weight_gap: float
     """Largest absolute difference of a weight."""
     in_tensor: str
+    test_metrics: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """The task's metrics of the test utterances of both runs; empty where a run has none."""
 
     @property
     def same_data(self) -> bool:
@@ -41,9 +52,10 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 
     Raises:
         ValueError: a folder is not a run, a line of its metrics cannot be read, or the runs have no step in
-            common.
+            common, or learn different targets.
     """
     lines = [_lines(run) for run in (a, b)]
+    check_same_task(a, b)
     common = sorted(lines[0].keys() & lines[1].keys())
     if not common:
         raise ValueError(f"{a} and {b} have no step in common")
@@ -52,7 +64,14 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     worst = max(gaps, key=lambda s: gaps[s])
     weights_step, weight_gap, tensor = _compare_weights(a, b)
     return Comparison(
-        len(common), other[0] if other else None, gaps[worst], worst, weights_step, weight_gap, tensor
+        len(common),
+        other[0] if other else None,
+        gaps[worst],
+        worst,
+        weights_step,
+        weight_gap,
+        tensor,
+        _test_metrics(a, b),
     )
 
 
@@ -63,12 +82,53 @@ def format_comparison(c: Comparison) -> str:
         first, second = c.weights_step
         at = f"step {first}" if first == second else f"steps {first} and {second}"
         weights = f"at most {c.largest_weight_gap:.3g} apart ({printable(c.in_tensor)}; {at})"
-    return (
-        f"{c.steps} steps in common\n"
-        f"fingerprints  {data}\n"
-        f"losses        at most {c.largest_loss_gap:.3g} apart, relatively (step {c.at_step})\n"
-        f"weights       {weights}"
-    )
+    lines = [
+        f"{c.steps} steps in common",
+        f"fingerprints  {data}",
+        f"losses        at most {c.largest_loss_gap:.3g} apart, relatively (step {c.at_step})",
+        f"weights       {weights}",
+    ]
+    head = "test"
+    for name, both in c.test_metrics.items():
+        of_a, of_b = (format_metric(name, value) for value in both)
+        lines.append(f"{head:<14}{shown(name)} {of_a} and {of_b}")
+        head = ""
+    return "\n".join(lines)
+
+
+def check_same_task(a: Path, b: Path) -> None:
+    """Refuse two runs that learn different targets: neither losses nor metrics of these can be compared.
+
+    Raises:
+        ValueError: names both targets.
+    """
+    first, second = _task(a), _task(b)
+    if first is None or second is None:
+        return
+    if (first.type, first.names) != (second.type, second.names):
+        raise ValueError(
+            f"{a} learns {printable(_told(first))}, and {b} {printable(_told(second))}: only runs with the "
+            "same task.type and data.target can be compared"
+        )
+
+
+def _told(task: Task) -> str:
+    names = "" if task.type == "regression" else f" {', '.join(task.names)}"
+    return f"{task.described()}{names} ({task.type})"
+
+
+def _task(run: Path) -> Task | None:
+    """The task of a run's model; None where it has no checkpoint."""
+    folder = model_folder(run)
+    return None if folder is None else task_of_card(read_card(folder))
+
+
+def _test_metrics(a: Path, b: Path) -> dict[str, tuple[float | None, float | None]]:
+    """The metrics of a whole split that the test results of both runs have; none where one has no results."""
+    stored = [read_results(run, model_folder(run)).results or {} for run in (a, b)]
+    first, second = (results.get("test") or {} for results in stored)
+    names = [name for name in headlines_of(first) if name in first and name in second]
+    return {name: (first[name], second[name]) for name in names}
 
 
 def _lines(run: Path) -> dict[int, dict]:

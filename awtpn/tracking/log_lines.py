@@ -3,12 +3,14 @@
     step 1,200/5,000 (epoch 3): loss 7.1255 (align 4.173 intra 0.170 inter 0.999 contrast 1.173 ce 2.079
         mse 0.109), lr 0.000976, 375 utterances/s, 0:12:10 left
     epoch 3/10: train loss 7.0206 (align 4.154 intra 0.127 inter 0.998 contrast 1.042 ce 2.041 mse 0.108),
-        val cross-entropy 2.0015, w-F1 0.6608, w-ACC 0.6650 *, 12.3 s
+        val cross-entropy 2.0015, w-F1 0.6608, accuracy (w-ACC) 0.6650 *, 12.3 s
 
 Losses are means over the steps since the last line of the same kind, each with the weight of its utterances,
 without steps whose loss was not finite. The terms in brackets are not weighted; the loss is their weighted
 sum. The validation's cross-entropy is the term `ce` without class weights; other terms are not computed
-there, since negatives are drawn within a training batch. A star marks the best model so far.
+there, since negatives are drawn within a training batch. A star marks the best model so far; its metric, if
+`train.best_by` names another one, is the last. What is shown of a validation depends on the task: see
+VALIDATION.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from awtpn.learning.settings import TERMS
-from awtpn.metrics.summary import task_type_of
+from awtpn.metrics.summary import shown, task_type_of
 from shards.progress import INTERVAL_S, duration, speed
 from shards.safe_io.printable import plural
 
@@ -103,6 +105,7 @@ def epoch_line(
     validation: Mapping[str, Any] | None,
     best: bool,
     seconds: float,
+    best_by: str = "",
 ) -> str:
     """What is printed at the end of an epoch.
 
@@ -113,14 +116,16 @@ def epoch_line(
         validation: metrics of this epoch; None if there were none.
         best: the model is the best so far on the validation data.
         seconds: that the epoch and its validation took.
+        best_by: the metric that the best model is chosen by.
     """
     parts = []
     if train.steps:
         parts.append(f"train {train}" + (f" over its last {plural(train.steps, 'step')}" if partial else ""))
     if validation is not None:
         names = VALIDATION[task_type_of(validation)]
-        shown = [f"{name} {_number(validation[name])}" for name in names]
-        parts += [f"val {shown[0]}", *shown[1:]]
+        further = [best_by] if best_by and best_by not in names else []
+        words = [f"{shown(name)} {_number(validation[name])}" for name in (*names, *further)]
+        parts += [f"val {words[0]}", *words[1:]]
         parts[-1] += " *" if best else ""
     parts.append(f"{seconds:.1f} s" if seconds < 60 else duration(seconds))
     return f"epoch {epoch + 1}/{epochs}: {', '.join(parts)}"

@@ -141,7 +141,11 @@ class Monitor:
             scalars = {f"epoch/{name}": value for name, value in means.means().items()}
             self.tensorboard.log_scalars(position.step, scalars)
         partial = means.steps < position.epoch_step
-        self.print(epoch_line(position.epoch, epochs, means, partial, validation, best, seconds))
+        self.print(
+            epoch_line(
+                position.epoch, epochs, means, partial, validation, best, seconds, best_by=position.best_by
+            )
+        )
 
     def print(self, text: str) -> None:
         """Print on the main rank without breaking the progress bar."""

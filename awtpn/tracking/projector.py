@@ -20,25 +20,28 @@ from shards.safe_io.printable import printable
 
 FOLDER = "projector"
 CONFIG_FILE = "projector_config.pbtxt"  # the name that the projector looks for
-# Color by `shown_as`: each class has a color, and all prototypes together have one.
+# Color by `shown_as`: each class, set of labels or rounded value has a color, and all prototypes have one.
 COLUMNS = ("key", "label", "predicted", "kind", "shown_as")
 
 
-def write_projector(events: Path, name: str, embeddings: Embeddings, classes: Sequence[str]) -> None:
+def write_projector(events: Path, name: str, embeddings: Embeddings, states: Sequence[str]) -> None:
     """Write utterances and prototypes of `embeddings`, to be shown under `name`.
 
     Args:
         events: the folder of the event files.
+        states: what the prototypes stand for: see `Task.states`.
     """
     folder = events / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    per_class = len(embeddings.prototypes) // len(classes)
+    per_state = len(embeddings.prototypes) // len(states)
     rows = [COLUMNS]
-    for key, label, predicted in zip(embeddings.key, embeddings.label, embeddings.predicted, strict=True):
-        rows.append((key, classes[label], classes[predicted], "utterance", classes[label]))
+    for key, label, predicted, color in zip(
+        embeddings.key, embeddings.label, embeddings.predicted, embeddings.shown_as, strict=True
+    ):
+        rows.append((key, label, predicted, "utterance", color))
     for i in range(len(embeddings.prototypes)):
-        label = classes[i // per_class]
-        rows.append((f"prototype {i % per_class + 1} of {label}", label, label, "prototype", "PROTOTYPES"))
+        state = states[i // per_state]
+        rows.append((f"prototype {i % per_state + 1} of {state}", state, state, "prototype", "PROTOTYPES"))
     vectors = np.nan_to_num(np.concatenate([embeddings.vectors, embeddings.prototypes]).astype("<f4"))
     write_atomically(folder / f"{name}.tsv", "".join(_line(row) for row in rows))
     write_atomically(folder / f"{name}.bytes", vectors.tobytes())

@@ -6,6 +6,7 @@ place in the plan, so they are the same at every validation and for every number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,17 @@ from torch import Tensor, nn
 
 from awtpn.distributed.engines import ENGINES, unwrap
 from awtpn.distributed.world import World
+from awtpn.model.blocks import fusion_weights
+from awtpn.model.device import to_device_async
 from awtpn.model.network import AWTPN, ModelOutput
-from awtpn.model.task import Task
+from awtpn.model.task import Task, predicted_values, probabilities
+from awtpn.tracking.captions import Caption, caption, color_words, predicted_words, truth_words
 from shards import FeatureBatch, FeatureStream
 
 EXAMPLES = 6  # utterances whose weights are drawn over time
 EMBEDDED = 1_000  # utterances in the projector
 EMBEDDED_DIM = 256  # vectors of more features are projected to this many
+SCATTERED = 4_000  # utterances whose predicted values are drawn against the true ones
 # Histogram of reliability weights, as multiples of the uniform weight. Bucket k is centered at k * BUCKET, so
 # that the uniform weight is not on a border; the last bucket takes all larger weights.
 BUCKET = 0.1
@@ -31,35 +36,46 @@ BUCKETS = 100
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance: its label, the prediction, and the reliability weights of its time steps."""
+    """One utterance: its truth and prediction in words, and the reliability weights of its time steps."""
 
     key: str
-    label: int
-    predicted: int
-    probability: float  # of `predicted`
+    caption: Caption
     weights: dict[str, NDArray[np.float32]]  # per modality [T], with sum 1; T = 0 if it is missing
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Fused vectors [N, D] of N utterances in plan order, and the prototypes [C*K, D] beside them."""
+    """Fused vectors [N, D] of N utterances in plan order, and the prototypes [S*K, D] beside them.
+
+    Of each utterance there are its truth and its prediction in words, and by what to color it.
+    """
 
     key: list[str]
-    label: NDArray[np.int64]
-    predicted: NDArray[np.int64]
+    label: list[str]
+    predicted: list[str]
+    shown_as: list[str]
     vectors: NDArray[np.float32]
     prototypes: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class ValuePairs:
+    """True values (NaN where missing) and predicted ones of N utterances in plan order, float64 [N, K]."""
+
+    truth: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """One validation, the same on every rank. Without figures it has no examples and no embeddings."""
+    """One validation, the same on every rank. Without figures it has no examples, embeddings and values."""
 
     task: Task
     reliability: dict[str, NDArray[np.int64]]  # per modality, time steps in each bucket [BUCKETS]
-    prototypes: NDArray[np.float32]  # [C*K, D]
+    prototypes: NDArray[np.float32]  # [S*K, D]
     examples: list[Example]
     embeddings: Embeddings | None
+    values: ValuePairs | None = None  # of regression only
 
 
 class SnapshotCollector:
@@ -68,21 +84,26 @@ class SnapshotCollector:
     Args:
         model: wrapped by an engine or not.
         stream: the unshuffled utterances it is evaluated on.
-        figures: collect examples and embeddings too; the same value on every rank.
+        figures: collect examples, embeddings and values too; the same value on every rank.
     """
 
     def __init__(self, model: nn.Module, stream: FeatureStream, world: World, figures: bool) -> None:
         self.model: AWTPN = unwrap(model)
+        self.task = self.model.task
         self.world = world
-        self.figures = figures and self.model.task.type == "classification"
+        self.figures = figures
         self.counts = torch.zeros(
             len(self.model.feature_dims), BUCKETS, dtype=torch.int64, device=world.device
         )
         self.shown = evenly_spaced(stream.num_utterances, EXAMPLES)
         self.embedded = evenly_spaced(stream.num_utterances, EMBEDDED)
+        scattered = SCATTERED if self.task.type == "regression" else 0
+        self.scattered = evenly_spaced(stream.num_utterances, scattered)
         self.examples: list[tuple[int, Example]] = []
-        # Per batch: positions, keys, labels, predicted, vectors. The last three stay on the device.
-        self.vectors: list[tuple[NDArray[np.int64], list[str], Tensor, Tensor, Tensor]] = []
+        # Per batch: positions, keys, truth, logits, vectors. The last two stay on the device.
+        self.vectors: list[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float64], Tensor, Tensor]] = []
+        # Per batch: positions, truth, logits.
+        self.pairs: list[tuple[NDArray[np.int64], NDArray[np.float64], Tensor]] = []
 
     def add(self, batch: FeatureBatch, output: ModelOutput) -> None:
         """Collect from a batch; its labels and the output are on the device."""
@@ -90,42 +111,44 @@ class SnapshotCollector:
             multiples = stream.weights.float() * stream.offsets.diff()[stream.utterance]
             bucket = (multiples / BUCKET + 0.5).long().clamp(0, BUCKETS - 1)
             counts.index_add_(0, bucket, torch.ones_like(bucket))
-        if self.figures:
-            position = batch.step * batch.num_places * self.world.size + batch.place.numpy()
-            self._add_vectors(batch, output, position)
-            for row in np.flatnonzero(np.isin(position, self.shown)):
-                self.examples.append((int(position[row]), example(batch, output, int(row))))
-
-    def _add_vectors(self, batch: FeatureBatch, output: ModelOutput, position: NDArray[np.int64]) -> None:
-        rows = np.flatnonzero(np.isin(position, self.embedded))
-        if len(rows) == 0:
+        if not self.figures:
             return
-        chosen = torch.from_numpy(rows).to(batch.label.device)
-        keys = [batch.key[row] for row in rows]
-        predicted = output.logits[chosen].argmax(-1)
-        vectors = project(mean_fused(self.model, output)[chosen])
-        self.vectors.append((position[rows], keys, batch.label[chosen], predicted, vectors))
+        position = batch.step * batch.num_places * self.world.size + batch.place.numpy()
+        truth = host_truth(batch, self.task)
+        if len(rows := np.flatnonzero(np.isin(position, self.embedded))):
+            chosen = to_device_async(rows, output.logits.device)
+            keys = np.array([batch.key[row] for row in rows], dtype=object)
+            vectors = project(mean_fused(self.model, output)[chosen])
+            self.vectors.append((position[rows], keys, truth[rows], output.logits[chosen], vectors))
+        if len(rows := np.flatnonzero(np.isin(position, self.scattered))):
+            chosen = to_device_async(rows, output.logits.device)
+            self.pairs.append((position[rows], truth[rows], output.logits[chosen]))
+        for row in np.flatnonzero(np.isin(position, self.shown)):
+            self.examples.append((int(position[row]), example(batch, output, int(row), self.task)))
 
     def gather(self) -> Snapshot:
         """The snapshot of all ranks' shares; a collective: every rank must call it."""
         reliability = self.world.sum(self.counts.cpu().numpy())
         prototypes = ENGINES[self.world.engine].gather_parameter(self.model.tpn.prototypes)
-        embeddings, examples = None, []
+        embeddings, values, examples = None, None, []
         if self.figures:
-            fetched = [
-                (position, keys, *(t.cpu().numpy() for t in tensors))
-                for position, keys, *tensors in self.vectors
-            ]
-            everyone = self.world.all_gather_object((self.examples, fetched))
-            found = [pair for of_rank, _ in everyone for pair in of_rank]
-            examples = [example for _, example in sorted(found, key=lambda pair: pair[0])]
-            embeddings = _join([part for _, parts in everyone for part in parts], prototypes)
+            own = (self.examples, on_host(self.vectors), on_host(self.pairs))
+            shown, vectors, pairs = (
+                [part for of_rank in parts for part in of_rank]
+                for parts in zip(*self.world.all_gather_object(own), strict=True)
+            )
+            examples = [example for _, example in sorted(shown, key=lambda pair: pair[0])]
+            embeddings = make_embeddings(vectors, prototypes, self.task)
+            if self.task.type == "regression":
+                truth, logits = in_plan_order(pairs)
+                values = ValuePairs(truth, predictions(logits, self.task))
         return Snapshot(
-            task=self.model.task,
+            task=self.task,
             reliability=dict(zip(self.model.feature_dims, reliability, strict=True)),
             prototypes=prototypes.numpy(),
             examples=examples,
             embeddings=embeddings,
+            values=values,
         )
 
 
@@ -136,16 +159,26 @@ def evenly_spaced(utterances: int, count: int) -> NDArray[np.int64]:
     return ((np.arange(count) + 0.5) * utterances / count).astype(np.int64)
 
 
-def example(batch: FeatureBatch, output: ModelOutput, row: int) -> Example:
+def host_truth(batch: FeatureBatch, task: Task) -> NDArray[np.float64]:
+    """The truth of each utterance, without a copy from the device: labels [B, 1], or values [B, K]."""
+    of_task = batch.host_label[:, None] if task.type == "classification" else batch.host_target
+    return of_task.double().numpy()
+
+
+def predictions(logits: NDArray[Any], task: Task) -> NDArray[np.float64]:
+    """Of logits [N, outputs] on the host: values of regression, else probabilities, [N, K]."""
+    wide = torch.from_numpy(logits).double()
+    return (predicted_values if task.type == "regression" else probabilities)(wide, task).numpy()
+
+
+def example(batch: FeatureBatch, output: ModelOutput, row: int, task: Task) -> Example:
     """One utterance of a batch, copied from the device."""
-    probabilities = output.logits[row].float().softmax(-1).cpu()
-    predicted = int(probabilities.argmax())
+    predicted = predictions(output.logits[row : row + 1].cpu().numpy(), task)[0]
     weights = {}
     for modality, stream in output.streams.items():
         first, last = batch.features[modality].host_offsets[row : row + 2].tolist()
         weights[modality] = stream.weights[first:last].float().cpu().numpy()
-    label = int(batch.label[row])
-    return Example(batch.key[row], label, predicted, float(probabilities[predicted]), weights)
+    return Example(batch.key[row], caption(host_truth(batch, task)[row], predicted, task), weights)
 
 
 def mean_fused(model: AWTPN, output: ModelOutput) -> Tensor:
@@ -154,12 +187,11 @@ def mean_fused(model: AWTPN, output: ModelOutput) -> Tensor:
     The fused vector is a weighted sum whose weights need not add up to 1. Divided, it has the scale of the
     time steps, and so of the prototypes.
     """
-    total = sum(model.config.fusion_weight(m) for m in model.config.modalities)
-    if len(output.streams) == 1:
-        return model.fuse(output.streams).float()
-    complete = torch.stack([stream.present for stream in output.streams.values()]).all(0)
     fused = model.fuse(output.streams).float()
-    return torch.where(complete[:, None] & (total > 0), fused / (total or 1.0), fused)
+    present = torch.stack([stream.present for stream in output.streams.values()])
+    given = [model.config.fusion_weight(m) for m in output.streams]
+    total = fusion_weights(given, present, fused.dtype).sum(0)
+    return fused / torch.where(total > 0, total, 1.0)[:, None]
 
 
 def project(vectors: Tensor) -> Tensor:
@@ -174,15 +206,26 @@ def project(vectors: Tensor) -> Tensor:
     return vectors @ directions.to(vectors.device)
 
 
-def _join(parts: list[Any], prototypes: Tensor) -> Embeddings:
-    """Join parts (positions, keys, labels, predicted, vectors) in plan order."""
-    position, keys, label, predicted, vectors = zip(*parts, strict=True)
-    order = np.argsort(np.concatenate(position))
-    flat = [key for of_batch in keys for key in of_batch]
+def make_embeddings(parts: Sequence[tuple[Any, ...]], prototypes: Tensor, task: Task) -> Embeddings:
+    """Join parts (positions, keys, truth, logits, vectors) of all ranks, and name their utterances."""
+    keys, truth, logits, vectors = in_plan_order(parts)
     return Embeddings(
-        key=[flat[i] for i in order],
-        label=np.concatenate(label)[order],
-        predicted=np.concatenate(predicted)[order],
-        vectors=np.concatenate(vectors)[order],
+        key=keys.tolist(),
+        label=[truth_words(row, task) for row in truth],
+        predicted=[predicted_words(row, task) for row in predictions(logits, task)],
+        shown_as=color_words(truth, task),
+        vectors=vectors,
         prototypes=project(prototypes).numpy(),
     )
+
+
+def on_host(parts: Sequence[tuple[Any, ...]]) -> list[tuple[NDArray[Any], ...]]:
+    """The parts with their tensors copied to the host."""
+    return [tuple(x.cpu().numpy() if isinstance(x, Tensor) else x for x in part) for part in parts]
+
+
+def in_plan_order(parts: Sequence[tuple[Any, ...]]) -> tuple[NDArray[Any], ...]:
+    """Join parts (positions, further columns) by rows; returns the further columns in order of position."""
+    position, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(position)
+    return tuple(column[order] for column in columns)

@@ -3,7 +3,8 @@
     loss/ optim/            each optimizer step
     data/ system/           every train.log_every steps
     epoch/                  mean losses of each epoch's steps, since the run began or resumed
-    val/ val_f1/            metrics, reliability weights and figures of each validation
+    val/                    metrics, reliability weights and figures of each validation
+    val_f1/ val_ccc/        F1 of each class or label, CCC of each dimension
     prototypes/             distances between prototypes, and how far they moved
     results/                metrics and figures of the best checkpoint, once, at the end
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +30,10 @@ from torch.utils.tensorboard.summary import hparams
 
 from awtpn.config.schema import Config, dump, dump_yaml, flatten
 from awtpn.learning.settings import TERMS
-from awtpn.metrics.summary import headlines_of, task_type_of
-from awtpn.tracking import figures
+from awtpn.metrics.summary import format_metric, headlines_of
+from awtpn.model.task import Task
+from awtpn.tracking import figures, target_figures
+from awtpn.tracking.canvas import Image
 from awtpn.tracking.projector import write_projector
 from awtpn.tracking.snapshot import BUCKET, Snapshot
 from shards import FeatureStream
@@ -50,8 +53,24 @@ STEP_TAGS = {
 }
 # TensorBoard's HParams tab first shows five columns: those marked as differing between runs. We mark these.
 VARIED = ("data.train", "model.awm", "model.modalities", "optim.lr", "run.seed")
-# Metrics by which HParams compares runs.
-COMPARED = ("results/test_w-F1", "results/test_w-ACC", "results/test_UA", "results/val_w-F1", "val/w-F1")
+# Metrics by which HParams compares runs, by task type; see `compared_metrics`.
+COMPARED = {
+    "classification": (
+        "results/test_w-F1",
+        "results/test_w-ACC",
+        "results/test_UA",
+        "results/val_w-F1",
+        "val/w-F1",
+    ),
+    "regression": (
+        "results/test_MAE",
+        "results/test_Corr",
+        "results/test_CCC",
+        "results/val_MAE",
+        "val/MAE",
+    ),
+    "multilabel": ("results/test_F1", "results/test_WA", "results/test_mAP", "results/val_F1", "val/F1"),
+}
 # Titles of the figures, by the prefix of their tags.
 TITLES = {
     "val/": "validation",
@@ -114,7 +133,11 @@ class TensorBoardWriter:
             "utterances": train.num_utterances,
             # Only the main rank runs this: check=True would have it read all indexes, and could fail here.
             "target": asdict(train.target),
-            "classes": dict(zip(train.classes, train.class_counts(check=False).tolist(), strict=True)),
+            **(
+                {"classes": dict(zip(train.classes, train.class_counts(check=False).tolist(), strict=True))}
+                if train.target.type == "classification"
+                else {"without_target": train.without_target}
+            ),
             "modalities": {m: f"{x.dim} x {x.dtype}" for m, x in train.modalities.items()},
             "provenance": train.manifest.provenance,
         }
@@ -124,7 +147,8 @@ class TensorBoardWriter:
             "run/environment", markdown.table(["", ""], list(flatten(environment).items())), step
         )
         settings = {"model.modalities": ", ".join(config.model.modalities)} | flatten(dump(config))
-        for summary in hparams_summaries(settings):
+        compared = compared_metrics(train.target.type, config.train.best_by)
+        for summary in hparams_summaries(settings, compared):
             self.events.add_summary(summary, 0)
 
     # --- Validations -----------------------------------------------------------------------------
@@ -139,16 +163,17 @@ class TensorBoardWriter:
         self.log_scalars(step, validation_scalars(metrics))
         for modality, counts in snapshot.reliability.items():
             self._histogram(f"val/reliability_{modality}", counts, step)
-        states, before = snapshot.task.states, self.prototypes
-        self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, len(states)))
+        task, before = snapshot.task, self.prototypes
+        self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, task))
         self.prototypes = snapshot.prototypes
         if snapshot.embeddings is not None:
             start = time.perf_counter()
             self._draw("val/", step, metrics, snapshot)
             title = f"distances between prototypes, step {step}"
-            distances = figures.prototype_map(snapshot.prototypes, states, before, title)
+            groups = task.group_sizes if task.type != "classification" else ()
+            distances = figures.prototype_map(snapshot.prototypes, task.states, before, title, groups)
             self._add_image("prototypes/distances", distances, step)
-            write_projector(self.folder, "last", snapshot.embeddings, states)
+            write_projector(self.folder, "last", snapshot.embeddings, task.states)
             self.last_drawing_s = time.perf_counter() - start
             self.drawing_s += self.last_drawing_s
         self.writer.flush()
@@ -162,21 +187,36 @@ class TensorBoardWriter:
             self.log_scalars(step, {f"results/{role}_{name}": metrics[name] for name in names})
             if snapshot.embeddings is not None:
                 self._draw(f"results/{role}_", step, metrics, snapshot)
-                write_projector(self.folder, f"best_{role}", snapshot.embeddings, metrics["labels"])
+                write_projector(self.folder, f"best_{role}", snapshot.embeddings, snapshot.task.states)
         self.events.add_summary(hparams({}, {})[2], 0)
 
     def _draw(self, prefix: str, step: int, metrics: Mapping[str, Any], snapshot: Snapshot) -> None:
-        if task_type_of(metrics) != "classification":
-            return
-        classes, confusion = metrics["labels"], np.array(metrics["confusion_matrix"])
-        of = f"{TITLES[prefix]}, step {step}"
-        title = f"{of}: w-F1 {100 * metrics['w-F1']:.1f} %, {metrics['utterances']} utterances"
-        self._add_image(f"{prefix}confusion", figures.confusion_matrix(confusion, classes, title), step)
+        of, task = f"{TITLES[prefix]}, step {step}", snapshot.task
+        utterances = f"{metrics['utterances']} utterances"
+        if task.type == "classification":
+            title = f"{of}: w-F1 {100 * metrics['w-F1']:.1f} %, {utterances}"
+            confusion = np.array(metrics["confusion_matrix"])
+            self._add_image(
+                f"{prefix}confusion", figures.confusion_matrix(confusion, metrics["labels"], title), step
+            )
+        elif task.type == "multilabel":
+            title = f"{of}: F1 {_percent('F1', metrics)}, WA {_percent('WA', metrics)}, {utterances}"
+            self._add_image(f"{prefix}labels", target_figures.label_bars(metrics["per_label"], title), step)
+        elif snapshot.values is not None:
+            title = f"{of}: MAE {format_metric('MAE', metrics['MAE'])}, {utterances}"
+            if (drawn := len(snapshot.values.truth)) < metrics["utterances"]:
+                title += f", {drawn} drawn"
+            assert task.ranges is not None
+            scatter = target_figures.value_scatter(
+                snapshot.values, metrics["per_dimension"], task.ranges, title
+            )
+            self._add_image(f"{prefix}scatter", scatter, step)
         title = f"{of}: reliability weights over time"
-        weights = figures.weights_over_time(snapshot.examples, classes, title)
+        heading = ", ".join(task.names) if task.type == "regression" else ""
+        weights = figures.weights_over_time(snapshot.examples, title, heading)
         self._add_image(f"{prefix}weights_over_time", weights, step)
 
-    def _add_image(self, tag: str, image: figures.Image, step: int) -> None:
+    def _add_image(self, tag: str, image: Image, step: int) -> None:
         self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def _histogram(self, tag: str, counts: NDArray[np.int64], step: int) -> None:
@@ -223,37 +263,57 @@ def validation_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def prototype_scalars(
-    prototypes: NDArray[np.float32], before: NDArray[np.float32] | None, classes: int
+    prototypes: NDArray[np.float32], before: NDArray[np.float32] | None, task: Task
 ) -> dict[str, float]:
-    """Mean norm of the prototypes [C*K, D], Euclidean distances between classes, and movement, by tag.
+    """Mean norm of the prototypes [S*K, D], Euclidean distances between states, and movement, by tag.
 
     `nearest_class` is the smallest distance between prototypes of two classes. As it nears 0 they collapse.
+    In other tasks `nearest_state` is that of two states of the same label or dimension.
     """
-    distance = figures.distances_between(prototypes)
-    of_class = np.repeat(np.arange(classes), len(prototypes) // classes)
-    others = distance[of_class[:, None] != of_class]
+    distance, groups = figures.distances_between(prototypes), task.group_sizes
+    per_state = len(prototypes) // sum(groups)
+    of_state = np.repeat(np.arange(sum(groups)), per_state)
+    of_group = np.repeat(np.arange(len(groups)), per_state * np.array(groups))
+    others = distance[(of_state[:, None] != of_state) & (of_group[:, None] == of_group)]
+    one, many = ("class", "classes") if task.type == "classification" else ("state", "states")
     scalars = {"prototypes/norm": float(np.linalg.norm(prototypes, axis=1).mean())}
     if len(others):
         scalars |= {
-            "prototypes/nearest_class": float(others.min()),
-            "prototypes/distance_of_classes": float(others.mean()),
+            f"prototypes/nearest_{one}": float(others.min()),
+            f"prototypes/distance_of_{many}": float(others.mean()),
         }
     if before is not None:
         scalars["prototypes/movement"] = float(np.linalg.norm(prototypes - before, axis=1).mean())
     return scalars
 
 
-def hparams_summaries(settings: Mapping[str, Any]) -> tuple[Summary, Summary]:
-    """Summaries for HParams: the columns, with VARIED marked as differing, and this run's row."""
+def compared_metrics(task_type: str, best_by: str | None) -> tuple[str, ...]:
+    """The tags by which HParams compares runs of a task: with the metric of `train.best_by`, if it is set."""
+    tags = COMPARED[task_type]
+    further = (f"results/test_{best_by}", f"val/{best_by}") if best_by else ()
+    return (*tags, *(tag for tag in further if tag not in tags))
+
+
+def hparams_summaries(settings: Mapping[str, Any], compared: Sequence[str]) -> tuple[Summary, Summary]:
+    """Summaries for HParams: the columns, with VARIED marked as differing, and this run's row.
+
+    Args:
+        compared: tags of metrics.
+    """
     # true and false are written as words, as in config.yaml.
     words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
-    experiment, start, _ = hparams(words, dict.fromkeys(COMPARED, 0.0))
+    experiment, start, _ = hparams(words, dict.fromkeys(compared, 0.0))
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     for column in content.experiment.hparam_infos:
         column.differs = column.name in VARIED
     plugin.content = content.SerializeToString()
     return experiment, start
+
+
+def _percent(name: str, metrics: Mapping[str, Any]) -> str:
+    """A metric in per cent with one decimal, as titles have it."""
+    return "undefined" if metrics[name] is None else f"{100 * metrics[name]:.1f} %"
 
 
 def _code(text: str) -> str:

@@ -32,6 +32,7 @@ from awtpn.metrics.tables import format_table
 from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.network import AWTPN, ModelOutput
 from awtpn.model.settings import ModelConfig
+from awtpn.model.task import Task
 from awtpn.run.atomic_write import prepare_place, write_json
 from awtpn.run.data import EVALUATION_BATCH, check_feature_space, open_evaluation, stream_source
 from awtpn.run.folder import run_on_rank0
@@ -41,6 +42,7 @@ from awtpn.training.held_out import overlap_with_evaluation
 from awtpn.training.scores import make_scores
 from shards import FeatureBatch, FeatureStream
 from shards.format.split_names import split_from_url_or_option
+from shards.format.targets import Target
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.printable import printable
 from shards.storage.credentials import redact_url
@@ -143,8 +145,10 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     else:
         source = trained_on(given, options)
     source |= {"cache_dir": options.cache_dir, "storage_options": options.storage_options}
-    stream = open_evaluation(source, list(model.config.modalities), world, model.task)
+    stream = open_with_target(source, model, options.target, world)
     check_feature_space(model, stream)
+    if world.is_main and (note := differing_ranges(model.task, stream.target)):
+        print(printable(note))
     if world.is_main and (warning := overlap_with_training(given, stream, options)):
         print(printable(warning))
     threads = threads_for_evaluation(model.config, world)
@@ -157,6 +161,55 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
             write_json(Path(options.out), figures)
     shutdown()
     return figures
+
+
+def open_with_target(source: dict[str, Any], model: AWTPN, target: str | None, world: World) -> FeatureStream:
+    """The stream of what a model is evaluated on, with the values of its task.
+
+    Args:
+        source: arguments of FeatureStream.
+        model: whose task decides the target.
+        target: `--target`, a named target or columns in the order of the model's; None: the model's names.
+        world: the ranks.
+
+    Raises:
+        ValueError: the data has no such target, or not as many columns as the model predicts.
+    """
+    modalities, task = list(model.config.modalities), model.task
+    if target is not None:
+        stream = open_evaluation(source | {"target": target, "task": task.type}, modalities, world)
+        if task.type != "classification" and stream.target.num_values != len(task.names):
+            raise ValueError(
+                f"--target {target!r:.60}: {', '.join(stream.target.columns):.200}: the model predicts "
+                f"{len(task.names)}; name a column for each of {', '.join(task.names):.200}, in this order"
+            )
+        return stream
+    try:
+        return open_evaluation(source, modalities, world, task)
+    except ValueError as error:
+        if "data.target" not in str(error):
+            raise
+        # The configuration's name for it is not what the user of this command can set.
+        raise ValueError(f"{error}; awtpn evaluate takes another one by --target") from None
+
+
+def differing_ranges(task: Task, target: Target) -> str | None:
+    """A line if the data states another range of a value than the model has learned; else None.
+
+    Args:
+        task: of the model.
+        target: of the data, with a column for each name of the task.
+    """
+    if task.type != "regression":
+        return None
+    pairs = zip(target.columns.items(), task.names, task.ranges or (), strict=True)
+    differing = [
+        f"{column} is from {bounds[0]:g} to {bounds[1]:g} in the data, but {name} from {own[0]:g} to "
+        f"{own[1]:g} in the model"
+        for (column, bounds), name, own in pairs
+        if bounds is not None and list(bounds) != list(own)
+    ]
+    return f"note: {'; '.join(differing)}: errors are between different scales" if differing else None
 
 
 def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:

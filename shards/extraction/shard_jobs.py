@@ -216,10 +216,10 @@ def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, An
         },
         "settings": settings,
     }
-    if source.target != CLASSES or source.targets:
-        # Only then, so that extractions continue which began before there were targets.
-        what["targets"] = [asdict(target) for target in (source.target, *source.targets.values())]
-        what["target_names"] = list(source.targets)
+    if source.target != CLASSES:
+        # Only then, so that extractions continue which began before there were targets. Further targets name
+        # columns that the shards have anyway.
+        what["target"] = asdict(source.target)
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.extraction.pipeline import UNDECODABLE
 from shards.format.manifest import parse_shard
-from shards.format.schema import DTYPES, SCHEMA_VERSION, Modality
+from shards.format.schema import DTYPES, SCHEMA_VERSION, TARGETS_SINCE, Modality
 from shards.format.statistics import Statistics
 from shards.packing.output_folder import RECORD_SUFFIX, OutputFolder, publish, write_json_lines
 from shards.packing.shard_writer import FinishedShard, ShardStats
@@ -117,6 +117,7 @@ def _load_shard(record: dict[str, Any], at: str, version: int) -> FinishedShard:
     # The dtype is not recorded: the smaller one makes no check too strict.
     modalities = {name: Modality(len(mean), DTYPES[0]) for name, (_, mean, _) in record["moments"].items()}
     entry = parse_shard(record["entry"], modalities, at)
+    early = version < TARGETS_SINCE
     stats = ShardStats(
         class_counts=np.array(record["class_counts"], np.int64),
         utterances=entry.utterances,
@@ -127,7 +128,7 @@ def _load_shard(record: dict[str, Any], at: str, version: int) -> FinishedShard:
             for name, (given, error) in record.get("casts", {}).items()
         },
         kinds={
-            name: (count, set(kinds) | _NO_COLUMN if version < 2 and count < entry.utterances else set(kinds))
+            name: (count, set(kinds) | (_NO_COLUMN if early and count < entry.utterances else set()))
             for name, (count, kinds) in record["kinds"].items()
         },
     )

@@ -21,6 +21,7 @@ from shards.format.schema import (
     SCHEMA_VERSION,
     SHA256,
     SPLIT_NAME,
+    TARGETS_SINCE,
     Manifest,
     Modality,
     ShardEntry,
@@ -39,8 +40,6 @@ MOST_UTTERANCES = 2**34
 MANIFEST_BYTES = 1 << 30
 # Largest index; an index is read into memory as a whole.
 INDEX_BYTES = 1 << 32
-# Version that brought targets and columns with missing values.
-TARGETS_SINCE = 2
 # Least bytes of an utterance in a tar: the header of one array.
 LEAST_TAR_BYTES = 512
 # Least bytes of an utterance in an index: one letter of the key, the label, offset and size of the metadata.

@@ -19,6 +19,7 @@ from shards.safe_io.json_text import json_text
 
 # 2: targets other than classes, and columns with missing values.
 SCHEMA_VERSION = 2
+TARGETS_SINCE = 2
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
 COLUMN_KINDS = ("bool", "int", "float", "str", OPTIONAL)
@@ -179,8 +180,11 @@ def choose_modalities(manifest: Manifest, names: list[str] | None, url: str) -> 
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """The text of `manifest.json`; of a manifest of an earlier version that version's, byte for byte."""
+    """The text of `manifest.json`; that of an early version is the same as when it was written.
+
+    Runs record a hash of it, by which they recognize their data when they resume.
+    """
     record = asdict(manifest)
-    if manifest.schema_version == 1:
+    if manifest.schema_version < TARGETS_SINCE:
         del record["target"], record["targets"]
     return json_text(record, indent=1) + "\n"

@@ -3,13 +3,13 @@
 Features, for `shards.pack`; their `read` returns a `Source`:
 
 - `reference`: the published code's `.pt` files; `table`: a CSV or JSONL table of `.npy` files;
-  `npz`: packed arrays in one file; `demo`: a made-up corpus
-- `mosei`: CMU-MOSEI's computational sequences, read by `mosei_csd`; `mmsa`: MMSA's pickles
+  `npz`: packed arrays in one file; `demo`: made-up corpora, of classes or of `demo_targets`
+- `mosei`: computational sequences of CMU-MOSEI and CMU-MOSI, read by `cmu/`; `mmsa`: MMSA's pickles
 
 Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:
 
 - `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own, which
-  `recordings_folder` reads
+  `recordings_table` and `recordings_folder` read
 
 For all of them: `base`: what a source returns, labels, splits and keys; `transcripts`: texts as words;
 `reading/`: pickles, rows of tables, targets other than classes.

@@ -28,6 +28,13 @@ Label sets, as in the literature:
 Other labels (surprise, fear, disgust, other, and "xxx" where the annotators did not agree) are left out and
 counted in the manifest's provenance.
 
+Every dataset declares the target "vad": valence, activation and dominance, the means over the annotators.
+With `--target vad` it is the dataset's own, and all 10,039 turns are packed, whatever their label; they have
+no classes unless a label set is given. The annotators' scale is 1 to 5, but some means of the release are 0.5
+or 5.5, which public code for these dimensions cuts to the scale (for example
+github.com/bagustris/dser_with_text). Here they are kept: the range of the target is 0.5 to 5.5, and a turn
+with a mean outside of it is listed as bad.
+
 Evaluation is leave-one-session-out. All turns are in one split, "all", with metadata `session` (Ses01 ...
 Ses05) to select by, as `awtpn cross-validate --by session` does for each of them; `test_session=5` (and
 `val_session=4`) makes fixed splits instead. From the archive to a trained model:
@@ -35,6 +42,10 @@ Ses05) to select by, as `awtpn cross-validate --by session` does for each of the
     awtpn extract IEMOCAP_full_release data/iemocap --format iemocap
     awtpn shards info data/iemocap
     awtpn train --config configs/iemocap.yaml --data.train data/iemocap
+
+and of valence, activation and dominance:
+
+    awtpn extract IEMOCAP_full_release data/iemocap-vad --format iemocap --target vad
 """
 
 from __future__ import annotations
@@ -47,6 +58,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.format.schema import BadSample
+from shards.format.targets import CLASSES, Target, values_of
 from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
 from shards.sources.transcripts import Transcript, checked_text, decode_text, transcript_of
 
@@ -80,41 +92,53 @@ NOT_SPOKEN = ("<s>", "</s>", "<sil>")
 VARIANT = re.compile(r"\(\d+\)$")  # of a word's pronunciation
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 SPLIT = "all"
+DIMENSIONS = ("valence", "activation", "dominance")
+TARGETS = {"vad": Target("regression", {name: [0.5, 5.5] for name in DIMENSIONS})}
+DEFAULT_LABEL_SET: Literal[4, 6] = 4
 
 
 def read(
     source: str | Path,
-    label_set: Literal[4, 6] = 4,
+    label_set: Literal[4, 6] | None = None,
     test_session: int | None = None,
     val_session: int | None = None,
     markers_side: Literal["left", "right"] = "left",
+    target: Literal["classification", "vad"] = "classification",
 ) -> ClipSource:
     """Read IEMOCAP.
 
     Args:
         source: the folder of Session1 ... Session5, or the one above it. Some sessions may be missing.
-        label_set: number of classes, 4 or 6.
+        label_set: number of classes, 4 or 6 (default: 4; with the target vad no classes, and turns of
+            all labels).
         test_session: the session that becomes the split "test", while the others become "train"; default one
             split, "all".
         val_session: the session that becomes the split "val"; give test_session, too.
         markers_side: half of the picture in which the actor with the motion-capture markers sits.
+        target: what is to be recognized: classification (classes), or vad (a regression: valence, activation
+            and dominance).
 
     Returns:
-        A clip per turn of the label set; `missing` says so if its sound and picture are both missing. If no
-        session has videos, clips have sound only. Metadata: session, speaker ("Ses01F"), gender, dialog,
-        scenario ("improvised" or "scripted"), emotion (the corpus' code), valence, activation and dominance
-        (means over the annotators, 1..5).
+        A clip per turn of the label set, or per turn if there is none; `missing` says so if its sound and
+        picture are both missing. If no session has videos, clips have sound only. Metadata: session, speaker
+        ("Ses01F"), gender, dialog, scenario ("improvised" or "scripted"), emotion (the corpus' code),
+        valence, activation and dominance (means over the annotators, 0.5..5.5).
 
     Raises:
         ValueError: no such folder or option, or an unknown label; names the file.
     """
-    if label_set not in LABEL_SETS:
+    if label_set is not None and label_set not in LABEL_SETS:
         raise ValueError(f"label_set {label_set!r}: IEMOCAP has {' and '.join(map(str, LABEL_SETS))}")
+    if target not in (CLASSES.type, *TARGETS):
+        raise ValueError(f"target {target!r}: must be {' or '.join((CLASSES.type, *TARGETS))}")
     if markers_side not in ("left", "right"):
         raise ValueError(f"markers_side {markers_side!r}: must be 'left' or 'right'")
     sessions = _sessions(Path(source))
     splits = _splits(sessions, test_session, val_session)
-    label_of = {code: name for name, codes in LABEL_SETS[label_set].items() for code in codes}
+    if label_set is None and target == CLASSES.type:
+        label_set = DEFAULT_LABEL_SET
+    codes_of = LABEL_SETS[label_set] if label_set else {}
+    label_of = {code: name for name, codes in codes_of.items() for code in codes}
     has_video = any((folder / "dialog" / "avi" / "DivX").is_dir() for folder in sessions.values())
     clips: list[Clip | BadSample] = []
     left_out: Counter[str] = Counter()
@@ -125,15 +149,15 @@ def read(
             for at, turn in _turns(annotation):
                 if isinstance(turn, BadSample):
                     clips.append(turn)
-                elif turn["code"] not in label_of:
+                elif label_set and turn["code"] not in label_of:
                     left_out[turn["code"]] += 1
                 else:
-                    label = label_of[turn["code"]]
+                    label = label_of.get(turn["code"])
                     clip = _clip(turn, folder, splits[session], label, has_video, markers_side, at)
                     clips.append(_with_text(clip, texts, folder) if isinstance(clip, Clip) else clip)
     return ClipSource(
         clips=clips,
-        classes=list(LABEL_SETS[label_set]),
+        classes=list(codes_of),
         provenance={
             "corpus": "IEMOCAP",
             "source": str(source),
@@ -149,6 +173,8 @@ def read(
         missing={}
         if texts
         else {"text": f"{source}: no dialog/transcriptions/*.txt in its sessions; unpack the whole of them"},
+        target=CLASSES if target == CLASSES.type else TARGETS[target],
+        targets=TARGETS,
     )
 
 
@@ -215,7 +241,7 @@ def _clip(
     turn: Mapping[str, str],
     folder: Path,
     split: str,
-    label: str,
+    label: str | None,
     has_video: bool,
     markers_side: str,
     at: str,
@@ -236,8 +262,12 @@ def _clip(
         "dialog": dialog,
         "scenario": "improvised" if "impro" in dialog else "scripted",
         "emotion": turn["code"],
-        **{scale: float(turn[scale]) for scale in ("valence", "activation", "dominance")},
+        **{scale: float(turn[scale]) for scale in DIMENSIONS},
     }
+    try:
+        values_of(meta, TARGETS["vad"])
+    except ValueError as error:
+        return BadSample(name, str(error), at)
     return Clip(
         key=name,
         split=split,

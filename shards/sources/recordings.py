@@ -10,7 +10,9 @@ A table (`.csv`, or `.jsonl` with an object per line) has the columns
     begin, end            optional: the part of it to use, in seconds; empty: all
     text                  optional: what is said; an utterance with a text needs no recording
 
-and further columns, which are kept as metadata. In a folder the path names the class:
+and further columns, which are kept as metadata. Of a table without paths, `--clip_folder` names a folder
+with a clip for each key, here or in folders below it; of one without `split`, `--split` names that of all
+rows. In a folder the path names the class:
 
     ROOT/<label>/clip.mp4                 one split, "all"
     ROOT/<split>/<label>/clip.mp4         splits by folder
@@ -31,40 +33,40 @@ no clip. From recordings to a trained model:
     awtpn extract recordings data/mine --format recordings
     awtpn shards info data/mine
     awtpn train --data.train data/mine
+
+With another target than classes, its values are in columns of the table (or in groups of the pattern), and no
+label is needed; `reading.typed_targets` says what they may hold. Labels that are there stay the classes:
+
+    awtpn extract clips.csv data/vad --target regression --target_columns valence=1:5,arousal=1:5
+    awtpn extract clips.csv data/emotions --target multilabel --target_columns happy,sad
+
+The challenges MER 2023 and 2024 (https://github.com/zeroQiaoba/MERTools) give such tables, with the columns
+name, discrete and valence, which are read as key, label and metadata, and folders of clips NAME.avi or
+NAME.mp4. Of MER 2023, whose splits have a table each (train-label.csv, test1-label.csv, ...), write the rows
+into one table with a column `split`; the third test has no valence. (The toolkit's label-6way.npz holds
+pickled objects, which are never loaded.)
+
+    awtpn extract MER2024/label-disdim.csv data/mer --clip_folder MER2024/video-labeled --split train \\
+        --target regression --target_columns valence
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from shards.format.labels import found_classes, given_classes, label_name, text_of
 from shards.format.schema import BadSample
 from shards.format.split_names import renaming_message, usual_names
-from shards.safe_io.file_names import existing
+from shards.format.targets import CLASSES, Target
 from shards.safe_io.printable import plural
-from shards.sources.base import Clip, ClipSource, key_of, split_of
-from shards.sources.reading.table_rows import read_rows
-from shards.sources.recordings_folder import (
-    SOUND,
-    TRANSCRIPT,
-    clips_of,
-    files_in,
-    remarks_on,
-    with_transcript,
-)
-from shards.sources.transcripts import checked_text, transcript_of
-
-REQUIRED = ("key", "split", "label")
-PATHS = ("path", "audio", "video")
-SPAN = ("begin", "end")
-TEXT = "text"
-COLUMNS = (*REQUIRED, *PATHS, *SPAN, TEXT)
-# Usual names of columns with what is said; of these, only `text` is read as such.
-TEXT_NAMES = ("transcript", "transcription", "utterance", "sentence", "raw_text")
+from shards.sources.base import Clip, ClipSource, split_of
+from shards.sources.reading.typed_targets import column_bounds, typed_target
+from shards.sources.recordings_folder import clips_of, files_in, remarks_on
+from shards.sources.recordings_table import TEXT, TEXT_NAMES, clips_of_table
 
 
 def read(
@@ -73,41 +75,56 @@ def read(
     pattern: str | None = None,
     label_map: dict[str, str] | None = None,
     modalities: Collection[str] = ("audio", "video", TEXT),
+    target: Literal["classification", "regression", "multilabel"] = "classification",
+    target_columns: list[str] | None = None,
+    clip_folder: str | Path | None = None,
+    split: str | None = None,
 ) -> ClipSource:
     """Read a table or a folder of recordings.
 
     Args:
         source: the table (.csv, .jsonl), or the folder.
         labels: class names in label order; default those of the label map in its order, else those found,
-            sorted.
+            sorted. With a multilabel of one column, the labels of its sets.
         pattern: of a folder: regular expression that is searched in each clip's path; its named groups are
             label, and optionally split, key and metadata.
         label_map: labels as found, and the classes that they become; clips of a label mapped to nothing
             (XXX=) are left out.
         modalities: of which features are to be made; files of others are not read.
+        target: what is to be recognized: classification (the label), regression (values), or multilabel
+            (several labels at once).
+        target_columns: columns of values or of labels, each NAME or NAME=LOW:HIGH, such as valence=1:5; empty
+            cells are missing values. The only column of a multilabel may hold sets: "happy;sad" or
+            "happy:2;sad:0.5".
+        clip_folder: of a table without paths, the folder of its clips, each with the name of a key.
+        split: of a table without this column, the split of all rows.
 
     Returns:
-        A clip per row or file. It is a `BadSample` if it has no label, its files are missing, or the pattern
-        does not match. A transcript that cannot be read is `missing`.
+        A clip per row or file. It is a `BadSample` if it has no label or target, its files are missing, or
+        the pattern does not match. A transcript that cannot be read is `missing`.
 
     Raises:
         ValueError: no such source, a column missing, a pattern that matches nothing, an unknown label, or one
             key for two files; names the file and the fix.
     """
     path = Path(source)
+    bounds = column_bounds(target_columns, target, str(path))
     # As labels of clips, which may have another Unicode form in folders and tables.
     labels = labels and [text_of(name) for name in labels]
     label_map = label_map and {text_of(name): text_of(to) for name, to in label_map.items()}
     others: Counter[str] = Counter()
     remarks = []
     if path.is_dir():
+        for option, value in (("clip_folder", clip_folder), ("split", split)):
+            if value is not None:
+                raise ValueError(f"{path}: --{option} belongs to a table, which this is not; leave it out")
         files, transcripts, others = files_in(path, modalities, pattern)
-        clips = list(clips_of(path, files, transcripts, pattern))
+        clips = list(clips_of(path, files, transcripts, pattern, needs_label=not bounds))
         remarks = remarks_on(path, files, transcripts, others)
     elif pattern is not None:
         raise ValueError(f"{path}: pattern reads the names in a folder, which this is not; leave it out")
     else:
-        clips = _of_table(path, modalities)
+        clips = clips_of_table(path, modalities, bounds, Path(clip_folder) if clip_folder else None, split)
         columns = dict.fromkeys(name for clip in clips if isinstance(clip, Clip) for name in clip.meta)
         remarks = [
             f"{path}: column {name!r} is stored as metadata; if it is what is said, which is personal data, "
@@ -118,26 +135,25 @@ def read(
     unread = [clip.missing[TEXT] for clip in clips if isinstance(clip, Clip) and TEXT in clip.missing]
     if unread:
         remarks.append(f"{plural(len(unread), 'transcript')} cannot be read; the first, {unread[0]}")
-    known = [*(labels or ()), *(label_map or {})]
-    clips, left_out = _apply_label_map([_with_label(clip, known) for clip in clips], label_map, path)
+    own = CLASSES
+    if bounds:
+        sets = labels if target == "multilabel" and len(bounds) == 1 else None
+        clips, own = _with_target(clips, target, bounds, sets, path)
+        labels = None if sets else labels
+    has_classes = not bounds or any(_has_label(clip) for clip in clips)
+    if not has_classes and (labels or label_map):
+        raise ValueError(f"{path}: --labels and --label_map name classes, but no clip has a label")
+    known = [*(labels or ()), *(label_map or {})] if has_classes else None
+    clips, left_out = _apply_label_map([_checked(clip, known) for clip in clips], label_map, path)
     splits = usual_names(sorted({clip.split for clip in clips if isinstance(clip, Clip)}))
     clips = [replace(c, split=splits[c.split]) if isinstance(c, Clip) else c for c in clips]
-    found = {clip.label for clip in clips if isinstance(clip, Clip)}
-    if not found:
+    kept = [clip for clip in clips if isinstance(clip, Clip)]
+    if not kept:
         first = next((f"; the first: {clip.cause}" for clip in clips if isinstance(clip, BadSample)), "")
         raise ValueError(
             f"{path}: no clips left, {len(clips)} bad ones and {sum(left_out.values())} left out{first}"
         )
-    if labels:
-        classes = given_classes(labels)
-    elif label_map:
-        classes = given_classes(dict.fromkeys(filter(None, label_map.values())))
-    else:
-        classes = found_classes((clip.label for clip in clips if isinstance(clip, Clip)), str(path))
-    if unknown := sorted(found - set(classes)):
-        raise ValueError(
-            f"{path}: label {unknown[0]!r} is not one of the classes {classes}; add it to labels"
-        )
+    classes = _classes(kept, labels, label_map, path) if has_classes else []
     _check_keys(clips, path)
     return ClipSource(
         clips=clips,
@@ -154,21 +170,95 @@ def read(
             *filter(None, [renaming_message(splits, str(path))]),
             *(f"{path}: {count} clips labeled {name!r} are left out" for name, count in left_out.items()),
         ],
+        target=own,
     )
 
 
-def _with_label(clip: Clip | BadSample, known: list[str]) -> Clip | BadSample:
+def _with_target(
+    clips: list[Clip | BadSample],
+    kind: str,
+    bounds: Mapping[str, list[float] | None],
+    labels: list[str] | None,
+    path: Path,
+) -> tuple[list[Clip | BadSample], Target]:
+    """The clips with the values of a target as metadata, and the target; bad values make bad clips.
+
+    Args:
+        clips: with the columns of the target as they are written.
+        kind: "regression" or "multilabel".
+        bounds: range by column.
+        labels: of sets, where the column holds them.
+        path: of the source.
+
+    Raises:
+        ValueError: no clip has one of the columns, or no value of any; or a label of a set has the name of
+            another column.
+    """
+    places = [i for i, clip in enumerate(clips) if isinstance(clip, Clip)]
+    metas = [clip.meta for clip in clips if isinstance(clip, Clip)]
+    if not metas:
+        return clips, CLASSES
+    there = list(dict.fromkeys(name for meta in metas for name in meta))
+    if absent := [name for name in bounds if name not in there]:
+        raise ValueError(
+            f"{path}: no value of {absent[0]!r}, which --target_columns names; there are values of "
+            f"{', '.join(there) or 'nothing'}"
+        )
+    given = {name: [meta.get(name) for meta in metas] for name in bounds}
+    own = typed_target(kind, given, bounds, str(path), labels)
+    if twice := [name for name in own.target.columns if name in there and name not in bounds]:
+        raise ValueError(f"{path}: the label {twice[0]!r} is also a column; rename one of them")
+    found = list(clips)
+    for number, (place, meta) in enumerate(zip(places, metas, strict=True)):
+        clip = clips[place]
+        assert isinstance(clip, Clip)
+        others = {name: value for name, value in meta.items() if name not in bounds}
+        try:
+            found[place] = replace(clip, meta=others | own.meta_of(number))
+        except ValueError as error:
+            found[place] = BadSample(clip.key, str(error), clip.source)
+    return found, own.target
+
+
+def _has_label(clip: Clip | BadSample) -> bool:
+    return isinstance(clip, Clip) and clip.label not in (None, "")
+
+
+def _classes(
+    clips: list[Clip], labels: list[str] | None, label_map: dict[str, str] | None, path: Path
+) -> list[str]:
+    """The classes of clips that have labels.
+
+    Raises:
+        ValueError: a label is none of the given classes.
+    """
+    if labels:
+        classes = given_classes(labels)
+    elif label_map:
+        classes = given_classes(dict.fromkeys(filter(None, label_map.values())))
+    else:
+        classes = found_classes((clip.label for clip in clips), str(path))
+    if unknown := sorted({str(clip.label) for clip in clips} - set(classes)):
+        raise ValueError(
+            f"{path}: label {unknown[0]!r} is not one of the classes {classes}; add it to labels"
+        )
+    return classes
+
+
+def _checked(clip: Clip | BadSample, known: list[str] | None) -> Clip | BadSample:
     """The clip with its label and split as text; a `BadSample` if one of them is missing.
 
     Args:
         clip: a clip whose label and split are those of the source.
-        known: labels that are classes even if they look like a missing value ("None").
+        known: labels that are classes even if they look like a missing value ("None"); None if clips have no
+            classes.
     """
     if isinstance(clip, BadSample):
         return clip
     try:
         name = text_of(clip.split)
-        return replace(clip, label=label_name(clip.label, known), split=split_of(name, {name: name}))
+        label = None if known is None else label_name(clip.label, known)
+        return replace(clip, label=label, split=split_of(name, {name: name}))
     except ValueError as error:
         return BadSample(clip.key, str(error), clip.source)
 
@@ -184,7 +274,7 @@ def _apply_label_map(
     for clip in clips:
         if isinstance(clip, BadSample):
             mapped.append(clip)
-        elif clip.label not in label_map:
+        elif clip.label is None or clip.label not in label_map:
             raise ValueError(
                 f"{clip.source}: label {clip.label!r} is not in the label map; add it there; to leave it "
                 f"out, write {clip.label}="
@@ -207,92 +297,3 @@ def _check_keys(clips: list[Clip | BadSample], path: Path) -> None:
                 "name a group `key` in the pattern"
             )
         first[clip.key] = clip.source
-
-
-# --- A table -------------------------------------------------------------------------------------
-
-
-def _of_table(path: Path, modalities: Collection[str]) -> list[Clip | BadSample]:
-    rows = read_rows(path, text=COLUMNS)
-    wants_text = TEXT in modalities
-    places = (*PATHS, TEXT) if wants_text else PATHS
-    for number, row in enumerate(rows, start=1):
-        missing = [name for name in REQUIRED if name not in row]
-        if missing or not any(name in row for name in places):
-            needed = f"{', '.join(REQUIRED)} and path, or audio and video{', or text' if wants_text else ''}"
-            raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
-    return [_row(row, path, wants_text, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _row(row: dict[str, Any], table: Path, wants_text: bool, at: str) -> Clip | BadSample:
-    # null in JSON is the same as an empty cell.
-    key, column = "", "key"
-    try:
-        key = key_of(text_of(row["key"]))
-        column = "path"
-        both = text_of(row.get(column))
-        named = {}
-        for column in ("audio", "video"):
-            named[column] = text_of(row.get(column, both))
-    except ValueError as error:
-        return BadSample(key, f"its {column} {error}", at)
-    files = {name: existing(table.parent / str(file)) if file else None for name, file in named.items()}
-    if "video" not in row and both and Path(str(both)).suffix.lower() in SOUND:
-        files["video"] = None
-    try:
-        span = _span(row)
-    except ValueError as error:
-        return BadSample(key, str(error), at)
-    clip = Clip(
-        key=key,
-        split=row["split"],
-        label=row["label"],
-        audio=files["audio"],
-        video=files["video"],
-        audio_span=span if files["audio"] else None,
-        video_span=span if files["video"] else None,
-        # What is said is personal data, and no metadata.
-        meta={name: value for name, value in row.items() if name not in COLUMNS and value is not None},
-        source=at,
-    )
-    clip = _with_text(clip, row) if wants_text else clip
-    if clip.text is not None:
-        return clip
-    if not clip.files:
-        if TEXT in clip.missing:
-            return BadSample(key, clip.missing[TEXT], at)
-        fix = "path, audio, video or text" if TEXT in row else "path, audio or video"
-        return BadSample(key, f"no file is named; fill {fix}", at)
-    # One of the two files is enough here: the extraction knows whether it needs the other.
-    if not any(file.is_file() for file in clip.files.values()):
-        return BadSample(key, f"no such file {clip.audio or clip.video}", at)
-    return clip
-
-
-def _with_text(clip: Clip, row: dict[str, Any]) -> Clip:
-    """The clip with the text of its row; without such a column, with what lies beside a whole clip."""
-    if TEXT in row:
-        try:
-            return replace(clip, text=transcript_of(checked_text(row[TEXT])))
-        except ValueError as error:
-            return replace(clip, missing={TEXT: str(error)})
-    if clip.audio_span or clip.video_span:
-        return clip
-    beside = (path.with_suffix(TRANSCRIPT) for path in clip.files.values())
-    return with_transcript(clip, next((path for path in beside if path.is_file()), None))
-
-
-def _span(row: dict[str, Any]) -> tuple[float, float] | None:
-    begin, end = (row.get(name) for name in SPAN)
-    given = [value not in (None, "") for value in (begin, end)]
-    if not any(given):
-        return None
-    if not all(given):
-        raise ValueError("begin and end go together; fill both, or neither")
-    try:
-        span = float(str(begin)), float(str(end))
-    except ValueError:
-        raise ValueError(f"begin {begin!r} and end {end!r} must be seconds") from None
-    if not 0 <= span[0] < span[1] < float("inf"):
-        raise ValueError(f"begin {begin} and end {end}: must be 0 <= begin < end, in seconds")
-    return span

@@ -68,7 +68,11 @@ def _is_shown(path: Path) -> bool:
 
 
 def clips_of(
-    root: Path, files: list[Path], transcripts: Mapping[Path, Path], pattern: str | None
+    root: Path,
+    files: list[Path],
+    transcripts: Mapping[Path, Path],
+    pattern: str | None,
+    needs_label: bool = True,
 ) -> Iterator[Clip | BadSample]:
     """The utterances of a folder.
 
@@ -77,11 +81,12 @@ def clips_of(
         files: of the utterances.
         transcripts: by their path without suffix.
         pattern: as of `recordings.read`.
+        needs_label: the pattern must have a group that is the label.
 
     Raises:
         ValueError: the pattern cannot be used, or a path does not name a label.
     """
-    expression = _compiled(pattern) if pattern is not None else None
+    expression = _compiled(pattern, needs_label) if pattern is not None else None
     matches = (
         {path: expression.search(path.relative_to(root).as_posix()) for path in files} if expression else {}
     )
@@ -171,11 +176,11 @@ def _of_path(path: Path, root: Path) -> tuple[str, str]:
     )
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str, needs_label: bool) -> re.Pattern[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"pattern {pattern!r}: not a regular expression ({error})") from None
-    if "label" not in expression.groupindex:
+    if needs_label and "label" not in expression.groupindex:
         raise ValueError(f"pattern {pattern!r}: needs a group that is the label, (?P<label>...)")
     return expression

@@ -107,7 +107,8 @@ class FeatureBatch:
             name: replace(ragged, values=ragged.values.pin_memory(), offsets=ragged.offsets.pin_memory())
             for name, ragged in self.features.items()
         }
-        label, target = self.label.pin_memory(), self.target.pin_memory()
+        label = self.label.pin_memory()
+        target = self.target.pin_memory() if self.target.numel() else self.target
         return replace(self, features=features, label=label, target=target)
 
     def split(self, n: int) -> list[FeatureBatch]:

@@ -204,8 +204,9 @@ class ShardReader:
             raise ValueError(self._damaged[shard][0][1])
         file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
         index = self.index(shard, wait_s, stop)
-        label = labels_of(index, self.target, self.classes, entry.index)
-        target = values_of_index(index, self.target, self.manifest, entry.index)
+        at = f"{self.at}: {entry.index}"
+        label = labels_of(index, self.target, self.classes, at)
+        target = values_of_index(index, self.target, self.manifest, at)
         handle = ShardHandle(file, index, self.modalities, label, target)
         if index.classes is None:
             self._check_labels(handle)
@@ -353,9 +354,9 @@ class ShardReader:
             return None
         label = torch.from_numpy(locations[:, 0].copy())
         target = torch.from_numpy(locations[:, width:].copy().view(np.float64))
-        if pin:
-            label, target = label.pin_memory(), target.pin_memory()
-        return features, label, target, key.tolist()
+        if pin and target.numel():
+            target = target.pin_memory()
+        return features, label.pin_memory() if pin else label, target, key.tolist()
 
     def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
         """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from shards.format.schema import OPTIONAL, Manifest
 from shards.format.targets import Target
 from shards.storage.store import Store
 from shards.streaming.reader import INDEX_THREADS, ShardReader
-from shards.streaming.target_columns import labels_of, values_of_index
+from shards.streaming.target_columns import NO_LABEL, labels_of, values_of_index
 
 # Number of values shown in an error.
 SHOWN = 20
@@ -106,7 +107,8 @@ def select_rows(reader: ShardReader, select: dict[str, Any] | None, at: str) -> 
 
     Args:
         reader: of the split and target. The indexes of all its shards are read if something is selected, or
-            if utterances may lack the target.
+            if utterances may lack the target. Utterances of a damaged index count as having one, if damage is
+            skipped and nothing is selected.
         select: {column: value or list of values}; a row must match all columns. Values must be of the
             column's kind: "04" is not 4, and true is not 1.
         at: the split's URL, for error messages.
@@ -138,12 +140,13 @@ def select_rows(reader: ShardReader, select: dict[str, Any] | None, at: str) -> 
     class_counts = np.zeros(len(reader.classes), np.int64)
     seen: dict[str, set[Any]] = {column: set() for column in wanted}
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        for index in pool.map(reader.index, range(len(reader.shards))):
+        for index in pool.map(partial(_index, reader, bool(select)), range(len(reader.shards))):
+            if index is None:
+                rows.append(np.arange(reader.shards[len(rows)].utterances))
+                without.append(np.zeros(0, np.int64))
+                continue
             matching = _matching(index, wanted, seen)
-            name = f"{at}: {reader.shards[len(rows)].index}"
-            label = labels_of(index, reader.target, reader.classes, name)
-            values = values_of_index(index, reader.target, manifest, name)
-            known = ~np.isnan(values).all(axis=1) if reader.target.num_values else label >= 0
+            label, known = _labels_and_known(reader, index, f"{at}: {reader.shards[len(rows)].index}")
             rows.append(matching[known[matching]])
             without.append(matching[~known[matching]])
             class_counts += count_labels(label[rows[-1]], len(class_counts))
@@ -158,6 +161,28 @@ def select_rows(reader: ShardReader, select: dict[str, Any] | None, at: str) -> 
     if not any(map(len, without)):
         return Selection(rows if select else None, class_counts, [])
     return Selection(rows, class_counts, without)
+
+
+def _index(reader: ShardReader, selects: bool, shard: int) -> ShardIndex | None:
+    """The index of a shard; None if it is damaged and only decides which utterances have a target.
+
+    These utterances stay in the plan then, and reading reports them as damaged.
+    """
+    try:
+        return reader.index(shard)
+    except (ValueError, FileNotFoundError) as error:
+        if selects or not reader.skip_damaged or isinstance(error, WrongManifest):
+            raise
+        return None
+
+
+def _labels_and_known(reader: ShardReader, index: ShardIndex, at: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [U] of a shard's utterances, and whether something of their target is known, [U] bool."""
+    label = labels_of(index, reader.target, reader.classes, at)
+    if reader.target.num_values == 0:
+        return label, label != NO_LABEL
+    values = values_of_index(index, reader.target, reader.manifest, at)
+    return label, np.any(~np.isnan(values), axis=1)
 
 
 def _matching(index: ShardIndex, wanted: dict[str, set[Any]], seen: dict[str, set[Any]]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What `awtpn shards` does with datasets.
 
-- `info`: what is in a dataset; `verify`: checks every hash and statistic, with `statistics_checks`;
-  `simulate`: what the nodes of a cluster would read
+- `info`: what is in a dataset, with `target_summary`; `verify`: checks every hash and statistic, with
+  `statistics_checks`; `simulate`: what the nodes of a cluster would read
 - tars of other programs: `index_tars`, `scan_tar`, `member_names` (which utterance a member belongs to),
   `index_in_place`
 """

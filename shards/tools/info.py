@@ -21,6 +21,7 @@ from shards.format.schema import Manifest, ShardEntry, choose_split
 from shards.safe_io.printable import join_lines, plural, table_lines
 from shards.storage.store import Store, open_dataset, open_file, read_range
 from shards.streaming.reader import INDEX_THREADS
+from shards.tools.target_summary import ColumnSummary, summarize, summary_lines, target_lines, targets_of
 
 # Of histograms of lengths; characters of the longest bar; characters of a line; values shown of a first step.
 BINS = 12
@@ -50,7 +51,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """A split: its size, utterances per class, and lengths by modality."""
+    """A split: its size, utterances per class, lengths by modality, and the columns of each target."""
 
     utterances: int
     shards: int
@@ -58,6 +59,7 @@ class SplitInfo:
     steps: dict[str, int]
     class_counts: dict[str, int]
     lengths: dict[str, Lengths]
+    targets: dict[str, dict[str, ColumnSummary]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def info(
         url: of its folder or manifest; a fragment `#dev` chooses a split.
         cache_dir: where remote indexes are kept.
         storage_options: for the fsspec file system.
-        lengths: False leaves out the lengths, and then no index is read.
+        lengths: False leaves out the lengths and the values of targets, and then no index is read.
 
     Raises:
         ValueError: there is no dataset, or an index is damaged.
@@ -109,11 +111,13 @@ def info(
     for name in _splits(manifest, chosen, store.url):
         split = manifest.splits[name]
         found: dict[str, Lengths] = {}
+        targets: dict[str, dict[str, ColumnSummary]] = {}
         if lengths:
             with ThreadPoolExecutor(INDEX_THREADS) as threads:
                 indexes = list(threads.map(lambda entry: _index(store, entry, manifest), split.shards))
             counts = [count_labels(index.label, len(manifest.classes)) for index in indexes]
             check_class_counts(counts, split, f"{store.url}#{name}")
+            targets = {shown: summarize(indexes, of) for shown, of in targets_of(manifest).items()}
             steps = [index.steps for index in indexes]
             found = {m: _lengths(np.concatenate([each[m] for each in steps])) for m in manifest.modalities}
         splits[name] = SplitInfo(
@@ -123,6 +127,7 @@ def info(
             steps=split.steps,
             class_counts=dict(zip(manifest.classes, split.class_counts, strict=True)),
             lengths=found,
+            targets=targets,
         )
     return Info(store.url, manifest, splits, str(store.overlay) if store.overlay else None)
 
@@ -170,6 +175,7 @@ def format_info(found: Info) -> str:
     lines += ["", *table_lines(rows, "lrl")]
     columns = ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items())
     lines += ["", f"metadata columns, for data.select: {columns or 'none'}"]
+    lines += target_lines(manifest)
     for name, split in found.splits.items():
         steps = ", ".join(f"{count:,} {modality}" for modality, count in split.steps.items())
         lines += [
@@ -178,6 +184,8 @@ def format_info(found: Info) -> str:
             f"{format_bytes(split.bytes)}; steps: {steps}",
         ]
         lines += _bars("class", list(split.class_counts.items()))
+        for shown, summaries in split.targets.items():
+            lines += summary_lines(shown, targets_of(manifest)[shown], summaries)
         for modality, lengths in split.lengths.items():
             missing = f", {lengths.missing:,} without" if lengths.missing else ""
             lines.append(
@@ -290,8 +298,8 @@ def _preview(
     key, label = str(index.key[row]), int(index.label[row])
     meta = parse_metadata(content, key, label, manifest, f"{store.url}/{entry.name}")
     meta.pop("label", None)
-    name = manifest.classes[label] if manifest.classes else None
-    return Preview(split, entry.name, key, name, meta, features)
+    label_name = manifest.classes[label] if manifest.classes else None
+    return Preview(split, entry.name, key, label_name, meta, features)
 
 
 def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:

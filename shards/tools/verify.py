@@ -3,8 +3,8 @@
 1. The SHA-256 of every shard and index. If that of a shard is wrong, the CRC-32s in its index show which
    utterances are damaged.
 2. Hashes prove that a file is the one that the manifest names, but not that its content is consistent. So a
-   shard that packing made is indexed again, and compared with its index. For tars of other programs, the
-   CRC-32s in the index are compared with the bytes.
+   shard that packing made is indexed again, and compared with its index, also the columns of metadata.
+   For tars of other programs, the CRC-32s in the index are compared with the bytes.
 3. Labels are compared with those of the metadata, the manifest's class counts with the labels, and its
    statistics, by which training standardizes features, with the values in the shards.
 """
@@ -35,6 +35,7 @@ from shards.format.index import ShardIndex, index_tar
 from shards.format.index_file import load_index
 from shards.format.schema import MANIFEST, Manifest, Modality, ShardEntry, read_in_place
 from shards.format.statistics import Statistics
+from shards.format.targets import NUMBERS
 from shards.progress import progress_bar
 from shards.safe_io.printable import join_lines
 from shards.storage.store import Store, call_store, open_dataset
@@ -190,11 +191,24 @@ def _index_mismatches(path: Path, name: str, index: ShardIndex, manifest: Manife
         pairs[modality] = index.offset[modality], now.offset[modality]
         pairs[f"steps of {modality}"] = index.steps[modality], now.steps[modality]
     pairs |= {f"CRC-32 of {part}": (crc, now.crc[part]) for part, crc in index.crc.items()}
+    pairs |= {f"column {column!r:.60}": pair for column, pair in _column_pairs(index, now, manifest)}
     return [
         Fault(name, str(index.key[row]), f"{part}: the index differs from the shard; pack it again")
         for part, (ours, found) in pairs.items()
-        for row in np.flatnonzero(ours != found).tolist()
+        # Where both are NaN, the value is missing in both.
+        for row in np.flatnonzero((ours != found) & ((ours == ours) | (found == found))).tolist()
     ]
+
+
+def _column_pairs(
+    index: ShardIndex, now: ShardIndex, manifest: Manifest
+) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """Each column by an index, and by the metadata of the shard; as text where both must be equal."""
+    for column, kind in manifest.columns.items():
+        ours = index.columns[column]
+        found = now.columns.get(column, np.full(len(ours), np.nan))
+        numbers = kind in NUMBERS and found.dtype.kind != "U"
+        yield column, (ours, found) if numbers else (ours.astype(np.str_), found.astype(np.str_))
 
 
 def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:

@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 }
 SIZES = [16, 16, 16, 4]  # utterances of an epoch's steps
 LOSSES = r"loss \d\.\d{4} \(" + " ".join(rf"{term} \d\.\d{{3}}" for term in TERMS) + r"\)"
-VALIDATED = r"val cross-entropy \d\.\d{4}, w-F1 \d\.\d{4}, w-ACC \d\.\d{4}( \*)?"
+VALIDATED = r"val cross-entropy \d\.\d{4}, w-F1 \d\.\d{4}, accuracy \(w-ACC\) \d\.\d{4}( \*)?"
 
 TOOK = r"\S+( s)?"
 
@@ -112,3 +112,40 @@ def test_a_terminal_has_a_bar_and_no_lines_of_steps(
     assert re.search(r"\| 12/12 \[.*, loss=\d\.\d{4}, utt_s=\d+\]", screen)
     assert "step 2/12" not in screen
     assert capfd.readouterr().out.count("train loss ") == 3, "a line per epoch stays"
+
+
+@pytest.mark.parametrize(
+    ("settings", "validated", "tags", "table"),
+    [
+        (
+            {"train.best_by": "CCC"},
+            r"val MAE \d\.\d{4}, Corr (-?\d\.\d{4}|undefined), CCC (-?\d\.\d{4}|undefined)",
+            {"val/MAE", "val/scatter", "results/test_scatter", "val_ccc/fold"},
+            "MAE ",
+        ),
+        (
+            {"task.type": "multilabel", "train.best_by": "mAP"},
+            r"val cross-entropy \d\.\d{4}, F1 \d\.\d{4}, WA \d\.\d{4}, mAP \d\.\d{4}",
+            {"val/mAP", "val/labels", "results/test_labels", "val_f1/fold"},
+            "WA, % ",
+        ),
+    ],
+    ids=["values", "labels"],
+)
+def test_other_tasks_show_their_metrics(
+    settings: dict[str, str],
+    validated: str,
+    tags: set[str],
+    table: str,
+    corpus: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A column of numbers, `fold`, as values from 0 to 3, and as a label that three of four have."""
+    run = {"data.train": corpus, "data.target": "fold", "run.dir": tmp_path / "run"}
+    trainer.main(arguments(SETTINGS | run | settings | {"train.epochs": 1, "train.pictures": "always"}))
+    out = capfd.readouterr().out
+    assert re.search(rf"^epoch 1/1: train {LOSSES}, {validated} \*, {TOOK}$", out, re.MULTILINE), out
+    assert re.search(rf"^{table}", out, re.MULTILINE), "a table of the test split"
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert tags <= {*board.Tags()["scalars"], *board.Tags()["images"]}

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-# Public fields of a card. `public_card` also filters the content of dataset, provenance and results.
+from shards.format.targets import TARGET_TYPES
+
+# Public fields of a card. `public_card` also filters the content of task, dataset, provenance and results.
 CARD = (
     "format",
     "format_version",
@@ -28,6 +30,8 @@ CARD = (
     "provenance",
     "results",
 )
+# Public fields of a task. Its names are public like those of classes: they are what the model answers.
+TASK = ("type", "names", "ranges", "levels", "head", "column")
 # Public fields of a manifest's provenance. Others, such as source, command, pattern and warning, are dropped.
 PROVENANCE = {
     *(
@@ -62,6 +66,7 @@ def public_card(card: Mapping[str, Any]) -> dict[str, Any]:
     """The public part of a model's card."""
     shown = {name: value for name, value in card.items() if name in CARD}
     filters: dict[str, Callable[[Any], Any]] = {
+        "task": public_task,
         "dataset": basename,
         "provenance": public_provenance,
         "results": public_results,
@@ -78,9 +83,19 @@ def public_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {name: strip_paths(value) for name, value in shown.items()}
 
 
+def public_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a task, and no others."""
+    return {name: value for name, value in task.items() if name in TASK}
+
+
 def public_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """All numbers, and the texts under RESULT_TEXTS."""
-    return _drop_texts(results, RESULT_TEXTS)
+    """All numbers with the names they stand under, the texts under RESULT_TEXTS, and each split's task."""
+    shown = _drop_texts(results, RESULT_TEXTS)
+    for role, figures in shown.items():
+        # Of any other text under this key nobody knows what it tells.
+        if isinstance(figures, Mapping) and (task := results[role].get("task")) in TARGET_TYPES:
+            shown[role] = {"task": task, **figures}
+    return shown
 
 
 def strip_paths(value: Any) -> Any:

@@ -310,7 +310,7 @@ def test_a_model_takes_no_other_features_of_the_same_width(
     with pytest.raises(SystemExit, match=told):
         awtpn("predict", run, other)
     options: dict[str, Any] = {"checkpoint": str(run), "data": str(other), "split": "test"}
-    options |= dict.fromkeys(("select", "out", "cache_dir", "storage_options", "predictions"))
+    options |= dict.fromkeys(("select", "out", "cache_dir", "storage_options", "predictions", "target"))
     with pytest.raises(ValueError, match=told):
         evaluate_command(argparse.Namespace(**options))
     with pytest.raises(ValueError, match=f"run.init_from: .* other features than this run: {told}"):

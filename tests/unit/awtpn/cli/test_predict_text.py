@@ -10,11 +10,15 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from corpora_support import GARBAGE, put, put_bytes, write_sound, write_tree
+from support import small_model
 
 from awtpn import Predictor
 from awtpn.cli import main
+from awtpn.metrics.regression import summarize_values
 from awtpn.model.modality_colors import modality_colors
+from awtpn.model.task import Task
 from awtpn.training.evaluate import evaluate_command
 from awtpn.training.trainer import main as train
 from shards.sources.transcripts import Transcript
@@ -99,7 +103,7 @@ def test_recordings_with_text_are_answered_as_their_dataset_is(
 ) -> None:
     tested = json.loads((run / "results.json").read_text())["test"]
     options: dict[str, Any] = {"checkpoint": str(run), "data": None, "split": "test"}
-    options |= dict.fromkeys(("select", "out", "cache_dir", "storage_options"))
+    options |= dict.fromkeys(("select", "out", "cache_dir", "storage_options", "target"))
     figures = evaluate_command(argparse.Namespace(**options, predictions=tmp_path / "p.jsonl"))
     assert figures["utterances"] == tested["utterances"] == 6
     capsys.readouterr()
@@ -166,6 +170,33 @@ def test_a_recording_is_answered_without_what_it_lacks(
     assert "sound.txt: not in UTF-8 (byte 3)" in of_sound
     assert "caf" not in of_sound
     assert f"{sound}: predicted without its video: no features can be made of it" in told
+
+
+def test_values_of_a_recording(
+    extracted: Path, film: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a model that knows how its features were made: lines for people and for programs, and a picture."""
+    _, manifest, _ = open_dataset(str(extracted))
+    task = Task("regression", ["valence", "activation"], [[-3, 3], [1, 5]], levels=5)
+    dims = {name: of.dim for name, of in manifest.modalities.items()}
+    model = small_model(dtype=torch.float32, dims=dims, task=task)
+    model.provenance = manifest.provenance
+    truth = np.stack([np.arange(10) / 5, np.full(10, np.nan)], 1)  # too few values of the second
+    model.record = {"results": {"val": summarize_values(truth, truth + 0.5, task.names, task.ranges)}}
+    folder = film.with_name("model")
+    model.save_pretrained(folder)
+    awtpn("predict", folder, film, "--png", film.parent)
+    captured = capsys.readouterr()
+    [line] = lines(captured.out)
+    value = line["values"]["valence"]
+    assert line["intervals"]["valence"] == pytest.approx(
+        [max(value - 0.5, -3), min(value + 0.5, 3)], abs=2e-6
+    )
+    assert line["intervals"]["activation"] is None
+    assert f"film.mp4: valence {value:.4g} (90 % interval " in captured.err
+    assert f"), activation {line['values']['activation']:.4g}; heaviest: " in captured.err
+    assert "no intervals of activation" in caplog.text
+    assert matplotlib.image.imread(film.with_name("film.mp4.png")).shape[1] == 1820
 
 
 # --- Text alone ----------------------------------------------------------------------------------

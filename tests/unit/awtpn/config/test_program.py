@@ -78,6 +78,18 @@ def test_an_experiment_is_recorded_as_it_was_typed(
     [((training, by, seeds, _), named)] = found
     assert (training, by, seeds) == (["--optim.lr", "1"], "fold", [3])
     assert named["command"] == f"{recorded} --by fold --optim.lr 1 --seeds 3"
+    assert named["baseline"] is None, "the default: where there are folds"
+
+
+@pytest.mark.parametrize(("option", "given"), [("--baseline", True), ("--no-baseline", False)])
+def test_a_baseline_is_fitted_or_left_out(option: str, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(crossvalidation, "cross_validate", lambda *_, **named: found.append(named))
+    main(["cross-validate", option, "--optim.lr", "1"])
+    assert [named["baseline"] for named in found] == [given]
+    monkeypatch.setattr(crossvalidation, "print_baseline", lambda *words: found.append(words))
+    main(["cross-validate", "--baseline_only", "--by", "fold", "--optim.lr", "1"])
+    assert found[1:] == [(["--optim.lr", "1"], "fold")]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.experiments import ablation
-from awtpn.experiments.folds import Score
 from awtpn.experiments.runner import Job
+from awtpn.experiments.scores import Score
 from awtpn.learning.settings import TERMS
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import CLASSES, FOUR_DIMS
+from support import FOUR_DIMS
 
 from awtpn.config.command_line import make_parser, parse_command_line
 from awtpn.experiments import baseline, crossvalidation, runner, sweep
-from awtpn.experiments.folds import Fold, Score, Splits, check_arguments, fold_means, leave_one_out
+from awtpn.experiments.folds import Fold, Splits, check_arguments, leave_one_out
+from awtpn.experiments.linear_models import inner_splits
+from awtpn.experiments.pooled import Pooled, pool, pool_utterances
 from awtpn.experiments.runner import Job
+from awtpn.experiments.scores import Score, fold_means
 from awtpn.training.trainer import main as train
-from shards import pack
+from shards import FeatureStream, pack
 from shards.sources import npz
 
 
@@ -47,8 +50,8 @@ def test_a_seed_given_twice_is_refused() -> None:
 
 
 def test_pooling_of_steps() -> None:
-    assert baseline.pool(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist() == [2, 5, 1, 0]
-    assert baseline.pool(np.zeros((0, 2))).tolist() == [0, 0, 0, 0]
+    assert pool(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist() == [2, 5, 1, 0]
+    assert pool(np.zeros((0, 2))).tolist() == [0, 0, 0, 0]
 
 
 def figures(value: float) -> dict[str, float]:
@@ -262,28 +265,30 @@ def test_the_baseline_chooses_among_groups_that_leave_two_classes(tmp_path: Path
     """Two speakers of one class each and a third of both: some inner fits would have one class."""
     pytest.importorskip("sklearn")
     url = of_speakers(tmp_path, [0] * 8 + [1] * 8 + [0, 1] * 4, [7] * 8 + [8] * 8 + [9] * 8)
-    data = parse_command_line([f"--data.train={url}"])[0].data
-    scores = baseline.logistic_regressions(data, ["audio", "video"], "speaker", leave_one_out([7, 8, 9]))
+    config = parse_command_line([f"--data.train={url}"])[0]
+    scores = baseline.baseline_of_folds(config, "speaker", leave_one_out([7, 8, 9]))
     assert [score.fold for score in scores] == [7, 8, 9]
     assert scores[2].metrics["w-ACC"] > 0.9, "without an inner split that could be fitted, nothing is chosen"
-    assert baseline.inner_splits(np.array([0, 0, 1, 1]), [2, 2]) == []
-    assert len(baseline.inner_splits(np.array([0, 0, 1, 0]), [2, 2])) == 1
+    groups = np.array([0, 0, 1, 1])
+    assert inner_splits(np.array([0, 0, 1, 1]), groups) == []
+    assert len(inner_splits(np.array([0, 0, 1, 0]), groups)) == 1
 
 
 @pytest.mark.parametrize("used", [["text"], ["audio", "video"], ["audio", "video", "text"], list(FOUR_DIMS)])
 def test_the_baseline_takes_the_modalities_of_the_runs(
     four_modalities: str, used: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = parse_command_line([f"--data.train={four_modalities}"])[0].data
-    rows, labels, classes = baseline.pooled_features(data, used, {"fold": 1})
-    assert rows.shape == (len(labels), 2 * sum(FOUR_DIMS[name] for name in used))
-    assert classes == CLASSES
+    given = [f"--data.train={four_modalities}", f"--model.modalities={','.join(used)}"]
+    config = parse_command_line(given)[0]
     taken = []
 
-    def pooled(data: Any, modalities: list[str], select: Any) -> tuple[Any, Any, list[str]]:
-        taken.append(modalities)
-        return rows, labels, classes
+    def pooled(streams: Iterable[FeatureStream]) -> list[Pooled]:
+        streams = list(streams)
+        taken.extend(set(stream.modalities) for stream in streams)
+        return pool_utterances(streams)
 
-    monkeypatch.setattr(baseline, "pooled_features", pooled)
-    baseline.logistic_regressions(data, dict.fromkeys(used), "fold", leave_one_out([0, 1]))
-    assert taken == [used, used]
+    monkeypatch.setattr(baseline, "pool_utterances", pooled)
+    baseline.baseline_of_folds(config, "fold", leave_one_out([0, 1]))
+    assert taken == [set(used)] * 2
+    [rows] = pool_utterances([baseline._opened(config, "train", {"fold": 1})])
+    assert rows.rows.shape == (len(rows.label), 2 * sum(FOUR_DIMS[name] for name in used))

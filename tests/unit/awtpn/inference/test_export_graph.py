@@ -18,9 +18,12 @@ from awtpn.inference.export_graph import (
     PaddedAWTPN,
     check,
     lengths_to_check,
+    output_names,
     pad,
+    task_record,
     write_graphs,
 )
+from awtpn.model.task import Task
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,63 @@ def test_padded_is_packed(settings: dict[str, Any]) -> None:
     model = small_model(dtype=torch.float32, **settings).eval()
     padded = PaddedAWTPN(model)
     check(model, lambda inputs: padded(*inputs), "padded")
+
+
+TASKS = {
+    "values": Task("regression", ["valence", "activation"], [[-3, 3], [1, 5]], levels=5),
+    "linear": Task("regression", ["valence"], [[-30, 50]], levels=3, head="linear"),
+    "labels": Task("multilabel", ["loud", "bright"]),
+    "column": Task("classification", ["anna", "ben"], column="speaker"),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_padded_is_packed_in_every_task(name: str) -> None:
+    model = small_model(dtype=torch.float32, task=TASKS[name]).eval()
+    padded = PaddedAWTPN(model)
+    check(model, lambda inputs: padded(*inputs), "padded")
+    with pytest.raises(RuntimeError, match=r"graph differs from the model by"):
+        check(model, lambda inputs: [padded(*inputs)[0].sin() - 1, *padded(*inputs)[1:]], "graph")
+
+
+def test_what_a_graph_tells_of_its_task() -> None:
+    weights = ["audio_weights", "video_weights"]
+    for name, output in (("values", "values"), ("linear", "values"), ("labels", "probabilities")):
+        assert output_names(small_model(task=TASKS[name])) == [output, *weights]
+    assert output_names(small_model()) == ["probabilities", *weights]
+    assert task_record(small_model()) == {}, "as in earlier versions"
+    assert task_record(small_model(task=TASKS["labels"])) == {
+        "task": "multilabel",
+        "names": '["loud", "bright"]',
+    }
+    assert task_record(small_model(task=TASKS["column"]))["names"] == '["anna", "ben"]'
+
+
+def test_a_graph_of_values(tmp_path: Path) -> None:
+    """Named outputs that are a predictor's, and the task within the file."""
+    model = small_model(dtype=torch.float32, task=TASKS["values"])
+    written, output = write_graphs(model, tmp_path), "values"
+    told = {"task": "regression", "names": '["valence", "activation"]', "ranges": "[[-3, 3], [1, 5]]"}
+    for text in written.values():
+        assert "gives values, audio_weights, video_weights; task regression, names " in text
+    extra = dict.fromkeys(told, "")
+    program = torch.export.load(tmp_path / PROGRAM_FILE, extra_files=extra).module()
+    assert extra == told
+    rng = np.random.default_rng(3)
+    arrays = {m: [rng.normal(size=(4, dim)), rng.normal(size=(2, dim))] for m, dim in DIMS.items()}
+    inputs = [t for m, dim in DIMS.items() for t in pad(arrays[m], dim)]
+    answers = Predictor(model).predict([{m: of[i] for m, of in arrays.items()} for i in range(2)])
+    expected = [list((answer.values or {}).values()) for answer in answers]
+    np.testing.assert_allclose(program(*inputs)[0].detach(), expected, atol=1e-5)
+    if ONNX_FILE in written and importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(tmp_path / ONNX_FILE, providers=["CPUExecutionProvider"])
+        assert session.get_modelmeta().custom_metadata_map == told
+        assert [given.name for given in session.get_outputs()] == [output, "audio_weights", "video_weights"]
+        names = [given.name for given in session.get_inputs()]
+        given = {n: t.numpy() for n, t in zip(names, inputs, strict=True)}
+        np.testing.assert_allclose(session.run([output], given)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("modalities", [1, 2, 3, 4])

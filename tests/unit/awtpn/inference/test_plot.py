@@ -12,8 +12,10 @@ import pytest
 from media_support import chirp, numbered, record, spoil
 
 from awtpn.cli.predict_recordings import picture_names
+from awtpn.inference.intervals import Intervals
 from awtpn.inference.plot import draw
-from awtpn.inference.predictor import Prediction
+from awtpn.inference.plot_outcome import BAR, INK, LONGEST_TITLE, outcome_title
+from awtpn.inference.prediction import Prediction
 from awtpn.inference.recording import FRAMES, Recording, clip_of, load, text_clip
 from awtpn.model.modality_colors import modality_colors
 from shards.extraction.media import MediaError
@@ -110,6 +112,55 @@ def test_recordings_of_one_name_have_pictures_of_their_own() -> None:
     paths = [Path("a/x.mp4"), Path("/b/x.mp4"), Path("c/y.mp4")]
     assert list(picture_names(paths).values()) == ["a_x.mp4", "b_x.mp4", "y.mp4"]
     assert picture_names([paths[0], paths[0]]) == {paths[0]: "x.mp4"}
+
+
+# --- Values and labels ---------------------------------------------------------------------------
+
+
+def test_values_are_drawn_within_their_range(tmp_path: Path) -> None:
+    """The bar of the interval covers its share of the range; the dot is where the value is."""
+    weights = answer(audio=[0.05] * 20).weights
+    recording = red(2.0, 2.0)
+
+    def columns(values: dict[str, float], intervals: Intervals, color: str) -> np.ndarray:
+        prediction = Prediction(None, {}, weights, values=values, intervals=intervals)
+        draw(recording, prediction, tmp_path / "v.png", {"v": [-3, 3]})
+        right = matplotlib.image.imread(tmp_path / "v.png")[..., :3]
+        right = right[:, int(0.78 * right.shape[1]) :]
+        wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        # More than the letters of the figures have of this color in a column.
+        return np.flatnonzero((np.abs(right - wanted).max(-1) < 0.02).sum(0) > 10)
+
+    whole = columns({"v": 0.0}, {"v": (-3.0, 3.0)}, BAR)
+    part = columns({"v": 0.0}, {"v": (-3.0, 0.0)}, BAR)
+    assert np.ptp(part) / np.ptp(whole) == pytest.approx(0.5, abs=0.03)
+    assert part[0] == whole[0]
+    assert not len(columns({"v": 0.0}, {"v": None}, BAR))
+    for value in (-2.0, 0.0, 2.5):
+        dot = columns({"v": value}, {"v": None}, INK)
+        center = dot[len(dot) // 2] if len(dot) else -1
+        assert (center - whole[0]) / np.ptp(whole) == pytest.approx((value + 3) / 6, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        Prediction(None, {"a": 0.9, "$\\oops{$": 0.8, "c": 0.1}, {}, labels=["a", "$\\oops{$"]),
+        Prediction(None, {"a": 0.2}, {}, labels=[]),
+        Prediction(
+            None, {f"label {i}": 0.9 for i in range(90)}, {}, labels=[f"label {i}" for i in range(90)]
+        ),
+        Prediction(None, {}, {}, values={"$\\oops{$": 3.0, "b\x1b": 0.0}, intervals={"b\x1b": (0.0, 0.0)}),
+        Prediction(None, {}, {}, values={f"dimension {i}": 1e9 for i in range(90)}, intervals={}),
+        Prediction(None, {}, {}, values={"v": 99.0}, intervals={"v": (3.0, 3.0)}),
+    ],
+)
+def test_any_answer_is_drawn(tmp_path: Path, prediction: Prediction) -> None:
+    weights = answer(audio=[0.5, 0.5], video=[1.0]).weights
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn(red(0.2, 0.2), replace(prediction, weights=weights), tmp_path)
+    assert len(outcome_title(prediction)) <= LONGEST_TITLE
 
 
 # --- Words ---------------------------------------------------------------------------------------

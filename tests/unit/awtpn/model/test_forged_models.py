@@ -20,6 +20,7 @@ from awtpn.learning.settings import OptimConfig
 from awtpn.model import files
 from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE, fingerprint
 from awtpn.model.network import AWTPN
+from awtpn.model.task import Task
 from awtpn.run import checkpoint
 from awtpn.run.data import open_training_stream
 from awtpn.run.position import Position
@@ -82,6 +83,73 @@ def test_forged_cards_are_refused(model: Path, name: str) -> None:
         lambda: checkpoint.init_from(model, small_model(dtype=torch.float32)),
     ):
         refusal(use)
+
+
+# Of a model of the values of TASK.
+TASK = Task("regression", ["valence", "activation"], [[-3, 3], [1, 5]], levels=5)
+TASKS: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "no mapping": (lambda c: c.update(task="regression"), "task must be a mapping with a type and names"),
+    "empty": (lambda c: c.update(task={}), "task must be a mapping with a type and names"),
+    "no names": (lambda c: c["task"].pop("names"), "task must be a mapping with a type and names"),
+    "false": (lambda c: c.update(task=False), "task must be a mapping"),
+    "removed": (lambda c: c.pop("task"), "classes must be distinct names, at least one"),
+    "another type": (lambda c: c["task"].update(type="ranking"), "task type 'ranking': there is none"),
+    "type of a number": (lambda c: c["task"].update(type=3), "task.type cannot be 3"),
+    "as labels": (lambda c: c["task"].update(type="multilabel"), "describes another network"),
+    "as classes": (
+        lambda c: c["task"].update(type="classification"),
+        "classes and the names of the task diff",
+    ),
+    "classes beside it": (lambda c: c.update(classes=["a"]), "classes and the names of the task differ"),
+    "a million levels": (lambda c: c["task"].update(levels=10**6), "2 to .* levels"),
+    "levels that overflow": (lambda c: c["task"].update(levels=10**40), "task.levels cannot be"),
+    "one level more": (lambda c: c["task"].update(levels=6), "describes another network"),
+    "another head": (lambda c: c["task"].update(head="linear"), "describes another network"),
+    "unknown head": (lambda c: c["task"].update(head="exec"), "task head 'exec': there is none"),
+    "a name less": (lambda c: c["task"].update(names=["a"], ranges=[[0, 1]]), "describes another network"),
+    "too many names": (
+        lambda c: c["task"].update(names=list(map(str, range(10**5))), ranges=[[0, 1]] * 10**5),
+        "task.names has 100000 entries; at most 65536 are read",
+    ),
+    "too many ranges": (lambda c: c["task"].update(ranges=[[0, 1]] * 10**5), "ranges has 100000 entries"),
+    "ten thousand names": (
+        lambda c: c["task"].update(names=list(map(str, range(10**4))), ranges=[[0, 1]] * 10**4),
+        "describes another network",
+    ),
+    "names twice": (lambda c: c["task"].update(names=["a", "a"]), "distinct names"),
+    "names of numbers": (lambda c: c["task"].update(names=[1, 2]), "task.names cannot be"),
+    "a name without letters": (lambda c: c["task"].update(names=["", "a"]), "task.names must not be empty"),
+    "no ranges": (lambda c: c["task"].update(ranges=None), "a range for each dimension"),
+    "a range backwards": (
+        lambda c: c["task"]["ranges"].reverse() or c["task"].update(ranges=[[1, 0]] * 2),
+        "a le",
+    ),
+    "a range NaN": (lambda c: c["task"].update(ranges=[[0, float("nan")]] * 2), "task.ranges cannot be"),
+    "ranges of texts": (lambda c: c["task"].update(ranges=[["a", "b"]] * 2), "task.ranges cannot be"),
+    "a field more": (lambda c: c["task"].update(run="exec"), "a field 'run', which this code does not know"),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_forged_tasks_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    small_model(dtype=torch.float32, task=TASK).save_pretrained(folder)
+    (folder / CHECKSUMS_FILE).unlink()
+    assert AWTPN.from_pretrained(folder).task == TASK
+    change, told = TASKS[name]
+    card = json.loads((folder / CARD_FILE).read_text())
+    change(card)
+    (folder / CARD_FILE).write_text(json.dumps(card))
+    # Of so many names nothing is made: neither states nor their names.
+    monkeypatch.setattr(Task, "groups", property(lambda task: pytest.fail("names of states")))
+    with pytest.raises(ValueError, match=told):
+        AWTPN.from_pretrained(folder)
+    message = refusal(lambda: AWTPN.from_pretrained(folder))
+    assert str(folder) in message
+    assert len(message) < 500
+    if "network" not in told:  # what the card alone tells is found by all that read it
+        refusal(lambda: export(folder, tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "", '{"format": "awtpn"}'])

@@ -6,7 +6,6 @@ import html
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from report_support import CLASSES, HOSTILE, make_hostile_run, make_run
+from report_support import CLASSES, HOSTILE, Tags, make_hostile_run, make_run
 
 from awtpn.metrics.calibration import calibration, calibration_error, surest_mistakes
 from awtpn.metrics.confidence_intervals import bootstrap, t_interval
@@ -188,34 +187,6 @@ def test_mistakes_are_those_of_the_mean_probabilities() -> None:
 # --- Pages ---------------------------------------------------------------------------------------
 
 
-class Tags(HTMLParser):
-    """Notes what is open, and everything that a page would fetch or run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.suspicious: list[str] = []
-        self.text: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag in ("script", "link", "img", "iframe", "object"):
-            self.suspicious.append(tag)
-        self.suspicious += [name for name, _ in attrs if name in ("src", "href") or name.startswith("on")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
 def test_the_page_stands_alone_and_tells_every_figure(tmp_path: Path) -> None:
     for fold in range(2):
         for seed in range(2):
@@ -237,7 +208,9 @@ def test_the_page_stands_alone_and_tells_every_figure(tmp_path: Path) -> None:
     report = gather([tmp_path])
     for content in (shown, text):
         for name in ("w-ACC", "w-F1", "UA", "macro-F1"):
-            assert f"{100 * report.means[name]:.2f}" in content
+            assert f"{100 * (report.means[name] or 0):.2f}" in content
+        assert "accuracy (w-ACC)" in content, "elsewhere w-ACC means something else, which the page says"
+        assert "CMU-MOSEI's weighted accuracy (WA)" in content
         assert "78.25" in content, "the paper's w-F1 on IEMOCAP"
         assert "12.34" in content, "logistic regression"
         assert "the <command>" in content

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from awtpn import cli
-from awtpn.model.files import WEIGHTS_FILE
+from awtpn.model.files import CARD_FILE, WEIGHTS_FILE
 from awtpn.run.compare import compare_runs, format_comparison
 
 LOSSES = [4.0, 3.0, 2.0]
@@ -141,6 +141,57 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, other: dict[str, Any], rea
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **other)
     with pytest.raises(ValueError, match=reason):
         compare_runs(a, b)
+
+
+def add_results(run: Path, task: dict[str, Any] | None, test: dict[str, Any]) -> Path:
+    """Give a run a card of this task, and results of test utterances."""
+    card = {
+        "format": "awtpn",
+        "format_version": 2,
+        "model": {},
+        "feature_dims": {"audio": 3},
+        "classes": [] if task else ["calm", "sad"],
+        "learnable_prototypes": True,
+        **({"task": task} if task else {}),
+    }
+    (run / "checkpoints" / "latest" / CARD_FILE).write_text(json.dumps(card))
+    (run / "results.json").write_text(json.dumps({"test": test}))
+    return run
+
+
+def test_the_metrics_of_the_task_are_printed(tmp_path: Path) -> None:
+    task = {"type": "regression", "names": ["valence"], "ranges": [[-3, 3]], "levels": 7}
+    a = add_results(make_run(tmp_path / "a"), task, {"task": "regression", "MAE": 0.5, "CCC": None})
+    b = add_results(make_run(tmp_path / "b"), task, {"task": "regression", "MAE": 0.25, "CCC": 0.5})
+    comparison = compare_runs(a, b)
+    assert comparison.test_metrics == {"MAE": (0.5, 0.25), "CCC": (None, 0.5)}
+    assert format_comparison(comparison).endswith(
+        "\ntest          MAE 0.5000 and 0.2500\n              CCC undefined and 0.5000"
+    )
+    assert compare_by_command(a, b) == 0, "losses and weights decide"
+    classes = add_results(make_run(tmp_path / "c"), None, {"w-ACC": 0.75, "w-F1": 0.5})
+    assert compare_runs(classes, classes).test_metrics == {"w-ACC": (0.75, 0.75), "w-F1": (0.5, 0.5)}
+    assert compare_runs(classes, make_run(tmp_path / "d")).test_metrics == {}
+
+
+def test_runs_of_different_targets_are_refused(tmp_path: Path) -> None:
+    task = {"type": "regression", "names": ["valence"], "ranges": [[-3, 3]], "levels": 7}
+    a = add_results(make_run(tmp_path / "a"), task, {})
+    b = add_results(make_run(tmp_path / "b"), None, {})
+    c = add_results(make_run(tmp_path / "c"), {"type": "multilabel", "names": ["calm", "sad"]}, {})
+    d = add_results(make_run(tmp_path / "d"), {**task, "names": ["arousal"]}, {})
+    with pytest.raises(
+        ValueError, match=r"values of valence \(regression\), and \S+ 2 classes calm, sad \(clas"
+    ):
+        compare_runs(a, b)
+    with pytest.raises(
+        ValueError, match=r"2 classes calm, sad .* 2 labels calm, sad \(multilabel\): only runs"
+    ):
+        compare_runs(b, c)
+    with pytest.raises(
+        ValueError, match=r"values of valence .* values of arousal .*: only runs with the same"
+    ):
+        compare_runs(a, d)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

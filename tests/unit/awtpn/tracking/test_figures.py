@@ -7,14 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from awtpn.model.modality_colors import modality_colors
-from awtpn.tracking.figures import (
-    BLUE,
-    VERMILION,
-    confusion_matrix,
-    distances_between,
-    prototype_map,
-    weights_over_time,
-)
+from awtpn.model.task import Task
+from awtpn.tracking.canvas import BLUE, VERMILION
+from awtpn.tracking.captions import Caption, caption
+from awtpn.tracking.figures import confusion_matrix, distances_between, prototype_map, weights_over_time
 from awtpn.tracking.snapshot import Example
 
 CLASSES = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised", "bored", "proud"]
@@ -88,9 +84,10 @@ def test_prototypes_that_moved_have_bars() -> None:
     assert share_of(prototype_map(np.full((1, 4), np.nan, np.float32), ["one"], None, ""), "#ffffff") > 0.5
 
 
-def example(label: int, predicted: int, **weights: list[float]) -> Example:
+def example(right: bool | None, **weights: list[float]) -> Example:
     arrays = {name: np.array(of, np.float32) for name, of in weights.items()}
-    return Example("a key of an utterance that is longer than its column", label, predicted, 0.5, arrays)
+    words = Caption("neutral", "neutral 50 %" if right else "calm 50 %", right)
+    return Example("a key of an utterance that is longer than its column", words, arrays)
 
 
 def test_weights_fill_areas_of_their_size() -> None:
@@ -98,16 +95,16 @@ def test_weights_fill_areas_of_their_size() -> None:
     peak = [0.0, 1.0, 0.0, 0.0]
     blue, red = BLUE, VERMILION
     # One scale per column, so that with a peak among them the even weights take a quarter of their height.
-    flat = weights_over_time([example(0, 0, audio=even)] * 2, CLASSES, "")
-    mixed = weights_over_time([example(0, 0, audio=even), example(0, 0, audio=peak)], CLASSES, "")
+    flat = weights_over_time([example(True, audio=even)] * 2, "")
+    mixed = weights_over_time([example(True, audio=even), example(True, audio=peak)], "")
     # 4 x 1 of 2 twice, against 4 x 1 of 4 and 1 x 4 of 4 (a thin line crosses the even ones).
     assert share_of(mixed, blue) == pytest.approx(share_of(flat, blue) / 2, rel=0.15)
-    missing = weights_over_time([example(0, 1, audio=even, video=[])], CLASSES, "")
+    missing = weights_over_time([example(False, audio=even, video=[])], "")
     assert share_of(missing, red) < 0.01, "nothing but the verdict"
-    both = weights_over_time([example(0, 1, audio=even, video=even)], CLASSES, "")
+    both = weights_over_time([example(False, audio=even, video=even)], "")
     assert share_of(both, red) > 0.05
     assert both.shape == missing.shape
-    nan = weights_over_time([example(0, 0, audio=[float("nan"), 1.0])], CLASSES, "")
+    nan = weights_over_time([example(True, audio=[float("nan"), 1.0])], "")
     assert nan.shape[1] == flat.shape[1]
 
 
@@ -117,13 +114,46 @@ def test_each_modality_has_a_column_of_its_color() -> None:
     widths = []
     for used in range(1, 5):
         shown = names[:used]
-        drawn = weights_over_time([example(0, 0, **dict.fromkeys(shown, even))] * 2, CLASSES, "")
+        drawn = weights_over_time([example(True, **dict.fromkeys(shown, even))] * 2, "")
         widths.append(drawn.shape[1])
         # The verdict is blue, too.
         assert [
             name for name, color in modality_colors(names).items() if share_of(drawn, color) > 0.02
         ] == shown
     assert np.ptp(np.diff(widths)) <= 1, "rounded to pixels"
+
+
+def test_an_answer_that_is_neither_right_nor_wrong_has_no_color() -> None:
+    even = [0.25] * 4
+    shares = {}
+    for right in (True, False, None):
+        drawn = weights_over_time([example(right, text=even)], "")  # text is neither blue nor vermilion
+        shares[right] = [share_of(drawn, color) > 0 for color in (BLUE, VERMILION)]
+    assert shares == {True: [True, False], False: [False, True], None: [False, False]}
+    plain, headed = (weights_over_time([example(None, text=even)], "", words) for words in ("", "valence"))
+    assert plain.shape == headed.shape
+    assert (plain != headed).any(-1).sum() > 20, "the heading"
+
+
+def test_groups_of_prototypes_are_apart() -> None:
+    table = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    names = [f"{name} {value}" for name in ("valence", "arousal") for value in (1, 2, 3, 4)]
+    one = prototype_map(table, names, None, "", [8])
+    two = prototype_map(table, names, None, "", [4, 4])
+    assert one.shape == two.shape
+    assert (one == prototype_map(table, names, None, "")).all()
+    changed = np.argwhere((one != two).any(-1))
+    # A cross in the middle of the matrix, and a line beside it.
+    rows, columns = (np.unique(axis, return_counts=True) for axis in changed.T)
+    assert rows[0][rows[1].argmax()] == pytest.approx(changed[:, 0].mean(), abs=3)
+    assert len(columns[0][columns[1] > 100]) <= 6
+    assert (two[tuple(changed.T)] == 255).all(-1).mean() > 0.5
+
+
+def test_a_thousand_levels_have_some_names() -> None:
+    table = np.random.default_rng(0).normal(size=(1_000, 4)).astype(np.float32)
+    image = prototype_map(table, [f"valence {i / 100}" for i in range(1_000)], table, "", [1_000])
+    assert image.shape[1] < 1_300
 
 
 def test_the_same_validation_is_drawn_the_same() -> None:
@@ -138,5 +168,8 @@ def test_names_are_text_and_no_formulas() -> None:
     table = np.eye(3, 4, dtype=np.float32)
     confusion_matrix(np.eye(3, dtype=np.int64), names, "validation")
     prototype_map(table, names, None, "prototypes")
-    examples = [Example(r"$\frac$", i, 0, 0.5, {"audio": np.ones(2, np.float32) / 2}) for i in range(3)]
-    weights_over_time(examples, names, "weights")
+    weights = {"audio": np.ones(2, np.float32) / 2}
+    words = [
+        caption(np.zeros(1), np.eye(3)[1], Task("classification", [*names[i:], *names[:i]])) for i in range(3)
+    ]
+    weights_over_time([Example(r"$\frac$", of, weights) for of in words], "weights", names[2])

@@ -59,7 +59,7 @@ def test_an_epoch_line_tells_losses_metrics_and_time() -> None:
     means = LossMeans()
     means.add(line(1), utterances=10)
     losses = str(means)
-    validated = "val cross-entropy 0.6123, w-F1 0.7712, w-ACC 0.7750"
+    validated = "val cross-entropy 0.6123, w-F1 0.7712, accuracy (w-ACC) 0.7750"
     assert epoch_line(2, 10, means, False, VALIDATION, True, 12.34) == (
         f"epoch 3/10: train {losses}, {validated} *, 12.3 s"
     )
@@ -70,3 +70,36 @@ def test_an_epoch_line_tells_losses_metrics_and_time() -> None:
         f"epoch 3/10: train {losses} over its last 1 step, 1.0 s"
     ), "without validation data there is nothing to be the best by"
     assert epoch_line(2, 10, LossMeans(), True, VALIDATION, True, 1.0) == f"epoch 3/10: {validated} *, 1.0 s"
+
+
+def test_the_metric_of_the_best_model_is_shown_last() -> None:
+    further = VALIDATION | {"UA": 0.5}
+    end = "w-F1 0.7712, accuracy (w-ACC) 0.7750"
+    for best_by, shown in (("w-F1", end), ("", end), ("UA", f"{end}, UA 0.5000")):
+        text = epoch_line(0, 1, LossMeans(), False, further, True, 1.0, best_by)
+        assert text == f"epoch 1/1: val cross-entropy 0.6123, {shown} *, 1.0 s"
+
+
+@pytest.mark.parametrize(
+    ("figures", "best_by", "shown"),
+    [
+        (
+            {"task": "regression", "MAE": 0.5, "Corr": None, "CCC": -0.25},
+            "MAE",
+            "val MAE 0.5000, Corr undefined, CCC -0.2500",
+        ),
+        (
+            {"task": "regression", "MAE": 0.5, "Corr": 0.1, "CCC": 0.2, "Acc-7": None},
+            "Acc-7",
+            "val MAE 0.5000, Corr 0.1000, CCC 0.2000, Acc-7 undefined",
+        ),
+        (
+            {"task": "multilabel", "cross-entropy": 0.75, "F1": None, "WA": None, "mAP": 0.5},
+            "mAP",
+            "val cross-entropy 0.7500, F1 undefined, WA undefined, mAP 0.5000",
+        ),
+    ],
+)
+def test_each_task_has_its_metrics(figures: dict[str, Any], best_by: str, shown: str) -> None:
+    text = epoch_line(0, 2, LossMeans(), False, figures, False, 1.0, best_by)
+    assert text == f"epoch 1/2: {shown}, 1.0 s"

@@ -17,9 +17,11 @@ from tensorboard.summary.writer import event_file_writer
 from awtpn.config.schema import Config, flatten
 from awtpn.config.settings import DataConfig
 from awtpn.metrics.classification import summarize
+from awtpn.model.task import Task
 from awtpn.run.atomic_write import write_atomically
 from awtpn.run.position import Position
 from awtpn.tracking import tensorboard
+from awtpn.tracking.captions import Caption
 from awtpn.tracking.monitor import Monitor, log_results, truncate_metrics, write_status
 from awtpn.tracking.projector import write_projector
 from awtpn.tracking.snapshot import BUCKETS, Embeddings, Example, Snapshot
@@ -27,6 +29,7 @@ from awtpn.tracking.tensorboard import STEP_TAGS, TensorBoardWriter, prototype_s
 from shards import FeatureStream
 from shards.safe_io.markdown import table
 
+TASK = Task("classification", CLASSES)
 METRICS = summarize(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
 
 
@@ -37,18 +40,20 @@ def snapshot(figures: bool = False) -> Snapshot:
     table = np.eye(3, 8, dtype=np.float32)
     audio, none = np.array([0.1, 0.7, 0.2], np.float32), np.zeros(0, np.float32)
     return Snapshot(
+        task=TASK,
         reliability={"audio": counts, "video": counts * 0},
         prototypes=table,
         examples=[
-            Example("u0", 0, 0, 0.9, {"audio": audio, "video": audio}),
-            Example("u1", 1, 2, 0.5, {"audio": audio, "video": none}),
+            Example("u0", Caption("calm", "calm 90 %", True), {"audio": audio, "video": audio}),
+            Example("u1", Caption("happy", "sad 50 %", False), {"audio": audio, "video": none}),
         ]
         if figures
         else [],
         embeddings=Embeddings(
             key=["u0", "u\t1"],
-            label=np.array([0, 1]),
-            predicted=np.array([0, 2]),
+            label=["calm", "happy"],
+            predicted=["calm", "sad"],
+            shown_as=["calm", "happy"],
             vectors=np.arange(16, dtype=np.float32).reshape(2, 8),
             prototypes=table,
         )
@@ -148,11 +153,25 @@ def test_a_validation_stands_in_its_groups(tmp_path: Path) -> None:
 
 def test_prototypes_are_told_apart_by_class() -> None:
     table = np.array([[0, 0], [0, 1], [3, 0], [3, 4]], np.float32)  # two of each of two classes
-    scalars = prototype_scalars(table, table + np.float32([[3, 4]]), classes=2)
+    scalars = prototype_scalars(table, table + np.float32([[3, 4]]), Task("classification", ["a", "b"]))
     assert scalars["prototypes/nearest_class"] == pytest.approx(3)
     assert scalars["prototypes/distance_of_classes"] == pytest.approx((3 + 5 + 10**0.5 + 18**0.5) / 4)
     assert scalars["prototypes/movement"] == pytest.approx(5)
     assert scalars["prototypes/norm"] == pytest.approx((0 + 1 + 3 + 5) / 4)
+
+
+def test_prototypes_of_one_group_are_compared() -> None:
+    table = np.array([[0, 0], [0, 2], [0, 1], [5, 1]], np.float32)  # absent and present of two labels
+    scalars = prototype_scalars(table, None, Task("multilabel", ["a", "b"]))
+    assert scalars.keys() == {
+        "prototypes/norm",
+        "prototypes/nearest_state",
+        "prototypes/distance_of_states",
+    }
+    assert scalars["prototypes/nearest_state"] == pytest.approx(2), "not 1, of other labels"
+    assert scalars["prototypes/distance_of_states"] == pytest.approx((2 + 5) / 2)
+    values = prototype_scalars(table, None, Task("regression", ["v"], [[0, 3]], levels=4))
+    assert values["prototypes/nearest_state"] == pytest.approx(1)
 
 
 def test_figures_take_their_share_of_the_time_and_no_more(
@@ -267,7 +286,8 @@ def test_words_of_data_are_text_in_tensorboard(tmp_path: Path) -> None:
     assert "<em>" not in shown
     assert "<h1>" not in shown
     assert shown.count("a|b &lt;img src=x&gt; *c*\\x1b[2J\\n# forged") == 2
-    embeddings = Embeddings([hostile], *(np.zeros(1, np.int64),) * 2, *(np.zeros((1, 2), np.float32),) * 2)
+    words = ["\x9bsad"]
+    embeddings = Embeddings([hostile], words, words, words, *(np.zeros((1, 2), np.float32),) * 2)
     write_projector(tmp_path, "last", embeddings, ["\x9bsad"])
     rows = (tmp_path / "projector" / "last.tsv").read_text().splitlines()
     assert [len(row.split("\t")) for row in rows] == [5, 5, 5]

@@ -11,12 +11,16 @@ import pytest
 import torch
 from support import ALONE, CLASSES, DIMS, LIMIT, small_model
 
+import shards
 from awtpn.distributed.world import World
 from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig, modalities_as_map
+from awtpn.model.task import Task, predicted_values
 from awtpn.run.data import open_evaluation
 from awtpn.tracking import snapshot as snapshots
 from awtpn.tracking.snapshot import BUCKET, BUCKETS, Snapshot, SnapshotCollector, evenly_spaced, project
 from awtpn.training.evaluate import evaluate
+from shards import Sample
 
 
 class Exchange:
@@ -45,7 +49,9 @@ class Thread(World):
 
 
 def look(model: AWTPN, corpus: str, world: World, figures: bool = True) -> Snapshot:
-    stream = open_evaluation({"url": corpus, "split": "train"}, model.config.modalities, world)
+    stream = open_evaluation(
+        {"url": corpus, "split": "train"}, list(model.config.modalities), world, model.task
+    )
     collector = SnapshotCollector(model, stream, world, figures)
     evaluate(model, stream, world, on_output=collector.add)
     return collector.gather()
@@ -83,18 +89,18 @@ def test_ranks_see_together_what_one_sees_alone(
             assert of_rank.reliability[modality].tolist() == alone.reliability[modality].tolist()
         assert [e.key for e in of_rank.examples] == [e.key for e in alone.examples]
         for ours, theirs in zip(of_rank.examples, alone.examples, strict=True):
-            assert (ours.label, ours.predicted) == (theirs.label, theirs.predicted)
+            assert (ours.caption.truth, ours.caption.right) == (theirs.caption.truth, theirs.caption.right)
             for modality in DIMS:
                 np.testing.assert_allclose(ours.weights[modality], theirs.weights[modality], atol=1e-6)
         assert of_rank.embeddings is not None
         assert alone.embeddings is not None
         assert of_rank.embeddings.key == alone.embeddings.key
-        assert of_rank.embeddings.label.tolist() == alone.embeddings.label.tolist()
+        assert of_rank.embeddings.label == alone.embeddings.label
         np.testing.assert_allclose(of_rank.embeddings.vectors, alone.embeddings.vectors, atol=1e-5)
 
 
 def small_model_like(model: AWTPN) -> AWTPN:
-    other = AWTPN(model.config, DIMS, CLASSES)
+    other = AWTPN(model.config, DIMS, CLASSES, task=model.task)
     other.load_state_dict(model.state_dict())
     return other.eval()
 
@@ -105,7 +111,10 @@ def test_what_is_collected(model: AWTPN, corpus: str) -> None:
     for example in seen.examples:
         for weights in example.weights.values():
             assert weights.sum() == pytest.approx(1 if weights.size else 0, abs=1e-5)
-        assert 1 / len(CLASSES) <= example.probability <= 1
+        assert example.caption.truth in CLASSES
+        predicted, percent, _ = example.caption.answer.split()
+        assert 100 / len(CLASSES) - 1 <= int(percent) <= 100
+        assert example.caption.right == (predicted == example.caption.truth)
     stream = open_evaluation({"url": corpus, "split": "train"}, ["audio", "video"], ALONE)
     keys = [key for key, _ in stream.metadata()]
     assert seen.embeddings is not None
@@ -121,6 +130,108 @@ def test_what_is_collected(model: AWTPN, corpus: str) -> None:
     assert bare.examples == []
     assert bare.embeddings is None
     assert bare.reliability["audio"].tolist() == seen.reliability["audio"].tolist()
+
+
+TASKS = [
+    Task("regression", ["valence", "arousal"], [[-1, 1], [1, 5]], levels=5),
+    Task("regression", ["arousal"], [[1, 5]], levels=9, head="linear"),
+    Task("multilabel", ["happy", "sad", "angry"]),
+]
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of 30 utterances with values and labels; every third lacks the arousal, some lack labels."""
+    rng = np.random.default_rng(3)
+    samples = []
+    for i in range(30):
+        made = {m: rng.normal(size=(1 + i % 4, dim)).astype(np.float32) for m, dim in DIMS.items()}
+        values = {"valence": i / 20 - 0.75, "arousal": None if i % 3 == 0 else 1 + i / 10}
+        labels = {"happy": i % 2, "sad": (i // 2) % 2, "angry": None if i % 5 == 0 else 0}
+        samples.append(Sample(f"u{i:02d}", "train", CLASSES[0], made, values | labels))
+    out = str(tmp_path_factory.mktemp("targets") / "data")
+    shards.pack(samples, out, classes=CLASSES, progress=False)
+    return out
+
+
+def task_model(task: Task) -> AWTPN:
+    torch.manual_seed(2)
+    config = ModelConfig(shared_dim=8, dropout=0.0, modalities=modalities_as_map(list(DIMS)))
+    return AWTPN(config, DIMS, [], task=task).eval()
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.type} {len(task.names)}")
+def test_ranks_see_together_what_one_sees_alone_of_every_task(
+    task: Task, targets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "EMBEDDED", 7)
+    monkeypatch.setattr(snapshots, "SCATTERED", 11)
+    model = task_model(task)
+    alone = look(model, targets, ALONE)
+    for of_rank in on_two_ranks(lambda world: look(small_model_like(model), targets, world)):
+        assert [e.key for e in of_rank.examples] == [e.key for e in alone.examples]
+        assert [e.caption.truth for e in of_rank.examples] == [e.caption.truth for e in alone.examples]
+        assert of_rank.embeddings is not None
+        assert alone.embeddings is not None
+        assert len(of_rank.embeddings.key) == 7
+        assert of_rank.embeddings.key == alone.embeddings.key
+        assert of_rank.embeddings.label == alone.embeddings.label
+        assert of_rank.embeddings.shown_as == alone.embeddings.shown_as
+        np.testing.assert_allclose(of_rank.embeddings.vectors, alone.embeddings.vectors, atol=1e-5)
+        assert (of_rank.values is None) == (alone.values is None) == (task.type == "multilabel")
+        if of_rank.values is not None and alone.values is not None:
+            assert of_rank.values.truth.shape == (11, len(task.names))
+            np.testing.assert_array_equal(of_rank.values.truth, alone.values.truth)
+            np.testing.assert_allclose(of_rank.values.predicted, alone.values.predicted, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.type} {len(task.names)}")
+def test_values_and_words_are_those_of_the_utterances(task: Task, targets: str) -> None:
+    model = task_model(task)
+    seen = look(model, targets, ALONE)
+    stream = open_evaluation({"url": targets, "split": "train"}, list(DIMS), ALONE, task)
+    truth = stream.target_values()
+    [batch] = stream.epoch(0)
+    logits = model(batch.features).logits
+    assert seen.task == task
+    assert seen.embeddings is not None
+    assert seen.embeddings.key == batch.key
+    assert seen.embeddings.prototypes.shape == (len(task.states), 8)
+    if task.type == "multilabel":
+        names = [[task.names[e] for e in np.flatnonzero(row > 0)] for row in truth]
+        assert seen.embeddings.label == [" + ".join(of) or "none" for of in names]
+        assert set(seen.embeddings.label) == {"none", "happy", "sad", "happy + sad"}
+        answers = [[task.names[e] for e in np.flatnonzero(row > 0)] for row in logits.detach().numpy()]
+        assert seen.embeddings.predicted == [" + ".join(of) or "none" for of in answers]
+        return
+    assert seen.values is not None
+    np.testing.assert_array_equal(seen.values.truth, truth)
+    np.testing.assert_allclose(
+        seen.values.predicted, predicted_values(logits.double(), task).detach(), atol=1e-9
+    )
+    assert np.isnan(truth).sum() == (10 if len(task.names) == 2 else 0), "without a value it is not evaluated"
+    for row, words in zip(truth, seen.embeddings.label, strict=True):
+        for name, value in zip(task.names, row, strict=True):
+            assert f"{name} unknown" in words if np.isnan(value) else f"{name} {value + 0.0:.3g}" in words
+
+
+def test_one_utterance_is_enough(targets: str) -> None:
+    """Its arousal is missing: what is shown has no truth of that dimension."""
+    task = TASKS[0]
+    model = task_model(task)
+    source = {"url": targets, "split": "train", "select": {"valence": [-0.75]}}
+    stream = open_evaluation(source, list(DIMS), ALONE, task)
+    collector = SnapshotCollector(model, stream, ALONE, figures=True)
+    figures = evaluate(model, stream, ALONE, on_output=collector.add)
+    seen = collector.gather()
+    assert figures["utterances"] == 1
+    assert [e.caption.truth for e in seen.examples] == ["true -0.75, unknown"]
+    assert seen.embeddings is not None
+    assert seen.embeddings.shown_as == ["valence -1"]
+    assert seen.values is not None
+    assert seen.values.truth[0, 0] == -0.75
+    assert np.isnan(seen.values.truth[0, 1])
+    assert np.isfinite(seen.values.predicted).all()
 
 
 def test_uniform_weights_are_one(corpus: str) -> None:

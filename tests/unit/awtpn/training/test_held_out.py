@@ -224,7 +224,7 @@ def test_a_run_refuses_and_warns(tmp_path: Path, capsys: pytest.CaptureFixture[s
     note = ": these are the utterances that it was trained on"
 
     def told(checkpoint: Path, **options: Any) -> str:
-        given: dict[str, Any] = dict.fromkeys(("data", "out", "predictions", "select"))
+        given: dict[str, Any] = dict.fromkeys(("data", "out", "predictions", "select", "target"))
         given |= dict.fromkeys(("cache_dir", "storage_options")) | {"checkpoint": checkpoint, "split": None}
         evaluate_command(argparse.Namespace(**given | options))
         return capsys.readouterr().out.partition(" utterances\n")[0]

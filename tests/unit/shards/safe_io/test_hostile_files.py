@@ -25,7 +25,8 @@ from shards import FeatureStream
 from shards.extraction.media import read_audio
 from shards.format.schema import BadSample
 from shards.safe_io.expansion import VARIABLE, load_npy, load_npz, most_bytes
-from shards.sources import mmsa, mosei, mosei_csd, npz, recordings, reference, table
+from shards.sources import mmsa, mosei, npz, recordings, reference, table
+from shards.sources.cmu import csd
 from shards.tools.index_tars import index_url
 
 ZEROS = 100 << 20
@@ -102,8 +103,8 @@ def test_other_files_are_not_packed(tmp_path: Path, refer: Callable[[h5py.File, 
         file["A/data/v/intervals"] = np.zeros((8, 2))
         refer(file, private)
     refused = pytest.raises(ValueError, match=r"a\.csd: .* read; write all data into one file")
-    with refused as caught, mosei_csd.opened(path) as data:
-        mosei_csd.read_entry(data, "v", path)
+    with refused as caught, csd.opened(path) as data:
+        csd.read_entry(data, "v", path)
     assert str(private) in str(caught.value), "what it refers to is named"
 
 
@@ -131,13 +132,13 @@ def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
         file["A/data/w"] = h5py.SoftLink("v")
         file["A/data/loop"] = h5py.SoftLink("loop")
         file["A/data/nowhere"] = h5py.SoftLink("/A/none")
-    with mosei_csd.opened(path) as data:
-        assert mosei_csd.has(data, "w")
-        assert not mosei_csd.has(data, "x")
-        np.testing.assert_array_equal(mosei_csd.read_entry(data, "w", path)[0], np.arange(6.0).reshape(3, 2))
+    with csd.opened(path) as data:
+        assert csd.has(data, "w")
+        assert not csd.has(data, "x")
+        np.testing.assert_array_equal(csd.read_entry(data, "w", path)[0], np.arange(6.0).reshape(3, 2))
         for entry in ("loop", "nowhere", "x"):
             with pytest.raises(ValueError, match=rf"a\.csd: {entry}: no features and intervals"):
-                mosei_csd.read_entry(data, entry, path)
+                csd.read_entry(data, entry, path)
 
 
 def test_hdf5_may_not_claim_more_than_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,17 +156,17 @@ def test_hdf5_may_not_claim_more_than_it_holds(tmp_path: Path, monkeypatch: pyte
         file["A/data/zeros/features"][:] = np.zeros((ZEROS // 8, 1))
         file["A/data/text/intervals"] = np.zeros((1, 2))
         file["A/data/text/features"] = np.array([[b"abc"]])
-    with mosei_csd.opened(path) as data:
+    with csd.opened(path) as data:
         for name in ("huge", "zeros"):
             with pytest.raises(
                 ValueError, match=rf"/A/data/{name}/features: its \d+ bytes unpack to .*{VARIABLE}"
             ):
-                mosei_csd.read_entry(data, name, path)
+                csd.read_entry(data, name, path)
         with pytest.raises(ValueError, match=r"text: no features .* and no numbers"):
-            mosei_csd.read_entry(data, "text", path)
+            csd.read_entry(data, "text", path)
         monkeypatch.setenv(VARIABLE, "2000")
         with pytest.raises(ValueError, match=r"features \(13107200, 1\) float64 with intervals \(1, 2\)"):
-            mosei_csd.read_entry(data, "zeros", path)
+            csd.read_entry(data, "zeros", path)
 
 
 def test_a_chunk_may_not_unpack_to_more_than_the_file(tmp_path: Path) -> None:
@@ -182,10 +183,10 @@ def test_a_chunk_may_not_unpack_to_more_than_the_file(tmp_path: Path) -> None:
         )
         features.id.write_direct_chunk((0, 0), zlib.compress(bytes(ZEROS), 1))
     with (
-        mosei_csd.opened(tmp_path / "a.csd") as data,
+        csd.opened(tmp_path / "a.csd") as data,
         pytest.raises(ValueError, match=rf"features: its \d+ bytes unpack to {ZEROS} or more.*{VARIABLE}"),
     ):
-        mosei_csd.read_entry(data, "v", tmp_path / "a.csd")
+        csd.read_entry(data, "v", tmp_path / "a.csd")
 
 
 # --- Archives that unpack to far more ------------------------------------------------------------
@@ -430,7 +431,7 @@ def test_pointers_are_recognized_wherever_data_is_opened(tmp_path: Path) -> None
     pointer("tars2/a.tar.gz")
     pointer(f"model/{CARD_FILE}").write_text("{}")
     for name, opens in {
-        "a.csd": lambda path: mosei_csd.name_of(path),
+        "a.csd": lambda path: csd.name_of(path),
         "a.npz": lambda path: npz.read(path),
         "a.pkl": lambda path: mmsa.read(path),
         "t.csv": lambda path: table.read(path),

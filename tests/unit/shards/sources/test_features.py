@@ -207,7 +207,7 @@ def test_utterances_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
     samples = list(mosei.read(tmp_path, **FILES).samples)
     listed = {sample.key: sample.cause for sample in samples if isinstance(sample, BadSample)}
     assert listed.keys() == {"-3g5yACwYnA_1", "GdFP_p4eQX0_0", "GdFP_p4eQX0_1", "hh04W3xXa5s_1"}
-    assert listed["-3g5yACwYnA_1"].startswith("its labels are [-0.5, 0.0, 1.0, nan,")
+    assert listed["-3g5yACwYnA_1"] == "its 'anger' is nan; write a number, or leave it empty"
     assert listed["GdFP_p4eQX0_0"] == "no step of audio or video between 0.0 and 4.0 s"
     assert "COVAREP.csd: hh04W3xXa5s: no features and intervals" in listed["hh04W3xXa5s_1"]
 
@@ -238,7 +238,8 @@ def folds(text: str) -> Callable[[Path], None]:
         (
             drop_labels,
             {},
-            r"no sequence 'All Labels' in it, only \['CMU_MOSEI_COVAREP\.csd', .*; add CMU_MOSEI",
+            r"no sequence 'All Labels' \(CMU-MOSEI\) or 'Opinion Segment Labels' \(CMU-MOSI\) in it, only "
+            r"\['CMU_MOSEI_COVAREP\.csd', .*; add CMU_MOSEI_Labels\.csd or CMU_MOSI_Opinion_Labels\.csd",
         ),
         (narrow_labels, {}, r"labels \(1, 6\); expected 7 columns: sentiment, happy, sad"),
         (folds("standard_train_fold = 1 +"), {}, "neither JSON nor plain lists in Python"),

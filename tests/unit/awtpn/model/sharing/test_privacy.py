@@ -21,9 +21,12 @@ from support import CLASSES, DIMS, REPO, small_model
 from awtpn.cli import main
 from awtpn.inference.export import copy_weights
 from awtpn.metrics.classification import summarize
+from awtpn.metrics.multilabel import summarize_labels
+from awtpn.metrics.regression import summarize_values
 from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model
 from awtpn.model.sharing.model_card import render_card
 from awtpn.model.sharing.privacy import basename, public_card, public_provenance
+from awtpn.model.task import Task
 from awtpn.training.trainer import main as train
 from shards import Sample, pack
 from shards.extraction.encoders import open_audio_encoder, open_text_encoder, open_video_encoder
@@ -191,3 +194,31 @@ def test_names_cannot_write_into_a_model_card() -> None:
     assert len([token for token in flat if token.type == "th_open"]) == 3 + 5
     assert "\x1b" not in text
     assert public_card(card)["classes"] == hostile
+
+
+def test_a_task_and_its_results_tell_no_more() -> None:
+    task = Task("regression", ["valence"], [[-3, 3]], levels=5)
+    figures = summarize_values(np.array([[1.0], [2.0]]), np.array([[1.5], [1.5]]), task.names, task.ranges)
+    labels = summarize_labels(np.array([[1.0], [0.0]]), np.array([[0.9], [0.6]]), ["loud"])
+    noted = {"where": f"/home/{MARK}", "names": [MARK], "utterances": 2}
+    results = {
+        "checkpoint": {"step": 3, "sha256": "0" * 64, "path": MARK},
+        "test": figures
+        | {"file": MARK, "per_dimension": {"valence": figures["per_dimension"]["valence"] | noted}},
+        "val": labels | {"note": [MARK]},
+        "other": {"task": f"/home/{MARK}", "utterances": 3},
+    }
+    card = small_model(task=task).card() | {"results": results}
+    card["task"] |= {"source": f"/home/{MARK}"}
+    shown = public_card(card)
+    assert shown["task"] == task.record()
+    assert MARK not in json.dumps(shown)
+    told = shown["results"]
+    assert told["checkpoint"] == {"step": 3, "sha256": "0" * 64}
+    assert told["test"] == figures | {
+        "per_dimension": {"valence": figures["per_dimension"]["valence"] | {"utterances": 2}}
+    }
+    assert told["val"] == labels
+    assert told["other"] == {"utterances": 3}
+    assert next(iter(told["test"])) == "task", "as results.json has it"
+    assert public_card(shown) == shown
