@@ -38,45 +38,35 @@ from shards.safe_io.markdown import table
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS, LINEAR = "defaults", "linear model"
+BALANCED = ["--loss.class_weights", "balanced"]
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "values": {
         DEFAULTS: [],
         "linear head": ["--task.head", "linear"],
+        "linear head, align off": ["--task.head", "linear", "--loss.lambda_align", "0"],
         "align off": ["--loss.lambda_align", "0"],
-        "error x 4": ["--loss.eta_mse", "2"],
-        "error x 16": ["--loss.eta_mse", "8"],
-        "error x 64": ["--loss.eta_mse", "32"],
-        "linear head, error x 16": ["--task.head", "linear", "--loss.eta_mse", "8"],
-        "linear head, error x 16, align off": [
-            "--task.head",
-            "linear",
-            "--loss.eta_mse",
-            "8",
-            "--loss.lambda_align",
-            "0",
-        ],
-        "error x 16, align off": ["--loss.eta_mse", "8", "--loss.lambda_align", "0"],
-        "error x 16, 3 levels": ["--loss.eta_mse", "8", "--task.levels", "3"],
-        "error x 16, 5 levels": ["--loss.eta_mse", "8", "--task.levels", "5"],
-        "error x 16, 15 levels": ["--loss.eta_mse", "8", "--task.levels", "15"],
-        "error x 16, cross-entropy off": ["--loss.eta_mse", "8", "--loss.eta_ce", "0"],
-        "absolute error x 16": ["--loss.value_error", "absolute", "--loss.eta_mse", "8"],
+        "cross-entropy off": ["--loss.eta_ce", "0"],
         "error off": ["--loss.eta_mse", "0"],
-        "error x 64, 3 levels": ["--loss.eta_mse", "32", "--task.levels", "3"],
-        "error x 64, 5 levels": ["--loss.eta_mse", "32", "--task.levels", "5"],
-        "linear head, error x 64": ["--task.head", "linear", "--loss.eta_mse", "32"],
+        "error / 16 (in halves of the range)": ["--loss.eta_mse", "0.03125"],
+        "error x 4": ["--loss.eta_mse", "2"],
+        "absolute error": ["--loss.value_error", "absolute"],
+        "absolute error x 4": ["--loss.value_error", "absolute", "--loss.eta_mse", "2"],
+        "3 levels": ["--task.levels", "3"],
+        "5 levels": ["--task.levels", "5"],
+        "15 levels": ["--task.levels", "15"],
+        "prototypes from data": ["--prototypes.init", "data"],
     },
     "labels": {
         DEFAULTS: [],
         "align off": ["--loss.lambda_align", "0"],
-        "balanced weights": ["--loss.class_weights", "balanced"],
-        "focal, gamma 2": ["--loss.focal_gamma", "2"],
-        "cross-entropy x 4": ["--loss.eta_ce", "4"],
-        "cross-entropy x 16": ["--loss.eta_ce", "16"],
-        "cross-entropy x 16, align off": ["--loss.eta_ce", "16", "--loss.lambda_align", "0"],
-        "cross-entropy x 16, balanced": ["--loss.eta_ce", "16", "--loss.class_weights", "balanced"],
         "error off": ["--loss.eta_mse", "0"],
         "prototypes from data": ["--prototypes.init", "data"],
+        "focal, gamma 2": ["--loss.focal_gamma", "2"],
+        "cross-entropy x 4": ["--loss.eta_ce", "4"],
+        "balanced": BALANCED,
+        "balanced, align off": [*BALANCED, "--loss.lambda_align", "0"],
+        "balanced, focal": [*BALANCED, "--loss.focal_gamma", "2"],
+        "balanced, cross-entropy x 4": [*BALANCED, "--loss.eta_ce", "4"],
     },
 }
 # Metrics of the tables; of which the difference to the defaults is shown, with its interval.
@@ -165,23 +155,23 @@ def linear_model(part: Part, task: str) -> dict[str, float]:
     return figures_of(summarize(truth, predicted, names))
 
 
-def format_rows(task: str, found: dict[str, list[list[dict[str, float]]]]) -> list[list[str]]:
+def format_table(task: str, found: dict[str, list[list[dict[str, float]]]], first: str) -> str:
     """A row for each variant; `found`: by variant the figures of each seed of each part."""
     means = {
         name: {c: np.array([np.mean([seed[c] for seed in part]) for part in parts]) for c in COLUMNS[task]}
         for name, parts in found.items()
     }
+    shown = [c for c in COLUMNS[task] if np.isfinite(means[DEFAULTS][c]).all()]
     rows = []
     for name, of_variant in means.items():
-        cells = [_cell(float(of_variant[c].mean())) for c in COLUMNS[task]]
+        cells = [_cell(float(of_variant[c].mean())) for c in shown]
         for column in COMPARED[task]:
             gained = (of_variant[column] - means[DEFAULTS][column]).tolist()
-            interval = t_interval(gained) if name != DEFAULTS else None
-            cells.append(
-                f"{np.mean(gained):+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
-            )
+            low, high = t_interval(gained) or (float("nan"), float("nan"))
+            compared = name != DEFAULTS and len(gained) > 1
+            cells.append(f"{np.mean(gained):+.3f} ({low:+.3f} to {high:+.3f})" if compared else "")
         rows.append([name, *cells])
-    return rows
+    return table([first, *shown, *(f"{c}, difference" for c in COMPARED[task])], rows)
 
 
 def _cell(value: float) -> str:
@@ -193,26 +183,19 @@ def compare(
     parts: Sequence[Part],
     seeds: Sequence[int],
     names: Sequence[str],
-    more: list[str],
+    changes: Sequence[str],
     folder: Path,
 ) -> str:
-    """Train all variants on all parts; the table."""
-    found: dict[str, list[list[dict[str, float]]]] = {LINEAR: [[linear_model(p, task)] for p in parts]}
+    """Train all variants on all parts, with further changes of the settings; the table."""
+    found = {LINEAR: [[linear_model(part, task)] for part in parts]}
     for name in names:
         found[name] = []
         for part in parts:
-            runs = [folder / task / f"{part.name}-{name.replace(' ', '_')}-{seed}" for seed in seeds]
-            changes = [*VARIANTS[task][name], *more]
-            found[name].append(
-                [trained(part, task, changes, seed, run) for seed, run in zip(seeds, runs, strict=True)]
-            )
-        print(f"{task}, {parts[0].name} and others: {name}: {found[name]}", file=sys.stderr, flush=True)
-    head = [
-        f"{task}, {len(parts)} x {len(seeds)} runs",
-        *COLUMNS[task],
-        *(f"{c}, difference" for c in COMPARED[task]),
-    ]
-    return table(head, format_rows(task, found))
+            of_part = folder / task / part.name / name.replace(" ", "_").replace("/", "over")
+            given = [*VARIANTS[task][name], *changes]
+            found[name].append([trained(part, task, given, seed, of_part / f"{seed}") for seed in seeds])
+        print(f"{task} of {parts[0].name} and others: {name} done", file=sys.stderr, flush=True)
+    return format_table(task, found, f"{task}, {len(parts)} x {len(seeds)} runs")
 
 
 def main(given: Sequence[str] | None = None) -> None:
