@@ -165,8 +165,11 @@ def ridge(train: tuple[Floats, Floats], test_x: Floats) -> Floats:
     return np.stack(found, 1)
 
 
-def logistic(train: tuple[Floats, Floats], test_x: Floats) -> Floats:
-    """Logistic regression of each label; the penalty is chosen by its log loss on three parts in turn."""
+def logistic(train: tuple[Floats, Floats], test_x: Floats, balanced: bool = False) -> Floats:
+    """Logistic regression of each label; the penalty is chosen by its log loss on three parts in turn.
+
+    With `balanced`, presence and absence of a label weigh the same.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -176,7 +179,8 @@ def logistic(train: tuple[Floats, Floats], test_x: Floats) -> Floats:
     grid = {"logisticregression__C": [0.001, 0.01, 0.1, 1.0]}
     found = []
     for column in y.T:
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2_000))
+        weights = "balanced" if balanced else None
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2_000, class_weight=weights))
         search = GridSearchCV(model, grid, cv=3, scoring="neg_log_loss")
         found.append(search.fit(x, column > 0).predict_proba(test_x)[:, 1])
     return np.stack(found, 1)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from shards.safe_io.bounded_json import read_json
 from shards.safe_io.markdown import table
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULTS, LINEAR = "defaults", "linear model"
+DEFAULTS = "defaults"
 BALANCED = ["--loss.class_weights", "balanced"]
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "values": {
@@ -104,10 +104,10 @@ def ravdess_parts(features: Path, folder: Path) -> list[Part]:
     return parts
 
 
-def made_parts(corpora: int, folder: Path) -> list[Part]:
-    """Made-up corpora with the seeds 0, 1, and so on."""
+def made_parts(seeds: Sequence[int], folder: Path) -> list[Part]:
+    """Made-up corpora with these seeds."""
     parts = []
-    for seed in range(corpora):
+    for seed in seeds:
         url = folder / f"made{seed}"
         url = url if url.exists() else Path(pack_made(seed, url))
         settings = [
@@ -144,15 +144,18 @@ def figures_of(split: dict[str, Any]) -> dict[str, float]:
     return {name: float("nan") if value is None else float(value) for name, value in found.items()}
 
 
-def linear_model(part: Part, task: str) -> dict[str, float]:
-    """The figures of ridge regression, or of logistic regressions, on the test data."""
+def linear_models(part: Part, task: str) -> dict[str, dict[str, float]]:
+    """The figures of ridge regression, or of logistic regressions, on the test data, by name."""
     split = "all" if part.train else "train"
     train = pooled(part.url, task, split, part.train)
     test_x, truth = pooled(part.url, task, "all" if part.test else "test", part.test)
-    fit: Callable[..., Any] = ridge if task == "values" else logistic
-    predicted, names = fit(train, test_x), [str(k) for k in range(truth.shape[1])]
-    summarize: Callable[..., dict[str, Any]] = summarize_values if task == "values" else summarize_labels
-    return figures_of(summarize(truth, predicted, names))
+    names = [str(k) for k in range(truth.shape[1])]
+    if task == "values":
+        return {"ridge regression": figures_of(summarize_values(truth, ridge(train, test_x), names))}
+    return {
+        name: figures_of(summarize_labels(truth, logistic(train, test_x, balanced), names))
+        for name, balanced in (("logistic regression", False), ("logistic regression, balanced", True))
+    }
 
 
 def format_table(task: str, found: dict[str, list[list[dict[str, float]]]], first: str) -> str:
@@ -187,7 +190,8 @@ def compare(
     folder: Path,
 ) -> str:
     """Train all variants on all parts, with further changes of the settings; the table."""
-    found = {LINEAR: [[linear_model(part, task)] for part in parts]}
+    linear = [linear_models(part, task) for part in parts]
+    found = {name: [[of_part[name]] for of_part in linear] for name in linear[0]}
     for name in names:
         found[name] = []
         for part in parts:
@@ -208,7 +212,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=list(VARIANTS), help="default: values and labels")
     parser.add_argument("--variants", nargs="+", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the runs on RAVDESS")
-    parser.add_argument("--corpora", type=int, default=4, help="made-up ones, with a run each")
+    parser.add_argument("--corpora", type=int, nargs="+", default=[0, 1, 2, 3], help="made-up, a run each")
     parser.add_argument("--out", type=Path, help="file to write the tables to")
     options, more = parser.parse_known_args(given)
     text = [f"    {' '.join(['python', *sys.argv])}", describe("cpu", 1)]

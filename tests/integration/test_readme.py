@@ -282,6 +282,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "python tests/benchmarks/step.py": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_both_steps_learn_the_same_utterances"]
     ),
+    "python tests/benchmarks/targets.py": Elsewhere(
+        ["unit/awtpn/bench/test_targets.py::test_variants_are_compared_with_the_defaults"]
+    ),
     "python tests/benchmarks/text_alone.py": Elsewhere(
         ["unit/awtpn/bench/test_text_alone.py::test_both_are_measured_on_the_same_text"]
     ),

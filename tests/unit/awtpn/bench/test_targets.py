@@ -27,16 +27,22 @@ def test_variants_are_compared_with_the_defaults(
 ) -> None:
     targets, _ = benchmarks
     out = tmp_path / "table.md"
-    small = ["--dir", str(tmp_path), "--only", task, "--corpora", "2", "--variants", "align off"]
+    small = ["--dir", str(tmp_path), "--only", task, "--corpora", "0", "1", "--variants", "align off"]
     targets.main([*small, "--out", str(out), "--train.max_steps", "3", "--model.shared_dim", "8"])
     assert out.read_text() == capsys.readouterr().out
     rows = [line.split("|")[1:-1] for line in out.read_text().splitlines() if line.startswith("|")]
-    assert [row[0].strip() for row in rows[2:]] == ["linear model", "defaults", "align off"]
-    first, last = rows[0].index(f" {targets.COMPARED[task][0]} "), targets.COMPARED[task][0]
-    linear, defaults = (float(row[first]) for row in rows[2:4])
-    gained = float(rows[2][rows[0].index(f" {last}, difference ")].split()[0])
-    assert gained == pytest.approx(linear - defaults, abs=2e-3)
-    assert rows[3][-1].strip() == ""
+    names = [row[0].strip() for row in rows[2:]]
+    of_task = {
+        "values": ["ridge regression"],
+        "labels": ["logistic regression", "logistic regression, balanced"],
+    }
+    assert names == [*of_task[task], "defaults", "align off"]
+    metric, defaults = targets.COMPARED[task][0], rows[-2]
+    column, difference = (rows[0].index(f" {name} ") for name in (metric, f"{metric}, difference"))
+    for row in rows[2:-2]:
+        gained = float(row[difference].split()[0])
+        assert gained == pytest.approx(float(row[column]) - float(defaults[column]), abs=2e-3)
+    assert defaults[-1].strip() == ""
 
 
 def test_informative_steps_of_a_made_up_corpus_follow_the_values(
