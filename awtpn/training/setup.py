@@ -78,8 +78,8 @@ def setup(
     trained_on = training_data(config.data.select, train)
     if position.data and position.data != trained_on:
         raise ValueError(
-            f"{resumed} was trained on other utterances than data.train and data.select.train name now: "
-            "choose another run.dir, or start from its weights with --run.init_from"
+            f"{resumed} was trained on other utterances than data.train and data.select.train name now, or "
+            "on another data.target: choose another run.dir, or start from its weights with --run.init_from"
         )
     validated_on = world.broadcast_object(validation_data(config.data.select, val))
     # Old checkpoints record none: nothing is known to have changed.
