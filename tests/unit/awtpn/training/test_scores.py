@@ -14,6 +14,7 @@ from awtpn.distributed.world import World
 from awtpn.metrics.multilabel import summarize_labels
 from awtpn.metrics.regression import summarize_values
 from awtpn.model.task import Task, predicted_values
+from awtpn.run.predictions import prediction_lines
 from awtpn.training.scores import binary_cross_entropy, make_scores
 from shards import FeatureBatch
 
@@ -73,3 +74,23 @@ def test_the_cross_entropy_of_known_labels() -> None:
     assert found == pytest.approx((np.log1p(np.exp(-2)) + 800 + np.log(2)) / 3)
     assert binary_cross_entropy(np.full((2, 2), NAN), logits) is None
     assert binary_cross_entropy(np.zeros((2, 2)), np.full((2, 2), NAN)) is None
+
+
+def test_predictions_of_a_small_unit_keep_their_digits() -> None:
+    """Values are rounded by significant digits, and the truth not at all: 3e-7 is not 0, nor an absence."""
+    task = Task("regression", ["seconds"], [[0, 1e-6]], head="linear", levels=2)
+    made = part(np.array([[3e-7], [NAN]]), 0, 0)
+    first, second = prediction_lines(made, torch.tensor([[0.5], [-1 / 3]]), task)
+    assert first == {
+        "key": "u0",
+        "values": {"seconds": 3e-7},
+        "predicted": {"seconds": pytest.approx(7.5e-7)},
+    }
+    assert second["values"] == {"seconds": None}
+    assert second["predicted"]["seconds"] == pytest.approx(1e-6 / 3, rel=1e-6)
+    [line] = prediction_lines(part(np.array([[1e-7, 0]]), 0, 0), torch.zeros(1, 2), LABELS)
+    assert line == {
+        "key": "u0",
+        "labels": {"loud": 1e-7, "bright": 0.0},
+        "probabilities": {"loud": 0.5, "bright": 0.5},
+    }
