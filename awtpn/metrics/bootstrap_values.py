@@ -158,10 +158,14 @@ def _value_figures(
 ) -> Callable[[Floats], Floats]:
     """A function of counts [R, U] that gives the metrics of one model [R, metrics]."""
 
+    tables = [table for table, _ in (*columns, *sentiment)]
+    whole, borders = np.column_stack(tables), np.cumsum([table.shape[1] for table in tables])[:-1]
+
     def figures(counts: Floats) -> Floats:
+        sums = np.split(counts @ whole, borders, axis=1)  # one product takes less time than one per table
         of_dimensions, utterances = [], []
-        for table, offset in columns:
-            n, error, x, y, xx, yy, xy = (counts @ table).T
+        for of_table, (_, offset) in zip(sums, columns, strict=False):
+            n, error, x, y, xx, yy, xy = of_table.T
             total = np.maximum(n, 1)
             x, y, xx, yy, xy = (part / total for part in (x, y, xx, yy, xy))
             var_x, var_y, cov = xx - x * x, yy - y * y, xy - x * y
@@ -171,7 +175,8 @@ def _value_figures(
             of_dimensions.append(np.stack([error / n, corr, ccc], axis=1))
             utterances.append(n > 0)
         means = _mean_over(np.stack(of_dimensions, -1), np.stack(utterances, -1)[:, None])
-        further = [_share(counts @ table, kind) for table, kind in sentiment]
+        shares = zip(sums[len(columns) :], sentiment, strict=True)
+        further = [_share(of_table, kind) for of_table, (_, kind) in shares]
         return np.column_stack([means, *further])
 
     return figures
