@@ -91,7 +91,7 @@ def prediction_lines(batch: FeatureBatch, logits: Tensor, task: Task) -> list[di
     ]
     if task.type == "regression":
         predicted = [
-            {name: float(f"{v:.{SIGNIFICANT}g}") for name, v in zip(task.names, values, strict=True)}
+            {name: significant(value) for name, value in zip(task.names, values, strict=True)}
             for values in predicted_values(logits, task).tolist()
         ]
         fields = zip(batch.key, truth, predicted, strict=True)
@@ -99,6 +99,11 @@ def prediction_lines(batch: FeatureBatch, logits: Tensor, task: Task) -> list[di
     named = [_named(task, of_labels) for of_labels in probabilities(logits, task).tolist()]
     fields = zip(batch.key, truth, named, strict=True)
     return [{"key": key, "labels": known, "probabilities": of_labels} for key, known, of_labels in fields]
+
+
+def significant(value: float) -> float:
+    """A value of any unit to SIGNIFICANT digits."""
+    return float(f"{value:.{SIGNIFICANT}g}")
 
 
 def _named(task: Task, numbers: Sequence[float]) -> dict[str, float]:
