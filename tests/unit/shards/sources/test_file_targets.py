@@ -480,6 +480,21 @@ def test_sentiment_by_modality(tmp_path: Path) -> None:
     assert_values(read_back(tmp_path / "own", "train")[1], values)
 
 
+@pytest.mark.parametrize("target", ["classification", "sentiment"])
+def test_an_utterance_without_any_score_of_a_modality_is_packed(tmp_path: Path, target: Any) -> None:
+    splits = mmsa_splits()
+    for record in splits.values():
+        for modality in "TAV":
+            record[f"regression_labels_{modality}"] = np.array(record["regression_labels"], np.float32)
+            record[f"regression_labels_{modality}"][0] = NAN
+    manifest = packed(mmsa.read(write_mmsa(tmp_path / "x.pkl", splits), target=target), tmp_path / "out")
+    assert manifest.targets["sentiment-by-modality"].missing
+    stream, values = read_back(tmp_path / "out", "train", target="sentiment-by-modality")
+    assert "videotrain_0" not in values
+    assert stream.without_target == 1
+    assert read_back(tmp_path / "out", "train")[0].without_target == 0
+
+
 def drop_scores(splits: dict[str, Any]) -> None:
     for record in splits.values():
         del record["regression_labels"]
