@@ -151,8 +151,10 @@ def _checked(target: Target, at: str) -> Target:
             f"{at}: a classification is of the dataset's classes, without columns; a column of text can be "
             "chosen without being declared"
         )
-    if not target.columns:
-        raise ValueError(f"{at}: a {target.type} has at least one column")
+    if not isinstance(target.columns, dict) or not target.columns:
+        raise ValueError(f"{at}: a {target.type} has at least one column, with its range or None: a dict")
+    if not isinstance(target.missing, bool):
+        raise ValueError(f"{at}: missing is {target.missing!r:.60}, not True or False")
     return replace(target, columns={name: _bounds(name, b, target, at) for name, b in target.columns.items()})
 
 

@@ -89,6 +89,8 @@ def test_ranges_are_floats() -> None:
         (Target("ranking", {"a": None}), {}, "type 'ranking' must be one of"),
         (Target("regression"), {}, "has at least one column"),
         (VALENCE, {"x": Target("multilabel")}, "targets.x: a multilabel has at least one column"),
+        (Target("regression", ["a"]), {}, "has at least one column, with its range or None: a dict"),  # type: ignore[arg-type]
+        (Target("regression", {"a": None}, missing=1), {}, "missing is 1, not True or False"),  # type: ignore[arg-type]
         (Target("classification", {"speaker": None}), {}, "without columns"),
         (VALENCE, {"x": CLASSES}, "targets.x: a classification"),
         (Target("regression", {"a": [1, 1]}), {}, r"range \[1, 1\], not a least and a larger number"),
