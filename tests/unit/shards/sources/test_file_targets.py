@@ -324,6 +324,25 @@ def test_labels_of_packed_arrays_stay_their_classes(tmp_path: Path) -> None:
     assert_values(read_back(tmp_path / "classes", "train", target="valence")[1], {"a": [1], "c": [4.5]})
 
 
+def test_packed_arrays_that_are_not_the_target_are_metadata(tmp_path: Path) -> None:
+    given = {name: ARRAYS[name] for name in ("ids", "split", "audio", "vad")}
+    path = tmp_path / "x.npz"
+    np.savez(path, **given, label=np.array([0, 1, 0]), target_names=np.array(["v", "a"]))
+    packed(npz.read(path), tmp_path / "out")
+    metas = [meta for _, meta in FeatureStream(str(tmp_path / "out"), shuffle=False).metadata()]
+    assert [meta["vad"] for meta in metas] == [[1, 2, 3], [4, None, 5], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("label", [[NAN] * 3, ["", "nan", ""]])
+def test_packed_arrays_without_any_label_have_no_classes(tmp_path: Path, label: list[Any]) -> None:
+    given = {name: ARRAYS[name] for name in ("ids", "split", "audio", "valence")}
+    np.savez(tmp_path / "x.npz", **given, label=np.array(label))
+    with pytest.raises(ValueError, match="none of the utterances has a label"):
+        npz.read(tmp_path / "x.npz")
+    source = npz.read(tmp_path / "x.npz", target="regression", target_columns=["valence"])
+    assert packed(source, tmp_path / "out", "skip").classes == []
+
+
 @pytest.mark.parametrize(
     ("change", "options", "complaint"),
     [
