@@ -357,7 +357,11 @@ def test_packed_arrays_without_any_label_have_no_classes(tmp_path: Path, label: 
         ),
         ({"target_names": np.array(["a", "a", "b"])}, {"columns": ["vad"]}, "give each one name"),
         ({"vad_0": np.ones(3)}, {"columns": ["vad"]}, "'vad_0', a column of vad, is another array"),
-        ({}, {"columns": ["valence"], "labels": ["a"]}, "--labels names classes, but there is no array"),
+        (
+            {},
+            {"columns": ["valence"], "labels": ["a"]},
+            "--labels names classes, but no utterance has a label",
+        ),
     ],
 )
 def test_targets_that_packed_arrays_have_not(
