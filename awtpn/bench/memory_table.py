@@ -14,7 +14,7 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.command_parser import KEYS, CommandParser
 from awtpn.config.program import AWTPN, started_as
 from awtpn.config.schema import Config
-from awtpn.config.settings import DEMO
+from awtpn.config.settings import DEMOS
 from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines import engines_for
 from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, parse_buckets, read_buckets
@@ -116,7 +116,7 @@ def data_from_corpus(config: Config) -> Data:
         OSError: the store cannot be reached.
     """
     data = config.data
-    url = demo_dataset(data.cache_dir) if data.train == DEMO else data.train
+    url = demo_dataset(data.train, data.cache_dir) if data.train in DEMOS else data.train
     steps, features = (" ".join(f"{m}={n}" for m in config.model.modalities) for n in (60, 1024))
     fix = f"pack it, or give its sizes, such as --steps {steps} --features {features}"
     try:

@@ -42,6 +42,7 @@ the latest checkpoint in its folder.
 """
 EXAMPLES = """examples:
   {program:<37} the demo, in half a minute
+  {program} --config demo-values      the same with values; demo-labels: with several labels at once
   {program} --config configs/meld.yaml --optim.lr 3e-4
                                         a file, and one key changed
   torchrun --nproc-per-node 8 launch/train.py --config configs/meld.yaml

@@ -12,7 +12,9 @@ ROLES = ("train", "val", "test")
 MOST_THREADS = 4096
 Precision = Literal["fp32", "bf16", "fp16", "float32", "bfloat16", "float16"]
 LONGEST_TIMEOUT = 1e8  # three years
-DEMO = "demo"  # as data.train: the demo corpus, which is made on first use
+DEMO = "demo"
+# As data.train: corpora that are made on first use, and the kind of target that each of them has.
+DEMOS = {DEMO: "classification", "demo-values": "values", "demo-labels": "labels"}
 
 
 @dataclass
@@ -60,7 +62,8 @@ class DataConfig:
     """The features: packed datasets (see `awtpn pack`), a local path or any fsspec URL."""
 
     train: str = DEMO
-    """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus."""
+    """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus,
+    "demo-values" and "demo-labels" those with values and with several labels at once."""
     val: str | None = None
     """Default: the split "val" ("valid", "dev") of data.train, or its selection by data.select.val."""
     test: str | None = None

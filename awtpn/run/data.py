@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.config.schema import Config
-from awtpn.config.settings import DEMO, ROLES, DataConfig, SelectConfig
+from awtpn.config.settings import DEMOS, ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
 from awtpn.learning.targets import balanced_label_weights
 from awtpn.model.network import AWTPN
@@ -45,12 +45,12 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
     url, select = getattr(data, role), getattr(data.select, role)
     if url is None:
         url = data.train.partition("#")[0]
-        if url != DEMO:
+        if url not in DEMOS:
             splits = open_dataset(url, data.cache_dir, data.storage_options)[1].splits
             if find_split(role, splits) is None and not (select and list(splits) == ["all"]):
                 return None
-    if url == DEMO:
-        url = demo_dataset(data.cache_dir)
+    if url in DEMOS:
+        url = demo_dataset(url, data.cache_dir)
     return {
         "url": url,
         "split": role,
@@ -63,15 +63,19 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
     }
 
 
-def demo_dataset(cache_dir: str | None) -> str:
-    """The folder of the demo corpus in the cache; it is made at the first use.
+def demo_dataset(name: str, cache_dir: str | None) -> str:
+    """The folder of a demo corpus in the cache; it is made at the first use.
+
+    Args:
+        name: of DEMOS.
+        cache_dir: the cache; None is the default one.
 
     Raises:
         CacheUnwritable: the cache cannot be written.
     """
     cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
     with explain_unwritable(cache):
-        return ensure_demo(cache)
+        return ensure_demo(cache, DEMOS[name])
 
 
 def ranks_of_node(world: World) -> int:

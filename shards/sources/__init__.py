@@ -3,7 +3,7 @@
 Features, for `shards.pack`; their `read` returns a `Source`:
 
 - `reference`: the published code's `.pt` files; `table`: a CSV or JSONL table of `.npy` files;
-  `npz`: packed arrays in one file; `demo`: a made-up corpus
+  `npz`: packed arrays in one file; `demo`: made-up corpora, of classes or of `demo_targets`
 - `mosei`: computational sequences of CMU-MOSEI and CMU-MOSI, read by `cmu/`; `mmsa`: MMSA's pickles
 
 Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:

@@ -5,6 +5,8 @@ are close to the direction of its class. All others are noise with a far larger 
 by an offset of the utterance. The noise dominates the plain mean over time; a model that finds the
 informative steps can read the class from them. The metadata says which steps they are. Further modalities,
 such as text, are made on request.
+
+There is such a corpus for each kind of target: classes, values and several labels at once (`demo_targets`).
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
 
 from shards.format.schema import MANIFEST, MODALITY_NAME, Sample
+from shards.sources import demo_targets
 from shards.sources.base import Source
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
@@ -54,21 +58,27 @@ def samples(
     val: int = SIZES["val"],
     test: int = SIZES["test"],
     modalities: Sequence[str] = tuple(DIMS),
+    target: str = "classification",
 ) -> Source:
     """Make the corpus.
 
     Args:
         seed: of the random generator.
-        train, val, test: utterances per split, classes in turn.
+        train, val, test: utterances per split; of a classification classes in turn.
         modalities: names; audio and video are the same with and without others.
+        target: "classification", or a corpus of `demo_targets`.
 
     Returns:
         Features [T, F] float32 per modality and utterance, of different lengths: F is 32 for audio, else 24.
         The metadata `informative_audio`, and so on, list the informative steps.
 
     Raises:
-        ValueError: a name that a modality cannot have, or one twice.
+        ValueError: a name that a modality cannot have, or one twice; no such target.
     """
+    if target not in ("classification", *demo_targets.TARGETS):
+        raise ValueError(
+            f"target {target!r}: must be {' or '.join(('classification', *demo_targets.TARGETS))}"
+        )
     sizes = {split: size for split, size in (("train", train), ("val", val), ("test", test)) if size}
     dims = {name: DIMS.get(name, OTHER_DIM) for name in modalities}
     if not dims or len(dims) < len(modalities) or not all(map(MODALITY_NAME.fullmatch, dims)):
@@ -76,44 +86,59 @@ def samples(
             "modalities of the demo must be different names of small letters, digits and _, not "
             f"{', '.join(map(repr, modalities)) or 'none'}"
         )
-    return Source(
-        samples=_samples(seed, sizes, dims),
-        classes=list(EMOTIONS),
-        provenance={"format": "demo", "settings": {"seed": seed, **_settings(), "dims": dims}},
-        total=sum(sizes.values()),
-    )
+    settings = {"seed": seed, **_settings(), "dims": dims}
+    provenance: dict[str, Any] = {"format": "demo", "settings": settings}
+    total = sum(sizes.values())
+    if target == "classification":
+        return Source(_samples(seed, sizes, dims), list(EMOTIONS), provenance, total)
+    del settings["emotions"]
+    settings |= demo_targets.settings(target)
+    made = _samples_of_values(seed, sizes, dims, target)
+    return Source(made, [], provenance, total, target=demo_targets.TARGETS[target])
 
 
-def read(source: str | Path = "-", modalities: Sequence[str] = ("audio", "video")) -> Source:
+def read(
+    source: str | Path = "-",
+    modalities: Sequence[str] = ("audio", "video"),
+    target: Literal["classification", "values", "labels"] = "classification",
+) -> Source:
     """Make the corpus with its defaults, for `awtpn pack`.
 
     Args:
         source: not read; write -.
         modalities: those of the corpus, such as audio video text.
+        target: what is to be recognized: classification (classes), values (valence and arousal) or labels
+            (six emotions, several at once).
     """
-    return samples(modalities=modalities)
+    return samples(modalities=modalities, target=target)
 
 
-def ensure_demo(cache_dir: str | Path) -> str:
+def ensure_demo(cache_dir: str | Path, target: str = "classification") -> str:
     """The demo's dataset folder under `cache_dir`, packed there on first use.
 
     Several processes may call it at once: one packs, the others wait.
 
+    Args:
+        cache_dir: the folder of the dataset's folder.
+        target: see `samples`.
+
     Raises:
         OSError: the folder cannot be written.
     """
-    folder = Path(cache_dir).expanduser() / FOLDER
+    name = FOLDER if target == "classification" else demo_targets.FOLDERS[target]
+    folder = Path(cache_dir).expanduser() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         # The manifest is written last: where it is, the dataset is complete.
         if not (folder / MANIFEST).is_file():
             from shards.packing.pack import pack  # webdataset is slow to import; most starts find the demo
 
-            source = samples()
+            source = samples(target=target)
             pack(
                 source.samples,
                 str(folder),
                 classes=source.classes,
+                target=source.target,
                 provenance=source.provenance,
                 total=source.total,
             )
@@ -128,32 +153,75 @@ def _settings() -> dict[str, object]:
 
 
 def _samples(seed: int, sizes: Mapping[str, int], dims: Mapping[str, int]) -> Iterator[Sample]:
-    # One generator for the modalities of DIMS, and one for each other, so that others don't change these.
-    shared = np.random.default_rng(seed)
-    rng = {
-        name: shared if name in DIMS else np.random.default_rng([seed, zlib.crc32(name.encode())])
-        for name in dims
-    }
+    rng = _generators(seed, dims)
     directions = {name: rng[name].normal(0, SIGNAL, (len(EMOTIONS), dim)) for name, dim in dims.items()}
     for split, size in sizes.items():
         label = np.arange(size) % len(EMOTIONS)
-        made = {name: _modality(rng[name], directions[name][label]) for name in dims}
-        for i in range(size):
-            steps = {name: slice(*offsets[i : i + 2]) for name, (_, _, offsets) in made.items()}
-            yield Sample(
-                key=f"{split}-{i:06d}",
-                split=split,
-                label=EMOTIONS[label[i]],
-                features={name: values[steps[name]] for name, (values, _, _) in made.items()},
-                meta={
-                    f"informative_{name}": np.flatnonzero(informative[steps[name]]).tolist()
-                    for name, (_, informative, _) in made.items()
-                },
-            )
+        centers = {name: directions[name][label] for name in dims}
+        yield from _of_split(split, rng, centers, [EMOTIONS[i] for i in label], [{}] * size)
+
+
+def _samples_of_values(
+    seed: int, sizes: Mapping[str, int], dims: Mapping[str, int], target: str
+) -> Iterator[Sample]:
+    columns = demo_targets.TARGETS[target].columns
+    rng = _generators(seed, dims)
+    # No modality's name has a space, so none has the same generator.
+    of_target = np.random.default_rng([seed, zlib.crc32(f"target {target}".encode())])
+    directions = {name: rng[name].normal(0, SIGNAL, (len(columns), dim)) for name, dim in dims.items()}
+    for split, size in sizes.items():
+        values, position = demo_targets.draw(of_target, target, size)
+        centers = {name: position @ directions[name] for name in dims}
+        metas = [
+            {name: None if np.isnan(value) else value for name, value in zip(columns, row, strict=True)}
+            for row in values.tolist()
+        ]
+        yield from _of_split(split, rng, centers, [None] * size, metas)
+
+
+def _generators(seed: int, dims: Mapping[str, int]) -> dict[str, np.random.Generator]:
+    """One generator for the modalities of DIMS, and one for each other, so that others don't change these."""
+    shared = np.random.default_rng(seed)
+    return {
+        name: shared if name in DIMS else np.random.default_rng([seed, zlib.crc32(name.encode())])
+        for name in dims
+    }
+
+
+def _of_split(
+    split: str,
+    rng: Mapping[str, np.random.Generator],
+    centers: Mapping[str, np.ndarray],
+    labels: Sequence[str | None],
+    metas: Sequence[Mapping[str, Any]],
+) -> Iterator[Sample]:
+    """The U utterances of a split.
+
+    Args:
+        split: its name.
+        rng: the generator of each modality.
+        centers: per modality where the informative steps of each utterance lie [U, D].
+        labels: U classes.
+        metas: further metadata of each utterance.
+    """
+    made = {name: _modality(rng[name], center) for name, center in centers.items()}
+    for i, (label, meta) in enumerate(zip(labels, metas, strict=True)):
+        steps = {name: slice(*offsets[i : i + 2]) for name, (_, _, offsets) in made.items()}
+        informative = {
+            f"informative_{name}": np.flatnonzero(is_informative[steps[name]]).tolist()
+            for name, (_, is_informative, _) in made.items()
+        }
+        yield Sample(
+            key=f"{split}-{i:06d}",
+            split=split,
+            label=label,
+            features={name: values[steps[name]] for name, (values, _, _) in made.items()},
+            meta={**meta, **informative},
+        )
 
 
 def _modality(rng: np.random.Generator, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All steps of a modality of U utterances, given each one's class direction [U, D].
+    """All steps of a modality of U utterances, given where each one's informative steps lie [U, D].
 
     Returns:
         values [sum T, D] float32, which steps are informative [sum T] bool, offsets [U + 1].

@@ -26,7 +26,15 @@ from support import CLASSES, DIMS, REPO, run
 # The stand-in corpora are those of the unit tests.
 sys.path.append(str(REPO / "tests" / "unit"))
 
-from corpora_support import put, write_iemocap, write_meld, write_mosei, write_tree
+from corpora_support import (
+    put,
+    write_clip_table,
+    write_iemocap,
+    write_meld,
+    write_mmsa,
+    write_mosei,
+    write_tree,
+)
 from encoders_support import AUDIO, VIDEO
 
 from awtpn.cli import main as awtpn
@@ -164,7 +172,8 @@ class Sandbox:
         (root / "note.txt").write_text("I am so happy")
         write_arrays(root / "features.npz")
         write_arrays(root / "ravdess_features.npz")
-        write_table(root / "features.csv")
+        write_table(root / "features.csv", {})
+        write_targets(root)
         AUDIO["wavlm"](root / "hub" / "wavlm", num_hidden_layers=9)
         VIDEO["clip"](root / "hub" / "clip")
         for line in (
@@ -269,14 +278,33 @@ def write_texts(root: Path) -> None:
             path.write_text(f"In {split} I am {label}")
 
 
-def write_table(path: Path) -> None:
-    """A table of feature files, one per utterance and modality."""
+def write_targets(root: Path) -> None:
+    """Files with values and several labels: a table of features, a pickle of MMSA, and labels of MER."""
+    numbers = np.arange(12)
+    of_utterance = {
+        "valence": 1 + numbers % 5,
+        "arousal": 1 + numbers % 3,
+        "happy": numbers % 2,
+        "sad": numbers % 3,
+        "emotions": [("joy", "joy;anger:0.5", "none")[i % 3] for i in numbers],
+    }
+    write_table(root / "clips.csv", of_utterance)
+    write_mmsa(root / "unaligned_39.pkl")
+    rows = [{"name": f"sample_{i}", "discrete": CLASSES[i % 2], "valence": i - 1} for i in range(3)]
+    write_clip_table(root / "label-disdim.csv", rows)
+    for row in rows:
+        put("both.mp4", root / "video-labeled" / f"{row['name']}.mp4")
+
+
+def write_table(path: Path, further: Mapping[str, Sequence[Any]]) -> None:
+    """A table of feature files, one per utterance and modality, and further columns of 12 cells each."""
     rng = np.random.default_rng(0)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["key", "split", "label", *DIMS])
+        writer.writerow(["key", "split", "label", *DIMS, *further])
         for i in range(12):
             names = {name: f"{path.stem}-{i}-{name}.npy" for name in DIMS}
             for name, dim in DIMS.items():
                 np.save(path.with_name(names[name]), rng.normal(size=(3, dim)).astype(np.float32))
-            writer.writerow([f"u{i}", ["train", "val", "test"][i % 3], CLASSES[i // 4], *names.values()])
+            row = [f"u{i}", ["train", "val", "test"][i % 3], CLASSES[i // 4], *names.values()]
+            writer.writerow([*row, *(cells[i] for cells in further.values())])

@@ -39,6 +39,18 @@ KUBERNETES = Elsewhere(
 WHEEL = Elsewhere(["integration/test_wheel.py::test_the_commands_of_the_pages_work_where_init_was_run"])
 WHEEL_TRAINS = Elsewhere(["integration/test_wheel.py::test_the_wheel_trains_under_every_launcher"])
 RESTARTS = Elsewhere(["distributed/test_survival.py::test_torchrun_restarts_go_on_by_themselves"])
+DEMOS = Elsewhere(
+    [
+        "integration/test_demo_targets.py::test_values_are_learned_where_ridge_regression_fails",
+        "integration/test_demo_targets.py::test_labels_are_learned_where_logistic_regression_fails",
+    ]
+)
+CORPORA = Elsewhere(
+    [
+        "unit/awtpn/config/test_corpora_configs.py"
+        "::test_values_and_labels_of_a_corpus_train_by_their_configuration"
+    ]
+)
 
 COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     # README.md: Quickstart.
@@ -132,6 +144,49 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn predict runs/try1 DATASET": Run(swap={"DATASET": "data/iemocap"}, says='"probabilities"'),
     "tensorboard --logdir runs": Elsewhere(
         ["integration/test_tensorboard.py::test_every_page_is_served_our_data"]
+    ),
+    # Values and several labels.
+    "awtpn train --config demo-values": DEMOS,
+    "awtpn train --config demo-labels": DEMOS,
+    "awtpn cross-validate --config demo-values --baseline_only": Run(
+        append="--data.cache_dir cache", says="ridge regression, test: 400 utterances"
+    ),
+    "awtpn pack - data/demo-values --format demo --target values": Run(
+        makes="data/demo-values", says="target: regression of valence (-1 to 1), arousal (-1 to 1)"
+    ),
+    "awtpn train --data.train data/demo-values --data.target valence": Run(
+        append=f"--run.dir runs/demo-values {SHORT}", makes="runs/demo-values", says="valence"
+    ),
+    "awtpn pack CMU_MOSEI data/mosei-all --format mosei --target sentiment --audio CMU_MOSEI_COVAREP.csd "
+    "--video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py": Run(
+        makes="data/mosei-all", says="choose it with --data.target emotions"
+    ),
+    "awtpn train --config configs/mosei-sentiment.yaml": Run(
+        append=f"--run.dir runs/mosei-sentiment {SHORT}", makes="runs/mosei-sentiment", says="Acc-7"
+    ),
+    # The stand-ins have one value of some of their targets.
+    "awtpn train --config configs/mosei-emotions.yaml": CORPORA,
+    "awtpn train --config configs/iemocap-vad.yaml": CORPORA,
+    "awtpn extract IEMOCAP_full_release data/iemocap-vad --format iemocap --target vad": Run(
+        append="--limit 4", makes="data/iemocap-vad", says="target: regression of valence (0.5 to 5.5), "
+    ),
+    "awtpn pack unaligned_39.pkl data/sims --format mmsa --target sentiment": Run(
+        makes="data/sims", says="target: regression of sentiment"
+    ),
+    "awtpn extract label-disdim.csv data/mer --clip_folder video-labeled --split train": Run(
+        makes="data/mer", says="train: 3 utterances"
+    ),
+    "awtpn extract label-disdim.csv data/mer --clip_folder video-labeled --split train --target regression "
+    "--target_columns valence": Run(makes="data/mer", says="target: regression of valence"),
+    "awtpn pack clips.csv data/vad --format table --target regression "
+    "--target_columns valence=1:5,arousal=1:5": Run(
+        makes="data/vad", says="target: regression of valence (1 to 5), arousal (1 to 5)"
+    ),
+    "awtpn pack clips.csv data/felt --format table --target multilabel --target_columns happy,sad": Run(
+        makes="data/felt", says="target: multilabel of happy"
+    ),
+    "awtpn pack clips.csv data/felt --format table --target multilabel --target_columns emotions": Run(
+        makes="data/felt", says="target: multilabel of anger"
     ),
     # Experiments; Use a model.
     "awtpn report runs/try1": Run(makes="runs/try1/report.html", leaves="runs/try1/report.html"),

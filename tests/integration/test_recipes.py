@@ -245,7 +245,10 @@ def test_a_pod_succeeds_only_when_the_run_is_done(said: str, code: int, tmp_path
 
 
 def test_the_example_hostfile() -> None:
-    assert fetch_hostfile(str(REPO / "configs" / "hostfile.example")) == {"node-01": 8, "node-02": 8}
+    assert fetch_hostfile(str(REPO / "configs" / "deepspeed" / "hostfile.example")) == {
+        "node-01": 8,
+        "node-02": 8,
+    }
 
 
 @pytest.mark.parametrize("file", sorted((REPO / "configs" / "accelerate").iterdir()), ids=lambda f: f.name)

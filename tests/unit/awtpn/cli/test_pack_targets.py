@@ -83,7 +83,7 @@ def test_sentiment_of_a_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["table", "--target", "regression"], "needs --target_columns: NAME or NAME=LOW:HIGH"),
         (["table", "--target_columns", "valence"], "say what they hold, --target regression or"),
         (["mmsa", "--target_columns", "x"], "--target_columns is an option of --format npz and reference"),
-        (["demo", "--target", "regression"], "--target is an option of"),
+        (["demo", "--target", "regression"], "--target regression: must be classification or values or"),
     ],
 )
 def test_options_that_are_refused(clips: Path, tmp_path: Path, words: list[str], complaint: str) -> None:

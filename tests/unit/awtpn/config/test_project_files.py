@@ -11,7 +11,10 @@ from awtpn.config.command_line import make_parser, parse_command_line
 from awtpn.config.project_files import ROOT, checkout, find_file, packaged_files, shared_files
 from awtpn.experiments.ablation import read_variants
 
-NAMES = ["demo", "iemocap", "large", "meld", "meld-text", "mosei", "ravdess", "reference"]
+NAMES = [
+    *("demo", "demo-labels", "demo-values", "iemocap", "iemocap-vad", "large", "meld", "meld-text"),
+    *("mosei", "mosei-emotions", "mosei-sentiment", "ravdess", "reference"),
+]
 
 
 def test_a_checkout_has_its_folders_beside_the_packages() -> None:
@@ -67,7 +70,8 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         find_file(tmp_path, "--config")
 
 
-def test_help_lists_the_names() -> None:
+def test_help_lists_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # lines are broken at hyphens
     text = " ".join(make_parser().format_help().split())
     assert f"or a name: {', '.join(NAMES)}" in text
     assert "or a name: zero1, zero2, zero3" in text

@@ -321,7 +321,7 @@ def test_demo_is_reproducible_and_records_its_informative_steps() -> None:
 def test_ensure_demo_packs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SIZES", {"train": 16, "val": 8, "test": 8})
     made = demo.samples
-    monkeypatch.setattr(demo, "samples", lambda: made(0, **demo.SIZES))
+    monkeypatch.setattr(demo, "samples", lambda target: made(0, **demo.SIZES, target=target))
     url = demo.ensure_demo(tmp_path)
     written = (Path(url) / "manifest.json").stat().st_mtime_ns
     assert demo.ensure_demo(tmp_path) == url
