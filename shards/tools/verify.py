@@ -206,7 +206,7 @@ def _column_pairs(
     """Each column by an index, and by the metadata of the shard; as text where both must be equal."""
     for column, kind in manifest.columns.items():
         ours = index.columns[column]
-        found = now.columns.get(column, np.full(len(ours), np.nan))
+        found = now.columns.get(column, np.broadcast_to(np.nan, len(ours)))
         numbers = kind in NUMBERS and found.dtype.kind != "U"
         yield column, (ours, found) if numbers else (ours.astype(np.str_), found.astype(np.str_))
 

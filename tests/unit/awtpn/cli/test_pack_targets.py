@@ -10,9 +10,8 @@ import pytest
 from corpora_support import write_mmsa
 
 from awtpn.cli import main
-from awtpn.cli.dataset_summary import target_text
 from shards import FeatureStream
-from shards.format.targets import CLASSES, Target
+from shards.format.targets import CLASSES, Target, target_in_words
 
 
 def awtpn(*words: object) -> None:
@@ -40,7 +39,7 @@ def test_values_of_a_table(clips: Path, tmp_path: Path, capsys: pytest.CaptureFi
         awtpn(*command)
     awtpn(*command, "--on_bad", "skip")
     shown = capsys.readouterr().out
-    assert "target: regression of valence (1 to 5), arousal; some values are missing\n" in shown
+    assert "target: regression of valence (1 to 5), arousal; values may be missing\n" in shown
     assert "further target: the classes; choose it with --data.target label\n" in shown
     assert "1 bad utterances left out; see skipped.jsonl" in shown
     [batch] = FeatureStream(str(tmp_path / "out"), shuffle=False).epoch(0)
@@ -93,7 +92,7 @@ def test_options_that_are_refused(clips: Path, tmp_path: Path, words: list[str],
 
 
 def test_targets_in_words() -> None:
-    assert target_text(CLASSES) == "the classes"
-    assert target_text(Target("multilabel", {"happy": [0, 3], "b": None}, True)) == (
-        "multilabel of happy (0 to 3), b; some values are missing"
+    assert target_in_words(CLASSES) == "the classes"
+    assert target_in_words(Target("multilabel", {"happy": [0, 3], "b": None}, True)) == (
+        "multilabel of happy (0 to 3), b; values may be missing"
     )

@@ -90,6 +90,7 @@ def test_ranges_are_floats() -> None:
         (Target("regression"), {}, "has at least one column"),
         (VALENCE, {"x": Target("multilabel")}, "targets.x: a multilabel has at least one column"),
         (Target("regression", ["a"]), {}, "has at least one column, with its range or None: a dict"),  # type: ignore[arg-type]
+        (Target("regression", {f"c{i}": None for i in range(1001)}), {}, "it has 1001 columns"),
         (Target("regression", {"a": None}, missing=1), {}, "missing is 1, not True or False"),  # type: ignore[arg-type]
         (Target("classification", {"speaker": None}), {}, "without columns"),
         (VALENCE, {"x": CLASSES}, "targets.x: a classification"),
