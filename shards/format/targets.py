@@ -264,8 +264,8 @@ def _of_columns(manifest: _Dataset, names: list[str], type: str | None, url: str
     if type == "classification" or (type is None and list(kinds.values()) == ["str"]):
         if len(names) > 1 or kinds[names[0]] not in NAMES:
             raise ValueError(
-                f"{url}: columns {kinds!s:.100} cannot be classes: data.target of a classification is one "
-                "column of text, whole numbers, or true and false"
+                f"{url}: columns {kinds!s:.100} cannot be classes: these are one column of text, whole "
+                f"numbers, or true and false; data.target can be {_choices(manifest)}"
             )
         return Target("classification", {names[0]: None})
     if text := [name for name in names if kinds[name] not in NUMBERS]:

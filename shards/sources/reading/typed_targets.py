@@ -251,6 +251,8 @@ def _sets(
         reason = f": {causes[min(causes)]}" if causes else ""
         raise ValueError(f"{at}: no utterance has a label in {column!r}{reason}")
     names = given or found_classes((name for of in found if of for name in of), f"{at}: {column}")
+    if commas := [name for name in names if "," in name]:
+        raise ValueError(f"{at}: {column!r} has the label {commas[0]!r:.60}; write ';' between labels")
     return (
         [{n: None if of is None else of.get(n, 0.0) for n in names} for of in found],
         causes,

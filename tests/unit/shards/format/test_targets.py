@@ -190,7 +190,7 @@ def test_a_target_is_chosen(dataset: Dataset, chosen: Any, type: str | None, tar
         (Dataset(), None, "regression", "its target is the classes, which is no regression"),
         (Dataset(), "label", "multilabel", "which is no multilabel"),
         (OWN, "label", None, "has no classes; data.target can be 'valence'"),
-        (Dataset(), "gain", "classification", "cannot be classes"),
+        (Dataset(), "gain", "classification", "cannot be classes: .* data.target can be 'label'"),
         (Dataset(), "activation", "classification", "cannot be classes"),
         (Dataset(), "speaker,fold", "classification", "cannot be classes"),
         (Dataset(), "speaker", "regression", "'speaker' holds text, which is no regression"),

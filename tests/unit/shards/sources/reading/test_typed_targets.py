@@ -216,6 +216,7 @@ def test_none_is_a_label_if_it_is_named() -> None:
         ("regression", {"v": ["x", "y"]}, "no utterance has a value of 'v': its 'v' is 'x', not a number"),
         ("multilabel", {"emotions": ["", "none"]}, "no utterance has a label in 'emotions'"),
         ("multilabel", {"emotions": ["Sad", "sad"]}, "emotions: labels differ only in case"),
+        ("multilabel", {"emotions": ["sad,happy"]}, "has the label 'sad,happy'; write ';' between labels"),
         ("multilabel", {"emotions": ["label", "sad"]}, "a label of 'emotions' is called 'label'"),
     ],
 )
