@@ -6,7 +6,7 @@ from shlex import quote
 
 from awtpn.model.settings import DEFAULT_WEIGHTS
 from shards.format.schema import Manifest
-from shards.format.targets import CLASS_TARGET, CLASSES, target_in_words
+from shards.format.targets import CLASS_TARGET, CLASSES, OPTIONAL, target_in_words
 from shards.safe_io.printable import join_lines, plural
 
 # Metadata columns that corpora are usually cross-validated by.
@@ -38,7 +38,13 @@ def how_to_train(manifest: Manifest, out: str) -> str:
 
     Without splits and metadata it says how to get either, since a run would have nothing to test on.
     """
-    modalities, columns = list(manifest.modalities), list(manifest.columns)
+    modalities = list(manifest.modalities)
+    # Cross-validation refuses a column that utterances lack, and the target itself.
+    columns = [
+        name
+        for name, kind in manifest.columns.items()
+        if kind != OPTIONAL and name not in manifest.target.columns
+    ]
     keys = f"--data.train {quote(out)}"
     if set(modalities) != set(DEFAULT_WEIGHTS):
         # Those of the default model first: of a pair the first is the anchor.

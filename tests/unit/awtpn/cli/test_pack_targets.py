@@ -54,6 +54,18 @@ def test_several_labels_of_a_table(clips: Path, tmp_path: Path, capsys: pytest.C
     assert batch.target.tolist() == [[1, 0], [1, 1]]
 
 
+def test_the_command_does_not_fold_by_the_target_or_by_what_is_missing(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "all.csv").write_text(
+        "key,split,valence,fold,scene,audio\nu0,all,1.5,,2,a.npy\nu1,all,2,1,1,a.npy\n"
+    )
+    words = ["--target", "regression", "--target_columns", "valence"]
+    awtpn("pack", tmp_path / "all.csv", tmp_path / "out", "--format", "table", *words)
+    shown = capsys.readouterr().out
+    assert "--by COLUMN, a column of metadata; it has scene\n" in shown
+
+
 def test_classes_of_a_table_say_nothing_of_targets(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
