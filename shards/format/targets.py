@@ -28,6 +28,8 @@ NUMBERS = ("bool", "int", "float", OPTIONAL)
 # Kinds of columns whose values can be classes.
 NAMES = ("str", "bool", "int")
 SHOWN = 20  # names in an error message
+# Columns of a declared target: its values take memory for each, and a manifest may come from anywhere.
+MOST_COLUMNS = 1_000
 # float64 holds smaller integers exactly.
 EXACT = 2**53
 # Larger values are not measurements, and their differences may overflow.
@@ -64,6 +66,17 @@ class Target:
 
 
 CLASSES = Target()
+
+
+def target_in_words(target: Target) -> str:
+    """Such as "regression of valence (1 to 5), arousal; values may be missing"."""
+    if target.is_classes:
+        return "the classes"
+    columns = ", ".join(
+        name if bounds is None else f"{name} ({bounds[0]:g} to {bounds[1]:g})"
+        for name, bounds in target.columns.items()
+    )
+    return f"{target.type} of {columns}{'; values may be missing' if target.missing else ''}"
 
 
 def values_of(meta: Mapping[str, Any], target: Target) -> list[float]:
@@ -151,8 +164,12 @@ def _checked(target: Target, at: str) -> Target:
             f"{at}: a classification is of the dataset's classes, without columns; a column of text can be "
             "chosen without being declared"
         )
-    if not target.columns:
-        raise ValueError(f"{at}: a {target.type} has at least one column")
+    if not isinstance(target.columns, dict) or not target.columns:
+        raise ValueError(f"{at}: a {target.type} has at least one column, with its range or None: a dict")
+    if len(target.columns) > MOST_COLUMNS:
+        raise ValueError(f"{at}: it has {len(target.columns)} columns, and at most {MOST_COLUMNS} are read")
+    if not isinstance(target.missing, bool):
+        raise ValueError(f"{at}: missing is {target.missing!r:.60}, not True or False")
     return replace(target, columns={name: _bounds(name, b, target, at) for name, b in target.columns.items()})
 
 
@@ -247,8 +264,8 @@ def _of_columns(manifest: _Dataset, names: list[str], type: str | None, url: str
     if type == "classification" or (type is None and list(kinds.values()) == ["str"]):
         if len(names) > 1 or kinds[names[0]] not in NAMES:
             raise ValueError(
-                f"{url}: columns {kinds!s:.100} cannot be classes: data.target of a classification is one "
-                "column of text, whole numbers, or true and false"
+                f"{url}: columns {kinds!s:.100} cannot be classes: these are one column of text, whole "
+                f"numbers, or true and false; data.target can be {_choices(manifest)}"
             )
         return Target("classification", {names[0]: None})
     if text := [name for name in names if kinds[name] not in NUMBERS]:

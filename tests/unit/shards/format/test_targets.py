@@ -89,6 +89,9 @@ def test_ranges_are_floats() -> None:
         (Target("ranking", {"a": None}), {}, "type 'ranking' must be one of"),
         (Target("regression"), {}, "has at least one column"),
         (VALENCE, {"x": Target("multilabel")}, "targets.x: a multilabel has at least one column"),
+        (Target("regression", ["a"]), {}, "has at least one column, with its range or None: a dict"),  # type: ignore[arg-type]
+        (Target("regression", {f"c{i}": None for i in range(1001)}), {}, "it has 1001 columns"),
+        (Target("regression", {"a": None}, missing=1), {}, "missing is 1, not True or False"),  # type: ignore[arg-type]
         (Target("classification", {"speaker": None}), {}, "without columns"),
         (VALENCE, {"x": CLASSES}, "targets.x: a classification"),
         (Target("regression", {"a": [1, 1]}), {}, r"range \[1, 1\], not a least and a larger number"),
@@ -187,7 +190,7 @@ def test_a_target_is_chosen(dataset: Dataset, chosen: Any, type: str | None, tar
         (Dataset(), None, "regression", "its target is the classes, which is no regression"),
         (Dataset(), "label", "multilabel", "which is no multilabel"),
         (OWN, "label", None, "has no classes; data.target can be 'valence'"),
-        (Dataset(), "gain", "classification", "cannot be classes"),
+        (Dataset(), "gain", "classification", "cannot be classes: .* data.target can be 'label'"),
         (Dataset(), "activation", "classification", "cannot be classes"),
         (Dataset(), "speaker,fold", "classification", "cannot be classes"),
         (Dataset(), "speaker", "regression", "'speaker' holds text, which is no regression"),
