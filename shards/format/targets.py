@@ -213,7 +213,8 @@ def choose_target(
     Args:
         manifest: of the dataset.
         chosen: `data.target`: None is the dataset's own target; a name in `targets`; "label" is the classes;
-            or names of columns, as a list or separated by commas. Columns of numbers are a regression,
+            or names of columns, as a list or separated by commas. Where a target and a column have the same
+            name, a list means the column. Columns of numbers are a regression,
             unless `type` says otherwise; one column of text is a classification.
         type: `task.type`; None is the target's own type.
         url: of the dataset, for error messages.
@@ -230,7 +231,7 @@ def choose_target(
     declared = None
     if chosen is None:
         declared = manifest.target
-    elif len(names) == 1:
+    elif len(names) == 1 and (isinstance(chosen, str) or names[0] not in manifest.columns):
         declared = manifest.targets.get(names[0], CLASSES if names[0] == CLASS_TARGET else None)
     if declared is not None and declared.is_classes:
         if not manifest.classes:

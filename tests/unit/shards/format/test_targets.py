@@ -180,6 +180,13 @@ def test_a_target_is_chosen(dataset: Dataset, chosen: Any, type: str | None, tar
     assert list(found.columns) == list(target.columns)
 
 
+def test_a_list_means_columns() -> None:
+    pair = Target("regression", {"valence": RANGE, "gain": None})
+    dataset = Dataset(targets={"valence": pair})
+    assert choose_target(dataset, "valence", None, "u") == pair
+    assert list(choose_target(dataset, ["valence"], None, "u").columns) == ["valence"]
+
+
 @pytest.mark.parametrize(
     ("dataset", "chosen", "type", "told"),
     [
