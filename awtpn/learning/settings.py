@@ -86,7 +86,7 @@ class LossConfig:
     eta_ce: float = 1.0
     """Weight of the cross-entropy: of the classes, of each label, or of the levels of values."""
     eta_mse: float = 0.5
-    """Weight of the squared error of the probabilities, or of the error of values."""
+    """Weight of the squared error of the probabilities, or of the error of values in eighths of their range."""
     align_form: Literal["prototypical", "reference"] = "prototypical"
     """prototypical: -log softmax(-tau d2) at the true class; reference: d2, which can collapse."""
     inter_form: Literal["margin", "reference"] = "margin"
@@ -107,13 +107,14 @@ class LossConfig:
     the terms are weighted means over pairs; default: 1 each."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh classes in the cross-entropy by utterances / (classes * utterances of the class); of
-    several labels, weigh the absence and the presence of each in the same way."""
+    several labels, weigh the absence and the presence of each in the same way. Labels that most utterances
+    lack need it to be found, and get higher probabilities than their share."""
     focal_gamma: float = 0.0
     """Exponent of the focal factor (1 - p)^gamma in the cross-entropy, p the probability of the truth."""
     label_smoothing: float = 0.0
     """Share of the cross-entropy's target that is spread evenly over all classes."""
     value_error: Literal["squared", "absolute"] = "squared"
-    """Regression: the error that eta_mse weighs, in halves of the range: squared or absolute (L1)."""
+    """Regression: the error that eta_mse weighs, in eighths of the range: squared or absolute (L1)."""
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for an invalid setting."""

@@ -181,6 +181,7 @@ class TaskConfig:
 
     type: Literal["classification", "regression", "multilabel"] | None = None
     """One class, values, or several labels at once; default: the type of the data's target."""
+    # Both chosen by measurement: see tests/benchmarks/results/targets-2026-11-29.md.
     levels: int = 7
     """Regression: values of each dimension that have prototypes, evenly spaced over its range."""
     head: Literal["levels", "linear"] = "levels"

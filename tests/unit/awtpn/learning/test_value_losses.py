@@ -105,7 +105,7 @@ def test_align_is_a_plain_loop_over_steps_and_groups(task: Task, values: Any, fo
     assert found["align"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_error_of_values_is_in_halves_of_the_range() -> None:
+def test_the_error_of_values_is_in_eighths_of_the_range() -> None:
     for task in (LEVELS, LINEAR):
         for form, size in (("squared", lambda e: e**2), ("absolute", abs)):
             found, model, whole = terms_of(task, VALUES, LossConfig(value_error=form))  # type: ignore[arg-type]
@@ -113,12 +113,12 @@ def test_the_error_of_values_is_in_halves_of_the_range() -> None:
             means = [
                 np.mean(
                     [
-                        size((p[k] - v[k]) / half)
+                        size((p[k] - v[k]) / eighth)
                         for p, v in zip(predicted, VALUES, strict=True)
                         if v[k] == v[k]
                     ]
                 )
-                for k, half in ((0, 3.0), (1, 2.0))
+                for k, eighth in ((0, 6 / 8), (1, 4 / 8))
             ]
             assert found["mse"] == pytest.approx(np.mean(means), rel=1e-9)
 
