@@ -64,12 +64,20 @@ def _binary_cross_entropy(logits: Tensor, values: Tensor, inputs: LossInputs, we
     smooth = present * (1 - config.label_smoothing) + config.label_smoothing / 2
     entropy = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
     if config.focal_gamma:
-        at_truth = torch.where(present > 0, logits, -logits).sigmoid()
-        entropy = entropy * (1 - at_truth) ** config.focal_gamma
+        against = torch.where(present > 0, -logits, logits)
+        entropy = entropy * focal_factor(F.logsigmoid(against), config.focal_gamma)
     if inputs.class_weights is not None:
         absence, presence = inputs.class_weights.to(logits.dtype).T
         entropy = entropy * torch.where(present > 0, presence, absence)
     return _mean(torch.where(known, entropy, 0.0), weight)
+
+
+def focal_factor(log_wrong: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma from log(1 - p), where p is the probability of the truth (Lin et al., 2017).
+
+    Where p rounds to 1, the power of 1 - p = 0 would have no gradient: NaN for gamma < 1.
+    """
+    return (gamma * log_wrong).exp()
 
 
 def error_of_values(inputs: LossInputs) -> Tensor:

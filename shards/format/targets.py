@@ -28,6 +28,8 @@ NUMBERS = ("bool", "int", "float", OPTIONAL)
 # Kinds of columns whose values can be classes.
 NAMES = ("str", "bool", "int")
 SHOWN = 20  # names in an error message
+# Columns of a declared target: its values take memory for each, and a manifest may come from anywhere.
+MOST_COLUMNS = 1_000
 # float64 holds smaller integers exactly.
 EXACT = 2**53
 # Larger values are not measurements, and their differences may overflow.
@@ -64,6 +66,17 @@ class Target:
 
 
 CLASSES = Target()
+
+
+def target_in_words(target: Target) -> str:
+    """Such as "regression of valence (1 to 5), arousal; values may be missing"."""
+    if target.is_classes:
+        return "the classes"
+    columns = ", ".join(
+        name if bounds is None else f"{name} ({bounds[0]:g} to {bounds[1]:g})"
+        for name, bounds in target.columns.items()
+    )
+    return f"{target.type} of {columns}{'; values may be missing' if target.missing else ''}"
 
 
 def values_of(meta: Mapping[str, Any], target: Target) -> list[float]:
@@ -151,8 +164,12 @@ def _checked(target: Target, at: str) -> Target:
             f"{at}: a classification is of the dataset's classes, without columns; a column of text can be "
             "chosen without being declared"
         )
-    if not target.columns:
-        raise ValueError(f"{at}: a {target.type} has at least one column")
+    if not isinstance(target.columns, dict) or not target.columns:
+        raise ValueError(f"{at}: a {target.type} has at least one column, with its range or None: a dict")
+    if len(target.columns) > MOST_COLUMNS:
+        raise ValueError(f"{at}: it has {len(target.columns)} columns, and at most {MOST_COLUMNS} are read")
+    if not isinstance(target.missing, bool):
+        raise ValueError(f"{at}: missing is {target.missing!r:.60}, not True or False")
     return replace(target, columns={name: _bounds(name, b, target, at) for name, b in target.columns.items()})
 
 
@@ -196,7 +213,8 @@ def choose_target(
     Args:
         manifest: of the dataset.
         chosen: `data.target`: None is the dataset's own target; a name in `targets`; "label" is the classes;
-            or names of columns, as a list or separated by commas. Columns of numbers are a regression,
+            or names of columns, as a list or separated by commas. Where a target and a column have the same
+            name, a list means the column. Columns of numbers are a regression,
             unless `type` says otherwise; one column of text is a classification.
         type: `task.type`; None is the target's own type.
         url: of the dataset, for error messages.
@@ -213,7 +231,7 @@ def choose_target(
     declared = None
     if chosen is None:
         declared = manifest.target
-    elif len(names) == 1:
+    elif len(names) == 1 and (isinstance(chosen, str) or names[0] not in manifest.columns):
         declared = manifest.targets.get(names[0], CLASSES if names[0] == CLASS_TARGET else None)
     if declared is not None and declared.is_classes:
         if not manifest.classes:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shards.format.labels import found_classes, given_classes, label_name, text_of
+from shards.format.labels import found_classes, given_classes, has_labels, label_name, text_of
 from shards.format.schema import BadSample, Sample
 from shards.format.targets import CLASSES
 from shards.safe_io.expansion import load_npy
@@ -144,7 +144,7 @@ def _classes(
         ValueError: names of classes without labels; labels that differ only in case, or none at all.
     """
     given = [row["label"] for row in rows if "label" in row]
-    if own and all(value is None or value == "" for value in given):
+    if own and not has_labels(given):
         if labels:
             raise ValueError(f"{path}: --labels names classes, but no row has a label; leave --labels out")
         return []

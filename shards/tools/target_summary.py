@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.format.index import ShardIndex
 from shards.format.schema import Manifest
-from shards.format.targets import Target
+from shards.format.targets import Target, target_in_words
 from shards.safe_io.printable import table_lines
 
 
@@ -58,19 +58,10 @@ def target_lines(manifest: Manifest) -> list[str]:
     """What the targets of a dataset are, a line for each."""
     classes = f"one of {len(manifest.classes)} classes"
     lines = [f"target: {classes}"] if manifest.target.is_classes else []
-    lines += [f"{shown}: {_described(target)}" for shown, target in targets_of(manifest).items()]
+    lines += [f"{shown}: {target_in_words(target)}" for shown, target in targets_of(manifest).items()]
     if manifest.classes and not manifest.target.is_classes:
         lines.append(f"further target label: {classes}")
     return lines
-
-
-def _described(target: Target) -> str:
-    ranges = [
-        name if bounds is None else f"{name} ({bounds[0]:g} to {bounds[1]:g})"
-        for name, bounds in target.columns.items()
-    ]
-    missing = "; values may be missing" if target.missing else ""
-    return f"{target.type} of {', '.join(ranges)}{missing}"
 
 
 def summary_lines(shown: str, target: Target, summaries: dict[str, ColumnSummary]) -> list[str]:

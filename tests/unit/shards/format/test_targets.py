@@ -89,6 +89,9 @@ def test_ranges_are_floats() -> None:
         (Target("ranking", {"a": None}), {}, "type 'ranking' must be one of"),
         (Target("regression"), {}, "has at least one column"),
         (VALENCE, {"x": Target("multilabel")}, "targets.x: a multilabel has at least one column"),
+        (Target("regression", ["a"]), {}, "has at least one column, with its range or None: a dict"),  # type: ignore[arg-type]
+        (Target("regression", {f"c{i}": None for i in range(1001)}), {}, "it has 1001 columns"),
+        (Target("regression", {"a": None}, missing=1), {}, "missing is 1, not True or False"),  # type: ignore[arg-type]
         (Target("classification", {"speaker": None}), {}, "without columns"),
         (VALENCE, {"x": CLASSES}, "targets.x: a classification"),
         (Target("regression", {"a": [1, 1]}), {}, r"range \[1, 1\], not a least and a larger number"),
@@ -175,6 +178,13 @@ def test_a_target_is_chosen(dataset: Dataset, chosen: Any, type: str | None, tar
     found = choose_target(dataset, chosen, type, "url")
     assert found == target
     assert list(found.columns) == list(target.columns)
+
+
+def test_a_list_means_columns() -> None:
+    pair = Target("regression", {"valence": RANGE, "gain": None})
+    dataset = Dataset(targets={"valence": pair})
+    assert choose_target(dataset, "valence", None, "u") == pair
+    assert list(choose_target(dataset, ["valence"], None, "u").columns) == ["valence"]
 
 
 @pytest.mark.parametrize(

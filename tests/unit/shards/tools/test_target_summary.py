@@ -127,6 +127,32 @@ def test_verify_compares_columns_with_the_shard(dataset: Path) -> None:
     }
 
 
+def test_verify_compares_values_with_the_target(dataset: Path) -> None:
+    path = dataset / "manifest.json"
+    record = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            record | {"target": {"type": "regression", "columns": {"valence": [4, 5]}, "missing": False}}
+        )
+    )
+    faults = verify(str(dataset), progress=False).faults
+    assert faults
+    assert {(fault.key, fault.cause.partition(" holds ")[0]) for fault in faults} == {
+        (None, "column 'valence'")
+    }
+    own = {"type": "regression", "columns": {"activation": None}, "missing": True}
+    path.write_text(json.dumps(record | {"target": own}))
+    faults = verify(str(dataset), progress=False).faults
+    lacking = {
+        key
+        for split in record["splits"]
+        for key, meta in FeatureStream(str(dataset), split, target="valence").metadata()
+        if meta["activation"] is None
+    }
+    assert {fault.key for fault in faults} == lacking
+    assert {fault.cause for fault in faults} == {"it has no value of the target; pack it again"}
+
+
 # --- Tars of other programs ----------------------------------------------------------------------
 
 
