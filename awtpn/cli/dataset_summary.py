@@ -25,9 +25,11 @@ def print_splits(manifest: Manifest) -> None:
 
 def print_targets(manifest: Manifest) -> None:
     """Print what is to be recognized, unless it is the classes and nothing else."""
-    further = dict(manifest.targets)
-    if not manifest.target.is_classes:
-        print(f"target: {target_in_words(manifest.target)}")
+    own = manifest.target
+    further = {name: target for name, target in manifest.targets.items() if target != own}
+    if not own.is_classes:
+        named = [name for name, target in manifest.targets.items() if target == own]
+        print(f"target{f', named {named[0]}' if named else ''}: {target_in_words(own)}")
         further |= {CLASS_TARGET: CLASSES} if manifest.classes else {}
     for name, target in further.items():
         print(f"further target: {target_in_words(target)}; choose it with --data.target {quote(name)}")

@@ -138,7 +138,7 @@ class LossConfig:
                 if getattr(self, name) != off:
                     raise ValueError(f"loss.{name} is for classes and labels: set it to {off} for regression")
         elif self.value_error != "squared":
-            raise ValueError(f"loss.value_error is for regression, and this run's task is {task_type}")
+            raise ValueError(f"loss.value_error is for regression: set it to squared for {task_type}")
 
     def check_pairs(self, modalities: Iterable[str]) -> None:
         """Check the weights of pairs for a model of these modalities.

@@ -167,7 +167,11 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
         changed := [key for key in changed_keys(config, run_dir) if key.startswith(FIXED_KEYS)]
     ):
         other_network = any(key.startswith(NETWORK_KEYS) for key in changed)
-        option = "with its weights there, --run.init_from" if other_network else "from here with these, --run.resume"
+        option = (
+            "with its weights there, --run.init_from"
+            if other_network
+            else "from here with these, --run.resume"
+        )
         raise ValueError(
             f"{run_dir} holds a run with another {', '.join(changed)}: choose another run.dir; or, to go on "
             f"{option} {quote(str(folder))}"

@@ -339,5 +339,5 @@ def test(run: Run) -> dict[str, Any]:
     if run.world.is_main:
         write_results(run.dir, results)
         log_results(run.dir, results, snapshots)
-        print_results(run.dir, results, run.card["dataset"])
+        print_results(run.dir, results, run.card["dataset"], "" if run.val is None else run.best_by)
     return results

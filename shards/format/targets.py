@@ -114,7 +114,7 @@ def _value(given: Any, name: str, bounds: list[float] | None, target: Target) ->
     if given is None:
         if target.missing:
             return math.nan
-        raise ValueError(f"has no {name!r}; fill it in, or leave the utterance out")
+        raise ValueError(f"has no {name!r}; fill it in, or leave the utterance out (on_bad skip)")
     given = number_of(given)
     if given is None:
         raise ValueError(f"its {name!r} is {shown!r:.60}, not a number")
@@ -238,8 +238,8 @@ def choose_target(
             raise ValueError(f"{url}: has no classes; data.target can be {_choices(manifest)}")
         if type not in (None, "classification"):
             raise ValueError(
-                f"{url}: its target is the classes, which is no {type}; data.target can be "
-                f"{_choices(manifest)}"
+                f"{url}: its target is the classes, and task.type is {type}: data.target can be "
+                f"{_choices(manifest, type)}"
             )
         return CLASSES
     if declared is not None and type in (None, declared.type):
@@ -257,22 +257,27 @@ def _names(manifest: _Dataset, chosen: str | Sequence[str]) -> list[str]:
 def _of_columns(manifest: _Dataset, names: list[str], type: str | None, url: str) -> Target:
     """The target that these columns are."""
     for name in names:
-        if name not in manifest.columns:
+        if name not in manifest.columns and (len(names) == 1 or name not in _named(manifest)):
             raise ValueError(f"{url}: no column {name!r:.80} for data.target; it can be {_choices(manifest)}")
+        if name not in manifest.columns:
+            raise ValueError(
+                f"{url}: data.target {name!r:.80} is a target of its own, not a column: give it alone"
+            )
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{url}: data.target {names!r:.80}: must be distinct columns, at least one")
     kinds = {name: manifest.columns[name] for name in names}
     if type == "classification" or (type is None and list(kinds.values()) == ["str"]):
         if len(names) > 1 or kinds[names[0]] not in NAMES:
             raise ValueError(
-                f"{url}: columns {kinds!s:.100} cannot be classes: these are one column of text, whole "
-                f"numbers, or true and false; data.target can be {_choices(manifest)}"
+                f"{url}: {', '.join(map(repr, names)):.100} cannot be classes; with task.type=classification "
+                "data.target is one column of text, whole numbers, or true and false: "
+                f"{_choices(manifest, 'classification')}"
             )
         return Target("classification", {names[0]: None})
     if text := [name for name in names if kinds[name] not in NUMBERS]:
         raise ValueError(
-            f"{url}: column {text[0]!r:.80} holds text, which is no {type or 'regression'}; choose columns "
-            "of numbers by data.target, or this one alone with task.type=classification"
+            f"{url}: column {text[0]!r:.80} holds text, and a {type or 'regression'} needs numbers: choose "
+            "columns of numbers by data.target, or this one alone with task.type=classification"
         )
     target = Target(
         type or "regression",
@@ -295,9 +300,21 @@ def _range(manifest: _Dataset, name: str) -> list[float] | None:
     return [0.0, 1.0] if manifest.columns[name] == "bool" else None
 
 
-def _choices(manifest: _Dataset) -> str:
-    """What `data.target` can be, for error messages."""
-    classes = [CLASS_TARGET] if manifest.classes else []
-    named = list(dict.fromkeys([*classes, *manifest.targets, *manifest.columns]))
+def _named(manifest: _Dataset) -> list[str]:
+    """The targets that have names of their own: the classes, and the further ones."""
+    return [*([CLASS_TARGET] if manifest.classes else []), *manifest.targets]
+
+
+def _choices(manifest: _Dataset, type: str | None = None) -> str:
+    """What `data.target` can be, with this `task.type` if it is given, for error messages."""
+    if type is None:
+        named = [*_named(manifest), *manifest.columns]
+    elif type == "classification":
+        fitting = [name for name, kind in manifest.columns.items() if kind in NAMES]
+        named = [*([CLASS_TARGET] if manifest.classes else []), *fitting]
+    else:
+        fitting = [name for name, kind in manifest.columns.items() if kind in NUMBERS]
+        named = [*manifest.targets, *fitting]
+    named = list(dict.fromkeys(named))
     more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
     return f"{', '.join(map(repr, named[:SHOWN])) or 'none'}{more}"

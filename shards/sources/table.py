@@ -75,6 +75,8 @@ def read(
         missing = [name for name in required if name not in row]
         if missing or not any(name in row for name in modalities):
             needed = f"{', '.join(required)} and one of {', '.join(modalities)}"
+            if missing == ["label"]:
+                needed += "; other columns are the target by --target and --target_columns"
             raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
     if absent := [name for name in named if not any(name in row for row in rows)]:
         raise ValueError(

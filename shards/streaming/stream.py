@@ -179,7 +179,8 @@ class FeatureStream:
         if self.num_utterances == 0:
             chosen = f"no utterance matches {select}" if select else "no utterances"
             if self.without_target:
-                chosen = f"no utterance has a known value of {list(self.target.columns)}"
+                columns = ", ".join(map(repr, self.target.columns))
+                chosen = f"no utterance has a value of {columns:.200}; choose other data, or another target"
             raise ValueError(f"{at}: {chosen}")
         self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size)
         self._plan = make_plan(

@@ -32,9 +32,11 @@ class ColumnSummary:
 
 
 def targets_of(manifest: Manifest) -> dict[str, Target]:
-    """The targets of numbers that a dataset declares, under the names that are shown."""
-    further = {f"further target {name}": target for name, target in manifest.targets.items()}
-    return further if manifest.target.is_classes else {"target": manifest.target, **further}
+    """The targets of numbers that a dataset declares, under the names that are shown, each once."""
+    own, further = manifest.target, manifest.targets
+    names = [name for name, target in further.items() if target == own]
+    targets = {} if own.is_classes else {f"target{f', named {names[0]}' if names else ''}": own}
+    return targets | {f"further target {name}": of for name, of in further.items() if name not in names}
 
 
 def summarize(indexes: Sequence[ShardIndex], target: Target) -> dict[str, ColumnSummary]:

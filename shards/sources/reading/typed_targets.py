@@ -151,8 +151,10 @@ def typed_target(
         names = list(given)
     known = [meta for meta in metas if any(value is not None for value in meta.values())]
     if not known:
-        reason = f": {causes[min(causes)]}" if causes else ""
-        raise ValueError(f"{at}: no utterance has a value of {', '.join(map(repr, given))}{reason}")
+        columns = ", ".join(map(repr, given))
+        if causes:
+            raise ValueError(f"{at}: no utterance has good values of {columns}: {causes[min(causes)]}")
+        raise ValueError(f"{at}: no utterance has a value of {columns}")
     if kind == "multilabel":
         metas, bounds = _labels(metas, names, bounds)
     target = Target(
@@ -326,7 +328,7 @@ def _cause(meta: Mapping[str, Any], target: Target, given: Sequence[str], how: s
     """Why an utterance's values are bad; None where they are not."""
     if all(value is None for value in meta.values()):
         columns, fill = " and ".join(map(repr, given)), "fill it in" if len(given) == 1 else "fill one in"
-        return f"has no target, {columns}; {fill}{how}, or leave the utterance out"
+        return f"has no target, {columns}; {fill}{how}, or leave the utterance out (on_bad skip)"
     try:
         values_of(meta, target)
     except ValueError as error:

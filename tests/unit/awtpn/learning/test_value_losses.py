@@ -19,7 +19,7 @@ from awtpn.learning.losses import ce, loss_terms, total_loss
 from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.learning.targets import TargetCounts
 from awtpn.model.network import AWTPN, ModelOutput
-from awtpn.model.settings import ModelConfig
+from awtpn.model.settings import ModelConfig, TaskConfig
 from awtpn.model.task import Task, level_values, predicted_values
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from shards import FeatureBatch
@@ -236,3 +236,9 @@ def test_settings_of_another_task_are_refused() -> None:
         with pytest.raises(ValueError, match=key):
             given.check_task(task)
         LossConfig().check_task(task)
+    for setting, key in ((TaskConfig(levels=5), "task.levels"), (TaskConfig(head="linear"), "task.head")):
+        setting.check_task("regression")
+        for task in ("classification", "multilabel"):
+            TaskConfig().check_task(task)
+            with pytest.raises(ValueError, match=f"{key} is for regression: set it to (7|levels) for {task}"):
+                setting.check_task(task)

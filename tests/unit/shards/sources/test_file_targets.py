@@ -191,7 +191,7 @@ def test_several_labels_of_a_table(
 @pytest.mark.parametrize(
     ("text", "options", "complaint"),
     [
-        ("key,split,v u,train,1", {}, "row 1 has columns .* expected key, split, label"),
+        ("key,split,v u,train,1", {}, "row 1 has columns .* expected key, split, label .*--target_columns"),
         ("key,split,v u,train,1", {"target": "regression"}, "needs --target_columns"),
         ("key,split,v u,train,1", {"target_columns": ["w"]}, "say what they hold"),
         (
@@ -316,7 +316,7 @@ def test_labels_of_packed_arrays_stay_their_classes(tmp_path: Path) -> None:
     manifest = packed(source, tmp_path / "out", "skip")
     assert (manifest.classes, manifest.skipped) == (["a", "b"], 1)
     assert skipped(tmp_path / "out") == {
-        "b": "has no target, 'valence'; fill it in, or leave the utterance out"
+        "b": "has no target, 'valence'; fill it in, or leave the utterance out (on_bad skip)"
     }
     # Beside classes it is metadata with missing values, which a run can choose as its target.
     manifest = packed(npz.read(tmp_path / "x.npz"), tmp_path / "classes")

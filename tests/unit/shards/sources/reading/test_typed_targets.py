@@ -182,7 +182,8 @@ def test_sets_of_labels() -> None:
     ]
     assert sorted(found.causes) == [3, 4, 8]
     assert found.causes[3] == (
-        "has no target, 'emotions'; fill it in ('none', if no label holds), or leave the utterance out"
+        "has no target, 'emotions'; fill it in ('none', if no label holds), or leave the utterance out "
+        "(on_bad skip)"
     )
     assert found.causes[4] == "its 'emotions' names 'happy' twice; leave one out"
 
@@ -213,7 +214,11 @@ def test_none_is_a_label_if_it_is_named() -> None:
     ("kind", "columns", "complaint"),
     [
         ("regression", {"v": ["", None]}, "no utterance has a value of 'v'"),
-        ("regression", {"v": ["x", "y"]}, "no utterance has a value of 'v': its 'v' is 'x', not a number"),
+        (
+            "regression",
+            {"v": ["x", "y"]},
+            "no utterance has good values of 'v': its 'v' is 'x', not a number",
+        ),
         ("multilabel", {"emotions": ["", "none"]}, "no utterance has a label in 'emotions'"),
         ("multilabel", {"emotions": ["Sad", "sad"]}, "emotions: labels differ only in case"),
         ("multilabel", {"emotions": ["sad,happy"]}, "has the label 'sad,happy'; write ';' between labels"),
