@@ -86,7 +86,7 @@ class LossConfig:
     eta_ce: float = 1.0
     """Weight of the cross-entropy: of the classes, of each label, or of the levels of values."""
     eta_mse: float = 0.5
-    """Weight of the squared error of the probabilities, or of the error of values in eighths of their range."""
+    """Weight of the squared error of the probabilities, or of the error of values in eighths of the range."""
     align_form: Literal["prototypical", "reference"] = "prototypical"
     """prototypical: -log softmax(-tau d2) at the true class; reference: d2, which can collapse."""
     inter_form: Literal["margin", "reference"] = "margin"

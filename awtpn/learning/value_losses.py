@@ -7,8 +7,8 @@ labels or dimensions. `losses` holds the terms of classification under the same 
   between two levels belongs to both, so its distance is the weighted mean of both.
 - ce: multilabel: the binary cross-entropy of each label. regression: the cross-entropy between the shares of
   the levels and the softmax over their logits; 0 with head "linear", which has no logits of levels.
-- mse: multilabel: the squared error of each label's probability. regression: the error of the value in eighths
-  of its range, squared or (`loss.value_error: absolute`) not.
+- mse: multilabel: the squared error of each label's probability. regression: the error of the value in
+  eighths of its range, squared or (`loss.value_error: absolute`) not.
 """
 
 from __future__ import annotations
