@@ -86,7 +86,7 @@ def make_predictions(
         half_widths: of the dimensions' intervals; not used for other tasks.
     """
     regression = task.type == "regression"
-    rows = predicted_values(logits, task) if regression else probabilities(logits, task)
+    rows = predicted_values(logits.double(), task) if regression else probabilities(logits, task)
     found = []
     for i, row in enumerate(rows.cpu()):
         of_steps = {modality: of[i].numpy() for modality, of in weights.items()}

@@ -24,7 +24,7 @@ from awtpn.learning.settings import LossConfig
 from awtpn.learning.targets import TargetCounts
 from awtpn.model.device import to_device_async
 from awtpn.model.segments import segment_mean
-from awtpn.model.task import Task, half_ranges, predicted_values, states_of_values
+from awtpn.model.task import Task, predicted_units, states_of_values, units_of_values
 
 Values = NDArray[np.float64]
 
@@ -93,8 +93,8 @@ def error_of_values(inputs: LossInputs) -> Tensor:
         error = logits.sigmoid() - (values > 0).to(logits.dtype)
     else:
         # Zeros for NaN: behind `where`, the gradient of a NaN would still be NaN.
-        truth = values.nan_to_num(0.0).to(logits.dtype)
-        error = (predicted_values(logits, task) - truth) / half_ranges(task, logits) * UNITS
+        truth = units_of_values(values, task).nan_to_num(0.0).to(logits.dtype)
+        error = UNITS * (predicted_units(logits, task) - truth)
     sizes = error.abs() if task.type == "regression" and config.value_error == "absolute" else error.square()
     return _mean(torch.where(known, sizes, 0.0), counts.known)
 

@@ -24,10 +24,12 @@ from shards.format.feature_space import check_same_space
 from shards.format.schema import dump_manifest
 from shards.format.split_names import find_split
 from shards.format.targets import CLASS_TARGET
+from shards.safe_io.printable import printable
 from shards.sources.demo import ensure_demo
 from shards.storage.cache import explain_unwritable
 from shards.storage.local_path import local_path
 from shards.storage.store import default_cache, open_dataset
+from shards.streaming.stream import NoTarget
 
 # Utterances per rank and batch. The same for every number of ranks, so that the same utterances share a batch
 # and metrics agree to the last digit.
@@ -124,9 +126,21 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
 def evaluation_stream(
     data: DataConfig, role: str, modalities: list[str], world: World, task: Task | None = None
 ) -> FeatureStream | None:
-    """The stream of a role ("val", "test"), unshuffled; None where there is none."""
+    """The stream of a role ("val", "test"), unshuffled; None where there is none.
+
+    There is none, either, if nobody asked for a test and the dataset's split "test" hides its targets.
+    """
     source = stream_source(data, role)
-    return None if source is None else open_evaluation(source, modalities, world, task)
+    if source is None:
+        return None
+    try:
+        return open_evaluation(source, modalities, world, task)
+    except NoTarget as error:
+        if role != "test" or data.test is not None or data.select.test is not None:
+            raise
+        if world.is_main:
+            print(printable(f"there will be no test: {error}"))
+        return None
 
 
 def open_evaluation(

@@ -92,7 +92,7 @@ def prediction_lines(batch: FeatureBatch, logits: Tensor, task: Task) -> list[di
     if task.type == "regression":
         predicted = [
             {name: significant(value) for name, value in zip(task.names, values, strict=True)}
-            for values in predicted_values(logits, task).tolist()
+            for values in predicted_values(logits.double(), task).tolist()
         ]
         fields = zip(batch.key, truth, predicted, strict=True)
         return [{"key": key, "values": known, "predicted": values} for key, known, values in fields]

@@ -257,8 +257,10 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
         ValueError: the folder is not a run, or its data has no such split.
     """
     file, split = run_dir / CONFIG_FILE, options.split
-    if not file.is_file() or split not in ROLES:
-        suggestion = "" if split in ROLES else meant(similar(split, ROLES))
+    if not file.is_file():
+        raise ValueError(f"{run_dir} is no run folder, so its data is not known: name it with --data")
+    if split not in ROLES:
+        suggestion = meant(similar(split, ROLES))
         raise ValueError(
             f"{file} names no split {split!r}: name the data to evaluate on with --data{suggestion}"
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support import ALONE
 from targets_support import corpus, pack
 
+from awtpn.config.settings import DataConfig
 from awtpn.report.run_record import validations
-from awtpn.run.data import check_targets, nothing_to_learn, remarks_on_splits
+from awtpn.run.data import check_targets, evaluation_stream, nothing_to_learn, remarks_on_splits
 from shards import FeatureStream
 
 NAN = float("nan")
@@ -48,6 +51,21 @@ def test_utterances_without_a_target_are_told_and_not_counted(tmp_path: Path) ->
     ):
         check_targets(opened("train", target="valence", task="multilabel"))
     check_targets(train)
+
+
+def test_a_hidden_test_is_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = [
+        replace(sample, meta=sample.meta | ({"activation": None} if sample.split == "test" else {}))
+        for sample in corpus()
+    ]
+    pack(hidden, tmp_path / "d")
+    data = DataConfig(train=str(tmp_path / "d"), target="activation")
+    assert evaluation_stream(data, "test", ["audio"], ALONE) is None
+    assert "there will be no test: " in capsys.readouterr().out
+    # A test that was asked for is not left out.
+    data.test = f"{data.train}#test"
+    with pytest.raises(ValueError, match="no utterance has a value of 'activation'"):
+        evaluation_stream(data, "test", ["audio"], ALONE)
 
 
 def test_a_run_without_event_files_has_no_validations(tmp_path: Path) -> None:
