@@ -6,7 +6,7 @@ from shlex import quote
 
 from awtpn.model.settings import DEFAULT_WEIGHTS
 from shards.format.schema import Manifest
-from shards.format.targets import CLASS_TARGET, CLASSES, Target
+from shards.format.targets import CLASS_TARGET, CLASSES, OPTIONAL, target_in_words
 from shards.safe_io.printable import join_lines, plural
 
 # Metadata columns that corpora are usually cross-validated by.
@@ -25,23 +25,14 @@ def print_splits(manifest: Manifest) -> None:
 
 def print_targets(manifest: Manifest) -> None:
     """Print what is to be recognized, unless it is the classes and nothing else."""
-    further = dict(manifest.targets)
-    if not manifest.target.is_classes:
-        print(f"target: {target_text(manifest.target)}")
+    own = manifest.target
+    further = {name: target for name, target in manifest.targets.items() if target != own}
+    if not own.is_classes:
+        named = [name for name, target in manifest.targets.items() if target == own]
+        print(f"target{f', named {named[0]}' if named else ''}: {target_in_words(own)}")
         further |= {CLASS_TARGET: CLASSES} if manifest.classes else {}
     for name, target in further.items():
-        print(f"further target: {target_text(target)}; choose it with --data.target {quote(name)}")
-
-
-def target_text(target: Target) -> str:
-    """A target in words, such as "regression of valence (1 to 5), arousal; some values are missing"."""
-    if target.is_classes:
-        return "the classes"
-    columns = ", ".join(
-        name if bounds is None else f"{name} ({bounds[0]:g} to {bounds[1]:g})"
-        for name, bounds in target.columns.items()
-    )
-    return f"{target.type} of {columns}{'; some values are missing' if target.missing else ''}"
+        print(f"further target: {target_in_words(target)}; choose it with --data.target {quote(name)}")
 
 
 def how_to_train(manifest: Manifest, out: str) -> str:
@@ -49,7 +40,13 @@ def how_to_train(manifest: Manifest, out: str) -> str:
 
     Without splits and metadata it says how to get either, since a run would have nothing to test on.
     """
-    modalities, columns = list(manifest.modalities), list(manifest.columns)
+    modalities = list(manifest.modalities)
+    # Cross-validation refuses a column that utterances lack, and the target itself.
+    columns = [
+        name
+        for name, kind in manifest.columns.items()
+        if kind != OPTIONAL and name not in manifest.target.columns
+    ]
     keys = f"--data.train {quote(out)}"
     if set(modalities) != set(DEFAULT_WEIGHTS):
         # Those of the default model first: of a pair the first is the anchor.

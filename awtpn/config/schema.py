@@ -62,6 +62,7 @@ class Config:
 
     def check_task(self, task_type: str) -> None:
         """Raise ValueError, naming the key, for settings that a task does not have."""
+        self.task.check_task(task_type)
         self.loss.check_task(task_type)
         check_best_by(self.train.best_by, task_type)
 

@@ -15,7 +15,7 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config
 from awtpn.experiments.run_names import as_argument, folder_name
 from awtpn.experiments.runner import Job, place_job
-from awtpn.run.data import stream_source
+from awtpn.run.data import nothing_to_learn, stream_source
 from shards import FeatureStream
 from shards.format.targets import Target, choose_target
 from shards.storage.credentials import redact
@@ -213,15 +213,13 @@ def check_values(
     Raises:
         ValueError: names the value that is left out, and the label or dimension.
     """
-    if target.type == "multilabel":
-        values = np.where(np.isnan(values), np.nan, values > 0)
+    labels = target.type == "multilabel"
     for value, left_out in rows.items() if len(rows) > 1 else ():
         for name, of_column in zip(target.columns, np.delete(values, left_out, axis=0).T, strict=True):
-            if len(found := np.unique(of_column[~np.isnan(of_column)])) < 2:
-                held = f"have the same {name!r} ({found[0]:g})" if len(found) else f"lack {name!r}"
+            if held := nothing_to_learn(of_column, name, labels):
                 raise ValueError(
-                    f"without {by} {value!r} all utterances {held}, so there is nothing to learn: leave it "
-                    "out of data.target, or cross-validate by another column"
+                    f"without {by} {value!r} all utterances have {held}, so there is nothing to learn: leave "
+                    "it out of data.target, or cross-validate by another column"
                 )
 
 

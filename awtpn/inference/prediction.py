@@ -13,8 +13,9 @@ from torch import Tensor
 from awtpn.inference.intervals import HalfWidths, Intervals, interval_around
 from awtpn.metrics.multilabel import THRESHOLD
 from awtpn.model.task import Task, predicted_values, probabilities
+from awtpn.run.predictions import significant
 
-DIGITS = 6  # decimals of a written number
+DIGITS = 6  # decimals of a written probability or weight
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Prediction:
         return all(bool(np.isfinite(of).all()) for of in [np.array(given), *self.weights.values()])
 
     def as_json(self) -> dict[str, Any]:
-        """The prediction as plain JSON, rounded to six digits; only what the task has."""
+        """The prediction as plain JSON, only what the task has; probabilities to six decimals."""
         found: dict[str, Any] = {}
         if self.values is not None:
-            found["values"] = {name: round(value, DIGITS) for name, value in self.values.items()}
+            found["values"] = {name: significant(value) for name, value in self.values.items()}
             found["intervals"] = {
-                name: None if span is None else [round(end, DIGITS) for end in span]
+                name: None if span is None else [significant(end) for end in span]
                 for name, span in (self.intervals or {}).items()
             }
         else:
@@ -85,7 +86,7 @@ def make_predictions(
         half_widths: of the dimensions' intervals; not used for other tasks.
     """
     regression = task.type == "regression"
-    rows = predicted_values(logits, task) if regression else probabilities(logits, task)
+    rows = predicted_values(logits.double(), task) if regression else probabilities(logits, task)
     found = []
     for i, row in enumerate(rows.cpu()):
         of_steps = {modality: of[i].numpy() for modality, of in weights.items()}

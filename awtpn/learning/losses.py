@@ -10,6 +10,7 @@ To add a term, give it a line in `settings.TERMS` and a weight in `LossConfig`, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from awtpn.learning.loss_inputs import LossInputs, LossNormalizers, NegativePool, PairInputs
 from awtpn.learning.settings import TERMS, LossConfig, Pair
-from awtpn.learning.value_losses import align_to_states, ce_of_values, error_of_values
+from awtpn.learning.value_losses import align_to_states, ce_of_values, error_of_values, focal_factor
 from awtpn.model.device import to_device_async
 from awtpn.model.network import ModelOutput
 from awtpn.model.segments import segment_mean
@@ -131,8 +132,9 @@ def ce(inputs: LossInputs) -> Tensor:
         summed = F.cross_entropy(logits, inputs.label, weights, reduction="sum", label_smoothing=smoothing)
         return summed / inputs.normalizers.class_weight
     entropy = F.cross_entropy(logits, inputs.label, weights, reduction="none", label_smoothing=smoothing)
-    truth = logits.softmax(-1).gather(1, inputs.label[:, None])[:, 0]
-    return ((1 - truth) ** config.focal_gamma * entropy).sum() / inputs.normalizers.class_weight
+    others = logits.scatter(1, inputs.label[:, None], -math.inf)
+    factor = focal_factor(others.logsumexp(-1) - logits.logsumexp(-1), config.focal_gamma)
+    return (factor * entropy).sum() / inputs.normalizers.class_weight
 
 
 @loss_term

@@ -139,11 +139,13 @@ def class_sums(output: ModelOutput, states: Tensor, prototypes: Tensor, per_clas
 
 @torch.no_grad()
 def move_to_class_means(prototypes: Tensor, sums: Tensor, decay: float) -> None:
-    """One EMA step of `prototypes` [C*K, D], in place, from the global batch's `sums` [C*K, D+1].
+    """One EMA step of `prototypes` [S*K, D], in place, from the global batch's `sums` [S*K, D+1].
 
-    A prototype without utterances does not change, nor does one whose mean is not finite.
+    A prototype without utterances does not change, nor does one whose mean is not finite. Shares of
+    utterances can add up to a count below 1; the prototype itself then makes up the rest of the mean, so that
+    it moves as much less.
     """
     count = sums[:, -1:]
-    mean = sums[:, :-1] / count.clamp(min=1)
+    mean = sums[:, :-1] / count.clamp(min=1) + (1 - count).clamp(min=0) * prototypes
     usable = (count > 0) & mean.isfinite().all(-1, keepdim=True)
     prototypes.copy_(torch.where(usable, decay * prototypes + (1 - decay) * mean, prototypes))

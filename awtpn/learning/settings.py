@@ -86,7 +86,7 @@ class LossConfig:
     eta_ce: float = 1.0
     """Weight of the cross-entropy: of the classes, of each label, or of the levels of values."""
     eta_mse: float = 0.5
-    """Weight of the squared error of the probabilities, or of the error of values in eighths of their range."""
+    """Weight of the squared error of the probabilities, or of the error of values in eighths of the range."""
     align_form: Literal["prototypical", "reference"] = "prototypical"
     """prototypical: -log softmax(-tau d2) at the true class; reference: d2, which can collapse."""
     inter_form: Literal["margin", "reference"] = "margin"
@@ -138,7 +138,7 @@ class LossConfig:
                 if getattr(self, name) != off:
                     raise ValueError(f"loss.{name} is for classes and labels: set it to {off} for regression")
         elif self.value_error != "squared":
-            raise ValueError(f"loss.value_error is for regression, and this run's task is {task_type}")
+            raise ValueError(f"loss.value_error is for regression: set it to squared for {task_type}")
 
     def check_pairs(self, modalities: Iterable[str]) -> None:
         """Check the weights of pairs for a model of these modalities.

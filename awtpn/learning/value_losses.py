@@ -7,8 +7,8 @@ labels or dimensions. `losses` holds the terms of classification under the same 
   between two levels belongs to both, so its distance is the weighted mean of both.
 - ce: multilabel: the binary cross-entropy of each label. regression: the cross-entropy between the shares of
   the levels and the softmax over their logits; 0 with head "linear", which has no logits of levels.
-- mse: multilabel: the squared error of each label's probability. regression: the error of the value in eighths
-  of its range, squared or (`loss.value_error: absolute`) not.
+- mse: multilabel: the squared error of each label's probability. regression: the error of the value in
+  eighths of its range, squared or (`loss.value_error: absolute`) not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from awtpn.learning.settings import LossConfig
 from awtpn.learning.targets import TargetCounts
 from awtpn.model.device import to_device_async
 from awtpn.model.segments import segment_mean
-from awtpn.model.task import Task, half_ranges, predicted_values, states_of_values
+from awtpn.model.task import Task, predicted_units, states_of_values, units_of_values
 
 Values = NDArray[np.float64]
 
@@ -69,12 +69,20 @@ def _binary_cross_entropy(logits: Tensor, values: Tensor, inputs: LossInputs, we
     smooth = present * (1 - config.label_smoothing) + config.label_smoothing / 2
     entropy = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
     if config.focal_gamma:
-        at_truth = torch.where(present > 0, logits, -logits).sigmoid()
-        entropy = entropy * (1 - at_truth) ** config.focal_gamma
+        against = torch.where(present > 0, -logits, logits)
+        entropy = entropy * focal_factor(F.logsigmoid(against), config.focal_gamma)
     if inputs.class_weights is not None:
         absence, presence = inputs.class_weights.to(logits.dtype).T
         entropy = entropy * torch.where(present > 0, presence, absence)
     return _mean(torch.where(known, entropy, 0.0), weight)
+
+
+def focal_factor(log_wrong: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma from log(1 - p), where p is the probability of the truth (Lin et al., 2017).
+
+    Where p rounds to 1, the power of 1 - p = 0 would have no gradient: NaN for gamma < 1.
+    """
+    return (gamma * log_wrong).exp()
 
 
 def error_of_values(inputs: LossInputs) -> Tensor:
@@ -85,8 +93,8 @@ def error_of_values(inputs: LossInputs) -> Tensor:
         error = logits.sigmoid() - (values > 0).to(logits.dtype)
     else:
         # Zeros for NaN: behind `where`, the gradient of a NaN would still be NaN.
-        truth = values.nan_to_num(0.0).to(logits.dtype)
-        error = (predicted_values(logits, task) - truth) / half_ranges(task, logits) * UNITS
+        truth = units_of_values(values, task).nan_to_num(0.0).to(logits.dtype)
+        error = UNITS * (predicted_units(logits, task) - truth)
     sizes = error.abs() if task.type == "regression" and config.value_error == "absolute" else error.square()
     return _mean(torch.where(known, sizes, 0.0), counts.known)
 

@@ -140,8 +140,9 @@ def check_best_by(
     names = best_by_names(task_type, ranges)
     if name not in names:
         default = DEFAULT_BEST[task_type]
+        of = " of these values" if ranges is not None and task_type == "regression" else ""
         raise ValueError(
-            f"train.best_by is {name!r:.40}, which a {task_type} does not have; "
+            f"train.best_by is {name!r:.40}, which a {task_type}{of} does not have; "
             f"choose one of {', '.join(names)}, or leave it out for {default}"
         )
     return name

@@ -40,7 +40,7 @@ def class_table(figures: Mapping[str, Any], dataset: str = "") -> str:
 
 def value_table(figures: Mapping[str, Any]) -> str:
     """The metrics of values; those of sentiment in per cent, all others in the unit of the values."""
-    level = f"{100 * INTERVAL_LEVEL:.0f} % interval"
+    level = f"{100 * INTERVAL_LEVEL:.0f} % of errors"
     heads = ["dimension", "MAE", "Corr", "CCC", "mean", "predicted mean", level, "utterances"]
     dimensions = [heads]
     for name, row in figures["per_dimension"].items():

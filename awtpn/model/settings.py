@@ -193,6 +193,12 @@ class TaskConfig:
         if not 2 <= self.levels <= MOST_LEVELS:
             raise ValueError(f"task.levels must lie in 2 to {MOST_LEVELS}, not {self.levels}")
 
+    def check_task(self, task_type: str) -> None:
+        """Raise ValueError, naming the key, for a setting that a task does not have."""
+        for name, off in (("levels", TaskConfig.levels), ("head", TaskConfig.head)):
+            if task_type != "regression" and getattr(self, name) != off:
+                raise ValueError(f"task.{name} is for regression: set it to {off} for {task_type}")
+
 
 def modalities_as_map(value: Any) -> dict[str, Any]:
     """`model.modalities` as a map from names to settings: of a map, a list of names, or "audio,text".

@@ -137,10 +137,18 @@ def level_values(task: Task) -> NDArray[np.float64]:
     return np.stack([np.linspace(low, high, task.levels) for low, high in task.ranges])
 
 
-def half_ranges(task: Task, like: Tensor) -> Tensor:
-    """Half of each dimension's range [K], with the dtype and on the device of `like`."""
-    assert task.ranges is not None
-    return to_device_async([(high - low) / 2 for low, high in task.ranges], like.device, like.dtype)
+def middles_and_halves(task: Task, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The middle of each dimension's range and half of its width, [K] each; dtype and device of `like`."""
+    bounds = np.array(task.ranges)
+    both = np.stack([bounds.mean(1), (bounds[:, 1] - bounds[:, 0]) / 2])
+    middle, half = to_device_async(both, like.device, like.dtype)
+    return middle, half
+
+
+def units_of_values(values: Tensor, task: Task) -> Tensor:
+    """Values [B, K] in halves of their range from its middle, float64: -1 is the least, 1 the largest."""
+    middle, half = middles_and_halves(task, values.double())
+    return (values - middle) / half
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -149,19 +157,24 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def predicted_values(logits: Tensor, task: Task) -> Tensor:
-    """The value of each dimension in the target's unit: [B, outputs] -> [B, K], in float32 or wider.
+def predicted_units(logits: Tensor, task: Task) -> Tensor:
+    """The predictions as `units_of_values`: [B, outputs] -> [B, K], in float32 or wider.
 
     With head "levels" the mean of the levels, weighted by the softmax over a dimension's logits; with head
-    "linear" the middle of the range plus the logit times half of the range.
+    "linear" the logit itself.
     """
     wide = _wide(logits)
-    assert task.ranges is not None
-    if task.head == "levels":
-        shares = wide.unflatten(1, (len(task.names), task.levels)).softmax(-1)
-        return (shares * to_device_async(level_values(task), wide.device, wide.dtype)).sum(-1)
-    middle = to_device_async([(low + high) / 2 for low, high in task.ranges], wide.device, wide.dtype)
-    return middle + wide * half_ranges(task, wide)
+    if task.head == "linear":
+        return wide
+    shares = wide.unflatten(1, (len(task.names), task.levels)).softmax(-1)
+    return shares @ torch.linspace(-1, 1, task.levels, device=wide.device, dtype=wide.dtype)
+
+
+def predicted_values(logits: Tensor, task: Task) -> Tensor:
+    """The value of each dimension in the target's unit: [B, outputs] -> [B, K], in float32 or wider."""
+    units = predicted_units(logits, task)
+    middle, half = middles_and_halves(task, units)
+    return middle + half * units
 
 
 def probabilities(logits: Tensor, task: Task) -> Tensor:
@@ -184,9 +197,7 @@ def states_of_values(values: Tensor, task: Task) -> Tensor:
         present = (values > 0).to(values.dtype)
         shares = torch.stack([1 - present, present], -1)
     else:
-        half = half_ranges(task, values)
-        low = to_device_async([least for least, _ in task.ranges or ()], values.device, values.dtype)
-        place = ((values - low) / (2 * half) * (task.levels - 1)).clamp(0, task.levels - 1)
-        positions = torch.arange(task.levels, device=values.device, dtype=values.dtype)
+        place = ((units_of_values(values, task) + 1) / 2 * (task.levels - 1)).clamp(0, task.levels - 1)
+        positions = torch.arange(task.levels, device=values.device, dtype=place.dtype)
         shares = (1 - (place[..., None] - positions).abs()).clamp(min=0)
     return torch.where(known[..., None], shares, 0.0).flatten(1)

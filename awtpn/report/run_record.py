@@ -176,7 +176,9 @@ class RunRecord:
 
 
 def validations(run_dir: Path, metric: str = "w-F1") -> list[tuple[int, float]]:
-    """(step, value of a metric) of a run's validations; empty if it had none."""
+    """(step, value of a metric) of a run's validations; empty if it had none, or its event files are gone."""
+    if not (run_dir / "tensorboard").is_dir():
+        return []
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # All scalars (0 means no limit), and as little as possible of everything else.

@@ -190,8 +190,8 @@ def load_weights(folder: Path, model: AWTPN) -> None:
         name = other[0]
         raise ValueError(
             f"{folder} is of another model: {name} is {shape_of(weights, name)} there, and "
-            f"{shape_of(own, name)} by the settings of model.* now: choose another run.dir, set them as in "
-            "the run's config.yaml, or start from its weights with --run.init_from"
+            f"{shape_of(own, name)} by the settings of model.* and task.* now: choose another run.dir, set "
+            "them as in the run's config.yaml, or start from its weights with --run.init_from"
         )
     model.load_state_dict(weights)
 

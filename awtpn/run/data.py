@@ -24,10 +24,12 @@ from shards.format.feature_space import check_same_space
 from shards.format.schema import dump_manifest
 from shards.format.split_names import find_split
 from shards.format.targets import CLASS_TARGET
+from shards.safe_io.printable import printable
 from shards.sources.demo import ensure_demo
 from shards.storage.cache import explain_unwritable
 from shards.storage.local_path import local_path
 from shards.storage.store import default_cache, open_dataset
+from shards.streaming.stream import NoTarget
 
 # Utterances per rank and batch. The same for every number of ranks, so that the same utterances share a batch
 # and metrics agree to the last digit.
@@ -124,9 +126,21 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
 def evaluation_stream(
     data: DataConfig, role: str, modalities: list[str], world: World, task: Task | None = None
 ) -> FeatureStream | None:
-    """The stream of a role ("val", "test"), unshuffled; None where there is none."""
+    """The stream of a role ("val", "test"), unshuffled; None where there is none.
+
+    There is none, either, if nobody asked for a test and the dataset's split "test" hides its targets.
+    """
     source = stream_source(data, role)
-    return None if source is None else open_evaluation(source, modalities, world, task)
+    if source is None:
+        return None
+    try:
+        return open_evaluation(source, modalities, world, task)
+    except NoTarget as error:
+        if role != "test" or data.test is not None or data.select.test is not None:
+            raise
+        if world.is_main:
+            print(printable(f"there will be no test: {error}"))
+        return None
 
 
 def open_evaluation(
@@ -195,16 +209,35 @@ def check_targets(train: FeatureStream) -> None:
                 f"{train.classes[occurring[0]]!r}, and there is nothing to learn: {fix}"
             )
         return
-    values = train.target_values()
-    if train.target.type == "multilabel":
-        values = np.where(np.isnan(values), np.nan, values > 0)
-    for name, of_column in zip(train.target.columns, values.T, strict=True):
-        if len(found := np.unique(of_column[~np.isnan(of_column)])) < 2:
-            held = f"the same {name!r} ({found[0]:g})" if len(found) else f"no {name!r}"
+    labels = train.target.type == "multilabel"
+    for name, of_column in zip(train.target.columns, train.target_values().T, strict=True):
+        if held := nothing_to_learn(of_column, name, labels):
+            known = np.count_nonzero(~np.isnan(of_column))
+            which = f"all {known or len(of_column)} training utterances of {train.url}"
+            which += " that have a value" if 0 < known < len(of_column) else ""
             raise ValueError(
-                f"all {train.num_utterances} training utterances of {train.url} have {held}, and there is "
-                "nothing to learn: leave it out of data.target, or choose other utterances by data.select"
+                f"{which} have {held}, and there is nothing to learn: leave it out of data.target, or choose "
+                "other utterances by data.select"
             )
+
+
+def nothing_to_learn(values: np.ndarray, name: str, labels: bool) -> str | None:
+    """What all utterances have, such as "the same 'valence' (2)", if they are all alike; else None.
+
+    Args:
+        values: [U] of a dimension or label, NaN where missing.
+        name: of the dimension or label.
+        labels: it is a label: present above 0, else absent.
+    """
+    known = values[~np.isnan(values)]
+    found = np.unique(known > 0 if labels else known)
+    if len(found) > 1:
+        return None
+    if not len(found):
+        return f"no value of {name!r}"
+    if labels:
+        return f"{name!r} {'present (above 0)' if found[0] else 'absent (0)'}"
+    return f"the same {name!r} ({found[0]:g})"
 
 
 def task_of_data(config: TaskConfig, train: FeatureStream) -> Task:
@@ -249,6 +282,11 @@ def remarks_on_splits(train: FeatureStream, others: Sequence[FeatureStream | Non
         for name, stream in used.items():
             if count := stream.unselected(readers):
                 lines.append(f"not used of {url}#{name}: {count} utterances that no data.select takes")
+            if count := stream.without_target:
+                columns = ", ".join(map(repr, stream.target.columns))
+                lines.append(
+                    f"not used of {url}#{name}: {count} utterances without a value of {columns:.200}"
+                )
     return lines
 
 

@@ -42,6 +42,8 @@ FIXED_KEYS = (
     "loss.",
     "optim.",
 )
+# With another value of these, weights can be taken over, but the training cannot go on.
+NETWORK_KEYS = ("data.target", "task.", "model.shared_dim", "model.prototypes_per_class", "model.modalities")
 # Settings of evaluation: if they change, a finished run is evaluated again.
 EVALUATION_KEYS = ("data.val", "data.test", "data.select", "train.best_by")
 T = TypeVar("T")
@@ -164,9 +166,15 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
     if not began_from and (
         changed := [key for key in changed_keys(config, run_dir) if key.startswith(FIXED_KEYS)]
     ):
+        other_network = any(key.startswith(NETWORK_KEYS) for key in changed)
+        option = (
+            "with its weights there, --run.init_from"
+            if other_network
+            else "from here with these, --run.resume"
+        )
         raise ValueError(
             f"{run_dir} holds a run with another {', '.join(changed)}: choose another run.dir; or, to go on "
-            f"from here with these, --run.resume {quote(str(folder))}"
+            f"{option} {quote(str(folder))}"
         )
     if problem := checkpoint.find_resume_problem(folder):
         raise ValueError(problem + checkpoint.suggest_intact(folder))

@@ -29,7 +29,8 @@ from shards import FeatureBatch
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import json_text
 
-DIGITS = 6  # decimals of a written number
+DIGITS = 6  # decimals of a written probability
+SIGNIFICANT = 8  # digits of a written value, whatever its unit: float32 holds no more
 
 WriteBatch = Callable[[FeatureBatch, Tensor], None]
 # Of each task: the truth first, by which a line is recognized.
@@ -84,21 +85,30 @@ def prediction_lines(batch: FeatureBatch, logits: Tensor, task: Task) -> list[di
                 batch.key, *(column.tolist() for column in columns), strict=True
             )
         ]
-    regression = task.type == "regression"
-    truth, found = ("values", "predicted") if regression else ("labels", "probabilities")
-    given = predicted_values(logits, task) if regression else probabilities(logits, task)
-    return [
-        {"key": key, truth: _named(task, known), found: _named(task, predicted)}
-        for key, known, predicted in zip(batch.key, batch.host_target.tolist(), given.tolist(), strict=True)
+    truth = [
+        {name: None if math.isnan(value) else value for name, value in zip(task.names, values, strict=True)}
+        for values in batch.host_target.tolist()
     ]
+    if task.type == "regression":
+        predicted = [
+            {name: significant(value) for name, value in zip(task.names, values, strict=True)}
+            for values in predicted_values(logits.double(), task).tolist()
+        ]
+        fields = zip(batch.key, truth, predicted, strict=True)
+        return [{"key": key, "values": known, "predicted": values} for key, known, values in fields]
+    named = [_named(task, of_labels) for of_labels in probabilities(logits, task).tolist()]
+    fields = zip(batch.key, truth, named, strict=True)
+    return [{"key": key, "labels": known, "probabilities": of_labels} for key, known, of_labels in fields]
 
 
-def _named(task: Task, numbers: Sequence[float]) -> dict[str, float | None]:
-    """Numbers by the task's names; what is not known as null."""
-    return {
-        name: None if math.isnan(number) else round(number, DIGITS)
-        for name, number in zip(task.names, numbers, strict=True)
-    }
+def significant(value: float) -> float:
+    """A value of any unit to SIGNIFICANT digits."""
+    return float(f"{value:.{SIGNIFICANT}g}")
+
+
+def _named(task: Task, numbers: Sequence[float]) -> dict[str, float]:
+    """Probabilities by the task's names."""
+    return {name: round(number, DIGITS) for name, number in zip(task.names, numbers, strict=True)}
 
 
 def confusion_of(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> NDArray[np.int64]:

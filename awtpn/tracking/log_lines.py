@@ -7,10 +7,10 @@
 
 Losses are means over the steps since the last line of the same kind, each with the weight of its utterances,
 without steps whose loss was not finite. The terms in brackets are not weighted; the loss is their weighted
-sum. The validation's cross-entropy is the term `ce` without class weights; other terms are not computed
-there, since negatives are drawn within a training batch. A star marks the best model so far; its metric, if
-`train.best_by` names another one, is the last. What is shown of a validation depends on the task: see
-VALIDATION.
+sum. The validation's cross-entropy is the term `ce` without class weights, focal factor and label smoothing;
+other terms are not computed there, since negatives are drawn within a training batch. A star marks the best
+model so far; its metric, if `train.best_by` names another one, is the last. What is shown of a validation
+depends on the task: see VALIDATION.
 """
 
 from __future__ import annotations

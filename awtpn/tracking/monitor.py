@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from awtpn.config.schema import Config
 from awtpn.distributed.world import World
-from awtpn.metrics.summary import headlines_of
+from awtpn.metrics.summary import headlines_of, shown
 from awtpn.metrics.tables import format_table
 from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.position import Position
@@ -175,10 +175,17 @@ def log_results(run_dir: Path, results: Mapping[str, Any], snapshots: Mapping[st
             file.unlink()
 
 
-def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str) -> None:
-    """Print the test split's table (or the validation split's), and where the other results are."""
+def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str, best_by: str = "") -> None:
+    """Print the test split's table (or the validation split's), and where the other results are.
+
+    Args:
+        results: as in `results.json`.
+        dataset: its name.
+        best_by: the metric that the best checkpoint was chosen by; "" without validation while training.
+    """
     if role := next((r for r in ("test", "val") if r in results), None):
-        print(f"\n{role}: {results[role]['utterances']} utterances, best checkpoint")
+        chosen = f"best checkpoint by the validation's {shown(best_by)}" if best_by else "last checkpoint"
+        print(f"\n{role}: {results[role]['utterances']} utterances, {chosen}")
         print(format_table(results[role], dataset))
         for modality, value in results[role]["reliability_auroc"].items():
             print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")

@@ -44,7 +44,7 @@ from shards import FeatureBatch, FeatureStream
 from shards.format.split_names import split_from_url_or_option
 from shards.format.targets import Target
 from shards.safe_io.json_fields import from_record
-from shards.safe_io.printable import printable
+from shards.safe_io.printable import plural, printable
 from shards.storage.credentials import redact_url
 from shards.storage.store import split_url
 
@@ -155,6 +155,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     figures = evaluate(model, stream, world, predictions=options.predictions, threads=threads)
     if world.is_main:
         what = f"{redact_url(source['url'])}, split {stream.split}: {figures['utterances']} utterances"
+        what += f"; {stream.without_target} without a value are left out" if stream.without_target else ""
         print(printable(what) + "\n")
         print(format_table(figures, stream.name))
         if options.out:
@@ -178,10 +179,11 @@ def open_with_target(source: dict[str, Any], model: AWTPN, target: str | None, w
     modalities, task = list(model.config.modalities), model.task
     if target is not None:
         stream = open_evaluation(source | {"target": target, "task": task.type}, modalities, world)
-        if task.type != "classification" and stream.target.num_values != len(task.names):
+        given = stream.target.num_values
+        if task.type != "classification" and given != len(task.names):
             raise ValueError(
-                f"--target {target!r:.60}: {', '.join(stream.target.columns):.200}: the model predicts "
-                f"{len(task.names)}; name a column for each of {', '.join(task.names):.200}, in this order"
+                f"--target {target!r:.60}: {plural(given, 'column')}, but the model predicts "
+                f"{len(task.names)}: name a column for each of {', '.join(task.names):.200}, in this order"
             )
         return stream
     try:
@@ -255,8 +257,10 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
         ValueError: the folder is not a run, or its data has no such split.
     """
     file, split = run_dir / CONFIG_FILE, options.split
-    if not file.is_file() or split not in ROLES:
-        suggestion = "" if split in ROLES else meant(similar(split, ROLES))
+    if not file.is_file():
+        raise ValueError(f"{run_dir} is no run folder, so its data is not known: name it with --data")
+    if split not in ROLES:
+        suggestion = meant(similar(split, ROLES))
         raise ValueError(
             f"{file} names no split {split!r}: name the data to evaluate on with --data{suggestion}"
         )

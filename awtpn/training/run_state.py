@@ -51,8 +51,8 @@ class Run:
     """Of the whole model."""
     best_by: str = "w-F1"
     """The metric that the best checkpoint is chosen by."""
-    val_changed: bool = False
-    """The best checkpoint in `position` was chosen on other data than `val`, or by another metric."""
+    changed: list[str] = field(default_factory=list)
+    """What the best checkpoint in `position` was chosen by, and is another one now: data or metric."""
     pending: list[dict[str, Any]] = field(default_factory=list)
     """What `train_step` found of each step that `flush` has not written yet; tensors are on the device."""
     damaged: dict[str, str] = field(default_factory=dict)

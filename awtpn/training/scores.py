@@ -66,31 +66,31 @@ class ValueScores:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.parts: list[tuple[int, NDArray[np.int64], Tensor, Tensor]] = []  # step, places, truth, logits
+        # Per batch: step, places, truth [B, K], and on the device values or logits of labels [B, K].
+        self.parts: list[tuple[int, NDArray[np.int64], NDArray[np.float64], Tensor]] = []
 
     def add(self, batch: FeatureBatch, logits: Tensor) -> None:
         """See `Scores`."""
-        self.parts.append((batch.step, batch.place.numpy(), batch.target, logits.double()))
+        found = logits.double()
+        if self.task.type == "regression":  # at once, since the logits of levels are many
+            found = predicted_values(found, self.task)
+        self.parts.append((batch.step, batch.place.numpy(), batch.host_target.numpy(), found))
 
     def figures(self, world: World) -> dict[str, Any]:
         """`regression.summarize_values`, or `multilabel.summarize_labels` and the mean "cross-entropy"."""
-        own = [
-            (step, places, truth.cpu().numpy(), logits.cpu().numpy())
-            for step, places, truth, logits in self.parts
-        ]
+        own = [(*on_host, found.cpu().numpy()) for *on_host, found in self.parts]
         everyone = [part for of_rank in world.all_gather_object(own) for part in of_rank]
-        truth = np.concatenate([np.zeros((0, len(self.task.names))), *(part[2] for part in everyone)])
-        logits = np.concatenate([np.zeros((0, self.task.outputs)), *(part[3] for part in everyone)])
+        none = np.zeros((0, len(self.task.names)))
+        truth, found = (np.concatenate([none, *(part[i] for part in everyone)]) for i in (2, 3))
         steps = np.repeat([part[0] for part in everyone], [len(part[1]) for part in everyone])
         places = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in everyone)])
         order = np.lexsort((places, steps))  # the plan's: batch after batch, and within a batch by place
-        truth, logits = truth[order], logits[order]
+        truth, found = truth[order], found[order]
         if self.task.type == "regression":
-            predicted = predicted_values(torch.from_numpy(logits), self.task).numpy()
-            return summarize_values(truth, predicted, self.task.names, self.task.ranges)
-        of_labels = probabilities(torch.from_numpy(logits), self.task).numpy()
+            return summarize_values(truth, found, self.task.names, self.task.ranges)
+        of_labels = probabilities(torch.from_numpy(found), self.task).numpy()
         return summarize_labels(truth, of_labels, self.task.names) | {
-            "cross-entropy": binary_cross_entropy(truth, logits)
+            "cross-entropy": binary_cross_entropy(truth, found)
         }
 
 

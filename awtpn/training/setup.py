@@ -78,14 +78,17 @@ def setup(
     trained_on = training_data(config.data.select, train)
     if position.data and position.data != trained_on:
         raise ValueError(
-            f"{resumed} was trained on other utterances than data.train and data.select.train name now: "
-            "choose another run.dir, or start from its weights with --run.init_from"
+            f"{resumed} was trained on other utterances than data.train and data.select.train name now, or "
+            "on another data.target: choose another run.dir, or start from its weights with --run.init_from"
         )
     validated_on = world.broadcast_object(validation_data(config.data.select, val))
-    # Old checkpoints record none: nothing is known to have changed.
-    val_changed = bool(position.validation_data) and position.validation_data != validated_on
-    val_changed = val_changed or position.best_by not in ("", best_by)
-    if val_changed and val is not None:
+    # Old checkpoints record no validation data: nothing is known to have changed.
+    then_and_now = {
+        "the validation data": (position.validation_data, validated_on),
+        "train.best_by": (position.best_by, best_by),
+    }
+    changed = [what for what, (then, now) in then_and_now.items() if then not in ("", now)]
+    if changed and val is not None:
         position.validated = 0  # validate again, even where the run had ended
 
     model = make_model(config, train, task, world)
@@ -117,7 +120,7 @@ def setup(
     class_weights = run_on_rank0(world, lambda: balanced_weights(train)) if balanced else None
     # Only now: a start that is refused must not change the records of a run in this folder.
     total = total_steps(config.train, position, train.steps_per_epoch)
-    done = position.step >= total and not val_changed
+    done = position.step >= total and not changed
     run_on_rank0(world, lambda: rewind_run_folder(config, run_dir, resumed, position, done=done))
     return Run(
         config=config,
@@ -147,7 +150,7 @@ def setup(
         piece_threads=pieces,
         parameters=parameters,
         best_by=best_by,
-        val_changed=val_changed,
+        changed=changed,
     )
 
 

@@ -125,7 +125,7 @@ def fit(run: Run) -> None:
         announce(run, monitor)
         prototypes = run.engine.gather_parameter(unwrap(run.model).tpn.prototypes).numpy()
         monitor.log_settings(position.step, run.config, run.train, run.world, position.threads, prototypes)
-        if run.val_changed:
+        if run.changed:
             reevaluate_best(run, monitor)
         run.since = time.perf_counter()
         # A run that was stopped in its last validation has all its steps, and still needs that validation.
@@ -225,7 +225,7 @@ def validate_epoch(run: Run, monitor: Monitor) -> tuple[dict[str, Any] | None, b
 
 
 def reevaluate_best(run: Run, monitor: Monitor) -> None:
-    """Evaluate the best checkpoint again: validation data or `train.best_by` changed since it was chosen.
+    """Evaluate the best checkpoint again, by what is another one since it was chosen (`run.changed`).
 
     Raises:
         Stopped: by a signal; no checkpoint has changed, so the next start does this again.
@@ -233,7 +233,8 @@ def reevaluate_best(run: Run, monitor: Monitor) -> None:
     position = run.position
     if not position.best_step:
         return
-    changed = f"the validation data or train.best_by has changed since step {position.step}"
+    have = "has" if len(run.changed) == 1 else "have"
+    changed = f"{' and '.join(run.changed)} {have} changed since step {position.step}"
     if run.val is None:
         forget_best(position)
         monitor.print(
@@ -338,5 +339,5 @@ def test(run: Run) -> dict[str, Any]:
     if run.world.is_main:
         write_results(run.dir, results)
         log_results(run.dir, results, snapshots)
-        print_results(run.dir, results, run.card["dataset"])
+        print_results(run.dir, results, run.card["dataset"], "" if run.val is None else run.best_by)
     return results

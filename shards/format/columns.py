@@ -13,10 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.targets import OPTIONAL
+from shards.format.targets import EXACT, OPTIONAL
+from shards.safe_io.file_names import is_text
 
 # Characters. Longer text, such as transcripts, is not for selecting, and NumPy stores text at a fixed width.
 LONGEST_COLUMN = 128
+# Characters of a column's name. An index is a zip file, in which longer names, or zeros in them, cannot be.
+LONGEST_NAME = 10_000
+# The kind of whole numbers that float64 does not hold exactly. A column of them has the kind "int", but not
+# if utterances lack some: different identifiers would become equal.
+LARGE = "large int"
 # The kind of a value that is null. Other values that are no column have the kind None.
 NULL = "null"
 # If more fields than this are absent in some utterances, none of them becomes a column: their names are then
@@ -25,7 +31,10 @@ MOST_SPARSE = 256
 
 
 def scalar_kind(value: Any) -> str | None:
-    """Kind of a metadata value: "bool", "int", "float", "str" or "null"; None if it cannot be selected by."""
+    """Kind of a metadata value: "bool", "int", "large int", "float", "str" or "null".
+
+    None if it cannot be selected by.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NULL
     if isinstance(value, str) and len(value) > LONGEST_COLUMN:
@@ -33,6 +42,8 @@ def scalar_kind(value: Any) -> str | None:
     # NumPy's int64 cannot hold it.
     if isinstance(value, int) and abs(value) >= 2**63:
         return None
+    if isinstance(value, int) and abs(value) >= EXACT:
+        return LARGE
     kind = type(value).__name__
     return kind if kind in ("bool", "int", "float", "str") else None
 
@@ -48,16 +59,21 @@ def column_kinds(found: Mapping[str, tuple[int, set[str | None]]], utterances: i
     columns = {}
     for name, (count, kinds) in sorted(found.items()):
         kind = _column_kind(kinds, count == utterances)
-        if name != "label" and kind is not None and (count == utterances or sparse <= MOST_SPARSE):
+        dense = count == utterances or sparse <= MOST_SPARSE
+        if name != "label" and kind is not None and dense and _can_be_named(name):
             columns[name] = kind
     return columns
 
 
+def _can_be_named(name: str) -> bool:
+    return len(name) <= LONGEST_NAME and "\0" not in name and is_text(name)
+
+
 def _column_kind(kinds: set[str | None], everywhere: bool) -> str | None:
     """The kind of a column with values of these kinds; integers may mix with floats."""
-    if kinds - {NULL} and kinds <= {"int", "float", NULL}:
+    if kinds - {NULL} and kinds <= {"int", LARGE, "float", NULL}:
         if not everywhere or NULL in kinds:
-            return OPTIONAL
+            return None if LARGE in kinds else OPTIONAL
         return "float" if "float" in kinds else "int"
     return next(iter(kinds)) if everywhere and len(kinds) == 1 and NULL not in kinds else None
 

@@ -99,11 +99,13 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
         there = f"offset.{name}" in arrays or f"steps.{name}" in arrays
         offset[name] = take(f"offset.{name}", np.int64) if there else np.full(utterances, -1)
         steps[name] = take(f"steps.{name}", np.int32) if there else np.zeros(utterances, np.int32)
+    # One value in memory, whatever its length: a manifest may name any number of such columns.
+    absent = np.broadcast_to(np.nan, utterances)
     columns = {}
     for name, kind in manifest.columns.items():
         # A number that no utterance of the shard has is missing in the index.
         if kind == OPTIONAL and f"column.{name}" not in arrays:
-            columns[name] = np.full(utterances, np.nan)
+            columns[name] = absent
             continue
         array = take(f"column.{name}", KINDS[kind])
         columns[name] = array.astype(np.float64) if kind == OPTIONAL else array

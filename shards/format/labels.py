@@ -84,6 +84,17 @@ def label_name(value: Any, classes: Collection[str] = ()) -> str:
     return whole[1] if whole else name
 
 
+def has_labels(values: Iterable[Any]) -> bool:
+    """Whether one of these values is the label of a class; the others are missing."""
+    for value in values:
+        try:
+            label_name(value)
+        except ValueError:
+            continue
+        return True
+    return False
+
+
 def found_classes(labels: Iterable[Any], at: str, times: Iterable[int] | None = None) -> list[str]:
     """The classes of these labels: numbers by their value, then names in alphabetical order.
 

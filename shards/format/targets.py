@@ -28,6 +28,8 @@ NUMBERS = ("bool", "int", "float", OPTIONAL)
 # Kinds of columns whose values can be classes.
 NAMES = ("str", "bool", "int")
 SHOWN = 20  # names in an error message
+# Columns of a declared target: its values take memory for each, and a manifest may come from anywhere.
+MOST_COLUMNS = 1_000
 # float64 holds smaller integers exactly.
 EXACT = 2**53
 # Larger values are not measurements, and their differences may overflow.
@@ -66,6 +68,17 @@ class Target:
 CLASSES = Target()
 
 
+def target_in_words(target: Target) -> str:
+    """Such as "regression of valence (1 to 5), arousal; values may be missing"."""
+    if target.is_classes:
+        return "the classes"
+    columns = ", ".join(
+        name if bounds is None else f"{name} ({bounds[0]:g} to {bounds[1]:g})"
+        for name, bounds in target.columns.items()
+    )
+    return f"{target.type} of {columns}{'; values may be missing' if target.missing else ''}"
+
+
 def values_of(meta: Mapping[str, Any], target: Target) -> list[float]:
     """The values of an utterance, one for each column of the target; NaN where it is missing.
 
@@ -101,7 +114,7 @@ def _value(given: Any, name: str, bounds: list[float] | None, target: Target) ->
     if given is None:
         if target.missing:
             return math.nan
-        raise ValueError(f"has no {name!r}; fill it in, or leave the utterance out")
+        raise ValueError(f"has no {name!r}; fill it in, or leave the utterance out (on_bad skip)")
     given = number_of(given)
     if given is None:
         raise ValueError(f"its {name!r} is {shown!r:.60}, not a number")
@@ -151,8 +164,12 @@ def _checked(target: Target, at: str) -> Target:
             f"{at}: a classification is of the dataset's classes, without columns; a column of text can be "
             "chosen without being declared"
         )
-    if not target.columns:
-        raise ValueError(f"{at}: a {target.type} has at least one column")
+    if not isinstance(target.columns, dict) or not target.columns:
+        raise ValueError(f"{at}: a {target.type} has at least one column, with its range or None: a dict")
+    if len(target.columns) > MOST_COLUMNS:
+        raise ValueError(f"{at}: it has {len(target.columns)} columns, and at most {MOST_COLUMNS} are read")
+    if not isinstance(target.missing, bool):
+        raise ValueError(f"{at}: missing is {target.missing!r:.60}, not True or False")
     return replace(target, columns={name: _bounds(name, b, target, at) for name, b in target.columns.items()})
 
 
@@ -196,7 +213,8 @@ def choose_target(
     Args:
         manifest: of the dataset.
         chosen: `data.target`: None is the dataset's own target; a name in `targets`; "label" is the classes;
-            or names of columns, as a list or separated by commas. Columns of numbers are a regression,
+            or names of columns, as a list or separated by commas. Where a target and a column have the same
+            name, a list means the column. Columns of numbers are a regression,
             unless `type` says otherwise; one column of text is a classification.
         type: `task.type`; None is the target's own type.
         url: of the dataset, for error messages.
@@ -213,15 +231,15 @@ def choose_target(
     declared = None
     if chosen is None:
         declared = manifest.target
-    elif len(names) == 1:
+    elif len(names) == 1 and (isinstance(chosen, str) or names[0] not in manifest.columns):
         declared = manifest.targets.get(names[0], CLASSES if names[0] == CLASS_TARGET else None)
     if declared is not None and declared.is_classes:
         if not manifest.classes:
             raise ValueError(f"{url}: has no classes; data.target can be {_choices(manifest)}")
         if type not in (None, "classification"):
             raise ValueError(
-                f"{url}: its target is the classes, which is no {type}; data.target can be "
-                f"{_choices(manifest)}"
+                f"{url}: its target is the classes, and task.type is {type}: data.target can be "
+                f"{_choices(manifest, type)}"
             )
         return CLASSES
     if declared is not None and type in (None, declared.type):
@@ -239,22 +257,27 @@ def _names(manifest: _Dataset, chosen: str | Sequence[str]) -> list[str]:
 def _of_columns(manifest: _Dataset, names: list[str], type: str | None, url: str) -> Target:
     """The target that these columns are."""
     for name in names:
-        if name not in manifest.columns:
+        if name not in manifest.columns and (len(names) == 1 or name not in _named(manifest)):
             raise ValueError(f"{url}: no column {name!r:.80} for data.target; it can be {_choices(manifest)}")
+        if name not in manifest.columns:
+            raise ValueError(
+                f"{url}: data.target {name!r:.80} is a target of its own, not a column: give it alone"
+            )
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{url}: data.target {names!r:.80}: must be distinct columns, at least one")
     kinds = {name: manifest.columns[name] for name in names}
     if type == "classification" or (type is None and list(kinds.values()) == ["str"]):
         if len(names) > 1 or kinds[names[0]] not in NAMES:
             raise ValueError(
-                f"{url}: columns {kinds!s:.100} cannot be classes: data.target of a classification is one "
-                "column of text, whole numbers, or true and false"
+                f"{url}: {', '.join(map(repr, names)):.100} cannot be classes; with task.type=classification "
+                "data.target is one column of text, whole numbers, or true and false: "
+                f"{_choices(manifest, 'classification')}"
             )
         return Target("classification", {names[0]: None})
     if text := [name for name in names if kinds[name] not in NUMBERS]:
         raise ValueError(
-            f"{url}: column {text[0]!r:.80} holds text, which is no {type or 'regression'}; choose columns "
-            "of numbers by data.target, or this one alone with task.type=classification"
+            f"{url}: column {text[0]!r:.80} holds text, and a {type or 'regression'} needs numbers: choose "
+            "columns of numbers by data.target, or this one alone with task.type=classification"
         )
     target = Target(
         type or "regression",
@@ -277,9 +300,21 @@ def _range(manifest: _Dataset, name: str) -> list[float] | None:
     return [0.0, 1.0] if manifest.columns[name] == "bool" else None
 
 
-def _choices(manifest: _Dataset) -> str:
-    """What `data.target` can be, for error messages."""
-    classes = [CLASS_TARGET] if manifest.classes else []
-    named = list(dict.fromkeys([*classes, *manifest.targets, *manifest.columns]))
+def _named(manifest: _Dataset) -> list[str]:
+    """The targets that have names of their own: the classes, and the further ones."""
+    return [*([CLASS_TARGET] if manifest.classes else []), *manifest.targets]
+
+
+def _choices(manifest: _Dataset, type: str | None = None) -> str:
+    """What `data.target` can be, with this `task.type` if it is given, for error messages."""
+    if type is None:
+        named = [*_named(manifest), *manifest.columns]
+    elif type == "classification":
+        fitting = [name for name, kind in manifest.columns.items() if kind in NAMES]
+        named = [*([CLASS_TARGET] if manifest.classes else []), *fitting]
+    else:
+        fitting = [name for name, kind in manifest.columns.items() if kind in NUMBERS]
+        named = [*manifest.targets, *fitting]
+    named = list(dict.fromkeys(named))
     more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
     return f"{', '.join(map(repr, named[:SHOWN])) or 'none'}{more}"

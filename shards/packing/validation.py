@@ -192,7 +192,9 @@ def check_targets(meta: dict[str, Any], state: PackingState) -> dict[str, Any]:
         values = values_of(meta, target)
         if target is state.target and values and all(map(math.isnan, values)):
             names = " nor ".join(map(repr, target.columns))
-            raise ValueError(f"has no target: no value of {names}; fill one in, or leave the utterance out")
+            raise ValueError(
+                f"has no target: no value of {names}; fill one in, or leave the utterance out (on_bad skip)"
+            )
         stored |= {name: number_of(meta.get(name)) for name in target.columns}
     return stored
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shards.format.labels import found_classes, given_classes, label_name, text_of
+from shards.format.labels import found_classes, given_classes, has_labels, label_name, text_of
 from shards.format.schema import BadSample, Sample
 from shards.format.targets import CLASSES
 from shards.safe_io.expansion import load_npz
@@ -80,11 +80,15 @@ def read(
     arrays = {name: _column(array) for name, array in arrays.items() if array.ndim}
     ids = _per_utterance(arrays, "ids", path)
     own = _own_target(arrays, target, bounds, len(ids), path) if bounds else None
-    has_classes = "label" in arrays
-    label = _per_utterance(arrays, "label", path) if has_classes else np.full(len(ids), "")
+    if len(arrays.get("target_names", ids)) != len(ids):
+        # They name columns of an array that is not the target now.
+        del arrays["target_names"]
+        log_unused(["target_names"], str(path), "arrays are")
+    label = _per_utterance(arrays, "label", path) if "label" in arrays else np.full(len(ids), "")
+    has_classes = not own or has_labels(label)
     split = _per_utterance(arrays, "split", path) if "split" in arrays else np.full(len(ids), SPLIT)
     if labels and not has_classes:
-        raise ValueError(f"{path}: --labels names classes, but there is no array 'label'; leave --labels out")
+        raise ValueError(f"{path}: --labels names classes, but no utterance has a label; leave --labels out")
     label_names, classes = _classes(label, labels or named, path) if has_classes else ([None] * len(ids), [])
     splits = named_splits(split, str(path))
     features = {name: _steps(arrays, name, path) for name in _modalities(arrays)}
@@ -233,7 +237,9 @@ def _named_columns(
 
 
 def _plain(value: Any) -> Any:
-    """A value of metadata; None for NaN, which is a missing number."""
+    """A value of metadata, or a list of them; None for NaN, which is a missing number."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     return None if isinstance(value, float) and value != value else value
 
 

@@ -58,7 +58,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from shards.format.labels import found_classes, given_classes, label_name, text_of
+from shards.format.labels import found_classes, given_classes, has_labels, label_name, text_of
 from shards.format.schema import BadSample
 from shards.format.split_names import renaming_message, usual_names
 from shards.format.targets import CLASSES, Target
@@ -140,7 +140,7 @@ def read(
         sets = labels if target == "multilabel" and len(bounds) == 1 else None
         clips, own = _with_target(clips, target, bounds, sets, path)
         labels = None if sets else labels
-    has_classes = not bounds or any(_has_label(clip) for clip in clips)
+    has_classes = not bounds or has_labels(clip.label for clip in clips if isinstance(clip, Clip))
     if not has_classes and (labels or label_map):
         raise ValueError(f"{path}: --labels and --label_map name classes, but no clip has a label")
     known = [*(labels or ()), *(label_map or {})] if has_classes else None
@@ -218,10 +218,6 @@ def _with_target(
         except ValueError as error:
             found[place] = BadSample(clip.key, str(error), clip.source)
     return found, own.target
-
-
-def _has_label(clip: Clip | BadSample) -> bool:
-    return isinstance(clip, Clip) and clip.label not in (None, "")
 
 
 def _classes(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shards.format.labels import found_classes, given_classes, label_name, text_of
+from shards.format.labels import found_classes, given_classes, has_labels, label_name, text_of
 from shards.format.schema import BadSample, Sample
 from shards.format.targets import CLASSES
 from shards.safe_io.expansion import load_npy
@@ -75,6 +75,8 @@ def read(
         missing = [name for name in required if name not in row]
         if missing or not any(name in row for name in modalities):
             needed = f"{', '.join(required)} and one of {', '.join(modalities)}"
+            if missing == ["label"]:
+                needed += "; other columns are the target by --target and --target_columns"
             raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
     if absent := [name for name in named if not any(name in row for row in rows)]:
         raise ValueError(
@@ -142,7 +144,7 @@ def _classes(
         ValueError: names of classes without labels; labels that differ only in case, or none at all.
     """
     given = [row["label"] for row in rows if "label" in row]
-    if own and all(value is None or value == "" for value in given):
+    if own and not has_labels(given):
         if labels:
             raise ValueError(f"{path}: --labels names classes, but no row has a label; leave --labels out")
         return []

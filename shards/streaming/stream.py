@@ -60,6 +60,10 @@ READ_AHEAD_SHARE = 0.5
 PREFETCH_BYTES = 256 << 20
 
 
+class NoTarget(ValueError):
+    """None of the utterances has a known value of the target, as in the test data of a challenge."""
+
+
 class FeatureStream:
     """The utterances of a split, as packed batches in an order that does not depend on the number of ranks.
 
@@ -179,7 +183,10 @@ class FeatureStream:
         if self.num_utterances == 0:
             chosen = f"no utterance matches {select}" if select else "no utterances"
             if self.without_target:
-                chosen = f"no utterance has a known value of {list(self.target.columns)}"
+                columns = ", ".join(map(repr, self.target.columns))
+                raise NoTarget(
+                    f"{at}: no utterance has a value of {columns:.200}; choose other data, or another target"
+                )
             raise ValueError(f"{at}: {chosen}")
         self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size)
         self._plan = make_plan(

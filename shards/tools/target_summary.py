@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.format.index import ShardIndex
 from shards.format.schema import Manifest
-from shards.format.targets import Target
+from shards.format.targets import Target, target_in_words
 from shards.safe_io.printable import table_lines
 
 
@@ -32,9 +32,11 @@ class ColumnSummary:
 
 
 def targets_of(manifest: Manifest) -> dict[str, Target]:
-    """The targets of numbers that a dataset declares, under the names that are shown."""
-    further = {f"further target {name}": target for name, target in manifest.targets.items()}
-    return further if manifest.target.is_classes else {"target": manifest.target, **further}
+    """The targets of numbers that a dataset declares, under the names that are shown, each once."""
+    own, further = manifest.target, manifest.targets
+    names = [name for name, target in further.items() if target == own]
+    targets = {} if own.is_classes else {f"target{f', named {names[0]}' if names else ''}": own}
+    return targets | {f"further target {name}": of for name, of in further.items() if name not in names}
 
 
 def summarize(indexes: Sequence[ShardIndex], target: Target) -> dict[str, ColumnSummary]:
@@ -56,19 +58,10 @@ def target_lines(manifest: Manifest) -> list[str]:
     """What the targets of a dataset are, a line for each."""
     classes = f"one of {len(manifest.classes)} classes"
     lines = [f"target: {classes}"] if manifest.target.is_classes else []
-    lines += [f"{shown}: {_described(target)}" for shown, target in targets_of(manifest).items()]
+    lines += [f"{shown}: {target_in_words(target)}" for shown, target in targets_of(manifest).items()]
     if manifest.classes and not manifest.target.is_classes:
         lines.append(f"further target label: {classes}")
     return lines
-
-
-def _described(target: Target) -> str:
-    ranges = [
-        name if bounds is None else f"{name} ({bounds[0]:g} to {bounds[1]:g})"
-        for name, bounds in target.columns.items()
-    ]
-    missing = "; values may be missing" if target.missing else ""
-    return f"{target.type} of {', '.join(ranges)}{missing}"
 
 
 def summary_lines(shown: str, target: Target, summaries: dict[str, ColumnSummary]) -> list[str]:

@@ -3,7 +3,8 @@
 1. The SHA-256 of every shard and index. If that of a shard is wrong, the CRC-32s in its index show which
    utterances are damaged.
 2. Hashes prove that a file is the one that the manifest names, but not that its content is consistent. So a
-   shard that packing made is indexed again, and compared with its index, also the columns of metadata.
+   shard that packing made is indexed again, and compared with its index, also the columns of metadata, and
+   the values of the declared targets with the ranges in the manifest.
    For tars of other programs, the CRC-32s in the index are compared with the bytes.
 3. Labels are compared with those of the metadata, the manifest's class counts with the labels, and its
    statistics, by which training standardizes features, with the values in the shards.
@@ -39,8 +40,10 @@ from shards.format.targets import NUMBERS
 from shards.progress import progress_bar
 from shards.safe_io.printable import join_lines
 from shards.storage.store import Store, call_store, open_dataset
+from shards.streaming.target_columns import values_of_index
 from shards.tools.info import format_bytes
 from shards.tools.statistics_checks import shard_statistics, statistics_mismatch
+from shards.tools.target_summary import targets_of
 
 # Faults that the text shows; the result has all of them.
 SHOWN = 50
@@ -146,6 +149,8 @@ def _check_shard(
                 cause = str(error).removeprefix(f"{path}: ")
         if cause:
             faults.append(Fault(entry.index, None, cause))
+        if index is not None:
+            faults += _target_faults(entry.index, index, manifest)
     with _local(store, entry.name, entry.bytes) as path:
         cause = _wrong(path, entry.bytes, entry.sha256)
         if path is None:
@@ -206,9 +211,22 @@ def _column_pairs(
     """Each column by an index, and by the metadata of the shard; as text where both must be equal."""
     for column, kind in manifest.columns.items():
         ours = index.columns[column]
-        found = now.columns.get(column, np.full(len(ours), np.nan))
+        found = now.columns.get(column, np.broadcast_to(np.nan, len(ours)))
         numbers = kind in NUMBERS and found.dtype.kind != "U"
         yield column, (ours, found) if numbers else (ours.astype(np.str_), found.astype(np.str_))
+
+
+def _target_faults(name: str, index: ShardIndex, manifest: Manifest) -> Iterator[Fault]:
+    """Values of declared targets that the manifest excludes, and utterances without the dataset's own one."""
+    for target in targets_of(manifest).values():
+        try:
+            values = values_of_index(index, target, manifest, name)
+        except WrongManifest as error:
+            yield Fault(name, None, str(error).removeprefix(f"{name}: "))
+            continue
+        if target is manifest.target:
+            for row in np.flatnonzero(np.isnan(values).all(axis=1)).tolist():
+                yield Fault(name, str(index.key[row]), "it has no value of the target; pack it again")
 
 
 def _mislabeled(path: Path, name: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:

@@ -304,6 +304,42 @@ def test_a_finished_run_is_judged_on_other_validation_data(train: Any, score: Sc
     assert results["checkpoint"] == files.identity(tmp_path / "checkpoints" / "best")
 
 
+def test_another_metric_chooses_the_best_anew(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a finished run, the best so far and the last model are compared by the new metric."""
+    evaluate = trainer.evaluate
+
+    def score(*figures: tuple[float, float]) -> None:
+        of_next = ({"w-F1": f1, "UA": recall} for f1, recall in figures)
+        monkeypatch.setattr(trainer, "evaluate", lambda *a, **k: evaluate(*a, **k) | next(of_next))
+
+    score((0.9, 0.3), (0.1, 0.5), (0.1, 0.6), (0, 0), (0, 0))
+    train(tmp_path)
+    assert link(tmp_path, "best") == "step-00000004"
+    score((0.9, 0.3), (0.1, 0.6), (0, 0), (0, 0))
+    train(tmp_path, **{"train.best_by": "UA"})
+    assert (
+        "train.best_by has changed since step 12: later models are compared with the best checkpoint so far, "
+        "of step 4: val UA 0.3000\n" in capsys.readouterr().out
+    )
+    assert link(tmp_path, "best") == "step-00000012"
+    position = load_position(tmp_path / "checkpoints" / "latest")
+    assert (position.best_by, position.best_value) == ("UA", 0.6)
+
+
+def test_a_metric_that_is_never_defined_leaves_the_choice_to_the_second(train: Any, tmp_path: Path) -> None:
+    """Correlation and concordance of one utterance: the smallest error decides, and the results have null."""
+    data = pack_corpus(tmp_path / "one", val=1, test=1, targets=True)
+    run_dir, settings = tmp_path / "run", {"data.train": data, "data.target": "valence"}
+    train(run_dir, **settings, **{"train.best_by": "CCC"})
+    results = json.loads((run_dir / RESULTS_FILE).read_text())
+    position = load_position(run_dir / "checkpoints" / "latest")
+    assert results["val"]["CCC"] is position.best_value is None
+    assert position.best_tie == results["val"]["MAE"]
+    assert link(run_dir, "best") == f"step-{results['best_step']:08d}"
+
+
 def test_a_finished_run_that_is_tested_on_other_data_says_so(
     train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,7 +168,12 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn train --config configs/mosei-emotions.yaml": CORPORA,
     "awtpn train --config configs/iemocap-vad.yaml": CORPORA,
     "awtpn extract IEMOCAP_full_release data/iemocap-vad --format iemocap --target vad": Run(
-        append="--limit 4", makes="data/iemocap-vad", says="target: regression of valence (0.5 to 5.5), "
+        append="--limit 4",
+        makes="data/iemocap-vad",
+        says="target, named vad: regression of valence (0.5 to 5.5), ",
+    ),
+    "awtpn shards info URL": Elsewhere(
+        ["unit/shards/tools/test_target_summary.py::test_info_counts_the_values"]
     ),
     "awtpn pack unaligned_39.pkl data/sims --format mmsa --target sentiment": Run(
         makes="data/sims", says="target: regression of sentiment"
@@ -208,7 +213,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     "awtpn export runs/try1 my-model": Run(makes="my-model", leaves="my-model/README.md"),
     "awtpn push my-model USER/NAME": Elsewhere(
-        ["unit/awtpn/model/test_hub.py::test_models_are_pushed_with_their_card"]
+        ["unit/awtpn/model/sharing/test_hub.py::test_models_are_pushed_with_their_card"]
     ),
     "awtpn export --graph": Elsewhere(
         ["unit/awtpn/inference/test_export_graph.py::test_the_exported_program_takes_any_lengths"]

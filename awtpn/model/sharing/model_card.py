@@ -191,7 +191,7 @@ LIMIT_OF_TASK = {
 INTENDED_USE = """Research on emotion recognition, and comparison with other methods on the same data. The
 reliability weights show which time steps a prediction is based on; check them before you trust it."""
 
-LIMITS = """- The model predicts the label that annotators or actors of the training data would give. It
+LIMITS = """- The model predicts what annotators or actors of the training data would answer. It
   cannot know what a person feels, and people, cultures and situations differ in how they express emotions.
 - Results measured on acted or scripted speech, a few speakers, one language or one kind of recording do not
   transfer to others. Evaluate on your own data first, and per group of speakers.

@@ -97,9 +97,8 @@ def read_scores(records: Mapping[str, Any], needed: str | None, either_name: boo
 
 
 def _misses(columns: list[dict[str, np.ndarray]]) -> bool:
-    """Whether utterances that have some of these scores lack others; of one column, whether any lack it."""
-    absent = np.stack([np.isnan(np.concatenate(list(of.values()))) for of in columns])
-    return bool((absent.any(axis=0) & ~absent.all(axis=0)).any() if len(absent) > 1 else absent.any())
+    """Whether an utterance lacks one of these scores, or all of them."""
+    return any(bool(np.isnan(values).any()) for of in columns for values in of.values())
 
 
 def _finite(of: dict[str, np.ndarray], column: str, at: str) -> dict[str, np.ndarray]:
@@ -168,7 +167,10 @@ def _bounds(columns: Mapping[str, Mapping[str, np.ndarray]], needed: str | None,
 
 
 def own_and_further(scores: Scores, needed: str | None) -> tuple[Target, dict[str, Target]]:
-    """The dataset's own target, of which every utterance has a value, and its further ones."""
+    """The dataset's own target, of which every utterance has a value, and its further ones.
+
+    An utterance may lack all values of a further target: that does not make it a bad one.
+    """
     further = {name: target for name, target in scores.targets.items() if name != needed}
     if needed is None:
         return CLASSES, further

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from shards.format.labels import MISSING, found_classes, given_classes, label_name
-from shards.format.targets import CLASS_TARGET, Target, values_of
+from shards.format.targets import CLASS_TARGET, HUGE, Target, values_of
 from shards.safe_io.printable import get_logger
 
 logger = get_logger(__name__)
@@ -151,8 +151,10 @@ def typed_target(
         names = list(given)
     known = [meta for meta in metas if any(value is not None for value in meta.values())]
     if not known:
-        reason = f": {causes[min(causes)]}" if causes else ""
-        raise ValueError(f"{at}: no utterance has a value of {', '.join(map(repr, given))}{reason}")
+        columns = ", ".join(map(repr, given))
+        if causes:
+            raise ValueError(f"{at}: no utterance has good values of {columns}: {causes[min(causes)]}")
+        raise ValueError(f"{at}: no utterance has a value of {columns}")
     if kind == "multilabel":
         metas, bounds = _labels(metas, names, bounds)
     target = Target(
@@ -251,6 +253,8 @@ def _sets(
         reason = f": {causes[min(causes)]}" if causes else ""
         raise ValueError(f"{at}: no utterance has a label in {column!r}{reason}")
     names = given or found_classes((name for of in found if of for name in of), f"{at}: {column}")
+    if commas := [name for name in names if "," in name]:
+        raise ValueError(f"{at}: {column!r} has the label {commas[0]!r:.60}; write ';' between labels")
     return (
         [{n: None if of is None else of.get(n, 0.0) for n in names} for of in found],
         causes,
@@ -307,7 +311,8 @@ def _labels(
     metas: Sequence[Mapping[str, float | None]], names: Sequence[str], bounds: Mapping[str, Bounds]
 ) -> tuple[list[dict[str, float | None]], dict[str, Bounds]]:
     """Intensities with the labels' ranges; 0 and 1 as integers where there is nothing between or above."""
-    values = [v for meta in metas for v in meta.values() if v is not None and 0 <= v < math.inf]
+    # Those of bad utterances, negative or beyond all measurements, say nothing about the range.
+    values = [v for meta in metas for v in meta.values() if v is not None and 0 <= v <= HUGE]
     present_or_absent = all(value in (0, 1) for value in values)
     highest = max([1.0, *values])
     return (
@@ -323,7 +328,7 @@ def _cause(meta: Mapping[str, Any], target: Target, given: Sequence[str], how: s
     """Why an utterance's values are bad; None where they are not."""
     if all(value is None for value in meta.values()):
         columns, fill = " and ".join(map(repr, given)), "fill it in" if len(given) == 1 else "fill one in"
-        return f"has no target, {columns}; {fill}{how}, or leave the utterance out"
+        return f"has no target, {columns}; {fill}{how}, or leave the utterance out (on_bad skip)"
     try:
         values_of(meta, target)
     except ValueError as error:

@@ -10,9 +10,8 @@ import pytest
 from corpora_support import write_mmsa
 
 from awtpn.cli import main
-from awtpn.cli.dataset_summary import target_text
 from shards import FeatureStream
-from shards.format.targets import CLASSES, Target
+from shards.format.targets import CLASSES, Target, target_in_words
 
 
 def awtpn(*words: object) -> None:
@@ -40,7 +39,7 @@ def test_values_of_a_table(clips: Path, tmp_path: Path, capsys: pytest.CaptureFi
         awtpn(*command)
     awtpn(*command, "--on_bad", "skip")
     shown = capsys.readouterr().out
-    assert "target: regression of valence (1 to 5), arousal; some values are missing\n" in shown
+    assert "target: regression of valence (1 to 5), arousal; values may be missing\n" in shown
     assert "further target: the classes; choose it with --data.target label\n" in shown
     assert "1 bad utterances left out; see skipped.jsonl" in shown
     [batch] = FeatureStream(str(tmp_path / "out"), shuffle=False).epoch(0)
@@ -53,6 +52,18 @@ def test_several_labels_of_a_table(clips: Path, tmp_path: Path, capsys: pytest.C
     assert "target: multilabel of happy (0 to 1), sad (0 to 1)\n" in capsys.readouterr().out
     [batch] = FeatureStream(str(tmp_path / "out"), shuffle=False).epoch(0)
     assert batch.target.tolist() == [[1, 0], [1, 1]]
+
+
+def test_the_command_does_not_fold_by_the_target_or_by_what_is_missing(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "all.csv").write_text(
+        "key,split,valence,fold,scene,audio\nu0,all,1.5,,2,a.npy\nu1,all,2,1,1,a.npy\n"
+    )
+    words = ["--target", "regression", "--target_columns", "valence"]
+    awtpn("pack", tmp_path / "all.csv", tmp_path / "out", "--format", "table", *words)
+    shown = capsys.readouterr().out
+    assert "--by COLUMN, a column of metadata; it has scene\n" in shown
 
 
 def test_classes_of_a_table_say_nothing_of_targets(
@@ -93,7 +104,7 @@ def test_options_that_are_refused(clips: Path, tmp_path: Path, words: list[str],
 
 
 def test_targets_in_words() -> None:
-    assert target_text(CLASSES) == "the classes"
-    assert target_text(Target("multilabel", {"happy": [0, 3], "b": None}, True)) == (
-        "multilabel of happy (0 to 3), b; some values are missing"
+    assert target_in_words(CLASSES) == "the classes"
+    assert target_in_words(Target("multilabel", {"happy": [0, 3], "b": None}, True)) == (
+        "multilabel of happy (0 to 3), b; values may be missing"
     )

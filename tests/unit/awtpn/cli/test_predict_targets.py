@@ -194,11 +194,11 @@ def test_a_target_of_another_name(
     assert "note: activation" not in capsys.readouterr().out
     assert figures(of_labels, "--target", "loud,bright") == figures(of_labels)
     assert refusal("evaluate", of_values, "--data", corpus, "--target", "valence") == (
-        "error: --target 'valence': valence: the model predicts 2; name a column for each of valence, "
+        "error: --target 'valence': 1 column, but the model predicts 2: name a column for each of valence, "
         "activation, in this order"
     )
     told = refusal("evaluate", of_values, "--data", corpus, "--target", "label")
-    assert "its target is the classes, which is no regression" in told
+    assert "its target is the classes, and task.type is regression" in told
 
 
 def test_exports_tell_the_task(of_values: Path, of_labels: Path, tmp_path: Path) -> None:

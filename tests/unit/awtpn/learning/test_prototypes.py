@@ -58,6 +58,23 @@ def test_micro_batches_add_up_to_one_move() -> None:
     assert not class_sums(model(features([])), one_hot([]), table, 1).any()
 
 
+def test_shares_below_one_utterance_move_a_prototype_less() -> None:
+    """A level that has a quarter of an utterance moves a quarter of the way, and never towards zero."""
+    table, decay = torch.tensor([[1.0, 5.0], [1.0, 5.0], [1.0, 5.0]]), 0.6
+    vector = torch.tensor([3.0, 4.0])
+    # Shares of a quarter; three quarters and a half of the same vector; nothing.
+    sums = torch.tensor([0.25, 1.25, 0.0])[:, None] * torch.tensor([3.0, 4.0, 1.0])
+    expected = torch.stack(
+        [
+            decay * table[0] + (1 - decay) * (vector / 4 + 3 * table[0] / 4),
+            decay * table[1] + (1 - decay) * vector,
+            table[2],
+        ]
+    )
+    move_to_class_means(table, sums, decay)
+    torch.testing.assert_close(table, expected)
+
+
 def test_class_sums_are_float32_under_autocast() -> None:
     model = small_model(learnable=False, dtype=torch.float32)
     of, label = model(features(utterances(LENGTHS))), one_hot(LABEL)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ALONE, DIMS, batch, utterances
+from support import ALONE, CLASSES, DIMS, batch, utterances
 from torch import Tensor
 
 from awtpn.distributed.batch_layout import Layout
-from awtpn.learning.loss_inputs import LossNormalizers
-from awtpn.learning.losses import loss_terms, total_loss
+from awtpn.learning.loss_inputs import LossInputs, LossNormalizers
+from awtpn.learning.losses import ce, loss_terms, total_loss
 from awtpn.learning.settings import TERMS, LossConfig
-from awtpn.model.network import AWTPN
-from awtpn.model.settings import ModelConfig
+from awtpn.learning.targets import TargetCounts
+from awtpn.model.network import AWTPN, ModelOutput
+from awtpn.model.settings import ModelConfig, TaskConfig
 from awtpn.model.task import Task, level_values, predicted_values
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from shards import FeatureBatch
@@ -186,6 +187,25 @@ def test_a_dimension_that_nobody_has_adds_nothing(task: Task, values: Any) -> No
     assert found["align"] > 0
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("logit", [20.0, 500.0])
+def test_the_gradient_of_a_sure_and_right_prediction_is_finite(gamma: float, logit: float) -> None:
+    """In float32 its probability is 1, and a power of 1 - p below 1 has no finite gradient there."""
+    config = LossConfig(focal_gamma=gamma)
+    for task, values in ((LABELS, [[1.0, 0.0]]), (Task("classification", CLASSES), [[]])):
+        right = torch.tensor([[logit, -logit, -logit][: task.outputs]], requires_grad=True)
+        target = torch.tensor(values, dtype=torch.float64)
+        normalizers = LossNormalizers(1, {}, {}, {}, 1, TargetCounts(np.ones(2), np.ones(2), {}))
+        inputs = LossInputs(
+            ModelOutput(right, {}), torch.tensor([0]), {}, normalizers, config, None, task, target
+        )
+        loss = ce(inputs)
+        loss.backward()
+        assert loss.item() == pytest.approx(0, abs=1e-8)
+        assert right.grad is not None
+        assert right.grad.abs().max() < 1e-6
+
+
 @pytest.mark.parametrize(("gamma", "smoothing"), [(0.0, 0.1), (2.0, 0.0), (2.0, 0.1)])
 def test_focal_loss_and_smoothing_of_classes(gamma: float, smoothing: float) -> None:
     logits, label = torch.randn(9, 3, dtype=torch.float64), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2])
@@ -216,3 +236,9 @@ def test_settings_of_another_task_are_refused() -> None:
         with pytest.raises(ValueError, match=key):
             given.check_task(task)
         LossConfig().check_task(task)
+    for setting, key in ((TaskConfig(levels=5), "task.levels"), (TaskConfig(head="linear"), "task.head")):
+        setting.check_task("regression")
+        for task in ("classification", "multilabel"):
+            TaskConfig().check_task(task)
+            with pytest.raises(ValueError, match=f"{key} is for regression: set it to (7|levels) for {task}"):
+                setting.check_task(task)

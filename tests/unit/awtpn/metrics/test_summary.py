@@ -64,7 +64,7 @@ def test_metrics_of_sentiment_need_its_range() -> None:
         ("Acc-2", [[-3, 3]] * 2),
         ("Acc-2", [None]),
     ]:
-        with pytest.raises(ValueError, match=f"{name!r}, which a regression does not have"):
+        with pytest.raises(ValueError, match=f"{name!r}, which a regression of these values does"):
             check_best_by(name, "regression", ranges)
 
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from awtpn.model.task import (
     Task,
     level_values,
+    predicted_units,
     predicted_values,
     probabilities,
     states_of_values,
     task_of_card,
+    units_of_values,
 )
 
 NAN = math.nan
@@ -43,14 +45,15 @@ def test_the_groups_of_prototypes() -> None:
 
 def test_states_of_values_by_hand() -> None:
     assert level_values(SENTIMENT).tolist() == [[-3, -2, -1, 0, 1, 2, 3]]
-    shares = states_of_values(tensor([[0], [1.25], [3], [7], [NAN]]), SENTIMENT).tolist()
-    assert shares == [
+    shares = states_of_values(tensor([[0], [1.25], [3], [7], [NAN]]), SENTIMENT)
+    expected = [
         [0, 0, 0, 1, 0, 0, 0],
         [0, 0, 0, 0, 0.75, 0.25, 0],
         [0, 0, 0, 0, 0, 0, 1],
         [0, 0, 0, 0, 0, 0, 1],  # outside of the range: the last level
         [0] * 7,
     ]
+    torch.testing.assert_close(shares, tensor(expected), rtol=0, atol=1e-12)
     assert states_of_values(tensor([[2, NAN]]), TWO).tolist() == [[0.5, 0.5, 0, 0, 0, 0]]
     assert states_of_values(tensor([[0, 1.33], [NAN, 0]]), LABELS).tolist() == [[1, 0, 0, 1], [0, 0, 1, 0]]
 
@@ -72,6 +75,14 @@ def test_values_and_probabilities_of_logits() -> None:
     assert probabilities(tensor([[0, math.log(3)]]), LABELS)[0].tolist() == pytest.approx([0.5, 0.75])
     classes = Task("classification", ["a", "b"])
     assert probabilities(tensor([[0, math.log(3)]]), classes)[0].tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_a_narrow_range_far_from_zero_is_exact() -> None:
+    task = Task("regression", ["year"], [[1e8, 1e8 + 1]], levels=5)
+    values = tensor([[1e8], [1e8 + 0.25], [1e8 + 0.625]])
+    assert units_of_values(values, task).flatten().tolist() == [-1, -0.5, 0.25]
+    found = predicted_units(states_of_values(values, task).clamp(min=1e-30).log().float(), task)
+    assert found.flatten().tolist() == pytest.approx([-1, -0.5, 0.25], abs=1e-6)
 
 
 def test_a_card_keeps_the_task() -> None:

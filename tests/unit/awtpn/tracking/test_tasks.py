@@ -17,6 +17,7 @@ from awtpn.config.schema import Config
 from awtpn.config.settings import DataConfig
 from awtpn.metrics.multilabel import summarize_labels
 from awtpn.metrics.regression import summarize_values
+from awtpn.metrics.summary import DEFAULT_BEST
 from awtpn.model.task import Task
 from awtpn.run.position import Position
 from awtpn.tracking.captions import caption, color_words, predicted_words, truth_words
@@ -173,9 +174,10 @@ def test_a_table_is_printed_for_every_task(tmp_path: Path, capfd: pytest.Capture
     ):
         figures, _ = of(task)
         auroc = {"reliability_auroc": {"audio": 0.75}}
-        print_results(tmp_path, {"best_step": 3, "step": 3, "val": figures | auroc}, "")
+        best_by = DEFAULT_BEST[figures["task"]]
+        print_results(tmp_path, {"best_step": 3, "step": 3, "val": figures | auroc}, "", best_by)
         printed = capfd.readouterr().out
-        assert printed.startswith("\nval: 40 utterances, best checkpoint\n")
+        assert printed.startswith(f"\nval: 40 utterances, best checkpoint by the validation's {best_by}\n")
         assert [word for word in words if f"\n{word}" not in printed] == []
         assert "audio steps: AUROC 0.750" in printed
 

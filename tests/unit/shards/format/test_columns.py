@@ -42,6 +42,9 @@ def kinds_of(metas: Metas) -> dict[str, str]:
         ([[1], [2]], None),
         ([1, [2]], None),
         ([1, 2**63], None),
+        ([1, 2**53], "int"),
+        ([0.5, 2**53], "float"),
+        ([None, 2**53], None),
         (["x" * 129, "y"], None),
     ],
 )
@@ -61,6 +64,12 @@ def test_a_number_may_be_absent_but_no_other_value() -> None:
     np.testing.assert_array_equal(index_columns(metas)["number"], [1, math.nan])
 
 
+def test_names_that_an_index_cannot_have_are_no_columns() -> None:
+    metas = [{"a\0b": 1, "\ud800": 1, "x" * 70_000: 1, "wütend": 1}]
+    assert kinds_of(metas) == {"wütend": "int"}
+    assert list(index_columns(metas)) == ["wütend"]
+
+
 def test_fields_with_data_as_names_are_no_columns() -> None:
     metas = [{"fold": i, f"word-{i}": 1.0, "some": None if i else 1.0} for i in range(MOST_SPARSE + 1)]
     assert kinds_of(metas) == {"fold": "int", "some": "optional float"}
@@ -68,7 +77,14 @@ def test_fields_with_data_as_names_are_no_columns() -> None:
     assert len(kinds_of(metas[:-1])) == MOST_SPARSE + 2
 
 
-VALUES = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-5, 5) | st.text("ab", max_size=2)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.just(2**60)
+    | st.floats(-5, 5)
+    | st.text("ab", max_size=2)
+)
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), VALUES), min_size=1, max_size=8), st.integers(1, 4))

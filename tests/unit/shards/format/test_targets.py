@@ -89,6 +89,9 @@ def test_ranges_are_floats() -> None:
         (Target("ranking", {"a": None}), {}, "type 'ranking' must be one of"),
         (Target("regression"), {}, "has at least one column"),
         (VALENCE, {"x": Target("multilabel")}, "targets.x: a multilabel has at least one column"),
+        (Target("regression", ["a"]), {}, "has at least one column, with its range or None: a dict"),  # type: ignore[arg-type]
+        (Target("regression", {f"c{i}": None for i in range(1001)}), {}, "it has 1001 columns"),
+        (Target("regression", {"a": None}, missing=1), {}, "missing is 1, not True or False"),  # type: ignore[arg-type]
         (Target("classification", {"speaker": None}), {}, "without columns"),
         (VALENCE, {"x": CLASSES}, "targets.x: a classification"),
         (Target("regression", {"a": [1, 1]}), {}, r"range \[1, 1\], not a least and a larger number"),
@@ -177,6 +180,13 @@ def test_a_target_is_chosen(dataset: Dataset, chosen: Any, type: str | None, tar
     assert list(found.columns) == list(target.columns)
 
 
+def test_a_list_means_columns() -> None:
+    pair = Target("regression", {"valence": RANGE, "gain": None})
+    dataset = Dataset(targets={"valence": pair})
+    assert choose_target(dataset, "valence", None, "u") == pair
+    assert list(choose_target(dataset, ["valence"], None, "u").columns) == ["valence"]
+
+
 @pytest.mark.parametrize(
     ("dataset", "chosen", "type", "told"),
     [
@@ -184,13 +194,36 @@ def test_a_target_is_chosen(dataset: Dataset, chosen: Any, type: str | None, tar
         (Dataset(), "gain,", None, "no column ''"),
         (Dataset(), [], None, "at least one"),
         (Dataset(), ["gain", "gain"], None, "distinct"),
-        (Dataset(), None, "regression", "its target is the classes, which is no regression"),
-        (Dataset(), "label", "multilabel", "which is no multilabel"),
+        (
+            Dataset(),
+            None,
+            "regression",
+            "the classes, and task.type is regression: data.target can be 'valence', 'emotions'",
+        ),
+        (Dataset(), "label", "multilabel", "task.type is multilabel: data.target can be 'valence'"),
+        (
+            Dataset(),
+            "label,gain",
+            None,
+            "data.target 'label' is a target of its own, not a column: give it alone",
+        ),
+        (Dataset(), ["gain", "emotions"], None, "'emotions' is a target of its own"),
+        (
+            OWN,
+            None,
+            "classification",
+            "cannot be classes; with task.type=classification data.target is .*: 'speaker', 'fold', 'acted'$",
+        ),
         (OWN, "label", None, "has no classes; data.target can be 'valence'"),
-        (Dataset(), "gain", "classification", "cannot be classes"),
+        (
+            Dataset(),
+            "gain",
+            "classification",
+            "'gain' cannot be classes.*: 'label', 'speaker', 'fold', 'acted'$",
+        ),
         (Dataset(), "activation", "classification", "cannot be classes"),
         (Dataset(), "speaker,fold", "classification", "cannot be classes"),
-        (Dataset(), "speaker", "regression", "'speaker' holds text, which is no regression"),
+        (Dataset(), "speaker", "regression", "'speaker' holds text, and a regression needs numbers"),
         (Dataset(), "gain,speaker", None, "'speaker' holds text"),
         (Dataset(), None, "ranking", "task.type 'ranking': must be one of"),
         (

@@ -191,7 +191,7 @@ def test_several_labels_of_a_table(
 @pytest.mark.parametrize(
     ("text", "options", "complaint"),
     [
-        ("key,split,v u,train,1", {}, "row 1 has columns .* expected key, split, label"),
+        ("key,split,v u,train,1", {}, "row 1 has columns .* expected key, split, label .*--target_columns"),
         ("key,split,v u,train,1", {"target": "regression"}, "needs --target_columns"),
         ("key,split,v u,train,1", {"target_columns": ["w"]}, "say what they hold"),
         (
@@ -316,12 +316,31 @@ def test_labels_of_packed_arrays_stay_their_classes(tmp_path: Path) -> None:
     manifest = packed(source, tmp_path / "out", "skip")
     assert (manifest.classes, manifest.skipped) == (["a", "b"], 1)
     assert skipped(tmp_path / "out") == {
-        "b": "has no target, 'valence'; fill it in, or leave the utterance out"
+        "b": "has no target, 'valence'; fill it in, or leave the utterance out (on_bad skip)"
     }
     # Beside classes it is metadata with missing values, which a run can choose as its target.
     manifest = packed(npz.read(tmp_path / "x.npz"), tmp_path / "classes")
     assert (manifest.columns, manifest.target) == ({"valence": OPTIONAL}, CLASSES)
     assert_values(read_back(tmp_path / "classes", "train", target="valence")[1], {"a": [1], "c": [4.5]})
+
+
+def test_packed_arrays_that_are_not_the_target_are_metadata(tmp_path: Path) -> None:
+    given = {name: ARRAYS[name] for name in ("ids", "split", "audio", "vad")}
+    path = tmp_path / "x.npz"
+    np.savez(path, **given, label=np.array([0, 1, 0]), target_names=np.array(["v", "a"]))
+    packed(npz.read(path), tmp_path / "out")
+    metas = [meta for _, meta in FeatureStream(str(tmp_path / "out"), shuffle=False).metadata()]
+    assert [meta["vad"] for meta in metas] == [[1, 2, 3], [4, None, 5], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("label", [[NAN] * 3, ["", "nan", ""]])
+def test_packed_arrays_without_any_label_have_no_classes(tmp_path: Path, label: list[Any]) -> None:
+    given = {name: ARRAYS[name] for name in ("ids", "split", "audio", "valence")}
+    np.savez(tmp_path / "x.npz", **given, label=np.array(label))
+    with pytest.raises(ValueError, match="none of the utterances has a label"):
+        npz.read(tmp_path / "x.npz")
+    source = npz.read(tmp_path / "x.npz", target="regression", target_columns=["valence"])
+    assert packed(source, tmp_path / "out", "skip").classes == []
 
 
 @pytest.mark.parametrize(
@@ -338,7 +357,11 @@ def test_labels_of_packed_arrays_stay_their_classes(tmp_path: Path) -> None:
         ),
         ({"target_names": np.array(["a", "a", "b"])}, {"columns": ["vad"]}, "give each one name"),
         ({"vad_0": np.ones(3)}, {"columns": ["vad"]}, "'vad_0', a column of vad, is another array"),
-        ({}, {"columns": ["valence"], "labels": ["a"]}, "--labels names classes, but there is no array"),
+        (
+            {},
+            {"columns": ["valence"], "labels": ["a"]},
+            "--labels names classes, but no utterance has a label",
+        ),
     ],
 )
 def test_targets_that_packed_arrays_have_not(
@@ -478,6 +501,21 @@ def test_sentiment_by_modality(tmp_path: Path) -> None:
     assert source.targets == {"sentiment": Target("regression", {"sentiment": [-1, 1]})}
     packed(source, tmp_path / "own")
     assert_values(read_back(tmp_path / "own", "train")[1], values)
+
+
+@pytest.mark.parametrize("target", ["classification", "sentiment"])
+def test_an_utterance_without_any_score_of_a_modality_is_packed(tmp_path: Path, target: Any) -> None:
+    splits = mmsa_splits()
+    for record in splits.values():
+        for modality in "TAV":
+            record[f"regression_labels_{modality}"] = np.array(record["regression_labels"], np.float32)
+            record[f"regression_labels_{modality}"][0] = NAN
+    manifest = packed(mmsa.read(write_mmsa(tmp_path / "x.pkl", splits), target=target), tmp_path / "out")
+    assert manifest.targets["sentiment-by-modality"].missing
+    stream, values = read_back(tmp_path / "out", "train", target="sentiment-by-modality")
+    assert "videotrain_0" not in values
+    assert stream.without_target == 1
+    assert read_back(tmp_path / "out", "train")[0].without_target == 0
 
 
 def drop_scores(splits: dict[str, Any]) -> None:

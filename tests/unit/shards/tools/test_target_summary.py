@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from tars_support import index as index_tars
 from tars_support import plain
 
 from awtpn.cli import main
+from awtpn.cli.dataset_summary import print_targets
 from shards import FeatureStream
 from shards.format.targets import Target
 from shards.tools.info import format_info, format_preview, info, preview
-from shards.tools.target_summary import ColumnSummary
+from shards.tools.target_summary import ColumnSummary, target_lines, targets_of
 from shards.tools.verify import verify
 
 
@@ -53,6 +55,19 @@ def test_info_counts_the_values(dataset: Path) -> None:
     ):
         assert part in text
     assert "class" not in text
+
+
+def test_a_target_under_two_names_is_told_once(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Target("regression", {"valence": [1, 5], "activation": None}, missing=True)
+    manifest = replace(info(str(dataset)).manifest, targets={"vad": own})
+    assert list(targets_of(manifest)) == ["target, named vad"]
+    assert target_lines(manifest)[0].startswith("target, named vad: regression of valence (1 to 5)")
+    print_targets(manifest)
+    shown = capsys.readouterr().out
+    assert shown.startswith("target, named vad: regression of valence (1 to 5)")
+    assert "further" not in shown
 
 
 def test_info_without_values(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +125,32 @@ def test_verify_compares_columns_with_the_shard(dataset: Path) -> None:
         ("train-2", "column 'speaker': the index differs from the shard; pack it again"),
         ("train-3", "column 'activation': the index differs from the shard; pack it again"),
     }
+
+
+def test_verify_compares_values_with_the_target(dataset: Path) -> None:
+    path = dataset / "manifest.json"
+    record = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            record | {"target": {"type": "regression", "columns": {"valence": [4, 5]}, "missing": False}}
+        )
+    )
+    faults = verify(str(dataset), progress=False).faults
+    assert faults
+    assert {(fault.key, fault.cause.partition(" holds ")[0]) for fault in faults} == {
+        (None, "column 'valence'")
+    }
+    own = {"type": "regression", "columns": {"activation": None}, "missing": True}
+    path.write_text(json.dumps(record | {"target": own}))
+    faults = verify(str(dataset), progress=False).faults
+    lacking = {
+        key
+        for split in record["splits"]
+        for key, meta in FeatureStream(str(dataset), split, target="valence").metadata()
+        if meta["activation"] is None
+    }
+    assert {fault.key for fault in faults} == lacking
+    assert {fault.cause for fault in faults} == {"it has no value of the target; pack it again"}
 
 
 # --- Tars of other programs ----------------------------------------------------------------------

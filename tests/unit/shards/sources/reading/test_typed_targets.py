@@ -152,6 +152,13 @@ def test_an_intensity_below_0_is_bad_and_widens_no_range() -> None:
     assert found.meta_of(1) == {"happy": 1, "sad": 1}
 
 
+def test_an_intensity_that_is_no_measurement_is_bad_and_widens_no_range() -> None:
+    found = typed("multilabel", {"happy": [1e300, 2], "sad": [0, 1]})
+    assert found.target.columns == {"happy": [0, 2], "sad": [0, 2]}
+    with pytest.raises(ValueError, match=r"its 'happy' is 1e\+300, outside of 0 to 2"):
+        found.meta_of(0)
+
+
 def test_one_column_of_one_label() -> None:
     found = typed("multilabel", {"happy": ["1", "0", "maybe"]})
     assert found.target.columns == {"happy": [0, 1]}
@@ -175,7 +182,8 @@ def test_sets_of_labels() -> None:
     ]
     assert sorted(found.causes) == [3, 4, 8]
     assert found.causes[3] == (
-        "has no target, 'emotions'; fill it in ('none', if no label holds), or leave the utterance out"
+        "has no target, 'emotions'; fill it in ('none', if no label holds), or leave the utterance out "
+        "(on_bad skip)"
     )
     assert found.causes[4] == "its 'emotions' names 'happy' twice; leave one out"
 
@@ -206,9 +214,14 @@ def test_none_is_a_label_if_it_is_named() -> None:
     ("kind", "columns", "complaint"),
     [
         ("regression", {"v": ["", None]}, "no utterance has a value of 'v'"),
-        ("regression", {"v": ["x", "y"]}, "no utterance has a value of 'v': its 'v' is 'x', not a number"),
+        (
+            "regression",
+            {"v": ["x", "y"]},
+            "no utterance has good values of 'v': its 'v' is 'x', not a number",
+        ),
         ("multilabel", {"emotions": ["", "none"]}, "no utterance has a label in 'emotions'"),
         ("multilabel", {"emotions": ["Sad", "sad"]}, "emotions: labels differ only in case"),
+        ("multilabel", {"emotions": ["sad,happy"]}, "has the label 'sad,happy'; write ';' between labels"),
         ("multilabel", {"emotions": ["label", "sad"]}, "a label of 'emotions' is called 'label'"),
     ],
 )
