@@ -4,7 +4,8 @@ RAVDESS (Livingstone and Russo 2018) has one acted emotion and its strength per 
 targets are made of them, so they say how well a model learns such a target, not how people feel:
 
 - values: valence and arousal of the emotion's word by Russell and Mehrabian (1977, table 4, means from -1 to
-  1). "neutral" has no word there and gets 0, 0; "calm" gets the word "relaxed".
+  1), as later publications and programs quote it. "neutral" has no word there and gets 0, 0; "calm" gets the
+  word "relaxed".
 - labels: the eight emotions, of which a clip has one, and "strong".
 
 In a made-up corpus, as in the demo, about 15 % of the steps of an utterance are informative: they lie near a
