@@ -35,6 +35,8 @@ from shards.streaming.stream import NoTarget
 # and metrics agree to the last digit.
 EVALUATION_BATCH = 32
 NO_VALIDATION = "none"
+# Share of the utterances below which a label is rare: unweighted, its probability seldom reaches one half.
+RARE = 0.25
 
 
 def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
@@ -238,6 +240,13 @@ def nothing_to_learn(values: np.ndarray, name: str, labels: bool) -> str | None:
     if labels:
         return f"{name!r} {'present (above 0)' if found[0] else 'absent (0)'}"
     return f"the same {name!r} ({found[0]:g})"
+
+
+def rare_labels(train: FeatureStream) -> list[str]:
+    """The labels that fewer than RARE of the training utterances have whose label is known."""
+    values = train.target_values()
+    known, present = (~np.isnan(values)).sum(0), (values > 0).sum(0)
+    return [name for name, n, of in zip(train.target.columns, present, known, strict=True) if n < RARE * of]
 
 
 def task_of_data(config: TaskConfig, train: FeatureStream) -> Task:

@@ -39,6 +39,7 @@ from awtpn.run.data import (
     check_targets,
     evaluation_stream,
     open_training_stream,
+    rare_labels,
     task_of_data,
     training_data,
     validation_data,
@@ -163,6 +164,9 @@ def learnable_task(config: Config, train: FeatureStream) -> Task:
     check_targets(train)
     task = task_of_data(config.task, train)
     config.check_task(task.type)
+    if task.type == "multilabel" and config.loss.class_weights == "none" and (rare := rare_labels(train)):
+        told = f"few utterances have {', '.join(rare)}"
+        print(printable(f"{told}: with --loss.class_weights balanced the model finds more of them"))
     return task
 
 

@@ -13,7 +13,7 @@ from targets_support import corpus, pack
 
 from awtpn.config.settings import DataConfig
 from awtpn.report.run_record import validations
-from awtpn.run.data import check_targets, evaluation_stream, nothing_to_learn, remarks_on_splits
+from awtpn.run.data import check_targets, evaluation_stream, nothing_to_learn, rare_labels, remarks_on_splits
 from shards import FeatureStream
 
 NAN = float("nan")
@@ -66,6 +66,18 @@ def test_a_hidden_test_is_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[
     data.test = f"{data.train}#test"
     with pytest.raises(ValueError, match="no utterance has a value of 'activation'"):
         evaluation_stream(data, "test", ["audio"], ALONE)
+
+
+def test_labels_that_few_utterances_have(tmp_path: Path) -> None:
+    samples = [
+        replace(sample, meta=sample.meta | {"often": i % 2, "rare": int(i % 8 == 0), "hardly": None})
+        for i, sample in enumerate(corpus())
+    ]
+    samples[0] = replace(samples[0], meta=samples[0].meta | {"hardly": 1})
+    pack(samples, tmp_path / "d")
+    columns = ["often", "rare", "hardly"]
+    train = FeatureStream(str(tmp_path / "d"), split="train", target=columns, task="multilabel")
+    assert rare_labels(train) == ["rare"], "of the one utterance whose label is known, all have it"
 
 
 def test_a_run_without_event_files_has_no_validations(tmp_path: Path) -> None:
