@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "train.pictures": "never",
 }
 SIZES = [16, 16, 16, 4]  # utterances of an epoch's steps
-LOSSES = r"loss \d\.\d{4} \(" + " ".join(rf"{term} \d\.\d{{3}}" for term in TERMS) + r"\)"
+LOSSES = r"loss \d+\.\d{4} \(" + " ".join(rf"{term} \d+\.\d{{3}}" for term in TERMS) + r"\)"
 VALIDATED = r"val cross-entropy \d\.\d{4}, w-F1 \d\.\d{4}, accuracy \(w-ACC\) \d\.\d{4}( \*)?"
 
 TOOK = r"\S+( s)?"
