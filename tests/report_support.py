@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from numpy.typing import NDArray
 
 from awtpn.config.schema import Config, dump
@@ -246,3 +248,12 @@ def make_hostile_labels(folder: Path) -> Path:
     probability = {name: rng.uniform(0, 1, 12).tolist() for name in HOSTILE}
     keys = [HOSTILE[i % 3] + str(i) for i in range(12)]
     return make_label_run(folder / "labels", truth, probability, keys=keys)
+
+
+def plain_markdown(markdown: str) -> tuple[list[str], list[Token]]:
+    """Headings and all tokens of Markdown; fails if its text has become HTML, a link or a picture."""
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(markdown)
+    flat = [each for token in tokens for each in (token, *(token.children or ()))]
+    assert {token.type for token in flat} & {"html_inline", "html_block", "link_open", "image"} == set()
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    return headings, flat

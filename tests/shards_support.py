@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def pack(samples: list[Any], out: Path | str, **options: Any) -> shards.Manifest
     """Pack into shards of about four utterances."""
     settings = {"classes": CLASSES, "shard_bytes": 12_000, "progress": False} | options
     return shards.pack(samples, str(out), **settings)
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
+    """The URL of a dataset after a change of its manifest."""
+    path = folder / "manifest.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    return str(folder)
 
 
 def utterances(batch: FeatureBatch) -> Iterator[tuple[int, str, int, dict[str, np.ndarray]]]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_support import awtpn, lines, refusal
 from support import CLASSES, DIMS, arguments, pack_corpus, same_bits_or_close, small_model
 
 import shards
 from awtpn import AWTPN, Predictor
-from awtpn.cli import main
 from awtpn.cli.predict_recordings import summary_line
 from awtpn.inference.prediction import Prediction
 from awtpn.model.files import CARD_FILE, README_FILE
@@ -28,20 +28,6 @@ SHORT = {
     "optim.lr": 0.01,
     "train.pictures": "never",
 }
-
-
-def awtpn(*words: object) -> None:
-    main([str(word) for word in words])
-
-
-def refusal(*words: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        awtpn(*words)
-    return str(stopped.value.code)
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from cli_support import awtpn, lines, refusal
 from corpora_support import GARBAGE, put, put_bytes, write_sound, write_tree
 from support import small_model
 
 from awtpn import Predictor
-from awtpn.cli import main
 from awtpn.metrics.regression import summarize_values
 from awtpn.model.modality_colors import modality_colors
 from awtpn.model.task import Task
@@ -27,20 +27,6 @@ from shards.storage.store import open_dataset
 SHORT = ["--model.shared_dim", "8", "--train.global_batch_size", "8", "--train.epochs", "2"]
 SAID = {"calm": "What a quiet afternoon by the lake", "happy": "Hurray we won the cup"}
 CLIPS = {"a": "a.mp4", "b_take_2": "b.take 2.avi", "c": "c.WAV"}
-
-
-def awtpn(*words: object) -> None:
-    main([str(word) for word in words])
-
-
-def refusal(*words: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        awtpn(*words)
-    return str(stopped.value.code)
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from markdown_it import MarkdownIt
-from report_support import HOSTILE, Tags, make_hostile_values, make_label_run, make_run, make_value_run
+from report_support import (
+    HOSTILE,
+    Tags,
+    make_hostile_values,
+    make_label_run,
+    make_run,
+    make_value_run,
+    plain_markdown,
+)
 from torch.utils.tensorboard import SummaryWriter
 
 from awtpn.metrics.bootstrap_values import bootstrap_values
@@ -339,10 +346,7 @@ def test_names_of_dimensions_are_text_on_the_page(tmp_path: Path) -> None:
 
 def test_names_of_dimensions_are_text_in_markdown(tmp_path: Path) -> None:
     text = render_markdown(gather([make_hostile_values(tmp_path)]))
-    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
-    flat = [each for token in tokens for each in (token, *(token.children or ()))]
-    assert {token.type for token in flat} & {"html_inline", "html_block", "link_open", "image"} == set()
-    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    headings, flat = plain_markdown(text)
     assert headings[1:] == [
         "Figures",
         "Dimensions",

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from shards_support import CLASSES, corpus, pack
+from shards_support import CLASSES, changed, corpus, pack
 
 from shards import FeatureStream
 from shards.extraction.reopen_encoder import reopen_encoder
@@ -33,15 +33,6 @@ INDEX = "train-000000.index.npz"
 def dataset(tmp_path: Path) -> Path:
     pack(corpus(12, 6), tmp_path / "d")
     return tmp_path / "d"
-
-
-def changed(folder: Path, change: Callable[[Record], Any]) -> str:
-    """The URL of the dataset after a change of its manifest."""
-    path = folder / "manifest.json"
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
-    return str(folder)
 
 
 def refusal(call: Callable[[], Any]) -> str:

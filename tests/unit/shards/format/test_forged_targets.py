@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shards_support import changed
 from support import REPO
 from targets_support import AFFECT, corpus, pack, unlabeled
 
@@ -31,15 +32,6 @@ INDEX = "train-000000.index.npz"
 def dataset(tmp_path: Path) -> Path:
     pack(corpus(12, 6), tmp_path / "d")
     return tmp_path / "d"
-
-
-def changed(folder: Path, change: Callable[[Record], Any]) -> str:
-    """The URL of the dataset after a change of its manifest."""
-    path = folder / "manifest.json"
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
-    return str(folder)
 
 
 def own(**fields: Any) -> Callable[[Record], None]:
