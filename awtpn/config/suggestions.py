@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from shards.safe_io.printable import listed
+
 # A word as short as this is part of too many others to suggest them.
 SHORTEST_PART = 3
 
@@ -43,8 +45,7 @@ def similar(key: str, keys: Collection[str]) -> list[str]:
 
 def one_of(words: Iterable[Any]) -> str:
     """ "a, b or c"."""
-    *first, last = map(str, words)
-    return f"{', '.join(first)} or {last}" if first else last
+    return listed(words, "or")
 
 
 def _is_part(part: str, whole: str) -> bool:

@@ -25,8 +25,6 @@ from awtpn.experiments.runner import PYTHON, train_all
 from awtpn.experiments.scores import (
     Score,
     fold_means,
-    format_change,
-    format_range,
     improvement,
     mean_of,
     metrics_of_all,
@@ -38,7 +36,15 @@ from awtpn.experiments.scores import (
 )
 from awtpn.experiments.variants import Variants, expand, of_task
 from awtpn.metrics.confidence_intervals import standard_error, t_interval
-from awtpn.metrics.summary import DEFAULT_BEST, check_best_by, format_metric, higher_is_better, shown
+from awtpn.metrics.summary import (
+    DEFAULT_BEST,
+    check_best_by,
+    format_change,
+    format_metric,
+    format_range,
+    higher_is_better,
+    shown,
+)
 from awtpn.run.atomic_write import write_atomically, write_json
 from shards.safe_io.bounded_yaml import parse_yaml
 from shards.safe_io.markdown import bold, inline, table

@@ -26,7 +26,6 @@ from awtpn.experiments.runner import PYTHON, read_metrics, train_all
 from awtpn.experiments.scores import (
     Score,
     fold_means,
-    format_range,
     mean_of,
     metrics_of_all,
     score_of,
@@ -39,7 +38,14 @@ from awtpn.experiments.scores import (
 )
 from awtpn.experiments.sweep import choose, grid
 from awtpn.metrics.confidence_intervals import t_interval
-from awtpn.metrics.summary import DEFAULT_BEST, check_best_by, format_metric, shown, task_type_of
+from awtpn.metrics.summary import (
+    DEFAULT_BEST,
+    check_best_by,
+    format_metric,
+    format_range,
+    shown,
+    task_type_of,
+)
 from awtpn.metrics.tables import format_table
 from awtpn.run.atomic_write import write_json
 from shards.safe_io.printable import join_lines, table_lines

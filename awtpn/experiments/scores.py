@@ -15,9 +15,9 @@ import numpy as np
 
 from awtpn.metrics.summary import (
     DEFAULT_BEST,
-    METRICS,
     headlines_of,
     higher_is_better,
+    mean_of_all,
     shown,
     task_type_of,
 )
@@ -98,8 +98,7 @@ def values_of(scores: Iterable[Score], name: str) -> list[float]:
 
 def mean_of(scores: Iterable[Score], name: str) -> float | None:
     """The mean of a metric over all runs; None if it is undefined in one."""
-    values = values_of(scores, name)
-    return float(np.mean(values)) if values else None
+    return mean_of_all(score.metrics.get(name) for score in scores)
 
 
 def fold_means(scores: Sequence[Score], metric: str) -> list[float]:
@@ -136,26 +135,3 @@ def improvement(name: str, value: float | None, base: float | None) -> float | N
     if value is None or base is None:
         return None
     return value - base if higher_is_better(name) else base - value
-
-
-def format_change(name: str, value: float | None) -> str:
-    """A difference of a metric for a table: "+1.25" (per cent) or "-0.0312"; "undefined" for None."""
-    return "undefined" if value is None else f"{_scaled(name, value):+.{_decimals(name)}f}"
-
-
-def format_range(name: str, interval: Sequence[float], sign: str = "") -> str:
-    """An interval for a table: "60.12 to 65.40"; `sign` "+" writes the sign of both ends."""
-    low, high = (f"{_scaled(name, end):{sign}.{_decimals(name)}f}" for end in interval)
-    return f"{low} to {high}"
-
-
-def _in_percent(name: str) -> bool:
-    return name in METRICS and METRICS[name].percent
-
-
-def _scaled(name: str, value: float) -> float:
-    return 100 * value if _in_percent(name) else value
-
-
-def _decimals(name: str) -> int:
-    return 2 if _in_percent(name) else 4

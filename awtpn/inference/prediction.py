@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from awtpn.inference.intervals import HalfWidths, Intervals, interval_around
 from awtpn.metrics.multilabel import THRESHOLD
 from awtpn.model.task import Task, predicted_values, probabilities
 from awtpn.run.predictions import significant
+from shards.safe_io.printable import listed
 
 DIGITS = 6  # decimals of a written probability or weight
 
@@ -104,9 +105,3 @@ def make_predictions(
         else:
             found.append(Prediction(task.names[int(row.argmax())], named, of_steps))
     return found
-
-
-def listed(names: Iterable[str]) -> str:
-    """ "audio, video and text"."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from awtpn.inference.intervals import half_widths, results_of_run
-from awtpn.inference.prediction import Prediction, listed, make_predictions
+from awtpn.inference.prediction import Prediction, make_predictions
 from awtpn.inference.recording import TEXT, clip_of, text_clip
 from awtpn.model.device import resolve_device
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
@@ -21,7 +21,7 @@ from shards import BadSample, FeatureStream, Ragged, Sample
 from shards.extraction.pipeline import UNDECODABLE, decode_ahead, encode
 from shards.extraction.reopen_encoder import reopen_encoder
 from shards.format.feature_space import CONSTANT, recorded_constant, reopenable
-from shards.safe_io.printable import get_logger
+from shards.safe_io.printable import get_logger, listed
 from shards.sources.base import Clip
 from shards.sources.transcripts import Transcript
 

@@ -22,6 +22,13 @@ def calibration(predictions: Sequence[Mapping[str, Any]], bins: int = 10) -> lis
     """Mean confidence, accuracy and count of each bin of the highest probability; empty bins are left out."""
     confidence = np.array([max(p["probabilities"].values()) for p in predictions])
     right = np.array([p["predicted"] == p["label"] for p in predictions])
+    return _by_confidence(confidence, right, bins)
+
+
+def _by_confidence(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int
+) -> list[dict[str, float]]:
+    """Mean confidence, share that is right, and count of each bin of equal width; empty ones are left out."""
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     return [
         {
@@ -89,16 +96,7 @@ def label_calibration(
         probability, "accuracy" the share that has the label, "count" the utterances.
     """
     truth, probability = _known(truth, probability)
-    place = np.minimum((probability * bins).astype(int), bins - 1)
-    return [
-        {
-            "confidence": float(probability[place == b].mean()),
-            "accuracy": float((truth[place == b] > 0).mean()),
-            "count": int((place == b).sum()),
-        }
-        for b in range(bins)
-        if (place == b).any()
-    ]
+    return _by_confidence(probability, truth > 0, bins)
 
 
 def precision_recall_curve(

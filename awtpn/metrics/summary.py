@@ -6,9 +6,11 @@ correlation of constant predictions, the recall of a label that nobody has. None
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,27 @@ def format_metric(name: str, value: float | None) -> str:
     """A figure for a table: "77.21" (per cent), "0.8312", or "undefined" for None."""
     if value is None:
         return "undefined"
-    return f"{100 * value:.2f}" if name in METRICS and METRICS[name].percent else f"{value:.4f}"
+    return _scaled(name, value)
 
 
-def mean_of_all(values: Sequence[float | None]) -> float | None:
+def format_range(name: str, interval: Sequence[float], sign: str = "") -> str:
+    """An interval for a table: "60.12 to 65.40"; `sign` "+" writes the sign of both ends."""
+    low, high = (_scaled(name, end, sign) for end in interval)
+    return f"{low} to {high}"
+
+
+def format_change(name: str, value: float | None) -> str:
+    """A difference of a metric for a table: "+1.25" (per cent) or "-0.0312"; "undefined" for None."""
+    return "undefined" if value is None else _scaled(name, value, "+")
+
+
+def _scaled(name: str, value: float, sign: str = "") -> str:
+    percent = name in METRICS and METRICS[name].percent
+    return f"{100 * value:{sign}.2f}" if percent else f"{value:{sign}.4f}"
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
     """The mean; None if there are no values, or one of them is None."""
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined and len(defined) == len(values) else None
+    found = list(values)
+    defined = [value for value in found if value is not None]
+    return float(np.mean(defined)) if defined and len(defined) == len(found) else None

@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from awtpn.metrics.calibration import calibration, surest_mistakes
-from awtpn.metrics.summary import HEADLINES, METRICS, format_metric, shown
+from awtpn.metrics.summary import HEADLINES, METRICS, format_metric, mean_of_all, shown
 from awtpn.report import charts, text
 from awtpn.report.labels import label_sections
-from awtpn.report.repetitions import Report, mean_over
+from awtpn.report.repetitions import Report
 from awtpn.report.sections import Section, Table
 from awtpn.report.values import value_sections
 from shards.safe_io.printable import printable, printable_lines
@@ -108,7 +108,7 @@ def line_ends(report: Report, name: str, low: float, high: float) -> tuple[float
         return 0.0, 1.0
     if METRICS[name].higher_is_better:  # a correlation
         return (-1.0 if low < 0 else 0.0), 1.0
-    deviation = mean_over(row.get("truth_deviation") for row in report.part_means.values())
+    deviation = mean_of_all(row.get("truth_deviation") for row in report.part_means.values())
     return 0.0, max(deviation or 0.0, high) or 1.0
 
 
@@ -144,7 +144,7 @@ def folds(report: Report) -> tuple[list[str], list[list[str]], Sequence[int]]:
     rows: list[list[str]] = []
     for fold, runs in report.folds.items():
         by_seed = {run.seed: run.metrics[main] for run in runs}
-        mean = mean_over(by_seed.values())
+        mean = mean_of_all(by_seed.values())
         cells = [format_metric(main, by_seed[s]) if s in by_seed else "not run" for s in seeds]
         drawn = bar(mean) if mean is not None and METRICS[main].percent else ""
         rows.append([fold or "the split's own", *cells, format_metric(main, mean), drawn])

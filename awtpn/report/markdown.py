@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from awtpn.metrics.summary import HEADLINES, METRICS, format_metric, shown
+from awtpn.metrics.summary import HEADLINES, METRICS, format_metric, mean_of_all, shown
 from awtpn.report.labels import label_sections
-from awtpn.report.repetitions import Report, mean_over
+from awtpn.report.repetitions import Report
 from awtpn.report.sections import Section, Table
 from awtpn.report.text import (
     calibration_words,
@@ -92,7 +92,7 @@ def fold_table(report: Report) -> str:
     for fold, runs in report.folds.items():
         by_seed = {run.seed: run.metrics[main] for run in runs}
         cells = [format_metric(main, by_seed[s]) if s in by_seed else "not run" for s in seeds]
-        mean = format_metric(main, mean_over(by_seed.values()))
+        mean = format_metric(main, mean_of_all(by_seed.values()))
         rows.append([fold or "(the split's own)", *cells, bold(mean)])
     return f"{shown(main)} of each run:\n\n{table(head, rows)}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from shlex import quote
@@ -15,7 +15,7 @@ from awtpn.learning.settings import TERMS
 from awtpn.metrics.bootstrap_values import percentiles
 from awtpn.metrics.classification import SUMMARY, paper_metrics, summarize
 from awtpn.metrics.confidence_intervals import Interval, bootstrap_replicates, cells_of, t_interval
-from awtpn.metrics.summary import DEFAULT_BEST, headlines_of
+from awtpn.metrics.summary import DEFAULT_BEST, headlines_of, mean_of_all
 from awtpn.report.answers import Answers, replicates, together
 from awtpn.report.run_record import RunRecord
 from shards.storage.credentials import redact
@@ -91,7 +91,7 @@ class Report:
     @cached_property
     def means(self) -> dict[str, float | None]:
         """Mean over runs of each metric of `headlines`; None if it is not defined in a run."""
-        return {name: mean_over(run.metrics.get(name) for run in self.runs) for name in self.headlines}
+        return {name: mean_of_all(run.metrics.get(name) for run in self.runs) for name in self.headlines}
 
     @cached_property
     def over_utterances(self) -> dict[str, Interval] | None:
@@ -120,7 +120,7 @@ class Report:
             return None
         found = {}
         for name in self.headlines:
-            values = [mean_over(run.metrics.get(name) for run in runs) for runs in groups]
+            values = [mean_of_all(run.metrics.get(name) for run in runs) for runs in groups]
             known = [value for value in values if value is not None]
             if len(known) == len(values) and (limits := t_interval(known)):
                 found[name] = Interval(limits[0], limits[1], how)
@@ -149,7 +149,7 @@ class Report:
         """Of each dimension or label: the mean over runs of each figure, None if a run does not define it."""
         return {
             name: {
-                key: mean_over(run.parts[name].get(key) for run in self.runs)
+                key: mean_of_all(run.parts[name].get(key) for run in self.runs)
                 for key in self.runs[0].parts[name]
             }
             for name in self.names
@@ -202,13 +202,6 @@ class Report:
             f"--run.dir {quote(f'{run.dir}-again')}"
             for run in self.runs
         )
-
-
-def mean_over(values: Iterable[float | None]) -> float | None:
-    """The mean over runs; None if one of them has none."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(found) else None
 
 
 def _replicates(runs: Sequence[RunRecord], number: int) -> tuple[tuple[str, ...], NDArray[np.float64]] | None:

@@ -10,7 +10,7 @@ import yaml
 from awtpn.config.schema import flatten
 from awtpn.metrics.calibration import calibration, calibration_error
 from awtpn.metrics.confidence_intervals import Interval
-from awtpn.metrics.summary import METRICS, format_metric, higher_is_better
+from awtpn.metrics.summary import METRICS, format_range, higher_is_better
 from awtpn.report.answers import threshold_of
 from awtpn.report.repetitions import Report
 from shards.safe_io.printable import plural
@@ -185,7 +185,7 @@ def span(intervals: dict[str, Interval] | None, name: str) -> str:
         return "not known"
     if name not in intervals:
         return "undefined"
-    return f"{format_metric(name, intervals[name].low)} to {format_metric(name, intervals[name].high)}"
+    return format_range(name, (intervals[name].low, intervals[name].high))
 
 
 def unit(name: str) -> str:

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from awtpn.metrics.calibration import RESIDUAL_LEVELS, residual_quantiles, value_calibration
 from awtpn.metrics.regression import INTERVAL_LEVEL
-from awtpn.metrics.summary import SENTIMENT, format_metric, shown
+from awtpn.metrics.summary import SENTIMENT, format_metric, mean_of_all, shown
 from awtpn.report import value_charts
 from awtpn.report.answers import ROUNDING, Answers, by_utterance
-from awtpn.report.repetitions import Report, mean_over
+from awtpn.report.repetitions import Report
 from awtpn.report.sections import Section, Table, drawn_names, drawn_words, over_runs
 from awtpn.report.text import span
 
@@ -121,7 +121,7 @@ def residuals(report: Report) -> Section:
     answers = report.answers
     rows, charts = [], []
     for k, name in enumerate(report.names):
-        half = mean_over(run.interval_of(name) for run in report.runs)
+        half = mean_of_all(run.interval_of(name) for run in report.runs)
         width = format_metric("interval", half)
         if answers is None:
             rows.append([name, *["not known"] * len(RESIDUAL_LEVELS), width, "not known"])

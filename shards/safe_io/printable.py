@@ -64,6 +64,12 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
+def listed(words: Iterable[object], joint: str = "and") -> str:
+    """ "a", "a and b", "a, b and c"; `joint` "or" for "a or b"."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} {joint} {last}" if first else last
+
+
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module; each message is logged as one line, with control characters escaped."""
     logger = logging.getLogger(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from awtpn.metrics.classification import SUMMARY, paper_metrics
 from awtpn.metrics.confidence_intervals import Interval, bootstrap_confusion
-from awtpn.metrics.summary import METRICS, format_metric, headlines_of, shown, task_type_of
+from awtpn.metrics.summary import format_metric, format_range, headlines_of, shown, task_type_of
 from shards.safe_io.markdown import inline, table
 
 # Our metrics -> the hub's names for them; the hub knows only a fixed list, which has none for the others.
@@ -207,12 +207,4 @@ def _about_intervals(measured: Measured | None) -> str:
 
 
 def _span(name: str, interval: Interval) -> str:
-    if METRICS[name].percent:
-        return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
-    return f"{interval.low:.4f} to {interval.high:.4f}"
-
-
-def enumerate_words(texts: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    *most, last = texts
-    return f"{', '.join(most)} and {last}" if most else last
+    return format_range(name, (interval.low, interval.high))

@@ -9,7 +9,6 @@ from typing import Any
 from awtpn.model.sharing.card_results import (
     USUAL_METRICS,
     Measured,
-    enumerate_words,
     hub_figures,
     reported,
     results,
@@ -17,7 +16,7 @@ from awtpn.model.sharing.card_results import (
 from awtpn.model.sharing.privacy import public_card
 from awtpn.model.task import Task, task_of_card
 from shards.safe_io.markdown import block, code, inline
-from shards.safe_io.printable import printable
+from shards.safe_io.printable import listed, printable
 
 LIBRARY = "awtpn"
 # Modalities that the hub has a task of classification for.
@@ -102,7 +101,7 @@ def front_matter(card: Mapping[str, Any], name: str, task: Task) -> str:
 
 def summary(card: Mapping[str, Any], task: Task) -> str:
     model, dims = card["model"], card["feature_dims"]
-    streams = enumerate_words([f"{inline(name)} ({dim} features per step)" for name, dim in dims.items()])
+    streams = listed([f"{inline(name)} ({dim} features per step)" for name, dim in dims.items()])
     weights = "reliability weights by attention" if model["awm"] == "adaptive" else "plain averages over time"
     prototyped = PROTOTYPES_OF[task.type] if task.column is None else "class"
     return (
