@@ -6,7 +6,7 @@ bootstrap needs the truth and the prediction of each utterance, which are in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from awtpn.metrics.regression import summarize_values
 from awtpn.metrics.summary import HEADLINES
 from awtpn.model.sharing.card_results import Measured, reported
 from awtpn.model.task import Task, task_of_card
-from awtpn.run.predictions import predictions_file, read_predictions
+from awtpn.run.predictions import predictions_file, read_predictions, truth_and_predictions
 
 # Largest difference between figures of results.json and those of the predictions, which are rounded.
 SAME = 1e-3
@@ -47,8 +47,8 @@ def measure(card: Mapping[str, Any], run_dir: Path) -> tuple[Measured | None, st
     file = predictions_file(run_dir, role)
     if not file.is_file():
         return None, None
-    found = truth_and_predictions(read_predictions(file), task)
-    if found is None or not _same(figures, *found, task):
+    found = truth_and_predictions(read_predictions(file), task.type, task.names)
+    if found is None or not len(found[0]) or not _same(figures, *found, task):
         return None, f"{file} does not match the results: they are exported without confidence intervals"
     truth, predicted = found
     if task.type == "multilabel":
@@ -59,32 +59,13 @@ def measure(card: Mapping[str, Any], run_dir: Path) -> tuple[Measured | None, st
     return Measured(intervals, coverage(truth, predicted, task, widths)), None
 
 
-def truth_and_predictions(
-    lines: Sequence[Mapping[str, Any]], task: Task
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Truth and prediction [U, K] each, NaN where the truth is missing; None if they are of another task."""
-    of_truth, of_prediction = (
-        ("values", "predicted") if task.type == "regression" else ("labels", "probabilities")
-    )
-    try:
-        rows = [
-            [[line[field][name] for name in task.names] for line in lines]
-            for field in (of_truth, of_prediction)
-        ]
-        # float64 turns null into NaN.
-        truth, predicted = (np.array(of, np.float64).reshape(len(lines), len(task.names)) for of in rows)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return (truth, predicted) if len(lines) else None
-
-
 def coverage(
     truth: NDArray[np.float64], predicted: NDArray[np.float64], task: Task, widths: Mapping[str, float | None]
 ) -> dict[str, float]:
     """By dimension the share of the true values that lie within the interval around the prediction.
 
     Args:
-        truth, predicted: [U, K], of `truth_and_predictions`.
+        truth, predicted: [U, K], of `run.predictions.truth_and_predictions`.
         task: a regression.
         widths: half of the width of each dimension's interval; None where it is not known.
     """

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from awtpn.metrics.bootstrap_values import label_replicates, value_replicates
 from awtpn.metrics.multilabel import THRESHOLD
 from awtpn.metrics.summary import SENTIMENT, task_type_of
+from awtpn.run.predictions import truth_and_predictions
 
 Floats = NDArray[np.float64]
-# Of a line of predictions: the truth, and what the model answered.
-FIELDS = {"regression": ("values", "predicted"), "multilabel": ("labels", "probabilities")}
 # Predictions are written with six decimals: what a written number may differ from the model's.
 ROUNDING = 1e-6
 
@@ -43,23 +42,8 @@ class Answers:
 
 def answers_of(lines: Sequence[Mapping[str, Any]], task_type: str, names: Sequence[str]) -> Answers | None:
     """The answers in lines of predictions; None if a line is of another task or has other names."""
-    rows = []
-    for field in FIELDS[task_type]:
-        found = [_row(line.get(field), names) for line in lines]
-        if any(row is None for row in found):
-            return None
-        rows.append(np.array(found, np.float64).reshape(len(lines), len(names)))
-    return Answers([str(line["key"]) for line in lines], *rows)
-
-
-def _row(given: Any, names: Sequence[str]) -> list[float] | None:
-    """Numbers in the order of `names`, NaN for null; None if they are not numbers of these names."""
-    if not isinstance(given, Mapping) or given.keys() != set(names):
-        return None
-    numbers = [given[name] for name in names]
-    if any(isinstance(n, bool) or not isinstance(n, int | float | None) for n in numbers):
-        return None
-    return [math.nan if n is None else float(n) for n in numbers]
+    found = truth_and_predictions(lines, task_type, names)
+    return None if found is None else Answers([str(line["key"]) for line in lines], *found)
 
 
 def agree(answers: Answers, figures: Mapping[str, Any]) -> bool:

@@ -33,12 +33,12 @@ DIGITS = 6  # decimals of a written probability
 SIGNIFICANT = 8  # digits of a written value, whatever its unit: float32 holds no more
 
 WriteBatch = Callable[[FeatureBatch, Tensor], None]
-# Of each task: the truth first, by which a line is recognized.
-FIELDS = (
-    ("label", "predicted", "probabilities"),
-    ("values", "predicted"),
-    ("labels", "probabilities"),
-)
+# Of a line of each task: the truth first, by which it is recognized, then what the model answered.
+FIELDS = {
+    "classification": ("label", "predicted", "probabilities"),
+    "regression": ("values", "predicted"),
+    "multilabel": ("labels", "probabilities"),
+}
 
 
 def predictions_file(run_dir: Path, role: str) -> Path:
@@ -145,6 +145,34 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 
 def _check_line(prediction: Mapping[str, Any]) -> None:
     """Raise KeyError if a line is not a prediction of any task."""
-    of_task = next((fields for fields in FIELDS if fields[0] in prediction), FIELDS[0])
+    fields = FIELDS.values()
+    of_task = next((of for of in fields if of[0] in prediction), FIELDS["classification"])
     for name in ("key", *of_task):
         prediction[name]
+
+
+def truth_and_predictions(
+    lines: Sequence[Mapping[str, Any]], task_type: str, names: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Truth and prediction of values or labels, [U, K] each in the order of `names`, NaN where null.
+
+    None if a line is of another task or has other names.
+    """
+    arrays = []
+    for field in FIELDS[task_type]:
+        found = [_row(line.get(field), names) for line in lines]
+        if any(row is None for row in found):
+            return None
+        arrays.append(np.array(found, np.float64).reshape(len(lines), len(names)))
+    truth, predicted = arrays
+    return truth, predicted
+
+
+def _row(given: Any, names: Sequence[str]) -> list[float] | None:
+    """Numbers in the order of `names`, NaN for null; None if they are not numbers of these names."""
+    if not isinstance(given, Mapping) or given.keys() != set(names):
+        return None
+    numbers = [given[name] for name in names]
+    if any(isinstance(n, bool) or not isinstance(n, int | float | None) for n in numbers):
+        return None
+    return [math.nan if n is None else float(n) for n in numbers]

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awtpn.inference.intervals import half_widths, interval_around, results_of_run
-from awtpn.inference.results_intervals import coverage, measure, truth_and_predictions
+from awtpn.inference.results_intervals import coverage, measure
 from awtpn.metrics.bootstrap_values import bootstrap_labels, bootstrap_values
 from awtpn.metrics.multilabel import summarize_labels
 from awtpn.metrics.regression import summarize_values
 from awtpn.model.task import Task
+from awtpn.run.predictions import truth_and_predictions
 
 SENTIMENT = Task("regression", ["sentiment"], [[-3, 3]], levels=7)
 LABELS = Task("multilabel", ["happy", "sad"])
@@ -170,7 +171,7 @@ def test_labels_are_measured_by_their_predictions(tmp_path: Path) -> None:
         }
         for i, (t, p) in enumerate(zip(truth.tolist(), probability.tolist(), strict=True))
     ]
-    found = truth_and_predictions(lines, LABELS)
+    found = truth_and_predictions(lines, LABELS.type, LABELS.names)
     assert found is not None
     np.testing.assert_array_equal(found[0], truth)
     np.testing.assert_array_equal(found[1], probability)
