@@ -18,7 +18,7 @@ from awtpn.experiments.folds import Fold, Splits
 from awtpn.experiments.linear_models import Training, linear_figures, models_of
 from awtpn.experiments.pooled import concatenate, open_utterances, pool_utterances
 from awtpn.experiments.scores import Score, score_of
-from awtpn.run.data import check_targets, task_of_data
+from awtpn.run.data import check_targets, known_values, task_of_data
 from shards import FeatureStream
 from shards.progress import progress_bar
 
@@ -61,7 +61,8 @@ def baseline_of_runs(config: Config, splits: Splits) -> list[Score]:
 def baseline_of_folds(config: Config, by: str, folds: list[Fold]) -> list[Score]:
     """The baseline of every fold of column `by` of the utterances of `data.train`."""
     streams = {fold.test: _opened(config, "train", {by: fold.test}) for fold in folds}
-    task = task_of_data(config.task, _opened(config, "train", {by: [fold.test for fold in folds]}))
+    everything = _opened(config, "train", {by: [fold.test for fold in folds]})
+    task = task_of_data(config.task, everything, known_values(everything))
     pooled = dict(zip(streams, pool_utterances(streams.values()), strict=True))
     scores = []
     with progress_bar(NAMES[task.type], "fold", len(folds)) as bar:
@@ -91,8 +92,9 @@ def baseline_of_split(config: Config, role: str = "test") -> dict[str, Any]:
             none to test on.
     """
     train = _opened(config, "train")
-    check_targets(train)
-    task = task_of_data(config.task, train)
+    values = known_values(train)
+    check_targets(train, values)
+    task = task_of_data(config.task, train, values)
     val, test = open_utterances(config, "val", task=task), open_utterances(config, role, task=task)
     if test is None:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from awtpn.learning.settings import LossConfig, Pair
 from awtpn.learning.targets import TargetCounts
 from awtpn.model.network import ModalityOutput, ModelOutput
-from awtpn.model.task import Task
+from awtpn.model.task import Task, states_of_values
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,13 @@ class LossInputs:
     @property
     def has_classes(self) -> bool:
         return self.task is None or self.task.type == "classification"
+
+    @cached_property
+    def states(self) -> Tensor:
+        """How much each state of each group belongs to an utterance of labels or values: [B, K, states]."""
+        assert self.task is not None
+        assert self.values is not None
+        return states_of_values(self.values, self.task).unflatten(1, (len(self.task.names), -1))
 
     @cached_property
     def pairs(self) -> dict[Pair, PairInputs]:

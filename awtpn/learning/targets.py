@@ -68,10 +68,10 @@ def target_codes(batch: FeatureBatch, task: Task) -> NDArray[np.int64]:
     if task.type == "classification":
         label: NDArray[np.int64] = batch.host_label.numpy()
         return label
-    states = nearest_states(states_of_values(batch.host_target, task), task)
-    groups = states.unflatten(1, (len(task.names), -1)).numpy()  # [B, K, states]
+    shares = states_of_values(batch.host_target, task).unflatten(1, (len(task.names), -1))
+    groups = shares.numpy()  # [B, K, states]
     missing = ~groups.any(-1)
-    digits = np.where(missing, groups.shape[-1], groups.argmax(-1))
+    digits = np.where(missing, groups.shape[-1], shares.argmax(-1).numpy())
     codes = np.zeros(len(batch), np.int64)
     for k in range(len(task.names)):
         # Of very many labels, two sets may get the same code; then they are no negatives of each other.

@@ -24,7 +24,7 @@ from awtpn.learning.settings import LossConfig
 from awtpn.learning.targets import TargetCounts
 from awtpn.model.device import to_device_async
 from awtpn.model.segments import segment_mean
-from awtpn.model.task import Task, predicted_units, states_of_values, units_of_values
+from awtpn.model.task import Task, predicted_units, units_of_values
 
 Values = NDArray[np.float64]
 
@@ -36,9 +36,8 @@ UNITS = 4
 
 def align_to_states(inputs: LossInputs) -> Tensor:
     """Distance of the time steps to the prototypes of the utterance's states (Eq. 9, in each group)."""
-    config, task, values, counts = _of(inputs)
-    states = states_of_values(values, task).unflatten(1, (len(task.names), -1))  # [B, K, states]
-    shares = []
+    config, _, _, counts = _of(inputs)
+    states, shares = inputs.states, []
     for modality, stream in inputs.output.streams.items():
         of_state = stream.distances.unflatten(1, states.shape[1:])
         if config.align_form == "prototypical":
@@ -57,7 +56,7 @@ def ce_of_values(inputs: LossInputs) -> Tensor:
         return _binary_cross_entropy(logits, values, inputs, counts.weight)
     if task.head == "linear":
         return logits.new_zeros(())
-    states = states_of_values(values, task).unflatten(1, (len(task.names), -1)).to(logits.dtype)
+    states = inputs.states.to(logits.dtype)
     of_level = -torch.log_softmax(logits.unflatten(1, states.shape[1:]), dim=-1)
     return _mean((states * of_level).sum(-1), counts.known)
 

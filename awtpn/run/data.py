@@ -201,8 +201,13 @@ def check_features(model: AWTPN, stream: FeatureStream) -> None:
             )
 
 
-def check_targets(train: FeatureStream) -> None:
-    """Raise ValueError if all training utterances are of one class, or have equal values."""
+def check_targets(train: FeatureStream, values: NDArray[np.float64]) -> None:
+    """Raise ValueError if all training utterances are of one class, or have equal values.
+
+    Args:
+        train: the training utterances.
+        values: `known_values` of them, which reads all indexes.
+    """
     fix = "data.train and data.select.train must choose utterances of two classes or more"
     if train.target.type == "classification":
         if len(occurring := np.flatnonzero(train.class_counts(check=False))) < 2:
@@ -212,7 +217,7 @@ def check_targets(train: FeatureStream) -> None:
             )
         return
     labels = train.target.type == "multilabel"
-    for name, of_column in zip(train.target.columns, train.target_values().T, strict=True):
+    for name, of_column in zip(train.target.columns, values.T, strict=True):
         if held := nothing_to_learn(of_column, name, labels):
             known = np.count_nonzero(~np.isnan(of_column))
             which = f"all {known or len(of_column)} training utterances of {train.url}"
@@ -242,17 +247,26 @@ def nothing_to_learn(values: np.ndarray, name: str, labels: bool) -> str | None:
     return f"the same {name!r} ({found[0]:g})"
 
 
-def rare_labels(train: FeatureStream) -> list[str]:
-    """The labels that fewer than RARE of the training utterances have whose label is known."""
-    values = train.target_values()
+def known_values(train: FeatureStream) -> NDArray[np.float64]:
+    """`target_values` of labels or values [U, K]; of classes [0, 0], for which no index is read."""
+    return train.target_values() if train.target.num_values else np.zeros((0, 0))
+
+
+def rare_labels(train: FeatureStream, values: NDArray[np.float64]) -> list[str]:
+    """The labels that fewer than RARE of the training utterances have whose label is known.
+
+    Args: as of `check_targets`.
+    """
     known, present = (~np.isnan(values)).sum(0), (values > 0).sum(0)
     return [name for name, n, of in zip(train.target.columns, present, known, strict=True) if n < RARE * of]
 
 
-def task_of_data(config: TaskConfig, train: FeatureStream) -> Task:
+def task_of_data(config: TaskConfig, train: FeatureStream, values: NDArray[np.float64]) -> Task:
     """The task of a model that learns the target of these training utterances.
 
     A dimension of which the dataset does not state a range has that of the training utterances.
+
+    Args: as of `check_targets`.
     """
     target = train.target
     names = list(target.columns)
@@ -260,7 +274,6 @@ def task_of_data(config: TaskConfig, train: FeatureStream) -> Task:
         return Task("classification", list(train.classes), column=names[0] if names else None)
     if target.type == "multilabel":
         return Task("multilabel", names)
-    values = train.target_values()
     ranges = [
         [float(bounds[0]), float(bounds[1])] if bounds else [float(np.nanmin(v)), float(np.nanmax(v))]
         for bounds, v in zip(target.columns.values(), values.T, strict=True)

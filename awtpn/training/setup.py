@@ -38,6 +38,7 @@ from awtpn.run.data import (
     check_feature_space,
     check_targets,
     evaluation_stream,
+    known_values,
     open_training_stream,
     rare_labels,
     task_of_data,
@@ -161,10 +162,12 @@ def learnable_task(config: Config, train: FeatureStream) -> Task:
     Raises:
         ValueError: there is nothing to learn, or a setting does not belong to the task.
     """
-    check_targets(train)
-    task = task_of_data(config.task, train)
+    values = known_values(train)
+    check_targets(train, values)
+    task = task_of_data(config.task, train, values)
     config.check_task(task.type)
-    if task.type == "multilabel" and config.loss.class_weights == "none" and (rare := rare_labels(train)):
+    unweighted = task.type == "multilabel" and config.loss.class_weights == "none"
+    if unweighted and (rare := rare_labels(train, values)):
         told = f"few utterances have {', '.join(rare)}"
         print(printable(f"{told}: with --loss.class_weights balanced the model finds more of them"))
     return task

@@ -46,11 +46,12 @@ def test_utterances_without_a_target_are_told_and_not_counted(tmp_path: Path) ->
     assert train.without_target == 26
     told = remarks_on_splits(train, (None, opened("test")))
     assert f"not used of {url}#train: 26 utterances without a value of 'activation'" in told
+    labels = opened("train", target="valence", task="multilabel")
     with pytest.raises(
         ValueError, match=r"have 'valence' present \(above 0\), and there is nothing to learn"
     ):
-        check_targets(opened("train", target="valence", task="multilabel"))
-    check_targets(train)
+        check_targets(labels, labels.target_values())
+    check_targets(train, train.target_values())
 
 
 def test_a_hidden_test_is_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +78,9 @@ def test_labels_that_few_utterances_have(tmp_path: Path) -> None:
     pack(samples, tmp_path / "d")
     columns = ["often", "rare", "hardly"]
     train = FeatureStream(str(tmp_path / "d"), split="train", target=columns, task="multilabel")
-    assert rare_labels(train) == ["rare"], "of the one utterance whose label is known, all have it"
+    assert rare_labels(train, train.target_values()) == ["rare"], (
+        "of the one utterance whose label is known, all have it"
+    )
 
 
 def test_a_run_without_event_files_has_no_validations(tmp_path: Path) -> None:
