@@ -250,6 +250,15 @@ def make_hostile_labels(folder: Path) -> Path:
     return make_label_run(folder / "labels", truth, probability, keys=keys)
 
 
+def shown_text(page: str) -> str:
+    """The text of an HTML page, which must be whole and must fetch or run nothing."""
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert tags.suspicious == []
+    return "".join(tags.text)
+
+
 def plain_markdown(markdown: str) -> tuple[list[str], list[Token]]:
     """Headings and all tokens of Markdown; fails if its text has become HTML, a link or a picture."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(markdown)

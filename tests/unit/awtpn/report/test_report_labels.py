@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from report_support import HOSTILE, Tags, make_hostile_labels, make_label_run, plain_markdown
+from report_support import HOSTILE, make_hostile_labels, make_label_run, plain_markdown, shown_text
 
 from awtpn.metrics.bootstrap_values import bootstrap_labels
 from awtpn.report import charts, value_charts
@@ -37,15 +37,6 @@ def make_random_run(folder: Path, seed: int = 0, fold: int | None = None) -> Pat
     names = ("happy", "sad")
     by_name = [dict(zip(names, table.T.tolist(), strict=True)) for table in (truth, probability)]
     return make_label_run(folder, *by_name, seed=seed, fold=fold)
-
-
-def shown_text(page: str) -> str:
-    """The text of an HTML page, which must be whole and must fetch or run nothing."""
-    tags = Tags()
-    tags.feed(page)
-    assert tags.open == []
-    assert tags.suspicious == []
-    return "".join(tags.text)
 
 
 def section(folder: Path, title: str) -> list[list[str]]:

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from report_support import (
     HOSTILE,
-    Tags,
     make_hostile_values,
     make_label_run,
     make_run,
     make_value_run,
     plain_markdown,
+    shown_text,
 )
 from torch.utils.tensorboard import SummaryWriter
 
@@ -35,15 +35,6 @@ def random_values(seed: int, count: int = 60, noise: float = 0.5) -> tuple[list[
     """True values in -3 to 3 that depend on nothing, and predictions that depend on the seed."""
     truth = np.random.default_rng(7).uniform(-3, 3, count).round(2)
     return truth.tolist(), (truth + np.random.default_rng(seed).normal(0, noise, count)).tolist()
-
-
-def shown_text(page: str) -> str:
-    """The text of an HTML page, which must be whole and must fetch or run nothing."""
-    tags = Tags()
-    tags.feed(page)
-    assert tags.open == []
-    assert tags.suspicious == []
-    return "".join(tags.text)
 
 
 def section(folder: Path, title: str) -> list[list[str]]:
