@@ -27,7 +27,9 @@ from awtpn.model.matrix_products import request_repeatable_products
 if TYPE_CHECKING:
     from awtpn.inference.prediction import Prediction
     from awtpn.inference.predictor import Predictor
-    from awtpn.model.network import AWTPN, ModelOutput
+    from awtpn.model.base import ModelOutput
+    from awtpn.model.models import load_model
+    from awtpn.model.network import AWTPN
     from awtpn.model.settings import ModelConfig
 
 __all__ = ["AWTPN", "ModelConfig", "ModelOutput", "Prediction", "Predictor"]

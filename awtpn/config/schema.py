@@ -102,6 +102,7 @@ def dump(config: Config) -> dict[str, Any]:
 # Keys that an earlier version did not have -> the value by which it behaved.
 KEYS_SINCE: dict[str, dict[str, Any]] = {
     "data": {"target": None},
+    "model": {"name": "awtpn"},
     "task": {"type": None, "levels": 7, "head": "levels"},
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
     "train": {"best_by": None},

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.learning.settings import LossConfig
-from awtpn.model.network import ModalityOutput, ModelOutput
+from awtpn.model.base import ModalityOutput, ModelOutput
 from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch
 

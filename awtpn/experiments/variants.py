@@ -12,14 +12,13 @@ from itertools import combinations
 from typing import Any
 
 from awtpn.config.schema import Config
-from awtpn.learning.settings import TERMS
+from awtpn.learning.settings import CROSS_MODAL, TERMS
 from awtpn.model.settings import NEW_KEYS, SETTINGS
 
 Variants = dict[str, dict[str, Any]]  # name -> overrides by dotted key
 
 LONG_NAMES = {"ce": "cross-entropy"}  # of terms, in the names of variants
 MODALITIES = "model.modalities"
-CROSS_MODAL = ("intra", "inter", "contrast")
 # Settings that not every task has -> the tasks that have them.
 TASKS_OF_KEY = {
     "task.head": ("regression",),

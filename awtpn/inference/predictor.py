@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from awtpn.inference.intervals import half_widths, results_of_run
 from awtpn.inference.prediction import Prediction, make_predictions
 from awtpn.inference.recording import TEXT, clip_of, text_clip
+from awtpn.model.base import EmotionModel
 from awtpn.model.device import resolve_device
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
-from awtpn.model.network import AWTPN
+from awtpn.model.models import load_model
 from shards import BadSample, FeatureStream, Ragged, Sample
 from shards.extraction.pipeline import UNDECODABLE, decode_ahead, encode
 from shards.extraction.reopen_encoder import reopen_encoder
@@ -49,7 +50,10 @@ class Predictor:
     """
 
     def __init__(
-        self, model: AWTPN, device: torch.device | str = "cpu", results: Mapping[str, Any] | None = None
+        self,
+        model: EmotionModel,
+        device: torch.device | str = "cpu",
+        results: Mapping[str, Any] | None = None,
     ) -> None:
         """Move `model` to `device` and put it in eval mode, in place.
 
@@ -77,7 +81,7 @@ class Predictor:
         Raises:
             ValueError: there is no such model or device.
         """
-        model, where = AWTPN.from_pretrained(directory), resolve_device(device)
+        model, where = load_model(directory), resolve_device(device)
         if model.task.type != "regression" or model.record.get("results"):
             predictor, note = cls(model, where), None
         else:

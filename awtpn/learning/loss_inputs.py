@@ -12,7 +12,7 @@ from torch import Tensor
 
 from awtpn.learning.settings import LossConfig, Pair
 from awtpn.learning.targets import TargetCounts
-from awtpn.model.network import ModalityOutput, ModelOutput
+from awtpn.model.base import ModalityOutput, ModelOutput
 from awtpn.model.task import Task, states_of_values
 
 

@@ -11,7 +11,7 @@ To add a term, give it a line in `settings.TERMS` and a weight in `LossConfig`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,8 @@ from torch import Tensor
 from awtpn.learning.loss_inputs import LossInputs, LossNormalizers, NegativePool, PairInputs
 from awtpn.learning.settings import TERMS, LossConfig, Pair
 from awtpn.learning.value_losses import align_to_states, ce_of_values, error_of_values, focal_factor
+from awtpn.model.base import ModelOutput
 from awtpn.model.device import to_device_async
-from awtpn.model.network import ModelOutput
 from awtpn.model.segments import segment_mean
 from awtpn.model.task import Task
 
@@ -44,20 +44,21 @@ def loss_terms(
     class_weights: Tensor | None = None,
     task: Task | None = None,
     values: Tensor | None = None,
+    terms: Sequence[str] = tuple(TERMS),
 ) -> Tensor:
-    """This micro-batch's shares of all terms; see `LossInputs` for the arguments.
+    """This micro-batch's shares of the `terms`; see `LossInputs` for the other arguments.
 
     Returns:
-        [len(TERMS)] in the order of TERMS, unweighted; add over micro-batches and ranks, then weigh them.
+        [len(terms)] in their order, unweighted; add over micro-batches and ranks, then weigh them.
     """
     inputs = LossInputs(output, label, pools, normalizers, config, class_weights, task, values)
-    return torch.stack([FUNCTIONS[name](inputs) for name in TERMS])
+    return torch.stack([FUNCTIONS[name](inputs) for name in terms])
 
 
-def total_loss(terms: Tensor, config: LossConfig) -> Tensor:
-    """The weighted sum of `terms` [len(TERMS)] (Eq. 25)."""
+def total_loss(shares: Tensor, config: LossConfig, terms: Sequence[str] = tuple(TERMS)) -> Tensor:
+    """The weighted sum of the shares [len(terms)] of `loss_terms` (Eq. 25)."""
     # Not a dot product, which autocast would take to half precision.
-    return (terms * to_device_async(config.weights(), terms.device, terms.dtype)).sum()
+    return (shares * to_device_async(config.weights(terms), shares.device, shares.dtype)).sum()
 
 
 # --- The terms -----------------------------------------------------------------------------------

@@ -16,13 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awtpn.learning.targets import nearest_states, states_of_batch
+from awtpn.model.base import EmotionModel, ModelOutput
 from awtpn.model.finite_outputs import FiniteOutputs
-from awtpn.model.network import AWTPN, ModelOutput
+from awtpn.model.network import AWTPN
 from shards import FeatureBatch
 
 # Utterances that initialize the prototypes from data, in plan order.
 INIT_UTTERANCES = 1024
 LLOYD_ITERATIONS = 10
+
+
+def find_prototypes(model: EmotionModel) -> Tensor | None:
+    """The prototypes [S*K, D] of a model; None if it has none."""
+    return model.tpn.prototypes if isinstance(model, AWTPN) else None
 
 
 # --- Initialization ------------------------------------------------------------------------------

@@ -71,6 +71,15 @@ TERMS = {
 }
 
 
+# Terms that compare two modalities of an utterance.
+CROSS_MODAL = ("intra", "inter", "contrast")
+
+
+def terms_of(network: str) -> tuple[str, ...]:
+    """The loss terms that a model of this `model.name` is trained by, in the order of TERMS."""
+    return tuple(TERMS) if network == "awtpn" else ("ce",)
+
+
 @dataclass
 class LossConfig:
     """Weights and forms of the loss terms."""
@@ -169,6 +178,6 @@ class LossConfig:
         total = sum(weights.values())
         return {pair: weight / total for pair, weight in weights.items() if weight}
 
-    def weights(self) -> tuple[float, ...]:
-        """The terms' weights, in the order of TERMS."""
-        return tuple(getattr(self, name) for name in TERMS.values())
+    def weights(self, terms: Iterable[str] = TERMS) -> tuple[float, ...]:
+        """The weights of these terms, in their order."""
+        return tuple(getattr(self, TERMS[name]) for name in terms)

@@ -36,94 +36,25 @@ missing in all these equations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from awtpn.model.blocks import AWM, SES, TPN, Standardize, fusion_weights
-from awtpn.model.files import (
-    CARD_FILE,
-    CARD_VERSION,
-    CHECKSUMS_FILE,
-    WEIGHTS_FILE,
-    find_model,
-    read_card,
-    read_weights,
-    weight_shapes,
-    write_checksums,
-)
+from awtpn.model.base import EmotionModel, ModalityOutput, ModelOutput
+from awtpn.model.blocks import AWM, SES, TPN, fusion_weights
 from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
-from awtpn.model.settings import ModelConfig, modalities_as_map
-from awtpn.model.sharing.hub import locate
-from awtpn.model.sharing.privacy import public_card
-from awtpn.model.task import Task, task_of_card
+from awtpn.model.settings import ModelConfig
+from awtpn.model.task import Task
 from shards import Ragged
-from shards.safe_io.json_fields import from_record
-from shards.safe_io.json_text import json_text
 
 
-@dataclass
-class ModalityOutput:
-    """The intermediate results of one modality: T steps in all, B utterances, D shared dim, C classes.
-
-    Attributes:
-        h: [T, D] steps in the shared space.
-        distances: [T, C] scaled squared distance to each class's nearest prototype (Eq. 6-8); in tasks
-            without classes [T, S], to each state's (see `awtpn.model.task`).
-        weights: [T] reliability weights, which sum to 1 within an utterance (Eq. 15-18).
-        pooled: [B, D] sum of the steps times their weights; zero for an utterance without this modality.
-        mean: [B, D] unweighted mean over the steps, which the cross-modal losses compare.
-        present: [B] bool: the utterance has at least one step of this modality.
-        offsets: [B + 1] int64: utterance u has the steps `offsets[u]` to `offsets[u + 1]`.
-        utterance: [T] int64, the utterance that each step belongs to.
-    """
-
-    h: Tensor
-    distances: Tensor
-    weights: Tensor
-    pooled: Tensor
-    mean: Tensor
-    present: Tensor
-    offsets: Tensor
-    utterance: Tensor
-
-
-@dataclass
-class ModelOutput:
-    """The logits of B utterances, and the intermediate results.
-
-    Attributes:
-        logits: [B, C], float32 or wider; their softmax gives the class probabilities. In tasks without
-            classes [B, outputs]: see `predicted_values` and `probabilities` of `awtpn.model.task`.
-        streams: intermediate results by modality.
-    """
-
-    logits: Tensor
-    streams: dict[str, ModalityOutput]
-
-
-class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
+class AWTPN(EmotionModel):
     """The whole network: packed features of B utterances -> logits [B, C] and intermediate results.
 
-        model = AWTPN.from_pretrained("my-model")
-        model(batch.features).logits.softmax(-1)  # [B, C]; batch: a FeatureBatch of a shards.FeatureStream
-
-    `save_pretrained(DIR)` and `push_to_hub(USER/MODEL)` come from huggingface_hub and write this package's
-    format: config.json, model.safetensors and a model card.
-
-    Attributes:
-        config: sizes, scales and fusion weights.
-        feature_dims: features per step, by modality.
-        classes: class names in label order; none if the task has no classes.
-        task: what is recognized.
-        provenance: how the features of its training data were made, from the dataset's manifest.
-        record: the other fields of the card that it was loaded from: dataset name, results, license.
+    model = AWTPN.from_pretrained("my-model")
+    model(batch.features).logits.softmax(-1)  # [B, C]; batch: a FeatureBatch of a shards.FeatureStream
     """
 
     def __init__(
@@ -146,26 +77,8 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         Raises:
             ValueError: a setting is out of range, or `feature_dims` lacks a modality.
         """
-        super().__init__()
-        config.validate()
-        for m in config.modalities:
-            if m not in feature_dims:
-                raise ValueError(
-                    f"model.modalities names {m}, but the data has only {', '.join(sorted(feature_dims))}"
-                )
-            if hasattr(nn.ModuleDict, m) or hasattr(nn.ModuleDict(), m):
-                raise ValueError(
-                    f"model.modalities names {m}, a name that PyTorch's modules use; pack it by another name"
-                )
-        self.config = config
-        self.feature_dims = {m: int(feature_dims[m]) for m in config.modalities}
-        self.task = task or Task("classification", list(classes))
-        self.classes = list(self.task.names) if self.task.type == "classification" else []
-        self.learnable_prototypes = learnable_prototypes
-        self.provenance: dict[str, Any] = {}
-        self.record: dict[str, Any] = {}
+        super().__init__(config, feature_dims, classes, learnable_prototypes, task)
         dim = config.shared_dim
-        self.standardise = nn.ModuleDict({m: Standardize(d) for m, d in self.feature_dims.items()})
         self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
         self.dropout = nn.Dropout(config.dropout)
         self.tpn = TPN(sum(self.task.group_sizes), config.prototypes_per_class, dim, learnable_prototypes)
@@ -190,6 +103,16 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         logits = self.classifier(fused.to(self.classifier.weight.dtype))
         return ModelOutput(logits.to(fused.dtype), streams)
 
+    def step_weights(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:
+        """Per modality the reliability weights [T] of the time steps (Eq. 15-18)."""
+        return {m: self.encode(m, features[m]).weights for m in self.config.modalities}
+
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Raise ValueError if `model.name` is that of a baseline."""
+        if name != "awtpn":
+            raise ValueError(f"this is a {name} model, not an AWTPN: load it with awtpn.load_model")
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile all but the attention, which loops over lengths that differ in every batch.
 
@@ -200,10 +123,6 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         for awm in self.awm.values():
             awm.attend = torch.compiler.disable(awm.attend)
         super().compile(*args, **kwargs)
-
-    def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
-        """Set the `mean` and `std` [F] that standardize a modality's features; they are saved as weights."""
-        cast(Standardize, self.standardise[modality]).set_statistics(mean, std)
 
     def encode(self, modality: str, ragged: Ragged, dropout: Tensor | None = None) -> ModalityOutput:
         """SES, TPN and AWM of one modality (Eq. 6-8, 15-18)."""
@@ -229,75 +148,6 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         weights = fusion_weights([self.config.fusion_weight(m) for m in streams], present, pooled.dtype)
         return (weights[..., None] * pooled).sum(0)
 
-    def card(self) -> dict[str, Any]:
-        """All that is needed besides the weights to rebuild this model; plain JSON."""
-        return self.record | {
-            "format": "awtpn",
-            "format_version": CARD_VERSION,
-            "model": self.config.record(),
-            "feature_dims": self.feature_dims,
-            "classes": self.classes,
-            "learnable_prototypes": self.learnable_prototypes,
-            "provenance": self.provenance,
-            **({} if self.task.is_classes else {"task": self.task.record()}),
-        }
-
-    @classmethod
-    def from_card(cls, card: Mapping[str, Any]) -> AWTPN:
-        """Build the model that a `card()` describes, with random weights.
-
-        Raises:
-            ValueError: a setting is out of range.
-        """
-        settings = dict(card["model"])
-        if isinstance(settings.get("modalities"), list):  # as in cards of earlier versions
-            settings["modalities"] = modalities_as_map(settings["modalities"])
-        config = from_record(ModelConfig, settings, "the card's model", ignore_unknown=True)
-        model = cls(
-            config, card["feature_dims"], card["classes"], card["learnable_prototypes"], task_of_card(card)
-        )
-        model.provenance = card.get("provenance") or {}
-        model.record = {key: value for key, value in card.items() if key not in model.card()}
-        return model
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **hub: Any) -> AWTPN:  # type: ignore[override]
-        """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
-
-        The model is on the CPU and in eval mode.
-
-        Args:
-            source: the folder of an export, checkpoint or run; or, if no such path exists, a hub id
-                "user/model".
-            hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see
-                `awtpn.model.sharing.hub.locate`.
-
-        Raises:
-            ValueError: a file is missing, has another format or differs from its checksum, or the hub has no
-                such model.
-        """
-        folder = find_model(locate(source, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,), **hub))
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise ValueError(f"{folder} is not a complete model: it has no {WEIGHTS_FILE}")
-        card = read_card(folder)
-        check_shapes(card, folder)
-        model = cls.from_card(card)
-        model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
-        return model.eval()
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` and `push_to_hub` write; the mixin adds the model card."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, save_directory / WEIGHTS_FILE)
-        (save_directory / CARD_FILE).write_text(json_text(public_card(self.card()), indent=1) + "\n")
-        write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE))
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README.md to save beside the weights; huggingface_hub's mixin calls this."""
-        from awtpn.model.sharing.model_card import render_card  # only a model that is shared needs one
-
-        return ModelCard(render_card(self.card()))
-
     @classmethod
     def from_reference(
         cls,
@@ -321,30 +171,3 @@ class AWTPN(nn.Module, ModelHubMixin, library_name="awtpn"):
         model = cls(ModelConfig(**settings), dims, names).to(weights["tpn.prototypes"].dtype)
         model.load_state_dict(weights, strict=False)  # the published code has no feature statistics
         return model.eval()
-
-
-def check_shapes(card: Mapping[str, Any], folder: Path) -> None:
-    """Compare the tensor shapes that a card implies with those in the weights file, before memory is taken.
-
-    A forged card could otherwise ask for any amount of memory.
-
-    Args:
-        card: of `read_card`.
-        folder: that holds the weights.
-
-    Raises:
-        ValueError: the shapes differ, or the card's settings are out of range; names the first such tensor.
-    """
-    stored = weight_shapes(folder / WEIGHTS_FILE)
-    try:
-        with torch.device("meta"):  # tensors with a shape, but without memory
-            model = AWTPN.from_card(card)
-    except (RuntimeError, ValueError) as error:  # a product of sizes overflows, or a setting is out of range
-        raise ValueError(f"{folder / CARD_FILE}: {' '.join(str(error).split()):.200}") from None
-    described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in {**described, **stored}:
-        if described.get(name) != stored.get(name):
-            raise ValueError(
-                f"{folder}: {CARD_FILE} describes another network than {WEIGHTS_FILE} holds: {name:.60} is "
-                f"{described.get(name, 'missing')} by the card and {stored.get(name, 'missing')} in the file"
-            )

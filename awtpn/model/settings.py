@@ -43,8 +43,11 @@ SETTINGS = tuple(f.name for f in fields(ModalitySettings))
 
 @dataclass
 class ModelConfig:
-    """The shape of the network (Eq. 6-8, 15-21)."""
+    """The network and its shape (Eq. 6-8, 15-21)."""
 
+    name: Literal["awtpn", "late-fusion", "gated-attention", "gru", "cross-modal"] = "awtpn"
+    """awtpn, or a baseline to compare it with. A baseline takes shared_dim and dropout, and is trained by the
+    cross-entropy alone: it has no prototypes, no reliability weights and no other loss terms."""
     shared_dim: int = 256
     """D, the width of the space that all modalities share."""
     dropout: float = 0.1

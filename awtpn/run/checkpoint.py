@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from awtpn.distributed.engines import Engine
+from awtpn.model.base import EmotionModel, check_shapes, config_of_card
 from awtpn.model.files import (
     CARD_FILE,
     FILES,
@@ -39,7 +40,7 @@ from awtpn.model.files import (
     step_folders,
 )
 from awtpn.model.files import fingerprint as _fingerprint
-from awtpn.model.network import AWTPN, check_shapes
+from awtpn.model.models import model_of_card
 from awtpn.model.task import task_of_card
 from awtpn.run.position import Position, parse_adam, parse_position
 from shards.format.feature_space import check_same_space
@@ -178,7 +179,7 @@ def suggest_intact(folder: Path) -> str:
     return f"; {intact} is intact: resume from it with --run.resume {quote(str(intact))}" if intact else ""
 
 
-def load_weights(folder: Path, model: AWTPN) -> None:
+def load_weights(folder: Path, model: EmotionModel) -> None:
     """Load a checkpoint's weights and buffers into a model that no engine has wrapped yet.
 
     Raises:
@@ -200,7 +201,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
     return str(tuple(tensors[name].shape)) if name in tensors else "missing"
 
 
-def init_from(folder: Path, model: AWTPN) -> str:
+def init_from(folder: Path, model: EmotionModel) -> str:
     """Copy another model's weights into `model`; a new classifier and new prototypes where the labels differ.
 
     Of the modalities that both have, all weights are copied except the feature statistics, which are of the
@@ -215,7 +216,13 @@ def init_from(folder: Path, model: AWTPN) -> str:
             one do not fit another.
     """
     card = read_card(folder)
-    check_shapes(card, folder)
+    check_shapes(card, folder, model_of_card)
+    network = config_of_card(card).name
+    if network != model.config.name:
+        raise ValueError(
+            f"run.init_from: {folder} is a model of model.name {network}, and this run has "
+            f"{model.config.name}: set model.name {network}, or start afresh without run.init_from"
+        )
     common = [name for name in model.feature_dims if name in card["feature_dims"]]
     if not common:
         raise ValueError(

@@ -15,7 +15,7 @@ from awtpn.config.schema import Config
 from awtpn.config.settings import DEMOS, ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
 from awtpn.learning.targets import balanced_label_weights
-from awtpn.model.network import AWTPN
+from awtpn.model.base import EmotionModel
 from awtpn.model.settings import TaskConfig
 from awtpn.model.task import Task
 from awtpn.run.position import Position
@@ -175,7 +175,7 @@ def target_arguments(task: Task) -> dict[str, Any]:
     return {"target": list(task.names), "task": task.type}
 
 
-def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
+def check_feature_space(model: EmotionModel, stream: FeatureStream) -> None:
     """Raise ValueError if labels, feature spaces or feature widths of the data are not those of the model."""
     if model.task.type == "classification" and model.classes != stream.classes:
         raise ValueError(
@@ -184,7 +184,7 @@ def check_feature_space(model: AWTPN, stream: FeatureStream) -> None:
     check_features(model, stream)
 
 
-def check_features(model: AWTPN, stream: FeatureStream) -> None:
+def check_features(model: EmotionModel, stream: FeatureStream) -> None:
     """Raise ValueError if feature spaces or feature widths of the data are not those of the model."""
     check_same_space(
         model.provenance,

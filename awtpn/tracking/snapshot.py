@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from awtpn.distributed.engines import ENGINES, unwrap
 from awtpn.distributed.world import World
+from awtpn.learning.prototypes import find_prototypes
+from awtpn.model.base import EmotionModel, ModelOutput
 from awtpn.model.blocks import fusion_weights
 from awtpn.model.device import to_device_async
-from awtpn.model.network import AWTPN, ModelOutput
+from awtpn.model.network import AWTPN
 from awtpn.model.task import Task, predicted_values, probabilities
 from awtpn.tracking.captions import Caption, caption, color_words, predicted_words, truth_words
 from shards import FeatureBatch, FeatureStream
@@ -72,7 +74,7 @@ class Snapshot:
 
     task: Task
     reliability: dict[str, NDArray[np.int64]]  # per modality, time steps in each bucket [BUCKETS]
-    prototypes: NDArray[np.float32]  # [S*K, D]
+    prototypes: NDArray[np.float32] | None  # [S*K, D]; a baseline has none
     examples: list[Example]
     embeddings: Embeddings | None
     values: ValuePairs | None = None  # of regression only
@@ -88,7 +90,7 @@ class SnapshotCollector:
     """
 
     def __init__(self, model: nn.Module, stream: FeatureStream, world: World, figures: bool) -> None:
-        self.model: AWTPN = unwrap(model)
+        self.model: EmotionModel = unwrap(model)
         self.task = self.model.task
         self.world = world
         self.figures = figures
@@ -107,7 +109,7 @@ class SnapshotCollector:
 
     def add(self, batch: FeatureBatch, output: ModelOutput) -> None:
         """Collect from a batch; its labels and the output are on the device."""
-        for counts, stream in zip(self.counts, output.streams.values(), strict=True):
+        for counts, stream in zip(self.counts, output.streams.values(), strict=bool(output.streams)):
             multiples = stream.weights.float() * stream.offsets.diff()[stream.utterance]
             bucket = (multiples / BUCKET + 0.5).long().clamp(0, BUCKETS - 1)
             counts.index_add_(0, bucket, torch.ones_like(bucket))
@@ -115,7 +117,8 @@ class SnapshotCollector:
             return
         position = batch.step * batch.num_places * self.world.size + batch.place.numpy()
         truth = host_truth(batch, self.task)
-        if len(rows := np.flatnonzero(np.isin(position, self.embedded))):
+        rows = np.flatnonzero(np.isin(position, self.embedded))
+        if isinstance(self.model, AWTPN) and len(rows):
             chosen = to_device_async(rows, output.logits.device)
             keys = np.array([batch.key[row] for row in rows], dtype=object)
             vectors = project(mean_fused(self.model, output)[chosen])
@@ -129,7 +132,10 @@ class SnapshotCollector:
     def gather(self) -> Snapshot:
         """The snapshot of all ranks' shares; a collective: every rank must call it."""
         reliability = self.world.sum(self.counts.cpu().numpy())
-        prototypes = ENGINES[self.world.engine].gather_parameter(self.model.tpn.prototypes)
+        own_prototypes, prototypes = find_prototypes(self.model), None
+        if own_prototypes is not None:
+            prototypes = ENGINES[self.world.engine].gather_parameter(own_prototypes)
+        counted = {} if prototypes is None else dict(zip(self.model.feature_dims, reliability, strict=True))
         embeddings, values, examples = None, None, []
         if self.figures:
             own = (self.examples, on_host(self.vectors), on_host(self.pairs))
@@ -138,14 +144,15 @@ class SnapshotCollector:
                 for parts in zip(*self.world.all_gather_object(own), strict=True)
             )
             examples = [example for _, example in sorted(shown, key=lambda pair: pair[0])]
-            embeddings = make_embeddings(vectors, prototypes, self.task)
+            if prototypes is not None:
+                embeddings = make_embeddings(vectors, prototypes, self.task)
             if self.task.type == "regression":
                 truth, logits = in_plan_order(pairs)
                 values = ValuePairs(truth, predictions(logits, self.task))
         return Snapshot(
             task=self.task,
-            reliability=dict(zip(self.model.feature_dims, reliability, strict=True)),
-            prototypes=prototypes.numpy(),
+            reliability=counted,
+            prototypes=None if prototypes is None else prototypes.numpy(),
             examples=examples,
             embeddings=embeddings,
             values=values,

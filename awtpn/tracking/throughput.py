@@ -9,6 +9,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from awtpn.model.base import EmotionModel
 from awtpn.model.flops import step_flops
 from awtpn.model.network import AWTPN
 from shards import FeatureBatch
@@ -17,28 +18,30 @@ from shards import FeatureBatch
 WORK = ("flops", "steps", "bytes", "padded_bytes")
 
 
-def batch_cost(batch: FeatureBatch, model: AWTPN) -> NDArray[np.float64]:
+def batch_cost(batch: FeatureBatch, model: EmotionModel) -> NDArray[np.float64]:
     """Work of a rank's share of an optimizer step: [4] in the order of WORK.
 
     `flops` are those that the network needs (`awtpn.model.flops.step_flops`), without recomputation and
-    padding; `steps` are those of all modalities; `padded_bytes` is the features' size if each modality were
+    padding, and 0 for a baseline; `steps` are those of all modalities; `padded_bytes` is the features' size if each modality were
     padded to the longest utterance of this share.
     """
     lengths = {m: batch.features[m].host_lengths for m in model.feature_dims}
-    config = model.config
-    flops = step_flops(
-        lengths,
-        model.feature_dims,
-        config.shared_dim,
-        sum(model.task.group_sizes),
-        config.prototypes_per_class,
-        adaptive=config.awm == "adaptive",
-    )
     features = {m: batch.features[m].values for m in lengths}
     padded = sum(max(of, default=0) * len(of) * features[m][:1].nbytes for m, of in lengths.items())
     steps = sum(len(values) for values in features.values())
     own = sum(values.nbytes for values in features.values())
-    return np.array([sum(flops.values()), steps, own, padded], dtype=np.float64)
+    sizes = (steps, own, padded)
+    if not isinstance(model, AWTPN):
+        return np.array([0.0, *sizes], dtype=np.float64)
+    flops = step_flops(
+        lengths,
+        model.feature_dims,
+        model.config.shared_dim,
+        sum(model.task.group_sizes),
+        model.config.prototypes_per_class,
+        adaptive=model.config.awm == "adaptive",
+    )
+    return np.array([sum(flops.values()), *sizes], dtype=np.float64)
 
 
 def throughput(seconds: float, utterances: int, waited: float, work: Sequence[float]) -> dict[str, float]:
@@ -54,7 +57,7 @@ def throughput(seconds: float, utterances: int, waited: float, work: Sequence[fl
     return {
         "system/utterances_per_s": utterances / seconds,
         "system/segments_and_frames_per_s": of["steps"] / seconds,
-        "system/teraflop_per_s": of["flops"] / seconds / 1e12,
+        **({"system/teraflop_per_s": of["flops"] / seconds / 1e12} if of["flops"] else {}),
         "data/wait_share": waited / seconds,
         "data/padding_avoided": 1 - of["bytes"] / of["padded_bytes"] if of["padded_bytes"] else 0.0,
     }

@@ -13,7 +13,6 @@ import torch
 from awtpn.distributed.engines import unwrap
 from awtpn.distributed.replicas import find_divergent_replicas, resync_from_rank0
 from awtpn.learning.optimizer import schedule_change
-from awtpn.learning.settings import TERMS
 from awtpn.run.data import remarks_on_splits
 from awtpn.tracking.monitor import Monitor
 from awtpn.tracking.throughput import memory, throughput
@@ -71,13 +70,18 @@ def flush(run: Run, monitor: Monitor) -> None:
     seconds, run.since = time.perf_counter() - run.since, time.perf_counter()
     utterances = sum(s["utterances"] for s in steps)
     rate = utterances / max(seconds, 1e-9)
-    weights = np.array(run.config.loss.weights())
+    count = len(run.terms)
+    weights = np.array(run.config.loss.weights(run.terms))
     for s, row in zip(steps, reduced, strict=True):
-        shares, (wait, lost) = row[: len(TERMS)], row[len(TERMS) : len(TERMS) + 2]
+        shares, (wait, lost) = row[:count], row[count : count + 2]
         loss = float(shares @ weights)
         grad_norm = math.nan if s["grad_norm"] is None else float(s["grad_norm"])
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        figures = {"loss": loss, **dict(zip(TERMS, map(float, shares), strict=True)), "grad_norm": grad_norm}
+        figures = {
+            "loss": loss,
+            **dict(zip(run.terms, map(float, shares), strict=True)),
+            "grad_norm": grad_norm,
+        }
         monitor.log_step(
             {"step": s["step"], "epoch": s["epoch"], "lr": s["lr"], "fingerprint": s["fingerprint"]}
             # JSON has no NaN.
@@ -96,7 +100,7 @@ def flush(run: Run, monitor: Monitor) -> None:
             f"{', '.join(run.config.model.modalities)}, so all of them look the same to the model: use more "
             "of the data's modalities (model.modalities), or leave such utterances out (data.select)"
         )
-    wait, lost, *total_work = reduced[:, len(TERMS) :].sum(0)
+    wait, lost, *total_work = reduced[:, count:].sum(0)
     if lost:  # by some rank; the sum is the same on all, so all make this collective call
         everyone = run.world.all_gather_object(
             {name: cause for s in steps for name, cause in s["damaged"].items()}

@@ -29,8 +29,9 @@ from awtpn.distributed.world import World, init_process_group, shutdown
 from awtpn.learning.settings import LossConfig
 from awtpn.metrics.classification import auroc
 from awtpn.metrics.tables import format_table
+from awtpn.model.base import EmotionModel, ModelOutput
 from awtpn.model.finite_outputs import FiniteOutputs
-from awtpn.model.network import AWTPN, ModelOutput
+from awtpn.model.models import load_model
 from awtpn.model.settings import ModelConfig
 from awtpn.model.task import Task
 from awtpn.run.atomic_write import prepare_place, write_json
@@ -95,11 +96,11 @@ def evaluate(
 
 
 @torch.no_grad()
-def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> dict[str, float]:
-    """AUROC per modality of the reliability weights as a detector of informative time steps.
+def reliability_auroc(model: EmotionModel, stream: FeatureStream, world: World) -> dict[str, float]:
+    """AUROC per modality of the weights of time steps as a detector of informative time steps.
 
     Needs metadata that lists these time steps (their indices, under `informative_` and the modality's name),
-    as the demo corpus has; empty for other data. A modality of which all time steps are informative, or none,
+    as the demo corpus has; empty for other data, and for a model without such weights. A modality of which all time steps are informative, or none,
     is left out. Weights are compared as multiples of their utterance's uniform weight.
     """
     listed = [f"informative_{m}" for m in stream.modalities]
@@ -111,10 +112,9 @@ def reliability_auroc(model: nn.Module, stream: FeatureStream, world: World) -> 
     informative: dict[str, list[Any]] = {m: [] for m in stream.modalities}
     model.eval()
     for batch in stream.epoch(0, device=world.device):
-        output = model(batch.features)
-        for modality, of_stream in output.streams.items():
+        for modality, of_modality in model.step_weights(batch.features).items():
             lengths = batch.features[modality].host_lengths
-            for key, weights in zip(batch.key, of_stream.weights.cpu().split(lengths), strict=True):
+            for key, weights in zip(batch.key, of_modality.cpu().split(lengths), strict=True):
                 is_informative = np.zeros(len(weights), dtype=bool)
                 if len(weights):  # an utterance that lacks the modality may still list its time steps
                     is_informative[truth[key][f"informative_{modality}"]] = True
@@ -139,7 +139,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
         if file:
             run_on_rank0(world, partial(prepare_place, Path(file)))
     given = Path(options.checkpoint)
-    model = AWTPN.from_pretrained(given).to(world.device)
+    model = load_model(given).to(world.device)
     if options.data:
         source = {"url": options.data, "split": options.split, "select": options.select}
     else:
@@ -164,7 +164,9 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def open_with_target(source: dict[str, Any], model: AWTPN, target: str | None, world: World) -> FeatureStream:
+def open_with_target(
+    source: dict[str, Any], model: EmotionModel, target: str | None, world: World
+) -> FeatureStream:
     """The stream of what a model is evaluated on, with the values of its task.
 
     Args:
@@ -216,7 +218,7 @@ def differing_ranges(task: Task, target: Target) -> str | None:
 
 def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:
     """Threads that share a batch as in a run with default settings, so that metrics have the same bits."""
-    if world.size > 1 or world.device.type != "cpu":
+    if world.size > 1 or world.device.type != "cpu" or config.name != "awtpn":
         return ONE_PIECE
     return make_piece_threads(choose_threads(None, 0, 1, os.environ), EVALUATION_BATCH, config, LossConfig())
 

@@ -8,7 +8,7 @@ which does not wait for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -32,10 +32,10 @@ from awtpn.learning.negatives import (
     make_slot_table,
     read_slot_table,
 )
-from awtpn.learning.settings import LossConfig, Pair
+from awtpn.learning.settings import CROSS_MODAL, TERMS, LossConfig, Pair
 from awtpn.learning.targets import count_targets, read_target_counts, target_codes
+from awtpn.model.base import ModelOutput
 from awtpn.model.device import to_device_async
-from awtpn.model.network import ModelOutput
 from awtpn.model.task import Task
 from shards import FeatureBatch
 
@@ -62,6 +62,7 @@ def reduce_batch_counts(
     task: Task,
     class_weights: NDArray[np.float64] | None,
     modalities: Iterable[str],
+    terms: Sequence[str] = tuple(TERMS),
     layout: Layout,
     seed: int,
     step: int,
@@ -73,6 +74,7 @@ def reduce_batch_counts(
         batch: this rank's share of the global batch.
         task: of the model.
         modalities: of the model, in its order.
+        terms: of the loss; without cross-modal ones, no negatives are drawn.
         class_weights: [C] of the cross-entropy, or [K, 2] of labels; None for equal ones.
         step: steps done before this one; it seeds the negatives, together with `seed`.
         stop: this rank got a stop signal.
@@ -80,7 +82,7 @@ def reduce_batch_counts(
     label, place = batch.host_label.numpy(), batch.place.numpy()
     names = list(modalities)
     present = np.stack([batch.features[m].host_offsets.diff().numpy() > 0 for m in names])  # [M, B]
-    pairs = list(config.shares_of_pairs(names))
+    pairs = list(config.shares_of_pairs(names)) if set(terms) & set(CROSS_MODAL) else []
     columns = [(names.index(a), names.index(v)) for a, v in pairs]
     numbers = [list(combinations(names, 2)).index(pair) for pair in pairs]
     both = complete_pairs(present, columns)  # [N, B]
@@ -183,8 +185,9 @@ def micro_batch_losses(
     class_weights: Tensor | None,
     global_batch: int,
     task: Task | None = None,
+    terms: Sequence[str] = tuple(TERMS),
 ) -> Tensor:
-    """The share [len(TERMS)] of each loss term that one micro-batch adds.
+    """The share [len(terms)] of each loss term that one micro-batch adds.
 
     Args:
         first: index of its first utterance in the rank's batch.
@@ -210,7 +213,9 @@ def micro_batch_losses(
         )
         for (a, v), of_pair in info.negatives.items()
     }
-    return loss_terms(output, micro.label, pools, info.normalizers, config, class_weights, task, micro.target)
+    return loss_terms(
+        output, micro.label, pools, info.normalizers, config, class_weights, task, micro.target, terms
+    )
 
 
 def all_gather_with_grad(means: Tensor, batch: FeatureBatch, global_batch: int) -> Tensor:

@@ -20,6 +20,7 @@ from awtpn.distributed.engines import ENGINES, Engine
 from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
+from awtpn.learning.settings import terms_of
 from awtpn.run.position import Position
 from shards import FeatureStream
 
@@ -63,6 +64,11 @@ class Run:
     """When the oldest pending step began."""
     counted: float = field(default_factory=time.perf_counter)
     """`position` counts the run's time up to this moment."""
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The loss terms of the run's model."""
+        return terms_of(self.config.model.name)
 
     @property
     def checkpoints(self) -> Path:

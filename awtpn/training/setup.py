@@ -30,6 +30,8 @@ from awtpn.learning import prototypes
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.metrics.summary import check_best_by
 from awtpn.model import files
+from awtpn.model.base import EmotionModel
+from awtpn.model.models import build_model
 from awtpn.model.network import AWTPN
 from awtpn.model.task import Task
 from awtpn.run import checkpoint
@@ -173,18 +175,18 @@ def learnable_task(config: Config, train: FeatureStream) -> Task:
     return task
 
 
-def make_model(config: Config, train: FeatureStream, task: Task, world: World) -> AWTPN:
+def make_model(config: Config, train: FeatureStream, task: Task, world: World) -> EmotionModel:
     """The model with its random weights."""
     # The same seed gives every rank the same weights; rank 0's are broadcast before training all the same.
     torch.manual_seed(config.run.seed)
     dims = {name: modality.dim for name, modality in train.modalities.items()}
     learnable = config.prototypes.update == "gradient"
-    model = AWTPN(config.model, dims, train.classes, learnable, task).to(world.device)
+    model = build_model(config.model, dims, train.classes, learnable, task).to(world.device)
     model.provenance = train.manifest.provenance
     return model
 
 
-def initialize(model: AWTPN, config: Config, train: FeatureStream, world: World) -> None:
+def initialize(model: EmotionModel, config: Config, train: FeatureStream, world: World) -> None:
     """Set feature statistics, weights of another model and prototypes from data, each where asked."""
     if config.data.standardize:
         set_statistics(model, train, world)
@@ -192,7 +194,7 @@ def initialize(model: AWTPN, config: Config, train: FeatureStream, world: World)
         told = checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
         if world.is_main:
             print(printable(told))
-    if config.prototypes.init == "data":
+    if isinstance(model, AWTPN) and config.prototypes.init == "data":
         # The first global batches of the plan: the same utterances for every layout.
         global_batch = config.train.global_batch_size
         steps = min(train.steps_per_epoch, math.ceil(prototypes.INIT_UTTERANCES / global_batch))
@@ -202,7 +204,7 @@ def initialize(model: AWTPN, config: Config, train: FeatureStream, world: World)
         )
 
 
-def set_statistics(model: AWTPN, train: FeatureStream, world: World) -> None:
+def set_statistics(model: EmotionModel, train: FeatureStream, world: World) -> None:
     """Give the model each feature's mean and standard deviation over the training utterances of all ranks."""
     for name, sums in train.statistics().items():
         count, total, squares = (
@@ -227,7 +229,8 @@ def set_threads(config: Config, world: World, layout: Layout, position: Position
         torch.set_num_threads(asked)
     if world.device.type != "cpu":
         return 0, ONE_PIECE  # the number of CPU threads changes no sum on a GPU
-    if ENGINES[world.engine].splits_micro_batches and not config.train.compile:
+    splits = ENGINES[world.engine].splits_micro_batches and config.model.name == "awtpn"
+    if splits and not config.train.compile:
         threads = choose_threads(asked, min(recorded, usable_cores()), world.size, os.environ)
         pieces = make_piece_threads(threads, layout.micro_batch, config.model, config.loss)
     else:

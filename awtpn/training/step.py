@@ -15,11 +15,10 @@ from awtpn.distributed.engines import unwrap
 from awtpn.learning.losses import total_loss
 from awtpn.learning.modality_dropout import drop_modalities
 from awtpn.learning.optimizer import learning_rate, set_learning_rate
-from awtpn.learning.prototypes import class_sums, move_to_class_means
-from awtpn.learning.settings import TERMS
+from awtpn.learning.prototypes import class_sums, find_prototypes, move_to_class_means
 from awtpn.learning.targets import states_of_batch
+from awtpn.model.base import ModelOutput
 from awtpn.model.device import to_device_async
-from awtpn.model.network import ModelOutput
 from awtpn.tracking.throughput import batch_cost
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from awtpn.training.run_state import Run
@@ -44,6 +43,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
         task=unwrap(run.model).task,
         class_weights=run.class_weights,
         modalities=modalities,
+        terms=run.terms,
         layout=run.layout,
         seed=config.run.seed,
         step=position.step,
@@ -81,25 +81,26 @@ def forward_backward(
     """Gradients of the global batch's loss, accumulated over micro-batches.
 
     Returns:
-        On the device: this rank's loss terms [len(TERMS)]; which of its utterances have logits that are not
+        On the device: this rank's loss terms [len(run.terms)]; which of its utterances have logits that are not
         finite [B]; where prototypes are class means, its `class_sums` [C*K, D + 1].
     """
     config, world = run.config, run.world
     factor = run.engine.loss_factor(world.size, run.layout.accumulation)
     weights = None if run.class_weights is None else to_device_async(run.class_weights, world.device)
-    task, prototypes = unwrap(run.model).task, unwrap(run.model).tpn.prototypes
+    task, names = unwrap(run.model).task, run.terms
+    prototypes = find_prototypes(unwrap(run.model))
     sums = None
-    if config.prototypes.update == "ema":
+    if prototypes is not None and config.prototypes.update == "ema":
         sums = torch.zeros(len(prototypes), prototypes.shape[1] + 1, device=world.device)
 
     def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:
         output = run.model(micro.features, dropout)
         terms = micro_batch_losses(
-            output, micro, first, info, config.loss, weights, run.layout.global_batch, task
+            output, micro, first, info, config.loss, weights, run.layout.global_batch, task, names
         )
-        return output, terms, total_loss(terms, config.loss) * factor
+        return output, terms, total_loss(terms, config.loss, names) * factor
 
-    total = torch.zeros(len(TERMS), device=world.device)
+    total = torch.zeros(len(names), device=world.device)
     nonfinite = []
     micro_batches = batch.split(run.layout.accumulation)
     first = 0
@@ -117,7 +118,7 @@ def forward_backward(
         for piece, (output, terms) in zip(pieces, results, strict=True):
             total += terms.detach().float()
             nonfinite.append(~output.logits.detach().isfinite().all(-1))
-            if sums is not None:
+            if sums is not None and prototypes is not None:
                 states = states_of_batch(piece.label, piece.target, task)
                 sums += class_sums(output, states, prototypes, config.model.prototypes_per_class)
         first += len(micro)
@@ -172,7 +173,9 @@ def move_prototypes(run: Run, sums: Tensor, grad_norm: Any) -> None:
         dist.all_reduce(sums)
     # The optimizer skips a step whose gradients are not finite. Then the prototypes must not move
     # either: counts of 0 leave them as they are.
+    prototypes = find_prototypes(unwrap(run.model))
+    assert prototypes is not None
     norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
     finite = sums.isfinite().all() & norm.isfinite()
     sums = torch.where(finite, sums, 0.0)
-    move_to_class_means(unwrap(run.model).tpn.prototypes, sums, run.config.prototypes.ema_decay)
+    move_to_class_means(prototypes, sums, run.config.prototypes.ema_decay)

@@ -24,9 +24,11 @@ from awtpn.distributed.engines import ENGINES, unwrap
 from awtpn.distributed.replicas import broadcast_from_rank0
 from awtpn.distributed.stopping import stop_on_signals
 from awtpn.distributed.world import init_engine, shutdown
+from awtpn.learning.prototypes import find_prototypes
 from awtpn.model import files
+from awtpn.model.base import EmotionModel
 from awtpn.model.finite_outputs import NotFiniteError
-from awtpn.model.network import AWTPN
+from awtpn.model.models import model_of_card
 from awtpn.run import checkpoint
 from awtpn.run.folder import exclusive_run, prepare_run_dir, run_on_rank0
 from awtpn.run.position import load_position
@@ -123,8 +125,9 @@ def fit(run: Run) -> None:
     monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
     try:
         announce(run, monitor)
-        prototypes = run.engine.gather_parameter(unwrap(run.model).tpn.prototypes).numpy()
-        monitor.log_settings(position.step, run.config, run.train, run.world, position.threads, prototypes)
+        prototypes = find_prototypes(unwrap(run.model))
+        table = None if prototypes is None else run.engine.gather_parameter(prototypes).numpy()
+        monitor.log_settings(position.step, run.config, run.train, run.world, position.threads, table)
         if run.changed:
             reevaluate_best(run, monitor)
         run.since = time.perf_counter()
@@ -289,13 +292,13 @@ def count_time(run: Run) -> dict[str, float]:
 # --- test ----------------------------------------------------------------------------------------
 
 
-def best_model(run: Run) -> tuple[AWTPN, dict[str, Any] | None]:
+def best_model(run: Run) -> tuple[EmotionModel, dict[str, Any] | None]:
     """The best checkpoint's model, whole on every rank, and its `files.identity`; every rank calls.
 
     Raises:
         ValueError: there is none, or it is damaged.
     """
-    model = AWTPN.from_card(run.card).to(run.world.device).eval()
+    model = model_of_card(run.card).to(run.world.device).eval()
 
     def load() -> dict[str, Any] | None:
         folder = files.find_model(files.model_folder(run.dir) or run.checkpoints)

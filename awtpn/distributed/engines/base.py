@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 
 from awtpn.learning.optimizer import set_grad_norm
-from awtpn.model.network import AWTPN
+from awtpn.model.base import EmotionModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 AVAILABLE = (
@@ -113,10 +113,10 @@ def wrap(
     return wrapped, wrapped_optimizer
 
 
-def unwrap(model: nn.Module) -> AWTPN:
-    """The AWTPN inside DDP or DeepSpeed."""
+def unwrap(model: nn.Module) -> EmotionModel:
+    """The model inside DDP or DeepSpeed."""
     inner = getattr(model, "module", model)
-    assert isinstance(inner, AWTPN)
+    assert isinstance(inner, EmotionModel)
     return inner
 
 

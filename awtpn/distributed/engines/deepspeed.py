@@ -28,7 +28,7 @@ from awtpn.distributed.engines import base
 from awtpn.distributed.engines.base import MOMENTS, Engine, MemoryUse, State, unwrap, unwrap_optimizer
 from awtpn.distributed.engines.build_tools import check_build_tools, find_ninja
 from awtpn.learning.optimizer import set_grad_norm
-from awtpn.model.network import AWTPN
+from awtpn.model.base import EmotionModel
 from shards import Ragged
 
 WARNINGS_THAT_DO_NOT_APPLY = (
@@ -296,7 +296,7 @@ def _step_without_change(engine: Any, optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = rate
 
 
-def _empty_features(model: AWTPN) -> dict[str, Ragged]:
+def _empty_features(model: EmotionModel) -> dict[str, Ragged]:
     """Features of no utterances at all."""
     device = next(model.parameters()).device
     offsets = torch.zeros(1, dtype=torch.int32)

@@ -1,0 +1,98 @@
+"""The models that `model.name` chooses from, and how one is built or loaded: AWTPN, and baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from awtpn.model.base import EmotionModel, ModelOutput, load
+from awtpn.model.baselines import NETWORKS
+from awtpn.model.network import AWTPN
+from awtpn.model.settings import ModelConfig
+from awtpn.model.task import Task
+from shards import Ragged
+
+
+class Baseline(EmotionModel):
+    """A network of `awtpn.model.baselines`: it has neither prototypes nor reliability weights.
+
+    It is trained by cross-entropy alone, and `ModelOutput.streams` is empty.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        feature_dims: Mapping[str, int],
+        classes: Sequence[str],
+        learnable_prototypes: bool = True,
+        task: Task | None = None,
+    ) -> None:
+        """See `EmotionModel`."""
+        super().__init__(config, feature_dims, classes, learnable_prototypes, task)
+        if self.task.head == "linear":
+            raise ValueError(
+                f"model.name {config.name} is trained by cross-entropy, so it takes task.head levels, not linear"
+            )
+        network = NETWORKS[config.name]
+        self.network = network(self.feature_dims, self.task.outputs, config.shared_dim, config.dropout)
+
+    def forward(
+        self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
+    ) -> ModelOutput:
+        """Logits of B utterances; see `EmotionModel`."""
+        logits = self.network(self.standardized(features))
+        return ModelOutput(logits.float() if logits.itemsize < 4 else logits, {})
+
+    def step_weights(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:
+        """Per modality the attention weights [T] of the time steps, of the networks that have them."""
+        weights: dict[str, Tensor] = self.network.weights(self.standardized(features))
+        return weights
+
+    def standardized(self, features: Mapping[str, Ragged]) -> dict[str, Ragged]:
+        """The features of the model's modalities, standardized [T, F], in the dtype of the weights."""
+        dtype = next(self.parameters()).dtype
+        return {
+            m: Ragged(
+                standardise(features[m].values).to(dtype), features[m].offsets, features[m].host_offsets
+            )
+            for m, standardise in self.standardise.items()
+        }
+
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Raise ValueError if `model.name` is not that of a baseline."""
+        if name not in NETWORKS:
+            raise ValueError(f"this is no baseline but {name}: load it with awtpn.load_model")
+
+
+def model_class(name: str) -> type[AWTPN] | type[Baseline]:
+    """The class of the models of this `model.name`."""
+    return AWTPN if name == "awtpn" else Baseline
+
+
+def build_model(
+    config: ModelConfig,
+    feature_dims: Mapping[str, int],
+    classes: Sequence[str],
+    learnable_prototypes: bool = True,
+    task: Task | None = None,
+) -> EmotionModel:
+    """The model that `config.name` names, with random weights; the arguments are those of `EmotionModel`."""
+    return model_class(config.name)(config, feature_dims, classes, learnable_prototypes, task)
+
+
+def model_of_card(card: Mapping[str, Any]) -> EmotionModel:
+    """The model that a card describes, with random weights.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    return model_class(card["model"].get("name", "awtpn")).from_card(card)
+
+
+def load_model(source: str | Path, **hub: Any) -> EmotionModel:
+    """Load a model of any name; see `EmotionModel.from_pretrained`."""
+    return load(source, model_of_card, **hub)
