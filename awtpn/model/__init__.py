@@ -4,6 +4,7 @@
 - `network`: the whole network; `blocks`: its parts SES, TPN (prototype distances, Eq. 6-8), AWM (reliability
   weights, Eq. 15-18) and the weights of the fusion (Eq. 19-21); `segments`: sums per utterance; `attention`:
   the attention of AWM, `attention_triton`: its fused GPU kernels
+- `baselines/`: networks of the literature to compare it with, such as a GRU and a transformer
 - `finite_outputs`: names the utterances whose outputs are NaN or infinite
 - `task`: what a model recognizes: one class, several labels, or values; and what its prototypes stand for
 - `files`: weights, card and checksums; `published_weights`: loads checkpoints of the published code
