@@ -32,16 +32,17 @@ if TYPE_CHECKING:
     from awtpn.model.network import AWTPN
     from awtpn.model.settings import ModelConfig
 
-__all__ = ["AWTPN", "ModelConfig", "ModelOutput", "Prediction", "Predictor"]
+__all__ = ["AWTPN", "ModelConfig", "ModelOutput", "Prediction", "Predictor", "load_model"]
 
 # Each public name is imported when it is first used: importing torch takes more than a second, and
 # `awtpn --help` needs none of it.
 _MODULE_OF = {
     "AWTPN": "awtpn.model.network",
     "ModelConfig": "awtpn.model.settings",
-    "ModelOutput": "awtpn.model.network",
+    "ModelOutput": "awtpn.model.base",
     "Prediction": "awtpn.inference.prediction",
     "Predictor": "awtpn.inference.predictor",
+    "load_model": "awtpn.model.models",
 }
 
 request_repeatable_products()  # before torch is loaded: the math library reads the setting once

@@ -1,4 +1,4 @@
-"""The models that `model.name` chooses from, and how one is built or loaded: AWTPN, and baselines beside it."""
+"""The models that `model.name` chooses from, AWTPN and baselines, and how one is built or loaded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Baseline(EmotionModel):
         super().__init__(config, feature_dims, classes, learnable_prototypes, task)
         if self.task.head == "linear":
             raise ValueError(
-                f"model.name {config.name} is trained by cross-entropy, so it takes task.head levels, not linear"
+                f"model.name {config.name} is trained by cross-entropy: set task.head to levels, not linear"
             )
         network = NETWORKS[config.name]
         self.network = network(self.feature_dims, self.task.outputs, config.shared_dim, config.dropout)
@@ -54,11 +54,10 @@ class Baseline(EmotionModel):
     def standardized(self, features: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """The features of the model's modalities, standardized [T, F], in the dtype of the weights."""
         dtype = next(self.parameters()).dtype
+        given = {m: features[m] for m in self.feature_dims}
         return {
-            m: Ragged(
-                standardise(features[m].values).to(dtype), features[m].offsets, features[m].host_offsets
-            )
-            for m, standardise in self.standardise.items()
+            m: Ragged(self.standardise[m](ragged.values).to(dtype), ragged.offsets, ragged.host_offsets)
+            for m, ragged in given.items()
         }
 
     @classmethod

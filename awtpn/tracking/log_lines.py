@@ -37,16 +37,19 @@ class LossMeans:
 
     def __init__(self) -> None:
         self.steps = self.utterances = self.counted = 0
-        self.sums = dict.fromkeys(("loss", *TERMS), 0.0)
+        self.sums: dict[str, float] = {}
 
     def add(self, line: Mapping[str, Any], utterances: int) -> None:
         """Add a step's line of metrics.jsonl; one whose loss is not finite counts as a step, and no more."""
         self.steps += 1
         self.utterances += utterances
-        if all(line[name] is not None for name in self.sums):
+        figures = {
+            name: line[name] for name in ("loss", *TERMS) if name in line
+        }  # a baseline has fewer terms
+        if all(value is not None for value in figures.values()):
             self.counted += utterances
-            for name in self.sums:
-                self.sums[name] += utterances * line[name]
+            for name, value in figures.items():
+                self.sums[name] = self.sums.get(name, 0.0) + utterances * value
 
     def means(self) -> dict[str, float]:
         """By name; empty if no step was finite."""
@@ -55,7 +58,7 @@ class LossMeans:
     def __str__(self) -> str:
         if not (means := self.means()):
             return "loss not finite"
-        terms = " ".join(f"{name} {means[name]:.3f}" for name in TERMS)
+        terms = " ".join(f"{name} {value:.3f}" for name, value in means.items() if name != "loss")
         return f"loss {means['loss']:.4f} ({terms})"
 
 

@@ -76,9 +76,9 @@ class Monitor:
         train: FeatureStream,
         world: World,
         threads: int,
-        prototypes: NDArray[np.float32],
+        prototypes: NDArray[np.float32] | None,
     ) -> None:
-        """Write settings, data, environment and prototypes [C*K, D] to TensorBoard, from `step` on."""
+        """Write settings, data, environment and prototypes [C*K, D], if any, to TensorBoard from `step` on."""
         if self.is_main:
             with naming_write_errors(self.run_dir):
                 environment = describe(world, threads)
@@ -92,7 +92,9 @@ class Monitor:
         self.epoch.add(line, utterances)
         with naming_write_errors(self.run_dir):
             self.lines.write(json_text(line) + "\n")
-            self.tensorboard.log_scalars(line["step"], {tag: line[name] for name, tag in STEP_TAGS.items()})
+            self.tensorboard.log_scalars(
+                line["step"], {tag: line[name] for name, tag in STEP_TAGS.items() if name in line}
+            )
         self.bar.update(1)
 
     def log_throughput(self, step: int, scalars: Mapping[str, float]) -> None:

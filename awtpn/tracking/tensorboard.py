@@ -120,7 +120,7 @@ class TensorBoardWriter:
         config: Config,
         train: FeatureStream,
         environment: Mapping[str, Any],
-        prototypes: NDArray[np.float32],
+        prototypes: NDArray[np.float32] | None,
     ) -> None:
         """Write configuration, data and environment to Text and HParams, when a run starts or resumes.
 
@@ -164,9 +164,10 @@ class TensorBoardWriter:
         for modality, counts in snapshot.reliability.items():
             self._histogram(f"val/reliability_{modality}", counts, step)
         task, before = snapshot.task, self.prototypes
-        self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, task))
-        self.prototypes = snapshot.prototypes
-        if snapshot.embeddings is not None:
+        if snapshot.prototypes is not None:
+            self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, task))
+            self.prototypes = snapshot.prototypes
+        if snapshot.prototypes is not None and snapshot.embeddings is not None:
             start = time.perf_counter()
             self._draw("val/", step, metrics, snapshot)
             title = f"distances between prototypes, step {step}"

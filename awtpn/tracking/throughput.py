@@ -22,8 +22,8 @@ def batch_cost(batch: FeatureBatch, model: EmotionModel) -> NDArray[np.float64]:
     """Work of a rank's share of an optimizer step: [4] in the order of WORK.
 
     `flops` are those that the network needs (`awtpn.model.flops.step_flops`), without recomputation and
-    padding, and 0 for a baseline; `steps` are those of all modalities; `padded_bytes` is the features' size if each modality were
-    padded to the longest utterance of this share.
+    padding, and 0 for a baseline; `steps` are those of all modalities; `padded_bytes` is the features' size
+    if each modality were padded to the longest utterance of this share.
     """
     lengths = {m: batch.features[m].host_lengths for m in model.feature_dims}
     features = {m: batch.features[m].values for m in lengths}

@@ -100,8 +100,9 @@ def reliability_auroc(model: EmotionModel, stream: FeatureStream, world: World) 
     """AUROC per modality of the weights of time steps as a detector of informative time steps.
 
     Needs metadata that lists these time steps (their indices, under `informative_` and the modality's name),
-    as the demo corpus has; empty for other data, and for a model without such weights. A modality of which all time steps are informative, or none,
-    is left out. Weights are compared as multiples of their utterance's uniform weight.
+    as the demo corpus has; empty for other data, and for a model without such weights. A modality of which
+    all time steps are informative, or none, is left out. Weights are compared as multiples of their
+    utterance's uniform weight.
     """
     listed = [f"informative_{m}" for m in stream.modalities]
     _, first = next(stream.metadata())

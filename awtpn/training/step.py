@@ -81,8 +81,8 @@ def forward_backward(
     """Gradients of the global batch's loss, accumulated over micro-batches.
 
     Returns:
-        On the device: this rank's loss terms [len(run.terms)]; which of its utterances have logits that are not
-        finite [B]; where prototypes are class means, its `class_sums` [C*K, D + 1].
+        On the device: this rank's loss terms [len(run.terms)]; which of its utterances have logits that are
+        not finite [B]; where prototypes are class means, its `class_sums` [C*K, D + 1].
     """
     config, world = run.config, run.world
     factor = run.engine.loss_factor(world.size, run.layout.accumulation)
