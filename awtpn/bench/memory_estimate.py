@@ -31,6 +31,7 @@ class Workload:
     Attributes:
         feature_dims: features per time step of each modality.
         dim, classes, prototypes_per_class, adaptive, learnable, dropout: of the model; see ModelConfig.
+        averaged: `train.ema_decay` keeps an average of each weight.
         steps: per modality the time steps of the rank's largest micro-batch.
         batch_bytes: stored size of the features that the rank processes in an optimizer step.
         accumulation: micro-batches per optimizer step.
@@ -48,6 +49,7 @@ class Workload:
     adaptive: bool = True
     learnable: bool = True
     dropout: bool = True
+    averaged: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -106,6 +108,8 @@ def phase_bytes(
     reserved = buckets.reduce * (1 + buckets.overlap_comm) if on_gpu else bucket
 
     state = {"weights": size * (share if stage == 3 else number)}
+    if work.averaged:
+        state["averaged weights"] = FLOAT * (share if stage else number)
     # Bytes of gradients after backward, of reduction buffers in backward and in forward, and in the update.
     gradients = reducing = waiting = updating = 0.0
     if stage == 0:
@@ -205,12 +209,12 @@ def peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
 
 
 def saving_bytes(work: Workload, engine: str) -> float:
-    """Additional host memory of rank 0 while it saves: weights and both Adam moments in float32.
+    """Additional host memory of rank 0 while it saves: weights, their averages and Adam's moments in float32.
 
     If they are partitioned, gathering the largest tensor takes temporary copies of it.
     """
     gathering = ENGINES[engine].memory.stage > 0
-    return 12.0 * work.parameters + 3 * FLOAT * work.largest * gathering
+    return (16.0 if work.averaged else 12.0) * work.parameters + 3 * FLOAT * work.largest * gathering
 
 
 def largest_steps(mean: float, deviation: float, longest: int, micro_batch: int, accumulation: int) -> int:

@@ -28,6 +28,7 @@ PARTS = (
     "weights",
     "master weights",
     "optimizer states",
+    "averaged weights",
     "gradients",
     "buckets",
     "gathered weights",
@@ -203,6 +204,7 @@ def make_workload(config: Config, layout: Layout, data: Data) -> Workload:
         adaptive=model.awm == "adaptive",
         learnable=config.prototypes.update == "gradient",
         dropout=model.dropout > 0,
+        averaged=config.train.ema_decay > 0,
         # Sum of squared lengths: steps times E[n^2] / E[n] = E[n] + Var[n] / E[n].
         scores={
             m: of * (data.mean_steps[m] + data.deviation[m] ** 2 / max(data.mean_steps[m], 1.0))

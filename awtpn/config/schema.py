@@ -105,7 +105,8 @@ KEYS_SINCE: dict[str, dict[str, Any]] = {
     "model": {"name": "awtpn"},
     "task": {"type": None, "levels": 7, "head": "levels"},
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
-    "train": {"best_by": None},
+    "optim": {"warmup_share": None},
+    "train": {"best_by": None, "min_steps": 0, "patience": None, "ema_decay": 0.0},
 }
 
 

@@ -95,6 +95,8 @@ class TrainConfig:
 
     epochs: int = 30
     """Passes over the training utterances."""
+    min_steps: int = 0
+    """Train for more epochs than `epochs` where these have fewer optimizer steps than this."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, wherever in an epoch."""
     global_batch_size: int = 32
@@ -108,8 +110,12 @@ class TrainConfig:
     log_every: int = 10
     """Steps between writes to metrics.jsonl and TensorBoard; a write holds one line for each step. Into a
     log file, each prints a line, at most one every 30 s."""
-    validate_every: int = 1
-    """Epochs between validations; the last epoch always validates."""
+    validate_every: int | None = 1
+    """Epochs between validations; the last epoch always validates. null: a 20th of the run's epochs, at least
+    one, and only these epochs end with a checkpoint."""
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best checkpoint; default: never. The learning
+    rate falls as if the run had its full length."""
     checkpoint_every: int | None = None
     """Steps between checkpoints besides the one after every epoch."""
     skip_budget: int = 10
@@ -119,6 +125,9 @@ class TrainConfig:
     several labels."""
     timeout: float = 1800.0
     """Seconds without a finished step after which a rank counts as hung, and the run stops."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the weights over steps, such as 0.999; validation, the best checkpoint,
+    tests and exports use the averages. Early steps use a smaller decay. 0: no averages."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
     pictures: Literal["auto", "always", "never"] = "auto"
@@ -134,12 +143,17 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for a setting that no training can have."""
-        for name in ("epochs", "global_batch_size", "log_every", "validate_every", "keep_last"):
+        for name in ("epochs", "global_batch_size", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_steps", "micro_batch_size", "checkpoint_every", "threads"):
+        optional = ("max_steps", "micro_batch_size", "validate_every", "patience", "checkpoint_every")
+        for name in (*optional, "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if self.min_steps < 0:
+            raise ValueError(f"train.min_steps must not be negative, but is {self.min_steps}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must lie in [0, 1), not {self.ema_decay}")
         if (self.threads or 1) > MOST_THREADS:
             raise ValueError(f"train.threads must be at most {MOST_THREADS}, not {self.threads}")
         if self.skip_budget < 0 or not 0 < self.timeout <= LONGEST_TIMEOUT:

@@ -5,5 +5,6 @@
   `loss_inputs`: what they are computed from
 - `targets`: states, codes and counts of an utterance's target; `negatives`: utterances of another class;
   `modality_dropout`: hides modalities in training
-- `prototypes`: initialization from data, class means and EMA update; `optimizer`: AdamW and its schedule
+- `prototypes`: initialization from data, class means and EMA update; `optimizer`: AdamW and its schedule;
+  `averaging`: averaged weights
 """

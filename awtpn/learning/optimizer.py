@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from awtpn.learning.averaging import update_averages
 from awtpn.learning.settings import OptimConfig
 
 # Learning rates whose relative difference is smaller are the same up to rounding.
@@ -33,6 +34,8 @@ class GuardedAdamW(torch.optim.AdamW):
 
     gradient_norm: Tensor | None = None
     """Norm of the next step's gradients before clipping. If it overflows, clipping turns them into zeros."""
+    average_decay: float = 0.0
+    """Of the averaged weights that each step updates (`learning.averaging`); 0: there are none."""
 
     def step(self, closure: Any = None) -> Any:
         norm, self.gradient_norm = self.gradient_norm, None
@@ -45,7 +48,11 @@ class GuardedAdamW(torch.optim.AdamW):
             self.found_inf = torch.maximum(self.found_inf, (~norm.isfinite()).float())
         try:
             with torch.no_grad():
-                return _plain_step(self, closure)
+                loss = _plain_step(self, closure)
+            if self.average_decay:
+                weights = [p for group in self.param_groups for p in group["params"]]
+                update_averages(self.state, weights, self.average_decay, skipped=self.found_inf)
+            return loss
         finally:
             if not scaled:  # the scaler deletes its own attribute
                 del self.found_inf
@@ -57,10 +64,12 @@ def set_grad_norm(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         optimizer.gradient_norm = norm
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters."""
+def make_optimizer(model: nn.Module, config: OptimConfig, ema_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; with `ema_decay` > 0 it also averages them over its steps."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return GuardedAdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = GuardedAdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer.average_decay = ema_decay
+    return optimizer
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -68,10 +77,11 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
     A function, not a scheduler object: it has no state to save, and cannot be stepped once per rank.
     """
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    rising = config.steps_of_warmup(total_steps)
+    warmup = min(1.0, (step + 1) / (rising + 1))
     if config.schedule == "constant":
         return config.lr * warmup
-    progress = min(1.0, max(0.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)))
+    progress = min(1.0, max(0.0, (step - rising) / max(1, total_steps - rising)))
     return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
 

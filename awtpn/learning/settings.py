@@ -26,6 +26,8 @@ class OptimConfig:
     """cosine: falls to 0 at the run's last step; constant: stays at lr."""
     warmup_steps: int = 20
     """Optimizer steps over which the learning rate rises linearly from 0."""
+    warmup_share: float | None = None
+    """The same as a share of the run's steps, such as 0.05; replaces warmup_steps."""
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for an invalid setting."""
@@ -34,6 +36,12 @@ class OptimConfig:
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name} must not be negative, but is {getattr(self, name)}")
+        if self.warmup_share is not None and not 0 <= self.warmup_share < 1:
+            raise ValueError(f"optim.warmup_share must lie in [0, 1), not {self.warmup_share}")
+
+    def steps_of_warmup(self, total_steps: int) -> int:
+        """Optimizer steps over which the learning rate rises, in a run of `total_steps`."""
+        return self.warmup_steps if self.warmup_share is None else round(self.warmup_share * total_steps)
 
 
 @dataclass

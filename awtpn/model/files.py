@@ -14,7 +14,6 @@ from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from awtpn.model.sharing.hub import locate
@@ -30,7 +29,8 @@ CARD_FILE = "config.json"
 CARD_VERSION = 2
 README_FILE = "README.md"
 CHECKSUMS_FILE = "checksums.json"
-# A checkpoint also has Adam's moments, and a state: the position in training, and the checksums of FILES.
+# A checkpoint also has the optimizer's state (Adam's moments; with averaged weights also those that training
+# goes on with), and a state: the position in training, and the checksums of FILES.
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "checkpoint.json"
 FILES = (WEIGHTS_FILE, OPTIMIZER_FILE, CARD_FILE)
@@ -192,14 +192,15 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise _damaged(path, error) from None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors` file, on the CPU.
+def read_weights(path: Path, ending: str = "") -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file whose names end with `ending`, on the CPU.
 
     Raises:
         ValueError: it is not such a file, or damaged.
     """
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.endswith(ending)}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error) from None
 

@@ -4,6 +4,9 @@ A checkpoint folder holds the full float32 weights (`model.safetensors`, with `c
 `AWTPN.from_pretrained` loads it), Adam's moments under the same names (`optimizer.safetensors`) and the run's
 position (`checkpoint.json`, with the size and sha256 of the other files). No pickles.
 
+With `train.ema_decay`, `model.safetensors` holds the averaged weights, which predict; the weights that
+training goes on with are in `optimizer.safetensors`, as NAME.raw.
+
 It is written to a temporary folder, synced and renamed; only then the symlink `latest` is moved. So `latest`
 names a complete checkpoint whenever a run is killed. All ranks call `save`, because engines gather the state
 by collectives.
@@ -24,6 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from awtpn.distributed.engines import Engine
+from awtpn.distributed.engines.base import averages_weights
+from awtpn.learning.averaging import AVERAGE
 from awtpn.model.base import EmotionModel, check_shapes, config_of_card
 from awtpn.model.files import (
     CARD_FILE,
@@ -45,6 +50,8 @@ from awtpn.model.task import task_of_card
 from awtpn.run.position import Position, parse_adam, parse_position
 from shards.format.feature_space import check_same_space
 from shards.safe_io.json_text import json_text
+
+RAW = ".raw"  # after a weight's name: the weight, where `model.safetensors` holds its average
 
 # --- Save ----------------------------------------------------------------------------------------
 
@@ -74,8 +81,9 @@ def save(
         for old in root.glob(".step-*.tmp"):  # left by a killed run
             shutil.rmtree(old)
         temporary.mkdir(parents=True)
-        save_file(weights, temporary / WEIGHTS_FILE)
-        save_file(moments, temporary / OPTIMIZER_FILE)
+        predicting, training = split_averages(weights, moments)
+        save_file(predicting, temporary / WEIGHTS_FILE)
+        save_file(training, temporary / OPTIMIZER_FILE)
         (temporary / CARD_FILE).write_text(json_text(dict(card), indent=1) + "\n")
         files = {name: _fingerprint(temporary / name) for name in FILES}
         state = {
@@ -99,6 +107,17 @@ def save(
             update_symlink(root / "best", folder)
         update_symlink(root / "latest", folder)
     return folder
+
+
+def split_averages(
+    weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """From what `gather_state` returned, the contents of `model.safetensors` and `optimizer.safetensors`."""
+    ending = f".{AVERAGE}"
+    averages = {name.removesuffix(ending): t for name, t in moments.items() if name.endswith(ending)}
+    raw = {name + RAW: weights[name] for name in averages}
+    others = {name: t for name, t in moments.items() if not name.endswith(ending)}
+    return {**weights, **averages}, {**others, **raw}
 
 
 def folder_name(step: int) -> str:
@@ -179,13 +198,20 @@ def suggest_intact(folder: Path) -> str:
     return f"; {intact} is intact: resume from it with --run.resume {quote(str(intact))}" if intact else ""
 
 
-def load_weights(folder: Path, model: EmotionModel) -> None:
+def load_weights(folder: Path, model: EmotionModel, to_train: bool = False) -> None:
     """Load a checkpoint's weights and buffers into a model that no engine has wrapped yet.
+
+    Args:
+        folder: of the checkpoint.
+        model: gets the weights.
+        to_train: take those that training goes on with, where the checkpoint has averages of them.
 
     Raises:
         ValueError: they are of a model with other shapes; names the tensor.
     """
     weights, own = read_weights(folder / WEIGHTS_FILE), model.state_dict()
+    if to_train:
+        weights |= raw_weights(read_weights(folder / OPTIMIZER_FILE, ending=RAW))
     other = [name for name in {**own, **weights} if shape_of(own, name) != shape_of(weights, name)]
     if other:
         name = other[0]
@@ -195,6 +221,11 @@ def load_weights(folder: Path, model: EmotionModel) -> None:
             "them as in the run's config.yaml, or start from its weights with --run.init_from"
         )
     model.load_state_dict(weights)
+
+
+def raw_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By parameter name the weights in the content of `optimizer.safetensors`; none without averages."""
+    return {name.removesuffix(RAW): t for name, t in stored.items() if name.endswith(RAW)}
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
@@ -272,15 +303,19 @@ def _describe_copy(
 def load_optimizer(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, engine: Engine
 ) -> None:
-    """Restore Adam's moments and step, master weights and fp16's loss scale; every rank calls it.
+    """Restore Adam's moments and step, master and averaged weights, and fp16's loss scale; every rank calls.
 
-    The weights must be in the model already (`load_weights`, before the engine wrapped it).
+    The weights must be in the model already (`load_weights`, before the engine wrapped it). Where the
+    checkpoint has no averages and the optimizer keeps some, they begin as the weights.
     """
-    moments, weights = read_weights(folder / OPTIMIZER_FILE), read_weights(folder / WEIGHTS_FILE)
+    moments, averages = read_weights(folder / OPTIMIZER_FILE), read_weights(folder / WEIGHTS_FILE)
+    weights = averages | raw_weights(moments)
     for name, tensor in moments.items():
         if shape_of(moments, name) != shape_of(weights, name.rpartition(".")[0]):
             raise ValueError(f"{folder / OPTIMIZER_FILE}: {name:.80} has the shape {tuple(tensor.shape)}")
     adam_step, scale = parse_adam(read_state(folder), folder)
     if moments:  # none were saved before the first step
+        if averages_weights(optimizer):
+            moments |= {f"{name}.{AVERAGE}": tensor for name, tensor in averages.items()}
         engine.set_state(model, optimizer, weights, moments, adam_step)
     engine.set_loss_scale(model, optimizer, scale)

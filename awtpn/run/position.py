@@ -46,6 +46,10 @@ class Position:
     """The same, multiplied by the number of ranks of each start."""
     validated: int = 0
     """The step of the last validation."""
+    without_best: int = 0
+    """Validations since the best one."""
+    stopped_early: int = 0
+    """Validations without a new best after which train.patience ended the run; 0: it did not."""
     threads: int = 0
     """CPU threads of each rank; another number changes the last bits of sums."""
     began_from: str = ""

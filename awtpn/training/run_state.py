@@ -52,6 +52,8 @@ class Run:
     """Of the whole model."""
     best_by: str = "w-F1"
     """The metric that the best checkpoint is chosen by."""
+    validate_every: int = 1
+    """Epochs between validations; `train.validate_every`, or what is chosen for this run."""
     changed: list[str] = field(default_factory=list)
     """What the best checkpoint in `position` was chosen by, and is another one now: data or metric."""
     pending: list[dict[str, Any]] = field(default_factory=list)

@@ -56,6 +56,8 @@ from awtpn.training.skipped_steps import check_finite_start, check_statistics
 from shards import FeatureStream
 from shards.safe_io.printable import printable
 
+VALIDATIONS = 20  # of a run, where `train.validate_every` is null
+
 
 def setup(
     config: Config,
@@ -85,6 +87,7 @@ def setup(
             f"{resumed} was trained on other utterances than data.train and data.select.train name now, or "
             "on another data.target: choose another run.dir, or start from its weights with --run.init_from"
         )
+    check_patience(config.train, position, val)
     validated_on = world.broadcast_object(validation_data(config.data.select, val))
     # Old checkpoints record no validation data: nothing is known to have changed.
     then_and_now = {
@@ -103,7 +106,7 @@ def setup(
         if world.is_main:
             print(warning)
     if resumed:
-        checkpoint.load_weights(resumed, model)
+        checkpoint.load_weights(resumed, model, to_train=True)
     else:
         initialize(model, config, train, world)
     if world.size > 1:
@@ -112,7 +115,7 @@ def setup(
 
     # Counted before an engine may partition the model.
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    optimizer = make_optimizer(model, config.optim)
+    optimizer = make_optimizer(model, config.optim, config.train.ema_decay)
     if config.train.compile:
         model.compile(dynamic=True)
     wrapped, wrapped_optimizer = engine.wrap(accelerator, model, optimizer, config.train.precision)
@@ -147,6 +150,7 @@ def setup(
             validation_data=validated_on,
         ),
         total_steps=total,
+        validate_every=epochs_between_validations(config.train, position, total, train.steps_per_epoch),
         class_weights=class_weights,
         card=model.card() | {"dataset": train.name},
         stop=stop,
@@ -243,10 +247,40 @@ def set_threads(config: Config, world: World, layout: Layout, position: Position
 def total_steps(options: TrainConfig, position: Position, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole run: those of its finished epochs, and those of the epochs left.
 
-    Finished epochs may have had another global batch size, and so another number of steps.
+    Finished epochs may have had another global batch size, and so another number of steps. A run that
+    `train.patience` ended has no steps left.
     """
-    by_epochs = position.step - position.epoch_step + (options.epochs - position.epoch) * steps_per_epoch
+    if position.stopped_early:
+        return position.step
+    begin = position.step - position.epoch_step
+    enough = position.epoch + math.ceil((options.min_steps - begin) / steps_per_epoch)
+    by_epochs = begin + (max(options.epochs, enough) - position.epoch) * steps_per_epoch
     return min(by_epochs, options.max_steps or by_epochs)
+
+
+def epochs_between_validations(
+    options: TrainConfig, position: Position, total_steps: int, steps_per_epoch: int
+) -> int:
+    """`train.validate_every`; where it is null, such that a run has 20 to 39 validations, or one an epoch."""
+    if options.validate_every is not None:
+        return options.validate_every
+    left = total_steps - (position.step - position.epoch_step)
+    return max(1, (position.epoch + math.ceil(left / steps_per_epoch)) // VALIDATIONS)
+
+
+def check_patience(options: TrainConfig, position: Position, val: FeatureStream | None) -> None:
+    """Check that `train.patience` has validations to count, and let more of it continue an ended run.
+
+    Raises:
+        ValueError: there is no validation data.
+    """
+    if options.patience is not None and val is None:
+        raise ValueError(
+            "train.patience counts validations, and there is no validation data: give data.val or "
+            "data.select.val, or leave train.patience out"
+        )
+    if options.patience is None or options.patience > position.stopped_early:
+        position.stopped_early = 0
 
 
 def start_watchdog(timeout: float, world: World, run_dir: Path) -> Watchdog:

@@ -22,8 +22,9 @@ def steps_left_out(position: Position) -> int:
 
 
 def describe_steps(position: Position) -> dict[str, Any]:
-    """For status.json and results.json: steps done, and how many of them were skipped."""
-    return {"step": position.step, "skipped": steps_left_out(position)}
+    """For status.json and results.json: steps done, how many of them were skipped, and an early stop."""
+    early = {"stopped_early": position.stopped_early} if position.stopped_early else {}
+    return {"step": position.step, "skipped": steps_left_out(position)} | early
 
 
 def check_any_step_counted(position: Position) -> None:

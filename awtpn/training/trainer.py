@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from awtpn.distributed.replicas import broadcast_from_rank0
 from awtpn.distributed.stopping import stop_on_signals
 from awtpn.distributed.world import init_engine, shutdown
 from awtpn.learning.prototypes import find_prototypes
+from awtpn.metrics.summary import shown
 from awtpn.model import files
 from awtpn.model.base import EmotionModel
 from awtpn.model.finite_outputs import NotFiniteError
@@ -45,6 +46,7 @@ from awtpn.training.run_state import Run
 from awtpn.training.setup import setup
 from awtpn.training.skipped_steps import check_any_step_counted, describe_steps
 from awtpn.training.step import train_step
+from shards.safe_io.printable import plural
 
 
 class Stopped(Exception):
@@ -137,7 +139,8 @@ def fit(run: Run) -> None:
             try:
                 finished = train_epoch(run, monitor)
                 last = position.step >= run.total_steps
-                if last or (position.epoch + 1) % options.validate_every == 0:
+                validates = last or (position.epoch + 1) % run.validate_every == 0
+                if validates:
                     figures, best = validate_epoch(run, monitor)
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, NotFiniteError):
@@ -145,10 +148,18 @@ def fit(run: Run) -> None:
                 save(run)
                 raise
             log_epoch(run, monitor, figures, best, time.perf_counter() - began)
+            if position.stopped_early and not last:  # else it had stopped in an earlier start
+                run.total_steps = position.step
+                monitor.print(
+                    f"stopped early at step {position.step}: no better val {shown(run.best_by)} for "
+                    f"{plural(position.stopped_early, 'validation')}"
+                )
             if finished:
                 position.epoch, position.epoch_step = position.epoch + 1, 0
-            save(run, best=best)
-            check_stop(run)
+            due = options.checkpoint_every and position.step % options.checkpoint_every == 0
+            if validates or due or options.validate_every is not None:
+                save(run, best=best)
+                check_stop(run)  # after another epoch, the next step tells of a signal, and then saves
             run.since = time.perf_counter()
     finally:
         monitor.close()
@@ -209,22 +220,49 @@ def validate_epoch(run: Run, monitor: Monitor) -> tuple[dict[str, Any] | None, b
         position.validated = position.best_step = position.step
         return None, True
     wanted = monitor.wants_figures(run.config.train.pictures, last=position.step >= run.total_steps)
-    collector = SnapshotCollector(run.model, run.val, run.world, run.world.broadcast_object(wanted))
-    figures = evaluate(
-        run.model,
-        run.val,
-        run.world,
-        partial(check_stop, run),
-        on_output=collector.add,
-        threads=run.piece_threads,
-    )
+    with averaged_weights(run):
+        collector = SnapshotCollector(run.model, run.val, run.world, run.world.broadcast_object(wanted))
+        figures = evaluate(
+            run.model,
+            run.val,
+            run.world,
+            partial(check_stop, run),
+            on_output=collector.add,
+            threads=run.piece_threads,
+        )
+        snapshot = collector.gather()
     position.validated = position.step
     best = is_best(figures, position, run.best_by)
     if best:
         record_best(figures, position, run.best_by)
         position.best_step = position.step
-    monitor.log_validation(position.step, figures, collector.gather())
+    count_without_best(run, best)
+    monitor.log_validation(position.step, figures, snapshot)
     return figures, best
+
+
+@contextlib.contextmanager
+def averaged_weights(run: Run) -> Iterator[None]:
+    """Within the block, the model has the averages of its weights, if `train.ema_decay` keeps any."""
+    if not run.config.train.ema_decay:
+        yield
+        return
+    run.engine.swap_averages(run.model, run.optimizer)
+    try:
+        yield
+    except (Stopped, NotFiniteError):  # of all ranks together; `fit` then saves
+        run.engine.swap_averages(run.model, run.optimizer)
+        raise
+    # Not in a `finally`: after an error of one rank alone, it would wait for the others in a collective.
+    run.engine.swap_averages(run.model, run.optimizer)
+
+
+def count_without_best(run: Run, best: bool) -> None:
+    """Count validations without a new best checkpoint; `train.patience` of them end a run before its end."""
+    position, patience = run.position, run.config.train.patience
+    position.without_best = 0 if best else position.without_best + 1
+    if patience is not None and position.without_best >= patience and position.step < run.total_steps:
+        position.stopped_early = position.without_best
 
 
 def reevaluate_best(run: Run, monitor: Monitor) -> None:
@@ -236,6 +274,7 @@ def reevaluate_best(run: Run, monitor: Monitor) -> None:
     position = run.position
     if not position.best_step:
         return
+    position.without_best = 0  # it was counted by other figures
     have = "has" if len(run.changed) == 1 else "have"
     changed = f"{' and '.join(run.changed)} {have} changed since step {position.step}"
     if run.val is None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from support import THREE_DIMS, arguments, assert_like_runs, metrics, pack_corpus, run_ranks, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from awtpn.model.files import STATE_FILE
+from awtpn.model.files import OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE
 from shards import FeatureStream
 
 BASE = {
@@ -44,6 +45,7 @@ LESSONS: dict[str, dict[str, Any]] = {
         "model.prototypes_per_class": 2,
         "loss.class_weights": "balanced",
         "data.select.train": "{fold: [0, 1, 2]}",  # statistics are then summed over ranks
+        "train.ema_decay": 0.8,
     },
     "global negatives": {"loss.negatives": "global"},
     "published": {"loss.align_form": "reference", "loss.inter_form": "reference", "optim.grad_clip": 0},
@@ -168,6 +170,21 @@ def test_a_layout_learns_what_one_process_does(runs: Path, lesson: str, layout: 
     run, alone = runs / name(lesson, layout), runs / name(lesson, ALONE)
     assert status(run)["status"] == "done"
     assert_like_runs(run, alone)
+
+
+@pytest.mark.parametrize("layout", [ALONE, *LAYOUTS["clusters"]], ids=str)
+def test_averaged_weights_are_validated_and_saved(runs: Path, layout: Layout) -> None:
+    """What the best checkpoint was chosen by, with weights in the engine's form, is what its file gives."""
+    run = runs / name("clusters", layout)
+    position = json.loads((run / "checkpoints" / "best" / STATE_FILE).read_text())["position"]
+    saved = json.loads((run / "results.json").read_text())["val"]
+    assert saved["w-F1"] == position["best_value"]
+    assert saved["cross-entropy"] == pytest.approx(position["best_tie"], rel=1e-5)
+    latest = run / "checkpoints" / "latest"
+    weights, state = load_file(latest / WEIGHTS_FILE), load_file(latest / OPTIMIZER_FILE)
+    raw = {key.removesuffix(".raw"): tensor for key, tensor in state.items() if key.endswith(".raw")}
+    assert raw.keys() == {key for key in weights if not key.startswith("standardise.")}
+    assert all(0 < (weights[key] - tensor).abs().max() < 0.1 for key, tensor in raw.items())
 
 
 @pytest.mark.parametrize("lesson", LESSONS)

@@ -43,8 +43,11 @@ SAME: dict[str, tuple[int, dict[str, Any]]] = {
     "ddp": (2, {}),
     "ddp, ema": (2, {"prototypes.update": "ema"}),
     "zero0, bf16": (1, {"train.zero_stage": 0, "train.precision": "bf16"}),
-    "zero2, bf16": (2, {"train.zero_stage": 2, "train.precision": "bf16"}),
-    "zero3": (2, {"train.zero_stage": 3, "train.micro_batch_size": 4}),
+    "zero2, bf16, averages": (
+        2,
+        {"train.zero_stage": 2, "train.precision": "bf16", "train.ema_decay": 0.9},
+    ),
+    "zero3, averages": (2, {"train.zero_stage": 3, "train.micro_batch_size": 4, "train.ema_decay": 0.9}),
     "values, zero3": (2, {"train.zero_stage": 3, "data.target": "va", "train.best_by": "CCC"}),
     "labels, ddp, ema": (2, {"data.target": "labels", "prototypes.update": "ema"}),
 }
@@ -57,7 +60,7 @@ ELSEWHERE = {
     "ddp, testing": ("test", 16),
 }
 # Stopped under one engine, without dropout, and resumed under another: from, ranks, settings.
-EXACT = {"model.dropout": 0.0}
+EXACT = {"model.dropout": 0.0, "train.ema_decay": 0.9}
 STARTS: dict[str, tuple[int, dict[str, Any]]] = {
     "from ddp": (2, {}),
     "from zero2": (2, {"train.zero_stage": 2}),

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import arguments, assert_same_run, metrics, pack_corpus, status
+import torch
+from safetensors.torch import load_file
+from support import arguments, assert_same_run, metrics, pack_corpus, same_bits_or_close, status
 
 from awtpn.cli import main as awtpn
 from awtpn.experiments.runner import read_metrics
@@ -18,7 +20,7 @@ from awtpn.inference.predictor import Predictor
 from awtpn.learning.optimizer import learning_rate
 from awtpn.learning.settings import OptimConfig
 from awtpn.model import files
-from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE
+from awtpn.model.files import CARD_FILE, OPTIMIZER_FILE, README_FILE, WEIGHTS_FILE
 from awtpn.report.data import gather
 from awtpn.run import checkpoint
 from awtpn.run.compare import compare_runs
@@ -37,6 +39,7 @@ SETTINGS: dict[str, Any] = {
     "train.pictures": "never",
 }
 STEPS = 12  # four to an epoch
+RUNS = ("averaged", "plain")
 Score = Callable[..., None]
 
 
@@ -142,6 +145,72 @@ def test_a_best_that_was_another_runs_is_not_kept(train: Any, tmp_path: Path) ->
     assert steps_kept(tmp_path / "second") == [8, 12]
     position = load_position(tmp_path / "second" / "checkpoints" / "latest")
     assert link(tmp_path / "second", "best") == checkpoint.folder_name(position.best_step)
+
+
+def test_averaged_weights_are_tested_and_training_goes_on_with_the_others(train: Any, tmp_path: Path) -> None:
+    """Stopped and resumed as if it had not been; the averages change nothing that is trained."""
+    averaged = {"train.ema_decay": 0.9, "train.validate_every": 3}
+    train(tmp_path / "averaged", 6, **averaged)
+    train(tmp_path / "averaged", **averaged)
+    train(tmp_path / "undisturbed", **averaged)
+    assert_same_run(tmp_path / "averaged", tmp_path / "undisturbed")
+    train(tmp_path / "plain", 6, **{"train.validate_every": 3})
+    train(tmp_path / "plain", **averaged)  # averages begin at step 6
+
+    means, later = (load_file(tmp_path / run / "checkpoints" / "best" / WEIGHTS_FILE) for run in RUNS)
+    raw, other = (load_file(tmp_path / run / "checkpoints" / "best" / OPTIMIZER_FILE) for run in RUNS)
+    assert all(same_bits_or_close(raw[key], other[key]) for key in raw)
+    assert not torch.equal(means["classifier.weight"], raw["classifier.weight.raw"])
+    assert not torch.equal(means["classifier.weight"], later["classifier.weight"])
+    results = json.loads((tmp_path / "averaged" / RESULTS_FILE).read_text())
+    position = load_position(tmp_path / "averaged" / "checkpoints" / "best")
+    assert results["val"]["cross-entropy"] == pytest.approx(position.best_tie, rel=1e-6)
+    train(tmp_path / "plain", **{"train.epochs": 4, "train.ema_decay": 0})
+    left = load_file(tmp_path / "plain" / "checkpoints" / "latest" / OPTIMIZER_FILE)
+    assert not [key for key in left if key.endswith((".raw", ".average"))]
+
+
+def test_patience_ends_a_run_that_stays_ended(
+    train: Any, score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"train.epochs": 8, "train.patience": 2}
+    score(0.4, (0.5, 1.0), 0.3, (0.5, 1.1), 0.0, 0.0)  # as good is not better
+    train(tmp_path, 10, **settings)  # within the third epoch, of which the count is kept
+    train(tmp_path, **settings)
+    told = "stopped early at step 16: no better val w-F1 for 2 validations"
+    assert told in capsys.readouterr().out
+    assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("done", 16)
+    results = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert status(tmp_path)["stopped_early"] == results["stopped_early"] == 2
+    assert (results["best_step"], link(tmp_path, "best")) == (8, "step-00000008")
+    whole = OptimConfig(lr=SETTINGS["optim.lr"])
+    assert [line["lr"] for line in metrics(tmp_path)] == [learning_rate(whole, s, 32) for s in range(16)]
+
+    score(0.0, 0.0)
+    train(tmp_path, **settings)
+    assert len(metrics(tmp_path)) == 16
+    assert not list(tmp_path.glob("earlier-results-*")), "the same command changes nothing"
+    assert "stopped early" not in capsys.readouterr().out
+    score(0.1, 0.9, 0.1, 0.1, 0.0, 0.0)  # one more, and it is better
+    train(tmp_path, **settings | {"train.patience": 4})
+    assert (status(tmp_path)["step"], link(tmp_path, "best")) == (32, "step-00000024")
+    assert "stopped_early" not in status(tmp_path)
+
+
+def test_patience_needs_validation_data(train: Any, tmp_path: Path) -> None:
+    without = {"data.train": pack_corpus(tmp_path / "without", val=0)}
+    with pytest.raises(ValueError, match=r"train\.patience counts validations, .*: give data\.val or"):
+        train(tmp_path / "run", **without, **{"train.patience": 2})
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_least_number_of_steps_adds_whole_epochs_and_validates_some(train: Any, tmp_path: Path) -> None:
+    settings = {"train.epochs": 1, "train.min_steps": 83, "train.validate_every": "null"}
+    settings |= {"train.global_batch_size": 32, "data.streams": 1}  # two steps to an epoch
+    for stop in (31, 0):
+        train(tmp_path, stop, **settings)
+    assert status(tmp_path)["step"] == 84
+    assert steps_kept(tmp_path) == sorted([31, *range(4, 85, 4)]), "every second epoch, and the stop"
 
 
 def test_another_global_batch_at_an_epochs_end_leaves_all_epochs(train: Any, tmp_path: Path) -> None:

@@ -20,10 +20,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from awtpn.learning import averaging
+from awtpn.learning.averaging import AVERAGE
 from awtpn.learning.optimizer import set_grad_norm
 from awtpn.model.base import EmotionModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+STATES = (*MOMENTS, AVERAGE)  # what the optimizer may hold of a tensor, besides its step
 AVAILABLE = (
     "the engines here are none, DDP and DeepSpeed; take one of configs/accelerate, and shard what a GPU "
     "cannot hold with --train.zero_stage 3"
@@ -48,7 +51,11 @@ class MemoryUse:
 
 Accumulate = Callable[[Accelerator, nn.Module, bool], AbstractContextManager[None]]
 State = tuple[dict[str, Tensor], dict[str, Tensor], float]
-"""Full float32 weights, Adam's moments by parameter name, and Adam's step."""
+"""Full float32 weights, Adam's moments and averages by parameter name, and Adam's step.
+
+An entry of the second is named by parameter and kind, such as "classifier.bias.exp_avg" or
+"classifier.bias.average".
+"""
 
 
 # --- Start ---------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def clip_and_step(
 
 
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> State:
-    """Full float32 weights, Adam's moments by parameter name, and Adam's step; every rank calls.
+    """Full float32 weights, moments and averages by parameter name, and Adam's step; every rank calls.
 
     Ranks with `keep` False take part in the collectives and get nothing, so that only one rank's host memory
     holds the result.
@@ -177,7 +184,7 @@ def collect_state(
         full = full_weight(parameter)
         if keep:
             weights[name] = full.detach().cpu().float().clone().contiguous()
-        for moment in MOMENTS:
+        for moment in STATES:
             value = full_moment(parameter, moment)
             if keep and value is not None:
                 moments[f"{name}.{moment}"] = (
@@ -211,9 +218,10 @@ def set_moments(
     moments: Mapping[str, Tensor],
     adam_step: float,
 ) -> None:
-    """Set Adam's state of a tensor, where `moments` has any of that name."""
+    """Set Adam's state of a tensor and its average, where `moments` has any of that name."""
     if f"{name}.{MOMENTS[0]}" in moments:
-        state = {moment: moments[f"{name}.{moment}"].to(parameter.device) for moment in MOMENTS}
+        given = {kind: moments.get(f"{name}.{kind}") for kind in STATES}
+        state = {kind: tensor.to(parameter.device) for kind, tensor in given.items() if tensor is not None}
         state["step"] = torch.tensor(adam_step, device=parameter.device)
         unwrap_optimizer(optimizer).state[parameter] = state
 
@@ -221,6 +229,19 @@ def set_moments(
 def adam_states(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Adam's state of each tensor that it has updated."""
     return [state for state in unwrap_optimizer(optimizer).state.values() if "step" in state]
+
+
+def averages_weights(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer, wrapped or not, keeps averages of the weights."""
+    return getattr(unwrap_optimizer(optimizer), "average_decay", 0.0) > 0
+
+
+def swap_averages(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Exchange the model's weights and their averages, in place; every rank calls.
+
+    A second call restores both to the bit. Without averages nothing changes.
+    """
+    averaging.swap_averages(unwrap_optimizer(optimizer).state)
 
 
 def loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -283,6 +304,7 @@ class Engine:
     clip_and_step: Callable[[Accelerator, nn.Module, torch.optim.Optimizer, float], Any] = clip_and_step
     gather_state: Callable[[nn.Module, torch.optim.Optimizer, bool], State] = gather_state
     set_state: Callable[..., None] = set_state
+    swap_averages: Callable[[nn.Module, torch.optim.Optimizer], None] = swap_averages
     loss_scale: Callable[[nn.Module, torch.optim.Optimizer], dict[str, float]] = loss_scale
     set_loss_scale: Callable[..., None] = set_loss_scale
     replicated_tensors: Callable[[nn.Module], dict[str, Tensor]] = replicated_tensors

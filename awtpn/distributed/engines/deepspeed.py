@@ -25,7 +25,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from awtpn.distributed.engines import base
-from awtpn.distributed.engines.base import MOMENTS, Engine, MemoryUse, State, unwrap, unwrap_optimizer
+from awtpn.distributed.engines.base import STATES, Engine, MemoryUse, State, unwrap, unwrap_optimizer
 from awtpn.distributed.engines.build_tools import check_build_tools, find_ninja
 from awtpn.learning.optimizer import set_grad_norm
 from awtpn.model.base import EmotionModel
@@ -198,10 +198,16 @@ def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool)
     if _partitions(model):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        # Before the first step (fp16 skips some at the start) there are no moments, and asking is an error.
-        stepped = bool(base.adam_states(optimizer))
-        full_moment = safe_get_full_optimizer_state if stepped else lambda *_: None
-        return base.collect_state(model, optimizer, keep, safe_get_full_fp32_param, full_moment)
+        # Before the first step (fp16 skips some at the start) there are no moments, and asking is an error;
+        # so it is for averages where there are none. All ranks have the same kinds.
+        held = {kind for state in base.adam_states(optimizer) for kind in state}
+        return base.collect_state(
+            model,
+            optimizer,
+            keep,
+            safe_get_full_fp32_param,
+            lambda p, kind: safe_get_full_optimizer_state(p, kind) if kind in held else None,
+        )
     masters, state = _float32_masters(model), unwrap_optimizer(optimizer).state
     return base.collect_state(
         model,
@@ -234,10 +240,10 @@ def set_state(
     _step_without_change(model, optimizer)
     for name, parameter in named:
         _set_partition(parameter, weights[name])
-        for moment in MOMENTS:
+        for kind in STATES:
             # None are saved of prototypes that were class means and are now learned by gradient.
-            if f"{name}.{moment}" in moments:
-                _set_partition(parameter, moments[f"{name}.{moment}"], moment)
+            if f"{name}.{kind}" in moments:
+                _set_partition(parameter, moments[f"{name}.{kind}"], kind)
     for state in base.adam_states(optimizer):
         is_tensor = isinstance(state["step"], Tensor)
         state["step"] = torch.full_like(state["step"], adam_step) if is_tensor else adam_step
@@ -260,7 +266,7 @@ def _float32_masters(model: nn.Module) -> dict[Tensor, Tensor]:
 
 
 def _set_partition(parameter: Any, full: Tensor, moment: str | None = None) -> None:
-    """Set this rank's part of a parameter's float32 master, or of one of Adam's moments."""
+    """Set this rank's part of a parameter's float32 master, or of a moment or its average."""
     from deepspeed import utils
 
     full = full.to(parameter.device)
@@ -279,6 +285,24 @@ def _set_partition(parameter: Any, full: Tensor, moment: str | None = None) -> N
         utils.safe_set_full_fp32_param(parameter, full)
     else:
         utils.safe_set_full_optimizer_state(parameter, full, moment)
+
+
+@torch.no_grad()
+def swap_averages(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """See `base`. The optimizer's tensors are float32 masters; the model's own weights are set from them."""
+    base.swap_averages(model, optimizer)
+    zero: Any = getattr(model, "optimizer", None)
+    if not _partitions(model):
+        for half, master in _float32_masters(model).items():
+            half.copy_(master)
+    elif hasattr(zero, "update_lp_params"):  # stages 1 and 2
+        zero.update_lp_params()
+    else:
+        # What DeepSpeed does at the end of a step, or when it has loaded partitions.
+        zero.checkpoint_event_prologue()
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        zero.checkpoint_event_epilogue()
 
 
 def _step_without_change(engine: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -368,6 +392,7 @@ ZERO_STAGES = [
         clip_and_step=clip_and_step,
         gather_state=gather_state,
         set_state=set_state,
+        swap_averages=swap_averages,
         loss_scale=loss_scale,
         set_loss_scale=set_loss_scale,
         replicated_tensors=replicated_tensors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,10 @@ def test_model_states_by_hand() -> None:
     none = on_gpu("none", 1, "fp32")["backward"]
     assert none == {"weights": 4 * P, "optimizer states": 8 * P, "gradients": 4 * P, "batches": 400_000}
     assert on_gpu("ddp", 4, "fp32")["backward"]["buckets"] == 4 * P
+    averaged = replace(WORK, averaged=True)
+    assert on_gpu("ddp", 4, work=averaged)["rest"]["averaged weights"] == 4 * P
+    assert on_gpu("zero3", 4, work=averaged)["rest"]["averaged weights"] == P
+    assert saving_bytes(averaged, "ddp") - saving_bytes(WORK, "ddp") == 4 * P
     two = on_gpu("zero2", 4, reduce=P)["rest"]
     assert two == {"weights": 2 * P, "master weights": P, "optimizer states": 2 * P, "batches": 400_000}
     three = on_gpu("zero3", 4, reduce=P)

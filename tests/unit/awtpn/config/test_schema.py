@@ -133,6 +133,10 @@ def test_an_unknown_key_in_a_file_is_refused_by_name(
     [
         (["--train.epochs", "0"], "train.epochs"),
         (["--train.max_steps", "0"], "train.max_steps"),
+        (["--train.min_steps", "-1"], "train.min_steps"),
+        (["--train.patience", "0"], "train.patience"),
+        (["--train.ema_decay", "1"], "train.ema_decay"),
+        (["--optim.warmup_share", "-0.1"], "optim.warmup_share"),
         (["--train.micro_batch_size", "-2"], "train.micro_batch_size"),
         (["--train.keep_last", "0"], "train.keep_last"),
         (["--run.seed", "-1"], "run.seed"),

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from awtpn.config.schema import Config
+from awtpn.config.settings import TrainConfig
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
 from awtpn.metrics.classification import count_confusion
@@ -153,6 +154,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "plain averages": {"model": ModelConfig(awm="uniform")},
     "wide": {"model": ModelConfig(shared_dim=1024, distance_scale_audio=1e-3, distance_scale_video=1e-3)},
     "no clipping": {"optim": OptimConfig(grad_clip=0.0)},
+    "averaged weights": {"train": TrainConfig(ema_decay=0.99)},
 }
 
 
@@ -208,5 +210,5 @@ def meta_run(dtype: torch.dtype, accumulation: int, **settings: Any) -> Run:
         no_sync=lambda model: ExitStack(),
         sync_gradients=True,
     )
-    optimizer = make_optimizer(model, config.optim)
+    optimizer = make_optimizer(model, config.optim, config.train.ema_decay)
     return make_run(config, model, optimizer, accelerator, META, len(LENGTHS), accumulation)
