@@ -13,7 +13,7 @@ from awtpn.model.sharing.hub import refuse_missing
 from awtpn.run.atomic_write import open_atomic
 from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.json_text import json_text
-from shards.sources.recordings_folder import PICTURE, SOUND, TRANSCRIPT
+from shards.sources.reading.recordings_folder import PICTURE, SOUND, TRANSCRIPT
 from shards.storage.local_path import URL, local_or_url
 
 HELP = """Write a JSON line for each utterance: the prediction, and the reliability weight of each time step

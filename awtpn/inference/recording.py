@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shards.extraction.media import MediaError, probe, read_audio, read_frames
 from shards.sources.base import Clip
-from shards.sources.recordings_folder import TRANSCRIPT, with_transcript
+from shards.sources.reading.recordings_folder import TRANSCRIPT, with_transcript
 from shards.sources.transcripts import Transcript, checked_text, transcript_of
 
 TEXT = "text"  # the modality; the key of an utterance that has nothing else

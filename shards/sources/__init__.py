@@ -3,16 +3,18 @@
 Features, for `shards.pack`; their `read` returns a `Source`:
 
 - `reference`: the published code's `.pt` files; `table`: a CSV or JSONL table of `.npy` files;
-  `npz`: packed arrays in one file; `demo`: made-up corpora, of classes or of `demo_targets`
+  `npz`: packed arrays in one file
+- `demo`: made-up corpora, of classes or of other targets; `synthetic`: made-up corpora with a setting for
+  each property; `made_up/`: what both draw with
 - `mosei`: computational sequences of CMU-MOSEI and CMU-MOSI, read by `cmu/`; `mmsa`: MMSA's pickles
 
 Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:
 
-- `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own, which
-  `recordings_table` and `recordings_folder` read
+- `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own
 
 For all of them: `base`: what a source returns, labels, splits and keys; `transcripts`: texts as words;
-`reading/`: pickles, rows of tables, targets other than classes.
+`reading/`: pickles, rows of tables, targets other than classes, recordings
+of your own.
 
 `find_sources` lists the modules; the command line takes their options and help from it.
 """

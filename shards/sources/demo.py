@@ -20,8 +20,8 @@ import numpy as np
 from filelock import FileLock
 
 from shards.format.schema import MANIFEST, MODALITY_NAME, Sample
-from shards.sources import demo_targets
 from shards.sources.base import Source
+from shards.sources.made_up import demo_targets
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 DIMS = {"audio": 32, "video": 24}

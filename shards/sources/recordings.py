@@ -64,9 +64,9 @@ from shards.format.split_names import renaming_message, usual_names
 from shards.format.targets import CLASSES, Target
 from shards.safe_io.printable import plural
 from shards.sources.base import Clip, ClipSource, split_of
+from shards.sources.reading.recordings_folder import clips_of, files_in, remarks_on
+from shards.sources.reading.recordings_table import TEXT, TEXT_NAMES, clips_of_table
 from shards.sources.reading.typed_targets import column_bounds, typed_target
-from shards.sources.recordings_folder import clips_of, files_in, remarks_on
-from shards.sources.recordings_table import TEXT, TEXT_NAMES, clips_of_table
 
 
 def read(

@@ -128,7 +128,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         leaves="data/meld-wavlm/manifest.json",
     ),
     # Features.
-    "awtpn pack SOURCE OUT --format reference|table|npz|mosei|mmsa|demo": Run(
+    "awtpn pack SOURCE OUT --format reference|table|npz|mosei|mmsa|demo|synthetic": Run(
         instead=[
             "awtpn pack features.csv data/packed-table --format table",
             "awtpn pack features.npz data/packed-npz --format npz",

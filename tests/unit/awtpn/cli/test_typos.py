@@ -50,7 +50,7 @@ def test_commands(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -
         ("--fromat=npz a b", "there is no --fromat; did you mean --format?"),
         (
             "a b --format npx",
-            "--format takes demo, mmsa, mosei, npz, reference, table, iemocap or meld, not npx; "
+            "--format takes demo, mmsa, mosei, npz, reference, synthetic, table, iemocap or meld, not npx; "
             "did you mean npz?",
         ),
         ("a", "OUT and --format are missing"),

@@ -12,8 +12,9 @@ import pytest
 from awtpn.config.settings import DEMOS, DataConfig
 from awtpn.run.data import demo_dataset, stream_source
 from shards import FeatureStream, Sample
-from shards.sources import demo, demo_targets
+from shards.sources import demo
 from shards.sources.base import Source
+from shards.sources.made_up import demo_targets
 
 SIZES = {"train": 600, "val": 8, "test": 8}
 

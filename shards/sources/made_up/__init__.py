@@ -1,0 +1,6 @@
+"""What made-up corpora are drawn with.
+
+- `settings`, `labels` and `features`: the generator `synthetic`: what it takes, the classes and speakers of
+  utterances, their time steps
+- `demo_targets`: the values and labels of the `demo` corpora
+"""
