@@ -67,7 +67,7 @@ def check_installed() -> None:
 
 
 def baseline_of_runs(config: Config, splits: Splits) -> list[Score]:
-    """The scores of `evaluate_baseline`."""
+    """The scores of `evaluate_baseline`; arguments and errors as there."""
     return [score_of(found.fold, None, found.figures) for found in evaluate_baseline(config, splits)]
 
 
@@ -103,6 +103,11 @@ def evaluate_folds(config: Config, by: str, folds: list[Fold]) -> list[Evaluated
             found.append(_evaluate(fold.test, task, training, pooled[fold.test], config))
             bar.update()
     return found
+
+
+def baseline_of_folds(config: Config, by: str, folds: list[Fold]) -> list[Score]:
+    """The scores of `evaluate_folds`."""
+    return [score_of(found.fold, None, found.figures) for found in evaluate_folds(config, by, folds)]
 
 
 def baseline_of_split(config: Config, role: str = "test") -> dict[str, Any]:
