@@ -32,7 +32,7 @@ def datasets_of(curves: Curves) -> dict[str, Dataset]:
 
 
 def _name(base: Mapping[str, Any], parameter: str, value: Any) -> str:
-    return BASE if parameter in base and base[parameter] == value else folder_name(f"{parameter}={value}")
+    return BASE if base.get(parameter) == value else folder_name(f"{parameter}={value}")
 
 
 def summarize_curves(

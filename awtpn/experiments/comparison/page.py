@@ -11,7 +11,6 @@ from awtpn.experiments.comparison.tables import (
     Strong,
     lead_of,
     left_out_lines,
-    linear_note,
     sections_of,
 )
 from awtpn.report.html import FOLDER, POLICY, STYLE, lines, prose
@@ -31,8 +30,6 @@ def render_markdown(results: Mapping[str, Any]) -> str:
         parts += [_markdown_table(found) for found in (section.table, section.data) if found is not None]
         if section.note:
             parts.append(section.note)
-    if linear := _linear(results):
-        parts.append(linear)
     return "\n\n".join([*parts, "## Reproduction", block(results["command"]), _models_table(results)]) + "\n"
 
 
@@ -55,17 +52,12 @@ def _models(results: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _linear(results: Mapping[str, Any]) -> str:
-    return linear_note(results["datasets"]) if "linear" in results["models"].values() else ""
-
-
 def render_html(results: Mapping[str, Any]) -> str:
     """The report as a page, from the content of `comparison.json`."""
     body = [
         Markup('<h1>{}</h1><p class="lead">{}</p>').format(TITLE, printable(f"{lead_of(results)}.")),
         *(_paragraph(line) for line in left_out_lines(results["left_out"])),
         *(_html_section(section) for section in sections_of(results)),
-        _paragraph(_linear(results)),
         Markup("<section><h2>Reproduction</h2><pre>{}</pre>{}</section>").format(
             lines(results["command"]), _html_table(Table(["model", "overrides"], _models(results)))
         ),

@@ -27,6 +27,7 @@ from awtpn.run.predictions import predictions_file, read_predictions, truth_and_
 from awtpn.run.record import read_status
 from shards.safe_io.bounded_json import read_json
 
+STATISTICS = "standardise."  # how tensors of a model file are called that hold statistics of the data
 BASELINE_FILE = "baseline.json"
 
 
@@ -112,7 +113,7 @@ def read_run(trial: Trial) -> Found:
         score_of(fold, trial.seed, figures),
         figures,
         float(seconds) if isinstance(seconds, int | float) else None,
-        sum(math.prod(shape) for shape in shapes.values()) or None,
+        sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(STATISTICS)) or None,
         {m: float(x) for m, x in (figures.get("reliability_auroc") or {}).items() if x is not None},
         None if trial.fold else read_answers(predictions_file(run_dir, "test"), figures),
     )

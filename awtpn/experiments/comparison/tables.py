@@ -20,14 +20,14 @@ OVER = {
     UTTERANCES: "test utterances",
     SEEDS: "seeds only",
 }
-TEST_NOTE = (
+INTERVALS = (
     "Intervals hold 95 %. With folds, the interval of a difference is that of the corrected resampled "
     "t-test of Nadeau and Bengio (2003) on the folds' means over seeds, because folds share training data. "
     "That of a mean is Student's t over the fold means, which is optimistic for the same reason. Without "
     "folds both are bootstraps over the test utterances, averaged over seeds, with the same draws for all "
     "models. On average one interval in twenty misses the true value by chance."
 )
-MEAN_NOTE = (
+OVER_DATASETS = (
     "The mean over datasets has Student's t interval over datasets. Datasets that share recordings are not "
     "independent, so with such datasets this interval is too narrow."
 )
@@ -43,9 +43,9 @@ def sections_of(results: Mapping[str, Any]) -> list[Section]:
     """All sections of a comparison's results, as `comparison.json` holds them."""
     datasets, headline = results["datasets"], results["headline"]
     sections = [
-        metric_section("Table 1: one default per model", datasets, results["mean"], "metric", headline),
+        metric_section("Table 1: one default per model", datasets, results["mean"], "metric"),
         difference_section(datasets, results["mean"], headline),
-        metric_section("The second metric", datasets, results["mean"], "second", headline),
+        metric_section(second_title(datasets), datasets, results["mean"], "second"),
         deviation_section(datasets, headline),
         cost_section(datasets),
         *auroc_sections(datasets),
@@ -54,7 +54,14 @@ def sections_of(results: Mapping[str, Any]) -> list[Section]:
         sections += nested_sections(nested, headline)
     if curves := results.get("curves"):
         sections += curve_sections(curves, headline, results.get("reference"))
-    return sections
+    linear = "linear" in results["models"].values()
+    note = f"{INTERVALS} {linear_note(datasets)}" if linear else INTERVALS
+    return [*sections, Section("Intervals", note=note)]
+
+
+def second_title(datasets: Datasets) -> str:
+    """The names of the second metrics, which depend on the tasks."""
+    return listed(dict.fromkeys(shown(found["second"]) for found in datasets.values()))
 
 
 def lead_of(results: Mapping[str, Any]) -> str:
@@ -73,9 +80,7 @@ def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
 # --- One default per model -----------------------------------------------------------------------
 
 
-def metric_section(
-    title: str, datasets: Datasets, mean: Mapping[str, Any] | None, which: str, headline: str
-) -> Section:
+def metric_section(title: str, datasets: Datasets, mean: Mapping[str, Any] | None, which: str) -> Section:
     """A metric of every model on every dataset with its interval, the best in bold."""
     models = models_of(datasets)
     mixed = len({found[which] for found in datasets.values()}) > 1
@@ -97,7 +102,7 @@ def metric_section(
         rows.append(["mean over datasets", "", *bolded(metric, means, cells)])
     unit = "" if mixed else unit_of(next(iter(datasets.values()))[which])
     note = f"{unit}The best mean of a row is in bold."
-    return Section(title, Table(["dataset", "interval over", *models], rows), note=f"{note} {TEST_NOTE}")
+    return Section(title, Table(["dataset", "interval over", *models], rows), note=note)
 
 
 def difference_section(datasets: Datasets, mean: Mapping[str, Any] | None, headline: str) -> Section:
@@ -117,7 +122,7 @@ def difference_section(datasets: Datasets, mean: Mapping[str, Any] | None, headl
         )
     note = f"Paired; above 0 {headline} is better than the other model. In bold: the interval excludes 0."
     if mean is not None:
-        note += f" {MEAN_NOTE}"
+        note += f" {OVER_DATASETS}"
     return Section(f"Difference of {headline}", Table(["dataset", "interval over", *others], rows), note=note)
 
 
@@ -203,7 +208,7 @@ def nested_sections(nested: Mapping[str, Any], headline: str) -> list[Section]:
         "its training data alone; without folds the split val decides."
     )
     first = metric_section(
-        "Table 2: settings chosen by nested validation", datasets, nested["mean"], "metric", headline
+        "Table 2: settings chosen by nested validation", datasets, nested["mean"], "metric"
     )
     return [
         first,
@@ -262,7 +267,7 @@ def models_of(datasets: Datasets) -> list[str]:
 def over_of(found: Mapping[str, Any]) -> str:
     """What the intervals of a row are over."""
     if found["folds"]:
-        return f"{found['folds']} folds of {found['by']}"
+        return f"{found['folds']} folds by {found['by']}"
     kinds = dict.fromkeys(OVER[of["interval_over"]] for of in found["models"].values())
     return (
         f"{listed(kinds)} ({found['utterances']:,})" if list(kinds) == [OVER[UTTERANCES]] else listed(kinds)
