@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ import yaml
 from experiments_support import train_here
 
 from awtpn.cli import main
-from awtpn.experiments.comparison import compare
+from awtpn.experiments.comparison import compare, datasets
 from awtpn.experiments.runner import Job
+from shards import Sample
+from shards.registry import Parameter
+from shards.sources.base import Source
 
-SUITE = {
+MODALITIES = ("audio", "video")
+SUITE: dict[str, Any] = {
     "datasets": {
         "folded": {"source": "folded.npz", "format": "npz", "by": "fold"},
         "split": {"source": "split.npz", "format": "npz"},
@@ -123,10 +128,58 @@ def test_a_suite_is_packed_trained_and_reported(
         )
 
 
+def test_curves_change_one_property_of_made_up_data(
+    sources: Path, tmp_path: Path, trained: list[list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(source: str, utterances: int, noise: float) -> Source:
+        assert source == "-"
+        rng = np.random.default_rng(0)
+        samples = (
+            Sample(
+                f"{split}{i}", split, "ab"[i % 2], {m: rng.normal(i % 2, noise, (3, 4)) for m in MODALITIES}
+            )
+            for split in ("train", "val", "test")
+            for i in range(utterances)
+        )
+        return Source(samples, ["a", "b"], {}, 3 * utterances)
+
+    parameters = {name: Parameter("int", (), 0, "") for name in ("source", "utterances", "noise")}
+    entry = SimpleNamespace(options=parameters, load=lambda: make)
+    monkeypatch.setattr(datasets, "find_sources", lambda kind: {"made-up": entry})
+    suite = {
+        "datasets": {"mine": {"format": "made-up", "pack": {"utterances": 8, "noise": 1}}},
+        "models": {"linear": "linear", "awtpn": {}, "uniform": {"model.awm": "uniform"}},
+        "curves": {
+            "format": "made-up",
+            "base": {"utterances": 8, "noise": 1},
+            "parameters": {"utterances": [8, 16], "noise": [1]},
+            "models": ["linear", "awtpn"],
+        },
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    out = tmp_path / "out"
+    words = ["--suite", str(tmp_path / "suite.yaml"), "--dir", str(out), "--models", "awtpn", "linear"]
+    main(["compare-models", *words, "--curves", *SHORT])
+    assert [str(job.run_dir.relative_to(out)) for job in trained[0]] == [
+        "mine/awtpn/seed-0",
+        "curves/base/awtpn/seed-0",
+        "curves/utterances=16/awtpn/seed-0",
+    ]
+    results = json.loads((out / "comparison.json").read_text())
+    rows = results["curves"]["parameters"]["utterances"]
+    assert [row["dataset"] for row in rows] == ["base", "utterances=16"]
+    assert [results["curves"]["datasets"][row["dataset"]]["utterances"] for row in rows] == [8, 16]
+    assert rows[0]["difference"]["over"] == "utterances"
+    html = (out / "comparison.html").read_text()
+    assert html.count("<svg") == 2
+
+
 def test_own_data_takes_the_models_of_the_suite(
     sources: Path, tmp_path: Path, trained: list[list[Job]]
 ) -> None:
     data, suite = str(tmp_path / "mine"), str(sources / "suite.yaml")
+    plain = {"datasets": SUITE["datasets"], "models": {"awtpn": {}}}
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(plain))
     main(["pack", str(sources / "split.npz"), data, "--format", "npz"])
     words = ["compare-models", "--suite", suite, "--data.train", data, "--dir", str(tmp_path / "out"), *SHORT]
     main([*words, "--models", "logistic-regression", "awtpn"])
@@ -138,6 +191,10 @@ def test_own_data_takes_the_models_of_the_suite(
         (
             ["--models", "awtnp"],
             "there is no model 'awtnp'; it has logistic-regression, awtpn, uniform weights",
+        ),
+        (
+            ["--nested", "--suite", str(tmp_path / "plain.yaml")],
+            "the suite has no grid for awtpn to choose from",
         ),
         (["--run.seed", "3"], "cross-validation sets run.seed itself"),
     ):

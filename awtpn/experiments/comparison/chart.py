@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from awtpn.report.charts import LINE, draw_svg, draw_text, nice_ticks
+from awtpn.report.charts import LETTER, LINE, draw_svg, draw_text, nice_ticks
 
-WIDTH, HEIGHT = 460, 260
-LEFT, RIGHT, TOP, BOTTOM = 48, 14, 34, 30
+WIDTH, HEIGHT = 460, 250  # without the legend
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 24, 30
+ROW = 16  # height of a row of the legend
 # The palette of Okabe and Ito, which color-blind readers can tell apart; dashes do the same in print.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "12 4")
@@ -37,10 +39,12 @@ def lines_svg(
         return draw_svg(WIDTH, HEIGHT, f"{title}: undefined", [draw_text(LEFT, 16, f"{title}: undefined")])
     ticks = nice_ticks(min(ends), max(ends))
     floor, ceiling = ticks[0], ticks[-1]
+    names = legend(list(series))
+    top, height = TOP + ROW * names.rows, HEIGHT + ROW * names.rows
     places = [LEFT + 12 + (WIDTH - LEFT - RIGHT - 24) * x for x in spaced(values)]
 
     def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (ceiling - value) / (ceiling - floor)
+        return top + (HEIGHT - TOP - BOTTOM) * (ceiling - value) / (ceiling - floor)
 
     parts = [draw_text(LEFT, 14, title, css="title")]
     for tick in ticks:
@@ -50,7 +54,7 @@ def lines_svg(
         )
     for value, x in zip(values, places, strict=True):
         shown = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-        parts.append(draw_text(x, HEIGHT - 8, shown, "middle", css="tick"))
+        parts.append(draw_text(x, height - 8, shown, "middle", css="tick"))
     for number, (name, points) in enumerate(series.items()):
         color, dash = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
         shift = 3.0 * (number - (len(series) - 1) / 2)  # so that bars don't hide each other
@@ -73,21 +77,33 @@ def lines_svg(
                     '<circle cx="{x:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle></g>'
                 ).format(y(high), y(low), y(mean), name, c=color, x=x)
             )
-    return draw_svg(WIDTH, HEIGHT, title, [*parts, *legend(list(series))])
+    return draw_svg(WIDTH, height, title, [*parts, *names.parts])
 
 
-def legend(names: Sequence[str]) -> list[Markup]:
-    """The names of the lines, in their colors, in one row below the title."""
-    parts, x = [], float(LEFT)
+@dataclass(frozen=True)
+class Legend:
+    """The names of the lines in their colors, below the title, and the number of rows that they take."""
+
+    parts: list[Markup]
+    rows: int
+
+
+def legend(names: Sequence[str]) -> Legend:
+    """The legend of these lines; a name that does not fit into a row begins the next one."""
+    parts, x, row = [], float(LEFT), 0
     for number, name in enumerate(names):
         color, dash = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+        wide = 36 + LETTER * len(name)
+        if x > LEFT and x + wide > WIDTH:
+            x, row = float(LEFT), row + 1
+        y = TOP + 2 + ROW * row
         sample = Markup(
-            '<line x1="{:.1f}" x2="{:.1f}" y1="25" y2="25" stroke-width="2" stroke="{}" '
+            '<line x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}" stroke-width="2" stroke="{}" '
             'stroke-dasharray="{}"/>'
         )
-        parts += [sample.format(x, x + 20, color, dash), draw_text(x + 24, 29, name, css="tick")]
-        x += 36 + 6.2 * len(name)
-    return parts
+        parts += [sample.format(x, x + 20, color, dash, y=y), draw_text(x + 24, y + 4, name, css="tick")]
+        x += wide
+    return Legend(parts, row + 1)
 
 
 def spaced(values: Sequence[Any]) -> list[float]:

@@ -6,6 +6,7 @@ busy to the end. Only the runs of the nested choice's last stage wait for its fi
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -167,10 +168,26 @@ def check_settings(
     for own, named in settings.items():
         common = [*training, *[ANY_DATA] * named, *own]
         for model in suite.models.values():
-            parse_command_line([*common, *model.arguments])
+            check_words([*common, *model.arguments], model.name)
     for name, points in suite.points.items() if nested else ():
         for point in points:
-            parse_command_line([*training, ANY_DATA, *suite.models[name].arguments, *words_of(point)])
+            check_words([*training, ANY_DATA, *suite.models[name].arguments, *words_of(point)], name)
+
+
+def check_words(words: Sequence[str], model: str) -> None:
+    """Refuse arguments that no run takes, with the name of the model.
+
+    Raises:
+        ValueError: settings that contradict each other.
+        SystemExit: an unknown key or a wrong type; both are on standard error.
+    """
+    try:
+        parse_command_line([*words])
+    except ValueError as error:
+        raise ValueError(f"model {model}: {error}") from None
+    except SystemExit:
+        print(f"in the runs of the model {model}", file=sys.stderr)
+        raise
 
 
 def make_cells(
@@ -209,6 +226,8 @@ def make_choices(suite: Suite, cells: Cells, folder: Path) -> list[Choice]:
     names = [name for name in suite.nested if name in cells]
     if not names:
         raise ValueError("--nested: the suite names no dataset for it that is here; list some under nested")
+    if without := [name for name in suite.trained if len(suite.points[name]) < 2]:
+        raise ValueError(f"--nested: the suite has no grid for {', '.join(without)} to choose from")
     return [
         Choice(
             cells[name][model],

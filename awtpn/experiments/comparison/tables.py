@@ -48,7 +48,7 @@ def sections_of(results: Mapping[str, Any]) -> list[Section]:
         metric_section(second_title(datasets), datasets, results["mean"], "second"),
         deviation_section(datasets, headline),
         cost_section(datasets),
-        *auroc_sections(datasets),
+        *auroc_sections(datasets, "Weights of time steps"),
     ]
     if nested := results.get("nested"):
         sections += nested_sections(nested, headline)
@@ -164,7 +164,7 @@ def cost_section(datasets: Datasets) -> Section:
     return Section("Cost", Table(["dataset", *models], rows), note=note)
 
 
-def auroc_sections(datasets: Datasets) -> list[Section]:
+def auroc_sections(datasets: Datasets, title: str) -> list[Section]:
     """AUROC of the weights of time steps, where the data says which steps are informative."""
     rows = []
     models = [
@@ -181,7 +181,7 @@ def auroc_sections(datasets: Datasets) -> list[Section]:
         "AUROC of the weights of time steps as a detector of informative steps, with Student's t interval "
         "over folds, or over seeds where there are no folds. 0.5 is chance."
     )
-    return [Section("Weights of time steps", Table(["dataset", "modality", *models], rows), note=note)]
+    return [Section(title, Table(["dataset", "modality", *models], rows), note=note)]
 
 
 def auroc_cell(value: Mapping[str, Any] | None) -> str:
@@ -253,7 +253,8 @@ def curve_sections(curves: Mapping[str, Any], headline: str, reference: str | No
     lead = (
         f"{seeds}One parameter changes at a time; the others are those of the base: {base}. {words}".rstrip()
     )
-    return [Section("Curves over one parameter at a time", note=lead), *sections]
+    weights = auroc_sections(curves["datasets"], "Weights of time steps on the made-up data")
+    return [Section("Curves over one parameter at a time", note=lead), *sections, *weights]
 
 
 # --- Cells ---------------------------------------------------------------------------------------

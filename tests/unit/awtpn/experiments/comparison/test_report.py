@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from awtpn.experiments.comparison import curves, page
-from awtpn.experiments.comparison.chart import lines_svg, spaced
+from awtpn.experiments.comparison.chart import legend, lines_svg, spaced
 from awtpn.experiments.comparison.runs import Found
 from awtpn.experiments.comparison.suite import Curves
 from awtpn.experiments.comparison.summary import over_datasets, summarize_dataset
@@ -183,6 +183,8 @@ def test_a_chart_has_a_line_for_each_model_and_leaves_out_what_is_undefined() ->
     assert picture.count("<polyline") == 2
     assert picture.count("<circle") == 5
     assert "undefined" in lines_svg([1], {"a": [(None, None)]}, "w-F1 over steps", True)
+    assert legend(["a", "b"]).rows == 1
+    assert legend(["a name of thirty-two letters, say"] * 3).rows == 3
     assert spaced([10, 100, 1000]) == pytest.approx([0, 0.5, 1])
     assert spaced([0, 1, 4]) == pytest.approx([0, 0.25, 1])
     assert spaced([None, "audio"]) == [0, 1]
