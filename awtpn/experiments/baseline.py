@@ -57,12 +57,12 @@ class Evaluated:
     weights: int
 
 
-def check_installed() -> None:
-    """Raise ValueError if scikit-learn is not installed."""
+def check_installed(without: str = "--no-baseline") -> None:
+    """Raise ValueError if scikit-learn is not installed; `without` is the option that does without it."""
     if find_spec("sklearn") is None:
         raise ValueError(
             "the baseline needs scikit-learn: pip install 'awtpn-at-scale[baseline]', or leave it out with "
-            "--no-baseline"
+            f"{without}"
         )
 
 

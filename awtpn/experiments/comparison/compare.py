@@ -109,6 +109,8 @@ def compare_models(
     datasets = {name: of for name, of in suite.datasets.items() if name not in left_out}
     if not datasets:
         raise ValueError("there is no dataset to compare on: give --sources, the folder of the sources")
+    if curves and suite.curves is None:
+        raise ValueError("--curves: the suite has none, or not with these models")
     of_curves = suite.curves if curves else None
     made = curve.datasets_of(of_curves) if of_curves else {}
     check_settings(suite, training, seeds, {**datasets, **made}, nested)
@@ -160,7 +162,7 @@ def check_settings(
     """
     check_arguments(training, seeds, next((of.by for of in datasets.values() if of.by is not None), None))
     if any(model.is_linear for model in suite.models.values()):
-        check_installed()
+        check_installed("--models and the names of others")
     for dataset in datasets.values():
         if dataset.format is not None:
             check_format(dataset)

@@ -76,7 +76,7 @@ def _html_section(section: Section) -> Markup:
     if section.table is not None:
         parts.append(_html_table(section.table))
     if section.charts:
-        parts.append(Markup('<div class="charts">{}</div>').format(Markup("").join(section.charts)))
+        parts.append(Markup('<div class="scroll">{}</div>').format(Markup("").join(section.charts)))
     if section.data is not None:
         parts.append(_html_table(section.data))
     parts.append(_paragraph(section.note))

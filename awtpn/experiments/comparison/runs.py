@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from awtpn.config.command_line import parse_command_line
+from awtpn.config.schema import differing_keys, dump, in_todays_form
 from awtpn.experiments.baseline import Evaluated, evaluate_baseline
 from awtpn.experiments.comparison.suite import Dataset, Model, folder_of
 from awtpn.experiments.folds import Splits, Trial
-from awtpn.experiments.runner import read_metrics
+from awtpn.experiments.runner import PLACE_KEYS, read_metrics
 from awtpn.experiments.scores import Score, score_of
 from awtpn.metrics.summary import task_type_of
 from awtpn.model.files import WEIGHTS_FILE, model_folder, weight_shapes
@@ -26,6 +28,7 @@ from awtpn.run.atomic_write import write_json
 from awtpn.run.predictions import predictions_file, read_predictions, truth_and_predictions
 from awtpn.run.record import read_status
 from shards.safe_io.bounded_json import read_json
+from shards.safe_io.json_text import json_text
 
 STATISTICS = "standardise."  # how tensors of a model file are called that hold statistics of the data
 BASELINE_FILE = "baseline.json"
@@ -147,15 +150,26 @@ def read_answers(file: Path, figures: Mapping[str, Any]) -> Answers | None:
 
 
 def read_linear(cell: Cell) -> list[Found]:
-    """The linear baseline of every fold; it is fitted once for all processes that share the folder."""
+    """The linear baseline of every fold; it is fitted once for all processes that share the folder.
+
+    Raises:
+        ValueError: it was fitted with other settings.
+    """
     cell.folder.mkdir(parents=True, exist_ok=True)
     file = cell.folder / BASELINE_FILE
+    config = parse_command_line([*cell.training])[0]
+    settings = json.loads(json_text(dump(config)))
     with FileLock(file.with_name(f".{BASELINE_FILE}.lock")):
         if not file.is_file():
             start = time.perf_counter()
-            found = evaluate_baseline(parse_command_line([*cell.training])[0], cell.splits)
+            found = evaluate_baseline(config, cell.splits)
             seconds = (time.perf_counter() - start) / len(found)
-            write_json(file, {"runs": [_linear_row(one, seconds) for one in found]})
+            rows = [_linear_row(one, seconds) for one in found]
+            write_json(file, {"settings": settings, "runs": rows})
+    stored = read_json(file)
+    before = in_todays_form(stored["settings"])
+    if changed := [key for key in differing_keys(before, settings) if key not in PLACE_KEYS]:
+        raise ValueError(f"{file} was made with another {', '.join(changed)}: give another --dir")
     return [
         Found(
             score_of(row["fold"], None, row["figures"]),
@@ -165,7 +179,7 @@ def read_linear(cell: Cell) -> list[Found]:
             {},
             _linear_answers(row["answers"]),
         )
-        for row in read_json(file)["runs"]
+        for row in stored["runs"]
     ]
 
 
