@@ -12,6 +12,7 @@ from setuptools.command.build_py import build_py
 SHARED = {
     "awtpn.share.configs": "configs",
     "awtpn.share.configs.accelerate": "configs/accelerate",
+    "awtpn.share.configs.comparison": "configs/comparison",
     "awtpn.share.configs.deepspeed": "configs/deepspeed",
     "awtpn.share.launch": "launch",
 }

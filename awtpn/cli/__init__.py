@@ -4,7 +4,7 @@ Launchers start it as a module, `-m awtpn.cli train`, or by the scripts in `laun
 
 - `parser`: all commands and their help
 - `init`: configurations and launch scripts into a folder
-- `train`: one run; `evaluate`: its metrics; `experiments`: cross-validate, ablate
+- `train`: one run; `evaluate`: its metrics; `experiments`: cross-validate, ablate, compare-models
 - `pack`, `extract`: features and recordings -> shards; `signature_options`: their options, from signatures;
   `dataset_summary`: what both print at the end
 - `shards`: info, preview, verify, index, simulate

@@ -1,4 +1,4 @@
-"""`awtpn cross-validate` and `awtpn ablate`: many runs as one experiment."""
+"""`awtpn cross-validate`, `awtpn ablate` and `awtpn compare-models`: many runs as one experiment."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ Those that the task does not have are left out. They are compared by train.best_
 by the task.
 Further options are those of `awtpn train` and are passed to every run. Runs are shared, resumed and not
 repeated as those of `awtpn cross-validate` are, and a folder that it wrote can serve as DIR/base.
+"""
+COMPARE_HELP = """Compare models: train several models on several datasets with the same folds and seeds, and
+report which is better on which data, with intervals.
+
+    awtpn compare-models --data.train data/mine --by speaker --seeds 0 1 2 --dir runs/compare
+    awtpn compare-models --suite suite --sources data/sources --seeds 0 1 2 3 4 --dir runs/suite --jobs 2
+
+With --data.train or --config, your data is the only dataset, and the suite gives the models. Else the
+datasets are those of the suite; configs/comparison/suite.yaml shows how to write one. Further options are
+those of `awtpn train` and are passed to every run. Runs are shared, resumed and not repeated as those of
+`awtpn cross-validate` are. The report is comparison.html, comparison.md and comparison.json in --dir.
+
+--nested also trains with settings that each fold chooses from the suite's grid by its own training groups
+(without folds: by the split "val"). --curves also trains on made-up data, and changes one property at a time.
 """
 
 
@@ -136,6 +150,66 @@ def run_ablate(options: argparse.Namespace) -> None:
             options.by,
             options.seeds,
             options.dir,
+            parallel=options.jobs,
+            launcher=_launcher(options),
+            command=redact_command([*options.program.typed, *options.words]),
+        )
+
+
+def add_compare_models(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "compare-models",
+        "many runs: several models on several datasets, and a report",
+        COMPARE_HELP,
+        Path("runs/comparison"),
+    )
+    parser.add_argument(
+        "--suite",
+        type=path_argument,
+        metavar="YAML",
+        help="file of datasets and models (default: configs/comparison/suite.yaml)",
+    )
+    parser.add_argument(
+        "--sources",
+        type=path_argument,
+        metavar="DIR",
+        help="folder of the sources that the suite packs; without it these datasets are left out",
+    )
+    parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="only these datasets")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these models")
+    parser.add_argument("--nested", action="store_true", help="also choose settings from the suite's grid")
+    parser.add_argument("--curves", action="store_true", help="also train on the suite's made-up data")
+    parser.set_defaults(command=run_compare_models)
+
+
+def run_compare_models(options: argparse.Namespace) -> None:
+    training, config = _training(options)
+
+    from awtpn.experiments.comparison.compare import compare_models  # here: see cross-validate
+    from awtpn.experiments.comparison.suite import SUITE_FILE, name_of_data, read_suite, with_own_data
+
+    suite = read_suite(options.suite or SUITE_FILE, options.datasets, options.models)
+    has_own_data = any(word.startswith(("--data.train", "--config")) for word in training)
+    if has_own_data:
+        if given := [name for name in ("sources", "datasets", "curves") if getattr(options, name)]:
+            raise ValueError(
+                f"--{given[0]} is for the suite's data; leave it out, or --data.train and --config"
+            )
+        suite = with_own_data(suite, name_of_data(config.data.train), options.by)
+    elif options.by is not None:
+        raise ValueError(
+            "--by: the suite names the column of each of its datasets; leave it out, or give --data.train"
+        )
+    with sigterm_as_interrupt():
+        compare_models(
+            suite,
+            training,
+            options.seeds,
+            options.dir,
+            sources=options.sources,
+            nested=options.nested,
+            curves=options.curves,
             parallel=options.jobs,
             launcher=_launcher(options),
             command=redact_command([*options.program.typed, *options.words]),

@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "cross-validate": "experiments",
     "ablate": "experiments",
+    "compare-models": "experiments",
     "predict": "predict",
     "report": "runs",
     "export": "share",

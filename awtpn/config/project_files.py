@@ -18,6 +18,7 @@ ROOT = IN_WHEEL if IN_WHEEL.is_dir() else PACKAGE.parent
 
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 VARIANTS_FILE = ROOT / "configs" / "ablations.yaml"
+SUITE_FILE = ROOT / "configs" / "comparison" / "suite.yaml"
 TRAIN_SCRIPT = ROOT / "launch" / "train.py"
 
 # What an option takes, and which packaged files have a name that it takes, too.
@@ -25,6 +26,7 @@ NAMED = {
     "--config": ("a YAML file", "*.yaml"),
     "--deepspeed": ("a JSON file", "deepspeed/*.json"),
     "--variants": ("a YAML file", VARIANTS_FILE.name),
+    "--suite": ("a YAML file", "comparison/*.yaml"),
 }
 
 

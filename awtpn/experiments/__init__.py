@@ -1,8 +1,9 @@
-"""Many runs as one experiment: folds, seeds, sweeps and ablations, resumable and shared between processes.
+"""Many runs as one experiment: folds, seeds, sweeps, ablations, comparisons; resumable, shared by processes.
 
-- `command_line`: what `awtpn cross-validate` and `awtpn ablate` have in common
+- `command_line`: what the commands of many runs have in common
 - `crossvalidation`: every fold with every seed, and the table
 - `ablation`: variants beside the base; `variants`: a line of their file -> the variants that it stands for
+- `comparison/`: several models on several datasets, and the report
 - `sweep`: settings chosen for each fold without its test utterances
 - `baseline`: linear models of the same utterances; `linear_models`: how one is fitted and its penalty chosen;
   `pooled`: utterances as rows of features

@@ -7,17 +7,20 @@ leaving out fifths of the training utterances. `linear_models` says which model 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awtpn.config.schema import Config
 from awtpn.experiments.folds import Fold, Splits
-from awtpn.experiments.linear_models import Training, linear_figures, models_of
-from awtpn.experiments.pooled import concatenate, open_utterances, pool_utterances
+from awtpn.experiments.linear_models import Training, figures_of_answers, linear_answers, models_of
+from awtpn.experiments.pooled import Pooled, concatenate, open_utterances, pool_utterances
 from awtpn.experiments.scores import Score, score_of
+from awtpn.model.task import Task
 from awtpn.run.data import check_targets, known_values, task_of_data
 from shards import FeatureStream
 from shards.progress import progress_bar
@@ -33,16 +36,42 @@ RANDOM_GROUPS = 5
 VALIDATION = 1  # the group of validation utterances; training utterances are group 0
 
 
-def check_installed() -> None:
-    """Raise ValueError if scikit-learn is not installed."""
+@dataclass(frozen=True)
+class Evaluated:
+    """A baseline that was fitted and evaluated.
+
+    Attributes:
+        fold: the value of the column that was left out; None for the data's own splits.
+        figures: of the test utterances, as `results.json` has them.
+        task: what it learned.
+        test: the test utterances.
+        answers: of `linear_answers`.
+        weights: number of its weights.
+    """
+
+    fold: Any
+    figures: dict[str, Any]
+    task: Task
+    test: Pooled
+    answers: NDArray[Any]
+    weights: int
+
+
+def check_installed(without: str = "--no-baseline") -> None:
+    """Raise ValueError if scikit-learn is not installed; `without` is the option that does without it."""
     if find_spec("sklearn") is None:
         raise ValueError(
             "the baseline needs scikit-learn: pip install 'awtpn-at-scale[baseline]', or leave it out with "
-            "--no-baseline"
+            f"{without}"
         )
 
 
 def baseline_of_runs(config: Config, splits: Splits) -> list[Score]:
+    """The scores of `evaluate_baseline`; arguments and errors as there."""
+    return [score_of(found.fold, None, found.figures) for found in evaluate_baseline(config, splits)]
+
+
+def evaluate_baseline(config: Config, splits: Splits) -> list[Evaluated]:
     """The baseline of every fold, or of the data's own splits if there are no folds.
 
     Args:
@@ -53,39 +82,45 @@ def baseline_of_runs(config: Config, splits: Splits) -> list[Score]:
         ValueError: the utterances have no such target, or there are none to test on.
     """
     if splits.by is None:
-        return [score_of(None, None, baseline_of_split(config))]
+        return [evaluate_split(config)]
     config = replace(config, data=replace(config.data, train=splits.url or config.data.train))
-    return baseline_of_folds(config, splits.by, splits.folds)
+    return evaluate_folds(config, splits.by, splits.folds)
 
 
-def baseline_of_folds(config: Config, by: str, folds: list[Fold]) -> list[Score]:
+def evaluate_folds(config: Config, by: str, folds: list[Fold]) -> list[Evaluated]:
     """The baseline of every fold of column `by` of the utterances of `data.train`."""
     streams = {fold.test: _opened(config, "train", {by: fold.test}) for fold in folds}
     everything = _opened(config, "train", {by: [fold.test for fold in folds]})
     task = task_of_data(config.task, everything, known_values(everything))
     pooled = dict(zip(streams, pool_utterances(streams.values()), strict=True))
-    scores = []
+    found = []
     with progress_bar(NAMES[task.type], "fold", len(folds)) as bar:
         for fold in folds:
             sizes = [len(pooled[value]) for value in fold.train]
             training = Training(
                 concatenate([pooled[value] for value in fold.train]), np.repeat(np.arange(len(sizes)), sizes)
             )
-            figures = linear_figures(task, training, pooled[fold.test], _balanced(config))
-            scores.append(score_of(fold.test, None, figures))
+            found.append(_evaluate(fold.test, task, training, pooled[fold.test], config))
             bar.update()
-    return scores
+    return found
+
+
+def baseline_of_folds(config: Config, by: str, folds: list[Fold]) -> list[Score]:
+    """The scores of `evaluate_folds`."""
+    return [score_of(found.fold, None, found.figures) for found in evaluate_folds(config, by, folds)]
 
 
 def baseline_of_split(config: Config, role: str = "test") -> dict[str, Any]:
+    """The figures of `evaluate_split`, as `results.json` has them."""
+    return evaluate_split(config, role).figures
+
+
+def evaluate_split(config: Config, role: str = "test") -> Evaluated:
     """The baseline of the data's own splits: fit on "train", choose on "val" if there is one, evaluate.
 
     Args:
         config: of the runs; the baseline takes their data, modalities and target.
         role: the utterances to evaluate on, "test" or "val". With "val" these choose nothing.
-
-    Returns:
-        The figures of the split, as `results.json` has them.
 
     Raises:
         ValueError: the utterances have no such target, all training utterances have the same, or there are
@@ -113,14 +148,24 @@ def baseline_of_split(config: Config, role: str = "test") -> dict[str, Any]:
         group = np.random.default_rng(0).permutation(np.arange(len(to_fit)) % RANDOM_GROUPS)
         training = Training(to_fit, group)
     with progress_bar(NAMES[task.type], "model", models_of(task)) as bar:
-        return linear_figures(task, training, to_test, _balanced(config), bar.update)
+        return _evaluate(None, task, training, to_test, config, bar.update)
+
+
+def _evaluate(
+    fold: Any,
+    task: Task,
+    training: Training,
+    test: Pooled,
+    config: Config,
+    on_fit: Callable[[], object] = lambda: None,
+) -> Evaluated:
+    balanced = config.loss.class_weights == "balanced"
+    answers = linear_answers(task, training, test, balanced, on_fit)
+    weights = len(task.names) * (test.rows.shape[1] + 1)  # a coefficient for each column, and an offset
+    return Evaluated(fold, figures_of_answers(task, test, answers), task, test, answers, weights)
 
 
 def _opened(config: Config, role: str, select: dict[str, Any] | None = None) -> FeatureStream:
     stream = open_utterances(config, role, select)
     assert stream is not None
     return stream
-
-
-def _balanced(config: Config) -> bool:
-    return config.loss.class_weights == "balanced"

@@ -53,10 +53,24 @@ def linear_figures(
 ) -> dict[str, Any]:
     """Fit the linear models of a task, and evaluate them: the figures of `results.json` for a split.
 
+    Arguments as of `linear_answers`.
+    """
+    return figures_of_answers(task, test, linear_answers(task, training, test, balanced, on_fit))
+
+
+def linear_answers(
+    task: Task,
+    training: Training,
+    test: Pooled,
+    balanced: bool = False,
+    on_fit: Callable[[], object] = lambda: None,
+) -> NDArray[Any]:
+    """Fit the linear models of a task, and predict: classes [U], values [U, K] or probabilities [U, K].
+
     Args:
         task: what to learn.
         training: utterances to fit on.
-        test: utterances to evaluate on.
+        test: utterances to predict.
         balanced: of several labels, weigh the presence and the absence of each alike.
         on_fit: called after each model.
     """
@@ -64,9 +78,8 @@ def linear_figures(
     if task.type == "classification":
         model = _fitted(_logistic(), data.rows, data.label, every, training, "f1_weighted")
         on_fit()
-        confusion = np.zeros((len(task.names), len(task.names)), np.int64)
-        np.add.at(confusion, (test.label, model.predict(test.rows)), 1)
-        return summarize(confusion, task.names)
+        classes: NDArray[np.int64] = model.predict(test.rows)
+        return classes
     predicted = np.empty(test.values.shape)
     for k in range(len(task.names)):
         values = data.values[:, k]
@@ -79,9 +92,18 @@ def linear_figures(
             model = _fitted(_logistic(balanced), data.rows, present, known, training, "f1_weighted")
             predicted[:, k] = model.predict_proba(test.rows)[:, 1]
         on_fit()
+    return predicted
+
+
+def figures_of_answers(task: Task, test: Pooled, answers: NDArray[Any]) -> dict[str, Any]:
+    """The figures of a split, as `results.json` has them, of what `linear_answers` returned."""
+    if task.type == "classification":
+        confusion = np.zeros((len(task.names), len(task.names)), np.int64)
+        np.add.at(confusion, (test.label, answers), 1)
+        return summarize(confusion, task.names)
     if task.type == "regression":
-        return summarize_values(test.values, predicted, task.names, task.ranges)
-    return summarize_labels(test.values, predicted, task.names)
+        return summarize_values(test.values, answers, task.names, task.ranges)
+    return summarize_labels(test.values, answers, task.names)
 
 
 def models_of(task: Task) -> int:

@@ -27,11 +27,13 @@ class Pooled:
             where an utterance lacks it.
         label: [U] int64 position of the class; 0 where the target is not one class.
         values: [U, K] values of the target, NaN where missing; [U, 0] where it is one class.
+        keys: of the U utterances; none where nobody asks for them.
     """
 
     rows: NDArray[np.float64]
     label: NDArray[np.int64]
     values: NDArray[np.float64]
+    keys: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,6 +45,7 @@ def concatenate(parts: Sequence[Pooled]) -> Pooled:
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.label for part in parts]),
         np.concatenate([part.values for part in parts]),
+        [key for part in parts for key in part.keys],
     )
 
 
@@ -72,7 +75,7 @@ def pool_utterances(streams: Iterable[FeatureStream]) -> list[Pooled]:
     total = sum(stream.num_utterances for stream in streams)
     with progress_bar("baseline: pool features", "utterance", total) as bar:
         for stream in streams:
-            rows, labels, values = [], [], []
+            rows, labels, values, keys = [], [], [], list[str]()
             for batch in stream.epoch(0):
                 parts = [
                     [
@@ -84,8 +87,9 @@ def pool_utterances(streams: Iterable[FeatureStream]) -> list[Pooled]:
                 rows += [np.concatenate(of_utterance) for of_utterance in zip(*parts, strict=True)]
                 labels.append(batch.label.numpy())
                 values.append(batch.target.numpy())
+                keys += batch.key
                 bar.update(len(batch))
-            pooled.append(Pooled(np.stack(rows), np.concatenate(labels), np.concatenate(values)))
+            pooled.append(Pooled(np.stack(rows), np.concatenate(labels), np.concatenate(values), keys))
     return pooled
 
 

@@ -224,6 +224,16 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn evaluate": Run(append="--help", says="--predictions"),
     "awtpn cross-validate": Run(append="--help", says="--sweep"),
     "awtpn ablate": Run(append="--help", says="--only"),
+    "awtpn compare-models --data.train data/mine --by speaker --seeds 0 1 2 --dir runs/compare": Elsewhere(
+        ["integration/test_compare_models.py::test_own_data_takes_the_models_of_the_suite"]
+    ),
+    "awtpn compare-models --suite suite --sources data/sources --seeds 0 1 2 3 4 --dir runs/suite --jobs 2 "
+    "--nested --curves": Elsewhere(
+        [
+            "integration/test_compare_models.py::test_a_suite_is_packed_trained_and_reported",
+            "unit/awtpn/experiments/comparison/test_report.py::test_the_report_shows_all_of_it",
+        ]
+    ),
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
     "--run.dir /shared/run": HOSTFILE,
     "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-01:29400 "

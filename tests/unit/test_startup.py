@@ -37,7 +37,8 @@ def answered(*words):
             main(words)
 
 for words in (["--help"], ["trian"], ["pack", "--help"], ["extract", "--fromat", "x"], ["evaluate", "--help"],
-              ["evaluate"], ["cross-validate", "--help"], ["ablate", "--jobs", "x"]):
+              ["evaluate"], ["cross-validate", "--help"], ["ablate", "--jobs", "x"],
+              ["compare-models", "--help"]):
     answered(*words)
 import awtpn.config.schema
 from awtpn import ModelConfig
