@@ -78,7 +78,7 @@ class Monitor:
         threads: int,
         prototypes: NDArray[np.float32] | None,
     ) -> None:
-        """Write settings, data, environment and prototypes [C*K, D], if any, to TensorBoard from `step` on."""
+        """Write settings, data, environment and any prototypes [C*K, D] to TensorBoard, from `step` on."""
         if self.is_main:
             with naming_write_errors(self.run_dir):
                 environment = describe(world, threads)
