@@ -31,6 +31,7 @@ class Workload:
     Attributes:
         feature_dims: features per time step of each modality.
         dim, classes, prototypes_per_class, adaptive, learnable, dropout: of the model; see ModelConfig.
+        statistics: `model.statistics`.
         averaged: `train.ema_decay` keeps an average of each weight.
         steps: per modality the time steps of the rank's largest micro-batch.
         batch_bytes: stored size of the features that the rank processes in an optimizer step.
@@ -50,6 +51,7 @@ class Workload:
     learnable: bool = True
     dropout: bool = True
     averaged: bool = False
+    statistics: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -61,6 +63,7 @@ class Workload:
             self.prototypes_per_class,
             self.adaptive,
             self.learnable,
+            self.statistics,
         )
 
     @property

@@ -205,6 +205,7 @@ def make_workload(config: Config, layout: Layout, data: Data) -> Workload:
         learnable=config.prototypes.update == "gradient",
         dropout=model.dropout > 0,
         averaged=config.train.ema_decay > 0,
+        statistics=config.model.statistics,
         # Sum of squared lengths: steps times E[n^2] / E[n] = E[n] + Var[n] / E[n].
         scores={
             m: of * (data.mean_steps[m] + data.deviation[m] ** 2 / max(data.mean_steps[m], 1.0))

@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
         """The modality's output with h, distances and weights as leaves, for the parts that take them."""
         s = output.streams[m]
         h, distances, weights = (t.detach().clone().requires_grad_() for t in (s.h, s.distances, s.weights))
-        return ModalityOutput(h, distances, weights, s.pooled, s.mean, s.present, offsets[m], owner[m])
+        made = replace(s, h=h, distances=distances, weights=weights)
+        return replace(made, offsets=offsets[m], utterance=owner[m])
 
     leaves = {m: inputs(m) for m in DIMS}
 
@@ -105,9 +107,7 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
                 wide = s.h.to(s.distances.dtype)
                 pooled = segment_sum(s.weights[:, None] * wide, s.offsets, s.utterance)
                 mean = segment_mean(wide, s.offsets, s.utterance)
-                streams[m] = ModalityOutput(
-                    s.h, s.distances, s.weights, pooled, mean, s.present, s.offsets, s.utterance
-                )
+                streams[m] = replace(s, pooled=pooled, mean=mean)
             fused = model.fuse(streams)
             logits = model.classifier(fused.to(model.classifier.weight.dtype)).to(fused.dtype)
         backward(

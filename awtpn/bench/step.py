@@ -36,7 +36,7 @@ from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.flops import step_flops
 from awtpn.model.network import AWTPN
-from awtpn.model.settings import ModalitySettings, ModelConfig
+from awtpn.model.settings import FORMER_MODEL, ModalitySettings, ModelConfig
 from shards import Ragged
 from shards.format.precision_names import short_name
 from shards.safe_io.markdown import table
@@ -90,7 +90,7 @@ def make_batches(batch: int, device: str) -> list[dict[str, Any]]:
 
 
 def make_model(dim: int, device: str) -> AWTPN:
-    config = ModelConfig(shared_dim=dim, modalities=scaled_by_width(DIMS, dim))
+    config = ModelConfig(shared_dim=dim, modalities=scaled_by_width(DIMS, dim), **FORMER_MODEL)
     return AWTPN(config, DIMS, [str(c) for c in range(CLASSES)]).to(device)
 
 

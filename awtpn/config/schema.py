@@ -13,7 +13,7 @@ import yaml
 from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrainConfig
 from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
 from awtpn.metrics.summary import check_best_by
-from awtpn.model.settings import DEFAULT_WEIGHTS, ModelConfig, TaskConfig
+from awtpn.model.settings import DEFAULT_WEIGHTS, FORMER_MODEL, ModelConfig, TaskConfig
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.credentials import redact_url, remember_secrets
 
@@ -102,7 +102,7 @@ def dump(config: Config) -> dict[str, Any]:
 # Keys that an earlier version did not have -> the value by which it behaved.
 KEYS_SINCE: dict[str, dict[str, Any]] = {
     "data": {"target": None},
-    "model": {"name": "awtpn"},
+    "model": FORMER_MODEL,
     "task": {"type": None, "levels": 7, "head": "levels"},
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
     "optim": {"warmup_share": None},

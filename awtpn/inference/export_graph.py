@@ -64,7 +64,18 @@ class PaddedAWTPN(nn.Module):
         given = [self.model.config.fusion_weight(modality) for modality in self.model.feature_dims]
         weight = fusion_weights(given, torch.stack(present), pooled[0].dtype)
         logits = self.model.classifier((weight[..., None] * torch.stack(pooled)).sum(0))
+        for i, (modality, of_statistics) in enumerate(self.model.statistics.items()):
+            x, mask = inputs[2 * i], inputs[2 * i + 1]
+            logits = logits + of_statistics(self.statistics(modality, x, mask), mask.any(1))
         return answer(logits, self.model.task), *weights
+
+    def statistics(self, modality: str, x: Tensor, mask: Tensor) -> Tensor:
+        """Mean and standard deviation over time of the standardized features: [B, M, F] -> [B, 2F]."""
+        x = self.model.standardise[modality](torch.where(mask[..., None], x, 0.0))
+        steps = mask.sum(1, keepdim=True).clamp(min=1)
+        mean = (x * mask[..., None]).sum(1) / steps
+        squares = (x - mean[:, None]).square() * mask[..., None]
+        return torch.cat([mean, (squares.sum(1) / steps).sqrt()], 1)
 
     def encode(self, modality: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """One modality: features [B, M, F] and mask [B, M] -> pooled [B, D] and weights [B, M]."""

@@ -29,7 +29,7 @@ from awtpn.model.files import (
     weight_shapes,
     write_checksums,
 )
-from awtpn.model.settings import ModelConfig, modalities_as_map
+from awtpn.model.settings import FORMER_MODEL, ModelConfig, modalities_as_map
 from awtpn.model.sharing.hub import locate
 from awtpn.model.sharing.privacy import public_card
 from awtpn.model.task import Task, task_of_card
@@ -49,6 +49,8 @@ class ModalityOutput:
         weights: [T] reliability weights, which sum to 1 within an utterance (Eq. 15-18).
         pooled: [B, D] sum of the steps times their weights; zero for an utterance without this modality.
         mean: [B, D] unweighted mean over the steps, which the cross-modal losses compare.
+        statistics: [B, 2F] mean and standard deviation over the steps of the standardized features; [B, 0]
+            in a model without `model.statistics`.
         present: [B] bool: the utterance has at least one step of this modality.
         offsets: [B + 1] int64: utterance u has the steps `offsets[u]` to `offsets[u + 1]`.
         utterance: [T] int64, the utterance that each step belongs to.
@@ -59,6 +61,7 @@ class ModalityOutput:
     weights: Tensor
     pooled: Tensor
     mean: Tensor
+    statistics: Tensor
     present: Tensor
     offsets: Tensor
     utterance: Tensor
@@ -229,7 +232,7 @@ def config_of_card(card: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValueError: a setting has a wrong type.
     """
-    settings = dict(card["model"])
+    settings = FORMER_MODEL | card["model"]
     if isinstance(settings.get("modalities"), list):  # as in cards of earlier versions
         settings["modalities"] = modalities_as_map(settings["modalities"])
     return from_record(ModelConfig, settings, "the card's model", ignore_unknown=True)

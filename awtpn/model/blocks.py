@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.model.attention import reliability_attention
-from awtpn.model.segments import segment_softmax, segment_sum
+from awtpn.model.segments import segment_mean, segment_softmax, segment_sum
 
+LEAST_SPREAD = 1e-4  # of a statistic of standardized features, to be divided by
 EPSILON = 1e-8  # added to the sum that normalizes the weights, as in the published code
 
 
@@ -69,6 +70,42 @@ class SES(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`x` [T, F] -> [T, D], not negative."""
         return torch.relu(super().forward(x.to(self.weight.dtype)))
+
+
+class Statistics(Float32Buffers):
+    """Logits from one modality's mean and standard deviation over time, beside those of the fused vector.
+
+    The rows are standardized by their own mean and deviation over training utterances, so that features that
+    hardly differ between utterances count as others do. The map begins at zero: a model begins as without it.
+    Zero for an utterance without the modality.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2 * dim))
+        self.register_buffer("std", torch.ones(2 * dim))
+        self.weight = nn.Parameter(torch.zeros(outputs, 2 * dim))
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set `mean` and `std` [2F]; a value that is constant up to rounding is divided by 1."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > LEAST_SPREAD, std, torch.ones_like(std)))
+
+    def forward(self, rows: Tensor, present: Tensor) -> Tensor:
+        """`rows` [B, 2F] of `mean_and_deviation`, `present` [B] bool -> [B, outputs]."""
+        units = torch.where(present[:, None], (rows - self.mean) / self.std, 0.0)
+        return nn.functional.linear(units.to(self.weight.dtype), self.weight)
+
+
+def mean_and_deviation(x: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:
+    """Mean and standard deviation over each utterance's steps: `x` [T, F] -> [B, 2F]; 0 without steps."""
+    mean = segment_mean(x, offsets, utterance)
+    # Of the differences: a mean of squares minus a squared mean can cancel.
+    variance = segment_mean((x - mean[utterance]).square(), offsets, utterance)
+    return torch.cat([mean, variance.sqrt()], 1)
 
 
 class TPN(Float32Buffers):

@@ -17,6 +17,7 @@ def step_flops(
     *,
     adaptive: bool = True,
     recompute: bool = False,
+    statistics: bool = False,
 ) -> dict[str, float]:
     """FLOPs of one optimizer step (forward, backward, clipping, AdamW), per part.
 
@@ -33,6 +34,7 @@ def step_flops(
         adaptive: `model.awm` is adaptive; uniform has no attention.
         recompute: count the scores that forms of linear memory compute a second time in backward
             (2 sum M^2 D more). Leave them out for the work that the network itself needs.
+        statistics: `model.statistics`: 6 T F for means and deviations, and their map to logits.
 
     Returns:
         FLOPs of each of `PARTS`: ses (standardize, project, ReLU), distances (to the prototypes), attention
@@ -55,7 +57,13 @@ def step_flops(
     # Backward is twice forward.
     pooled, pairs = utterances * dim, math.comb(len(lengths), 2)
     flops["losses"] += 54 * pooled * pairs + 6 * pooled * classes
-    flops["optimizer"] = 18.0 * parameter_count(feature_dims, dim, classes, prototypes_per_class, adaptive)
+    if statistics:
+        for modality, of in lengths.items():
+            flops["losses"] += feature_dims[modality] * (6 * sum(of) + 8 * len(of) * classes)
+    parameters = parameter_count(
+        feature_dims, dim, classes, prototypes_per_class, adaptive, statistics=statistics
+    )
+    flops["optimizer"] = 18.0 * parameters
     return flops
 
 
@@ -75,9 +83,11 @@ def parameter_count(
     prototypes_per_class: int = 1,
     adaptive: bool = True,
     learnable_prototypes: bool = True,
+    statistics: bool = False,
 ) -> int:
-    """Trainable parameters: SES, prototypes, query and key maps, classifier."""
+    """Trainable parameters: SES, prototypes, query and key maps, classifier, map of statistics."""
     ses = sum(features * dim + dim for features in feature_dims.values())
     maps = 2 * dim**2 * len(feature_dims) if adaptive else 0
     prototypes = classes * prototypes_per_class * dim if learnable_prototypes else 0
-    return ses + maps + prototypes + classes * dim + classes
+    of_statistics = 2 * sum(feature_dims.values()) * classes if statistics else 0
+    return ses + maps + prototypes + classes * dim + classes + of_statistics

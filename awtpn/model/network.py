@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.model.base import EmotionModel, ModalityOutput, ModelOutput
-from awtpn.model.blocks import AWM, SES, TPN, fusion_weights
+from awtpn.model.blocks import AWM, SES, TPN, Statistics, fusion_weights, mean_and_deviation
 from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig
@@ -84,6 +84,10 @@ class AWTPN(EmotionModel):
         self.tpn = TPN(sum(self.task.group_sizes), config.prototypes_per_class, dim, learnable_prototypes)
         self.awm = nn.ModuleDict({m: AWM(dim) for m in config.modalities if config.awm == "adaptive"})
         self.classifier = nn.Linear(dim, self.task.outputs)
+        outputs = self.task.outputs
+        self.statistics = nn.ModuleDict(
+            {m: Statistics(d, outputs) for m, d in self.feature_dims.items() if config.statistics}
+        )
 
     def forward(
         self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
@@ -101,7 +105,10 @@ class AWTPN(EmotionModel):
         }
         fused = self.fuse(streams)
         logits = self.classifier(fused.to(self.classifier.weight.dtype))
-        return ModelOutput(logits.to(fused.dtype), streams)
+        logits = logits.to(fused.dtype)
+        for m, of_statistics in self.statistics.items():
+            logits = logits + of_statistics(streams[m].statistics, streams[m].present)
+        return ModelOutput(logits, streams)
 
     def step_weights(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:
         """Per modality the reliability weights [T] of the time steps (Eq. 15-18)."""
@@ -128,7 +135,8 @@ class AWTPN(EmotionModel):
         """SES, TPN and AWM of one modality (Eq. 6-8, 15-18)."""
         offsets = ragged.offsets.long()
         utterance = utterance_of_step(offsets, len(ragged.values))
-        h = self.ses[modality](self.standardise[modality](ragged.values))
+        x = self.standardise[modality](ragged.values)
+        h = self.ses[modality](x)
         h = self.dropout(h) if dropout is None else h * dropout
         distances = self.tpn(h, self.config.distance_scale(modality))
         wide = h.to(distances.dtype)
@@ -139,7 +147,10 @@ class AWTPN(EmotionModel):
         else:
             weights = (1 / offsets.diff().to(distances.dtype))[utterance]
             pooled = mean
-        return ModalityOutput(h, distances, weights, pooled, mean, offsets.diff() > 0, offsets, utterance)
+        x = x if self.config.statistics else x[:, :0]
+        statistics = mean_and_deviation(x, offsets, utterance)
+        present = offsets.diff() > 0
+        return ModalityOutput(h, distances, weights, pooled, mean, statistics, present, offsets, utterance)
 
     def fuse(self, streams: Mapping[str, ModalityOutput]) -> Tensor:
         """Weighted sum of the modalities' pooled vectors, [B, D] (Eq. 19-21)."""

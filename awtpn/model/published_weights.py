@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from awtpn.model.settings import select_modalities
+from awtpn.model.settings import FORMER_MODEL, select_modalities
 
 MODALITIES = ("audio", "video")  # of the published code
 # Name of each tensor in the published code -> its name here.
@@ -54,6 +54,6 @@ def convert_state_dict(
     if len(names) != count:
         raise ValueError(f"the checkpoint has {count} classes, but {len(names)} names were given")
     modalities = select_modalities(settings.get("modalities", {}), MODALITIES)
-    fixed = {"prototypes_per_class": 1, "modalities": modalities, "awm": "adaptive"}
+    fixed = {"prototypes_per_class": 1, "modalities": modalities, "awm": "adaptive", **FORMER_MODEL}
     dims = {m: converted[f"ses.{m}.weight"].shape[1] for m in MODALITIES}
     return {**settings, "shared_dim": dim, **fixed}, dims, names, converted

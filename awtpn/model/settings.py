@@ -28,6 +28,10 @@ NEW_KEYS = {
 }
 
 
+# Keys of ModelConfig that an earlier version did not have -> the value by which it behaved.
+FORMER_MODEL: dict[str, Any] = {"name": "awtpn", "statistics": False}
+
+
 @dataclass
 class ModalitySettings:
     """What the network does with one modality."""
@@ -71,6 +75,9 @@ class ModelConfig:
     """The same as modalities.video.distance_scale."""
     awm: Literal["adaptive", "uniform"] = "adaptive"
     """adaptive: weigh steps by reliability (the paper); uniform: plain averages (its ablation)."""
+    statistics: bool = True
+    """Let the classifier also read the plain mean and standard deviation over time of the standardized
+    features, as a linear model does; false: of the fused vector alone (the paper)."""
 
     def __post_init__(self) -> None:
         """Take `modalities` also as a name, a list of names, or plain mappings.

@@ -270,7 +270,7 @@ def init_from(folder: Path, model: EmotionModel) -> str:
     weights = read_weights(folder / WEIGHTS_FILE)
     own = model.state_dict()
     same_classes = task_of_card(card) == model.task
-    not_copied = ("standardise.",) if same_classes else ("standardise.", "classifier.", "tpn.")
+    not_copied = ("standardise.",) if same_classes else ("standardise.", "classifier.", "tpn.", "statistics.")
     taken = {
         name: tensor for name, tensor in weights.items() if not name.startswith(not_copied) and name in own
     }

@@ -40,6 +40,7 @@ def batch_cost(batch: FeatureBatch, model: EmotionModel) -> NDArray[np.float64]:
         sum(model.task.group_sizes),
         model.config.prototypes_per_class,
         adaptive=model.config.awm == "adaptive",
+        statistics=model.config.statistics,
     )
     return np.array([sum(flops.values()), *sizes], dtype=np.float64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
 from awtpn.learning import prototypes
+from awtpn.learning.data_scales import set_scales_from_data
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.metrics.summary import check_best_by
 from awtpn.model import files
@@ -53,7 +55,7 @@ from awtpn.tracking.monitor import write_status
 from awtpn.training.held_out import check_held_out
 from awtpn.training.run_state import Run
 from awtpn.training.skipped_steps import check_finite_start, check_statistics
-from shards import FeatureStream
+from shards import FeatureBatch, FeatureStream
 from shards.safe_io.printable import printable
 
 VALIDATIONS = 20  # of a run, where `train.validate_every` is null
@@ -198,14 +200,28 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
         told = checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
         if world.is_main:
             print(printable(told))
-    if isinstance(model, AWTPN) and config.prototypes.init == "data":
-        # The first global batches of the plan: the same utterances for every layout.
-        global_batch = config.train.global_batch_size
-        steps = min(train.steps_per_epoch, math.ceil(prototypes.INIT_UTTERANCES / global_batch))
-        batches = (batch for batch, _ in zip(train.epoch(0), range(steps), strict=False))
+    if not isinstance(model, AWTPN):
+        return
+    if config.prototypes.init == "data":
+        steps, batches = first_batches(config, train)
         prototypes.initialize_from_data(
-            model, batches, steps, global_batch, world.device, config.run.seed, world.all_gather_object
+            model,
+            batches,
+            steps,
+            config.train.global_batch_size,
+            world.device,
+            config.run.seed,
+            world.all_gather_object,
         )
+    if config.model.statistics:
+        set_scales_from_data(model, first_batches(config, train)[1], world.device, world.sum)
+
+
+def first_batches(config: Config, train: FeatureStream) -> tuple[int, Iterator[FeatureBatch]]:
+    """How many global batches of the plan a start reads, and this rank's share of each."""
+    global_batch = config.train.global_batch_size
+    steps = min(train.steps_per_epoch, math.ceil(prototypes.INIT_UTTERANCES / global_batch))
+    return steps, (batch for batch, _ in zip(train.epoch(0), range(steps), strict=False))
 
 
 def set_statistics(model: EmotionModel, train: FeatureStream, world: World) -> None:

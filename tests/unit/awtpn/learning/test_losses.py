@@ -31,6 +31,7 @@ def stream(mean: list[list[float]], distances: list[list[float]], lengths: list[
         weights=torch.zeros(sum(lengths)),
         pooled=means,
         mean=means,
+        statistics=torch.zeros(size, 0),
         present=torch.tensor([n > 0 for n in lengths]),
         offsets=offsets,
         utterance=torch.arange(size).repeat_interleave(torch.tensor(lengths)),
