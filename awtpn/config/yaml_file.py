@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ActionConfigFile
@@ -11,10 +11,21 @@ from jsonargparse import ActionConfigFile
 from awtpn.config.errors import OneLineParser
 from awtpn.config.modalities import use_map
 from awtpn.config.project_files import find_file
+from awtpn.config.schema import KEYS_SINCE
 from awtpn.config.suggestions import nearest
 from shards.safe_io.bounded_yaml import TooManyValuesError, check_values, parse_yaml
 from shards.storage.credentials import remember_secrets
 
+# A file with a key of each of these is what a run recorded, since nobody writes all of them by hand.
+RECORDED = (
+    "run.seed",
+    "data.train",
+    "model.awm",
+    "prototypes.on_drift",
+    "loss.negative_group",
+    "optim.warmup_steps",
+    "train.keep_last",
+)
 TOO_DEEP = "is nested too deeply, or contains itself; a configuration has sections with keys in them"
 
 
@@ -70,6 +81,8 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
                 raise ValueError(f"{file}, line {place}: {key} is there twice, already in line {lines[key]}")
             lines[key] = place
         without_empty(root, file, keys, "")
+        if all(key in lines for key in RECORDED):
+            add_former_values(root)
         try:
             use_map(root)
         except ValueError as error:
@@ -137,6 +150,15 @@ def without_empty(node: yaml.MappingNode, file: str, keys: Mapping[str, Any], pr
             without_empty(value, file, keys, f"{key}.")
         kept.append((name, value))
     node.value = kept
+
+
+def add_former_values(root: yaml.MappingNode) -> None:
+    """Give the record of an earlier version's run the keys that it lacks, as that version behaved."""
+    for section, node in root.value:
+        present = {name.value for name, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
+        missing = {k: v for k, v in KEYS_SINCE.get(section.value, {}).items() if k not in present}
+        if missing and present:
+            node.value += cast(yaml.MappingNode, yaml.compose(yaml.safe_dump(missing))).value
 
 
 def line_of(node: yaml.Node) -> int:
