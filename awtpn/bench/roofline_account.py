@@ -89,7 +89,7 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
 
     def distances() -> None:
         with setting.autocast():
-            made = [model.tpn(leaves[m].h, model.config.distance_scale(m)) for m in DIMS]
+            made = [model.distances(m, leaves[m].h) for m in DIMS]
         backward(made, [torch.ones_like(d) for d in made])
 
     def attention() -> None:

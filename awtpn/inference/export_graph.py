@@ -84,7 +84,7 @@ class PaddedAWTPN(nn.Module):
         x = torch.where(mask[..., None], x, 0.0)
         h = model.ses[modality](model.standardise[modality](x))
         if model.config.awm == "adaptive":
-            distances = model.tpn(h.flatten(0, 1), model.config.distance_scale(modality))
+            distances = model.distances(modality, h.flatten(0, 1))
             nearest = distances.amin(-1).unflatten(0, mask.shape)
             reliability = masked_softmax(-nearest, mask)
             awm = model.awm[modality]

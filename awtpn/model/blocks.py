@@ -134,6 +134,20 @@ class TPN(Float32Buffers):
         return scale * nearest
 
 
+class Spread(Float32Buffers):
+    """The spread of one modality's distances, to divide them by; 1 until it is set from training data."""
+
+    spread: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("spread", torch.ones(()))
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """`distances` [T, C] -> the same over the spread."""
+        return distances / self.spread
+
+
 class AWM(nn.Module):
     """Reliability weights of one modality, one per step (Eq. 15-18)."""
 

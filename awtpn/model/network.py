@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.model.base import EmotionModel, ModalityOutput, ModelOutput
-from awtpn.model.blocks import AWM, SES, TPN, Statistics, fusion_weights, mean_and_deviation
+from awtpn.model.blocks import AWM, SES, TPN, Spread, Statistics, fusion_weights, mean_and_deviation
 from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig
@@ -84,6 +84,8 @@ class AWTPN(EmotionModel):
         self.tpn = TPN(sum(self.task.group_sizes), config.prototypes_per_class, dim, learnable_prototypes)
         self.awm = nn.ModuleDict({m: AWM(dim) for m in config.modalities if config.awm == "adaptive"})
         self.classifier = nn.Linear(dim, self.task.outputs)
+        relative = config.distances == "relative"
+        self.spread = nn.ModuleDict({m: Spread() for m in self.feature_dims if relative})
         outputs = self.task.outputs
         self.statistics = nn.ModuleDict(
             {m: Statistics(d, outputs) for m, d in self.feature_dims.items() if config.statistics}
@@ -138,7 +140,7 @@ class AWTPN(EmotionModel):
         x = self.standardise[modality](ragged.values)
         h = self.ses[modality](x)
         h = self.dropout(h) if dropout is None else h * dropout
-        distances = self.tpn(h, self.config.distance_scale(modality))
+        distances = self.distances(modality, h)
         wide = h.to(distances.dtype)
         mean = segment_mean(wide, offsets, utterance)
         if self.config.awm == "adaptive":
@@ -151,6 +153,11 @@ class AWTPN(EmotionModel):
         statistics = mean_and_deviation(x, offsets, utterance)
         present = offsets.diff() > 0
         return ModalityOutput(h, distances, weights, pooled, mean, statistics, present, offsets, utterance)
+
+    def distances(self, modality: str, h: Tensor) -> Tensor:
+        """Scaled squared distances of a modality's steps to the classes: `h` [T, D] -> [T, C] (Eq. 6-8)."""
+        distances: Tensor = self.tpn(h, self.config.distance_scale(modality))
+        return self.spread[modality](distances) if modality in self.spread else distances
 
     def fuse(self, streams: Mapping[str, ModalityOutput]) -> Tensor:
         """Weighted sum of the modalities' pooled vectors, [B, D] (Eq. 19-21)."""

@@ -29,7 +29,7 @@ NEW_KEYS = {
 
 
 # Keys of ModelConfig that an earlier version did not have -> the value by which it behaved.
-FORMER_MODEL: dict[str, Any] = {"name": "awtpn", "statistics": False}
+FORMER_MODEL: dict[str, Any] = {"name": "awtpn", "distances": "absolute", "statistics": False}
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ModalitySettings:
     weight: float | None = None
     """Weight in the fused vector (Eq. 19-21); default: 0.3 for audio, 0.7 for video, 0.5 for others."""
     distance_scale: float | None = None
-    """Factor on its squared distances to prototypes, which grow with D; default: 1."""
+    """Factor on its squared distances to prototypes, which grow with D if they are absolute; default: 1."""
 
 
 SETTINGS = tuple(f.name for f in fields(ModalitySettings))
@@ -75,6 +75,10 @@ class ModelConfig:
     """The same as modalities.video.distance_scale."""
     awm: Literal["adaptive", "uniform"] = "adaptive"
     """adaptive: weigh steps by reliability (the paper); uniform: plain averages (its ablation)."""
+    distances: Literal["relative", "absolute"] = "relative"
+    """relative: squared distances to prototypes are divided by their spread over the time steps of an
+    utterance at the start of the training, whatever the width and the features; absolute: as they are (the
+    paper). Then distance_scale multiplies them."""
     statistics: bool = True
     """Let the classifier also read the plain mean and standard deviation over time of the standardized
     features, as a linear model does; false: of the fused vector alone (the paper)."""

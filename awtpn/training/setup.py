@@ -213,7 +213,7 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
             config.run.seed,
             world.all_gather_object,
         )
-    if config.model.statistics:
+    if model.statistics or model.spread:
         set_scales_from_data(model, first_batches(config, train)[1], world.device, world.sum)
 
 
