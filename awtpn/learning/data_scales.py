@@ -15,7 +15,7 @@ from torch import Tensor
 
 from awtpn.model.blocks import Spread, Statistics, mean_and_deviation
 from awtpn.model.network import AWTPN
-from awtpn.model.segments import segment_mean, utterance_of_step
+from awtpn.model.segments import utterance_of_step
 from shards import FeatureBatch
 
 # Smallest spread of distances to divide by: without it, equal steps would give an infinite factor.
@@ -29,8 +29,8 @@ def set_scales_from_data(
 ) -> None:
     """Set what `model.statistics` are standardized by, and the spread that relative distances are divided by.
 
-    The spread is the standard deviation of a step's distance to its nearest prototype around the mean of its
-    utterance: with it the reliabilities of Eq. 15 are neither even nor on a single step at the start.
+    The spread is the standard deviation over all steps of the distance to the nearest prototype: with it the
+    reliabilities of Eq. 15 are neither even nor on a single step at the start.
 
     Args:
         model: not yet wrapped by an engine; its features' own statistics and its prototypes are set.
@@ -41,36 +41,34 @@ def set_scales_from_data(
     training = model.training
     model.eval()
     of_rows = {m: np.zeros((3, 2 * dim)) for m, dim in model.feature_dims.items()}
-    of_distances = {m: np.zeros(2) for m in model.feature_dims}
+    of_distances = {m: np.zeros((3, 1)) for m in model.feature_dims}
     for batch in batches:
         for m in model.feature_dims:
             ragged = batch.to(device).features[m]
             offsets = ragged.offsets.long()
-            utterance = utterance_of_step(offsets, len(ragged.values))
             x = model.standardise[m](ragged.values)
-            rows = mean_and_deviation(x, offsets, utterance)[offsets.diff() > 0].double()
-            of_rows[m] += (
-                torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), rows.square().sum(0)]).cpu().numpy()
-            )
-            of_distances[m] += within_utterances(model.distances(m, model.ses[m](x)), offsets, utterance)
+            rows = mean_and_deviation(x, offsets, utterance_of_step(offsets, len(x)))
+            of_rows[m] += sums_of(rows[offsets.diff() > 0])
+            of_distances[m] += sums_of(model.distances(m, model.ses[m](x)).amin(-1, keepdim=True))
     model.train(training)
     for m in model.feature_dims:
-        count, mean, squares = total(of_rows[m])
-        steps, variance = total(of_distances[m])
+        mean, std = mean_and_std(total(of_rows[m]))
+        _, spread = mean_and_std(total(of_distances[m]))
         if m in model.statistics:
-            count = np.maximum(count, 1)
-            mean = mean / count
-            std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-            block = cast(Statistics, model.statistics[m])
-            block.set_statistics(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+            cast(Statistics, model.statistics[m]).set_statistics(mean, std)
         if m in model.spread:
-            spread = max(LEAST, float(np.sqrt(variance / max(steps, 1))))
-            cast(Spread, model.spread[m]).spread.fill_(spread)
+            cast(Spread, model.spread[m]).spread.fill_(max(LEAST, float(spread)))
 
 
-def within_utterances(distances: Tensor, offsets: Tensor, utterance: Tensor) -> NDArray[np.float64]:
-    """[2]: the number of steps, and the sum of squared deviations of their nearest distance [T, C] from the
-    mean of their utterance."""
-    nearest = distances.amin(-1).double()
-    deviation = nearest - segment_mean(nearest, offsets, utterance)[utterance]
-    return np.array([len(nearest), float(deviation.square().sum())])
+def sums_of(rows: Tensor) -> NDArray[np.float64]:
+    """[3, F]: the number of rows [N, F], their sum, and the sum of their squares."""
+    rows = rows.double()
+    return torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), rows.square().sum(0)]).cpu().numpy()
+
+
+def mean_and_std(sums: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [F] in float32 of what `sums_of` summed; 0 without rows."""
+    count, total, squares = sums
+    mean = total / np.maximum(count, 1)
+    std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()

@@ -76,9 +76,9 @@ class ModelConfig:
     awm: Literal["adaptive", "uniform"] = "adaptive"
     """adaptive: weigh steps by reliability (the paper); uniform: plain averages (its ablation)."""
     distances: Literal["relative", "absolute"] = "relative"
-    """relative: squared distances to prototypes are divided by their spread over the time steps of an
-    utterance at the start of the training, whatever the width and the features; absolute: as they are (the
-    paper). Then distance_scale multiplies them."""
+    """relative: squared distances to prototypes are divided by their spread over the time steps at the start
+    of the training, whatever the width and the features; absolute: as they are (the paper). Then
+    distance_scale multiplies them."""
     statistics: bool = True
     """Let the classifier also read the plain mean and standard deviation over time of the standardized
     features, as a linear model does; false: of the fused vector alone (the paper)."""
