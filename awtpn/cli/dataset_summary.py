@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shlex import quote
 
-from awtpn.model.settings import DEFAULT_WEIGHTS
+from awtpn.model.settings import PUBLISHED_WEIGHTS
 from shards.format.schema import Manifest
 from shards.format.targets import CLASS_TARGET, CLASSES, OPTIONAL, target_in_words
 from shards.safe_io.printable import join_lines, plural
@@ -48,9 +48,9 @@ def how_to_train(manifest: Manifest, out: str) -> str:
         if kind != OPTIONAL and name not in manifest.target.columns
     ]
     keys = f"--data.train {quote(out)}"
-    if set(modalities) != set(DEFAULT_WEIGHTS):
+    if set(modalities) != set(PUBLISHED_WEIGHTS):
         # Those of the default model first: of a pair the first is the anchor.
-        modalities.sort(key=lambda name: [*DEFAULT_WEIGHTS, name].index(name))
+        modalities.sort(key=lambda name: [*PUBLISHED_WEIGHTS, name].index(name))
         keys += f" --model.modalities {','.join(modalities)}"
     if list(manifest.splits) != ["all"]:
         return f"awtpn train {keys}"

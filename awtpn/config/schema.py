@@ -13,7 +13,7 @@ import yaml
 from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrainConfig
 from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
 from awtpn.metrics.summary import check_best_by
-from awtpn.model.settings import DEFAULT_WEIGHTS, FORMER_MODEL, ModelConfig, TaskConfig
+from awtpn.model.settings import FORMER_MODEL, PUBLISHED_WEIGHTS, ModelConfig, TaskConfig
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.credentials import redact_url, remember_secrets
 
@@ -105,7 +105,7 @@ KEYS_SINCE: dict[str, dict[str, Any]] = {
     "model": FORMER_MODEL,
     "task": {"type": None, "levels": 7, "head": "levels"},
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
-    "optim": {"warmup_share": None},
+    "optim": {"warmup_share": 0.05},
     "train": {"best_by": None, "min_steps": 0, "patience": None, "ema_decay": 0.0},
 }
 
@@ -120,7 +120,7 @@ def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(model, dict) or not isinstance(model.get("modalities"), list):
         return settings
     # Then audio was the anchor, in whatever order they were named.
-    model = model | {"modalities": [name for name in DEFAULT_WEIGHTS if name in model["modalities"]]}
+    model = model | {"modalities": [name for name in PUBLISHED_WEIGHTS if name in model["modalities"]]}
     known = {key: value for key, value in model.items() if key in ModelConfig.__dataclass_fields__}
     unknown = {key: value for key, value in model.items() if key not in known}
     return settings | {"model": ModelConfig(**known).record() | unknown}

@@ -93,10 +93,11 @@ class DataConfig:
 class TrainConfig:
     """Length, batch size, precision and records of the training."""
 
-    epochs: int = 30
-    """Passes over the training utterances."""
-    min_steps: int = 0
-    """Train for more epochs than `epochs` where these have fewer optimizer steps than this."""
+    epochs: int | None = None
+    """Passes over the training utterances; default: 10, or more where these have fewer than min_steps
+    optimizer steps."""
+    min_steps: int = 600
+    """Optimizer steps that a run has at least, in whole epochs, where `epochs` is not given."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, wherever in an epoch."""
     global_batch_size: int = 32
@@ -110,7 +111,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between writes to metrics.jsonl and TensorBoard; a write holds one line for each step. Into a
     log file, each prints a line, at most one every 30 s."""
-    validate_every: int | None = 1
+    validate_every: int | None = None
     """Epochs between validations; the last epoch always validates. null: a 20th of the run's epochs, at least
     one, and only these epochs end with a checkpoint."""
     patience: int | None = None
@@ -125,7 +126,7 @@ class TrainConfig:
     several labels."""
     timeout: float = 1800.0
     """Seconds without a finished step after which a rank counts as hung, and the run stops."""
-    ema_decay: float = 0.0
+    ema_decay: float = 0.99
     """Decay of a moving average of the weights over steps, such as 0.999; validation, the best checkpoint,
     tests and exports use the averages. Early steps use a smaller decay. 0: no averages."""
     keep_last: int = 2
@@ -143,10 +144,17 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for a setting that no training can have."""
-        for name in ("epochs", "global_batch_size", "log_every", "keep_last"):
+        for name in ("global_batch_size", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        optional = ("max_steps", "micro_batch_size", "validate_every", "patience", "checkpoint_every")
+        optional = (
+            "epochs",
+            "max_steps",
+            "micro_batch_size",
+            "validate_every",
+            "patience",
+            "checkpoint_every",
+        )
         for name in (*optional, "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")

@@ -16,32 +16,33 @@ Pair = tuple[str, str]
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate of AdamW."""
-    weight_decay: float = 1e-4
+    weight_decay: float = 1.0
     """AdamW's decoupled weight decay."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """cosine: falls to 0 at the run's last step; constant: stays at lr."""
-    warmup_steps: int = 20
-    """Optimizer steps over which the learning rate rises linearly from 0."""
-    warmup_share: float | None = None
-    """The same as a share of the run's steps, such as 0.05; replaces warmup_steps."""
+    warmup_steps: int | None = None
+    """Optimizer steps over which the learning rate rises linearly from 0; default: by warmup_share."""
+    warmup_share: float = 0.05
+    """The same as a share of the run's steps, where warmup_steps is not given."""
 
     def validate(self) -> None:
         """Raise ValueError, naming the key, for an invalid setting."""
         if self.lr <= 0:
             raise ValueError(f"optim.lr must be above 0, not {self.lr}")
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"optim.{name} must not be negative, but is {getattr(self, name)}")
-        if self.warmup_share is not None and not 0 <= self.warmup_share < 1:
+        if not 0 <= self.warmup_share < 1:
             raise ValueError(f"optim.warmup_share must lie in [0, 1), not {self.warmup_share}")
 
     def steps_of_warmup(self, total_steps: int) -> int:
         """Optimizer steps over which the learning rate rises, in a run of `total_steps`."""
-        return self.warmup_steps if self.warmup_share is None else round(self.warmup_share * total_steps)
+        given = self.warmup_steps
+        return round(self.warmup_share * total_steps) if given is None else given
 
 
 @dataclass
@@ -92,13 +93,13 @@ def terms_of(network: str) -> tuple[str, ...]:
 class LossConfig:
     """Weights and forms of the loss terms."""
 
-    lambda_align: float = 1.0
+    lambda_align: float = 0.2
     """Weight of the distance of time steps to their class's prototype."""
-    lambda_intra: float = 0.5
+    lambda_intra: float = 0.05
     """Weight of 1 - cos(a, v), of the means of an utterance's modalities, such as audio and video."""
-    lambda_inter: float = 0.5
+    lambda_inter: float = 0.05
     """Weight of the hinge that ranks an utterance's own second modality above a negative's."""
-    lambda_contrast: float = 0.2
+    lambda_contrast: float = 0.005
     """Weight of the distances between the mean of the first modality and own or negative ones."""
     eta_ce: float = 1.0
     """Weight of the cross-entropy: of the classes, of each label, or of the levels of values."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from awtpn.model.settings import DEFAULT_WEIGHTS
+from awtpn.model.settings import PUBLISHED_WEIGHTS
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
@@ -19,5 +19,5 @@ def modality_colors(modalities: Iterable[str]) -> dict[str, str]:
         modalities: of a model, in its order.
     """
     names = list(modalities)
-    order = [*DEFAULT_WEIGHTS, *(m for m in names if m not in DEFAULT_WEIGHTS)]
+    order = [*PUBLISHED_WEIGHTS, *(m for m in names if m not in PUBLISHED_WEIGHTS)]
     return {m: PALETTE[order.index(m) % len(PALETTE)] for m in names}

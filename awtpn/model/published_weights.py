@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from awtpn.model.settings import FORMER_MODEL, select_modalities
+from awtpn.model.settings import FORMER_MODEL, PUBLISHED_WEIGHTS, select_modalities
 
 MODALITIES = ("audio", "video")  # of the published code
 # Name of each tensor in the published code -> its name here.
@@ -53,7 +53,8 @@ def convert_state_dict(
     names = list(classes) if classes is not None else [f"class_{i}" for i in range(count)]
     if len(names) != count:
         raise ValueError(f"the checkpoint has {count} classes, but {len(names)} names were given")
-    modalities = select_modalities(settings.get("modalities", {}), MODALITIES)
+    given = settings.get("modalities") or {m: {"weight": w} for m, w in PUBLISHED_WEIGHTS.items()}
+    modalities = select_modalities(given, MODALITIES)
     fixed = {"prototypes_per_class": 1, "modalities": modalities, "awm": "adaptive", **FORMER_MODEL}
     dims = {m: converted[f"ses.{m}.weight"].shape[1] for m in MODALITIES}
     return {**settings, "shared_dim": dim, **fixed}, dims, names, converted

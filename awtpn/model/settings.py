@@ -11,10 +11,12 @@ from shards.format.schema import MODALITY_NAME
 
 WIDEST = 1 << 16  # a [WIDEST, WIDEST] query or key map takes 17 GB in float32
 MOST_LEVELS = 1000
-# Of a modality without settings of its own; the paper gives those of audio (alpha_A) and video (beta_V).
-DEFAULT_WEIGHTS = {"audio": 0.3, "video": 0.7}
-DEFAULT_WEIGHT = 0.5
-DEFAULT_DISTANCE_SCALE = 1.0
+# The paper's modalities, in its order, with their weights alpha_A and beta_V.
+PUBLISHED_WEIGHTS = {"audio": 0.3, "video": 0.7}
+# Of a modality without settings of its own.
+DEFAULT_WEIGHT = 1.0
+# By `model.distances`.
+DEFAULT_DISTANCE_SCALE = {"relative": 2.0, "absolute": 1.0}
 # Setting of a modality -> the key that the paper's symbol or an earlier version gave it.
 OLD_KEYS = {
     "audio": {"weight": "alpha_audio", "distance_scale": "distance_scale_audio"},
@@ -37,9 +39,9 @@ class ModalitySettings:
     """What the network does with one modality."""
 
     weight: float | None = None
-    """Weight in the fused vector (Eq. 19-21); default: 0.3 for audio, 0.7 for video, 0.5 for others."""
+    """Weight in the fused vector (Eq. 19-21); default: 1 (the paper: 0.3 for audio, 0.7 for video)."""
     distance_scale: float | None = None
-    """Factor on its squared distances to prototypes, which grow with D if they are absolute; default: 1."""
+    """Factor on its distances to prototypes; default: 2 for relative ones, 1 for absolute ones."""
 
 
 SETTINGS = tuple(f.name for f in fields(ModalitySettings))
@@ -52,14 +54,14 @@ class ModelConfig:
     name: Literal["awtpn", "late-fusion", "gated-attention", "gru", "cross-modal"] = "awtpn"
     """awtpn, or a baseline to compare it with. A baseline takes shared_dim and dropout, and is trained by the
     cross-entropy alone: it has no prototypes, no reliability weights and no other loss terms."""
-    shared_dim: int = 256
+    shared_dim: int = 64
     """D, the width of the space that all modalities share."""
-    dropout: float = 0.1
+    dropout: float = 0.5
     """Dropout after the projection into the shared space."""
     prototypes_per_class: int = 1
     """K; with more than one, a step's distance to a class is that to its nearest prototype."""
     modalities: dict[str, ModalitySettings] = field(
-        default_factory=lambda: {name: dict.fromkeys(SETTINGS) for name in DEFAULT_WEIGHTS}  # type: ignore[misc]
+        default_factory=lambda: {name: dict.fromkeys(SETTINGS) for name in PUBLISHED_WEIGHTS}  # type: ignore[misc]
     )
     """Modalities to use, each with its weight and distance_scale. A list of names selects among those that
     are configured: --model.modalities audio,text."""
@@ -164,11 +166,11 @@ class ModelConfig:
 
     def fusion_weight(self, modality: str) -> float:
         """Weight of a modality's pooled vector in the fused one (Eq. 19-21)."""
-        return self._setting(modality, "weight", DEFAULT_WEIGHTS.get(modality, DEFAULT_WEIGHT))
+        return self._setting(modality, "weight", DEFAULT_WEIGHT)
 
     def distance_scale(self, modality: str) -> float:
         """Factor on a modality's squared distances to prototypes."""
-        return self._setting(modality, "distance_scale", DEFAULT_DISTANCE_SCALE)
+        return self._setting(modality, "distance_scale", DEFAULT_DISTANCE_SCALE[self.distances])
 
     def dropout_of(self, modality: str) -> float:
         """Probability that training hides a modality of an utterance."""

@@ -60,6 +60,9 @@ from shards.safe_io.printable import printable
 
 VALIDATIONS = 20  # of a run, where `train.validate_every` is null
 
+# Passes over the training utterances, where `train.epochs` is not given and they make enough steps.
+EPOCHS = 10
+
 
 def setup(
     config: Config,
@@ -270,7 +273,8 @@ def total_steps(options: TrainConfig, position: Position, steps_per_epoch: int) 
         return position.step
     begin = position.step - position.epoch_step
     enough = position.epoch + math.ceil((options.min_steps - begin) / steps_per_epoch)
-    by_epochs = begin + (max(options.epochs, enough) - position.epoch) * steps_per_epoch
+    epochs = max(EPOCHS, enough) if options.epochs is None else options.epochs
+    by_epochs = begin + (epochs - position.epoch) * steps_per_epoch
     return min(by_epochs, options.max_steps or by_epochs)
 
 
