@@ -22,7 +22,7 @@ Arrows point one way: `launch` -> `awtpn` -> `shards`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from awtpn.model.matrix_products import request_repeatable_products
+from awtpn.model.compute.matrix_products import request_repeatable_products
 
 if TYPE_CHECKING:
     from awtpn.inference.prediction import Prediction

@@ -26,8 +26,8 @@ from torch import Tensor
 import shards
 from awtpn.distributed.world import World
 from awtpn.learning.settings import TERMS
+from awtpn.model.compute.matrix_products import products_repeat
 from awtpn.model.files import OPTIMIZER_FILE, WEIGHTS_FILE
-from awtpn.model.matrix_products import products_repeat
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.model.task import Task
@@ -144,7 +144,7 @@ def poison(batch: FeatureBatch) -> FeatureBatch:
 def same_bits_or_close(one: Any, other: Any) -> bool:
     """Whether two tensors, arrays, numbers or JSON values are equal, if matrix products are bit-exact.
 
-    On machines where they are not (see `awtpn.model.matrix_products`), floats may differ by 1e-5 of the
+    On machines where they are not (`awtpn.model.compute.matrix_products`), floats may differ by 1e-5 of the
     tensor's largest value: a hundred times the rounding of one float32 product, since rounding accumulates
     over training steps. Integers, strings and tensors on a GPU must be equal everywhere.
     """

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from awtpn.distributed.engines import ENGINES
 from awtpn.distributed.engines.deepspeed_config import Buckets
 from awtpn.model.attention import KEPT_SCORES
-from awtpn.model.flops import parameter_count
+from awtpn.model.compute.flops import parameter_count
 from shards.streaming.stream import PREFETCH_BYTES
 
 # Batches that a stream prefetches on the host, up to PREFETCH_BYTES. One more is in use, one being filled.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from awtpn.model.flops import PARTS, parameter_count, step_flops
+from awtpn.model.compute.flops import PARTS, parameter_count, step_flops
 
 MASTER_BYTES = 4  # of each weight, gradient and Adam moment in the optimizer's update
 

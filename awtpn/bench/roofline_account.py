@@ -21,7 +21,7 @@ from awtpn.bench.roofline import Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.bench.step import CLASSES, DIMS, Setting, make_batches, make_model, make_step, packed_loss
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
-from awtpn.model.flops import PARTS
+from awtpn.model.compute.flops import PARTS
 from awtpn.model.network import AWTPN, ModalityOutput, ModelOutput
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from shards.safe_io.markdown import code, table

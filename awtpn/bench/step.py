@@ -34,7 +34,7 @@ from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, tot
 from awtpn.learning.negatives import DRAWS
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
-from awtpn.model.flops import step_flops
+from awtpn.model.compute.flops import step_flops
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import FORMER_MODEL, ModalitySettings, ModelConfig
 from shards import Ragged

@@ -24,7 +24,7 @@ import torch
 
 from awtpn.distributed.accelerate_launch import check_environment
 from awtpn.distributed.world import World, init_process_group, shutdown
-from awtpn.model import matrix_products
+from awtpn.model.compute import matrix_products
 from shards.format.schema import dump_manifest
 from shards.safe_io.printable import plural, printable_lines
 from shards.safe_io.versions import installed_version

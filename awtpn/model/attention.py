@@ -8,7 +8,8 @@ compute it:
   keeping them. The default on CPUs.
 - `Bucketed`: utterances of similar length share batched products, in chunks; few kernel launches, any width
   and dtype. For GPUs without `fused`, and for short utterances on CPUs.
-- `fused` (awtpn.model.attention_triton): Triton kernels that never write scores to GPU memory, for D <= 256.
+- `fused` (awtpn.model.compute.attention_triton): Triton kernels that never write scores to GPU memory, for
+  D <= 256.
 
 All but `plain` keep a few numbers per step for backward, and a bounded number of scores, so memory is linear
 in the number of steps. Scores, softmax and sums are float32 or wider in all forms, under autocast too. The
@@ -325,7 +326,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _fused(q: Tensor, k: Tensor, r: Tensor, lengths: Sequence[int]) -> Tensor:
-    from awtpn.model.attention_triton import Fused  # imports Triton, which CPU builds of torch lack
+    from awtpn.model.compute.attention_triton import Fused  # imports Triton, which CPU builds of torch lack
 
     return Fused.apply(q, k, r, lengths)
 

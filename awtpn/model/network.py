@@ -43,9 +43,9 @@ from torch import Tensor, nn
 
 from awtpn.model.base import EmotionModel, ModalityOutput, ModelOutput
 from awtpn.model.blocks import AWM, SES, TPN, Spread, Statistics, fusion_weights, mean_and_deviation
-from awtpn.model.published_weights import convert_state_dict
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig
+from awtpn.model.sharing.published_weights import convert_state_dict
 from awtpn.model.task import Task
 from shards import Ragged
 

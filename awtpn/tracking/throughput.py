@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from awtpn.model.base import EmotionModel
-from awtpn.model.flops import step_flops
+from awtpn.model.compute.flops import step_flops
 from awtpn.model.network import AWTPN
 from shards import FeatureBatch
 
@@ -21,7 +21,7 @@ WORK = ("flops", "steps", "bytes", "padded_bytes")
 def batch_cost(batch: FeatureBatch, model: EmotionModel) -> NDArray[np.float64]:
     """Work of a rank's share of an optimizer step: [4] in the order of WORK.
 
-    `flops` are those that the network needs (`awtpn.model.flops.step_flops`), without recomputation and
+    `flops` are those that the network needs (`awtpn.model.compute.flops`), without recomputation and
     padding, and 0 for a baseline; `steps` are those of all modalities; `padded_bytes` is the features' size
     if each modality were padded to the longest utterance of this share.
     """

@@ -23,8 +23,8 @@ def loaded():
     print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 
 os.environ.pop("MKL_CBWR", None)
-import awtpn.model.matrix_products
-awtpn.model.matrix_products._processor = lambda: "AuthenticAMD"
+import awtpn.model.compute.matrix_products
+awtpn.model.compute.matrix_products._processor = lambda: "AuthenticAMD"
 sys.modules.pop("awtpn")
 import awtpn, shards
 print(json.dumps(os.environ.get("MKL_CBWR")))

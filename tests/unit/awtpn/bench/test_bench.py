@@ -17,7 +17,7 @@ from awtpn.bench.roofline import Peak, step_cost
 from awtpn.cli import main
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.settings import LossConfig
-from awtpn.model.flops import PARTS
+from awtpn.model.compute.flops import PARTS
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.tracking.monitor import Monitor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from awtpn.bench.roofline import Cost, Peak, bound_by, floor_s, step_cost, total
-from awtpn.model.flops import PARTS
+from awtpn.model.compute.flops import PARTS
 
 
 def test_a_step_counted_by_hand() -> None:

@@ -12,8 +12,8 @@ from support import REPO, ragged
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
 from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.model.network import AWTPN
-from awtpn.model.published_weights import REFERENCE_KEYS
 from awtpn.model.settings import ModelConfig
+from awtpn.model.sharing.published_weights import REFERENCE_KEYS
 from shards import Ragged
 
 Golden = dict[str, np.ndarray]

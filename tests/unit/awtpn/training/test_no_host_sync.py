@@ -195,7 +195,7 @@ def replace_launches(monkeypatch: pytest.MonkeyPatch, form: str) -> list[str]:
     launched: list[str] = []
     monkeypatch.setattr(attention, "choose_form", lambda *_, **__: form)
     if form == "fused":
-        fused = pytest.importorskip("awtpn.model.attention_triton")
+        fused = pytest.importorskip("awtpn.model.compute.attention_triton")
         monkeypatch.setattr(fused, "launch", lambda kernel, *_: launched.append(kernel.fn.__name__))
     return launched
 

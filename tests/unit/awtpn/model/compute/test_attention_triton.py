@@ -21,9 +21,9 @@ triton = pytest.importorskip("triton", reason="Triton comes with torch's CUDA bu
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from awtpn.model import attention_triton  # noqa: E402
 from awtpn.model.attention import FUSED_DIM  # noqa: E402
-from awtpn.model.attention_triton import constants, make_tiles, options  # noqa: E402
+from awtpn.model.compute import attention_triton  # noqa: E402
+from awtpn.model.compute.attention_triton import constants, make_tiles, options  # noqa: E402
 
 HERE = REPO / "tests"
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

@@ -9,8 +9,13 @@ import torch
 from support import SAME, same_bits_or_close
 
 from awtpn.distributed import doctor
-from awtpn.model import matrix_products
-from awtpn.model.matrix_products import REPEATABLE, VARIABLE, largest_difference, request_repeatable_products
+from awtpn.model.compute import matrix_products
+from awtpn.model.compute.matrix_products import (
+    REPEATABLE,
+    VARIABLE,
+    largest_difference,
+    request_repeatable_products,
+)
 
 EPYC = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel name\t: AMD EPYC\n"
 XEON = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n"

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from awtpn.bench.step import packed_loss
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.settings import LossConfig
-from awtpn.model.flops import PARTS, parameter_count, step_flops
+from awtpn.model.compute.flops import PARTS, parameter_count, step_flops
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 
