@@ -28,7 +28,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--graph",
         action="store_true",
-        help="also write model.pt2 (torch.export), and model.onnx where onnxscript is installed; of AWTPN only",
+        help="also write model.pt2 (torch.export), and model.onnx where onnxscript is installed; AWTPN only",
     )
     parser.set_defaults(command=run_export)
 

@@ -150,6 +150,8 @@ def _why_not(overrides: dict[str, Any], base: Config, task: str) -> str | None:
             return f"{network} has none of it"
         if overrides.get(CROSS_ENTROPY) == 0:
             return f"{network} has no other loss"
+        if overrides.get("task.head") == "linear":
+            return f"{network} has no linear head"
     for key in overrides:
         if task not in (tasks := TASKS_OF_KEY.get(key, (task,))):
             return f"{key} is for {' and '.join(tasks)}"

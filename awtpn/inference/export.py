@@ -35,7 +35,8 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
     if os.path.lexists(out):  # true for a broken link as well, unlike `exists`
         raise ValueError(f"{out} exists already: name a folder that does not exist")
     card = read_card(folder)
-    if graph and (network := config_of_card(card).name) != "awtpn":
+    network = config_of_card(card).name
+    if graph and network != "awtpn":
         raise ValueError(
             f"{folder} is a {network} model, and only AWTPN has a graph to export: leave out --graph"
         )

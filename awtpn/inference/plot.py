@@ -99,7 +99,8 @@ def _rows(recording: Recording, prediction: Prediction) -> list[tuple[float, Any
     rows: list[tuple[float, Any]] = []
     weighted = bool(prediction.weights)  # not of a baseline
     words = recording.transcript.words if recording.transcript is not None else ()
-    of_words = prediction.weights.get(TEXT, ()) if weighted else np.ones(len(words), np.float32)
+    none = np.zeros(0, np.float32)
+    of_words = prediction.weights.get(TEXT, none) if weighted else np.ones(len(words), np.float32)
     if len(words) and len(of_words):
         spans = _word_spans(recording)
         centers = spans.mean(1) / _end_of_words(recording) * PLOT_WIDTH

@@ -152,7 +152,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """How the names of the weights begin that belong to what is recognized: `run.init_from` needs them."""
+        """How the names of the weights begin that belong to what is recognized; for `run.init_from`."""
         raise NotImplementedError
 
     @classmethod

@@ -66,8 +66,8 @@ def about_baseline(report: Report) -> str:
     if report.network == "awtpn":
         return ""
     return (
-        f" The model is {report.network}, a baseline for AWTPN: it is trained by the cross-entropy alone, and "
-        "has no prototypes and no reliability weights."
+        f" The model is {report.network}, a baseline for AWTPN: it is trained by the cross-entropy alone, "
+        "and has no prototypes and no reliability weights."
     )
 
 

@@ -186,7 +186,8 @@ def print_results(
         results: as in `results.json`.
         dataset: its name.
         best_by: the metric that the best checkpoint was chosen by; "" without validation while training.
-        network: `model.name`. A baseline's weights are those of its attention, and the paper has no figures of it.
+        network: `model.name`. Weights of a baseline are those of its attention, and the paper has no figures
+            of it.
     """
     weights = "reliability weights" if network == "awtpn" else "attention weights"
     if role := next((r for r in ("test", "val") if r in results), None):
