@@ -66,7 +66,7 @@ def report(words: Sequence[str]) -> str:
 
     Raises:
         ValueError: the data cannot be read and `--steps` is not given, or DeepSpeed's file has settings that
-            are not estimated; names the fix.
+            are not estimated, or the model is a baseline; names the fix.
         SystemExit: an unknown key.
     """
     parser = make_parser()
@@ -75,6 +75,11 @@ def report(words: Sequence[str]) -> str:
     config, launch = parse_command_line(
         ["--config", options.config, *deepspeed, *options.passed_on], DOCTOR_MEMORY, also=parser.options
     )
+    if config.model.name != "awtpn":
+        raise ValueError(
+            f"model.name is {config.model.name}, and only AWTPN's memory is estimated: leave out model.name, "
+            "or train a step and look at system/memory_gib in TensorBoard"
+        )
     file = launch.deepspeed_file
     buckets = read_buckets(Path(file)) if file else parse_buckets(ZERO)
     data = data_from_options(options, config.model) if options.steps else data_from_corpus(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ of each modality: audio segments, video frames, words. The prediction depends on
   multilabel      labels (those with a probability above 0.5), and probabilities by label
   regression      values by dimension, and intervals: the 90 % prediction interval of each value, or
                   null where the model has no results of validation
+
+A baseline (model.name) has no reliability weights: its `weights` are {}.
 
 INPUT is a packed dataset, or recordings. Features of recordings are made with the encoders and settings that
 made the training data, so the model must have been trained on the output of `awtpn extract`.
@@ -101,6 +104,8 @@ def run_predict(options: argparse.Namespace) -> None:
     from awtpn.inference.predictor import Predictor
 
     predictor = Predictor.from_pretrained(options.model, options.device)
+    if (network := predictor.model.config.name) != "awtpn":
+        print(f"{network} is a baseline without reliability weights: `weights` stays empty", file=sys.stderr)
     if of_recordings:
         from awtpn.cli.predict_recordings import run_recordings
 

@@ -67,7 +67,7 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
 def summary_line(
     name: str, answer: Prediction, step_seconds: Mapping[str, float], words: Sequence[str] = ()
 ) -> str:
-    """What is predicted for a recording, and where the weights are largest, in a line.
+    """What is predicted for a recording, and where the weights are largest (not of a baseline), in a line.
 
         clip.mp4: happy 83 %, sad 7 %, calm 5 %; heaviest: audio 0.8-0.9 s, text word 4 of 5
         clip.mp4: happy and sad (happy 83 %, sad 61 %, calm 5 %); heaviest: audio 0.8-0.9 s
@@ -90,7 +90,8 @@ def summary_line(
         else:
             quoted = f" ({words[place]})" if words else ""
             heaviest.append(f"{modality} word {place + 1} of {len(weights)}{quoted}")
-    return f"{name}: {answer_in_words(answer)}; heaviest: {', '.join(heaviest)}"
+    told = f"{name}: {answer_in_words(answer)}"
+    return f"{told}; heaviest: {', '.join(heaviest)}" if heaviest else told
 
 
 def answer_in_words(answer: Prediction) -> str:

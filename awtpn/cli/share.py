@@ -14,7 +14,7 @@ def add_export(commands: Any) -> None:
         "export",
         help="run -> one folder with the model, to share or to predict with",
         description="Write weights (safetensors), config.json (shape, labels, provenance, results) and a "
-        "model card. `awtpn predict`, AWTPN.from_pretrained and Predictor.from_pretrained take the folder.",
+        "model card. `awtpn predict`, awtpn.load_model and Predictor.from_pretrained take the folder.",
     )
     parser.add_argument(
         "run", metavar="RUN", type=path_argument, help="run (its best checkpoint) or checkpoint folder"
@@ -28,7 +28,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--graph",
         action="store_true",
-        help="also write model.pt2 (torch.export), and model.onnx where onnxscript is installed",
+        help="also write model.pt2 (torch.export), and model.onnx where onnxscript is installed; AWTPN only",
     )
     parser.set_defaults(command=run_export)
 

@@ -46,7 +46,7 @@ class Config:
             section.validate()
         if self.task.type is not None:  # else when the data is known
             self.check_task(self.task.type)
-        self.loss.check_pairs(self.model.modalities)
+        self.check_network()
         if self.data.damaged_budget < 0:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
         if not 0 <= self.run.seed < 2**63:
@@ -54,6 +54,20 @@ class Config:
         streams, batch = self.data.streams, self.train.global_batch_size
         if streams is not None and (streams < 1 or batch % streams):
             raise ValueError(f"data.streams must divide train.global_batch_size {batch}, but is {streams}")
+
+    def check_network(self) -> None:
+        """Raise ValueError, naming the keys, for settings by which the network cannot learn.
+
+        Settings that a baseline does not use are not looked at, so that it can have AWTPN's configuration.
+        """
+        if self.model.name != "awtpn":
+            if self.loss.eta_ce == 0:
+                raise ValueError(
+                    f"loss.eta_ce=0 with model.name={self.model.name}, which is trained by the cross-entropy "
+                    "alone: raise loss.eta_ce"
+                )
+            return
+        self.loss.check_pairs(self.model.modalities)
         if self.prototypes.update == "ema" and self.model.awm == "adaptive" and self.loss.lambda_align == 0:
             raise ValueError(
                 "prototypes.update=ema with loss.lambda_align=0: no loss pulls the time steps to the "

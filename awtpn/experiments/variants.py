@@ -2,7 +2,7 @@
 
 A line whose name holds `{term}` stands for a variant per loss term, with `{weight}` in its keys. One whose
 name holds `{modality}` stands for a variant per modality in use; `{others}` are then all but this one.
-`of_task` leaves out those that the task of the runs does not have.
+`of_task` leaves out those that the task or the model of the runs does not have.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ TASKS_OF_KEY = {
     "loss.label_smoothing": ("classification", "multilabel"),
 }
 CROSS_ENTROPY = f"loss.{TERMS['ce']}"
+# Settings that a baseline takes of these sections; it ignores the others.
+OF_BASELINES = {
+    "model": ("name", "shared_dim", "dropout", "modalities", "modality_dropout"),
+    "loss": ("eta_ce", "class_weights", "focal_gamma", "label_smoothing"),
+    "prototypes": ("check_every", "on_drift"),
+}
 
 
 def expand(variants: Variants, base: Config) -> Variants:
@@ -137,7 +143,15 @@ def of_task(variants: Variants, base: Config, task: str) -> tuple[Variants, dict
 
 
 def _why_not(overrides: dict[str, Any], base: Config, task: str) -> str | None:
-    """Why a variant is none of this task; None if it is one."""
+    """Why a variant is none of this task, or would not change a baseline; None if it is one to train."""
+    network = overrides.get("model.name", base.model.name)
+    if network != "awtpn":
+        if all(ignored_by_baselines(key) for key in overrides):
+            return f"{network} has none of it"
+        if overrides.get(CROSS_ENTROPY) == 0:
+            return f"{network} has no other loss"
+        if overrides.get("task.head") == "linear":
+            return f"{network} has no linear head"
     for key in overrides:
         if task not in (tasks := TASKS_OF_KEY.get(key, (task,))):
             return f"{key} is for {' and '.join(tasks)}"
@@ -150,6 +164,14 @@ def _why_not(overrides: dict[str, Any], base: Config, task: str) -> str | None:
     ):
         return "it is the base"
     return None
+
+
+def ignored_by_baselines(key: str) -> bool:
+    """Whether a baseline does not use the setting `key`, such as "model.awm"."""
+    section, _, name = key.partition(".")
+    if key.startswith(f"{MODALITIES}."):  # a weight or a distance scale
+        return True
+    return section in OF_BASELINES and name not in OF_BASELINES[section]
 
 
 def _setting(config: Config, key: str) -> Any:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from awtpn.inference.results_intervals import measure
+from awtpn.model.base import config_of_card
 from awtpn.model.files import CARD_FILE, README_FILE, WEIGHTS_FILE, find_model, read_card, write_checksums
 from awtpn.model.network import AWTPN
 from awtpn.model.sharing.model_card import render_card
@@ -28,12 +29,17 @@ def export(source: Path, out: Path, *, licence: str | None = None, graph: bool =
         graph: also write a graph that runs without this package: see `awtpn.inference.export_graph`.
 
     Raises:
-        ValueError: `source` has no model, or `out` exists.
+        ValueError: `source` has no model, or `out` exists; or a graph of a baseline is asked for.
     """
     folder = find_model(source)
     if os.path.lexists(out):  # true for a broken link as well, unlike `exists`
         raise ValueError(f"{out} exists already: name a folder that does not exist")
     card = read_card(folder)
+    network = config_of_card(card).name
+    if graph and network != "awtpn":
+        raise ValueError(
+            f"{folder} is a {network} model, and only AWTPN has a graph to export: leave out --graph"
+        )
     stored = read_results(source, folder)
     if stored.results is not None:
         card["results"] = stored.results

@@ -40,8 +40,8 @@ def draw(
 
     The words with their weights, at equal distances or, if their times are known, on the time axis. On the
     time axis: the frames and the weights of the video steps, the waveform and the weights of the audio steps.
-    Weights are shown as multiples of the uniform weight, 1 / steps. On the right the probabilities, or the
-    values with their intervals.
+    Weights are shown as multiples of the uniform weight, 1 / steps; of a baseline there are none. On the
+    right the probabilities, or the values with their intervals.
 
     Args:
         recording: what is predicted for.
@@ -86,6 +86,7 @@ def draw(
         foot: dict[str, Any] = {"color": QUIET, "fontsize": 9.5}
         figure.text(LEFT, 0.15 / total, "seconds" if recording.has_media else "words in order", **foot)
         key = "weight: a step's reliability weight, as a multiple of the uniform weight (×1)"
+        key = key if prediction.weights else "this model, a baseline, has no reliability weights"
         figure.text(grid[0, 0].get_position(figure).x1, 0.15 / total, key, ha="right", **foot)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -96,18 +97,20 @@ def draw(
 def _rows(recording: Recording, prediction: Prediction) -> list[tuple[float, Any]]:
     """The height and the function of each row, from the top."""
     rows: list[tuple[float, Any]] = []
-    if recording.transcript is not None and len(prediction.weights.get(TEXT, ())):
+    weighted = bool(prediction.weights)  # not of a baseline
+    words = recording.transcript.words if recording.transcript is not None else ()
+    none = np.zeros(0, np.float32)
+    of_words = prediction.weights.get(TEXT, none) if weighted else np.ones(len(words), np.float32)
+    if len(words) and len(of_words):
         spans = _word_spans(recording)
         centers = spans.mean(1) / _end_of_words(recording) * PLOT_WIDTH
-        labels = word_labels(recording.transcript.words, centers, prediction.weights[TEXT], PLOT_WIDTH)
-        rows += [
-            (0.8, partial(_word_weights, spans=spans)),
-            ((labels.height + LEADER) / ROW_ALONE, partial(_words, labels=labels, centers=centers)),
-        ]
+        labels = word_labels(words, centers, of_words, PLOT_WIDTH)
+        rows += [(0.8, partial(_word_weights, spans=spans))] if weighted else []
+        rows += [((labels.height + LEADER) / ROW_ALONE, partial(_words, labels=labels, centers=centers))]
     if recording.pictures is not None:
-        rows += [(1.15, _pictures), (0.8, partial(_weights, modality="video"))]
+        rows += [(1.15, _pictures), *([(0.8, partial(_weights, modality="video"))] if weighted else [])]
     if recording.sound is not None:
-        rows += [(1.0, _wave), (0.8, partial(_weights, modality="audio"))]
+        rows += [(1.0, _wave), *([(0.8, partial(_weights, modality="audio"))] if weighted else [])]
     return rows
 
 
@@ -121,7 +124,8 @@ def _title(figure: Any, recording: Recording, prediction: Prediction, height: fl
         facts += ["no sound"] if recording.sound is None else []
     if recording.transcript is not None:
         count, most = len(recording.transcript.words), most_labels(PLOT_WIDTH)
-        facts.append(plural(count, "word") + (f" (the {most} heaviest are shown)" if count > most else ""))
+        shown = f"the {most} heaviest" if prediction.weights else f"{most} of them"
+        facts.append(plural(count, "word") + (f" ({shown} are shown)" if count > most else ""))
     elif TEXT in prediction.weights:
         facts.append("no text")
     if prediction.label is not None:
@@ -300,7 +304,7 @@ def _words(
     axes.set_xlim(0, PLOT_WIDTH)
     axes.set_ylim(-LEADER - labels.height, 0)
     look: dict[str, Any] = {"fontsize": labels.size, "color": INK, "va": "top", "parse_math": False}
-    heaviest = int(np.argmax(prediction.weights[TEXT]))
+    heaviest = int(np.argmax(prediction.weights[TEXT])) if prediction.weights else None
     for number, text, x in zip(labels.shown, labels.texts, labels.centers, strict=True):
         if abs(x - centers[number]) > 0.03:
             axes.plot([centers[number], x], [0, -0.85 * LEADER], color=QUIET, linewidth=0.6)

@@ -27,7 +27,7 @@ class Prediction:
         label: the most probable class (classification).
         probabilities: by class name, which sum to 1; or of each label (multilabel). Empty for values.
         weights: per modality the steps' reliability weights [T] float32 (Eq. 15-18), which sum to 1; empty
-            for a modality that the utterance lacks.
+            for a modality that the utterance lacks. {} of a baseline, which has no reliability weights.
         labels: those that are present, their probability being above `metrics.multilabel.THRESHOLD`, 0.5, in
             the model's order; there may be none (multilabel).
         values: by dimension, in the unit of the target (regression).

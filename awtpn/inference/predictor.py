@@ -46,7 +46,7 @@ class Predictor:
     What a `Prediction` holds depends on the model's task: one model has one task. For values it has 90 %
     prediction intervals if the model was validated. The validation utterances also chose the checkpoint, so
     slightly less than 90 % of true values lie within them; `awtpn.inference.intervals` says how they are
-    made.
+    made. Of a baseline (`model.name`) the predictions have no reliability weights.
     """
 
     def __init__(

@@ -153,6 +153,11 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         """Per modality the weights [T] of the time steps, which sum to 1 within an utterance; {} without."""
         raise NotImplementedError
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """How the names of the weights begin that belong to what is recognized; for `run.init_from`."""
+        raise NotImplementedError
+
     @classmethod
     def check_name(cls, name: str) -> None:
         """Raise ValueError if `model.name` is not of this class."""

@@ -51,6 +51,11 @@ class Baseline(EmotionModel):
         weights: dict[str, Tensor] = self.network.weights(self.standardized(features))
         return weights
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Of the network's classifiers."""
+        return tuple(f"network.{name}" for name in self.network.heads)
+
     def standardized(self, features: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """The features of the model's modalities, standardized [T, F], in the dtype of the weights."""
         dtype = next(self.parameters()).dtype

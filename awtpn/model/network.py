@@ -116,6 +116,11 @@ class AWTPN(EmotionModel):
         """Per modality the reliability weights [T] of the time steps (Eq. 15-18)."""
         return {m: self.encode(m, features[m]).weights for m in self.config.modalities}
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Of the classifier and the prototypes."""
+        return ("classifier.", "tpn.")
+
     @classmethod
     def check_name(cls, name: str) -> None:
         """Raise ValueError if `model.name` is that of a baseline."""

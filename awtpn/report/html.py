@@ -38,7 +38,7 @@ def render_html(report: Report) -> str:
         .render(
             policy=POLICY,
             style=Markup((FOLDER / STYLE).read_text()),
-            title=f"AWTPN on {report.dataset}",
+            title=text.title(report),
             lead=text.sentence(report),
             cards=[card(report, name) for name in HEADLINES[report.task_type]],
             reading=text.reading(report),

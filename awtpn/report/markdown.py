@@ -16,6 +16,7 @@ from awtpn.report.text import (
     reading,
     sentence,
     span,
+    title,
     version_rows,
 )
 from awtpn.report.values import value_sections
@@ -25,7 +26,7 @@ from shards.safe_io.markdown import Markdown, block, bold, code, inline, table
 def render_markdown(report: Report) -> str:
     """The whole report, without charts."""
     sections = [
-        f"# AWTPN on {inline(report.dataset)}\n\n{inline(sentence(report))}",
+        f"# {inline(title(report))}\n\n{inline(sentence(report))}",
         "## Figures\n\n" + headline(report) + "\n\n" + reading(report),
         *([fold_table(report)] if len(report.runs) > 1 else []),
         *task_sections(report),

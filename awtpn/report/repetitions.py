@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awtpn.learning.settings import TERMS
+from awtpn.learning.settings import TERMS, terms_of
 from awtpn.metrics.bootstrap_values import percentiles
 from awtpn.metrics.classification import SUMMARY, paper_metrics, summarize
 from awtpn.metrics.confidence_intervals import Interval, bootstrap_replicates, cells_of, t_interval
@@ -51,6 +51,11 @@ class Report:
         """The metric that chose the best checkpoints; the task's default if the reported split lacks it."""
         chosen = self.runs[0].config.get("train", {}).get("best_by")
         return chosen if chosen in self.headlines else DEFAULT_BEST[self.task_type]
+
+    @property
+    def network(self) -> str:
+        """The `model.name` of the runs."""
+        return str(self.runs[0].config.get("model", {}).get("name", "awtpn"))
 
     @property
     def dataset(self) -> str:
@@ -137,7 +142,7 @@ class Report:
     def loss_weights(self) -> dict[str, float]:
         """Weight of each loss term that the runs used. Runs of older code may lack a term."""
         weights = self.runs[0].config["loss"]
-        return {term: weights[key] for term, key in TERMS.items() if weights.get(key)}
+        return {term: weights[TERMS[term]] for term in terms_of(self.network) if weights.get(TERMS[term])}
 
     @cached_property
     def pooled(self) -> dict[str, Any]:
@@ -161,7 +166,9 @@ class Report:
 
     @property
     def paper(self) -> dict[str, float] | None:
-        return paper_metrics(self.dataset) if self.task_type == "classification" else None
+        """The paper's metrics of AWTPN on this dataset; None if it has none, and for another model."""
+        known = self.task_type == "classification" and self.network == "awtpn"
+        return paper_metrics(self.dataset) if known else None
 
     @property
     def baseline(self) -> dict[str, float | None] | None:

@@ -46,13 +46,28 @@ READING = {
 }
 
 
+def title(report: Report) -> str:
+    """The heading of the page: the model and the dataset."""
+    return f"{'AWTPN' if report.network == 'awtpn' else report.network} on {report.dataset}"
+
+
 def sentence(report: Report) -> str:
     """What was tested, in one sentence."""
     finished = max(str(run.status["time"]) for run in report.runs)[:10]
     split = "test" if report.role == "test" else "validation (there were no test utterances)"
     return (
         f"{report.what[0].upper()}{report.what[1:]}; {report.utterances:,} {split} utterances, "
-        f"{described(report)}; finished {finished}."
+        f"{described(report)}; finished {finished}.{about_baseline(report)}"
+    )
+
+
+def about_baseline(report: Report) -> str:
+    """Says that the model is a baseline, and what it lacks; empty for AWTPN."""
+    if report.network == "awtpn":
+        return ""
+    return (
+        f" The model is {report.network}, a baseline for AWTPN: it is trained by the cross-entropy alone, "
+        "and has no prototypes and no reliability weights."
     )
 
 

@@ -235,6 +235,8 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
 def init_from(folder: Path, model: EmotionModel) -> str:
     """Copy another model's weights into `model`; a new classifier and new prototypes where the labels differ.
 
+    A baseline's classifier is new also where the modalities differ: it may take those of all together.
+
     Of the modalities that both have, all weights are copied except the feature statistics, which are of the
     new training data. Other modalities keep their random weights.
 
@@ -269,8 +271,10 @@ def init_from(folder: Path, model: EmotionModel) -> str:
     )
     weights = read_weights(folder / WEIGHTS_FILE)
     own = model.state_dict()
-    same_classes = task_of_card(card) == model.task
-    not_copied = ("standardise.",) if same_classes else ("standardise.", "classifier.", "tpn.", "statistics.")
+    same_head = task_of_card(card) == model.task
+    if network != "awtpn":
+        same_head = same_head and list(card["feature_dims"]) == list(model.feature_dims)
+    not_copied = ("standardise.", *(() if same_head else model.heads))
     taken = {
         name: tensor for name, tensor in weights.items() if not name.startswith(not_copied) and name in own
     }
@@ -278,20 +282,20 @@ def init_from(folder: Path, model: EmotionModel) -> str:
         if tensor.shape != own[name].shape:
             raise ValueError(
                 f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but "
-                f"{tuple(own[name].shape)} in this run: give both the "
-                "same model.shared_dim, model.prototypes_per_class and features"
+                f"{tuple(own[name].shape)} in this run: give both the same model.shared_dim, "
+                f"{'model.prototypes_per_class' if network == 'awtpn' else 'model.modalities'} and features"
             )
     model.load_state_dict(taken, strict=False)
-    return _describe_copy(folder, common, card["feature_dims"], model.feature_dims, same_classes)
+    head = "prototypes and classifier" if network == "awtpn" else "classifier"
+    return _describe_copy(folder, common, card["feature_dims"], model.feature_dims, head, same_head)
 
 
 def _describe_copy(
-    folder: Path, common: list[str], theirs: Iterable[str], ours: Iterable[str], same_classes: bool
+    folder: Path, common: list[str], theirs: Iterable[str], ours: Iterable[str], head: str, same_head: bool
 ) -> str:
-    """The line of `init_from`."""
-    of_classes = "prototypes and classifier"
+    """The line of `init_from`; `head` names what belongs to the task."""
     copied, new = list(common), [name for name in ours if name not in common]
-    (copied if same_classes else new).append(of_classes)
+    (copied if same_head else new).append(head)
     line = f"run.init_from: weights from {folder}: {', '.join(copied)}"
     if new:
         line += f"; random ones: {', '.join(new)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from awtpn.metrics.summary import format_metric, headlines_of, shown
+from awtpn.model.base import config_of_card
 from awtpn.model.files import (
     WEIGHTS_FILE,
     model_folder,
@@ -52,10 +53,11 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 
     Raises:
         ValueError: a folder is not a run, a line of its metrics cannot be read, or the runs have no step in
-            common, or learn different targets.
+            common, learn different targets, or are of different networks.
     """
     lines = [_lines(run) for run in (a, b)]
     check_same_task(a, b)
+    check_same_network(a, b)
     common = sorted(lines[0].keys() & lines[1].keys())
     if not common:
         raise ValueError(f"{a} and {b} have no step in common")
@@ -109,6 +111,23 @@ def check_same_task(a: Path, b: Path) -> None:
         raise ValueError(
             f"{a} learns {printable(_told(first))}, and {b} {printable(_told(second))}: only runs with the "
             "same task.type and data.target can be compared"
+        )
+
+
+def check_same_network(a: Path, b: Path) -> None:
+    """Refuse runs of two networks: they have neither the same weights nor the same loss.
+
+    Raises:
+        ValueError: names both.
+    """
+    first, second = (model_folder(run) for run in (a, b))
+    if first is None or second is None:
+        return
+    names = [config_of_card(read_card(folder)).name for folder in (first, second)]
+    if names[0] != names[1]:
+        raise ValueError(
+            f"{a} is a run of model.name {names[0]}, and {b} of {names[1]}: only runs of one network can be "
+            "compared step by step; awtpn compare-models compares the metrics of several"
         )
 
 

@@ -177,20 +177,25 @@ def log_results(run_dir: Path, results: Mapping[str, Any], snapshots: Mapping[st
             file.unlink()
 
 
-def print_results(run_dir: Path, results: Mapping[str, Any], dataset: str, best_by: str = "") -> None:
+def print_results(
+    run_dir: Path, results: Mapping[str, Any], dataset: str, best_by: str = "", network: str = "awtpn"
+) -> None:
     """Print the test split's table (or the validation split's), and where the other results are.
 
     Args:
         results: as in `results.json`.
         dataset: its name.
         best_by: the metric that the best checkpoint was chosen by; "" without validation while training.
+        network: `model.name`. Weights of a baseline are those of its attention, and the paper has no figures
+            of it.
     """
+    weights = "reliability weights" if network == "awtpn" else "attention weights"
     if role := next((r for r in ("test", "val") if r in results), None):
         chosen = f"best checkpoint by the validation's {shown(best_by)}" if best_by else "last checkpoint"
         print(f"\n{role}: {results[role]['utterances']} utterances, {chosen}")
-        print(format_table(results[role], dataset))
+        print(format_table(results[role], dataset if network == "awtpn" else ""))
         for modality, value in results[role]["reliability_auroc"].items():
-            print(f"reliability weights against the truly informative {modality} steps: AUROC {value:.3f}")
+            print(f"{weights} against the truly informative {modality} steps: AUROC {value:.3f}")
     if skipped := results.get("skipped"):
         print(f"\nwarning: {skipped} of {results['step']} steps were left out: they were not finite")
     short = {

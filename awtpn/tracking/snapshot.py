@@ -42,7 +42,7 @@ class Example:
 
     key: str
     caption: Caption
-    weights: dict[str, NDArray[np.float32]]  # per modality [T], with sum 1; T = 0 if it is missing
+    weights: dict[str, NDArray[np.float32]]  # per modality [T], sum 1; T = 0: missing; a baseline: {}
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,16 @@ class Snapshot:
     """One validation, the same on every rank. Without figures it has no examples, embeddings and values."""
 
     task: Task
-    reliability: dict[str, NDArray[np.int64]]  # per modality, time steps in each bucket [BUCKETS]
+    reliability: dict[str, NDArray[np.int64]]  # per modality, time steps in each bucket [BUCKETS]; or {}
     prototypes: NDArray[np.float32] | None  # [S*K, D]; a baseline has none
     examples: list[Example]
     embeddings: Embeddings | None
     values: ValuePairs | None = None  # of regression only
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether what figures need was collected."""
+        return bool(self.examples) or self.embeddings is not None
 
 
 class SnapshotCollector:

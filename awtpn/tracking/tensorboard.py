@@ -5,7 +5,7 @@
     epoch/                  mean losses of each epoch's steps, since the run began or resumed
     val/                    metrics, reliability weights and figures of each validation
     val_f1/ val_ccc/        F1 of each class or label, CCC of each dimension
-    prototypes/             distances between prototypes, and how far they moved
+    prototypes/             distances between prototypes, and how far they moved; a baseline has none
     results/                metrics and figures of the best checkpoint, once, at the end
 
 Drawing figures takes at most 1 % of the run time; 10 % for the last validation and the final results.
@@ -167,14 +167,15 @@ class TensorBoardWriter:
         if snapshot.prototypes is not None:
             self.log_scalars(step, prototype_scalars(snapshot.prototypes, before, task))
             self.prototypes = snapshot.prototypes
-        if snapshot.prototypes is not None and snapshot.embeddings is not None:
+        if snapshot.has_figures:
             start = time.perf_counter()
             self._draw("val/", step, metrics, snapshot)
-            title = f"distances between prototypes, step {step}"
-            groups = task.group_sizes if task.type != "classification" else ()
-            distances = figures.prototype_map(snapshot.prototypes, task.states, before, title, groups)
-            self._add_image("prototypes/distances", distances, step)
-            write_projector(self.folder, "last", snapshot.embeddings, task.states)
+            if snapshot.prototypes is not None and snapshot.embeddings is not None:
+                title = f"distances between prototypes, step {step}"
+                groups = task.group_sizes if task.type != "classification" else ()
+                distances = figures.prototype_map(snapshot.prototypes, task.states, before, title, groups)
+                self._add_image("prototypes/distances", distances, step)
+                write_projector(self.folder, "last", snapshot.embeddings, task.states)
             self.last_drawing_s = time.perf_counter() - start
             self.drawing_s += self.last_drawing_s
         self.writer.flush()
@@ -186,8 +187,9 @@ class TensorBoardWriter:
             metrics = results[role]
             names = headlines_of(metrics)
             self.log_scalars(step, {f"results/{role}_{name}": metrics[name] for name in names})
-            if snapshot.embeddings is not None:
+            if snapshot.has_figures:
                 self._draw(f"results/{role}_", step, metrics, snapshot)
+            if snapshot.embeddings is not None:
                 write_projector(self.folder, f"best_{role}", snapshot.embeddings, snapshot.task.states)
         self.events.add_summary(hparams({}, {})[2], 0)
 
@@ -212,6 +214,8 @@ class TensorBoardWriter:
                 snapshot.values, metrics["per_dimension"], task.ranges, title
             )
             self._add_image(f"{prefix}scatter", scatter, step)
+        if not any(example.weights for example in snapshot.examples):
+            return  # a baseline has none
         title = f"{of}: reliability weights over time"
         heading = ", ".join(task.names) if task.type == "regression" else ""
         weights = figures.weights_over_time(snapshot.examples, title, heading)

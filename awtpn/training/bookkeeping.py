@@ -27,6 +27,8 @@ def announce(run: Run, monitor: Monitor) -> None:
     """Print what is trained, on what and where, and warnings on settings that may be mistakes."""
     train, world, layout = run.train, run.world, run.layout
     what = unwrap(run.model).task.described()
+    if (network := run.config.model.name) != "awtpn":
+        what += f"; {network}, trained by cross-entropy alone"
     start_at = f", resumed at step {run.position.step}" if run.position.step else ""
     monitor.print(
         f"{train.num_utterances} utterances, {what}; {run.parameters:,} parameters, "

@@ -99,6 +99,8 @@ def evaluate(
 def reliability_auroc(model: EmotionModel, stream: FeatureStream, world: World) -> dict[str, float]:
     """AUROC per modality of the weights of time steps as a detector of informative time steps.
 
+    The weights are AWTPN's reliability weights, or the attention weights of a baseline that has them.
+
     Needs metadata that lists these time steps (their indices, under `informative_` and the modality's name),
     as the demo corpus has; empty for other data, and for a model without such weights. A modality of which
     all time steps are informative, or none, is left out. Weights are compared as multiples of their
@@ -158,7 +160,8 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
         what = f"{redact_url(source['url'])}, split {stream.split}: {figures['utterances']} utterances"
         what += f"; {stream.without_target} without a value are left out" if stream.without_target else ""
         print(printable(what) + "\n")
-        print(format_table(figures, stream.name))
+        of_paper = model.config.name == "awtpn"  # the paper has figures of no other model
+        print(format_table(figures, stream.name if of_paper else ""))
         if options.out:
             write_json(Path(options.out), figures)
     shutdown()

@@ -381,5 +381,6 @@ def test(run: Run) -> dict[str, Any]:
     if run.world.is_main:
         write_results(run.dir, results)
         log_results(run.dir, results, snapshots)
-        print_results(run.dir, results, run.card["dataset"], "" if run.val is None else run.best_by)
+        best_by, network = "" if run.val is None else run.best_by, run.config.model.name
+        print_results(run.dir, results, run.card["dataset"], best_by, network)
     return results

@@ -33,6 +33,8 @@ from shards import Ragged
 class CrossModal(Network):
     """A transformer over all modalities; no attention weights, because a step has many."""
 
+    about = "a small transformer in which each modality attends to the others, and one classifier"
+
     def __init__(self, feature_dims: Mapping[str, int], outputs: int, width: int, dropout: float) -> None:
         super().__init__(feature_dims, outputs, width, dropout)
         others = {m: [n for n in feature_dims if n != m] for m in feature_dims}

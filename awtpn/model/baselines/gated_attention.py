@@ -26,6 +26,9 @@ from shards import Ragged
 class GatedAttention(Network):
     """Gated attention pooling per modality; has attention weights."""
 
+    about = "gated attention pooling of each modality's steps, and the mean of their logits"
+    heads = ("classifiers.",)
+
     def __init__(self, feature_dims: Mapping[str, int], outputs: int, width: int, dropout: float) -> None:
         super().__init__(feature_dims, outputs, width, dropout)
         self.pools = nn.ModuleDict({m: GatedPooling(d, width) for m, d in feature_dims.items()})

@@ -30,6 +30,8 @@ from shards import Ragged
 class GRUAttention(Network):
     """A bidirectional GRU with attention per modality, one classifier; has attention weights."""
 
+    about = "a bidirectional GRU with attention over the steps of each modality, and one classifier"
+
     def __init__(self, feature_dims: Mapping[str, int], outputs: int, width: int, dropout: float) -> None:
         super().__init__(feature_dims, outputs, width, dropout)
         half = (width + 1) // 2

@@ -24,8 +24,11 @@ from shards import Ragged
 class LateFusion(Network):
     """A perceptron per modality on the mean over time; no attention weights."""
 
+    about = "a perceptron of each modality's mean over time, and the mean of their logits"
+
     def __init__(self, feature_dims: Mapping[str, int], outputs: int, width: int, dropout: float) -> None:
         super().__init__(feature_dims, outputs, width, dropout)
+        self.heads = tuple(f"perceptrons.{m}.3." for m in feature_dims)
         self.perceptrons = nn.ModuleDict(
             {
                 m: nn.Sequential(Linear(d, width), nn.ReLU(), nn.Dropout(dropout), Linear(width, outputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +16,15 @@ class Network(nn.Module):
     An utterance may lack modalities, but not all; B may be 0. An utterance's logits do not depend on the
     others of its batch, except for rounding. Each forward calls every submodule and reaches every parameter,
     whatever is missing: DDP and ZeRO-3 need that. Nothing waits for the device.
+
+    Attributes:
+        about: what the network is, for a model card: it follows "A gru model: ".
+        heads: how the names of the weights begin that belong to what is recognized, such as a classifier's.
+            A model of another task, or of other modalities, starts with random ones (`run.init_from`).
     """
+
+    about: ClassVar[str]
+    heads: tuple[str, ...] = ("classifier.",)
 
     def __init__(self, feature_dims: Mapping[str, int], outputs: int, width: int, dropout: float) -> None:
         """Initialize with random weights, drawn from torch's global generator.

@@ -156,7 +156,7 @@ def upload(folder: Path, hub_id: str, private: bool = False, token: str | None =
     api = HfApi(token=token)
     try:
         made = api.create_repo(hub_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload AWTPN model")
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload model")
     except network_errors() as error:
         reason = " ".join(str(error).split())
         fix = "" if isinstance(error, HfHubHTTPError) else f" (can this machine reach {api.endpoint}?)"

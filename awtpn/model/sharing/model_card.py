@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sized
 from typing import Any
 
+from awtpn.model.baselines import NETWORKS
 from awtpn.model.sharing.card_results import (
     USUAL_METRICS,
     Measured,
@@ -29,24 +30,26 @@ TASK_NAMES = {
 TASK_TAGS = {"classification": [], "multilabel": ["multi-label-classification"], "regression": ["regression"]}
 
 
-def render_card(card: Mapping[str, Any], name: str = "AWTPN", measured: Measured | None = None) -> str:
+def render_card(card: Mapping[str, Any], name: str | None = None, measured: Measured | None = None) -> str:
     """README.md of a model: YAML front matter for the hub, and text for readers.
 
     Args:
-        card: of `AWTPN.card`, with `dataset`, `results`, `licence` and `graph` if known; only its public part
-            is used.
-        name: of the model.
+        card: of `EmotionModel.card`, with `dataset`, `results`, `licence` and `graph` if known; only its
+            public part is used.
+        name: of the model; default: that of its network.
         measured: of the reported results; without it values and labels have no confidence intervals.
     """
     card = public_card(card)
-    task = task_of_card(card)
+    task, network = task_of_card(card), network_of(card)
+    name = name or ("AWTPN" if network == "awtpn" else network)
+    use = f"{INTENDED_USE} {CHECK_WEIGHTS}" if network == "awtpn" else INTENDED_USE
     sections = [
         front_matter(card, name, task),
         f"# {inline(name)}\n\n{summary(card, task)}",
         f"## Use\n\n{usage(card, task)}",
         f"## Results\n\n{results(card, measured)}",
         f"## Training data\n\n{data(card)}",
-        f"## Intended use\n\n{INTENDED_USE}",
+        f"## Intended use\n\n{use}",
         f"## Limits\n\n{LIMITS.format(of_task=LIMIT_OF_TASK[task.type])}",
         f"## Files\n\n{files(card, task)}",
     ]
@@ -58,7 +61,7 @@ def front_matter(card: Mapping[str, Any], name: str, task: Task) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     role, figures = reported(card)
-    synthetic = (card.get("provenance") or {}).get("format") == "demo"
+    synthetic = (card.get("provenance") or {}).get("format") in ("demo", "synthetic")
     dataset = printable(card.get("dataset") or "unnamed")
     names = list(card["feature_dims"])
     kind = _kind(names)
@@ -84,7 +87,7 @@ def front_matter(card: Mapping[str, Any], name: str, task: Task) -> str:
             *kind.split(),
             *names,
             *TASK_TAGS[task.type],
-            "prototypes",
+            "prototypes" if network_of(card) == "awtpn" else network_of(card),
             "safetensors",
         ],
         license=card.get("licence"),
@@ -99,9 +102,20 @@ def front_matter(card: Mapping[str, Any], name: str, task: Task) -> str:
 # --- Sections ------------------------------------------------------------------------------------
 
 
+def network_of(card: Mapping[str, Any]) -> str:
+    """The `model.name` of a card."""
+    return str(card["model"].get("name", "awtpn"))
+
+
 def summary(card: Mapping[str, Any], task: Task) -> str:
     model, dims = card["model"], card["feature_dims"]
     streams = listed([f"{inline(name)} ({dim} features per step)" for name, dim in dims.items()])
+    if (network := network_of(card)) != "awtpn":
+        return (
+            f"A {network} model for {_kind(dims)}emotion recognition: {NETWORKS[network].about}, of features "
+            f"of {streams}, {model['shared_dim']} wide. It is a baseline for AWTPN: it was trained by the "
+            f"cross-entropy alone, and has no prototypes and no reliability weights.\n\n{recognized(task)}"
+        )
     weights = "reliability weights by attention" if model["awm"] == "adaptive" else "plain averages over time"
     prototyped = PROTOTYPES_OF[task.type] if task.column is None else "class"
     return (
@@ -142,7 +156,7 @@ def usage(card: Mapping[str, Any], task: Task) -> str:
         'predictor = Predictor.from_pretrained("USER/MODEL")  # or the folder that holds this file\n'
         f"{shapes}\n"
         f"answer = predictor.predict([{{{arrays}}}])[0]\n"
-        f"{ANSWERS[task.type]}, answer.weights\n```\n\n"
+        f"{ANSWERS[task.type]}{', answer.weights' if network_of(card) == 'awtpn' else ''}\n```\n\n"
         "Give the kind of features that the model was trained on, not standardized: the model standardizes "
         "them with the statistics of its training utterances."
     )
@@ -160,8 +174,9 @@ def data(card: Mapping[str, Any]) -> str:
 
 def files(card: Mapping[str, Any], task: Task) -> str:
     names = "class names in label order" if task.type == "classification" else "task"
+    weights = "weights, prototypes," if network_of(card) == "awtpn" else "weights"
     lines = [
-        "- `model.safetensors`: weights, prototypes, and the feature statistics (`standardise.*`)",
+        f"- `model.safetensors`: {weights} and the feature statistics (`standardise.*`)",
         f"- `config.json`: shape of the network, {names}, provenance, results",
         "- `checksums.json`: size and SHA-256 of the others, checked on loading",
     ]
@@ -187,7 +202,8 @@ LIMIT_OF_TASK = {
   utterance. They hold 90 % of the true values of such utterances, or slightly less; of others it is not
   known how many.""",
 }
-INTENDED_USE = """Research on emotion recognition, and comparison with other methods on the same data. The
+INTENDED_USE = "Research on emotion recognition, and comparison with other methods on the same data."
+CHECK_WEIGHTS = """The
 reliability weights show which time steps a prediction is based on; check them before you trust it."""
 
 LIMITS = """- The model predicts what annotators or actors of the training data would answer. It
