@@ -118,7 +118,7 @@ def read_variants(
     """Read the variants of a YAML file, `{name: {dotted.key: value}}`; `only` those named, if any are.
 
     A variant whose name holds `{term}` or `{modality}` stands for several: see `experiments.variants`. Those
-    that the task does not have are left out; a line is printed that names them.
+    that the task or the model does not have are left out; a line is printed that names them.
 
     Args:
         path: the file.
@@ -171,8 +171,11 @@ def read_variants(
 
 
 def left_out_line(left_out: Mapping[str, str]) -> str:
-    """A line on variants that a task does not have, with the reason of each."""
-    return "variants left out: " + ", ".join(f"{name} ({why})" for name, why in left_out.items())
+    """A line on variants that a task or a model does not have, with the reasons."""
+    of_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        of_reason.setdefault(why, []).append(name)
+    return "variants left out: " + "; ".join(f"{', '.join(of)} ({why})" for why, of in of_reason.items())
 
 
 def folder_of(name: str) -> str:
