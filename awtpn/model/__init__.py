@@ -1,10 +1,10 @@
 """The models and the files that they are kept in.
 
 - `settings`: the keys `model.*`; imports no torch
-- `base`: what all models have in common; `models`: builds and loads the one that `model.name` or a card names
-- `network`: AWTPN, the whole network; `blocks`: its parts SES, TPN (prototype distances, Eq. 6-8), AWM (reliability
-  weights, Eq. 15-18) and the weights of the fusion (Eq. 19-21); `segments`: sums per utterance; `attention`:
-  the attention of AWM, `attention_triton`: its fused GPU kernels
+- `base`: what all models have in common; `models`: builds and loads the one that a setting or a card names
+- `network`: AWTPN; `blocks`: its parts SES, TPN (prototype distances, Eq. 6-8), AWM (reliability weights,
+  Eq. 15-18) and the weights of the fusion (Eq. 19-21); `segments`: sums per utterance; `attention`: the
+  attention of AWM, `attention_triton`: its fused GPU kernels
 - `baselines/`: networks of the literature to compare it with, such as a GRU and a transformer; they have no
   prototypes and no reliability weights
 - `finite_outputs`: names the utterances whose outputs are NaN or infinite
