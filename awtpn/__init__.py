@@ -1,7 +1,8 @@
 """AWTPN, the Adaptive Weighted Temporal Prototype Network for multimodal emotion recognition.
 
 It takes features as `shards` streams them, and holds the model and all that trains and explains it. From
-Python, `Predictor` answers for features or recordings; `AWTPN` is the network, a torch module.
+Python, `Predictor` answers for features or recordings; `AWTPN` is the network, a torch module; `load_model`
+loads it or a baseline.
 
 Packages, from the top; each imports only from those below it:
 
@@ -13,7 +14,7 @@ Packages, from the top; each imports only from those below it:
 - `distributed/`: ranks, engines, CPU threads, watchdog, doctor
 - `config/`: sections of settings -> the configuration of a run; how commands begin and end
 - `learning/`: losses, negatives, prototypes, optimizer
-- `model/`: the network and its files
+- `model/`: the network, baselines to compare it with, and their files
 - `metrics/`: figures of predictions
 
 Arrows point one way: `launch` -> `awtpn` -> `shards`.

@@ -224,6 +224,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn evaluate": Run(append="--help", says="--predictions"),
     "awtpn cross-validate": Run(append="--help", says="--sweep"),
     "awtpn ablate": Run(append="--help", says="--only"),
+    "awtpn train --data.train data/mine --model.name gru": Elsewhere(
+        ["integration/test_baselines.py::test_a_baseline_is_trained_reported_used_and_exported"]
+    ),
     "awtpn compare-models --data.train data/mine --by speaker --seeds 0 1 2 --dir runs/compare": Elsewhere(
         ["integration/test_compare_models.py::test_own_data_takes_the_models_of_the_suite"]
     ),
