@@ -6,5 +6,5 @@
 - `targets`: states, codes and counts of an utterance's target; `negatives`: utterances of another class;
   `modality_dropout`: hides modalities in training
 - `prototypes`: initialization from data, class means and EMA update; `optimizer`: AdamW and its schedule;
-  `averaging`: averaged weights
+  `averaging`: averaged weights; `data_scales`: scales that a model takes from its training data
 """
