@@ -118,8 +118,8 @@ class AWTPN(EmotionModel):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Of the classifier and the prototypes."""
-        return ("classifier.", "tpn.")
+        """Of the classifiers and the prototypes."""
+        return ("classifier.", "tpn.", "statistics.")
 
     @classmethod
     def check_name(cls, name: str) -> None:
