@@ -60,7 +60,7 @@ def bomb(level: str, levels: int = 27) -> bytes:
         (b"- a\n- b\n", ", line 1: write SECTION: and below it, indented, KEY: VALUE"),
         (b"\x89PNG\r\n", ": no YAML but binary data; --config takes a text file"),
         (b"\0\0", ": no YAML but binary data; --config takes a text file"),
-        (b"train:\n  epochs: many\n", ", line 2: train.epochs takes a whole number, not many"),
+        (b"train:\n  epochs: many\n", ", line 2: train.epochs takes a whole number or null, not many"),
         (bomb("[{}]"), ": its aliases stand for more than 100,000 values; write fewer"),
         (bomb("{{x: [{}]}}"), ": its aliases stand for more than 100,000 values; write fewer"),
         (b"data: {storage_options: &a {b: *a}}", ": is nested too deeply, or contains itself"),
@@ -93,7 +93,7 @@ def test_a_wrong_word_after_a_file_is_not_the_files(
     (tmp_path / "c.yaml").write_text("train:\n  epochs: 3\n")
     with pytest.raises(SystemExit):
         parse_command_line(["--config", str(tmp_path / "c.yaml"), "--train.epochs", "many"])
-    assert capsys.readouterr().err == "error: train.epochs takes a whole number, not many\n"
+    assert capsys.readouterr().err == "error: train.epochs takes a whole number or null, not many\n"
 
 
 @pytest.mark.parametrize("joined", [True, False])

@@ -35,6 +35,7 @@ from pathlib import Path
 folder = Path(__file__).parent
 runpy.run_path(str(folder / "launch" / "train.py"), run_name="__main__")
 from awtpn.experiments.ablation import read_variants
+from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.report.write import write_report
 for name in ("run", "earlier"):
     write_report([folder / name], folder / f"{name}.html", folder / f"{name}.md")
@@ -80,8 +81,8 @@ def test_a_new_term_is_trained_and_stands_in_every_line(folder: Path) -> None:
     lines = lines_of(folder / "run")
     assert len(lines) == 6
     for line in lines:
-        published = {"align": 1.0, "intra": 0.5, "inter": 0.5, "contrast": 0.2, "ce": 1.0, "mse": 0.5}
-        total = sum(weight * line[term] for term, weight in published.items()) + 0.25 * line["sharp"]
+        weights = {term: getattr(LossConfig(), key) for term, key in TERMS.items()}
+        total = sum(weight * line[term] for term, weight in weights.items()) + 0.25 * line["sharp"]
         assert line["sharp"] > 0
         assert math.isclose(line["loss"], total, rel_tol=1e-5)
 

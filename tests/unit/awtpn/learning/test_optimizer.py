@@ -87,7 +87,7 @@ def test_another_schedule_is_told_with_both_rates() -> None:
     told = schedule_change(config, last, 30, 60)
     assert told is not None
     assert f"was {last:.3g} at step 30 and is 0.0005 at step 31: the cosine schedule now has 60 steps" in told
-    assert schedule_change(OptimConfig(schedule="constant"), 1e-3, 30, 60) is None
+    assert schedule_change(OptimConfig(schedule="constant", lr=1e-3), 1e-3, 30, 60) is None
     lower = schedule_change(OptimConfig(schedule="constant", lr=1e-4), 1e-3, 30, 60)
     assert lower is not None, "another optim.lr is told of, too"
     assert schedule_change(config, None, 30, 60) is None

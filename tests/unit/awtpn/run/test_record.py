@@ -50,7 +50,8 @@ def test_settings_that_lack_a_section_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_record_of_before_modalities_were_a_map_is_of_the_same_settings(tmp_path: Path) -> None:
-    words = ["--data.train=here", "--model.alpha_audio=0.4"]
+    words = ["--data.train=here", "--model.alpha_audio=0.4", "--model.beta_video=0.7"]
+    words += ["--model.distances=absolute", "--model.statistics=false"]
     now = dump(parse_command_line(words)[0])
     old = dump(parse_command_line(words)[0])
     del old["loss"]["pair_weights"], old["model"]["modality_dropout"]
