@@ -14,6 +14,8 @@ from report_support import make_run
 from support import REPO, arguments, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from awtpn.learning.settings import TERMS, LossConfig
+
 # The first edit: a line of TERMS and the weight's field.
 TERM = '    "sharp": "lambda_sharp",\n}\n'
 FIELD = '''    lambda_sharp: float = 0.25
@@ -35,7 +37,6 @@ from pathlib import Path
 folder = Path(__file__).parent
 runpy.run_path(str(folder / "launch" / "train.py"), run_name="__main__")
 from awtpn.experiments.ablation import read_variants
-from awtpn.learning.settings import TERMS, LossConfig
 from awtpn.report.write import write_report
 for name in ("run", "earlier"):
     write_report([folder / name], folder / f"{name}.html", folder / f"{name}.md")
