@@ -141,7 +141,7 @@ class Spread(Float32Buffers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("spread", torch.ones(1))
 
     def forward(self, distances: Tensor) -> Tensor:
         """`distances` [T, C] -> the same over the spread."""
