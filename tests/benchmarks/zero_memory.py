@@ -114,7 +114,7 @@ def run_rank(folder: Path, argv: list[str]) -> None:
     importlib.import_module("torch._dynamo")
     from awtpn.training import setup, trainer
 
-    model, save = setup.build_model, trainer.save
+    make, save = setup.build_model, trainer.save
     before: list[int] = []
 
     def build(*args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ def run_rank(folder: Path, argv: list[str]) -> None:
             ctypes.CDLL(None).malloc_trim(0)
             before.append(resident("VmRSS"))
             Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
-        return model(*args, **kwargs)
+        return make(*args, **kwargs)
 
     def measure_and_save(run: trainer.Run, *args: Any, **kwargs: Any) -> None:
         training = resident("VmHWM") - before[0]
@@ -131,7 +131,7 @@ def run_rank(folder: Path, argv: list[str]) -> None:
         figures = {"training": training, "saving": resident("VmHWM") - before[0]}
         (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
 
-    setup.build_model, trainer.save = build, measure_and_save
+    setup.build_model, trainer.save = build, measure_and_save  # type: ignore[assignment, misc]
     script = ROOT / "launch" / "train.py"
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")

@@ -170,9 +170,8 @@ def test_the_command_reads_the_data_and_takes_overrides(
         ]
     )
     told = capsys.readouterr().out
-    parameters = (
-        (6 + 5 + 2) * 64 + 4 * 64**2 + 3 * 64 + 3 * 64 + 3
-    )  # that corpus: 6 and 5 features, 3 classes
+    # That corpus has 6 and 5 features, and 3 classes.
+    parameters = (6 + 5 + 2) * 64 + 4 * 64**2 + 3 * 64 + 3 * 64 + 3 + 2 * (6 + 5) * 3
     assert f"2 ranks: {parameters:,} parameters" in told
     assert [line.split(" |")[0] for line in told.splitlines() if line.startswith("| ")] == [
         "| engine",
@@ -216,6 +215,7 @@ def test_sizes_of_any_modalities_are_taken(
     words = ["--steps", *steps, "--features", *features, f"--model.modalities={','.join(sizes)}"]
     main(["doctor", "--memory", str(config), "--ranks", "1", "--device", "cpu", *words])
     parameters = sum((dim + 1) * 64 + 2 * 64**2 for dim in sizes.values()) + 7 * 64 + 7 * 64 + 7
+    parameters += 2 * sum(sizes.values()) * 7  # of the statistics
     told = capsys.readouterr().out
     assert f"1 rank: {parameters:,} parameters" in told
     assert f"mean steps per utterance: {', '.join(f'{name} 30' for name in sizes)}" in told

@@ -213,7 +213,7 @@ def test_the_table_says_what_is_undefined() -> None:
 
 def test_a_task_has_its_own_variants(capsys: pytest.CaptureFixture[str]) -> None:
     classes = ablation.read_variants()
-    assert "linear head (task.head is for regression), absolute error (loss.value_error is for" in (
+    assert "linear head (task.head is for regression); absolute error (loss.value_error is for" in (
         capsys.readouterr().out
     )
     of_values = ablation.read_variants(task="regression")
