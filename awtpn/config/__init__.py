@@ -2,7 +2,8 @@
 
 - `settings`: the keys `run.*`, `data.*` and `train.*`; those of `model.*` are in `awtpn/model/settings.py`,
   those of `loss.*`, `prototypes.*` and `optim.*` in `awtpn/learning/settings.py`
-- `schema`: all sections together and the checks between them
+- `schema`: all sections together and the checks between them; `former_defaults`: what a run of an earlier
+  version keeps
 - `command_line`: the words of `awtpn train` -> a configuration; `yaml_file`: the file of `--config`;
   `errors`: what is wrong with a key or value
 - `modalities`: the forms of `model.modalities`

@@ -158,6 +158,11 @@ class ModelConfig:
             return f"model.{old}"
         return f"model.modalities.{modality}.{setting}"
 
+    def has_old_key(self, modality: str, setting: str) -> bool:
+        """Whether a modality's setting is given by its old key, such as `alpha_audio`."""
+        old = OLD_KEYS.get(modality, {}).get(setting)
+        return old is not None and getattr(self, old) is not None
+
     def _setting(self, modality: str, setting: str, default: float) -> float:
         given: float | None = getattr(self.modalities[modality], setting)
         if given is None and (old := OLD_KEYS.get(modality, {}).get(setting)):

@@ -16,6 +16,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TypeVar
 
+from awtpn.config.former_defaults import keep_former_defaults
 from awtpn.config.schema import Config, differing_keys, dump, dump_yaml
 from awtpn.config.settings import DEMOS
 from awtpn.distributed import doctor
@@ -25,7 +26,7 @@ from awtpn.run import checkpoint
 from awtpn.run.atomic_write import write_atomically
 from awtpn.run.lock import run_lock
 from awtpn.run.position import Position, load_position
-from awtpn.run.record import CONFIG_FILE, read_settings, read_status
+from awtpn.run.record import CONFIG_FILE, read_as_recorded, read_settings, read_status
 from awtpn.run.results import archive_results
 from shards.format.schema import MANIFEST
 from shards.safe_io.printable import printable_lines
@@ -121,6 +122,14 @@ def check_folder(config: Config, run_dir: Path) -> None:
         folder = resume_folder(config.run.resume)
         if problem := checkpoint.find_resume_problem(folder, names=()):
             raise ValueError(f"run.resume: {problem}")
+
+
+def keep_settings_of_run(config: Config, run_dir: Path, world: World) -> None:
+    """Give `config` the former defaults that the run in the folder began with; see `keep_former_defaults`."""
+    if config.run.resume == "never":
+        return
+    if recorded := run_on_rank0(world, lambda: read_as_recorded(run_dir)):
+        keep_former_defaults(config, recorded)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,12 @@ def read_settings(run_dir: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the file does not hold the settings of a run; it must not be replaced.
     """
+    recorded = read_as_recorded(run_dir)
+    return None if recorded is None else in_todays_form(recorded)
+
+
+def read_as_recorded(run_dir: Path) -> dict[str, Any] | None:
+    """The same as it is in the file, also of an earlier version: keys may be missing."""
     file = run_dir / CONFIG_FILE
     if not file.is_file():
         return None
@@ -32,7 +38,7 @@ def read_settings(run_dir: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{file} is not the record of a run's settings: remove it, or choose another run.dir"
         )
-    return in_todays_form(recorded)
+    return recorded
 
 
 def read_section(run_dir: Path, name: str) -> dict[str, Any]:

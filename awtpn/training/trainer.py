@@ -31,7 +31,7 @@ from awtpn.model.base import EmotionModel
 from awtpn.model.finite_outputs import NotFiniteError
 from awtpn.model.models import model_of_card
 from awtpn.run import checkpoint
-from awtpn.run.folder import exclusive_run, prepare_run_dir, run_on_rank0
+from awtpn.run.folder import exclusive_run, keep_settings_of_run, prepare_run_dir, run_on_rank0
 from awtpn.run.position import load_position
 from awtpn.run.predictions import predictions_file
 from awtpn.run.provenance import describe
@@ -70,6 +70,7 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
         if world.device.type == "cpu" and ENGINES[world.engine].keeps_freed_memory:
             retain_freed_memory()
         run_dir = prepare_run_dir(config, world)
+        keep_settings_of_run(config, run_dir, world)
         with exclusive_run(run_dir, world):
             return train(setup(config, accelerator, world, layout, run_dir, stop))
 

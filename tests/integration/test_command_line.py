@@ -151,6 +151,8 @@ def test_a_run_starts_from_another_model(trained: Path, corpus: str, tmp_path: P
     )
     first, second = (AWTPN.from_pretrained(r / "checkpoints" / "best").state_dict() for r in (trained, run))
     for name, tensor in first.items():
+        if name.startswith("spread."):  # of the data, in units of the weights that it starts from
+            continue
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"run\.init_from: \S+ is \(16"):
         train(

@@ -93,8 +93,9 @@ def test_a_suite_is_packed_trained_and_reported(
     assert folded["differences"]["awtpn"]["logistic-regression"]["w-F1"]["over"] == "folds"
     assert split["differences"]["awtpn"]["logistic-regression"]["w-F1"]["over"] == "utterances"
     assert split["models"]["logistic-regression"]["mean"]["w-F1"] > 0.9
-    # 4 and 2 features to 8, a classifier of 2 classes, 2 prototypes; adaptive weights have 4 maps of 8 x 8.
-    uniform = 5 * 8 + 3 * 8 + 2 * 9 + 2 * 8
+    # 4 and 2 features to 8, a classifier of 2 classes, 2 prototypes, statistics; adaptive weights have 4 maps
+    # of 8 x 8.
+    uniform = 5 * 8 + 3 * 8 + 2 * 9 + 2 * 8 + 2 * 6 * 2
     weights = {name: of["weights"] for name, of in split["models"].items()}
     assert weights == {"logistic-regression": 2 * 13, "awtpn": uniform + 4 * 64, "uniform weights": uniform}
     assert results["nested"]["datasets"]["split"]["chosen"]["awtpn"].keys() <= {

@@ -34,6 +34,8 @@ SETTINGS: dict[str, Any] = {
     "loss.negative_group": 4,
     "optim.lr": 3e-3,
     "train.epochs": 3,
+    "train.validate_every": 1,
+    "train.ema_decay": 0,
     "train.global_batch_size": 16,
     "train.keep_last": 100,
     "train.pictures": "never",
@@ -205,7 +207,7 @@ def test_patience_needs_validation_data(train: Any, tmp_path: Path) -> None:
 
 
 def test_a_least_number_of_steps_adds_whole_epochs_and_validates_some(train: Any, tmp_path: Path) -> None:
-    settings = {"train.epochs": 1, "train.min_steps": 83, "train.validate_every": "null"}
+    settings = {"train.epochs": "null", "train.min_steps": 83, "train.validate_every": "null"}
     settings |= {"train.global_batch_size": 32, "data.streams": 1}  # two steps to an epoch
     for stop in (31, 0):
         train(tmp_path, stop, **settings)

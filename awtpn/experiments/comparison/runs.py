@@ -30,7 +30,7 @@ from awtpn.run.record import read_status
 from shards.safe_io.bounded_json import read_json
 from shards.safe_io.json_text import json_text
 
-STATISTICS = "standardise."  # how tensors of a model file are called that hold statistics of the data
+STATISTICS = (".mean", ".std", ".spread")  # how tensors of a model file end that hold statistics of the data
 BASELINE_FILE = "baseline.json"
 
 
@@ -116,7 +116,7 @@ def read_run(trial: Trial) -> Found:
         score_of(fold, trial.seed, figures),
         figures,
         float(seconds) if isinstance(seconds, int | float) else None,
-        sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(STATISTICS)) or None,
+        sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(STATISTICS)) or None,
         {m: float(x) for m, x in (figures.get("reliability_auroc") or {}).items() if x is not None},
         None if trial.fold else read_answers(predictions_file(run_dir, "test"), figures),
     )
