@@ -23,6 +23,8 @@ from shards.sources import demo
 
 THREE = ["audio", "video", "text"]
 SMALL = {"model.shared_dim": 32, "train.threads": 1, "optim.lr": 3e-3}
+# What finds the informative steps in few optimizer steps.
+SMALL |= {"model.dropout": 0.1, "loss.lambda_align": 1.0, "optim.weight_decay": 1e-4}
 
 
 def train(**settings: Any) -> str:
@@ -125,6 +127,8 @@ def test_a_run_of_two_says_what_it_leaves_and_begins_one_of_three(corpus: str, t
     assert ": audio, video, prototypes and classifier; random ones: text\n" in printed
     two, three = (AWTPN.from_pretrained(tmp_path / name).state_dict() for name in ("two", "three"))
     for name, tensor in two.items():
+        if name.startswith("spread."):  # of the data, in units of the weights that it starts from
+            continue
         torch.testing.assert_close(three[name], tensor, rtol=0, atol=1e-6)
 
 

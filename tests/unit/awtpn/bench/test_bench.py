@@ -19,7 +19,7 @@ from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.settings import LossConfig
 from awtpn.model.compute.flops import PARTS
 from awtpn.model.network import AWTPN
-from awtpn.model.settings import ModelConfig
+from awtpn.model.settings import FORMER_MODEL, PUBLISHED_WEIGHTS, ModelConfig
 from awtpn.tracking.monitor import Monitor
 
 CPU = step.Setting("cpu", "fp32", 1)
@@ -45,7 +45,8 @@ def test_the_baseline_is_the_published_network() -> None:
     """Utterances of one length need no padding: then Published and AWTPN in the published forms agree."""
     generator = torch.Generator().manual_seed(0)
     theirs = Published(6, 5, 8, 3).double().eval()
-    config = ModelConfig(shared_dim=8)
+    weights = {m: {"weight": weight} for m, weight in PUBLISHED_WEIGHTS.items()}
+    config = ModelConfig(shared_dim=8, modalities=weights, **FORMER_MODEL)  # type: ignore[arg-type]
     ours = AWTPN(config, {"audio": 6, "video": 5}, list("abc")).double().eval()
     named = {
         "audio.0.weight": "ses.audio.weight",
