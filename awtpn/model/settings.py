@@ -16,7 +16,7 @@ PUBLISHED_WEIGHTS = {"audio": 0.3, "video": 0.7}
 # Of a modality without settings of its own.
 DEFAULT_WEIGHT = 1.0
 # By `model.distances`.
-DEFAULT_DISTANCE_SCALE = {"relative": 2.0, "absolute": 1.0}
+DEFAULT_DISTANCE_SCALE = {"relative": 5.0, "absolute": 1.0}
 # Setting of a modality -> the key that the paper's symbol or an earlier version gave it.
 OLD_KEYS = {
     "audio": {"weight": "alpha_audio", "distance_scale": "distance_scale_audio"},
@@ -41,7 +41,7 @@ class ModalitySettings:
     weight: float | None = None
     """Weight in the fused vector (Eq. 19-21); default: 1 (the paper: 0.3 for audio, 0.7 for video)."""
     distance_scale: float | None = None
-    """Factor on its distances to prototypes; default: 2 for relative ones, 1 for absolute ones."""
+    """Factor on its distances to prototypes; default: 5 for relative ones, 1 for absolute ones."""
 
 
 SETTINGS = tuple(f.name for f in fields(ModalitySettings))

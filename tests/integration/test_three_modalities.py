@@ -24,7 +24,8 @@ from shards.sources import demo
 THREE = ["audio", "video", "text"]
 SMALL = {"model.shared_dim": 32, "train.threads": 1, "optim.lr": 3e-3}
 # What finds the informative steps in few optimizer steps.
-SMALL |= {"model.dropout": 0.1, "loss.lambda_align": 1.0, "optim.weight_decay": 1e-4}
+SMALL |= {"model.dropout": 0.1, "model.distances": "absolute", "loss.lambda_align": 1.0}
+SMALL |= {"optim.weight_decay": 1e-4, "train.ema_decay": 0}
 
 
 def train(**settings: Any) -> str:
@@ -52,7 +53,7 @@ def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     settings = {
         "data.train": corpus,
         "run.dir": run,
-        "train.epochs": 8,
+        "train.epochs": 10,
         "train.pictures": "always",
         "model.modalities": ",".join(THREE),
         "model.modality_dropout": 0.2,

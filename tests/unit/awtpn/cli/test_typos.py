@@ -103,7 +103,7 @@ def test_every_command(words: str, answer: str, command: str, capsys: pytest.Cap
         ("cross-validate --sweep a=1 --epochs 3", "there is no --epochs; did you mean --train.epochs? "),
         ("cross-validate --conifg x", "there is no --conifg; did you mean --config? "),
         ("ablate --onyl x", "there is no --onyl; did you mean --only? "),
-        ("ablate --train.epochs many", "train.epochs takes a whole number, not many"),
+        ("ablate --train.epochs many", "train.epochs takes a whole number or null, not many"),
         ("doctor --memory configs/demo.yaml --rank 8", "there is no --rank; did you mean --ranks? "),
         ("train --train.epoch 3", "there is no --train.epoch; did you mean --train.epochs? "),
     ],
