@@ -61,8 +61,8 @@ def set_scales_from_data(
 
 
 def sums_of(rows: Tensor) -> NDArray[np.float64]:
-    """[3, F]: the number of rows [N, F], their sum, and the sum of their squares."""
-    rows = rows.double()
+    """[3, F]: the number of finite rows among [N, F], their sum, and the sum of their squares."""
+    rows = rows[rows.isfinite().all(1)].double()  # others are left out of the training, too, and named there
     return torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), rows.square().sum(0)]).cpu().numpy()
 
 

@@ -107,8 +107,8 @@ def test_distances_are_as_exact_as_float32_allows(way: str) -> None:
     """|h - p|^2 of the steps as the projection rounded them; half precision would blur it to per cents."""
     model, output, _, _ = forward(way, LossConfig())
     table = model.tpn.prototypes.double()
-    for stream in output.streams.values():
-        exact = (stream.h.double()[:, None] - table).square().sum(-1)
+    for modality, stream in output.streams.items():
+        exact = (stream.h.double()[:, None] - table).square().sum(-1) * model.config.distance_scale(modality)
         torch.testing.assert_close(stream.distances.double(), exact, rtol=1e-5, atol=1e-5)
 
 

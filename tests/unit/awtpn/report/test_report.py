@@ -27,7 +27,7 @@ from awtpn.run.predictions import read_predictions
 from shards.safe_io.markdown import block, bold, code, inline, table
 from shards.safe_io.printable import printable
 
-VIDEO = {"weight": 0.7, "distance_scale": 1.0}
+VIDEO = {"weight": 1.0, "distance_scale": 5.0}
 
 # --- Gathering -----------------------------------------------------------------------------------
 
@@ -93,9 +93,9 @@ def test_folds_are_the_draws_not_their_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "of_other"),
     [
-        ("model.alpha_audio", {"audio": {"weight": 0.4, "distance_scale": 1.0}, "video": VIDEO}),
+        ("model.alpha_audio", {"audio": {"weight": 0.4, "distance_scale": 5.0}, "video": VIDEO}),
         ("model.modalities", {"video": VIDEO}),
-        ("model.modalities", {"video": VIDEO, "audio": {"weight": 0.3, "distance_scale": 1.0}}),
+        ("model.modalities", {"video": VIDEO, "audio": VIDEO}),
     ],
 )
 def test_runs_may_differ_in_modalities_that_a_sweep_chose(

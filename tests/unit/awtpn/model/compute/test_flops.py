@@ -17,13 +17,19 @@ DIMS = {"audio": 24, "video": 12}
 def test_parameters_are_those_of_the_model() -> None:
     for config, learnable in (
         (ModelConfig(shared_dim=16, prototypes_per_class=3), True),
-        (ModelConfig(shared_dim=16, awm="uniform"), False),
+        (ModelConfig(shared_dim=16, awm="uniform", statistics=False), False),
         (ModelConfig(shared_dim=8, modalities=["video"]), True),
     ):
         dims = {m: DIMS[m] for m in config.modalities}
         model = AWTPN(config, dims, list("abcd"), learnable)
         counted = parameter_count(
-            dims, config.shared_dim, 4, config.prototypes_per_class, config.awm == "adaptive", learnable
+            dims,
+            config.shared_dim,
+            4,
+            config.prototypes_per_class,
+            config.awm == "adaptive",
+            learnable,
+            config.statistics,
         )
         assert counted == sum(p.numel() for p in model.parameters())
 
