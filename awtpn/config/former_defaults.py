@@ -9,7 +9,7 @@ from awtpn.config.schema import KEYS_SINCE, Config
 
 # Defaults of version 0.3 that are others now.
 DEFAULTS_OF_0_3: dict[str, dict[str, Any]] = {
-    "model": {"shared_dim": 256, "dropout": 0.1},
+    "model": {"dropout": 0.1},
     "loss": {"lambda_align": 1.0, "lambda_intra": 0.5, "lambda_inter": 0.5, "lambda_contrast": 0.2},
     "optim": {"lr": 1e-3, "weight_decay": 1e-4, "warmup_steps": 20},
     "train": {"epochs": 30, "validate_every": 1},

@@ -54,7 +54,7 @@ class ModelConfig:
     name: Literal["awtpn", "late-fusion", "gated-attention", "gru", "cross-modal"] = "awtpn"
     """awtpn, or a baseline to compare it with. A baseline takes shared_dim and dropout, and is trained by the
     cross-entropy alone: it has no prototypes, no reliability weights and no other loss terms."""
-    shared_dim: int = 64
+    shared_dim: int = 256
     """D, the width of the space that all modalities share."""
     dropout: float = 0.5
     """Dropout after the projection into the shared space."""
