@@ -23,7 +23,7 @@ from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.compute.flops import PARTS
 from awtpn.model.network import AWTPN, ModalityOutput, ModelOutput
-from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
+from awtpn.model.segments import segment_mean, segment_sum
 from shards.safe_io.markdown import code, table
 
 # Parts whose products are in train.precision; the others are always float32.
@@ -62,8 +62,6 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
     Inputs that get gradients in a training step get them here. The optimizer's gradients are ones.
     """
     packed, label, losses = batch["packed"], batch["label"], LossConfig()
-    offsets = {m: packed[m].offsets.long() for m in DIMS}
-    owner = {m: utterance_of_step(offsets[m], len(packed[m].values)) for m in DIMS}
     with torch.no_grad(), setting.autocast():
         output = model(packed)
 
@@ -71,8 +69,7 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
         """The modality's output with h, distances and weights as leaves, for the parts that take them."""
         s = output.streams[m]
         h, distances, weights = (t.detach().clone().requires_grad_() for t in (s.h, s.distances, s.weights))
-        made = replace(s, h=h, distances=distances, weights=weights)
-        return replace(made, offsets=offsets[m], utterance=owner[m])
+        return replace(s, h=h, distances=distances, weights=weights)
 
     leaves = {m: inputs(m) for m in DIMS}
 

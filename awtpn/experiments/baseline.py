@@ -7,7 +7,7 @@ leaving out fifths of the training utterances. `linear_models` says which model 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -68,7 +68,12 @@ def check_installed(without: str = "--no-baseline") -> None:
 
 def baseline_of_runs(config: Config, splits: Splits) -> list[Score]:
     """The scores of `evaluate_baseline`; arguments and errors as there."""
-    return [score_of(found.fold, None, found.figures) for found in evaluate_baseline(config, splits)]
+    return scores_of(evaluate_baseline(config, splits))
+
+
+def scores_of(found: Sequence[Evaluated]) -> list[Score]:
+    """The scores of baselines that were evaluated."""
+    return [score_of(one.fold, None, one.figures) for one in found]
 
 
 def evaluate_baseline(config: Config, splits: Splits) -> list[Evaluated]:
@@ -103,11 +108,6 @@ def evaluate_folds(config: Config, by: str, folds: list[Fold]) -> list[Evaluated
             found.append(_evaluate(fold.test, task, training, pooled[fold.test], config))
             bar.update()
     return found
-
-
-def baseline_of_folds(config: Config, by: str, folds: list[Fold]) -> list[Score]:
-    """The scores of `evaluate_folds`."""
-    return [score_of(found.fold, None, found.figures) for found in evaluate_folds(config, by, folds)]
 
 
 def baseline_of_split(config: Config, role: str = "test") -> dict[str, Any]:

@@ -44,20 +44,6 @@ class Training:
     validation: int | None = None
 
 
-def linear_figures(
-    task: Task,
-    training: Training,
-    test: Pooled,
-    balanced: bool = False,
-    on_fit: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:
-    """Fit the linear models of a task, and evaluate them: the figures of `results.json` for a split.
-
-    Arguments as of `linear_answers`.
-    """
-    return figures_of_answers(task, test, linear_answers(task, training, test, balanced, on_fit))
-
-
 def linear_answers(
     task: Task,
     training: Training,

@@ -101,13 +101,17 @@ def mean_of(scores: Iterable[Score], name: str) -> float | None:
     return mean_of_all(score.metrics.get(name) for score in scores)
 
 
-def fold_means(scores: Sequence[Score], metric: str) -> list[float]:
-    """Mean over seeds of each fold, in the order of the folds' first runs; none if it is undefined in one."""
+def values_by_fold(scores: Sequence[Score], metric: str) -> dict[Any, list[float]]:
+    """A metric of every seed, by fold in the order of first runs; empty if it is undefined in a run."""
     if not values_of(scores, metric):
-        return []
+        return {}
     folds = dict.fromkeys(score.fold for score in scores)
-    of_folds = ([score for score in scores if score.fold == fold] for fold in folds)
-    return [float(np.mean(values_of(of_fold, metric))) for of_fold in of_folds]
+    return {fold: values_of([s for s in scores if s.fold == fold], metric) for fold in folds}
+
+
+def fold_means(scores: Sequence[Score], metric: str) -> list[float]:
+    """Mean over seeds of each fold, as `values_by_fold`; none if it is undefined in a run."""
+    return [float(np.mean(values)) for values in values_by_fold(scores, metric).values()]
 
 
 def undefined_counts(scores: Sequence[Score], names: Iterable[str]) -> dict[str, int]:

@@ -52,12 +52,13 @@ def set_scales_from_data(
             of_distances[m] += sums_of(model.distances(m, model.ses[m](x)).amin(-1, keepdim=True))
     model.train(training)
     for m in model.feature_dims:
-        mean, std = mean_and_std(total(of_rows[m]))
-        _, spread = mean_and_std(total(of_distances[m]))
+        mean, std = mean_and_std(*total(of_rows[m]))
+        _, spread = mean_and_std(*total(of_distances[m]))
         if m in model.statistics:
-            cast(Statistics, model.statistics[m]).set_statistics(mean, std)
+            statistics = cast(Statistics, model.statistics[m])
+            statistics.set_statistics(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
         if m in model.spread:
-            cast(Spread, model.spread[m]).spread.fill_(max(LEAST, float(spread)))
+            cast(Spread, model.spread[m]).spread.fill_(max(LEAST, float(spread[0])))
 
 
 def sums_of(rows: Tensor) -> NDArray[np.float64]:
@@ -66,9 +67,9 @@ def sums_of(rows: Tensor) -> NDArray[np.float64]:
     return torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), rows.square().sum(0)]).cpu().numpy()
 
 
-def mean_and_std(sums: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [F] in float32 of what `sums_of` summed; 0 without rows."""
-    count, total, squares = sums
+def mean_and_std(
+    count: NDArray[np.float64], total: NDArray[np.float64], squares: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation [F] of values, from their number, sum and sum of squares; 0 of none."""
     mean = total / np.maximum(count, 1)
-    std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+    return mean, np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))

@@ -97,7 +97,7 @@ def draws(utterances: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield counts.reshape(size, utterances).astype(np.float64)
 
 
-def _replicates(
+def mean_replicates(
     utterances: int, resamples: int, seed: int, models: Sequence[Callable[[Floats], Floats]]
 ) -> Floats:
     """The mean over models of their figures of every draw: [resamples, metrics]."""
@@ -138,7 +138,7 @@ def value_replicates(
         columns = [_value_columns(truth[:, k], values[:, k]) for k in range(dimensions)]
         models.append(_value_figures(columns, _sentiment_columns(truth[:, 0], values[:, 0], bounds)))
     names = (*HEADLINES["regression"], *sentiment_metrics(bounds))
-    return names, _replicates(len(truth), resamples, seed, models)
+    return names, mean_replicates(len(truth), resamples, seed, models)
 
 
 def _value_columns(truth: Floats, predicted: Floats) -> tuple[Floats, float]:
@@ -226,7 +226,7 @@ def label_replicates(
     if not len(truth):
         raise ValueError("there are no utterances to draw from")
     models = [_label_figures(truth, values, threshold) for values in probability]
-    return HEADLINES["multilabel"], _replicates(len(truth), resamples, seed, models)
+    return HEADLINES["multilabel"], mean_replicates(len(truth), resamples, seed, models)
 
 
 def _label_figures(truth: Floats, probability: Floats, threshold: float) -> Callable[[Floats], Floats]:

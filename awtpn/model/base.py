@@ -104,7 +104,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         learnable_prototypes: bool = True,
         task: Task | None = None,
     ) -> None:
-        """Check the settings; a subclass then makes its weights, drawn from torch's global generator.
+        """Initialize with random weights, drawn from torch's global generator.
 
         Args:
             config: sizes, scales and fusion weights.
@@ -114,7 +114,8 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
             task: what to recognize; default: the classes.
 
         Raises:
-            ValueError: a setting is out of range, or `feature_dims` lacks a modality.
+            ValueError: a setting is out of range, `feature_dims` lacks a modality, or the network does not do
+                this task.
         """
         super().__init__()
         config.validate()
@@ -135,6 +136,11 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         self.provenance: dict[str, Any] = {}
         self.record: dict[str, Any] = {}
         self.standardise = nn.ModuleDict({m: Standardize(d) for m, d in self.feature_dims.items()})
+        self.build()
+
+    def build(self) -> None:
+        """Make the modules of the network, from the attributes."""
+        raise NotImplementedError
 
     def forward(
         self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None

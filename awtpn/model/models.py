@@ -22,29 +22,26 @@ class Baseline(EmotionModel):
     It is trained by cross-entropy alone, and `ModelOutput.streams` is empty.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        feature_dims: Mapping[str, int],
-        classes: Sequence[str],
-        learnable_prototypes: bool = True,
-        task: Task | None = None,
-    ) -> None:
-        """See `EmotionModel`."""
-        super().__init__(config, feature_dims, classes, learnable_prototypes, task)
+    def build(self) -> None:
+        """The network that `model.name` names.
+
+        Raises:
+            ValueError: it has no loss for this task.
+        """
+        config = self.config
         if self.task.head == "linear":
             raise ValueError(
                 f"model.name {config.name} is trained by cross-entropy: set task.head to levels, not linear"
             )
-        network = NETWORKS[config.name]
-        self.network = network(self.feature_dims, self.task.outputs, config.shared_dim, config.dropout)
+        self.network = NETWORKS[config.name](
+            self.feature_dims, self.task.outputs, config.shared_dim, config.dropout
+        )
 
     def forward(
         self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
     ) -> ModelOutput:
         """Logits of B utterances; see `EmotionModel`."""
-        logits = self.network(self.standardized(features))
-        return ModelOutput(logits.float() if logits.itemsize < 4 else logits, {})
+        return ModelOutput(self.network(self.standardized(features)), {})
 
     def step_weights(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:
         """Per modality the attention weights [T] of the time steps, of the networks that have them."""

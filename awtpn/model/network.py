@@ -46,7 +46,6 @@ from awtpn.model.blocks import AWM, SES, TPN, Spread, Statistics, fusion_weights
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig
 from awtpn.model.sharing.published_weights import convert_state_dict
-from awtpn.model.task import Task
 from shards import Ragged
 
 
@@ -57,31 +56,14 @@ class AWTPN(EmotionModel):
     model(batch.features).logits.softmax(-1)  # [B, C]; batch: a FeatureBatch of a shards.FeatureStream
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        feature_dims: Mapping[str, int],
-        classes: Sequence[str],
-        learnable_prototypes: bool = True,
-        task: Task | None = None,
-    ) -> None:
-        """Initialize with random weights, drawn from torch's global generator.
-
-        Args:
-            config: sizes, scales and fusion weights.
-            feature_dims: features per step of each modality in `config.modalities`; others are ignored.
-            classes: class names in label order.
-            learnable_prototypes: False if class means update the prototypes (`prototypes.update: ema`).
-            task: what to recognize; default: the classes.
-
-        Raises:
-            ValueError: a setting is out of range, or `feature_dims` lacks a modality.
-        """
-        super().__init__(config, feature_dims, classes, learnable_prototypes, task)
-        dim = config.shared_dim
+    def build(self) -> None:
+        """SES, TPN, AWM and the classifier, and the scales of relative distances."""
+        config, dim = self.config, self.config.shared_dim
         self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
         self.dropout = nn.Dropout(config.dropout)
-        self.tpn = TPN(sum(self.task.group_sizes), config.prototypes_per_class, dim, learnable_prototypes)
+        self.tpn = TPN(
+            sum(self.task.group_sizes), config.prototypes_per_class, dim, self.learnable_prototypes
+        )
         self.awm = nn.ModuleDict({m: AWM(dim) for m in config.modalities if config.awm == "adaptive"})
         self.classifier = nn.Linear(dim, self.task.outputs)
         relative = config.distances == "relative"

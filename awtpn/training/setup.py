@@ -28,7 +28,7 @@ from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
 from awtpn.learning import prototypes
-from awtpn.learning.data_scales import set_scales_from_data
+from awtpn.learning.data_scales import mean_and_std, set_scales_from_data
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.metrics.summary import check_best_by
 from awtpn.model import files
@@ -234,8 +234,7 @@ def set_statistics(model: EmotionModel, train: FeatureStream, world: World) -> N
             world.sum(np.atleast_1d(np.asarray(x, dtype=np.float64)))
             for x in (sums.count, sums.sum, sums.sum_of_squares)
         )
-        mean = total / np.maximum(count, 1)
-        std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+        mean, std = mean_and_std(count, total, squares)
         check_statistics(f"{train.url}, split {train.split}: {name}", mean, std)
         model.set_statistics(name, torch.from_numpy(mean).float(), torch.from_numpy(std).float())
 

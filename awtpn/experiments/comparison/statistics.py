@@ -9,13 +9,13 @@ share of test utterances (Nadeau and Bengio, "Inference for the Generalization E
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from awtpn.metrics.bootstrap_values import draws
+from awtpn.metrics.bootstrap_values import mean_replicates
 from awtpn.metrics.confidence_intervals import LEVEL, RESAMPLES, summaries, t_quantile
 
 Floats = NDArray[np.float64]
@@ -81,11 +81,9 @@ def class_replicates(
         classes: C.
     """
     one_hot = np.eye(classes * classes)
-    cells = [one_hot[label * classes + answers] for answers in predicted]
 
-    def blocks() -> Iterator[Floats]:
-        for counts in draws(len(label), resamples, seed):
-            confusions = [(counts @ cell).reshape(-1, classes, classes) for cell in cells]
-            yield np.mean([summaries(confusion) for confusion in confusions], axis=0)
+    def figures_of(answers: NDArray[np.int64]) -> Callable[[Floats], Floats]:
+        cells = one_hot[label * classes + answers]
+        return lambda counts: summaries((counts @ cells).reshape(-1, classes, classes))
 
-    return np.concatenate([*blocks()])
+    return mean_replicates(len(label), resamples, seed, [figures_of(answers) for answers in predicted])

@@ -31,6 +31,7 @@ from awtpn.experiments.scores import (
     metrics_of_all,
     task_of_scores,
     undefined_counts,
+    values_by_fold,
     values_of,
 )
 from awtpn.metrics.classification import SUMMARY
@@ -159,20 +160,12 @@ def summarize_model(results: Results, metric: str, shown: Sequence[str]) -> dict
         "mean": {name: mean_of(scores, name) for name in names},
         "interval": {name: interval_of(results, name)[1] for name in shown},
         "interval_over": over,
-        "deviation_over_seeds": seed_deviation(by_fold(scores, metric)),
+        "deviation_over_seeds": seed_deviation(values_by_fold(scores, metric)),
         "seconds": mean_of_all(one.seconds for one in results.found),
         "weights": most_weights(results.found),
         "auroc": {m: auroc_of(results, m) for m in modalities},
         **({"undefined": undefined} if undefined else {}),
     }
-
-
-def by_fold(scores: Sequence[Score], metric: str) -> dict[Any, list[float]]:
-    """A metric of every seed, by fold; empty if it is undefined in a run."""
-    if not values_of(scores, metric):
-        return {}
-    folds = dict.fromkeys(score.fold for score in scores)
-    return {fold: values_of([s for s in scores if s.fold == fold], metric) for fold in folds}
 
 
 def interval_of(results: Results, metric: str) -> tuple[str, list[float] | None]:

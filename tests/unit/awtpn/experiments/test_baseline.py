@@ -20,8 +20,9 @@ from awtpn.experiments.linear_models import (
     INVERSE_PENALTIES,
     PENALTIES,
     Training,
+    figures_of_answers,
     inner_splits,
-    linear_figures,
+    linear_answers,
 )
 from awtpn.experiments.pooled import Pooled, open_utterances, pool_utterances
 from awtpn.metrics.multilabel import summarize_labels
@@ -32,6 +33,11 @@ pytest.importorskip("sklearn")
 
 VALUES = Task("regression", ["valence", "arousal"], [[-3, 3], [0, 10]], levels=7)
 LABELS = Task("multilabel", ["a", "b"])
+
+
+def linear_figures(task: Task, training: Training, test: Pooled, balanced: bool = False) -> dict[str, Any]:
+    """Fit, predict and evaluate."""
+    return figures_of_answers(task, test, linear_answers(task, training, test, balanced))
 
 
 def pooled(seed: int, utterances: int, task: Task, missing: float = 0.0) -> Pooled:
@@ -167,7 +173,7 @@ def test_own_splits_choose_on_validation_utterances_and_do_not_train_on_them(tmp
 def test_every_fold_has_the_figures_of_its_own_utterances(tmp_path: Path) -> None:
     url = pack_values(tmp_path / "data", classes=False)
     config = config_of(url)
-    scores = baseline.baseline_of_folds(config, "fold", leave_one_out([0, 1, 2]))
+    scores = baseline.scores_of(baseline.evaluate_folds(config, "fold", leave_one_out([0, 1, 2])))
     assert [score.task for score in scores] == ["regression"] * 3
     assert all(score.metrics["Corr"] > 0.9 for score in scores)
 

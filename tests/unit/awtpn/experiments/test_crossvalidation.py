@@ -266,7 +266,7 @@ def test_the_baseline_chooses_among_groups_that_leave_two_classes(tmp_path: Path
     pytest.importorskip("sklearn")
     url = of_speakers(tmp_path, [0] * 8 + [1] * 8 + [0, 1] * 4, [7] * 8 + [8] * 8 + [9] * 8)
     config = parse_command_line([f"--data.train={url}"])[0]
-    scores = baseline.baseline_of_folds(config, "speaker", leave_one_out([7, 8, 9]))
+    scores = baseline.scores_of(baseline.evaluate_folds(config, "speaker", leave_one_out([7, 8, 9])))
     assert [score.fold for score in scores] == [7, 8, 9]
     assert scores[2].metrics["w-ACC"] > 0.9, "without an inner split that could be fitted, nothing is chosen"
     groups = np.array([0, 0, 1, 1])
@@ -288,7 +288,7 @@ def test_the_baseline_takes_the_modalities_of_the_runs(
         return pool_utterances(streams)
 
     monkeypatch.setattr(baseline, "pool_utterances", pooled)
-    baseline.baseline_of_folds(config, "fold", leave_one_out([0, 1]))
+    baseline.evaluate_folds(config, "fold", leave_one_out([0, 1]))
     assert taken == [set(used)] * 2
     [rows] = pool_utterances([baseline._opened(config, "train", {"fold": 1})])
     assert rows.rows.shape == (len(rows.label), 2 * sum(FOUR_DIMS[name] for name in used))
