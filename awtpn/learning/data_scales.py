@@ -49,7 +49,8 @@ def set_scales_from_data(
             x = model.standardise[m](ragged.values)
             rows = mean_and_deviation(x, offsets, utterance_of_step(offsets, len(x)))
             of_rows[m] += sums_of(rows[offsets.diff() > 0])
-            of_distances[m] += sums_of(model.distances(m, model.ses[m](x)).amin(-1, keepdim=True))
+            nearest = model.tpn(model.ses[m](x), 1.0).amin(-1, keepdim=True)  # without its distance_scale
+            of_distances[m] += sums_of(nearest)
     model.train(training)
     for m in model.feature_dims:
         mean, std = mean_and_std(*total(of_rows[m]))
