@@ -10,7 +10,6 @@ bit-exact results, another number gives the same losses and weights to rounding.
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import os
 import sys
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from awtpn.learning.settings import LossConfig
 from awtpn.model.base import ModalityOutput, ModelOutput
+from awtpn.model.compute.dropout import draw_factors
 from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch
 
@@ -34,8 +34,6 @@ FEW_CORES = 2
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 CGROUPS = Path("/sys/fs/cgroup")
-# Random float64 numbers drawn at a time: 512 KiB, which fits into a core's L2 cache.
-DRAW_CHUNK = 1 << 16
 T = TypeVar("T")
 
 
@@ -218,43 +216,16 @@ def draw_dropout(
 ) -> list[dict[str, Tensor] | None]:
     """Each piece's dropout factors [T, D] per modality, 0 or 1 / (1 - p); None without dropout.
 
-    Drawn from torch's global generator for the whole micro-batch, the same numbers that `nn.Dropout` draws
-    in the model. So the number of pieces does not change them.
+    Drawn from torch's global generator for the whole micro-batch, the same numbers that the model's
+    `Dropout` draws. So the number of pieces does not change them.
     """
     if config.dropout == 0:
         return [None] * len(pieces)
-    kept = 1 - config.dropout
     drawn = {}
     for m in config.modalities:
         steps = [len(piece.features[m].values) for piece in pieces]
-        whole = torch.empty(sum(steps), config.shared_dim, dtype=dtype)
-        draw = bernoulli_from_uniform_ if bernoulli_is_from_uniform() else Tensor.bernoulli_
-        drawn[m] = draw(whole, kept).div_(kept).split(steps)
+        drawn[m] = draw_factors((sum(steps), config.shared_dim), config.dropout, dtype).split(steps)
     return [{m: parts[i] for m, parts in drawn.items()} for i in range(len(pieces))]
-
-
-def bernoulli_from_uniform_(out: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Fill the contiguous `out` with 1 with probability `p`, else 0.
-
-    If `bernoulli_is_from_uniform`, it draws the numbers of `out.bernoulli_(p)` in a third of the time:
-    `bernoulli_` branches on each random number, which the processor cannot predict.
-    """
-    flat = out.view(-1)
-    uniform = torch.empty(min(len(flat), DRAW_CHUNK), dtype=torch.float64)
-    for part in flat.split(DRAW_CHUNK):
-        torch.lt(uniform[: len(part)].uniform_(generator=generator), p, out=part)
-    return out
-
-
-@functools.cache
-def bernoulli_is_from_uniform() -> bool:
-    """Whether `bernoulli_` compares one uniform float64 per number with p; it does not if it uses MKL."""
-    ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-    for p in (0.1, 0.5, 0.9):
-        drawn = bernoulli_from_uniform_(torch.empty(1000), p, ours)
-        if not torch.equal(drawn, torch.empty(1000).bernoulli_(p, generator=theirs)):
-            return False
-    return torch.equal(ours.get_state(), theirs.get_state())
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], of_pieces: Sequence[Sequence[Tensor]]) -> None:

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from awtpn.model.base import EmotionModel, ModalityOutput, ModelOutput
 from awtpn.model.blocks import AWM, SES, TPN, Spread, Statistics, fusion_weights, mean_and_deviation
+from awtpn.model.compute.dropout import Dropout
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig
 from awtpn.model.sharing.published_weights import convert_state_dict
@@ -60,7 +61,7 @@ class AWTPN(EmotionModel):
         """SES, TPN, AWM and the classifier, and the scales of relative distances."""
         config, dim = self.config, self.config.shared_dim
         self.ses = nn.ModuleDict({m: SES(d, dim) for m, d in self.feature_dims.items()})
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.tpn = TPN(
             sum(self.task.group_sizes), config.prototypes_per_class, dim, self.learnable_prototypes
         )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from awtpn.model.baselines.layers import Linear, pad, widen
 from awtpn.model.baselines.protocol import Network
+from awtpn.model.compute.dropout import Dropout
 from shards import Ragged
 
 
@@ -45,7 +46,7 @@ class CrossModal(Network):
         )
         self.own = nn.ModuleDict({m: Layer(joint, dropout) for m in feature_dims})
         self.norm = nn.ModuleDict({m: nn.LayerNorm(joint) for m in feature_dims})
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = Linear(joint * len(feature_dims), outputs)
 
     def forward(self, features: Mapping[str, Ragged]) -> Tensor:
@@ -74,7 +75,7 @@ class Layer(nn.Module):
         self.query, self.key, self.value = (Linear(width, width) for _ in range(3))
         self.out = Linear(width, width)
         self.perceptron = nn.Sequential(Linear(width, 2 * width), nn.ReLU(), Linear(2 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, source: Tensor, real: Tensor) -> Tensor:
         """`x` [B, N, D] attends to `source` [B, M, D], where `real` [B, M] is not padding: [B, N, D]."""

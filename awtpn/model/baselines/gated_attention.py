@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from awtpn.model.baselines.layers import Linear, late_fusion, pool
 from awtpn.model.baselines.protocol import Network
+from awtpn.model.compute.dropout import Dropout
 from awtpn.model.segments import utterance_of_step
 from shards import Ragged
 
@@ -32,7 +33,7 @@ class GatedAttention(Network):
     def __init__(self, feature_dims: Mapping[str, int], outputs: int, width: int, dropout: float) -> None:
         super().__init__(feature_dims, outputs, width, dropout)
         self.pools = nn.ModuleDict({m: GatedPooling(d, width) for m, d in feature_dims.items()})
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifiers = nn.ModuleDict({m: Linear(width, outputs) for m in feature_dims})
 
     def forward(self, features: Mapping[str, Ragged]) -> Tensor:

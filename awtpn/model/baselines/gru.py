@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from awtpn.model.baselines.layers import Linear, pool
 from awtpn.model.baselines.protocol import Network
+from awtpn.model.compute.dropout import Dropout
 from awtpn.model.device import to_device_async
 from awtpn.model.segments import utterance_of_step
 from shards import Ragged
@@ -36,7 +37,7 @@ class GRUAttention(Network):
         super().__init__(feature_dims, outputs, width, dropout)
         half = (width + 1) // 2
         self.pools = nn.ModuleDict({m: RecurrentPooling(d, half) for m, d in feature_dims.items()})
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = Linear(2 * half * len(feature_dims), outputs)
 
     def forward(self, features: Mapping[str, Ragged]) -> Tensor:

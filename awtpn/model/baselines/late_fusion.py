@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from awtpn.model.baselines.layers import Linear, late_fusion
 from awtpn.model.baselines.protocol import Network
+from awtpn.model.compute.dropout import Dropout
 from awtpn.model.segments import segment_mean, utterance_of_step
 from shards import Ragged
 
@@ -31,7 +32,7 @@ class LateFusion(Network):
         self.heads = tuple(f"perceptrons.{m}.3." for m in feature_dims)
         self.perceptrons = nn.ModuleDict(
             {
-                m: nn.Sequential(Linear(d, width), nn.ReLU(), nn.Dropout(dropout), Linear(width, outputs))
+                m: nn.Sequential(Linear(d, width), nn.ReLU(), Dropout(dropout), Linear(width, outputs))
                 for m, d in feature_dims.items()
             }
         )

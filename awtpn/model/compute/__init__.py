@@ -1,5 +1,5 @@
 """What the arithmetic of the network costs, and how exact and fast it is on this machine.
 
 - `flops`: FLOPs of a training step; `matrix_products`: whether matrix products are bit-exact on this machine;
-  `attention_triton`: the fused GPU kernels of `awtpn.model.attention`
+  `attention_triton`: the fused GPU kernels of `awtpn.model.attention`; `dropout`: dropout drawn fast on CPUs
 """

@@ -33,6 +33,7 @@ from awtpn.distributed.cpu_threads import (
     usable_cores,
 )
 from awtpn.learning.settings import LossConfig
+from awtpn.model.compute import dropout as compute_dropout
 from awtpn.model.settings import ModelConfig
 from awtpn.run.position import Position
 from awtpn.tracking.monitor import Monitor
@@ -272,7 +273,7 @@ def test_dropout_is_bernoullis_whatever_the_threads(
     p: float, dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one, two and three threads the very bits of `bernoulli_`, which `nn.Dropout` draws with."""
-    monkeypatch.setattr(cpu_threads, "DRAW_CHUNK", at_once)
+    monkeypatch.setattr(compute_dropout, "DRAW_CHUNK", at_once)
     whole = a_batch()
     seed_randomness(0, 5, 0, 0)
     kept = 1 - p
@@ -296,9 +297,9 @@ def test_another_bernoulli_draws_itself(monkeypatch: pytest.MonkeyPatch) -> None
         return out.copy_(torch.rand(out.shape, generator=generator) < p)
 
     monkeypatch.setattr(torch.Tensor, "bernoulli_", other)
-    compares = cpu_threads.bernoulli_is_from_uniform.__wrapped__
+    compares = compute_dropout.bernoulli_is_from_uniform.__wrapped__
     assert not compares()
-    monkeypatch.setattr(cpu_threads, "bernoulli_is_from_uniform", compares)
+    monkeypatch.setattr(compute_dropout, "bernoulli_is_from_uniform", compares)
     whole = a_batch()
     seed_randomness(0, 5, 0, 0)
     expected = torch.empty(len(whole.features["audio"].values), 8).bernoulli_(0.6).div_(0.6)
