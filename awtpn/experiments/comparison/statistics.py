@@ -35,6 +35,17 @@ def corrected_interval(differences: Sequence[float]) -> list[float] | None:
     return [mean - half, mean + half]
 
 
+def mean_interval(differences: Sequence[float], intervals: Sequence[Sequence[float]]) -> list[float]:
+    """95 % interval of the mean of independent differences, from the interval of each.
+
+    It is about these datasets, not about others: half its width is sqrt(sum of h^2) / n, where h are half the
+    widths of the n intervals.
+    """
+    mean, count = float(np.mean(differences)), len(differences)
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in intervals)) / count
+    return [mean - half, mean + half]
+
+
 def seed_deviation(values: Mapping[Any, Sequence[float]]) -> float | None:
     """Deviation over seeds: the square root of the mean over folds of the variance over seeds.
 

@@ -20,6 +20,7 @@ from awtpn.experiments.comparison.runs import Found
 from awtpn.experiments.comparison.statistics import (
     class_replicates,
     corrected_interval,
+    mean_interval,
     middle,
     seed_deviation,
 )
@@ -248,13 +249,14 @@ def over_datasets(datasets: Mapping[str, Mapping[str, Any]], headline: str) -> d
             for key in dict.fromkeys([metric, second])
         }
         if name != headline:
-            given = [
-                found["differences"][headline][name][metric]["difference"] for found in datasets.values()
-            ]
+            found = [of["differences"][headline][name][metric] for of in datasets.values()]
+            given = [of["difference"] for of in found]
             known = [value for value in given if value is not None]
+            within = [of["interval"] for of in found if of["interval"] is not None]
             complete = len(known) == len(given)
             rows["difference"][name] = {
                 "difference": mean_of_all(given),
                 "interval": t_interval(known) if complete else None,
+                "interval_of_these": mean_interval(known, within) if len(within) == len(given) else None,
             }
     return rows

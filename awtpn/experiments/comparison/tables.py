@@ -28,8 +28,10 @@ INTERVALS = (
     "models. On average one interval in twenty misses the true value by chance."
 )
 OVER_DATASETS = (
-    "The mean over datasets has Student's t interval over datasets. Datasets that share recordings are not "
-    "independent, so with such datasets this interval is too narrow."
+    "The mean over datasets has two intervals. Over datasets: Student's t, as if they were drawn from all "
+    "datasets that there could be; one that differs much from the others widens it. Over these datasets: "
+    "from the intervals above. Datasets that share recordings are not independent, so with them both are "
+    "too narrow."
 )
 
 
@@ -113,13 +115,9 @@ def difference_section(datasets: Datasets, mean: Mapping[str, Any] | None, headl
         metric, differences = found["metric"], found["differences"][headline]
         rows.append([name, over_of(found), *(change(metric, differences[o][metric]) for o in others)])
     if mean is not None:
-        rows.append(
-            [
-                "mean over datasets",
-                "datasets",
-                *(change(mean["metric"], mean["difference"][o]) for o in others),
-            ]
-        )
+        for over, key in (("datasets", "interval"), ("these datasets", "interval_of_these")):
+            cells = [change(mean["metric"], mean["difference"][o], key) for o in others]
+            rows.append(["mean over datasets", over, *cells])
     note = f"Paired; above 0 {headline} is better than the other model. In bold: the interval excludes 0."
     if mean is not None:
         note += f" {OVER_DATASETS}"
@@ -281,9 +279,9 @@ def with_interval(metric: str, value: float | None, interval: Sequence[float] | 
     return f"{format_metric(metric, value)}{span}"
 
 
-def change(metric: str, found: Mapping[str, Any]) -> str:
+def change(metric: str, found: Mapping[str, Any], key: str = "interval") -> str:
     """ "+1.25 (-0.40 to +2.90)", in bold where the interval excludes 0."""
-    interval = found["interval"]
+    interval = found[key]
     span = f" ({format_range(metric, interval, '+')})" if interval else ""
     text = f"{format_change(metric, found['difference'])}{span}"
     return Strong(text) if excludes_zero(interval) else text

@@ -126,7 +126,13 @@ def test_the_report_shows_all_of_it(folded: dict[str, list[Found]]) -> None:
         "difference": -0.1,
         "interval": [-0.2, -0.05],
     }
+    mean = results["mean"]["difference"]["other"]
+    halves = [
+        np.ptp(found["differences"]["awtpn"]["other"]["w-F1"]["interval"]) / 2 for found in (first, second)
+    ]
+    assert np.ptp(mean["interval_of_these"]) / 2 == pytest.approx(math.hypot(*halves) / 2)
     markdown, html = page.render_markdown(results), page.render_html(results)
+    assert "| mean over datasets | these datasets |" in markdown
     assert "| mine | 3 folds by speaker | 70.00 (45.16 to 94.84) | **81.00 (56.16 to 105.84)** |" in markdown
     assert "- left out: gone, since there is no gone.npz in the folder of --sources" in markdown
     assert "optim.lr=1e-3: 2 of 3; optim.lr=3e-3: 1 of 3" in markdown
@@ -149,7 +155,11 @@ def test_what_is_undefined_is_shown_as_such(folded: dict[str, list[Found]]) -> N
     assert found["models"]["awtpn"]["undefined"]["w-F1"] == 2
     assert found["differences"]["awtpn"]["other"]["w-F1"]["interval"] is None
     results = results_of({"mine": found, "again": found})
-    assert results["mean"]["difference"]["other"] == {"difference": None, "interval": None}
+    assert results["mean"]["difference"]["other"] == {
+        "difference": None,
+        "interval": None,
+        "interval_of_these": None,
+    }
     assert "| mine | 3 folds by speaker | **70.00 (45.16 to 94.84)** | undefined |" in page.render_markdown(
         results
     )

@@ -11,6 +11,7 @@ from awtpn.experiments.comparison.statistics import (
     class_replicates,
     corrected_interval,
     excludes_zero,
+    mean_interval,
     middle,
     seed_deviation,
 )
@@ -34,6 +35,11 @@ def test_the_corrected_interval_of_five_folds() -> None:
 def test_one_fold_has_no_interval_and_equal_folds_a_point() -> None:
     assert corrected_interval([0.1]) is None
     assert corrected_interval([0.1, 0.1]) == pytest.approx([0.1, 0.1])
+
+
+def test_the_interval_of_a_mean_over_datasets_comes_from_theirs() -> None:
+    # Half widths 0.3 and 0.4: sqrt(0.09 + 0.16) / 2
+    assert mean_interval([0.1, 0.3], [[-0.2, 0.4], [-0.1, 0.7]]) == pytest.approx([0.2 - 0.25, 0.2 + 0.25])
 
 
 def test_the_deviation_over_seeds_pools_the_folds_variances() -> None:
