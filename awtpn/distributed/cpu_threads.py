@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from awtpn.learning.settings import LossConfig
 from awtpn.model.base import ModalityOutput, ModelOutput
-from awtpn.model.compute.dropout import draw_factors
+from awtpn.model.compute.dropout import DropoutFactors, draw_factors
 from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch
 
@@ -213,19 +213,25 @@ def join_outputs(outputs: Sequence[ModelOutput]) -> ModelOutput:
 
 def draw_dropout(
     pieces: Sequence[FeatureBatch], config: ModelConfig, dtype: torch.dtype
-) -> list[dict[str, Tensor] | None]:
-    """Each piece's dropout factors [T, D] per modality, 0 or 1 / (1 - p); None without dropout.
+) -> list[DropoutFactors]:
+    """Each piece's dropout factors.
 
-    Drawn from torch's global generator for the whole micro-batch, the same numbers that the model's
-    `Dropout` draws. So the number of pieces does not change them.
+    Drawn from torch's global generator for the whole micro-batch, the same numbers in the same order that the
+    model draws. So the number of pieces does not change them.
     """
-    if config.dropout == 0:
-        return [None] * len(pieces)
-    drawn = {}
-    for m in config.modalities:
-        steps = [len(piece.features[m].values) for piece in pieces]
-        drawn[m] = draw_factors((sum(steps), config.shared_dim), config.dropout, dtype).split(steps)
-    return [{m: parts[i] for m, parts in drawn.items()} for i in range(len(pieces))]
+    steps: dict[str, Sequence[Tensor]] = {}
+    statistics: dict[str, Sequence[Tensor]] = {}
+    for m in config.modalities if config.dropout else ():
+        counts = [len(piece.features[m].values) for piece in pieces]
+        steps[m] = draw_factors((sum(counts), config.shared_dim), config.dropout, dtype).split(counts)
+    for m in config.modalities if config.statistics and config.statistics_dropout else ():
+        utterances, width = [len(piece) for piece in pieces], 2 * pieces[0].features[m].values.shape[1]
+        drawn = draw_factors((sum(utterances), width), config.statistics_dropout, torch.float32)
+        statistics[m] = drawn.split(utterances)
+    return [
+        DropoutFactors(*({m: parts[i] for m, parts in of.items()} for of in (steps, statistics)))
+        for i in range(len(pieces))
+    ]
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], of_pieces: Sequence[Sequence[Tensor]]) -> None:

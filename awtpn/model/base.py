@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from awtpn.model.blocks import Standardize
+from awtpn.model.compute.dropout import DropoutFactors
 from awtpn.model.files import (
     CARD_FILE,
     CARD_VERSION,
@@ -142,16 +143,13 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         """Make the modules of the network, from the attributes."""
         raise NotImplementedError
 
-    def forward(
-        self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
-    ) -> ModelOutput:
+    def forward(self, features: Mapping[str, Ragged], dropout: DropoutFactors | None = None) -> ModelOutput:
         """Logits and intermediate results of B utterances; B may be 0.
 
         Args:
             features: per modality the packed steps as extracted, not standardized: the model does that in its
                 first layer. An utterance may lack modalities, but not all.
-            dropout: of AWTPN only: per modality the factors [T, D] that h is multiplied by; default: drawn
-                here in training.
+            dropout: of AWTPN only; default: drawn here in training.
         """
         raise NotImplementedError
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.model.attention import reliability_attention
+from awtpn.model.compute.dropout import Dropout
 from awtpn.model.segments import segment_mean, segment_softmax, segment_sum
 
 LEAST_SPREAD = 1e-4  # of a statistic of standardized features, to be divided by
@@ -77,16 +78,18 @@ class Statistics(Float32Buffers):
 
     The rows are standardized by their own mean and deviation over training utterances, so that features that
     hardly differ between utterances count as others do. The map begins at zero: a model begins as without it.
-    Zero for an utterance without the modality.
+    Zero for an utterance without the modality. Dropout of single values keeps the map from learning the
+    training utterances by heart, which would leave nothing to learn to the weights of time steps.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, dim: int, outputs: int) -> None:
+    def __init__(self, dim: int, outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * dim))
         self.register_buffer("std", torch.ones(2 * dim))
+        self.dropout = Dropout(dropout)
         self.weight = nn.Parameter(torch.zeros(outputs, 2 * dim))
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
@@ -94,9 +97,14 @@ class Statistics(Float32Buffers):
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > LEAST_SPREAD, std, torch.ones_like(std)))
 
-    def forward(self, rows: Tensor, present: Tensor) -> Tensor:
-        """`rows` [B, 2F] of `mean_and_deviation`, `present` [B] bool -> [B, outputs]."""
+    def forward(self, rows: Tensor, present: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """`rows` [B, 2F] of `mean_and_deviation`, `present` [B] bool -> [B, outputs].
+
+        Args:
+            dropout: factors [B, 2F]; default: drawn here in training.
+        """
         units = torch.where(present[:, None], (rows - self.mean) / self.std, 0.0)
+        units = self.dropout(units) if dropout is None else units * dropout
         return nn.functional.linear(units.to(self.weight.dtype), self.weight)
 
 

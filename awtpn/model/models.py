@@ -10,6 +10,7 @@ from torch import Tensor
 
 from awtpn.model.base import EmotionModel, ModelOutput, load
 from awtpn.model.baselines import NETWORKS
+from awtpn.model.compute.dropout import DropoutFactors
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.model.task import Task
@@ -37,9 +38,7 @@ class Baseline(EmotionModel):
             self.feature_dims, self.task.outputs, config.shared_dim, config.dropout
         )
 
-    def forward(
-        self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
-    ) -> ModelOutput:
+    def forward(self, features: Mapping[str, Ragged], dropout: DropoutFactors | None = None) -> ModelOutput:
         """Logits of B utterances; see `EmotionModel`."""
         return ModelOutput(self.network(self.standardized(features)), {})
 

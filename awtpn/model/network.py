@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from awtpn.model.base import EmotionModel, ModalityOutput, ModelOutput
 from awtpn.model.blocks import AWM, SES, TPN, Spread, Statistics, fusion_weights, mean_and_deviation
-from awtpn.model.compute.dropout import Dropout
+from awtpn.model.compute.dropout import Dropout, DropoutFactors
 from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
 from awtpn.model.settings import ModelConfig
 from awtpn.model.sharing.published_weights import convert_state_dict
@@ -69,30 +69,27 @@ class AWTPN(EmotionModel):
         self.classifier = nn.Linear(dim, self.task.outputs)
         relative = config.distances == "relative"
         self.spread = nn.ModuleDict({m: Spread() for m in self.feature_dims if relative})
-        outputs = self.task.outputs
+        outputs, p = self.task.outputs, config.statistics_dropout
         self.statistics = nn.ModuleDict(
-            {m: Statistics(d, outputs) for m, d in self.feature_dims.items() if config.statistics}
+            {m: Statistics(d, outputs, p) for m, d in self.feature_dims.items() if config.statistics}
         )
 
-    def forward(
-        self, features: Mapping[str, Ragged], dropout: Mapping[str, Tensor] | None = None
-    ) -> ModelOutput:
+    def forward(self, features: Mapping[str, Ragged], dropout: DropoutFactors | None = None) -> ModelOutput:
         """Logits and intermediate results of B utterances; B may be 0.
 
         Args:
             features: per modality the packed steps as extracted, not standardized: the model does that in its
                 first layer. An utterance may lack modalities, but not all.
-            dropout: per modality the factors [T, D] that h is multiplied by; default: drawn here in training.
+            dropout: default: drawn here in training.
         """
-        streams = {
-            m: self.encode(m, features[m], None if dropout is None else dropout[m])
-            for m in self.config.modalities
-        }
+        given = dropout or DropoutFactors({}, {})
+        streams = {m: self.encode(m, features[m], given.steps.get(m)) for m in self.config.modalities}
         fused = self.fuse(streams)
         logits = self.classifier(fused.to(self.classifier.weight.dtype))
         logits = logits.to(fused.dtype)
         for m, of_statistics in self.statistics.items():
-            logits = logits + of_statistics(streams[m].statistics, streams[m].present)
+            stream, factors = streams[m], given.statistics.get(m)
+            logits = logits + of_statistics(stream.statistics, stream.present, factors)
         return ModelOutput(logits, streams)
 
     def step_weights(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:

@@ -31,7 +31,12 @@ NEW_KEYS = {
 
 
 # Keys of ModelConfig that an earlier version did not have -> the value by which it behaved.
-FORMER_MODEL: dict[str, Any] = {"name": "awtpn", "distances": "absolute", "statistics": False}
+FORMER_MODEL: dict[str, Any] = {
+    "name": "awtpn",
+    "distances": "absolute",
+    "statistics": False,
+    "statistics_dropout": 0.0,
+}
 
 
 @dataclass
@@ -84,6 +89,8 @@ class ModelConfig:
     statistics: bool = True
     """Let the classifier also read the plain mean and standard deviation over time of the standardized
     features, as a linear model does; false: of the fused vector alone (the paper)."""
+    statistics_dropout: float = 0.5
+    """Dropout of these means and deviations. Without it the classifier can learn noisy ones by heart."""
 
     def __post_init__(self) -> None:
         """Take `modalities` also as a name, a list of names, or plain mappings.
@@ -118,8 +125,9 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
             if getattr(self, name) > WIDEST:
                 raise ValueError(f"model.{name} must be at most {WIDEST}, not {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout must lie in [0, 1), not {self.dropout}")
+        for name in ("dropout", "statistics_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must lie in [0, 1), not {getattr(self, name)}")
         self._check_old_keys()
         for name in self.modalities:
             if not 0 <= self.fusion_weight(name) < math.inf:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 # Random float64 numbers drawn at a time: 512 KiB, which fits into a core's L2 cache.
 DRAW_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class DropoutFactors:
+    """Factors that a model is given instead of drawing them itself: 0, or 1 / (1 - p).
+
+    Attributes:
+        steps: per modality [T, D], of the steps in the shared space; empty without dropout.
+        statistics: per modality [B, 2F], of its mean and deviation over time; empty without their dropout.
+    """
+
+    steps: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor]
 
 
 class Dropout(nn.Dropout):

@@ -245,6 +245,8 @@ def test_an_error_in_any_piece_is_raised_when_all_have_ended() -> None:
 
 def test_dropout_is_that_of_the_whole_batch() -> None:
     model, whole = small_model(dropout=0.4).train(), a_batch()
+    for of_statistics in model.statistics.values():
+        torch.nn.init.normal_(of_statistics.weight)
     seed_randomness(0, 5, 0, 0)
     one = model(whole.features)
     pieces = whole.cut([0, 4, 12])
@@ -252,6 +254,7 @@ def test_dropout_is_that_of_the_whole_batch() -> None:
     drawn = cpu_threads.draw_dropout(pieces, model.config, torch.float64)
     outputs = [model(piece.features, factors) for piece, factors in zip(pieces, drawn, strict=True)]
     joined = cpu_threads.join_outputs(outputs)
+    torch.testing.assert_close(joined.logits, one.logits, rtol=1e-12, atol=1e-12)
     for m, expected in one.streams.items():
         assert torch.equal(joined.streams[m].h == 0, expected.h == 0)
         torch.testing.assert_close(joined.streams[m].h, expected.h, rtol=1e-12, atol=1e-12)
@@ -260,10 +263,11 @@ def test_dropout_is_that_of_the_whole_batch() -> None:
 def seeded_masks(whole: FeatureBatch, edges: list[int], p: float, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors of all pieces as one tensor per modality, and under "state" what the generator is then."""
     seed_randomness(0, 5, 0, 0)
-    config = ModelConfig(shared_dim=8, dropout=p)
+    config = ModelConfig(shared_dim=8, dropout=p, statistics_dropout=0.5)
     of_pieces = cpu_threads.draw_dropout(whole.cut(edges), config, dtype)
-    joined = {m: torch.cat([drawn[m] for drawn in of_pieces if drawn is not None]) for m in DIMS}
-    return joined | {"state": torch.get_rng_state()}
+    joined = {m: torch.cat([drawn.steps[m] for drawn in of_pieces]) for m in DIMS}
+    of_statistics = {f"{m} statistics": torch.cat([drawn.statistics[m] for drawn in of_pieces]) for m in DIMS}
+    return joined | of_statistics | {"state": torch.get_rng_state()}
 
 
 @pytest.mark.parametrize("at_once", [1 << 16, 37])
@@ -280,6 +284,10 @@ def test_dropout_is_bernoullis_whatever_the_threads(
     expected = {
         m: torch.empty(len(whole.features[m].values), 8, dtype=dtype).bernoulli_(kept).div_(kept)
         for m in ModelConfig().modalities
+    }
+    expected |= {
+        f"{m} statistics": torch.empty(len(whole), 2 * dim).bernoulli_(0.5).div_(0.5)
+        for m, dim in DIMS.items()
     }
     expected["state"] = torch.get_rng_state()
     for threads in (1, 2, 3):
