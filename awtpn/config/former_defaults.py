@@ -26,14 +26,23 @@ def keep_former_defaults(config: Config, recorded: Mapping[str, Any]) -> None:
         config: of the command; it is changed.
         recorded: the run's config.yaml, as it is in the file.
     """
-    if "statistics" in recorded.get("model", {}):
-        return  # recorded by this version
-    today = Config()
+    today, of_0_3 = Config(), "statistics" not in recorded.get("model", {})
     for section in KEYS_SINCE.keys() | DEFAULTS_OF_0_3.keys():
         of_run, now, default = recorded.get(section, {}), getattr(config, section), getattr(today, section)
-        for key, former in (KEYS_SINCE.get(section, {}) | DEFAULTS_OF_0_3.get(section, {})).items():
-            if getattr(now, key) == getattr(default, key) and of_run.get(key, former) == former:
-                setattr(now, key, former)
+        former = KEYS_SINCE.get(section, {})
+        if of_0_3:
+            former = former | DEFAULTS_OF_0_3.get(section, {})
+        else:
+            former = {key: value for key, value in former.items() if key not in of_run}
+        for key, value in former.items():
+            if getattr(now, key) == getattr(default, key) and of_run.get(key, value) == value:
+                setattr(now, key, value)
+    if of_0_3:
+        keep_former_weights(config, recorded)
+
+
+def keep_former_weights(config: Config, recorded: Mapping[str, Any]) -> None:
+    """Give modalities without a weight those of the run: 0.3 and 0.7, where today's default is 1."""
     modalities = recorded.get("model", {}).get("modalities")
     for name, given in config.model.modalities.items():
         of_run = modalities.get(name) if isinstance(modalities, Mapping) else None
