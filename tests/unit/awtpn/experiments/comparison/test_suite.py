@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from support import REPO
 
+from awtpn.config.command_line import parse_command_line
 from awtpn.experiments.comparison import curves
 from awtpn.experiments.comparison.datasets import check_format, missing_sources
 from awtpn.experiments.comparison.suite import (
@@ -158,3 +160,13 @@ def test_a_curve_trains_the_base_once() -> None:
     datasets = curves.datasets_of(suite.curves)
     assert list(datasets) == ["steps=20", "base", "useless=audio"]
     assert datasets["steps=20"].pack == {"target": "classification", "steps": 20}
+
+
+@pytest.mark.parametrize("name", [path.name for path in (REPO / "configs" / "comparison").iterdir()])
+def test_every_model_of_the_shipped_suites_is_a_configuration(name: str) -> None:
+    suite = read_suite(REPO / "configs" / "comparison" / name)
+    for dataset in suite.datasets.values():
+        check_format(dataset)
+    for model in suite.models.values():
+        config, _ = parse_command_line(["--data.train=data/some", *model.arguments])
+        config.model.validate()
