@@ -14,6 +14,8 @@ DEFAULTS_OF_0_3: dict[str, dict[str, Any]] = {
     "optim": {"lr": 1e-3, "weight_decay": 1e-4, "warmup_steps": 20},
     "train": {"epochs": 30, "validate_every": 1},
 }
+# The same of version 0.4.0.
+DEFAULTS_OF_0_4_0: dict[str, dict[str, Any]] = {"optim": {"weight_decay": 1.0}}
 
 
 def keep_former_defaults(config: Config, recorded: Mapping[str, Any]) -> None:
@@ -26,17 +28,19 @@ def keep_former_defaults(config: Config, recorded: Mapping[str, Any]) -> None:
         config: of the command; it is changed.
         recorded: the run's config.yaml, as it is in the file.
     """
-    today, of_0_3 = Config(), "statistics" not in recorded.get("model", {})
-    for section in KEYS_SINCE.keys() | DEFAULTS_OF_0_3.keys():
+    model, today = recorded.get("model", {}), Config()
+    if "statistics_dropout" in model:
+        return  # recorded by this version
+    of_0_3 = "statistics" not in model
+    changed = DEFAULTS_OF_0_3 if of_0_3 else DEFAULTS_OF_0_4_0
+    for section in KEYS_SINCE.keys() | changed.keys():
         of_run, now, default = recorded.get(section, {}), getattr(config, section), getattr(today, section)
-        former = KEYS_SINCE.get(section, {})
-        if of_0_3:
-            former = former | DEFAULTS_OF_0_3.get(section, {})
-        else:
-            former = {key: value for key, value in former.items() if key not in of_run}
-        for key, value in former.items():
-            if getattr(now, key) == getattr(default, key) and of_run.get(key, value) == value:
-                setattr(now, key, value)
+        unknown = {
+            key: value for key, value in KEYS_SINCE.get(section, {}).items() if of_0_3 or key not in of_run
+        }
+        for key, former in (unknown | changed.get(section, {})).items():
+            if getattr(now, key) == getattr(default, key) and of_run.get(key, former) == former:
+                setattr(now, key, former)
     if of_0_3:
         keep_former_weights(config, recorded)
 

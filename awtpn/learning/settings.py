@@ -18,7 +18,7 @@ class OptimConfig:
 
     lr: float = 3e-3
     """Peak learning rate of AdamW."""
-    weight_decay: float = 1.0
+    weight_decay: float = 0.3
     """AdamW's decoupled weight decay."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""

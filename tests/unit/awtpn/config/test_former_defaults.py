@@ -21,11 +21,12 @@ def test_a_run_of_today_changes_nothing() -> None:
     assert resumed(dump(Config())) == Config()
 
 
-def test_a_run_of_0_4_0_keeps_its_statistics_without_dropout() -> None:
+def test_a_run_of_0_4_0_keeps_its_defaults() -> None:
     recorded = dump(Config())
     del recorded["model"]["statistics_dropout"]
+    recorded["optim"]["weight_decay"] = 1.0
     expected = Config()
-    expected.model.statistics_dropout = 0.0
+    expected.model.statistics_dropout, expected.optim.weight_decay = 0.0, 1.0
     assert resumed(recorded) == expected
     assert resumed(recorded, statistics_dropout=0.3).model.statistics_dropout == 0.3, "a given value stays"
 
