@@ -224,9 +224,10 @@ def draw_dropout(
     for m in config.modalities if config.dropout else ():
         counts = [len(piece.features[m].values) for piece in pieces]
         steps[m] = draw_factors((sum(counts), config.shared_dim), config.dropout, dtype).split(counts)
-    for m in config.modalities if config.statistics and config.statistics_dropout else ():
+    for m in config.modalities if config.dropout_of_statistics else ():
         utterances, width = [len(piece) for piece in pieces], 2 * pieces[0].features[m].values.shape[1]
-        drawn = draw_factors((sum(utterances), width), config.statistics_dropout, torch.float32)
+        wide = torch.promote_types(dtype, torch.float32)  # as the statistics are
+        drawn = draw_factors((sum(utterances), width), config.dropout_of_statistics, wide)
         statistics[m] = drawn.split(utterances)
     return [
         DropoutFactors(*({m: parts[i] for m, parts in of.items()} for of in (steps, statistics)))

@@ -69,7 +69,7 @@ class AWTPN(EmotionModel):
         self.classifier = nn.Linear(dim, self.task.outputs)
         relative = config.distances == "relative"
         self.spread = nn.ModuleDict({m: Spread() for m in self.feature_dims if relative})
-        outputs, p = self.task.outputs, config.statistics_dropout
+        outputs, p = self.task.outputs, config.dropout_of_statistics
         self.statistics = nn.ModuleDict(
             {m: Statistics(d, outputs, p) for m, d in self.feature_dims.items() if config.statistics}
         )

@@ -89,8 +89,9 @@ class ModelConfig:
     statistics: bool = True
     """Let the classifier also read the plain mean and standard deviation over time of the standardized
     features, as a linear model does; false: of the fused vector alone (the paper)."""
-    statistics_dropout: float = 0.5
-    """Dropout of these means and deviations. Without it the classifier can learn noisy ones by heart."""
+    statistics_dropout: float | None = None
+    """Dropout of these means and deviations; null: model.dropout. Without it the classifier can learn noisy
+    ones by heart."""
 
     def __post_init__(self) -> None:
         """Take `modalities` also as a name, a list of names, or plain mappings.
@@ -126,8 +127,9 @@ class ModelConfig:
             if getattr(self, name) > WIDEST:
                 raise ValueError(f"model.{name} must be at most {WIDEST}, not {getattr(self, name)}")
         for name in ("dropout", "statistics_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must lie in [0, 1), not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"model.{name} must lie in [0, 1), not {value}")
         self._check_old_keys()
         for name in self.modalities:
             if not 0 <= self.fusion_weight(name) < math.inf:
@@ -184,6 +186,13 @@ class ModelConfig:
     def distance_scale(self, modality: str) -> float:
         """Factor on a modality's squared distances to prototypes."""
         return self._setting(modality, "distance_scale", DEFAULT_DISTANCE_SCALE[self.distances])
+
+    @property
+    def dropout_of_statistics(self) -> float:
+        """Dropout of the means and deviations that the classifier reads; 0 if it reads none."""
+        if not self.statistics:
+            return 0.0
+        return self.dropout if self.statistics_dropout is None else self.statistics_dropout
 
     def dropout_of(self, modality: str) -> float:
         """Probability that training hides a modality of an utterance."""
