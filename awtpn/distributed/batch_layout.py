@@ -42,21 +42,28 @@ def make_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layou
 
 
 def check_negatives(loss: LossConfig, modalities: Sequence[str], layout: Layout) -> None:
-    """Refuse a layout that would change which negatives the losses use.
+    """Refuse groups of negatives that do not fill the global batch.
 
     Raises:
         ValueError: names the keys and the fix.
     """
     if len(modalities) < 2:
         return  # no cross-modal terms, no negatives
-    if loss.negatives == "group" and layout.micro_batch % loss.negative_group:
+    if loss.negatives == "group" and layout.global_batch % loss.negative_group:
         raise ValueError(
-            f"loss.negative_group {loss.negative_group} does not divide the micro-batch of "
-            f"{layout.micro_batch} utterances, so negatives would depend on the layout: change "
-            "train.micro_batch_size or loss.negative_group"
+            f"loss.negative_group {loss.negative_group} does not divide train.global_batch_size "
+            f"{layout.global_batch}: change one of them"
         )
-    if loss.negatives == "global" and layout.accumulation > 1:
-        raise ValueError(
-            f"loss.negatives=global needs the whole global batch at once, but accumulation is "
-            f"{layout.accumulation}: use loss.negatives=group, more ranks or a larger train.micro_batch_size"
-        )
+
+
+def negatives_cross_micro_batches(loss: LossConfig, modalities: Sequence[str], layout: Layout) -> bool:
+    """Whether an utterance's negative can lie in another micro-batch of its step.
+
+    Then `awtpn.training.held_means` computes the cross-modal terms, at the cost of one more forward pass.
+    Global negatives without accumulation need none: each rank's only micro-batch is live at the same time.
+    """
+    if len(modalities) < 2 or loss.negatives == "reference":
+        return False
+    if loss.negatives == "global":
+        return layout.accumulation > 1
+    return layout.micro_batch % loss.negative_group != 0

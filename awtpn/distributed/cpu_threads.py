@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from awtpn.distributed.batch_layout import Layout, negatives_cross_micro_batches
 from awtpn.learning.settings import LossConfig
 from awtpn.model.base import ModalityOutput, ModelOutput
 from awtpn.model.compute.dropout import DropoutFactors, draw_factors
@@ -144,14 +145,15 @@ class PieceThreads:
 ONE_PIECE = PieceThreads()
 
 
-def make_piece_threads(threads: int, per_batch: int, model: ModelConfig, loss: LossConfig) -> PieceThreads:
-    """Threads for micro-batches of `per_batch` places.
+def make_piece_threads(threads: int, layout: Layout, model: ModelConfig, loss: LossConfig) -> PieceThreads:
+    """Threads for the micro-batches of a layout.
 
     Also sets torch's own threads, if there are more threads than pieces. If negatives come from the whole
     micro-batch (`loss.negatives` reference or global), it is not cut.
     """
-    granule = 1
-    if len(model.modalities) > 1:
+    granule, per_batch = 1, layout.micro_batch
+    modalities = list(model.modalities)
+    if len(modalities) > 1 and not negatives_cross_micro_batches(loss, modalities, layout):
         granule = loss.negative_group if loss.negatives == "group" else per_batch
     count = max(1, min(threads, per_batch // granule))
     inside = max(1, threads // count)

@@ -117,9 +117,12 @@ class LossConfig:
     """Margin m of contrast."""
     negatives: Literal["group", "global", "reference"] = "group"
     """group: of another class, within negative_group places; global: of another class, from the whole global
-    batch (accumulation 1); reference: a permutation of the micro-batch, of any class."""
+    batch; reference: a permutation of the micro-batch, of any class. Where a negative can lie in another
+    micro-batch (group: micro-batches that negative_group does not divide; global: accumulation), a step has
+    one more forward pass."""
     negative_group: int = 8
-    """Consecutive places of the global batch that form a group to draw negatives from."""
+    """Consecutive places of the global batch that form a group to draw negatives from; it divides
+    train.global_batch_size."""
     pair_weights: dict[str, float] = field(default_factory=dict)
     """Weights of pairs of modalities in intra, inter and contrast, such as {audio-video: 1, audio-text: 2};
     the terms are weighted means over pairs; default: 1 each."""

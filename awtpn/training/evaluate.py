@@ -17,6 +17,7 @@ from torch import nn
 from awtpn.config.command_parser import meant
 from awtpn.config.settings import ROLES, DataConfig, SelectConfig
 from awtpn.config.suggestions import similar
+from awtpn.distributed.batch_layout import Layout
 from awtpn.distributed.cpu_threads import (
     ONE_PIECE,
     PieceThreads,
@@ -224,7 +225,8 @@ def threads_for_evaluation(config: ModelConfig, world: World) -> PieceThreads:
     """Threads that share a batch as in a run with default settings, so that metrics have the same bits."""
     if world.size > 1 or world.device.type != "cpu" or config.name != "awtpn":
         return ONE_PIECE
-    return make_piece_threads(choose_threads(None, 0, 1, os.environ), EVALUATION_BATCH, config, LossConfig())
+    threads = choose_threads(None, 0, 1, os.environ)
+    return make_piece_threads(threads, Layout(EVALUATION_BATCH, EVALUATION_BATCH, 1), config, LossConfig())
 
 
 def overlap_with_training(given: Path, stream: FeatureStream, options: argparse.Namespace) -> str | None:

@@ -52,6 +52,21 @@ class GlobalBatchInfo:
     """Utterances that have none of the modalities in use."""
     fingerprint: int
     stop: bool
+    everywhere: WholeBatch | None = None
+    """The whole global batch, where the cross-modal terms need it at once."""
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """What the cross-modal terms need to know about the G places of the global batch.
+
+    Attributes:
+        present: per modality [G] bool, which utterances have it; False at empty places.
+        negatives: by pair of modalities the place of each utterance's negative, [len(DRAWS), G].
+    """
+
+    present: dict[str, NDArray[np.bool_]]
+    negatives: dict[Pair, NDArray[np.int64]]
 
 
 def reduce_batch_counts(
@@ -67,6 +82,7 @@ def reduce_batch_counts(
     seed: int,
     step: int,
     stop: bool,
+    whole: bool = False,
 ) -> GlobalBatchInfo:
     """Draw this step's negatives and sum its counts over ranks; every rank calls.
 
@@ -78,6 +94,7 @@ def reduce_batch_counts(
         class_weights: [C] of the cross-entropy, or [K, 2] of labels; None for equal ones.
         step: steps done before this one; it seeds the negatives, together with `seed`.
         stop: this rank got a stop signal.
+        whole: also tell the negatives of all places, which may lie in any micro-batch.
     """
     label, place = batch.host_label.numpy(), batch.place.numpy()
     names = list(modalities)
@@ -86,6 +103,7 @@ def reduce_batch_counts(
     columns = [(names.index(a), names.index(v)) for a, v in pairs]
     numbers = [list(combinations(names, 2)).index(pair) for pair in pairs]
     both = complete_pairs(present, columns)  # [N, B]
+    needs_table = config.negatives == "global" or whole
     slot_table = make_slot_table(layout.global_batch, place, target_codes(batch, task), present)
     # Without classes all labels are 0, so that the only count is that of the utterances.
     classes = len(task.names) if task.type == "classification" else 1
@@ -108,7 +126,7 @@ def reduce_batch_counts(
             lambda of_pair, number: _permuted(batch, of_pair, layout.accumulation, seed, step, number),
         )
         valid = (both[:, None] & (negatives != NONE)).sum(-1)
-    elif config.negatives == "group":
+    elif config.negatives == "group" and not whole:
         # A group lies within one rank, so this rank's own part of the slot table is enough.
         everywhere, valid = draw(slot_table, config.negative_group)
         negatives = everywhere[..., place]
@@ -125,15 +143,20 @@ def reduce_batch_counts(
         "negative": valid.ravel(),
         "targets": count_targets(batch, task, present),
         # Only the configuration decides on shapes, never the data: all ranks must sum the same shape.
-        "slot_table": slot_table if pairs and config.negatives == "global" else slot_table[:0],
+        "slot_table": slot_table if pairs and needs_table else slot_table[:0],
     }
     total = dict(zip(parts, _split(world.sum(np.concatenate(list(parts.values()))), parts), strict=True))
 
     valid = total["negative"].reshape(valid.shape)
-    if config.negatives == "global":
+    of_all = None
+    if needs_table:
         # Every rank now has the whole slot table, and makes the same draws for all places.
-        everywhere, valid = draw(total["slot_table"] if pairs else slot_table, layout.global_batch)
+        table = total["slot_table"] if pairs else slot_table
+        group = layout.global_batch if config.negatives == "global" else config.negative_group
+        everywhere, valid = draw(table, group)
         negatives = everywhere[..., place]
+        _, has = read_slot_table(table, len(names))
+        of_all = WholeBatch(dict(zip(names, has, strict=True)), dict(zip(pairs, everywhere, strict=True)))
     utterances = int(total["class"].sum())
     weight = float(utterances)
     if class_weights is not None and task.type == "classification":
@@ -156,6 +179,7 @@ def reduce_batch_counts(
         int(total["empty"][0]),
         int(total["fingerprint"].view(np.uint64)[0]),
         bool(total["stop"][0]),
+        of_all if whole else None,
     )
 
 
@@ -189,9 +213,17 @@ def micro_batch_losses(
 ) -> Tensor:
     """The share [len(terms)] of each loss term that one micro-batch adds.
 
+    The cross-modal terms are 0 where `awtpn.training.held_means` computes them for the whole batch.
+
     Args:
         first: index of its first utterance in the rank's batch.
     """
+    if info.everywhere is not None:
+        here = [name for name in terms if name not in CROSS_MODAL]
+        shares = loss_terms(
+            output, micro.label, {}, info.normalizers, config, class_weights, task, micro.target, here
+        )
+        return torch.stack([shares[here.index(n)] if n in here else shares.new_zeros(()) for n in terms])
     place = micro.place.numpy()
     own = slice(first, first + len(place))
     means = {v: output.streams[v].mean for _, v in info.negatives}

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from awtpn.config.schema import Config
-from awtpn.distributed.batch_layout import Layout
+from awtpn.distributed.batch_layout import Layout, negatives_cross_micro_batches
 from awtpn.distributed.cpu_threads import ONE_PIECE, PieceThreads
 from awtpn.distributed.engines import ENGINES, Engine
 from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
-from awtpn.learning.settings import terms_of
+from awtpn.learning.settings import CROSS_MODAL, terms_of
 from awtpn.run.position import Position
 from shards import FeatureStream
 
@@ -71,6 +71,14 @@ class Run:
     def terms(self) -> tuple[str, ...]:
         """The loss terms of the run's model."""
         return terms_of(self.config.model.name)
+
+    @property
+    def holds_means(self) -> bool:
+        """Whether the cross-modal terms are computed for the whole batch: see `awtpn.training.held_means`."""
+        crosses = negatives_cross_micro_batches(
+            self.config.loss, list(self.config.model.modalities), self.layout
+        )
+        return crosses and set(CROSS_MODAL) <= set(self.terms)
 
     @property
     def checkpoints(self) -> Path:

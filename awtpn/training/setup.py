@@ -254,7 +254,7 @@ def set_threads(config: Config, world: World, layout: Layout, position: Position
     splits = ENGINES[world.engine].splits_micro_batches and config.model.name == "awtpn"
     if splits and not config.train.compile:
         threads = choose_threads(asked, min(recorded, usable_cores()), world.size, os.environ)
-        pieces = make_piece_threads(threads, layout.micro_batch, config.model, config.loss)
+        pieces = make_piece_threads(threads, layout, config.model, config.loss)
     else:
         threads, pieces = torch.get_num_threads(), ONE_PIECE
     if recorded and threads != recorded and world.is_main:

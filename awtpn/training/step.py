@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from awtpn.model.base import ModelOutput
 from awtpn.model.device import to_device_async
 from awtpn.tracking.throughput import batch_cost
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
+from awtpn.training.held_means import HeldMeans, collect_means, hold
 from awtpn.training.run_state import Run
 from shards import FeatureBatch
 
@@ -48,6 +49,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
         seed=config.run.seed,
         step=position.step,
         stop=run.stop.is_set(),
+        whole=run.holds_means,
     )
     lr = learning_rate(config.optim, position.step, run.total_steps)
     set_learning_rate(run.optimizer, lr)
@@ -93,16 +95,21 @@ def forward_backward(
     if prototypes is not None and config.prototypes.update == "ema":
         sums = torch.zeros(len(prototypes), prototypes.shape[1] + 1, device=world.device)
 
+    micro_batches = batch.split(run.layout.accumulation)
+    held = hold_means(run, micro_batches, info) if run.holds_means else None
+
     def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:
         output = run.model(micro.features, dropout)
         terms = micro_batch_losses(
             output, micro, first, info, config.loss, weights, run.layout.global_batch, task, names
         )
-        return output, terms, total_loss(terms, config.loss, names) * factor
+        loss = total_loss(terms, config.loss, names)
+        if held is not None:
+            loss = loss + held.loss(output, micro)
+        return output, terms, loss * factor
 
     total = torch.zeros(len(names), device=world.device)
     nonfinite = []
-    micro_batches = batch.split(run.layout.accumulation)
     first = 0
     for i, micro in enumerate(micro_batches):
         seed_randomness(config.run.seed, run.position.step, i, world.rank)
@@ -122,7 +129,24 @@ def forward_backward(
                 states = states_of_batch(piece.label, piece.target, task)
                 sums += class_sums(output, states, prototypes, config.model.prototypes_per_class)
         first += len(micro)
+    if held is not None and world.is_main:
+        total += held.terms_in(names)  # of the whole batch: the ranks' terms are summed
     return total, torch.cat(nonfinite), sums
+
+
+def hold_means(run: Run, micro_batches: Sequence[FeatureBatch], info: GlobalBatchInfo) -> HeldMeans:
+    """The first of two passes over the micro-batches: see `awtpn.training.held_means`."""
+    config, world = run.config, run.world
+
+    def outputs() -> Iterator[ModelOutput]:
+        for i, micro in enumerate(micro_batches):
+            seed_randomness(config.run.seed, run.position.step, i, world.rank)
+            yield run.model(micro.features)
+
+    means = collect_means(
+        outputs(), micro_batches, list(config.model.modalities), run.layout.global_batch, world.size
+    )
+    return hold(means, info, config.loss)
 
 
 def backward_in_pieces(

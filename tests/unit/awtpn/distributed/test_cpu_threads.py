@@ -22,7 +22,7 @@ from torch import Tensor
 
 from awtpn.config.schema import Config
 from awtpn.distributed import cpu_threads
-from awtpn.distributed.batch_layout import make_layout
+from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.cpu_threads import (
     ONE_PIECE,
     balanced_edges,
@@ -167,16 +167,21 @@ def test_more_threads_than_cores_are_not_taken_over(
         (2, 32, "group", ["audio", "video"], 2, 1),
         (16, 32, "group", ["audio", "video"], 4, 4),
         (16, 32, "group", ["audio"], 16, 1),  # no negatives, so any utterance may begin a piece
-        (2, 32, "global", ["audio", "video"], 1, 2),
+        (2, 96, "global", ["audio", "video"], 1, 2),
+        (2, 32, "global", ["audio", "video"], 2, 1),  # accumulation
         (2, 32, "reference", ["audio", "video"], 1, 2),
         (1, 32, "group", ["audio", "video"], 1, 1),
+        (3, 12, "group", ["audio", "video"], 3, 1),  # the whole batch's means are known: cut anywhere
     ],
 )
 def test_negatives_decide_how_a_batch_may_be_cut(
     threads: int, places: int, negatives: Any, modalities: list[str], pieces: int, inside: int
 ) -> None:
     made = make_piece_threads(
-        threads, places, ModelConfig(modalities=modalities), LossConfig(negatives=negatives)
+        threads,
+        Layout(96, places, 96 // places),
+        ModelConfig(modalities=modalities),
+        LossConfig(negatives=negatives),
     )
     assert made.count == pieces
     assert torch.get_num_threads() == inside
@@ -216,7 +221,7 @@ def test_pieces_of_a_batch_without_utterances() -> None:
 
 def test_the_output_of_pieces_is_that_of_the_batch() -> None:
     model, whole = small_model().eval(), a_batch()
-    pieces = make_piece_threads(3, 12, ModelConfig(shared_dim=8), LossConfig(negative_group=4))
+    pieces = make_piece_threads(3, Layout(12, 12, 1), ModelConfig(shared_dim=8), LossConfig(negative_group=4))
     one, joined = model(whole.features), forward_in_pieces(model, whole, pieces)
     torch.testing.assert_close(joined.logits, one.logits, rtol=1e-12, atol=1e-12)
     assert not joined.logits.requires_grad
@@ -226,7 +231,7 @@ def test_the_output_of_pieces_is_that_of_the_batch() -> None:
 
 
 def test_an_error_in_any_piece_is_raised_when_all_have_ended() -> None:
-    threads, ended = make_piece_threads(2, 16, ModelConfig(), LossConfig()), []
+    threads, ended = make_piece_threads(2, Layout(16, 16, 1), ModelConfig(), LossConfig()), []
 
     def work(number: int, broken: int) -> int:
         if number == broken:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from support import REPO
 
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.accelerate_launch import RANK_VARIABLES, Asked, asked_of_accelerate, torchrun_options
-from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
+from awtpn.distributed.batch_layout import (
+    Layout,
+    check_negatives,
+    make_layout,
+    negatives_cross_micro_batches,
+)
 from awtpn.distributed.engines.deepspeed import load_communication_op
 from awtpn.distributed.world import (
     check_engine,
@@ -55,18 +61,32 @@ def test_a_layout_that_does_not_divide_is_refused() -> None:
         make_layout(32, 32, 2)
 
 
-def test_a_layout_that_would_change_the_negatives_is_refused() -> None:
-    both = ["audio", "video"]
+def test_groups_of_negatives_fill_the_global_batch() -> None:
     group = LossConfig(negatives="group", negative_group=8)
-    check_negatives(group, both, Layout(32, 8, 4))
-    check_negatives(group, ["audio"], Layout(32, 4, 8))
-    with pytest.raises(ValueError, match="negative_group 8 does not divide the micro-batch of 4"):
-        check_negatives(group, both, Layout(32, 4, 8))
-    whole = LossConfig(negatives="global")
-    check_negatives(whole, both, Layout(32, 4, 1))
-    with pytest.raises(ValueError, match=r"negatives=global.*accumulation is 2"):
-        check_negatives(whole, both, Layout(32, 4, 2))
-    check_negatives(LossConfig(negatives="reference"), both, Layout(32, 3, 2))
+    check_negatives(group, ["audio", "video"], Layout(32, 4, 8))
+    check_negatives(group, ["audio"], Layout(12, 4, 1))
+    with pytest.raises(ValueError, match=r"negative_group 8 does not divide train\.global_batch_size 12"):
+        check_negatives(group, ["audio", "video"], Layout(12, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("negatives", "layout", "crosses"),
+    [
+        ("group", Layout(32, 8, 4), False),
+        ("group", Layout(32, 16, 2), False),
+        ("group", Layout(32, 4, 8), True),
+        ("group", Layout(32, 1, 1), True),
+        ("global", Layout(32, 4, 1), False),
+        ("global", Layout(32, 4, 2), True),
+        ("reference", Layout(32, 3, 2), False),
+    ],
+)
+def test_negatives_that_cross_micro_batches(
+    negatives: Literal["group", "global", "reference"], layout: Layout, crosses: bool
+) -> None:
+    loss = LossConfig(negatives=negatives)
+    assert negatives_cross_micro_batches(loss, ["audio", "video"], layout) == crosses
+    assert not negatives_cross_micro_batches(loss, ["audio"], layout)
 
 
 # --- Ranks ---------------------------------------------------------------------------------------
