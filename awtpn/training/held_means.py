@@ -47,9 +47,8 @@ class HeldMeans:
 
     def terms_in(self, names: Sequence[str]) -> Tensor:
         """The terms [len(names)] in the places of their names; 0 at those of other terms."""
-        terms = self.terms.new_zeros(len(names))
-        terms[[names.index(name) for name in CROSS_MODAL]] = self.terms
-        return terms
+        zero = self.terms.new_zeros(())
+        return torch.stack([self.terms[CROSS_MODAL.index(n)] if n in CROSS_MODAL else zero for n in names])
 
     def loss(self, output: ModelOutput, micro: FeatureBatch) -> Tensor:
         """What to add to a micro-batch's loss; its gradient, not its value, is that of the cross-modal terms.

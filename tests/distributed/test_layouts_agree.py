@@ -48,6 +48,7 @@ LESSONS: dict[str, dict[str, Any]] = {
         "train.ema_decay": 0.8,
     },
     "global negatives": {"loss.negatives": "global"},
+    "global, accumulated": {"loss.negatives": "global"},
     "groups across": {"loss.negative_group": 8, "train.ema_decay": 0.8},  # micro-batches are smaller
     "published": {"loss.align_form": "reference", "loss.inter_form": "reference", "optim.grad_clip": 0},
     "video alone": {"model.modalities": "[video]", "model.awm": "uniform"},
@@ -83,14 +84,13 @@ LAYOUTS: dict[str, list[Layout]] = {
     + [(2, 2, stage) for stage in (1, 2, 3)],
     "ema": [(4, 2, None), (1, 2, None), (2, 1, None), (2, 2, None), (2, 1, 2), (2, 2, 3)],
     "clusters": [(2, 1, None), (2, 2, 2), (2, 1, 3)],
-    "global negatives": [(4, 1, None), (2, 1, None), (2, 1, 2), (2, 1, 3)]
-    + [(1, 4, None), (1, 16, None), (2, 2, None), (4, 4, None), (2, 4, 0), (2, 2, 2), (2, 2, 3)],
-    "groups across": [(1, 4, None), (1, 16, None), (2, 4, None), (4, 1, None), (4, 4, None)]
-    + [(2, 2, 0), (2, 8, 1), (2, 4, 2), (2, 4, 3)],
+    "global negatives": [(4, 1, None), (2, 1, None), (2, 1, 2), (2, 1, 3)],
+    "global, accumulated": [(1, 4, None), (2, 2, None), (4, 4, None), (2, 2, 2), (2, 4, 3)],
+    "groups across": [(1, 16, None), (4, 1, None), (4, 4, None), (2, 8, 1), (2, 4, 2), (2, 4, 3)],
     "published": [(2, 1, 2), (2, 1, 0)],
     "video alone": [(2, 2, None), (2, 1, 3)],
     "three modalities": [(1, 4, None), (2, 1, None), (2, 2, 2), (4, 1, None), (2, 1, 3)],
-    "three, global": [(2, 1, None), (4, 1, None), (2, 1, 3), (1, 8, None), (2, 4, 2)],
+    "three, global": [(2, 1, None), (4, 1, None), (2, 1, 3), (2, 4, 2)],
     "values": [(1, 4, None), (2, 2, None), (4, 1, None), (2, 1, 1), (2, 1, 2), (2, 2, 3)],
     "values, linear": [(2, 1, None), (2, 1, 3)],
     "values, ema": [(2, 1, None), (4, 1, None), (2, 1, 2)],

@@ -149,6 +149,7 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "balanced classes": {"loss": LossConfig(class_weights="balanced")},
     "accumulation": {"accumulation": 2, "loss": LossConfig(negative_group=4)},
+    "small micro-batches": {"accumulation": 4},
     "one modality": {"model": ModelConfig(modalities=["audio"])},
     "hidden modalities": {"model": ModelConfig(modality_dropout=0.5)},
     "plain averages": {"model": ModelConfig(awm="uniform")},
