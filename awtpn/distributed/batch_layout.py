@@ -12,20 +12,33 @@ from awtpn.learning.settings import LossConfig
 class Layout:
     """Utterances of a global batch, of a micro-batch, and micro-batches per rank and step.
 
-    global_batch = micro_batch x ranks x accumulation.
+    global_batch = micro_batch x ranks x accumulation, if the ranks have equal shares (`even`). Else
+    `micro_batch` is the largest one; all ranks have equally many, of which some may be empty.
     """
 
     global_batch: int
     micro_batch: int
     accumulation: int
+    even: bool = True
+
+    def edges(self, first_place: int, num_places: int) -> list[int]:
+        """Edges, in places, of the micro-batches of a rank that has these places: [accumulation + 1]."""
+        return [first_place + i * num_places // self.accumulation for i in range(self.accumulation + 1)]
 
 
-def make_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layout:
+def make_layout(global_batch: int, micro_batch: int | None, ranks: int, uneven: bool = False) -> Layout:
     """Derive the accumulation; without a `micro_batch` there is none.
+
+    Args:
+        uneven: take ranks that do not divide the global batch, too.
 
     Raises:
         ValueError: the numbers do not divide; the message names numbers that do.
     """
+    if global_batch % ranks and uneven:
+        most = -(-global_batch // ranks)
+        accumulation = -(-most // (micro_batch or most))
+        return Layout(global_batch, -(-most // accumulation), accumulation, even=False)
     if global_batch % ranks:
         raise ValueError(
             f"train.global_batch_size {global_batch} does not divide over {ranks} ranks: "
@@ -33,16 +46,17 @@ def make_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layou
         )
     per_rank = global_batch // ranks
     micro = micro_batch or per_rank
-    if per_rank % micro:
+    if per_rank % micro and not uneven:
         raise ValueError(
             f"train.micro_batch_size {micro} does not divide the {per_rank} utterances that each of "
             f"{ranks} ranks has of train.global_batch_size {global_batch}"
         )
-    return Layout(global_batch, micro, per_rank // micro)
+    accumulation = -(-per_rank // micro)
+    return Layout(global_batch, -(-per_rank // accumulation), accumulation, even=per_rank % accumulation == 0)
 
 
 def check_negatives(loss: LossConfig, modalities: Sequence[str], layout: Layout) -> None:
-    """Refuse groups of negatives that do not fill the global batch.
+    """Refuse negatives that would depend on the layout.
 
     Raises:
         ValueError: names the keys and the fix.
@@ -54,6 +68,12 @@ def check_negatives(loss: LossConfig, modalities: Sequence[str], layout: Layout)
             f"loss.negative_group {loss.negative_group} does not divide train.global_batch_size "
             f"{layout.global_batch}: change one of them"
         )
+    if loss.negatives == "reference" and not layout.even:
+        raise ValueError(
+            f"loss.negatives=reference permutes micro-batches, and these ranks do not have equal ones of "
+            f"train.global_batch_size {layout.global_batch}: use another number of ranks, or "
+            "loss.negatives=group"
+        )
 
 
 def negatives_cross_micro_batches(loss: LossConfig, modalities: Sequence[str], layout: Layout) -> bool:
@@ -64,6 +84,8 @@ def negatives_cross_micro_batches(loss: LossConfig, modalities: Sequence[str], l
     """
     if len(modalities) < 2 or loss.negatives == "reference":
         return False
+    if not layout.even:
+        return True
     if loss.negatives == "global":
         return layout.accumulation > 1
     return layout.micro_batch % loss.negative_group != 0

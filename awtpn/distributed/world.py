@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.accelerate_launch import asked_of_accelerate, check_environment, who_says
 from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
+from awtpn.distributed.elastic import nodes_may_change
 from awtpn.distributed.engines import ENGINES, choose_engine
 from awtpn.distributed.engines.base import AVAILABLE, join_ranks
 
@@ -87,7 +88,8 @@ def init_engine(config: Config, launch: Launch) -> tuple[Accelerator, World, Lay
     """
     check_engine(os.environ)
     launched, on_gpu = launched_ranks(), use_gpu()
-    layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, launched)
+    batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
+    layout = make_layout(batch, micro_batch, launched, uneven=nodes_may_change(os.environ))
     check_negatives(config.loss, list(config.model.modalities), layout)
     name, settings = choose_engine(config, launch, layout, launched, os.environ)
     engine, precision = ENGINES[name], config.train.precision

@@ -111,6 +111,7 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
         rank=world.rank,
         world_size=world.size,
         local_world_size=ranks_of_node(world),
+        uneven=True,  # `make_layout` has refused it where it must
         skip_damaged=config.data.damaged_budget > 0,
         seed=config.run.seed,
         streams=config.data.streams or (position.streams if resuming else None),

@@ -30,11 +30,13 @@ def announce(run: Run, monitor: Monitor) -> None:
     if (network := run.config.model.name) != "awtpn":
         what += f"; {network}, trained by cross-entropy alone"
     start_at = f", resumed at step {run.position.step}" if run.position.step else ""
+    share = "micro-batch" if layout.even else "micro-batch of at most"
+    equals = "=" if layout.even else "for"
     monitor.print(
         f"{train.num_utterances} utterances, {what}; {run.parameters:,} parameters, "
         f"{run.config.train.precision}, engine {world.engine} on {world.device}\n"
-        f"{plural(world.size, 'rank')} x micro-batch {layout.micro_batch} x "
-        f"accumulation {layout.accumulation} = {layout.global_batch} utterances a step; "
+        f"{plural(world.size, 'rank')} x {share} {layout.micro_batch} x "
+        f"accumulation {layout.accumulation} {equals} {layout.global_batch} utterances a step; "
         f"{plural(run.total_steps, 'step')}{start_at}\n"
         f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )

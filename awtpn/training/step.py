@@ -95,7 +95,7 @@ def forward_backward(
     if prototypes is not None and config.prototypes.update == "ema":
         sums = torch.zeros(len(prototypes), prototypes.shape[1] + 1, device=world.device)
 
-    micro_batches = batch.split(run.layout.accumulation)
+    micro_batches = batch.cut(run.layout.edges(batch.first_place, batch.num_places))
     held = hold_means(run, micro_batches, info) if run.holds_means else None
 
     def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:

@@ -74,9 +74,12 @@ def check_limit(
     if store.cache is None or store.cache.limit is None:
         return
     first_rank = rank // local_world_size * local_world_size
-    first_place, share = places_of_rank(plan.global_batch_size, first_rank, world_size)
+    first_place, _ = places_of_rank(plan.global_batch_size, first_rank, world_size, uneven=True)
+    last, share = places_of_rank(
+        plan.global_batch_size, first_rank + local_world_size - 1, world_size, uneven=True
+    )
     size = np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64)
-    needed = working_set(plan, size, first_place, share * local_world_size)
+    needed = working_set(plan, size, first_place, last + share - first_place)
     if needed > store.cache.limit:
         raise ValueError(
             f"{at}: cache_limit is {store.cache.limit} bytes, while this node's {local_world_size} ranks "

@@ -158,20 +158,27 @@ def default_streams(shards: int, global_batch_size: int) -> int:
     return next(s for s in range(most, 0, -1) if global_batch_size % s == 0)
 
 
-def places_of_rank(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+def places_of_rank(
+    global_batch_size: int, rank: int, world_size: int, uneven: bool = False
+) -> tuple[int, int]:
     """First place and number of places of the global batch that a rank reads.
 
+    Rank r of W reads the places from floor(r B / W) to floor((r + 1) B / W) - 1 of B.
+
+    Args:
+        uneven: some ranks may read one place more than others, or none.
+
     Raises:
-        ValueError: the ranks do not divide the global batch, or there is no such rank.
+        ValueError: the ranks do not divide the global batch though they should, or there is no such rank.
     """
-    if world_size < 1 or global_batch_size % world_size:
+    if world_size < 1 or (global_batch_size % world_size and not uneven):
         raise ValueError(
             f"{world_size} ranks do not divide the global batch of {global_batch_size}; change either"
         )
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} ranks: must be 0 to {world_size - 1}")
-    share = global_batch_size // world_size
-    return rank * share, share
+    first = rank * global_batch_size // world_size
+    return first, (rank + 1) * global_batch_size // world_size - first
 
 
 def rows_of_step(

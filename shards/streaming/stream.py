@@ -101,6 +101,7 @@ class FeatureStream:
         prefetch_bytes: int = PREFETCH_BYTES,
         balance: bool = True,
         local_world_size: int = 1,
+        uneven: bool = False,
         skip_damaged: bool = False,
         check_crc: bool = False,
         target: str | list[str] | None = None,
@@ -112,7 +113,8 @@ class FeatureStream:
             url: dataset folder or manifest, any fsspec URL; a fragment `#dev` names the split.
             split: its name; a dataset whose only split is "all" gives that one for every name.
             global_batch_size: utterances per step over all ranks.
-            rank, world_size: which share of each step to read; `world_size` must divide the global batch.
+            rank, world_size: which share of each step to read; `world_size` must divide the global batch,
+                unless `uneven`.
             seed: of the order.
             shuffle: False gives the manifest's order.
             cache_dir: where shards of remote datasets are kept; see `store.open_store`.
@@ -188,7 +190,7 @@ class FeatureStream:
                     f"{at}: no utterance has a value of {columns:.200}; choose other data, or another target"
                 )
             raise ValueError(f"{at}: {chosen}")
-        self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size)
+        self._first_place, self._num_places = places_of_rank(global_batch_size, rank, world_size, uneven)
         self._plan = make_plan(
             counts,
             global_batch_size,

@@ -69,8 +69,11 @@ def deepspeed_settings(
             "zero_optimization.stage", settings.get("zero_optimization", {}).get("stage", "auto")
         )
         stage = DEFAULT_ZERO_STAGE if stage == "auto" else stage
+    # DeepSpeed wants a product: of ranks with unequal shares, that with the largest one.
+    ranks = int(environment.get("WORLD_SIZE", "1"))
+    whole = layout.global_batch if layout.even else layout.micro_batch * layout.accumulation * ranks
     required = {
-        "train_batch_size": (layout.global_batch, "train.global_batch_size"),
+        "train_batch_size": (whole, "train.global_batch_size"),
         "train_micro_batch_size_per_gpu": (layout.micro_batch, "train.micro_batch_size"),
         "gradient_accumulation_steps": (layout.accumulation, "global batch / (micro-batch x ranks)"),
         "gradient_clipping": (float(config.optim.grad_clip), "optim.grad_clip"),
