@@ -61,7 +61,8 @@ def test_a_later_launch_prints_again(
     assert printed(capsys, "error: x")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert printed(capsys, "error: x"), "torchrun started the ranks again"
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    parent = os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
     assert printed(capsys, "error: x"), "another launcher"
     began = time.time() + 0.001
     monkeypatch.setattr(rank_errors, "_began", lambda: began)
@@ -141,7 +142,8 @@ def test_a_lost_connection_is_told_only_where_no_rank_has_told_its_error(
         return "Connection closed" in capfd.readouterr().err
 
     assert told(1), "no other rank of this host has told anything"
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    parent = os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
     assert printed(capfd, "error: a shard is damaged")
     assert not told(2)
     assert not told(3)
