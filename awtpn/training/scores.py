@@ -23,6 +23,9 @@ from awtpn.metrics.regression import summarize_values
 from awtpn.model.task import Task, predicted_values, probabilities
 from shards import FeatureBatch
 
+# Of the cross-entropy of an utterance: how exactly it is counted, and the most that is counted.
+ENTROPY_UNIT, MOST_ENTROPY = 2.0**-32, 2.0**20
+
 
 class Scores(Protocol):
     """What `evaluate` needs of a task's scores."""
@@ -47,18 +50,23 @@ class ClassScores:
     def __init__(self, task: Task, device: torch.device) -> None:
         self.names = task.names
         self.confusion = torch.zeros(len(self.names), len(self.names), dtype=torch.int64, device=device)
-        self.entropy = torch.zeros((), dtype=torch.float64, device=device)
+        # Whole numbers, whose sums do not depend on the order: of units, and of utterances without a value.
+        self.entropy = torch.zeros(2, dtype=torch.int64, device=device)
 
     def add(self, batch: FeatureBatch, logits: Tensor) -> None:
         """See `Scores`."""
         self.confusion += count_confusion(batch.label, logits.argmax(-1), len(self.names))
-        self.entropy += F.cross_entropy(logits.double(), batch.label, reduction="sum")
+        of_each = F.cross_entropy(logits.double(), batch.label, reduction="none")
+        units = (of_each.clamp(max=MOST_ENTROPY) / ENTROPY_UNIT).round()
+        finite = of_each.isfinite()
+        self.entropy += torch.stack([torch.where(finite, units, 0.0).long().sum(), (~finite).sum()])
 
     def figures(self, world: World) -> dict[str, Any]:
         """`classification.summarize`, and the mean "cross-entropy" per utterance."""
         figures = summarize(world.sum(self.confusion.cpu().numpy()), self.names)
-        total = float(world.sum(self.entropy.cpu().numpy()[None])[0])
-        return figures | {"cross-entropy": total / max(figures["utterances"], 1)}
+        units, undefined = world.sum(self.entropy.cpu().numpy()).tolist()
+        mean = units * ENTROPY_UNIT / max(figures["utterances"], 1)
+        return figures | {"cross-entropy": math.nan if undefined else mean}
 
 
 class ValueScores:

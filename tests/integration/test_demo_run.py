@@ -135,8 +135,4 @@ def test_evaluation_gives_the_same_figures_to_the_last_digit(
         assert log.count("split test: 400 utterances") == 1, "one rank speaks for all"
         written.append(json.loads(out.read_text()))
     assert same_bits_or_close(written[0], written[1])
-    # Its ranks and threads may cut batches in other places, and then attention takes another form.
-    entropies = [figures.pop("cross-entropy") for figures in (written[0], expected)]
-    assert entropies[0] == pytest.approx(entropies[1], rel=1e-6)
-    assert written[0].keys() == expected.keys()
-    assert all(written[0][key] == expected[key] for key in ("w-F1", "w-ACC", "confusion_matrix"))
+    assert same_bits_or_close(written[0], expected)

@@ -189,3 +189,20 @@ def test_merged_maps_equal_separate_ones(steps: list[int], form: str | None) -> 
     expected = attention.plain(h @ query.T, h @ key.T, r, steps)
     host_offsets = torch.tensor([0, steps[0], total])
     torch.testing.assert_close(reliability_attention(h, query, key, r, host_offsets, form), expected)
+
+
+def test_an_evaluation_takes_one_form_whatever_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form of training depends on the batch; another form gives an utterance other last bits."""
+    taken = []
+    for name, form in list(FORMS.items()):
+        monkeypatch.setitem(
+            FORMS, name, lambda *args, name=name, form=form: taken.append(name) or form(*args)
+        )
+    torch.manual_seed(0)
+    maps = torch.randn(2, 4, 4)
+    for grad in (True, False):
+        for lengths in ([2, 3], [30, 40]):
+            offsets = torch.tensor([0, lengths[0], sum(lengths)])
+            with torch.set_grad_enabled(grad):
+                reliability_attention(torch.randn(sum(lengths), 4), *maps, torch.rand(sum(lengths)), offsets)
+    assert taken == ["bucketed", "recomputed", "recomputed", "recomputed"]

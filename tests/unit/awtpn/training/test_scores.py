@@ -94,3 +94,24 @@ def test_predictions_of_a_small_unit_keep_their_digits() -> None:
         "labels": {"loud": 1e-7, "bright": 0.0},
         "probabilities": {"loud": 0.5, "bright": 0.5},
     }
+
+
+def test_the_cross_entropy_has_the_same_bits_in_any_order() -> None:
+    task = Task("classification", ["a", "b", "c"])
+    logits = 20 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = [0, 1, 2, 0, 1] * 10
+    found = set()
+    for order in (range(50), reversed(range(50)), [*range(1, 50, 2), *range(0, 50, 2)]):
+        scores = make_scores(task, ALONE)
+        for i in order:
+            scores.add(batch(utterances([(1, 1)]), label[i : i + 1]), logits[i : i + 1])
+        found.add(scores.figures(ALONE)["cross-entropy"])
+    [value] = found
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(label))
+    assert value == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_the_cross_entropy_of_logits_that_are_not_finite_is_not_a_number() -> None:
+    scores = make_scores(Task("classification", ["a", "b"]), ALONE)
+    scores.add(batch(utterances([(1, 1)] * 2), [0, 1]), torch.tensor([[NAN, 1.0], [0.0, 1.0]]))
+    assert np.isnan(scores.figures(ALONE)["cross-entropy"])
