@@ -237,6 +237,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
             "unit/awtpn/experiments/comparison/test_report.py::test_the_report_shows_all_of_it",
         ]
     ),
+    "awtpn compare-models --sources data/sources --seeds 0 1 --dir runs/suite --jobs 2": Elsewhere(
+        ["integration/test_compare_models.py::test_a_suite_is_packed_trained_and_reported"]
+    ),
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
     "--run.dir /shared/run": HOSTFILE,
     "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-01:29400 "
