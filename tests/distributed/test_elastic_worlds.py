@@ -10,6 +10,7 @@ import pytest
 from support import arguments, assert_like_runs, free_port, run, status
 
 TRAIN = "launch/train.py"
+LAST_CALL_S = 1  # torchrun waits this long for further nodes, once there are enough
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
     "model.dropout": 0.0,
@@ -40,8 +41,7 @@ def elastic(ranks: int, nodes: str) -> list[str]:
         "--local-addr",
         "127.0.0.1",
     ]
-    # It waits this long for further nodes, once there are enough.
-    soon = ["--rdzv-conf", "last_call_timeout=1"]
+    soon = ["--rdzv-conf", f"last_call_timeout={LAST_CALL_S}"]
     return ["torchrun", "--nnodes", nodes, "--nproc-per-node", str(ranks), *rendezvous, *soon, TRAIN]
 
 
