@@ -35,24 +35,21 @@ def make_layout(global_batch: int, micro_batch: int | None, ranks: int, uneven: 
     Raises:
         ValueError: the numbers do not divide; the message names numbers that do.
     """
-    if global_batch % ranks and uneven:
-        most = -(-global_batch // ranks)
-        accumulation = -(-most // (micro_batch or most))
-        return Layout(global_batch, -(-most // accumulation), accumulation, even=False)
-    if global_batch % ranks:
+    if global_batch % ranks and not uneven:
         raise ValueError(
             f"train.global_batch_size {global_batch} does not divide over {ranks} ranks: "
             f"use a multiple of {ranks}, e.g. {-(-global_batch // ranks) * ranks}"
         )
-    per_rank = global_batch // ranks
-    micro = micro_batch or per_rank
-    if per_rank % micro and not uneven:
+    most = -(-global_batch // ranks)  # utterances of a rank
+    micro = micro_batch or most
+    if most % micro and not uneven:
         raise ValueError(
-            f"train.micro_batch_size {micro} does not divide the {per_rank} utterances that each of "
+            f"train.micro_batch_size {micro} does not divide the {most} utterances that each of "
             f"{ranks} ranks has of train.global_batch_size {global_batch}"
         )
-    accumulation = -(-per_rank // micro)
-    return Layout(global_batch, -(-per_rank // accumulation), accumulation, even=per_rank % accumulation == 0)
+    accumulation = -(-most // micro)
+    even = global_batch % (ranks * accumulation) == 0
+    return Layout(global_batch, -(-most // accumulation), accumulation, even)
 
 
 def check_negatives(loss: LossConfig, modalities: Sequence[str], layout: Layout) -> None:

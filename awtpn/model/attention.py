@@ -83,9 +83,10 @@ def reliability_attention(
         q, k = h @ (query.T @ key).to(h.dtype), h
     else:
         q, k = F.linear(h, query), F.linear(h, key)
-    if form is None:
+    if form is None and fixed:
+        form = "recomputed"
+    elif form is None:
         form = choose_form(h.device.type, q.dtype, dim, lengths, triton=has_triton(h.device))
-        form = "recomputed" if fixed else form
     return FORMS[form](q, k.to(q.dtype), r, lengths)
 
 
