@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
@@ -25,6 +25,7 @@ from shards.extraction.shard_jobs import AllGatherObject, ExtractionPlan, ShardJ
 from shards.extraction.shard_records import ShardRecord, read_records, write_record
 from shards.format.feature_space import CONSTANT, constant_provenance, extraction_provenance
 from shards.format.precision_names import long_name
+from shards.format.recording import Recording
 from shards.format.schema import BadSample, Manifest, Sample
 from shards.packing.output_folder import (
     OutputFolder,
@@ -157,8 +158,9 @@ def extract(
         monitor = RankMonitor(folder, {name: owner for name, owner in owners.items() if owner > 0}, patience)
         on_progress = heartbeat_monitor(monitor) if rank == 0 else heartbeat_writer(folder, rank, patience)
         # The widths are known before the first clip, so that a shard does not depend on those before it.
-        dims = {name: (int(encoder.dim), "the encoder") for name, encoder in encoders.items()}
-        state = PackingState(classes, np.dtype(dtype), target, targets, dims=dims)
+        recordings = recordings_of(encoders)
+        dims = {name: (int(e.dim), "the encoder") for name, e in encoders.items() if name not in recordings}
+        state = PackingState(classes, np.dtype(dtype), target, targets, dims=dims, recordings=recordings)
         jobs = plan.unfinished[rank::world_size]
         clips = [clip for job in jobs for clip in job.clips]
         with (
@@ -189,6 +191,11 @@ def extract(
         raise
     finally:
         shutil.rmtree(folder.workdir, ignore_errors=True)
+
+
+def recordings_of(encoders: Mapping[str, Any]) -> dict[str, Recording]:
+    """The modalities that are stored as recorded, by encoders without features."""
+    return {name: encoder.recording for name, encoder in encoders.items() if hasattr(encoder, "recording")}
 
 
 # --- One shard -----------------------------------------------------------------------------------
@@ -228,7 +235,7 @@ def write_shard(
             if encoded is not None:
                 assert isinstance(sample, Sample)
                 shard = shard or open_shard(folder.workdir, job.name, state.classes)
-                write_sample(shard, sample.key, encoded, state.classes)
+                write_sample(shard, sample.key, encoded, state)
                 constant.update(sample.meta.get(CONSTANT, ()))
             on_sample()
         return ShardRecord(finish_shard(shard, folder, state) if shard else None, skipped, dict(constant))
@@ -287,7 +294,7 @@ def write_dataset(
     constant = sum((Counter(record.constant) for record in records), Counter[str]())
     provenance |= constant_provenance(keep_constant, constant)
     manifest = manifest_of(shards, state, provenance, len(skipped))
-    for name in state.dims.keys() - manifest.modalities.keys():
+    for name in (state.dims.keys() | state.recordings.keys()) - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", url, name)
         manifest.provenance["features"].pop(name)
     if "text" not in manifest.modalities:

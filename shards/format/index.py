@@ -8,6 +8,10 @@ the reader uses it. On disk it is an uncompressed `.npz`:
     offset.<modality> [U] int64 (first byte of the array's data; -1: missing),
     steps.<modality> [U] int32 (time steps), crc.<modality> [U] uint32 (CRC-32 of the array's data),
     crc.json [U] uint32, form.<modality> str ("float16 [steps, 40]"),
+    of sound samples.<modality> [U] int64 (its true number of samples; 0: missing),
+    of pictures as JPEG picture.offset.<modality> [P] int64, picture.size.<modality> [P] int32 (the files of
+    all P pictures, utterance by utterance; offset.<modality> is that of an utterance's first picture,
+    crc.<modality> is over its pictures' bytes one after the other),
     column.<name> [U] (metadata to select by; float64 with NaN where utterances lack a number), classes [C]
     str (class names; labels are positions in them; none and all labels 0 in a dataset without classes).
 
@@ -25,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from shards.format.columns import index_columns
+from shards.format.recording import NUM_SAMPLES, num_samples_of, steps_of_samples
 from shards.format.schema import Modality
 from shards.format.tar_members import Member, members
 from shards.safe_io.bounded_json import parse_json
@@ -52,6 +57,9 @@ class ShardIndex:
     crc: dict[str, np.ndarray] = field(default_factory=dict)
     form: dict[str, np.ndarray] = field(default_factory=dict)
     classes: np.ndarray | None = None
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+    picture_offset: dict[str, np.ndarray] = field(default_factory=dict)
+    picture_size: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,18 +74,29 @@ class ArrayAt:
 
 
 @dataclass
+class PicturesAt:
+    """The JPEG files of an utterance's pictures in a tar: where each is, and the CRC-32 of all their bytes."""
+
+    offset: list[int] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    crc: int = 0
+
+
+@dataclass
 class Row:
     """The members of one utterance in a tar.
 
     Attributes:
         key: name of the utterance.
         arrays: by modality.
+        pictures: by modality, of those stored as JPEG.
         json: offset, size and CRC-32 of its JSON member; the size is 0 if it has none.
         meta: content of that member.
     """
 
     key: str
     arrays: dict[str, ArrayAt] = field(default_factory=dict)
+    pictures: dict[str, PicturesAt] = field(default_factory=dict)
     json: tuple[int, int, int] = (0, 0, 0)
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -100,9 +119,15 @@ def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -
         name, _, kind = member.extension.rpartition(".")
         if member.extension == "json":
             add_json(row, member, path)
-        elif kind == "npy" and name in modalities:
+        elif kind == "npy" and name in modalities and not modalities[name].is_jpeg:
             add_array(row, name, member, path)
             _check_form(row.arrays[name], modalities[name], f"{path}: {member.name}")
+        elif kind == "jpg":
+            name, _, number = name.rpartition(".")
+            if name in modalities and modalities[name].is_jpeg:
+                add_picture(row, name, number, member, path)
+    for row in rows.values():
+        _check_samples(row, modalities, path)
     position = {name: i for i, name in enumerate(classes)}
     for row in rows.values():
         if classes and row.meta.get("label") not in position:
@@ -117,10 +142,12 @@ def build_index(
     """The index of these rows, in their order; `labels` are positions in `classes`, or 0 without these."""
     offset, steps, crc = {}, {}, {}
     for name in modalities:
-        found = [row.arrays.get(name) for row in rows]
+        found = [_array_at(row, name) for row in rows]
         offset[name] = np.array([-1 if a is None else a.offset for a in found], np.int64)
         steps[name] = np.array([0 if a is None else a.shape[0] for a in found], np.int32)
         crc[name] = np.array([0 if a is None else a.crc for a in found], np.uint32)
+    sound = [name for name, modality in modalities.items() if modality.is_sound]
+    jpeg = [name for name, modality in modalities.items() if modality.is_jpeg]
     return ShardIndex(
         key=np.array([row.key for row in rows], dtype=np.str_),
         label=np.array(labels, np.int32),
@@ -132,7 +159,24 @@ def build_index(
         crc=crc | {"json": np.array([row.json[2] for row in rows], np.uint32)},
         form={name: np.array(form_of(modality)) for name, modality in modalities.items()},
         classes=np.array(classes, dtype=np.str_),
+        samples={
+            name: np.array([num_samples_of(row.meta, name) or 0 for row in rows], np.int64) for name in sound
+        },
+        picture_offset={name: np.array(_of_pictures(rows, name, "offset"), np.int64) for name in jpeg},
+        picture_size={name: np.array(_of_pictures(rows, name, "size"), np.int32) for name in jpeg},
     )
+
+
+def _array_at(row: Row, name: str) -> ArrayAt | None:
+    """Where a modality of an utterance is; of pictures as JPEG where the first is, and how many there are."""
+    if (pictures := row.pictures.get(name)) is None:
+        return row.arrays.get(name)
+    shape = (len(pictures.offset),)
+    return ArrayAt(pictures.offset[0], shape, np.dtype(np.uint8), False, pictures.crc)
+
+
+def _of_pictures(rows: list[Row], name: str, what: str) -> list[int]:
+    return [value for row in rows if name in row.pictures for value in getattr(row.pictures[name], what)]
 
 
 def add_json(row: Row, member: Member, path: Path) -> None:
@@ -176,6 +220,24 @@ def add_array(row: Row, name: str, member: Member, path: Path) -> None:
     row.arrays[name] = ArrayAt(member.offset + header, shape, dtype, fortran, zlib.crc32(data))
 
 
+def add_picture(row: Row, name: str, number: str, member: Member, path: Path) -> None:
+    """Add a picture of an utterance to its row; the pictures of a modality are numbered from 0 in order.
+
+    Raises:
+        ValueError: it has another number.
+    """
+    pictures = row.pictures.setdefault(name, PicturesAt())
+    if not number.isdigit() or int(number) != len(pictures.offset):
+        raise ValueError(
+            f"{path}: {member.name}: picture {len(pictures.offset):04d} of {name} of utterance {row.key!r} "
+            "should be there; write the tar again with its pictures in order"
+        )
+    content = member.content.read()
+    pictures.offset.append(member.offset)
+    pictures.size.append(len(content))
+    pictures.crc = zlib.crc32(content, pictures.crc)
+
+
 def readable_in_place(array: ArrayAt) -> bool:
     """Whether the reader can use the bytes as they are: aligned, little-endian float16 or float32, C."""
     aligned = array.offset % ALIGNMENT == 0
@@ -183,8 +245,8 @@ def readable_in_place(array: ArrayAt) -> bool:
 
 
 def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
-    fits = array.dtype == np.dtype(modality.dtype) and array.shape[1:] == (modality.dim,)
-    if not fits or not readable_in_place(array):
+    fits = array.dtype.str == np.dtype(modality.dtype).str and array.shape[1:] == modality.shape
+    if not fits or array.fortran or array.offset % ALIGNMENT:
         order = " in Fortran order" if array.fortran else ""
         raise ValueError(
             f"{at}: {array.dtype} array of shape {array.shape}{order}, "
@@ -192,6 +254,20 @@ def _check_form(array: ArrayAt, modality: Modality, at: str) -> None:
         )
 
 
+def _check_samples(row: Row, modalities: dict[str, Modality], path: Path) -> None:
+    """Raise ValueError unless the metadata give the number of samples that an utterance's sound has."""
+    for name, modality in modalities.items():
+        if not modality.is_sound or name not in row.arrays:
+            continue
+        samples, steps = num_samples_of(row.meta, name), row.arrays[name].shape[0]
+        if samples is None or samples < 1 or steps_of_samples(samples, modality.dim) != steps:
+            raise ValueError(
+                f"{path}: {row.key!r}: {NUM_SAMPLES} of {name} is {samples}, which does not make {steps} "
+                f"steps of {modality.dim} samples; write it again"
+            )
+
+
 def form_of(modality: Modality) -> str:
     """The form of a modality's arrays as the index records it: "float16 [steps, 40]"."""
-    return f"{modality.dtype} [steps, {modality.dim}]"
+    kind = "jpg" if modality.is_jpeg else modality.dtype
+    return f"{kind} [steps, {', '.join(map(str, modality.shape))}]"

@@ -35,6 +35,9 @@ def save_index(index: ShardIndex, path: Path) -> None:
         **{f"steps.{name}": array for name, array in index.steps.items()},
         **{f"crc.{name}": array for name, array in index.crc.items()},
         **{f"form.{name}": array for name, array in index.form.items()},
+        **{f"samples.{name}": array for name, array in index.samples.items()},
+        **{f"picture.offset.{name}": array for name, array in index.picture_offset.items()},
+        **{f"picture.size.{name}": array for name, array in index.picture_size.items()},
         **{f"column.{name}": array for name, array in index.columns.items()},
     }
     if index.classes is not None:
@@ -81,14 +84,14 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
     if utterances != entry.utterances:
         raise ValueError(f"{utterances} utterances, {entry.utterances} by the manifest")
 
-    def take(name: str, kind: Any) -> np.ndarray:
+    def take(name: str, kind: Any, length: int = utterances) -> np.ndarray:
         if name not in arrays:
             raise ValueError(f"array {name!r:.60} is missing")
         array = arrays[name]
         fits = array.dtype.kind in kind if isinstance(kind, str) else array.dtype == np.dtype(kind)
-        if not fits or array.shape != (utterances,):
+        if not fits or array.shape != (length,):
             raise ValueError(
-                f"array {name!r:.60} is {array.dtype!s:.40} {array.shape!s:.40}, where {utterances} of "
+                f"array {name!r:.60} is {array.dtype!s:.40} {array.shape!s:.40}, where {length} of "
                 f"{KIND_NAMES.get(kind, kind) if isinstance(kind, str) else np.dtype(kind).name} belong"
             )
         return array
@@ -99,6 +102,12 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
         there = f"offset.{name}" in arrays or f"steps.{name}" in arrays
         offset[name] = take(f"offset.{name}", np.int64) if there else np.full(utterances, -1)
         steps[name] = take(f"steps.{name}", np.int32) if there else np.zeros(utterances, np.int32)
+    sound = [name for name, modality in manifest.modalities.items() if modality.is_sound]
+    jpeg = {
+        name: max(0, int(steps[name].sum(dtype=np.int64)))
+        for name, modality in manifest.modalities.items()
+        if modality.is_jpeg
+    }
     # One value in memory, whatever its length: a manifest may name any number of such columns.
     absent = np.broadcast_to(np.nan, utterances)
     columns = {}
@@ -127,6 +136,9 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
         crc={n: take(f"crc.{n}", np.uint32) for n in (*offset, "json") if f"crc.{n}" in arrays},
         form=form,
         classes=classes,
+        samples={name: take(f"samples.{name}", np.int64) for name in sound},
+        picture_offset={n: take(f"picture.offset.{n}", np.int64, count) for n, count in jpeg.items()},
+        picture_size={n: take(f"picture.size.{n}", np.int32, count) for n, count in jpeg.items()},
     )
 
 
@@ -148,6 +160,10 @@ def _check_values(index: ShardIndex, entry: ShardEntry, manifest: Manifest) -> N
             both = f"{index.form[name]!s:.60}, by the manifest {form_of(modality)}"
             raise ValueError(f"{name} is {both}: one of the two was changed")
         _check_steps(name, index.offset[name], index.steps[name], entry)
+        if modality.is_sound:
+            _check_samples(name, index, modality.dim)
+        if modality.is_jpeg:
+            _check_pictures(name, index)
     _check_extents(index, entry, manifest.modalities, links=INDEXED in manifest.provenance)
 
 
@@ -178,6 +194,23 @@ def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardE
         raise ValueError(f"{total} steps of {name}, {entry.steps.get(name, 0)} by the manifest")
 
 
+def _check_samples(name: str, index: ShardIndex, per_step: int) -> None:
+    # By their difference: a number of samples near the largest int64 has no product.
+    missing = index.steps[name].astype(np.int64) * per_step - index.samples[name]
+    if np.any((index.samples[name] < 0) | (missing < 0) | (missing >= per_step)):
+        raise ValueError(f"numbers of samples of {name} do not fit its steps of {per_step}")
+
+
+def _check_pictures(name: str, index: ShardIndex) -> None:
+    offset, size, steps = index.picture_offset[name], index.picture_size[name], index.steps[name]
+    if np.any(size < 1) or np.any(offset % BLOCK):
+        raise ValueError(f"a picture of {name} is empty, or does not begin where a member of a tar does")
+    there = steps > 0
+    first = np.cumsum(steps, dtype=np.int64) - steps
+    if np.any(offset[first[there]] != index.offset[name][there]):
+        raise ValueError(f"{name} does not begin where its first picture does")
+
+
 def _check_extents(
     index: ShardIndex, entry: ShardEntry, modalities: dict[str, Modality], links: bool
 ) -> None:
@@ -188,11 +221,14 @@ def _check_extents(
     """
     offsets, sizes = [index.json_offset], [index.json_size.astype(np.int64)]
     for name, modality in modalities.items():
+        if modality.is_jpeg:
+            continue
         offsets.append(index.offset[name])
-        row_bytes = modality.dim * np.dtype(modality.dtype).itemsize
-        sizes.append(index.steps[name].astype(np.int64) * row_bytes)
+        sizes.append(index.steps[name].astype(np.int64) * modality.step_bytes)
     # Row by row: an utterance's members follow each other in a tar, so this is nearly sorted.
     start, size = np.stack(offsets, axis=1).ravel(), np.stack(sizes, axis=1).ravel()
+    start = np.concatenate([start, *index.picture_offset.values()])
+    size = np.concatenate([size, *index.picture_size.values()])
     if np.any(size < 0):
         raise ValueError("a JSON member has a negative size")
     if np.any(index.json_offset[index.json_size > 0] % BLOCK):

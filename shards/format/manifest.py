@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from shards.format.recording import DTYPE_OF, Recording, check_recording
 from shards.format.schema import (
     COLUMN_KINDS,
     DTYPES,
     INDEXED,
     MODALITY_NAME,
     PLAIN_NAME,
+    RECORDINGS_SINCE,
     SCHEMA_VERSION,
     SHA256,
     SPLIT_NAME,
@@ -42,6 +44,8 @@ MANIFEST_BYTES = 1 << 30
 INDEX_BYTES = 1 << 32
 # Least bytes of an utterance in a tar: the header of one array.
 LEAST_TAR_BYTES = 512
+# Least bytes of a picture as JPEG in a tar: its header, and a block with its content.
+LEAST_PICTURE_BYTES = 1024
 # Least bytes of an utterance in an index: one letter of the key, the label, offset and size of the metadata.
 LEAST_INDEX_BYTES = 20
 
@@ -73,7 +77,9 @@ def parse_manifest(text: str | bytes, url: str) -> Manifest:
         raise ValueError(f"{url}: schema version {version}: there is none; pack it again")
     found = _field(record, "modalities", dict, url)
     _check_names(found, MODALITY_NAME, f"{url}: modalities")
-    modalities = {name: _parse_modality(entry, f"{url}: modalities.{name}") for name, entry in found.items()}
+    modalities = {
+        name: _parse_modality(entry, f"{url}: modalities.{name}", version) for name, entry in found.items()
+    }
     classes, columns = _list(record, "classes", str, url), _dict(record, "columns", str, url)
     kinds = COLUMN_KINDS if version >= TARGETS_SINCE else [k for k in COLUMN_KINDS if k != OPTIONAL]
     if not modalities or not (classes or version >= TARGETS_SINCE) or not set(columns.values()) <= set(kinds):
@@ -140,7 +146,7 @@ def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bo
             )
     _check_steps(shard.steps, modalities, at)
     features = sum(
-        count * modalities[name].dim * np.dtype(modalities[name].dtype).itemsize
+        count * (LEAST_PICTURE_BYTES if modalities[name].is_jpeg else modalities[name].step_bytes)
         for name, count in shard.steps.items()
     )
     for what, needed, there in (
@@ -188,13 +194,40 @@ def _parse_target(record: Any, at: str) -> Target:
     return Target(_field(record, "type", str, at), _field(record, "columns", dict, at), missing)
 
 
-def _parse_modality(record: Any, at: str) -> Modality:
-    modality = Modality(_field(record, "dim", int, at), _field(record, "dtype", str, at))
-    if modality.dim < 1 or modality.dtype not in DTYPES:
+def _parse_modality(record: Any, at: str, version: int) -> Modality:
+    recording = _parse_recording(record, at) if version >= RECORDINGS_SINCE else None
+    modality = Modality(_field(record, "dim", int, at), _field(record, "dtype", str, at), recording)
+    if recording and (modality.dim, modality.dtype) != (recording.dim, DTYPE_OF[recording.kind]):
+        raise ValueError(
+            f"{at}: dim {modality.dim} and dtype {_shown(modality.dtype)} are not those of {recording}; "
+            "extract it again"
+        )
+    if not recording and (modality.dim < 1 or modality.dtype not in DTYPES):
         raise ValueError(
             f"{at}: {modality!s:.100}: dim must be positive, dtype one of {DTYPES}; pack it again"
         )
     return modality
+
+
+def _parse_recording(record: Any, at: str) -> Recording | None:
+    """What the steps of a recording are; None of features."""
+    if not isinstance(record, dict) or record.get("recording") is None:
+        return None
+    at, entry = f"{at}.recording", _field(record, "recording", dict, at)
+    quality = entry.get("jpeg_quality")
+    if quality is not None:
+        quality = _field(entry, "jpeg_quality", int, at)
+    recording = Recording(
+        _field(entry, "kind", str, at),
+        float(_field(entry, "rate", float, at)),
+        _list(entry, "shape", int, at),
+        quality,
+    )
+    try:
+        check_recording(recording)
+    except ValueError as error:
+        raise ValueError(f"{at}: {error}; extract it again") from None
+    return recording
 
 
 def _parse_split(
@@ -221,11 +254,12 @@ def _parse_split(
     statistics = {
         name: _parse_statistics(_field(found, name, dict, f"{at}.moments"), m, f"{at}.moments.{name}")
         for name, m in modalities.items()
+        if m.recording is None
     }
     for name in modalities:
         counts = {
             "steps": steps.get(name, 0),
-            "moments": statistics[name].count,
+            **({"moments": statistics[name].count} if name in statistics else {}),
             "shards": sum(shard.steps.get(name, 0) for shard in shards),
         }
         if len(set(counts.values())) > 1:

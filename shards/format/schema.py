@@ -8,18 +8,22 @@ the names of the fields here, so a renamed field would break datasets that exist
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from shards.format.recording import Recording
 from shards.format.split_names import find_split
 from shards.format.targets import CLASSES, OPTIONAL, Target
 from shards.safe_io.json_text import json_text
 
-# 2: targets other than classes, and columns with missing values.
-SCHEMA_VERSION = 2
+# 2: targets other than classes, and columns with missing values. 3: recordings. A dataset has the lowest
+# version that can describe it, so that early programs read what they can.
+SCHEMA_VERSION = 3
 TARGETS_SINCE = 2
+RECORDINGS_SINCE = 3
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
 COLUMN_KINDS = ("bool", "int", "float", "str", OPTIONAL)
@@ -70,10 +74,37 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Modality:
-    """Features per time step of a modality, and the dtype in which they are stored."""
+    """Numbers per time step of a modality, and their dtype in the shards and in a batch.
+
+    Attributes:
+        dim: features per time step; of recordings all numbers of a step.
+        dtype: "float16" or "float32"; of recordings "int16" or "uint8".
+        recording: what the steps of a recording are; None of features.
+    """
 
     dim: int
     dtype: str
+    recording: Recording | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one time step: [features], or that of a recording's step."""
+        return tuple(self.recording.shape) if self.recording else (self.dim,)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a time step in a batch."""
+        return self.dim * np.dtype(self.dtype).itemsize
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether each time step is stored as a JPEG."""
+        return self.recording is not None and self.recording.jpeg_quality is not None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is sound as recorded, whose true number of samples is stored."""
+        return self.recording is not None and self.recording.is_sound
 
 
 @dataclass(frozen=True)
@@ -103,7 +134,7 @@ class SplitStatistics:
 class Split:
     """One split: its size, time steps by modality, counts per class, statistics by modality, and shards.
 
-    The field of the statistics is called `moments`, as the key of the manifest is.
+    The field of the statistics is called `moments`, as the key of the manifest is. Recordings have none.
     """
 
     utterances: int
@@ -139,7 +170,13 @@ class Manifest:
     skipped: int = 0
     target: Target = CLASSES
     targets: dict[str, Target] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = TARGETS_SINCE
+
+
+def version_of(modalities: Mapping[str, Modality]) -> int:
+    """The lowest schema version that can describe a new dataset of these modalities."""
+    recorded = any(modality.recording for modality in modalities.values())
+    return RECORDINGS_SINCE if recorded else TARGETS_SINCE
 
 
 def read_in_place(manifest: Manifest) -> bool:
@@ -187,4 +224,7 @@ def dump_manifest(manifest: Manifest) -> str:
     record = asdict(manifest)
     if manifest.schema_version < TARGETS_SINCE:
         del record["target"], record["targets"]
+    if manifest.schema_version < RECORDINGS_SINCE:
+        for modality in record["modalities"].values():
+            del modality["recording"]
     return json_text(record, indent=1) + "\n"

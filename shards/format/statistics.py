@@ -50,6 +50,11 @@ def statistics_of(values: np.ndarray) -> Statistics:
     return Statistics(len(values), mean, np.einsum("td,td->d", deviation, deviation))
 
 
+def no_statistics(count: int, dim: int = 0) -> Statistics:
+    """Those of `count` time steps of which nothing but their number is known, or of none."""
+    return Statistics(count, np.zeros(dim), np.zeros(dim))
+
+
 def merge(a: Statistics | None, b: Statistics) -> Statistics:
     """Statistics of the time steps of `a` and `b` together; None means no time steps."""
     if a is None or a.count == 0:

@@ -177,7 +177,7 @@ def _write(packing: _Packing, sample: Sample, encoded: EncodedSample, shard_byte
         check_still_ours(packing.folder)
         name = shard_name(split, len(finished), packing.folder.generation)
         packing.open[split] = open_shard(packing.folder.workdir, name, classes)
-    write_sample(packing.open[split], sample.key, encoded, classes)
+    write_sample(packing.open[split], sample.key, encoded, packing.state)
     if packing.open[split].bytes >= shard_bytes:
         _finish(packing, split)
 

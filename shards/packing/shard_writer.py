@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,16 @@ from shards.format.columns import column_kinds, scalar_kind
 from shards.format.hashing import hash_file
 from shards.format.index import index_tar
 from shards.format.index_file import save_index
-from shards.format.schema import Manifest, Modality, ShardEntry, Split, SplitStatistics
-from shards.format.statistics import Statistics, merge, statistics_of
+from shards.format.jpeg import encode_jpeg
+from shards.format.recording import DTYPE_OF
+from shards.format.schema import Manifest, Modality, ShardEntry, Split, SplitStatistics, version_of
+from shards.format.statistics import Statistics, merge, no_statistics, statistics_of
 from shards.format.targets import OPTIONAL
 from shards.packing.output_folder import OutputFolder, check_still_ours, publish
 from shards.packing.validation import EncodedSample, PackingState, check_cast
 from shards.safe_io.file_names import as_text
+
+JPEG_THREADS = 4
 
 
 @dataclass
@@ -82,21 +88,36 @@ def open_shard(workdir: Path, name: str, classes: list[str]) -> ShardWriter:
     return ShardWriter(path, tar, ShardStats(np.zeros(len(classes), np.int64)))
 
 
-def write_sample(shard: ShardWriter, key: str, sample: EncodedSample, classes: list[str]) -> None:
+def write_sample(shard: ShardWriter, key: str, sample: EncodedSample, state: PackingState) -> None:
     """Write a valid utterance."""
-    members = {f"{name}.npy": values for name, values in sample.arrays.items()}
+    members: dict[str, Any] = {}
+    for name, values in sample.arrays.items():
+        recording = state.recordings.get(name)
+        if recording and recording.jpeg_quality:
+            members |= _pictures(name, values, recording.jpeg_quality)
+        else:
+            members[f"{name}.npy"] = values
     shard.tar.write({"__key__": key, "json": sample.json_member, **members})
     stats = shard.stats
     stats.utterances += 1
     if sample.label is not None:
-        stats.class_counts[classes.index(sample.label)] += 1
+        stats.class_counts[state.classes.index(sample.label)] += 1
     for name, values in sample.arrays.items():
-        stats.statistics[name] = merge(stats.statistics.get(name), statistics_of(values))
+        # Of recordings only the steps are counted.
+        found = no_statistics(len(values)) if name in state.recordings else statistics_of(values)
+        stats.statistics[name] = merge(stats.statistics.get(name), found)
     for name, cast in sample.casts.items():
         stats.casts[name] = _merge_cast(stats.casts.get(name), cast)
     for name, value in json.loads(sample.json_member).items():
         count, kinds = stats.kinds.get(name, (0, set()))
         stats.kinds[name] = (count + 1, kinds | {scalar_kind(value)})
+
+
+def _pictures(name: str, pictures: np.ndarray, quality: int) -> dict[str, bytes]:
+    """A member for each picture: webdataset takes all after a key's first dot as the kind of a member."""
+    with ThreadPoolExecutor(JPEG_THREADS, thread_name_prefix="jpeg") as threads:
+        encoded = threads.map(partial(encode_jpeg, quality=quality), pictures)
+        return {f"{name}.{number:04d}.jpg": content for number, content in enumerate(encoded)}
 
 
 def finish_shard(shard: ShardWriter, folder: OutputFolder, state: PackingState) -> FinishedShard:
@@ -151,6 +172,7 @@ def manifest_of(
         skipped=skipped,
         target=state.target,
         targets=dict(state.targets),
+        schema_version=version_of(modalities),
     )
 
 
@@ -160,7 +182,11 @@ def check_precision(shards: Iterable[FinishedShard], state: PackingState) -> Non
 
 
 def modalities_of(state: PackingState) -> dict[str, Modality]:
-    return {name: Modality(dim, str(state.dtype)) for name, (dim, _) in sorted(state.dims.items())}
+    """The modalities of the utterances packed so far, and those whose width was known before."""
+    found = {name: Modality(dim, str(state.dtype)) for name, (dim, _) in state.dims.items()}
+    for name, recording in state.recordings.items():
+        found[name] = Modality(recording.dim, DTYPE_OF[recording.kind], recording)
+    return dict(sorted(found.items()))
 
 
 def sum_stats(parts: list[ShardStats]) -> ShardStats:
@@ -193,14 +219,16 @@ def _columns(total: ShardStats, state: PackingState) -> dict[str, str]:
 
 
 def _split(shards: list[ShardEntry], stats: ShardStats, modalities: dict[str, Modality]) -> Split:
-    none = {name: Statistics(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    none = {name: no_statistics(0, 0 if m.recording else m.dim) for name, m in modalities.items()}
     found = {name: (none | stats.statistics)[name] for name in modalities}
     return Split(
         utterances=stats.utterances,
         steps={name: of.count for name, of in found.items()},
         class_counts=stats.class_counts.tolist(),
         moments={
-            name: SplitStatistics(of.count, of.mean.tolist(), of.std.tolist()) for name, of in found.items()
+            name: SplitStatistics(of.count, of.mean.tolist(), of.std.tolist())
+            for name, of in found.items()
+            if modalities[name].recording is None
         },
         shards=shards,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shards.format.labels import label_name
+from shards.format.recording import DTYPE_OF, NUM_SAMPLES, Recording, in_steps
 from shards.format.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
 from shards.format.statistics import CAST_TOLERANCE, Statistics, lossy_dimension, statistics_of
 from shards.format.targets import CLASSES, Target, number_of, values_of
@@ -29,6 +30,8 @@ class PackingState:
         targets: further ones, by name.
         keys: of the utterances packed so far.
         dims: per modality the features per time step, and the key of the utterance that determined them.
+        recordings: the modalities that are recordings. Their sound is given as int16 [samples], their
+            pictures as uint8 [pictures, height, width, 3].
     """
 
     classes: list[str]
@@ -37,6 +40,7 @@ class PackingState:
     targets: dict[str, Target] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     dims: dict[str, tuple[int, str]] = field(default_factory=dict)
+    recordings: dict[str, Recording] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class EncodedSample:
     """A valid utterance as it is stored.
 
     Attributes:
-        arrays: per modality [T, D] in the stored dtype, without missing modalities.
+        arrays: per modality [T, D] in the stored dtype, without missing modalities; pictures [T, H, W, 3].
         casts: per modality that was cast statistics of the values given and of the error (stored - given).
         label: name of its class; None in a dataset without classes.
         json_member: its label and metadata as JSON.
@@ -107,13 +111,14 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
                 f"modality {name!r} must consist of lower-case letters, digits and '_', and not be 'json'"
             )
     given = {name: np.asarray(values) for name, values in sample.features.items() if values is not None}
-    arrays = {
-        name: _check_array(values, name, state) for name, values in given.items() if values.shape[:1] != (0,)
-    }
-    if not arrays:
+    there = {name: values for name, values in given.items() if values.shape[:1] != (0,)}
+    if not there:
         raise ValueError("no steps in any modality; leave the utterance out")
+    recorded = {name: state.recordings[name] for name in there if name in state.recordings}
+    arrays = {name: _check_array(of, name, state) for name, of in there.items() if name not in recorded}
     stored = {name: _cast(values, name, state.dtype) for name, values in arrays.items()}
-    json_member = _json_member(label, meta)
+    stored |= {name: _steps_of(there[name], name, recording) for name, recording in recorded.items()}
+    json_member = _json_member(label, _with_num_samples(meta, there, recorded))
 
     state.keys.add(sample.key)
     for name, values in arrays.items():
@@ -216,6 +221,32 @@ def _check_array(values: np.ndarray, name: str, state: PackingState) -> np.ndarr
             f"{name} is {values[step, dimension]} at step {step}, dimension {dimension}; repair it"
         )
     return values
+
+
+def _steps_of(values: np.ndarray, name: str, recording: Recording) -> np.ndarray:
+    """A recording as it is stored: int16 [steps, samples] or uint8 [pictures, height, width, 3].
+
+    Raises:
+        ValueError: it has another dtype or shape than `PackingState.recordings` says.
+    """
+    dtype, shape = DTYPE_OF[recording.kind], () if recording.is_sound else tuple(recording.shape)
+    if values.dtype != dtype or values.shape[1:] != shape:
+        raise ValueError(f"{name} is {values.dtype} of shape {values.shape}, and the dataset has {recording}")
+    if recording.is_sound:
+        return in_steps(values, recording.dim)
+    return np.ascontiguousarray(values)
+
+
+def _with_num_samples(
+    meta: dict[str, Any], values: dict[str, np.ndarray], recorded: dict[str, Recording]
+) -> dict[str, Any]:
+    """The metadata with the true number of samples of recorded sound."""
+    counts = {name: len(values[name]) for name, recording in recorded.items() if recording.is_sound}
+    if not counts:
+        return meta
+    if NUM_SAMPLES in meta:
+        raise ValueError(f"metadata must not be named {NUM_SAMPLES!r} beside sound; rename that column")
+    return meta | {NUM_SAMPLES: counts}
 
 
 def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:

@@ -27,7 +27,7 @@ class Ragged:
     """B sequences of different lengths, one after the other.
 
     Attributes:
-        values: [sum T, D], in the stored dtype.
+        values: [sum T, D], in the stored dtype; of pictures uint8 [sum T, height, width, 3].
         offsets: [B + 1] int32; sequence i is `values[offsets[i]:offsets[i + 1]]`, and may be empty.
         host_offsets: `offsets` on the host, so that lengths are known there without waiting for a device.
     """
@@ -66,6 +66,8 @@ class FeatureBatch:
         place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
         first_place, num_places: the range of places of this batch; in an epoch's last step some are empty.
         epoch, step: 0-based.
+        samples: by modality of recorded sound the true number of samples of each utterance, [B] int64; 0
+            where it is missing. The rest of an utterance's last time step is zeros. Stays on the host.
         damaged: cause by name of each utterance that was skipped because it is damaged (its place is empty);
             see `FeatureStream`. Each micro-batch has those of the complete batch.
     """
@@ -82,6 +84,7 @@ class FeatureBatch:
     epoch: int
     step: int
     damaged: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of utterances B; 0 if all places are empty."""
@@ -144,6 +147,7 @@ class FeatureBatch:
                 place=self.place[low:high],
                 first_place=first,
                 num_places=last - first,
+                samples={name: counts[low:high] for name, counts in self.samples.items()},
             )
             for (low, high), (first, last) in zip(pairwise(rows), pairwise(edges), strict=True)
         ]

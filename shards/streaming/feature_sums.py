@@ -1,4 +1,4 @@
-"""Sums over the features of some utterances, of which means and deviations are made."""
+"""Sums over the features of some utterances, of which means and deviations are made. Recordings have none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ CHUNK = 256
 
 def no_sums(modalities: Mapping[str, Modality]) -> dict[str, Sums]:
     """The sums over no time step, per modality."""
-    return {name: Sums(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items()}
+    return {
+        name: Sums(0, np.zeros(m.dim), np.zeros(m.dim)) for name, m in modalities.items() if not m.recording
+    }
 
 
 def sums_of_rows(reader: ShardReader, shard: np.ndarray, row: np.ndarray) -> dict[str, Sums]:
@@ -34,6 +36,6 @@ def sums_of_rows(reader: ShardReader, shard: np.ndarray, row: np.ndarray) -> dic
         chunk = slice(start, start + CHUNK)
         utterances = reader.features(shard[chunk], row[chunk])
         reader.close_all_but(shard[chunk].tolist())
-        for name, ragged in utterances.features.items():
-            total[name] = add(total[name], sums_of(ragged.values.numpy()))
+        for name in total:
+            total[name] = add(total[name], sums_of(utterances.features[name].values.numpy()))
     return total

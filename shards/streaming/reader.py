@@ -33,6 +33,7 @@ from shards.storage.store import Store, open_file, reopen_after_fork
 from shards.streaming.batch import Ragged
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
+from shards.streaming.jpeg_files import JpegFiles, decode_jpegs, decode_threads, locate_jpegs
 from shards.streaming.scattered_reads import Reads, crc_mismatches, read_into, read_scattered
 from shards.streaming.shard_handle import ShardHandle
 from shards.streaming.target_columns import labels_of, values_of_index
@@ -62,6 +63,7 @@ class Utterances:
             are damaged.
         damaged: the cause by name of each of the others. The name is the key, or shard#row where the index
             is damaged.
+        samples: by modality of recorded sound the true number of samples, [B] int64.
     """
 
     features: dict[str, Ragged]
@@ -70,6 +72,7 @@ class Utterances:
     key: list[str]
     kept: np.ndarray
     damaged: dict[str, str]
+    samples: dict[str, torch.Tensor]
 
 
 class ShardReader:
@@ -125,6 +128,7 @@ class ShardReader:
         self._forked = forked
         self._lock = threading.Lock()
         self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
+        self._decoders = ThreadPoolExecutor(decode_threads(), "shards-decode")  # starts no thread unless used
 
     def _store(self, stop: threading.Event | None) -> Store:
         """The store, with new connections after a fork."""
@@ -286,7 +290,8 @@ class ShardReader:
         while True:
             kept, damaged = self._known_damage(shard, row)
             if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
-                return Utterances(*read, kept, damaged)
+                features, label, target, samples, key = read
+                return Utterances(features, label, target, key, kept, damaged, samples)
 
     def _known_damage(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
         """Positions of the rows that are not known to be damaged, [B]; name and cause of the others."""
@@ -313,10 +318,12 @@ class ShardReader:
 
     def _read(
         self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
-    ) -> tuple[dict[str, Ragged], torch.Tensor, torch.Tensor, list[str]] | None:
-        """Features, labels, targets and keys; None if damage was found and recorded: then read again."""
+    ) -> tuple[dict[str, Ragged], torch.Tensor, torch.Tensor, dict[str, torch.Tensor], list[str]] | None:
+        """Features, labels, targets, samples and keys; None if damage was found and recorded: read again."""
         width = 1 + 2 * len(self.modalities)
-        locations = np.empty((len(row), width + self.target.num_values), np.int64)
+        sound = [name for name, modality in self.modalities.items() if modality.is_sound]
+        end = width + self.target.num_values
+        locations = np.empty((len(row), end + len(sound)), np.int64)
         key = np.empty(len(row), object)
         order = np.argsort(shard, kind="stable")
         shards, first = np.unique(shard[order], return_index=True)
@@ -333,16 +340,22 @@ class ShardReader:
             locations[positions] = handle.locations[rows]
             key[positions] = handle.index.key[rows]
 
-        features, reads = {}, []
+        features, arrays, jpegs = {}, list[Reads](), dict[str, JpegFiles]()
         for i, (name, modality) in enumerate(self.modalities.items()):
             offset, steps = locations[:, 1 + 2 * i], locations[:, 2 + 2 * i]
             features[name], memory = self._allocate(steps, modality, pin)
-            size = steps * (modality.dim * np.dtype(modality.dtype).itemsize)
-            reads.append(Reads(shard, offset, size, memory))
+            if modality.is_jpeg:
+                jpegs[name] = locate_jpegs(handles, shard, row, name, self.pool)
+                arrays.append(jpegs[name].by_utterance)
+            else:
+                arrays.append(Reads(shard, offset, steps * modality.step_bytes, memory))
         try:
             read_scattered(
                 {s: (handle.fd, handle.path) for s, handle in handles.items()},
-                reads,
+                [
+                    jpegs[name].by_picture if name in jpegs else reads
+                    for name, reads in zip(self.modalities, arrays, strict=True)
+                ],
                 self._helpers,
                 READ_THREADS,
             )
@@ -350,13 +363,29 @@ class ShardReader:
             if not (self.skip_damaged and self._close_shrunk(handles)):
                 raise
             return None
-        if self.check_crc and self._record_crc_mismatches(handles, shard, row, key, reads):
+        if self.check_crc and self._record_crc_mismatches(handles, shard, row, key, arrays):
             return None
+        for name, files in jpegs.items():
+            failed = decode_jpegs(files, features[name].values, self._decoders)
+            for i, cause in failed.items():
+                self._record_undecodable(
+                    handles[int(shard[i])], int(shard[i]), int(row[i]), f"{name}: {cause}"
+                )
+            if failed:
+                return None
         label = torch.from_numpy(locations[:, 0].copy())
-        target = torch.from_numpy(locations[:, width:].copy().view(np.float64))
+        target = torch.from_numpy(locations[:, width:end].copy().view(np.float64))
+        samples = {name: torch.from_numpy(locations[:, end + i].copy()) for i, name in enumerate(sound)}
         if pin and target.numel():
             target = target.pin_memory()
-        return features, label.pin_memory() if pin else label, target, key.tolist()
+        return features, label.pin_memory() if pin else label, target, samples, key.tolist()
+
+    def _record_undecodable(self, handle: ShardHandle, shard: int, row: int, cause: str) -> None:
+        """Record an utterance with a picture that cannot be decoded."""
+        key = "" if self.skip_damaged else f"{str(handle.index.key[row])!r}: "
+        self._record_damage(
+            shard, ValueError(f"{handle.path}: {key}{cause}: damaged; extract it again"), None, [row]
+        )
 
     def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
         """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.
@@ -403,7 +432,7 @@ class ShardReader:
         dtype = getattr(torch, modality.dtype)
         buffer = self.pool.lease(int(offsets[-1]) * modality.dim * dtype.itemsize, pin)
         host = torch.from_numpy(offsets)
-        values = buffer.view(dtype).view(int(offsets[-1]), modality.dim)
+        values = buffer.view(dtype).view(int(offsets[-1]), *modality.shape)
         return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
 
     def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:

@@ -260,7 +260,7 @@ class FeatureStream:
             self._reader.close_all_but(())
 
     def statistics(self) -> dict[str, Sums]:
-        """This rank's part of the sums over all selected utterances, per modality.
+        """This rank's part of the sums over all selected utterances, per modality of features.
 
         Added over ranks they are the sums over the whole selection. Without a selection nothing is read: rank
         0 returns the manifest's statistics, all other ranks return zeros.
@@ -404,4 +404,5 @@ class FeatureStream:
             epoch=epoch,
             step=step,
             damaged=utterances.damaged,
+            samples=utterances.samples,
         )

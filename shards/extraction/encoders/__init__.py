@@ -1,6 +1,8 @@
 """Encoders: sound to audio features, pictures to video features, words to text features, opened by name.
 
 - built in, without weights: `logmel` (audio), `descriptor` (video), `chargrams` (text)
+- recordings themselves, in place of features, which a model with encoders of its own is fine-tuned on:
+  `waveform` (audio), `frames` (video)
 - Hugging Face models, found by their model type: `hf_audio`, `hf_video`, `hf_text`; `hf`: models located and
   loaded
 - used by them: `faces`: the face in each picture; `pooling`: means over steps
@@ -18,7 +20,10 @@ line. What its objects offer:
 - text: `name`, `dim`, `settings` with "step": "word", and
   `encode(texts: list of tuples of words) -> list of float32 [T, dim]`, where T is the number of words.
 
-Of sound and pictures, T is the number of whole steps in the clip, floor(duration / step_seconds), but at
+An encoder of recordings has the attribute `recording` (`shards.format.recording`), too, and its `encode`
+returns all of the clip: int16 [samples], or uint8 RGB [N, H, W, 3].
+
+Of sound and pictures as features, T is the number of whole steps in the clip, floor(duration / step_seconds), but at
 least 1 unless the clip is empty. An empty clip gives [0, dim]. The features of a clip do not depend on the
 other clips of the list, except for rounding.
 """

@@ -1,0 +1,45 @@
+"""Pictures as JPEG, written and read by Pillow.
+
+Its decoder, libjpeg-turbo, computes in whole numbers, so that all machines read the same pixels. It releases
+the interpreter's lock, so several threads decode at the same time.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+
+def encode_jpeg(picture: np.ndarray, quality: int) -> bytes:
+    """uint8 RGB [H, W, 3] -> the bytes of a JPEG, its colors at half the resolution, as is usual."""
+    file = io.BytesIO()
+    _pillow().fromarray(picture).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def decode_jpeg_into(content: bytes | memoryview, picture: np.ndarray) -> None:
+    """Read a JPEG into uint8 RGB [H, W, 3].
+
+    Raises:
+        ValueError: not a JPEG, damaged, or of another size than `picture`, which is then not decoded.
+    """
+    height, width, _ = picture.shape
+    try:
+        with _pillow().open(io.BytesIO(content), formats=["JPEG"]) as image:
+            if (image.width, image.height, image.mode) != (width, height, "RGB"):
+                raise ValueError(
+                    f"is {image.mode} of {image.width} x {image.height}, not RGB of {width} x {height}"
+                )
+            picture[:] = np.asarray(image)
+    except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+        raise ValueError(f"not a JPEG that can be read ({error})") from None
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImportError('pictures as JPEG need Pillow: pip install "Pillow>=10"') from None
+    return Image
