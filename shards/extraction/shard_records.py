@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.extraction.pipeline import UNDECODABLE
 from shards.format.manifest import parse_shard
-from shards.format.schema import DTYPES, SCHEMA_VERSION, TARGETS_SINCE, Modality
+from shards.format.schema import DTYPES, TARGETS_SINCE, Modality
 from shards.format.statistics import Statistics
 from shards.packing.output_folder import RECORD_SUFFIX, OutputFolder, publish, write_json_lines
 from shards.packing.shard_writer import FinishedShard, ShardStats
@@ -22,6 +22,7 @@ from shards.safe_io.bounded_json import parse_json
 from shards.storage.store import Store, call_store
 
 READING_THREADS = 8
+RECORD_VERSION = TARGETS_SINCE  # the schema version with which a record last changed
 # The index of a shard of schema version 1 has no column of a field that some of its utterances lack. So the
 # dataset must not have one, or all its values would seem to be missing.
 _NO_COLUMN = frozenset({None})
@@ -56,7 +57,7 @@ def write_record(folder: OutputFolder, shard: str, record: ShardRecord) -> None:
     path = folder.workdir / record_name(shard)
     part = _dump_shard(record.shard) if record.shard else None
     entry = {"part": part, "skipped": record.skipped, "constant": record.constant}
-    write_json_lines(path, [{"schema_version": SCHEMA_VERSION, **entry}])
+    write_json_lines(path, [{"schema_version": RECORD_VERSION, **entry}])
     publish(folder, path)
 
 

@@ -75,7 +75,7 @@ class ArrayAt:
 
 @dataclass
 class PicturesAt:
-    """The JPEG files of an utterance's pictures in a tar: where each is, and the CRC-32 of all their bytes."""
+    """The JPEG files of an utterance's pictures in a tar: where each is; the CRC-32 of all their bytes."""
 
     offset: list[int] = field(default_factory=list)
     size: list[int] = field(default_factory=list)

@@ -23,9 +23,9 @@ line. What its objects offer:
 An encoder of recordings has the attribute `recording` (`shards.format.recording`), too, and its `encode`
 returns all of the clip: int16 [samples], or uint8 RGB [N, H, W, 3].
 
-Of sound and pictures as features, T is the number of whole steps in the clip, floor(duration / step_seconds), but at
-least 1 unless the clip is empty. An empty clip gives [0, dim]. The features of a clip do not depend on the
-other clips of the list, except for rounding.
+Of sound and pictures as features, T is the number of whole steps in the clip, floor(duration / step_seconds),
+but at least 1 unless the clip is empty. An empty clip gives [0, dim]. The features of a clip do not depend on
+the other clips of the list, except for rounding.
 """
 
 from __future__ import annotations
