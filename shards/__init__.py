@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shards.format.recording import Recording
     from shards.format.schema import BadSample, Manifest, Modality, Sample
     from shards.format.statistics import Sums
     from shards.format.targets import Target
@@ -37,6 +38,7 @@ __all__ = [
     "Modality",
     "Plan",
     "Ragged",
+    "Recording",
     "Sample",
     "Sums",
     "Target",
@@ -57,6 +59,7 @@ _MODULE_OF = {
     "Modality": "shards.format.schema",
     "Plan": "shards.planning.plan",
     "Ragged": "shards.streaming.batch",
+    "Recording": "shards.format.recording",
     "Sample": "shards.format.schema",
     "Sums": "shards.format.statistics",
     "Target": "shards.format.targets",

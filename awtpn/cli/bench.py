@@ -11,11 +11,12 @@ from typing import Any
 from awtpn.config.option_types import path_argument
 from shards.format.precision_names import short_name
 
-PARTS = ("loader", "step", "baseline", "end-to-end", "attention", "roofline")
+PARTS = ("loader", "recordings", "step", "baseline", "end-to-end", "attention", "roofline")
 BENCH_HELP = """Measure this machine and print tables in Markdown.
 
 parts:
   loader      utterances/s of this stream, of a bare loop and of other libraries that are installed
+  recordings  what 10,000 utterances cost as features, as sound and as pictures, and how fast they are read
   step        forward, losses, backward and update: utterances/s, FLOP/s, peak memory
   baseline    the same beside a plain re-implementation of the published, padded and dense step
   end-to-end  the trainer's loop with its stream, and the share of time that it waits for data
@@ -118,7 +119,7 @@ def write(file: Path, texts: list[str], device: str) -> None:
 
 def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path) -> str:
     """One part's Markdown."""
-    from awtpn.bench import attention, end_to_end, loader, roofline_account, step
+    from awtpn.bench import attention, end_to_end, loader, recordings, roofline_account, step
 
     sizes = DEFAULTS[setting.device]
     dims, batches = options.dim or sizes["dim"], options.batch or sizes["batch"]
@@ -126,6 +127,8 @@ def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path)
     count = QUICK_UTTERANCES if options.quick else loader.UTTERANCES
     if part == "loader":
         return loader.run(scratch, rounds, count)
+    if part == "recordings":
+        return recordings.run(scratch, rounds, 20 if options.quick else recordings.UTTERANCES)
     if part in ("step", "baseline"):
         return step.run(setting, dims, batches, rounds, baseline=part == "baseline")
     if part == "end-to-end":

@@ -16,6 +16,7 @@ import numpy as np
 
 from shards.format.labels import given_classes
 from shards.format.precision_names import long_name
+from shards.format.recording import Recording, check_recording
 from shards.format.schema import DTYPES, BadSample, Manifest, Sample
 from shards.format.targets import CLASSES, Target, check_declared
 from shards.packing.output_folder import (
@@ -71,6 +72,7 @@ def pack(
     classes: list[str],
     target: Target = CLASSES,
     targets: Mapping[str, Target] | None = None,
+    recordings: Mapping[str, Recording] | None = None,
     provenance: dict[str, Any] | None = None,
     dtype: str = "float16",
     shard_bytes: int = 256 << 20,
@@ -89,8 +91,10 @@ def pack(
             another `target`.
         target: what the utterances are labeled with. The values of columns are metadata of the utterances.
         targets: further targets, by name, that a run can choose.
+        recordings: the modalities that are recordings, not features: sound as int16 [samples], pictures as
+            uint8 RGB [N, height, width, 3].
         provenance: how the features were made; kept in the manifest.
-        dtype: "float16" or "float32"; or "fp16", "fp32".
+        dtype: of features: "float16" or "float32"; or "fp16", "fp32".
         shard_bytes: a shard is closed once it has this many bytes.
         on_bad: "refuse" stops at the first bad sample; "skip" skips it, and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
@@ -111,7 +115,12 @@ def pack(
     classes, target, further = check_options(classes, dtype, on_bad, target, targets or {})
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes {shard_bytes}: must be positive")
-    state = PackingState(classes, np.dtype(dtype), target, further)
+    for name, recording in (recordings or {}).items():
+        try:
+            check_recording(recording)
+        except ValueError as error:
+            raise ValueError(f"recordings[{name!r}]: {error}") from None
+    state = PackingState(classes, np.dtype(dtype), target, further, recordings=dict(recordings or {}))
     packing = _Packing(acquire(str(out), overwrite, storage_options), state)
     skipped: list[dict[str, str]] = []
     try:
