@@ -3,7 +3,7 @@
 Made-up utterances of 4 s at the median (log-normal, 0.7 to 20 s): sound at 16 kHz, and pictures at 10 per
 second. A picture is a part of a photo that moves over it, so that JPEG finds real detail in it; faces are
 smoother, and their files smaller. Readers run in one process without workers: this stream, and webdataset,
-which decodes the same shards sample by sample. Everything is in the page cache. Rounds are interleaved.
+which decodes the same shards sample by sample. Everything is in the page cache; epochs of both alternate.
 """
 
 from __future__ import annotations
@@ -68,21 +68,22 @@ def run(scratch: Path, rounds: int, count: int) -> str:
     """
     folders = [scratch / f"recordings-{number}" for number in range(len(FORMS))]
     manifests = [write(form, folder, count) for form, folder in zip(FORMS, folders, strict=True)]
-    readers: dict[str, Callable[[Path], int]] = {"stream": read_stream, "webdataset": read_webdataset}
     took: dict[tuple[int, str], list[float]] = {}
-    for round_number in range(rounds + 1):
-        for number, folder in enumerate(folders):
+    for number, folder in enumerate(folders):
+        readers = {"stream": open_stream(folder), "webdataset": open_webdataset(folder)}
+        for epoch in range(rounds + 1):
             for name, read in readers.items():
                 start = time.perf_counter()
-                assert read(folder) == count
-                if round_number:  # the first warms up
+                if read(epoch) != count:
+                    raise RuntimeError(f"{name} has read another number of utterances than {count}")
+                if epoch:  # the first warms up
                     took.setdefault((number, name), []).append(time.perf_counter() - start)
     rows = []
     for number, (form, manifest) in enumerate(zip(FORMS, manifests, strict=True)):
         split = manifest.splits["train"]
         stored = sum(shard.bytes for shard in split.shards) / count
         batch = split.steps[form.modality] * manifest.modalities[form.modality].step_bytes / count
-        ours, theirs = (count / statistics.median(took[number, name]) for name in readers)
+        ours, theirs = (count / statistics.median(took[number, name]) for name in ("stream", "webdataset"))
         rows.append(
             [
                 form.name,
@@ -104,10 +105,8 @@ def run(scratch: Path, rounds: int, count: int) -> str:
         "ratio",
     ]
     seconds = float(np.mean(lengths()[:count])) / STEPS_PER_SECOND
-    title = (
-        f"## Recordings\n\n{count} utterances of {seconds:.1f} s on average; medians of {rounds} rounds.\n"
-    )
-    return f"{title}\n{table(head, rows, 'lr')}\n"
+    what = f"{count} utterances of {seconds:.1f} s on average; medians of {rounds} rounds."
+    return f"## Recordings\n\n{what}\n\n{table(head, rows, 'lr')}\n"
 
 
 # --- Data ----------------------------------------------------------------------------------------
@@ -174,18 +173,19 @@ def photos() -> list[np.ndarray]:
 # --- Readers -------------------------------------------------------------------------------------
 
 
-def read_stream(folder: Path) -> int:
+def open_stream(folder: Path) -> Callable[[int], int]:
+    """Reads an epoch in batches; returns the number of utterances."""
     stream = shards.FeatureStream(str(folder), global_batch_size=BATCH)
-    return sum(len(batch) for batch in stream.epoch(0))
+    return lambda epoch: sum(len(batch) for batch in stream.epoch(epoch))
 
 
-def read_webdataset(folder: Path) -> int:
-    """Every sample's array, or its pictures in one array."""
+def open_webdataset(folder: Path) -> Callable[[int], int]:
+    """Reads each sample's array, or its pictures into one array; returns the number of samples."""
     import webdataset
 
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("rgb8")
-    return sum(1 for sample in dataset if len(as_array(sample)))
+    return lambda epoch: sum(1 for sample in dataset if len(as_array(sample)))
 
 
 def as_array(sample: dict[str, Any]) -> np.ndarray:
