@@ -101,6 +101,12 @@ class Row:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def first_pictures(index: ShardIndex, name: str) -> np.ndarray:
+    """The position of each utterance's first picture among a shard's JPEG files of a modality, [U] int64."""
+    steps = index.steps[name]
+    return np.cumsum(steps, dtype=np.int64) - steps
+
+
 def index_tar(path: Path, modalities: dict[str, Modality], classes: list[str]) -> ShardIndex:
     """Make the index of a shard that packing wrote, by reading it.
 

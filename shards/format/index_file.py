@@ -14,7 +14,8 @@ import numpy as np
 
 from shards.format.class_checks import WrongManifest
 from shards.format.hashing import hash_of
-from shards.format.index import ALIGNMENT, ShardIndex, form_of
+from shards.format.index import ALIGNMENT, ShardIndex, first_pictures, form_of
+from shards.format.jpeg import least_jpeg_bytes
 from shards.format.schema import INDEXED, OPTIONAL, Manifest, Modality, ShardEntry
 from shards.format.tar_members import BLOCK
 from shards.safe_io.bounded_npz import read_uncompressed_npz
@@ -163,7 +164,7 @@ def _check_values(index: ShardIndex, entry: ShardEntry, manifest: Manifest) -> N
         if modality.is_sound:
             _check_samples(name, index, modality.dim)
         if modality.is_jpeg:
-            _check_pictures(name, index)
+            _check_pictures(name, index, modality)
     _check_extents(index, entry, manifest.modalities, links=INDEXED in manifest.provenance)
 
 
@@ -201,12 +202,18 @@ def _check_samples(name: str, index: ShardIndex, per_step: int) -> None:
         raise ValueError(f"numbers of samples of {name} do not fit its steps of {per_step}")
 
 
-def _check_pictures(name: str, index: ShardIndex) -> None:
+def _check_pictures(name: str, index: ShardIndex, modality: Modality) -> None:
     offset, size, steps = index.picture_offset[name], index.picture_size[name], index.steps[name]
     if np.any(size < 1) or np.any(offset % BLOCK):
         raise ValueError(f"a picture of {name} is empty, or does not begin where a member of a tar does")
+    least = least_jpeg_bytes(modality.dim)
+    if np.any(size < least):
+        shape = " x ".join(map(str, modality.shape))
+        raise ValueError(
+            f"a picture of {name} has {size.min()} bytes; a JPEG of {shape} has at least {least}"
+        )
     there = steps > 0
-    first = np.cumsum(steps, dtype=np.int64) - steps
+    first = first_pictures(index, name)
     if np.any(offset[first[there]] != index.offset[name][there]):
         raise ValueError(f"{name} does not begin where its first picture does")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.format.jpeg import least_jpeg_bytes
 from shards.format.recording import DTYPE_OF, Recording, check_recording
 from shards.format.schema import (
     COLUMN_KINDS,
@@ -145,10 +146,7 @@ def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bo
                 f"{at}: {name} {_shown(digest)} is not a hash of 64 hexadecimal digits; pack it again"
             )
     _check_steps(shard.steps, modalities, at)
-    features = sum(
-        count * (LEAST_PICTURE_BYTES if modalities[name].is_jpeg else modalities[name].step_bytes)
-        for name, count in shard.steps.items()
-    )
+    features = sum(count * _least_step_bytes(modalities[name]) for name, count in shard.steps.items())
     for what, needed, there in (
         (f"{shard.utterances} utterances", shard.utterances * LEAST_TAR_BYTES, shard.bytes),
         (f"the features of {shard.steps} steps", features, shard.bytes * (shard.utterances if links else 1)),
@@ -158,6 +156,13 @@ def parse_shard(record: Any, modalities: dict[str, Modality], at: str, links: bo
         if needed > there:
             raise ValueError(f"{at}: {what} do not fit into {there} bytes; pack it again")
     return shard
+
+
+def _least_step_bytes(modality: Modality) -> int:
+    """The fewest bytes of a time step in a tar."""
+    if modality.is_jpeg:
+        return max(LEAST_PICTURE_BYTES, LEAST_TAR_BYTES + least_jpeg_bytes(modality.dim))
+    return modality.step_bytes
 
 
 def _parse_targets(
@@ -195,7 +200,13 @@ def _parse_target(record: Any, at: str) -> Target:
 
 
 def _parse_modality(record: Any, at: str, version: int) -> Modality:
-    recording = _parse_recording(record, at) if version >= RECORDINGS_SINCE else None
+    recording = _parse_recording(record, at)
+    if recording and version < RECORDINGS_SINCE:
+        # Early programs would read the modality as features: one manifest must not mean two things.
+        raise ValueError(
+            f"{at}: a recording in schema version {version}; recordings are of version {RECORDINGS_SINCE}, "
+            "extract it again"
+        )
     modality = Modality(_field(record, "dim", int, at), _field(record, "dtype", str, at), recording)
     if recording and (modality.dim, modality.dtype) != (recording.dim, DTYPE_OF[recording.kind]):
         raise ValueError(

@@ -102,6 +102,11 @@ class Modality:
         return self.recording is not None and self.recording.jpeg_quality is not None
 
     @property
+    def is_pictures(self) -> bool:
+        """Whether it is pictures as recorded; a time step is one of them."""
+        return self.recording is not None and not self.recording.is_sound
+
+    @property
     def is_sound(self) -> bool:
         """Whether it is sound as recorded, whose true number of samples is stored."""
         return self.recording is not None and self.recording.is_sound

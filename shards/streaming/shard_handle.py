@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shards.format.index import ShardIndex
+from shards.format.index import ShardIndex, first_pictures
 
 
 class ShardHandle:
@@ -39,9 +39,7 @@ class ShardHandle:
         columns += [index.samples[name] for name in modalities if name in index.samples]
         self.locations = np.stack([label, *columns], axis=1, dtype=np.int64)
         self._first_picture = {
-            name: np.cumsum(index.steps[name], dtype=np.int64) - index.steps[name]
-            for name in modalities
-            if name in index.picture_offset
+            name: first_pictures(index, name) for name in modalities if name in index.picture_offset
         }
         self.fd = file.fileno()
 

@@ -51,6 +51,8 @@ from shards.tools.index_in_place import (
 )
 from shards.tools.scan_tar import read_array, scan_tar, uncompressed
 
+# Members that are not features, as `scan_tar` counts them.
+PICTURES = ("*.jpg", ".jpg")
 TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)")
 
 logger = get_logger(__name__)
@@ -310,8 +312,11 @@ def _check_utterances(tars: list[ScannedTar]) -> None:
     """Refuse a dataset without features, or with a modality that has arrays of different sizes."""
     forms = forms_of(tars)
     if not forms:
+        pictures = sum(tar.scan.ignored[ending] for tar in tars for ending in PICTURES)
+        recorded = "; pictures are not features: `awtpn extract` makes datasets of recordings"
         raise ValueError(
             f"{tars[0].url}: no arrays; features are members <key>.<modality>.npy, [steps, features per step]"
+            f"{recorded if pictures else ''}"
         )
     for name, found in forms.items():
         dims = sorted({dim for dim, _ in found})

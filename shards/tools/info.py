@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from shards.format.class_checks import check_class_counts, count_labels, parse_m
 from shards.format.feature_space import describe, recorded_spaces
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
+from shards.format.recording import Recording
 from shards.format.schema import Manifest, ShardEntry, choose_split
 from shards.safe_io.printable import join_lines, plural, table_lines
 from shards.storage.store import Store, open_dataset, open_file, read_range
 from shards.streaming.reader import INDEX_THREADS
+from shards.tools.sizes import format_duration, sound_seconds
 from shards.tools.target_summary import ColumnSummary, summarize, summary_lines, target_lines, targets_of
+from shards.tools.utterance_arrays import array_line, read_array
 
-# Of histograms of lengths; characters of the longest bar; characters of a line; values shown of a first step.
+# Of histograms of lengths; characters of the longest bar; characters of a line.
 BINS = 12
 BAR = 40
 WIDTH = 110
-FIRST_VALUES = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """A split: its size, utterances per class, lengths by modality, and the columns of each target."""
+    """A split: its size, utterances per class, lengths by modality, and the columns of each target.
+
+    Attributes:
+        batch_bytes: of all its utterances' arrays in batches; `bytes` are those on disk.
+        pictures: by modality of recorded pictures, their number.
+        seconds: by modality of recorded sound, its true length; empty if no index was read.
+    """
 
     utterances: int
     shards: int
@@ -60,6 +68,9 @@ class SplitInfo:
     class_counts: dict[str, int]
     lengths: dict[str, Lengths]
     targets: dict[str, dict[str, ColumnSummary]]
+    batch_bytes: int = 0
+    pictures: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,8 @@ class Info:
 class Preview:
     """An utterance: its label, if the dataset has classes; its metadata; and its features by modality.
 
-    The features are arrays [T, D] in the stored dtype.
+    The features are arrays [T, D] in the stored dtype. Recordings among them are int16 [samples] or uint8
+    [N, H, W, 3], and `recordings` says what they are.
     """
 
     split: str
@@ -85,6 +97,7 @@ class Preview:
     label: str | None
     meta: dict[str, Any]
     features: dict[str, np.ndarray]
+    recordings: dict[str, Recording] = field(default_factory=dict)
 
 
 def info(
@@ -112,12 +125,14 @@ def info(
         split = manifest.splits[name]
         found: dict[str, Lengths] = {}
         targets: dict[str, dict[str, ColumnSummary]] = {}
+        seconds: dict[str, float] = {}
         if lengths:
             with ThreadPoolExecutor(INDEX_THREADS) as threads:
                 indexes = list(threads.map(lambda entry: _index(store, entry, manifest), split.shards))
             counts = [count_labels(index.label, len(manifest.classes)) for index in indexes]
             check_class_counts(counts, split, f"{store.url}#{name}")
             targets = {shown: summarize(indexes, of) for shown, of in targets_of(manifest).items()}
+            seconds = sound_seconds(indexes, manifest.modalities)
             steps = [index.steps for index in indexes]
             found = {m: _lengths(np.concatenate([each[m] for each in steps])) for m in manifest.modalities}
         splits[name] = SplitInfo(
@@ -128,6 +143,9 @@ def info(
             class_counts=dict(zip(manifest.classes, split.class_counts, strict=True)),
             lengths=found,
             targets=targets,
+            batch_bytes=sum(count * manifest.modalities[m].step_bytes for m, count in split.steps.items()),
+            pictures={m: count for m, count in split.steps.items() if manifest.modalities[m].is_pictures},
+            seconds=seconds,
         )
     return Info(store.url, manifest, splits, str(store.overlay) if store.overlay else None)
 
@@ -170,9 +188,12 @@ def format_info(found: Info) -> str:
     lines = [f"{found.url}  (schema {manifest.schema_version})"]
     if found.indexed_in:
         lines.append(f"indexed in {found.indexed_in}")
-    rows = [["modality", "features/step", "dtype"]]
-    rows += [[name, str(m.dim), m.dtype] for name, m in manifest.modalities.items()]
-    lines += ["", *table_lines(rows, "lrl")]
+    rows = [["modality", "features/step", "dtype", "bytes/step", "content"]]
+    rows += [
+        [name, str(m.dim), m.dtype, f"{m.step_bytes:,}", str(m.recording or "features")]
+        for name, m in manifest.modalities.items()
+    ]
+    lines += ["", *table_lines(rows, "lrlrl")]
     columns = ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items())
     lines += ["", f"metadata columns, for data.select: {columns or 'none'}"]
     lines += target_lines(manifest)
@@ -183,6 +204,7 @@ def format_info(found: Info) -> str:
             f"split {name}: {split.utterances:,} utterances in {plural(split.shards, 'shard')}, "
             f"{format_bytes(split.bytes)}; steps: {steps}",
         ]
+        lines += _size_lines(split)
         lines += _bars("class", list(split.class_counts.items()))
         for shown, summaries in split.targets.items():
             lines += summary_lines(shown, targets_of(manifest)[shown], summaries)
@@ -197,6 +219,19 @@ def format_info(found: Info) -> str:
         lines += ["", f"{manifest.skipped} bad samples were skipped by packing: skipped.jsonl lists them"]
     lines += ["", "made:", *_made(manifest.provenance)]
     return join_lines(lines)
+
+
+def _size_lines(split: SplitInfo) -> list[str]:
+    """An utterance's mean size on disk and in a batch; how much sound and how many pictures there are."""
+    if not split.utterances:
+        return []
+    on_disk, in_batch = split.bytes / split.utterances, split.batch_bytes / split.utterances
+    lines = [
+        f"  an utterance has {format_bytes(on_disk)} on disk, {format_bytes(in_batch)} in a batch (means)"
+    ]
+    lines += [f"  {name}: {format_duration(length)} of sound" for name, length in split.seconds.items()]
+    lines += [f"  {name}: {plural(count, 'picture')}" for name, count in split.pictures.items()]
+    return lines
 
 
 def _made(provenance: dict[str, Any]) -> list[str]:
@@ -240,16 +275,9 @@ def format_preview(found: Preview) -> str:
     """An utterance of `preview` as text."""
     label = "" if found.label is None else f"  label: {found.label}"
     lines = [f"{found.key}  ({found.split}, {found.shard}){label}"]
-    for name, values in found.features.items():
-        if not len(values):
-            lines.append(f"  {name}: missing")
-            continue
-        wide = values.astype(np.float32)
-        first = ", ".join(f"{value:.4g}" for value in wide[0, :FIRST_VALUES])
-        lines.append(
-            f"  {name}: {values.dtype} [{len(values)}, {values.shape[1]}], "
-            f"{wide.min():.4g} to {wide.max():.4g}, mean {wide.mean():.4g}; first step {first}, ..."
-        )
+    lines += [
+        f"  {array_line(name, values, found.recordings.get(name))}" for name, values in found.features.items()
+    ]
     lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.meta.items()]
     return join_lines(lines)
 
@@ -286,20 +314,17 @@ def _lengths(steps: np.ndarray) -> Lengths:
 def _preview(
     store: Store, manifest: Manifest, split: str, entry: ShardEntry, index: ShardIndex, row: int
 ) -> Preview:
-    features = {}
-    for name, modality in manifest.modalities.items():
-        steps, dtype = int(index.steps[name][row]), np.dtype(modality.dtype)
-        start = int(index.offset[name][row])
-        stop = start + steps * modality.dim * dtype.itemsize
-        data = read_range(store, entry.name, start, stop) if steps else b""
-        features[name] = np.frombuffer(data, dtype).reshape(-1, modality.dim)
+    features = {
+        name: read_array(store, entry, index, row, name, m) for name, m in manifest.modalities.items()
+    }
     start, size = int(index.json_offset[row]), int(index.json_size[row])
     content = read_range(store, entry.name, start, start + size) if size else b""
     key, label = str(index.key[row]), int(index.label[row])
     meta = parse_metadata(content, key, label, manifest, f"{store.url}/{entry.name}")
     meta.pop("label", None)
     label_name = manifest.classes[label] if manifest.classes else None
-    return Preview(split, entry.name, key, label_name, meta, features)
+    recordings = {name: m.recording for name, m in manifest.modalities.items() if m.recording}
+    return Preview(split, entry.name, key, label_name, meta, features, recordings)
 
 
 def _bars(what: str, rows: list[tuple[str, int]]) -> list[str]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from shards.format.index import ALIGNMENT, ArrayAt, Row, add_array, add_json, readable_in_place
+from shards.format.recording import num_samples_of
 from shards.format.schema import MODALITY_NAME
 from shards.format.tar_members import Member, contents, headers
 from shards.safe_io.expansion import copy_bounded, load_npz
@@ -297,6 +298,7 @@ def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, 
     forms: dict[str, set[tuple[int, str]]] = {}
     for utterance in utterances:
         for name, array in utterance.arrays.items():
+            _refuse_recording(utterance, name, array, shown)
             if len(array.shape) != 2 or not array.shape[1] or array.dtype.kind not in "fiu":
                 raise ValueError(
                     f"{shown}: {printable(utterance.row.key)}: {name} is {array.dtype} of shape "
@@ -304,6 +306,21 @@ def _forms(utterances: list[Utterance], shown: str) -> dict[str, set[tuple[int, 
                 )
             forms.setdefault(name, set()).add((array.shape[1], array.dtype.str))
     return forms
+
+
+def _refuse_recording(utterance: Utterance, name: str, array: ArrayAt | ArrayInNpz, shown: str) -> None:
+    """Raise ValueError for sound and pictures that `awtpn extract` stored: they would be taken for features.
+
+    Integers in other tars may be features. Those of our sound are told apart by their number of samples.
+    """
+    is_sound = array.dtype == np.int16 and num_samples_of(utterance.row.meta, name) is not None
+    is_pictures = array.dtype == np.uint8 and len(array.shape) == 4 and array.shape[3] == 3
+    if is_sound or is_pictures:
+        what = "sound" if is_sound else "pictures"
+        raise ValueError(
+            f"{shown}: {printable(utterance.row.key)}: {name} is {array.dtype} of shape {array.shape}, "
+            f"{what} as recorded and not features; `awtpn extract` makes datasets of recordings"
+        )
 
 
 def _decode_reason(utterance: Utterance) -> str | None:

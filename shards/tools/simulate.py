@@ -21,6 +21,7 @@ from shards.safe_io.printable import table_lines
 from shards.storage.store import Store
 from shards.streaming.reader import INDEX_THREADS, ShardReader
 from shards.tools.info import format_bytes
+from shards.tools.sizes import batch_bytes
 
 SAMPLED_STEPS, SAMPLED_RANKS = 16, 512
 
@@ -39,6 +40,7 @@ class SplitSizes:
         name: for the report.
         utterances, bytes: [shards] int64 each; bytes with the index.
         work: gives the time steps of each utterance of shards.
+        batch_bytes: gives the bytes of each utterance's arrays in a batch.
         drawn: whether `work` is drawn at random.
     """
 
@@ -46,6 +48,7 @@ class SplitSizes:
     utterances: np.ndarray
     bytes: np.ndarray
     work: Work
+    batch_bytes: Work
     drawn: bool
 
 
@@ -81,6 +84,8 @@ class Report:
         neighbor_distance: the same for utterances at consecutive places, which mostly are of one stream.
         same_shard: probability that two utterances of a batch are from one shard; `same_shard_ideal` is that
             of a perfect shuffle.
+        rank_bytes: that the arrays of a rank's batch take in memory, pictures decoded; over all sampled
+            steps and ranks.
     """
 
     sizes: SplitSizes
@@ -103,6 +108,7 @@ class Report:
     neighbor_distance: float
     same_shard: float
     same_shard_ideal: float
+    rank_bytes: Spread
 
 
 def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
@@ -115,15 +121,25 @@ def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
     shards = manifest.splits[split].shards
     reader = ShardReader(store, manifest, split)
 
-    def work(shards: list[int]) -> list[np.ndarray]:
+    known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def read(shard: int) -> tuple[np.ndarray, np.ndarray]:
+        steps = reader.index(shard).steps
+        total = np.stack([steps[name] for name in manifest.modalities]).sum(0, np.int64)
+        return total, batch_bytes(steps, manifest.modalities)
+
+    def of_shards(shards: list[int], what: int) -> list[np.ndarray]:
+        new = [shard for shard in shards if shard not in known]
         with ThreadPoolExecutor(INDEX_THREADS) as threads:
-            return list(threads.map(reader.work, shards))
+            known.update(zip(new, threads.map(read, new), strict=True))
+        return [known[shard][what] for shard in shards]
 
     return SplitSizes(
         name=f"{store.url}#{split}",
         utterances=np.array([shard.utterances for shard in shards], np.int64),
         bytes=np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64),
-        work=work,
+        work=lambda shards: of_shards(shards, 0),
+        batch_bytes=lambda shards: of_shards(shards, 1),
         drawn=False,
     )
 
@@ -144,6 +160,9 @@ def synthetic_sizes(size: str) -> SplitSizes:
         utterances=counts,
         bytes=counts * (SYNTHETIC_STEPS * SYNTHETIC_STEP_BYTES),
         work=lambda shards: [_drawn_work(shard, int(counts[shard])) for shard in shards],
+        batch_bytes=lambda shards: [
+            _drawn_work(shard, int(counts[shard])) * SYNTHETIC_STEP_BYTES for shard in shards
+        ],
         drawn=True,
     )
 
@@ -186,8 +205,8 @@ def simulate(
     node_places = share * gpus_per_node
     needed = [shards_of_places(plan, node * node_places, node_places) for node in range(nodes)]
     node_bytes = [int(sizes.bytes[shards].sum()) for shards in needed]
-    sample = _sample(plan, sizes, ranks)
-    plain = _sample(replace(plan, work=None, memo={}), sizes, ranks)
+    sample = _sample(plan, sizes, ranks, with_bytes=True)
+    plain = _sample(replace(plan, work=None, memo={}), sizes, ranks, with_bytes=False)
     fractions = sizes.utterances / plan.rows
     return Report(
         sizes=sizes,
@@ -212,15 +231,20 @@ def simulate(
         neighbor_distance=float(np.mean(sample["neighbor_distance"]) / (plan.rows / 3)),
         same_shard=float(np.mean(sample["same_shard"])),
         same_shard_ideal=float(np.square(fractions).sum()),
+        rank_bytes=_spread(sample["rank_bytes"]),
     )
 
 
-def _sample(plan: Plan, sizes: SplitSizes, ranks: int) -> dict[str, list[float]]:
-    """Balance and quality of the shuffle in consecutive steps in the middle of an epoch."""
+def _sample(plan: Plan, sizes: SplitSizes, ranks: int, *, with_bytes: bool) -> dict[str, list[float]]:
+    """Balance and quality of the shuffle in consecutive steps in the middle of an epoch.
+
+    `with_bytes` measures the memory of ranks' batches, too.
+    """
     first_row = np.cumsum(sizes.utterances) - sizes.utterances
     work: dict[int, np.ndarray] = {}
+    memory: dict[int, np.ndarray] = {}
     found: dict[str, list[float]] = {
-        name: [] for name in ("excess", "distance", "neighbor_distance", "same_shard")
+        name: [] for name in ("excess", "distance", "neighbor_distance", "same_shard", "rank_bytes")
     }
     chosen = np.unique(np.linspace(0, ranks - 1, min(ranks, SAMPLED_RANKS)).astype(int)).tolist()
     # Without the last step, which may be partial, unless it is the only one.
@@ -233,7 +257,11 @@ def _sample(plan: Plan, sizes: SplitSizes, ranks: int) -> dict[str, list[float]]
             _, shard, row = rows_of_step(plan, 0, step, *places)
             new = [s for s in np.unique(shard).tolist() if s not in work]
             work |= dict(zip(new, sizes.work(new), strict=True))
-            totals.append(sum(int(work[s][r]) for s, r in zip(shard.tolist(), row.tolist(), strict=True)))
+            rows = list(zip(shard.tolist(), row.tolist(), strict=True))
+            totals.append(sum(int(work[s][r]) for s, r in rows))
+            if with_bytes:
+                memory |= dict(zip(new, sizes.batch_bytes(new), strict=True))
+                found["rank_bytes"].append(sum(int(memory[s][r]) for s, r in rows))
             stored.append(first_row[shard] + row)
             shards.append(shard)
             apart.append(np.abs(np.diff(stored[-1])))
@@ -291,6 +319,10 @@ def format_report(report: Report) -> str:
         ),
         ("cache per node", f"{format_bytes(r.cache_bytes)} at a time at most ({r.cache_bytes:,} bytes)"),
         (
+            "memory of a batch",
+            f"{format_bytes(r.rank_bytes.mean)} per rank, {format_bytes(r.rank_bytes.high)} at most",
+        ),
+        (
             "longest rank",
             f"{r.excess.mean:.1%} above the mean rank of its step, {r.excess.high:.1%} at worst",
         ),
@@ -303,7 +335,7 @@ def format_report(report: Report) -> str:
         ("  same shard", f"{r.same_shard:.3%} of pairs; {r.same_shard_ideal:.3%} after a perfect shuffle"),
         (
             "sampled",
-            f"the five lines above, on {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}",
+            f"the six lines above, on {r.sampled_steps} steps, {r.sampled_ranks} ranks, {lengths}",
         ),
     ]
     return "\n".join(table_lines(lines))

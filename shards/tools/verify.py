@@ -6,8 +6,9 @@
    shard that packing made is indexed again, and compared with its index, also the columns of metadata, and
    the values of the declared targets with the ranges in the manifest.
    For tars of other programs, the CRC-32s in the index are compared with the bytes.
+   Pictures that are stored as JPEG are decoded.
 3. Labels are compared with those of the metadata, the manifest's class counts with the labels, and its
-   statistics, by which training standardizes features, with the values in the shards.
+   statistics, by which training standardizes features, with the values in the shards. Recordings have none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ from shards.safe_io.printable import join_lines
 from shards.storage.store import Store, call_store, open_dataset
 from shards.streaming.target_columns import values_of_index
 from shards.tools.info import format_bytes
+from shards.tools.recording_checks import part_fault, parts_of, recording_differences, undecodable
 from shards.tools.statistics_checks import shard_statistics, statistics_mismatch
 from shards.tools.target_summary import targets_of
 
@@ -160,8 +161,11 @@ def _check_shard(
                 return None, None, faults
             if differing := _index_mismatches(path, entry.name, index, manifest):
                 return index, None, [*faults, *differing]
+            failed = undecodable(path, index, manifest.modalities)
+            faults += [Fault(entry.name, key, cause) for key, cause in failed]
+            features = {name: m for name, m in manifest.modalities.items() if m.recording is None}
             try:
-                return index, shard_statistics(path, index, manifest.modalities), faults
+                return index, shard_statistics(path, index, features), faults
             except ValueError as error:
                 cause = str(error).removeprefix(f"{path}: ")
                 return index, None, [*faults, Fault(entry.name, None, cause)]
@@ -195,13 +199,17 @@ def _index_mismatches(path: Path, name: str, index: ShardIndex, manifest: Manife
     for modality in manifest.modalities:
         pairs[modality] = index.offset[modality], now.offset[modality]
         pairs[f"steps of {modality}"] = index.steps[modality], now.steps[modality]
+    differing = recording_differences(index, now, manifest.modalities)
     pairs |= {f"CRC-32 of {part}": (crc, now.crc[part]) for part, crc in index.crc.items()}
     pairs |= {f"column {column!r:.60}": pair for column, pair in _column_pairs(index, now, manifest)}
+    # Where both are NaN, the value is missing in both.
+    unequal = {
+        part: (ours != found) & ((ours == ours) | (found == found)) for part, (ours, found) in pairs.items()
+    }
     return [
         Fault(name, str(index.key[row]), f"{part}: the index differs from the shard; pack it again")
-        for part, (ours, found) in pairs.items()
-        # Where both are NaN, the value is missing in both.
-        for row in np.flatnonzero((ours != found) & ((ours == ours) | (found == found))).tolist()
+        for part, differs in (unequal | dict(differing)).items()
+        for row in np.flatnonzero(differs).tolist()
     ]
 
 
@@ -340,19 +348,10 @@ def _wrong(path: Path | None, size: int, sha256: str) -> str:
 
 def _damaged(path: Path, name: str, index: ShardIndex, modalities: dict[str, Modality]) -> Iterator[Fault]:
     """The arrays and JSON members of a shard whose CRC-32 is not that of the index."""
-    parts = {"json": (index.json_offset, index.json_size.astype(np.int64))}
-    for modality, form in modalities.items():
-        row_bytes = form.dim * np.dtype(form.dtype).itemsize
-        parts[modality] = index.offset[modality], index.steps[modality].astype(np.int64) * row_bytes
+    parts = {part: pieces for part, pieces in parts_of(index, modalities).items() if part in index.crc}
     with open(path, "rb") as file:
         for row, key in enumerate(index.key):
-            for part, (offset, size) in parts.items():
-                wanted = int(size[row])
-                if not wanted or part not in index.crc:
-                    continue
-                file.seek(int(offset[row]))
-                data = file.read(wanted)
-                if len(data) < wanted:
-                    yield Fault(name, str(key), f"{part} is cut short")
-                elif zlib.crc32(data) != index.crc[part][row]:
-                    yield Fault(name, str(key), f"{part} is damaged")
+            for part, pieces in parts.items():
+                offset, size = pieces[row]
+                if len(offset) and (wrong := part_fault(file, offset, size, int(index.crc[part][row]))):
+                    yield Fault(name, str(key), f"{part} {wrong}")

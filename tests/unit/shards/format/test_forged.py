@@ -18,7 +18,7 @@ from shards_support import CLASSES, changed, corpus, pack
 
 from shards import FeatureStream
 from shards.extraction.reopen_encoder import reopen_encoder
-from shards.format.schema import SCHEMA_VERSION
+from shards.format.schema import TARGETS_SINCE
 from shards.safe_io.bounded_json import DEEPEST, parse_json, read_json
 from shards.safe_io.bounded_npz import read_uncompressed_npz
 from shards.tools.info import format_info, info, preview
@@ -181,7 +181,7 @@ def test_a_deep_or_endless_manifest(dataset: Path) -> None:
     text = path.read_text()
     for content in (
         "[" * 200_000,
-        text.replace(f'"schema_version": {SCHEMA_VERSION}', f'"schema_version": {"1" * 10_000}'),
+        text.replace(f'"schema_version": {TARGETS_SINCE}', f'"schema_version": {"1" * 10_000}'),
     ):
         path.write_text(content)
         assert "manifest.json: not JSON" in refusal(lambda: FeatureStream(str(dataset)))
