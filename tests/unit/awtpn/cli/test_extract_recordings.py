@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from cli_support import awtpn, refusal
 from media_support import numbered, record
 from recordings_support import SIDE, sound_of
@@ -61,6 +62,25 @@ def test_the_command_of_the_help_stores_recordings(
     made = format_info(info(str(out))).partition("\nmade:\n")[2]
     assert "\n    waveform (rate 16000, step_seconds 0.1)\n" in made
     assert "\n    frames (fps 10, side 32, largest_side 64, faces none, jpeg 90)\n" in made
+
+
+def test_webdataset_reads_what_the_page_says(tree: Path, tmp_path: Path) -> None:
+    """As the snippet of launch/README.md does."""
+    words = ["--audio", "waveform", "--video", "frames", "--video_jpeg", 95]
+    awtpn("extract", tree, tmp_path / "d", *words, *SMALL)
+    shard = str(tmp_path / "d" / "train-000000.tar")
+    clips = {
+        clip["__key__"]: clip for clip in webdataset.WebDataset(shard, shardshuffle=False).decode("rgb8")
+    }
+    clip = clips["train_loud_a"]
+    sound = clip["audio.npy"].reshape(-1)[: clip["json"]["num_samples"]["audio"]]
+    assert sound.dtype == np.int16
+    assert (sound == sound_of(1) * 32768).all()
+    pictures = [value for name, value in clip.items() if name.endswith(".jpg")]
+    assert [(each.shape, each.dtype) for each in pictures] == [((SIDE, SIDE, 3), np.uint8)] * 5
+    stream = FeatureStream(str(tmp_path / "d"), global_batch_size=1, shuffle=False)
+    of_stream = list(stream.epoch(0))[1].features["video"].values
+    assert np.abs(np.stack(pictures).astype(int) - of_stream.numpy()).max() <= 4  # two decoders of JPEG
 
 
 def test_words_are_stored_beside_recordings(tree: Path, tmp_path: Path) -> None:
