@@ -19,7 +19,7 @@ from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines import engines_for
 from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, parse_buckets, read_buckets
 from awtpn.model.settings import ModelConfig
-from awtpn.run.data import demo_dataset
+from awtpn.run.data import check_features_only, demo_dataset
 from shards.format.split_names import find_split
 from shards.safe_io.markdown import bold, table
 from shards.tools.info import Lengths, info
@@ -118,7 +118,8 @@ def data_from_corpus(config: Config) -> Data:
     """Lengths and dims of the training split, from the manifest and the indexes.
 
     Raises:
-        ValueError: there is no such dataset (names the options to use instead), or it lacks a modality.
+        ValueError: there is no such dataset (names the options to use instead), it lacks a modality, or a
+            modality holds recordings.
         OSError: the store cannot be reached.
     """
     data = config.data
@@ -135,6 +136,7 @@ def data_from_corpus(config: Config) -> Data:
     if missing:
         raise ValueError(f"{found.url} has no {' and no '.join(missing)}: change model.modalities")
     chosen = {m: found.manifest.modalities[m] for m in config.model.modalities}
+    check_features_only(chosen, found.manifest.modalities, found.url)
     return Data(
         feature_dims={m: modality.dim for m, modality in chosen.items()},
         feature_bytes=max(FEATURE_BYTES[modality.dtype] for modality in chosen.values()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shlex import quote
 
 from awtpn.model.settings import PUBLISHED_WEIGHTS
+from shards.format.feature_space import recorded_constant
 from shards.format.schema import Manifest
 from shards.format.targets import CLASS_TARGET, CLASSES, OPTIONAL, target_in_words
 from shards.safe_io.printable import join_lines, plural
@@ -35,12 +36,35 @@ def print_targets(manifest: Manifest) -> None:
         print(f"further target: {target_in_words(target)}; choose it with --data.target {quote(name)}")
 
 
+def print_constant(manifest: Manifest) -> None:
+    """Print how many clips lack a modality because it never changes in them."""
+    for name, count in recorded_constant(manifest.provenance)[1].items():
+        found = manifest.modalities.get(name)
+        lacking = name if found is not None and found.recording else f"features of {name}"
+        print(f"{count} clips have no {lacking}, which never changes; --keep_constant keeps it")
+
+
+def how_to_use(manifest: Manifest, out: str) -> str:
+    """What can be done with the dataset in `out`, on a line each: train on features, read recordings."""
+    recorded = [name for name, modality in manifest.modalities.items() if modality.recording]
+    lines = []
+    if len(recorded) < len(manifest.modalities):
+        lines.append(f"train with: {how_to_train(manifest, out)}")
+    if recorded:
+        lines.append(
+            f"read the recordings ({', '.join(recorded)}) with shards.FeatureStream or webdataset; "
+            f"see what they are with: awtpn shards info {quote(out)}"
+        )
+    return join_lines(lines)
+
+
 def how_to_train(manifest: Manifest, out: str) -> str:
     """The command that trains on the dataset in `out`; if it has no splits, the one that cross-validates.
 
-    Without splits and metadata it says how to get either, since a run would have nothing to test on.
+    Without splits and metadata it says how to get either, since a run would have nothing to test on. It
+    chooses the modalities with features, since no model takes recordings.
     """
-    modalities = list(manifest.modalities)
+    modalities = [name for name, modality in manifest.modalities.items() if not modality.recording]
     # Cross-validation refuses a column that utterances lack, and the target itself.
     columns = [
         name

@@ -1,4 +1,4 @@
-"""`awtpn extract`: recordings -> features -> shards, alone or over the ranks of any launcher."""
+"""`awtpn extract`: recordings -> features (or the recordings themselves) -> shards, on one rank or many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awtpn.cli.dataset_summary import how_to_train, print_splits, print_targets
+from awtpn.cli.dataset_summary import how_to_use, print_constant, print_splits, print_targets
 from awtpn.cli.signature_options import (
     Options,
     add_options,
@@ -38,7 +38,8 @@ DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor", "text": "none"}
 SHORT = {"video_fps": "fps", "video_faces": "faces"}
 FALLBACK = "recordings"  # the format if no corpus recognizes SOURCE
 
-HELP = """Compute features of recordings with encoders, and pack them into shards.
+HELP = """Compute features of recordings with encoders, and pack them into shards. The encoders `waveform` and
+`frames` make no features: they store the recordings themselves, 16-bit sound and 8-bit pictures.
 
 formats, guessed from SOURCE where --format is left out:
 {formats}
@@ -57,6 +58,7 @@ EXAMPLES = """examples:
   awtpn extract IEMOCAP_full_release data/iemocap-vad --target vad
   awtpn extract clips.csv data/mine --target regression --target_columns valence=1:5,arousal=1:5
   awtpn extract MELD.Raw data/meld-text --audio none --video none --text chargrams
+  awtpn extract recordings data/clips --audio waveform --video frames --faces opencv --video_jpeg 90
   accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --audio microsoft/wavlm-base-plus \\
       --audio_layer 9 --video openai/clip-vit-base-patch32 --faces opencv --precision bf16
 """
@@ -104,7 +106,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=long_name,
         choices=DTYPES,
         default="float16",
-        help="stored precision (default: float16)",
+        help="stored precision of features (default: float16); recordings are always int16 sound and uint8 "
+        "pictures",
     )
 
     how = parser.add_argument_group("how to compute them")
@@ -131,7 +134,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--keep_constant",
         action="store_true",
-        help="also compute features of sound or pictures that never change: digital silence, identical "
+        help="also keep sound or pictures that never change: digital silence, identical "
         "pictures (default: such a modality is missing)",
     )
     how.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
@@ -387,13 +390,10 @@ def describe() -> str:
 
 
 def report(manifest: Manifest, out: str) -> None:
-    """Print what an extraction wrote, and how to train on it."""
-    from shards.format.feature_space import recorded_constant
-
+    """Print what an extraction wrote, and how to use it."""
     print_splits(manifest)
     print_targets(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} clips left out; skipped.jsonl in {out} lists them with the causes")
-    for name, count in recorded_constant(manifest.provenance)[1].items():
-        print(f"{count} clips have no features of {name}, which never changes; --keep_constant keeps it")
-    print(f"extracted; train with: {how_to_train(manifest, out)}")
+    print_constant(manifest)
+    print(f"extracted; {how_to_use(manifest, out)}")

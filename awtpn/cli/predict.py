@@ -111,12 +111,11 @@ def run_predict(options: argparse.Namespace) -> None:
 
         run_recordings(predictor, options)
         return
-    from awtpn.run.data import check_feature_space, check_features
-    from shards import FeatureStream
+    from awtpn.run.data import check_feature_space, check_features, open_stream
 
     # By the dataset's own target, which every utterance has. What the model predicts may be missing in it.
-    stream = FeatureStream(
-        options.input[0],
+    stream = open_stream(
+        url=options.input[0],
         split=split or "test",
         shuffle=False,
         modalities=list(predictor.model.feature_dims),

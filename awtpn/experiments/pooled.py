@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from awtpn.config.schema import Config
 from awtpn.model.task import Task
-from awtpn.run.data import stream_source, target_arguments
+from awtpn.run.data import open_stream, stream_source, target_arguments
 from shards import FeatureStream
 from shards.progress import progress_bar
 
@@ -66,7 +66,7 @@ def open_utterances(
     source |= {"task": config.task.type} if task is None else target_arguments(task)
     if select is not None:
         source |= {"select": select}
-    return FeatureStream(**source, global_batch_size=BATCH, shuffle=False)
+    return open_stream(**source, global_batch_size=BATCH, shuffle=False)
 
 
 def pool_utterances(streams: Iterable[FeatureStream]) -> list[Pooled]:

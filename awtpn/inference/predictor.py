@@ -142,7 +142,8 @@ class Predictor:
             moved: by modality, the new location of an encoder's model that has moved since the extraction.
 
         Raises:
-            ValueError: how the features were made is not recorded, or an encoder is no longer available.
+            ValueError: how the features were made is not recorded, they are recordings in place of features,
+                or an encoder is no longer available.
         """
         if not self._encoders:
             recorded = reopenable(self.model.provenance)
@@ -153,10 +154,16 @@ class Predictor:
                     "on one that `awtpn extract` made"
                 )
             where = device or str(self.device)
-            self._encoders = {
+            opened = {
                 m: reopen_encoder(m, recorded[m]["settings"], where, moved.get(m))
                 for m in self.model.feature_dims
             }
+            if of_recordings := [m for m, encoder in opened.items() if hasattr(encoder, "recording")]:
+                raise ValueError(
+                    f"by its card the model takes recordings of {listed(of_recordings)}, and no model of "
+                    "this version does: use the version that made it, or a model trained on features"
+                )
+            self._encoders = opened
         return self._encoders
 
     def predict_recordings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from awtpn.model.task import Task
 from awtpn.run.position import Position
 from shards import FeatureStream
 from shards.format.feature_space import check_same_space
-from shards.format.schema import dump_manifest
+from shards.format.schema import Modality, choose_modalities, dump_manifest
 from shards.format.split_names import find_split
 from shards.format.targets import CLASS_TARGET
 from shards.safe_io.printable import printable
@@ -82,6 +82,56 @@ def demo_dataset(name: str, cache_dir: str | None) -> str:
         return ensure_demo(cache, DEMOS[name])
 
 
+def open_stream(**arguments: Any) -> FeatureStream:
+    """A stream of utterances that a model takes. Every command that gives a dataset to a model opens it here.
+
+    Args:
+        arguments: of FeatureStream.
+
+    Raises:
+        ValueError, OSError: as FeatureStream does; or `check_features_only`.
+    """
+    stream = FeatureStream(**arguments)
+    check_features_only(stream.modalities, stream.manifest.modalities, stream.url)
+    return stream
+
+
+def check_modalities(data: DataConfig, modalities: Sequence[str]) -> None:
+    """Open the manifest of the training data, and refuse modalities that no run can train on.
+
+    Raises:
+        ValueError: the dataset lacks one of the modalities; or as `check_features_only`.
+        OSError: the store cannot be reached.
+    """
+    source = stream_source(data, "train")
+    assert source is not None
+    store, manifest, _ = open_dataset(source["url"], source["cache_dir"], source["storage_options"])
+    chosen = choose_modalities(manifest, list(modalities), store.url)
+    check_features_only(chosen, manifest.modalities, store.url)
+
+
+def check_features_only(chosen: Mapping[str, Modality], modalities: Mapping[str, Modality], url: str) -> None:
+    """Refuse recordings, which no model takes.
+
+    Args:
+        chosen: the modalities that a model is to read.
+        modalities: all those of the dataset.
+        url: of the dataset.
+
+    Raises:
+        ValueError: a chosen modality holds recordings; says what, and what to do.
+    """
+    recorded = {name: found.recording for name, found in chosen.items() if found.recording}
+    if not recorded:
+        return
+    held = ", and ".join(f"{name} holds recordings ({what})" for name, what in recorded.items())
+    encoders = " ".join(f"--{name} ENCODER" for name in recorded)
+    fix = f"extract features (awtpn extract SOURCE OUT {encoders})"
+    if features := [name for name, found in modalities.items() if not found.recording]:
+        fix += f", or choose the modalities with features (--model.modalities {','.join(features)})"
+    raise ValueError(f"{url}: {held}, but a model takes features: {fix}")
+
+
 def ranks_of_node(world: World) -> int:
     """The number of ranks on this node, which share a cache; 1 if nodes differ in it. Every rank calls it."""
     hosts = world.all_gather_object(platform.node())
@@ -105,7 +155,7 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
                     f"{key} is {now}, but the checkpoint is {position.epoch_step} steps into an epoch that "
                     f"began with {then}: keep it until the epoch ends, or start again with --run.resume never"
                 )
-    stream = FeatureStream(
+    stream = open_stream(
         **source,
         global_batch_size=config.train.global_batch_size,
         rank=world.rank,
@@ -158,7 +208,7 @@ def open_evaluation(
     """
     if task is not None:
         source = source | target_arguments(task)
-    return FeatureStream(
+    return open_stream(
         **source,
         global_batch_size=EVALUATION_BATCH * world.size,
         rank=world.rank,

@@ -80,10 +80,11 @@ def extract(
     patience: float = 1800.0,
     progress: bool = True,
 ) -> Manifest | None:
-    """Make a dataset of recordings.
+    """Make a dataset of recordings: of their features, or of the sound and pictures themselves.
 
-    Every rank calls it, with the same arguments except `rank`. Called again after a stop, with any number of
-    ranks, it continues.
+    An encoder with the attribute `recording` (`waveform`, `frames`) makes no features: what it returns is
+    stored as it is. Every rank calls this function, with the same arguments except `rank`. Called again after
+    a stop, with any number of ranks, it continues.
 
     Args:
         source: the clips.
@@ -98,10 +99,10 @@ def extract(
         batch: clips encoded at a time.
         threads: for decoding.
         dtype: of the stored features: "float16" or "float32"; or "fp16", "fp32". A warning names a feature
-            for which it is too coarse.
+            for which it is too coarse. Recordings are always int16 and uint8.
         on_bad: "skip" skips a clip that fails, and lists it with its cause in `skipped.jsonl`; "refuse" stops
             at it.
-        keep_constant: make features of streams that never change (`media`), too. Otherwise digital silence
+        keep_constant: keep streams that never change (`media`), too. Otherwise digital silence
             or a still picture counts as a missing stream.
         store_text: store the words, too, as metadata of each utterance. They are personal data; without it
             the dataset holds only their features and times.

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from shards.extraction.encoders import find_encoders, open_encoder
+from shards.extraction.encoders.frames import LARGEST_CROP
 from shards.format.feature_space import describe, space_of
 
 # Settings of Hugging Face models that are options of their encoders.
 MODEL_OPTIONS = ("dtype", "layer", "step_seconds", "revision", "fps", "faces")
 RATES = ("rate", "fps", "step_seconds")  # settings that decide how much data a recording decodes to
 LARGEST_RATE = 1_000_000  # beyond the rate of any recording
+# Settings that are whole numbers from 1 to this. A model of others may record any side, and a picture of that
+# side would fill the memory.
+COUNTS = {"side": LARGEST_CROP, "jpeg": 95}
 
 
 def reopen_encoder(
@@ -32,6 +36,12 @@ def reopen_encoder(
     for name in RATES:
         if name in settings and not _is_rate(settings[name]):
             raise ValueError(f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded")
+    for name, most in COUNTS.items():
+        if name in settings and not _is_count(settings[name], most):
+            raise ValueError(
+                f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded: it must be "
+                f"a whole number from 1 to {most}"
+            )
     built_in = "model_type" not in settings
     path = settings.get("path")
     if spec is None and not built_in and not settings.get("revision"):
@@ -63,6 +73,10 @@ def reopen_encoder(
             "give the same model's files, or use the version of this package that made the features"
         )
     return opened
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _is_rate(value: Any) -> bool:

@@ -178,6 +178,7 @@ class Sandbox:
         VIDEO["clip"](root / "hub" / "clip")
         for line in (
             "awtpn extract MELD.Raw data/meld --format meld",
+            "awtpn extract recordings data/clips --audio waveform --video frames --video_jpeg 90",
             "awtpn extract texts data/texts --audio none --video none --text chargrams",
             "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap --limit 20",
             "awtpn pack ravdess_features.npz data/ravdess --format npz",

@@ -114,6 +114,11 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "--video CMU_MOSEI_VisualFacet42.csd --folds cmu_mosei_std_folds.py": Run(
         makes="data/mosei", leaves="data/mosei/manifest.json"
     ),
+    # Recordings in shards.
+    "awtpn extract recordings data/clips --audio waveform --video frames --video_jpeg 90": Run(
+        makes="data/clips", says="read the recordings (audio, video)"
+    ),
+    "awtpn shards info data/clips": Run(says="waveform (rate 16000, step_seconds 0.1)"),
     "python -c \"help('shards.sources.iemocap')\"": Run(says="EmoEvaluation"),
     'pip install "awtpn-at-scale[extract]"': Installs(),
     "accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --format meld "

@@ -14,6 +14,7 @@ from shards.extraction.encoders.faces import LARGEST_SIDE, crop_faces, face_sett
 from shards.format.recording import FRAMES, Recording, check_recording
 
 SIDE = 224
+LARGEST_CROP = 4096  # pixels of a side
 
 
 class Frames:
@@ -41,8 +42,8 @@ class Frames:
         faces: Literal["none", "opencv"] = "none",
         jpeg: int | None = None,
     ) -> None:
-        if side < 1:
-            raise ValueError(f"frames: side={side}: must be at least 1")
+        if not 1 <= side <= LARGEST_CROP:
+            raise ValueError(f"frames: side={side}: must be from 1 to {LARGEST_CROP}")
         self.recording = Recording(FRAMES, float(fps), [side, side, 3], jpeg)
         check_recording(self.recording)
         # The crop is scaled down from at least its own size; never up, for pictures of up to 2 : 1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from encoders_support import TEXTS
 from extraction_support import (
     extracted,
 )
+from recordings_support import recorded
 from support import same_bits_or_close
 
 from shards.extraction.encoders import open_audio_encoder, open_text_encoder, open_video_encoder
 from shards.extraction.reopen_encoder import reopen_encoder
-from shards.format.feature_space import describe
+from shards.format.feature_space import describe, space_of
 from shards.sources.base import ClipSource
 from shards.tools.info import format_info, info
 
@@ -72,3 +74,55 @@ def test_an_encoder_of_text_is_opened_again(tmp_path: Path) -> None:
     exported = {name: value for name, value in bert.settings.items() if name != "path"}
     with pytest.raises(ValueError, match=r"name their folder \(awtpn predict --text_encoder FOLDER\)"):
         reopen_encoder("text", exported)
+
+
+def test_an_encoder_of_recordings_is_opened_again() -> None:
+    sound = open_audio_encoder("waveform", rate=8000, step_seconds=0.05)
+    assert sound is not None
+    again = reopen_encoder("audio", sound.settings)
+    assert again.settings == sound.settings
+    assert str(again.recording) == "sound at 8000 Hz in steps of 0.05 s"
+    for options in ({}, {"faces": "opencv"}, {"jpeg": 80, "side": 48}, {"faces": "opencv", "jpeg": 95}):
+        pictures = recorded(**options)["video"]
+        again = reopen_encoder("video", pictures.settings)
+        assert (again.settings, again.recording) == (pictures.settings, pictures.recording)
+
+
+def test_recordings_made_otherwise_are_of_another_space() -> None:
+    sound = [
+        open_audio_encoder("waveform", **options)
+        for options in ({}, {"rate": 8000}, {"step_seconds": 0.2}, {"rate": 8000, "step_seconds": 0.2})
+    ]
+    video = [{}, {"side": 33}, {"fps": 5.0}, {"jpeg": 90}, {"jpeg": 91}, {"faces": "opencv"}]
+    pictures = [recorded(**options)["video"] for options in video]
+    for encoders in (sound, pictures):
+        assert len({space_of(encoder.settings) for encoder in encoders}) == len(encoders)
+    assert describe(pictures[3].settings) == "frames (fps 10, side 32, largest_side 64, faces none, jpeg 90)"
+    assert describe(pictures[0].settings, beside=pictures[1].settings) == "frames (side 32, largest_side 64)"
+    assert describe(sound[0].settings, beside=sound[1].settings) == "waveform (rate 16000)"
+
+
+@pytest.mark.parametrize("value", [0, -1, 5000, 10**12, True, 3.5, "64", None, [64]])
+@pytest.mark.parametrize("name", ["side", "jpeg"])
+def test_forged_settings_of_pictures_are_refused(name: str, value: Any) -> None:
+    settings = recorded(jpeg=90)["video"].settings | {name: value}
+    with pytest.raises(
+        ValueError, match=rf"^video: {name} cannot be .*: it must be a whole number from 1 to"
+    ):
+        reopen_encoder("video", settings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"rate": 10**9}, "audio: rate cannot be 1000000000"),
+        ({"rate": "16000"}, "audio: rate cannot be '16000'"),
+        ({"step_seconds": 0.0001}, "step_seconds=0.0001 at rate=16000 is 1.6 samples"),
+        ({"step_seconds": 10**6}, r"shape is \[16000000000\]; of waveform it is \[samples\]"),
+        ({"step_seconds": None}, "is not the one that was recorded: .*step_seconds None.* then"),
+        ({"version": 2}, "is not the one that was recorded"),
+    ],
+)
+def test_forged_settings_of_sound_are_refused(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        reopen_encoder("audio", recorded()["audio"].settings | changed)
