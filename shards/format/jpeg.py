@@ -33,7 +33,8 @@ def decode_jpeg_into(content: bytes | memoryview, picture: np.ndarray) -> None:
                     f"is {image.mode} of {image.width} x {image.height}, not RGB of {width} x {height}"
                 )
             picture[:] = np.asarray(image)
-    except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+    # What Pillow raises for damaged files. The last is for one that claims to be of very many pixels.
+    except (OSError, SyntaxError, _pillow().DecompressionBombError) as error:
         raise ValueError(f"not a JPEG that can be read ({error})") from None
 
 
