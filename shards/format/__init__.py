@@ -4,6 +4,7 @@
   utterances; `index`: byte offsets of arrays; `index_file`: an index on disk; `columns`: metadata in it;
   `tar_members`: members of a tar and their offsets; `class_checks`: labels of the index compared with those
   of the shard
+- `recording`: sound and pictures in place of features; `jpeg`: pictures to and from JPEG
 - `statistics`: mean and deviation of features; `feature_space`: how features were made, and which are
   compatible
 - `labels`: from a label to the name of a class; `split_names`: "valid" and "dev" are "val";

@@ -26,16 +26,27 @@ def decode_jpeg_into(content: bytes | memoryview, picture: np.ndarray) -> None:
         ValueError: not a JPEG, damaged, or of another size than `picture`, which is then not decoded.
     """
     height, width, _ = picture.shape
+    pillow = _pillow()
     try:
-        with _pillow().open(io.BytesIO(content), formats=["JPEG"]) as image:
+        with pillow.open(io.BytesIO(content), formats=["JPEG"]) as image:
             if (image.width, image.height, image.mode) != (width, height, "RGB"):
                 raise ValueError(
                     f"is {image.mode} of {image.width} x {image.height}, not RGB of {width} x {height}"
                 )
             picture[:] = np.asarray(image)
-    # What Pillow raises for damaged files. The last is for one that claims to be of very many pixels.
-    except (OSError, SyntaxError, _pillow().DecompressionBombError) as error:
+    # Pillow raises the first two for damaged files, and the others for a header that claims very many pixels:
+    # the last is a warning, which a program may turn into an error.
+    except (OSError, SyntaxError, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise ValueError(f"not a JPEG that can be read ({error})") from None
+
+
+def least_jpeg_bytes(numbers: int) -> int:
+    """The fewest bytes of a JPEG by `encode_jpeg` of so many numbers (height x width x 3).
+
+    A block of 8 x 8 values takes two bits at least, for its mean and for its end. With colors at half the
+    resolution, six blocks hold 768 numbers. So a small file cannot claim a picture that fills the memory.
+    """
+    return max(1, numbers // 512)
 
 
 def _pillow() -> Any:

@@ -214,8 +214,8 @@ def test_crops_of_odd_sizes() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"side": 0}, "frames: side=0: must be at least 1"),
-        ({"side": 20_000}, r"shape is \[20000, 20000, 3\]"),
+        ({"side": 0}, "frames: side=0: must be"),
+        ({"side": 20_000}, "20000"),
         ({"jpeg": 0}, "jpeg_quality is 0; it is 1 to 95"),
         ({"jpeg": 100}, "jpeg_quality is 100; it is 1 to 95"),
         ({"fps": 0.0}, "fps is 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +190,16 @@ def test_other_bytes_are_no_jpeg() -> None:
     decode_jpeg_into(memoryview(content + bytes(100)), picture)  # what follows its end is not read
 
 
-def test_a_jpeg_that_claims_to_be_huge_is_refused() -> None:
+@pytest.mark.parametrize("side", [65535, 10240])
+def test_a_jpeg_that_claims_to_be_huge_is_refused(side: int) -> None:
+    """Of 10,240 pixels a side Pillow only warns, but a program may turn warnings into errors."""
     content = bytearray(encode_jpeg(smooth(), 90))
     size = content.index(b"\xff\xc0") + 5
-    content[size : size + 4] = b"\xff\xff\xff\xff"
-    with pytest.raises(ValueError, match="not a JPEG that can be read"):
-        decode_jpeg_into(bytes(content), np.empty((48, 64, 3), np.uint8))
+    content[size : size + 4] = 2 * side.to_bytes(2, "big")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="not a JPEG that can be read"):
+            decode_jpeg_into(bytes(content), np.empty((48, 64, 3), np.uint8))
 
 
 def test_whatever_is_damaged_is_a_value_error() -> None:
