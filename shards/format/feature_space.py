@@ -19,7 +19,16 @@ from shards.safe_io.versions import installed_version
 COMPUTE_SETTINGS = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
 # In a clip's metadata: its modalities that never change and count as missing. In the manifest: how many.
 CONSTANT = "constant_streams"
-PACKAGES = ("awtpn-at-scale", "numpy", "av", "torch", "transformers", "opencv-python-headless", "webdataset")
+PACKAGES = (
+    "awtpn-at-scale",
+    "numpy",
+    "av",
+    "torch",
+    "transformers",
+    "opencv-python-headless",
+    "pillow",
+    "webdataset",
+)
 # Settings that are not part of a description.
 NOT_DESCRIBED = ("id", "version")
 # By modality, the setting that says what an encoder takes: samples or pictures per second, words.

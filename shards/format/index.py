@@ -21,6 +21,7 @@ the reader uses it. On disk it is an uncompressed `.npz`:
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ from shards.safe_io.expansion import read_npy_header
 # The data of a `.npy` member begin at a multiple of this many bytes: its header is padded to 16 bytes (today
 # to 64), and tar members begin at multiples of 512. `index_file` refuses other offsets as damaged or forged.
 ALIGNMENT = 16
+# Neither other scripts' digits nor more digits than a number can have.
+PICTURE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def add_picture(row: Row, name: str, number: str, member: Member, path: Path) ->
         ValueError: it has another number.
     """
     pictures = row.pictures.setdefault(name, PicturesAt())
-    if not number.isdigit() or int(number) != len(pictures.offset):
+    if not PICTURE_NUMBER.fullmatch(number) or int(number) != len(pictures.offset):
         raise ValueError(
             f"{path}: {member.name}: picture {len(pictures.offset):04d} of {name} of utterance {row.key!r} "
             "should be there; write the tar again with its pictures in order"

@@ -5,7 +5,7 @@
     frames: uint8 [steps, height, width, 3], RGB pictures at `rate` per second; a step is one picture.
 
 In a shard they are plain `.npy` members, or one JPEG per picture: `<key>.video.0000.jpg`. (webdataset takes
-what is before the first dot as the key.)
+what is before the first dot as the key.) All numbers of an utterance have the same length, at least 4 digits.
 """
 
 from __future__ import annotations

@@ -117,7 +117,9 @@ def _pictures(name: str, pictures: np.ndarray, quality: int) -> dict[str, bytes]
     """A member for each picture: webdataset takes all after a key's first dot as the kind of a member."""
     with ThreadPoolExecutor(JPEG_THREADS, thread_name_prefix="jpeg") as threads:
         encoded = threads.map(partial(encode_jpeg, quality=quality), pictures)
-        return {f"{name}.{number:04d}.jpg": content for number, content in enumerate(encoded)}
+        # All numbers have the same length, because webdataset writes the members in the order of their names.
+        digits = max(4, len(str(len(pictures) - 1)))
+        return {f"{name}.{number:0{digits}d}.jpg": content for number, content in enumerate(encoded)}
 
 
 def finish_shard(shard: ShardWriter, folder: OutputFolder, state: PackingState) -> FinishedShard:

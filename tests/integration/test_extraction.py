@@ -15,7 +15,11 @@ from subprocess import Popen
 
 import numpy as np
 import pytest
+from cli_support import awtpn
+from media_support import chirp, numbered, record
 from support import LIMIT, free_port, kill_tree, launched, run
+
+from shards import FeatureStream
 
 ALONE = [sys.executable, "-m", "awtpn.cli"]
 TWO = ["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "awtpn.cli"]
@@ -76,6 +80,32 @@ def test_two_processes_write_what_one_does(table: Path, alone: dict[str, str], t
     assert log.count("extracted; train with") == 1, "only the main rank reports"
     assert f"/{CLIPS // 2 + 1} " in log, "its bar counts the clips of its own 38 shards"
     assert hashes(tmp_path / "d") == alone
+
+
+def test_recordings_of_two_processes_that_are_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sound and pictures as they are, one JPEG per picture; one process goes on, and changes no byte."""
+    film = record(tmp_path / "film.mkv", [numbered(i) for i in range(100)], sound=chirp(10))
+    rows = [
+        f"clip{i},{'test' if i % 5 == 0 else 'train'},calm,{film},{i / 15},{i / 15 + 0.5}" for i in range(80)
+    ]
+    table, out = tmp_path / "films.csv", tmp_path / "d"
+    table.write_text("\n".join(["key,split,label,path,begin,end", *rows]) + "\n")
+    form = ["--audio", "waveform", "--video", "frames", "--video_side", "24", "--video_jpeg", "90"]
+    own = ["--clips_per_shard", "2", *form]
+    with launched([*TWO, "extract", str(table), str(out), *own], tmp_path / "first") as process:
+        wait_for_records(3, out, process, tmp_path / "first")
+        kill_tree(process)
+    kept = len(list(out.glob("*.part.json")))
+    assert not (out / "manifest.json").exists()
+    awtpn("extract", table, out, *own)
+    assert f"continues; {kept} of 40 shards are there" in caplog.text
+    awtpn("extract", table, tmp_path / "alone", *own)
+    assert hashes(out) == hashes(tmp_path / "alone")
+    assert len(hashes(out)) == 2 * 40
+    batches = FeatureStream(str(out), global_batch_size=4, check_crc=True).epoch(0)
+    assert sum(int((batch.samples["audio"] == 8000).sum()) for batch in batches) == 64
 
 
 def wait_for_records(count: int, out: Path, process: Popen[bytes], log: Path, pattern: str = "*") -> None:

@@ -6,6 +6,7 @@ number of samples is stored, too. Sound of 16 bits in one channel at `rate` is k
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Waveform:
     name = "waveform"
 
     def __init__(self, *, rate: int = RATE, step_seconds: float = 0.1) -> None:
-        samples = round(rate * step_seconds)
+        samples = round(rate * step_seconds) if math.isfinite(step_seconds) else 0
         if samples < 1 or abs(samples - rate * step_seconds) > 1e-6:
             raise ValueError(
                 f"waveform: step_seconds={step_seconds:g} at rate={rate} is {rate * step_seconds:g} samples; "
@@ -49,5 +50,11 @@ class Waveform:
         }
 
     def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
-        """int16 [samples] for each wave float32 [samples] at `rate`."""
+        """int16 [samples] for each wave float32 [samples] at `rate`.
+
+        Raises:
+            ValueError: a wave has values that are not numbers, which int16 cannot hold.
+        """
+        if any(np.isnan(wave).any() for wave in waves):
+            raise ValueError("its sound has values that are not numbers (NaN); write the file again")
         return [as_int16(wave) for wave in waves]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from shards_support import corpus, global_keys, pack
-from support import LIMIT, environment
+from support import LIMIT, environment, in_fork
 from torch.utils.data import DataLoader, IterableDataset
 
 from shards import FeatureBatch, FeatureStream
@@ -43,17 +42,6 @@ def web(dataset: Path) -> Iterator[str]:
 
 
 # --- Forks ----------------------------------------------------------------------------------------
-
-
-def in_fork(work: Callable[[], object]) -> None:
-    """Run in a fork of this process, which must end without an error."""
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(LIMIT)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("where", ["local", "http"])
