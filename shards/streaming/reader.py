@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards.format.class_checks import WrongManifest, count_labels, parse_metadata, wrong_counts
+from shards.format.class_checks import WrongManifest, count_labels, wrong_counts
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
 from shards.format.schema import Manifest, Modality, ShardEntry
@@ -33,8 +33,10 @@ from shards.storage.store import Store, open_file, reopen_after_fork
 from shards.streaming.batch import Ragged
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
+from shards.streaming.damage import DamageRecord
 from shards.streaming.jpeg_files import JpegFiles, decode_jpegs, decode_threads, locate_jpegs
-from shards.streaming.scattered_reads import Reads, crc_mismatches, read_into, read_scattered
+from shards.streaming.row_metadata import check_labels, key_and_metadata
+from shards.streaming.scattered_reads import Reads, crc_mismatches, read_scattered
 from shards.streaming.shard_handle import ShardHandle
 from shards.streaming.target_columns import labels_of, values_of_index
 
@@ -114,7 +116,7 @@ class ShardReader:
         self.target, self.classes = target, manifest.classes if classes is None else classes
         self._open: OrderedDict[int, ShardHandle] = OrderedDict()
         self._work: dict[int, np.ndarray] = {}
-        self._damaged: dict[int, dict[int, tuple[str, str]]] = {}  # shard: row: (name, cause)
+        self._damage = DamageRecord()
         self._class_counts = np.zeros(len(manifest.classes), np.int64)
         self._counted: set[int] = set()  # shards whose labels are in _class_counts
         self._init_process_state(forked=False)
@@ -204,8 +206,8 @@ class ShardReader:
                 self._open.move_to_end(shard)
                 return self._open[shard]
         entry = self.shards[shard]
-        if len(self._damaged.get(shard, ())) == entry.utterances:
-            raise ValueError(self._damaged[shard][0][1])
+        if cause := self._damage.of_whole(shard, entry.utterances):
+            raise ValueError(cause)
         file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
         index = self.index(shard, wait_s, stop)
         at = f"{self.at}: {entry.index}"
@@ -213,7 +215,7 @@ class ShardReader:
         target = values_of_index(index, self.target, self.manifest, at)
         handle = ShardHandle(file, index, self.modalities, label, target)
         if index.classes is None:
-            self._check_labels(handle)
+            check_labels(handle, self.manifest)
         with self._lock:
             if stop is not None and stop.is_set():
                 return handle
@@ -221,21 +223,6 @@ class ShardReader:
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         return handle
-
-    def _check_labels(self, handle: ShardHandle) -> None:
-        """Compare the metadata of one utterance per class with the index, for an early index without classes.
-
-        Raises:
-            WrongManifest: the metadata name another class.
-        """
-        for row in np.unique(handle.index.label, return_index=True)[1].tolist():
-            try:
-                self._metadata(handle, row)
-            except WrongManifest:
-                raise
-            except ValueError:
-                # Damaged metadata prove nothing about the classes, and training does not need them.
-                continue
 
     def close_all_but(self, shards: Iterable[int]) -> None:
         """Close all shards but these, so that a cache with a limit can remove their files.
@@ -288,19 +275,10 @@ class ShardReader:
         """
         # Each attempt without a result has recorded damaged rows, or closed a shard that has become shorter.
         while True:
-            kept, damaged = self._known_damage(shard, row)
+            kept, damaged = self._damage.split(shard, row)
             if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
                 features, label, target, samples, key = read
                 return Utterances(features, label, target, key, kept, damaged, samples)
-
-    def _known_damage(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
-        """Positions of the rows that are not known to be damaged, [B]; name and cause of the others."""
-        damaged = {}
-        if self._damaged:
-            for i, (s, r) in enumerate(zip(shard.tolist(), row.tolist(), strict=True)):
-                if r in self._damaged.get(s, ()):
-                    damaged[i] = self._damaged[s][r]
-        return np.delete(np.arange(len(row)), list(damaged)), dict(damaged.values())
 
     def _record_damage(
         self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
@@ -314,7 +292,7 @@ class ShardReader:
         except (ValueError, FileNotFoundError):
             names = [f"{entry.name}#{row}" for row in range(entry.utterances)]
         rows = range(entry.utterances) if rows is None else rows
-        self._damaged[shard] = self._damaged.get(shard, {}) | {row: (names[row], str(cause)) for row in rows}
+        self._damage.add(shard, {row: names[row] for row in rows}, str(cause))
 
     def _read(
         self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
@@ -443,22 +421,7 @@ class ShardReader:
             OSError: the store cannot be reached.
         """
         handle = self.open(shard)
-        found = []
-        for row in rows:
-            meta = self._metadata(handle, row)
-            # Tars of other programs may have no label there, or in another form.
-            classes = self.manifest.classes
-            label = {"label": classes[handle.index.label[row]]} if classes else {}
-            found.append((str(handle.index.key[row]), meta | label))
-        return found
-
-    def _metadata(self, handle: ShardHandle, row: int) -> dict[str, Any]:
-        """The JSON member of a row; raises as `parse_metadata` does."""
-        index = handle.index
-        member = bytearray(int(index.json_size[row]))
-        read_into(handle.fd, memoryview(member), int(index.json_offset[row]), handle.path)
-        key, label = str(index.key[row]), int(index.label[row])
-        return parse_metadata(bytes(member), key, label, self.manifest, str(handle.path))
+        return [key_and_metadata(handle, row, self.manifest) for row in rows]
 
 
 def _after_fork() -> None:
