@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support import LIMIT
 
 import shards
 from shards import FeatureBatch, FeatureStream, Sample
@@ -76,3 +78,14 @@ def dying(out: str) -> None:
         os._exit(9)
 
     pack(samples(), out)  # type: ignore[arg-type]
+
+
+def in_fork(work: Callable[[], object]) -> None:
+    """Run in a fork of this process, which must end without an error."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    assert process.exitcode == 0

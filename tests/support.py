@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import socket
@@ -282,17 +281,6 @@ def run(command: Sequence[str], log: Path, timeout: float = LIMIT, **env: str) -
         except subprocess.TimeoutExpired:
             raise AssertionError(f"no end after {timeout} s: {command}\n{log.read_text()}") from None
     return code, log.read_text()
-
-
-def in_fork(work: Callable[[], object]) -> None:
-    """Run in a fork of this process, which must end without an error."""
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(LIMIT)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    assert process.exitcode == 0
 
 
 def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout: float = 2 * LIMIT) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from shards_support import corpus, global_keys, pack
-from support import LIMIT, environment, in_fork
+from shards_support import corpus, global_keys, in_fork, pack
+from support import LIMIT, environment
 from torch.utils.data import DataLoader, IterableDataset
 
 from shards import FeatureBatch, FeatureStream

@@ -19,7 +19,8 @@ import torch
 import webdataset
 from extraction_support import extracted
 from recordings_support import Row, clips_of, one_split, recorded, rows_of, steps_of
-from support import LIMIT, environment, in_fork
+from shards_support import in_fork
+from support import LIMIT, environment
 from torch.utils.data import DataLoader, IterableDataset
 
 from shards import FeatureBatch, FeatureStream
