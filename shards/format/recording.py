@@ -51,10 +51,12 @@ class Recording:
 
     @property
     def is_sound(self) -> bool:
+        """Whether it is sound, not pictures."""
         return self.kind == WAVEFORM
 
     @property
     def step_seconds(self) -> float:
+        """Length of a step in seconds."""
         return self.shape[0] / self.rate if self.is_sound else 1 / self.rate
 
     def __str__(self) -> str:
