@@ -181,6 +181,7 @@ def test_own_data_takes_the_models_of_the_suite(
     data, suite = str(tmp_path / "mine"), str(sources / "suite.yaml")
     plain = {"datasets": SUITE["datasets"], "models": {"awtpn": {}}}
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(plain))
+    (tmp_path / "others.yaml").write_text(yaml.safe_dump(SUITE | {"nested_models": ["uniform weights"]}))
     main(["pack", str(sources / "split.npz"), data, "--format", "npz"])
     words = ["compare-models", "--suite", suite, "--data.train", data, "--dir", str(tmp_path / "out"), *SHORT]
     main([*words, "--models", "logistic-regression", "awtpn"])
@@ -196,6 +197,10 @@ def test_own_data_takes_the_models_of_the_suite(
         (
             ["--nested", "--suite", str(tmp_path / "plain.yaml")],
             "the suite has no grid for awtpn to choose from",
+        ),
+        (
+            ["--nested", "--suite", str(tmp_path / "others.yaml")],
+            "--nested: the tables show the differences of awtpn, which is not among the suite's nested_models",
         ),
         (
             ["--models", "logistic-regression", "awtpn", "--loss.class_weights", "balanced"],

@@ -224,11 +224,16 @@ def summarize(cells: Mapping[str, Cell], found: Mapping[str, Sequence[Found]]) -
 
 
 def make_choices(suite: Suite, cells: Cells, folder: Path) -> list[Choice]:
-    """The nested choices of all models that are trained, on the suite's datasets for it."""
+    """The nested choices of the suite's models for it, on its datasets for it."""
     names = [name for name in suite.nested if name in cells]
     if not names:
         raise ValueError("--nested: the suite names no dataset for it that is here; list some under nested")
-    if without := [name for name in suite.trained if len(suite.points[name]) < 2]:
+    if suite.headline not in suite.nested_models:
+        raise ValueError(
+            f"--nested: the tables show the differences of {suite.headline}, which is not among the suite's "
+            "nested_models; add it there"
+        )
+    if without := [name for name in suite.nested_models if len(suite.points[name]) < 2]:
         raise ValueError(f"--nested: the suite has no grid for {', '.join(without)} to choose from")
     return [
         Choice(
@@ -238,7 +243,7 @@ def make_choices(suite: Suite, cells: Cells, folder: Path) -> list[Choice]:
             folder / folder_of(name) / folder_of(model),
         )
         for name in names
-        for model in suite.trained
+        for model in suite.nested_models
     ]
 
 
@@ -268,6 +273,7 @@ def nested_results(
             if model.is_linear
             else [read_run(trial) for trial in trials[name, model.name]]
             for model in suite.models.values()
+            if model.is_linear or model.name in suite.nested_models
         }
         cells = {
             choice.cell.model.name: choice.cell for choice in choices if choice.cell.dataset.name == name
@@ -279,7 +285,9 @@ def nested_results(
         datasets[name] = {**summarize(cells, found), "chosen": counts}
     return {
         "seeds": list(suite.nested_seeds),
-        "settings": {name: [point_words(point) for point in points] for name, points in suite.points.items()},
+        "settings": {
+            name: [point_words(point) for point in suite.points[name]] for name in suite.nested_models
+        },
         "datasets": datasets,
         "mean": over_datasets(datasets, suite.headline),
     }

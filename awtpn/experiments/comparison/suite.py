@@ -30,7 +30,10 @@ RESERVED = (DATA_FOLDER, NESTED_FOLDER, CURVES_FOLDER)
 MOST_POINTS = 5  # of a curve
 # Names are folders, and stand in Markdown and HTML.
 NAME = re.compile(r"\w[\w.+ -]*")
-KEYS = ("datasets", "models", "headline", "reference", "grid", "grids", "nested", "nested_seeds", "curves")
+KEYS = (
+    *("datasets", "models", "headline", "reference", "grid", "grids"),
+    *("nested", "nested_models", "nested_seeds", "curves"),
+)
 DATASET_KEYS = ("source", "format", "pack", "url", "data", "by", "arguments")
 CURVES_KEYS = ("format", "base", "by", "arguments", "models", "seeds", "parameters")
 
@@ -114,6 +117,7 @@ class Suite:
         reference: the model that the curves show it beside; None if it is left out.
         points: of each model that is trained, the settings that the nested choice is made from.
         nested: names of datasets on which settings are chosen.
+        nested_models: names of the models that are trained there.
         nested_seeds: of these runs.
         curves: None if there are none.
     """
@@ -124,6 +128,7 @@ class Suite:
     reference: str | None
     points: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     nested: Sequence[str] = ()
+    nested_models: Sequence[str] = ()
     nested_seeds: Sequence[int] = (0,)
     curves: Curves | None = None
 
@@ -194,6 +199,7 @@ def parse_suite(content: Any) -> Suite:
             for name in trained
         },
         _names(content.get("nested", ()), "nested", datasets),
+        _names(content.get("nested_models", trained), "nested_models", trained),
         _seeds(content.get("nested_seeds", [0]), "nested_seeds"),
         _curves(content["curves"], models) if content.get("curves") else None,
     )
@@ -224,6 +230,7 @@ def select(suite: Suite, datasets: Sequence[str] = (), models: Sequence[str] = (
         reference=suite.reference if suite.reference in kept else None,
         points={name: points for name, points in suite.points.items() if name in kept},
         nested=[name for name in suite.nested if not datasets or name in datasets],
+        nested_models=[name for name in suite.nested_models if name in kept],
         curves=curves,
     )
 

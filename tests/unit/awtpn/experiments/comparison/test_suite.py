@@ -76,6 +76,7 @@ def test_the_file_that_comes_with_awtpn() -> None:
     assert suite.headline == "awtpn"
     assert all(len(points) == 4 for points in suite.points.values())
     assert len(suite.nested) == 3
+    assert suite.nested_models == ["awtpn", "late-fusion", "gated-attention"]
     assert missing_sources(suite.datasets, None).keys() == {n for n in suite.datasets if "ravdess" in n}
 
 
@@ -101,6 +102,7 @@ def test_the_file_that_comes_with_awtpn() -> None:
         ("grid", {"run.seed": [1]}, "run.seed: cross-validation sets it itself"),
         ("grids", {"linear": {}}, "grids: there is no 'linear'"),
         ("nested", ["clip"], "nested: there is no 'clip'"),
+        ("nested_models", ["linear"], "nested_models: there is no 'linear'; there are awtpn"),
         ("nested_seeds", [0, 0], "nested_seeds: write a list of different numbers"),
         ("curves/parameters/steps", [1, 2, 3, 4, 5, 6], "write a list of 1 to 5 values"),
         ("curves/models", ["linear"], "name at least one that is trained"),
@@ -118,14 +120,15 @@ def test_parts_of_a_suite() -> None:
     suite = select(parse_suite(SMALL), ["sound"], ["uniform weights"])
     assert list(suite.datasets) == ["sound"], "without the entry whose data it takes"
     assert (suite.headline, suite.reference) == ("uniform weights", None)
-    assert (suite.nested, suite.curves) == ([], None)
+    assert (suite.nested, suite.nested_models, suite.curves) == ([], ["uniform weights"], None)
     with pytest.raises(ValueError, match="no dataset 'clip'"):
         select(suite, ["clip"])
     with pytest.raises(ValueError, match="not the linear one alone"):
         select(parse_suite(SMALL), [], ["linear"])
     own = with_own_data(parse_suite(SMALL), "mine", "speaker")
     assert own.datasets == {"mine": Dataset("mine", "speaker")}
-    assert (own.nested, own.curves) == (["mine"], None)
+    assert (own.nested, own.nested_models) == (["mine"], ["awtpn", "uniform weights"])
+    assert own.curves is None
 
 
 @pytest.mark.parametrize(
