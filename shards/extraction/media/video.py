@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,8 @@ def _picture(
         scale_x = scale_y = min(1.0, largest_side / side) if largest_side else 1.0
     width, height = max(1, round(width * scale_x)), max(1, round(height * scale_y))
     stored = (height, width) if rotated else (width, height)
-    rgb = frame.reformat(*stored, format="rgb24", interpolation="AREA").to_ndarray()
+    options = {"format": "rgb24", "interpolation": "AREA", **_one_thread()}
+    rgb = frame.reformat(*stored, **options).to_ndarray()
     if rotated:
         rgb = rgb.swapaxes(0, 1)
     # In the rotated picture x comes from the stored y (matrix c) and y from the stored x (matrix b).
@@ -239,6 +241,22 @@ def _picture(
     y = min(round(height * top), height - rows)
     x = min(round(width * left), width - columns)
     return np.ascontiguousarray(rgb[y : y + rows, x : x + columns])
+
+
+@cache
+def _one_thread() -> dict[str, int]:
+    """The option of PyAV's `reformat` for one thread; versions without the option use no other thread.
+
+    Clips are decoded in parallel already. And a frame keeps the threads that scaled it. If the garbage
+    collector freed such a frame in a fork, the fork would wait for ever for threads that it does not have.
+    """
+    from av import VideoFrame
+
+    try:
+        VideoFrame(2, 2, "rgb24").reformat(threads=1)
+    except TypeError:
+        return {}
+    return {"threads": 1}
 
 
 def _display_matrix(frame: Any) -> np.ndarray:

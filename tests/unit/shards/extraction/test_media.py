@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from support import REPO
 pytest.importorskip("av")
 
 from media_support import HEIGHT, WIDTH, chirp, number_of, numbered, ramp, record, spoil
+from shards_support import in_fork
 
 from shards.extraction.media import (
     MediaError,
@@ -499,6 +501,19 @@ def test_without_pyav_the_way_to_install_it_is_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r'pip install "awtpn-at-scale\[extract\]"'):
         probe("clip.mp4")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_was_read_is_freed_in_a_fork(tmp_path: Path) -> None:
+    """A frame that kept threads would wait there for ever: a fork has none of its parent's threads."""
+    path = record(tmp_path / "a.mkv", [numbered(i) for i in range(8)])
+    gc.collect()
+    gc.disable()
+    try:
+        assert read_frames(path, 10) is not None
+        in_fork(gc.collect)
+    finally:
+        gc.enable()
 
 
 # --- Real recordings -----------------------------------------------------------------------------
