@@ -15,7 +15,8 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config
 from awtpn.experiments.run_names import as_argument, folder_name
 from awtpn.experiments.runner import Job, place_job
-from awtpn.run.data import check_modalities, nothing_to_learn, open_stream, stream_source
+from awtpn.run.data import check_some_features, nothing_to_learn, stream_source
+from shards import FeatureStream
 from shards.format.targets import Target, choose_target
 from shards.storage.credentials import redact
 from shards.storage.store import open_dataset
@@ -98,12 +99,13 @@ def make_splits(training: Sequence[str], by: str | None) -> Splits:
     """The folds of column `by` of the training split; no folds if it is None.
 
     Raises:
-        ValueError: no such column, fewer than two values in it, or data that no model takes.
+        ValueError: no such column, fewer than two values in it, or a dataset without features.
         OSError: the store cannot be reached.
     """
     config = parse_command_line([*training])[0]
+    # Before the first of many runs. Which modalities each takes, it checks itself: a sweep may choose them.
+    check_some_features(config.data)
     if by is None:
-        check_modalities(config.data, list(config.model.modalities))  # before the first of many runs
         return Splits(None, None, [])
     url, values = column_values(config, by)
     return Splits(by, url, leave_one_out(values))
@@ -152,8 +154,7 @@ def column_values(config: Config, by: str) -> tuple[str, list[Any]]:
     """
     source = stream_source(config.data, "train")
     assert source is not None
-    source |= {"select": None, "modalities": list(config.model.modalities)}
-    stream = open_stream(**source, task=config.task.type)
+    stream = FeatureStream(**source | {"select": None}, task=config.task.type)
     if by not in stream.manifest.columns:
         has = sorted(stream.manifest.columns) or "no columns of metadata"
         raise ValueError(f"{stream.url}: no column {by!r} to fold by; it has {has}")

@@ -21,7 +21,7 @@ from awtpn.model.task import Task
 from awtpn.run.position import Position
 from shards import FeatureStream
 from shards.format.feature_space import check_same_space
-from shards.format.schema import Modality, choose_modalities, dump_manifest
+from shards.format.schema import Modality, dump_manifest
 from shards.format.split_names import find_split
 from shards.format.targets import CLASS_TARGET
 from shards.safe_io.printable import printable
@@ -96,18 +96,18 @@ def open_stream(**arguments: Any) -> FeatureStream:
     return stream
 
 
-def check_modalities(data: DataConfig, modalities: Sequence[str]) -> None:
-    """Open the manifest of the training data, and refuse modalities that no run can train on.
+def check_some_features(data: DataConfig) -> None:
+    """Open the manifest of the training data, and refuse a dataset that holds recordings alone.
 
     Raises:
-        ValueError: the dataset lacks one of the modalities; or as `check_features_only`.
+        ValueError: as `check_features_only`.
         OSError: the store cannot be reached.
     """
     source = stream_source(data, "train")
     assert source is not None
     store, manifest, _ = open_dataset(source["url"], source["cache_dir"], source["storage_options"])
-    chosen = choose_modalities(manifest, list(modalities), store.url)
-    check_features_only(chosen, manifest.modalities, store.url)
+    if all(modality.recording for modality in manifest.modalities.values()):
+        check_features_only(manifest.modalities, manifest.modalities, store.url)
 
 
 def check_features_only(chosen: Mapping[str, Modality], modalities: Mapping[str, Modality], url: str) -> None:

@@ -169,7 +169,10 @@ def build_index(
         form={name: np.array(form_of(modality)) for name, modality in modalities.items()},
         classes=np.array(classes, dtype=np.str_),
         samples={
-            name: np.array([num_samples_of(row.meta, name) or 0 for row in rows], np.int64) for name in sound
+            name: np.array(
+                [num_samples_of(row.meta, name) if name in row.arrays else 0 for row in rows], np.int64
+            )
+            for name in sound
         },
         picture_offset={name: np.array(_of_pictures(rows, name, "offset"), np.int64) for name in jpeg},
         picture_size={name: np.array(_of_pictures(rows, name, "size"), np.int32) for name in jpeg},

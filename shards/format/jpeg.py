@@ -15,7 +15,7 @@ import numpy as np
 def encode_jpeg(picture: np.ndarray, quality: int) -> bytes:
     """uint8 RGB [H, W, 3] -> the bytes of a JPEG, its colors at half the resolution, as is usual."""
     file = io.BytesIO()
-    _pillow().fromarray(picture).save(file, "JPEG", quality=quality)
+    pillow().fromarray(picture).save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
@@ -26,17 +26,19 @@ def decode_jpeg_into(content: bytes | memoryview, picture: np.ndarray) -> None:
         ValueError: not a JPEG, damaged, or of another size than `picture`, which is then not decoded.
     """
     height, width, _ = picture.shape
-    pillow = _pillow()
+    image = pillow()
     try:
-        with pillow.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            if (image.width, image.height, image.mode) != (width, height, "RGB"):
+        with image.open(io.BytesIO(content), formats=["JPEG"]) as found:
+            if (found.width, found.height, found.mode) != (width, height, "RGB"):
                 raise ValueError(
-                    f"is {image.mode} of {image.width} x {image.height}, not RGB of {width} x {height}"
+                    f"is {found.mode} of {found.width} x {found.height}, not RGB of {width} x {height}"
                 )
-            picture[:] = np.asarray(image)
+            picture[:] = np.asarray(found)
+    except image.UnidentifiedImageError:  # its message holds an address of memory
+        raise ValueError("not a JPEG that can be read (it does not begin as one)") from None
     # Pillow raises the first two for damaged files, and the others for a header that claims very many pixels:
     # the last is a warning, which a program may turn into an error.
-    except (OSError, SyntaxError, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+    except (OSError, SyntaxError, image.DecompressionBombError, image.DecompressionBombWarning) as error:
         raise ValueError(f"not a JPEG that can be read ({error})") from None
 
 
@@ -49,7 +51,12 @@ def least_jpeg_bytes(numbers: int) -> int:
     return max(1, numbers // 512)
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """Pillow's module Image.
+
+    Raises:
+        ImportError: it is not installed; says how to install it.
+    """
     try:
         from PIL import Image
     except ImportError:

@@ -118,6 +118,9 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
     arrays = {name: _check_array(of, name, state) for name, of in there.items() if name not in recorded}
     stored = {name: _cast(values, name, state.dtype) for name, values in arrays.items()}
     stored |= {name: _steps_of(there[name], name, recording) for name, recording in recorded.items()}
+    # Also of an utterance without sound: the index would take it for the length of sound.
+    if NUM_SAMPLES in meta and any(recording.is_sound for recording in state.recordings.values()):
+        raise ValueError(f"metadata must not be named {NUM_SAMPLES!r} beside sound; rename that column")
     json_member = _json_member(label, _with_num_samples(meta, there, recorded))
 
     state.keys.add(sample.key)
@@ -242,11 +245,7 @@ def _with_num_samples(
 ) -> dict[str, Any]:
     """The metadata with the true number of samples of recorded sound."""
     counts = {name: len(values[name]) for name, recording in recorded.items() if recording.is_sound}
-    if not counts:
-        return meta
-    if NUM_SAMPLES in meta:
-        raise ValueError(f"metadata must not be named {NUM_SAMPLES!r} beside sound; rename that column")
-    return meta | {NUM_SAMPLES: counts}
+    return meta | {NUM_SAMPLES: counts} if counts else meta
 
 
 def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:

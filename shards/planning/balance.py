@@ -17,10 +17,32 @@ rows, so a rank needs only the indexes of its own shards.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+
+from shards.format.schema import Modality
 
 # Steps per group.
 GROUP_STEPS = 8
+
+
+def work_of(steps: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]) -> np.ndarray:
+    """The work of utterances: their time steps, summed over modalities.
+
+    Where a modality holds recordings it is their bytes in a batch: a picture is far more work than a time
+    step of sound.
+
+    Args:
+        steps: time steps by modality, [U] each.
+        modalities: those that are read, one at least.
+
+    Returns:
+        [U] int64.
+    """
+    recorded = any(modality.recording for modality in modalities.values())
+    weights = {name: modality.step_bytes if recorded else 1 for name, modality in modalities.items()}
+    return np.stack([steps[name].astype(np.int64) * by for name, by in weights.items()]).sum(0)
 
 
 def balance_steps(work: np.ndarray, rows_per_step: int, rotation: int) -> np.ndarray:
@@ -77,7 +99,7 @@ def _assign(parts: np.ndarray, work: np.ndarray, bins: int, rotation: int) -> np
     """
     k, n = parts.shape
     assigned = np.empty((k, bins, n // bins), parts.dtype)
-    # The start values are below 1, the smallest difference of work (work is a count of time steps). So they
+    # The start values are below 1, the smallest difference of work (work is a whole number). So they
     # decide only between bins with equal work.
     total = np.tile((np.arange(bins) - rotation) % bins / (bins + 1), (k, 1))
     part = np.arange(k)[:, None]

@@ -8,7 +8,11 @@ import numpy as np
 
 
 class DamageRecord:
-    """Rows of shards that are damaged, each with a name and the cause. Safe to use from several threads."""
+    """Rows of shards that are damaged, each with a name and the cause.
+
+    Several threads may use it at once. If two add rows of one shard at the same instant, one addition may be
+    lost; then those rows are read, found damaged and added again.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[int, tuple[str, str]]] = {}  # shard: row: (name, cause)

@@ -6,9 +6,10 @@ decode them into the batch's memory.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
@@ -42,9 +43,19 @@ class JpegFiles:
 
 
 def decode_threads() -> int:
-    """Threads that decode pictures: one for each core that the process may use."""
+    """Number of threads that decode pictures: one for each core that the process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_THREADS)
+
+
+@functools.cache
+def decoders() -> ThreadPoolExecutor:
+    """The threads that decode pictures for all streams of this process; they start when they are needed."""
+    return ThreadPoolExecutor(decode_threads(), "shards-decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=decoders.cache_clear)  # a fork has none of the threads
 
 
 def locate_jpegs(
@@ -71,11 +82,11 @@ def locate_jpegs(
     return JpegFiles(by_picture, Reads(shard, first, total, memory), pictures, buffer)
 
 
-def decode_jpegs(files: JpegFiles, values: torch.Tensor, threads: Executor) -> dict[int, str]:
+def decode_jpegs(files: JpegFiles, values: torch.Tensor) -> dict[int, tuple[int, str]]:
     """Decode the files into `values` uint8 [sum of pictures, height, width, 3].
 
     Returns:
-        By position of the utterance, why one of its pictures cannot be decoded.
+        By position of the utterance, the number of the first picture that cannot be decoded, and why.
     """
     ends, arrays = np.cumsum(files.by_picture.size), values.numpy()
     begins = ends - files.by_picture.size
@@ -93,9 +104,9 @@ def decode_jpegs(files: JpegFiles, values: torch.Tensor, threads: Executor) -> d
     share = max(1, -(-len(ends) // (TASKS_PER_THREAD * decode_threads())))
     parts = [range(i, min(i + share, len(ends))) for i in range(0, len(ends), share)]
     last = np.cumsum(files.pictures)
-    found: dict[int, str] = {}
-    for i, cause in chain.from_iterable(threads.map(decode, parts)):
+    found: dict[int, tuple[int, str]] = {}
+    for i, cause in chain.from_iterable(decoders().map(decode, parts)):
         utterance = int(np.searchsorted(last, i, side="right"))
         number = i - int(last[utterance] - files.pictures[utterance])
-        found.setdefault(utterance, f"picture {number} {cause}")
+        found.setdefault(utterance, (number, cause))
     return found

@@ -26,15 +26,17 @@ import torch
 from shards.format.class_checks import WrongManifest, count_labels, wrong_counts
 from shards.format.index import ShardIndex
 from shards.format.index_file import load_index
+from shards.format.jpeg import pillow
 from shards.format.schema import Manifest, Modality, ShardEntry
 from shards.format.targets import CLASSES, Target
+from shards.planning.balance import work_of
 from shards.storage.cache import ROOM_WAIT_S
 from shards.storage.store import Store, open_file, reopen_after_fork
 from shards.streaming.batch import Ragged
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.daemon_threads import DaemonThreads
 from shards.streaming.damage import DamageRecord
-from shards.streaming.jpeg_files import JpegFiles, decode_jpegs, decode_threads, locate_jpegs
+from shards.streaming.jpeg_files import JpegFiles, decode_jpegs, locate_jpegs
 from shards.streaming.row_metadata import check_labels, key_and_metadata
 from shards.streaming.scattered_reads import Reads, crc_mismatches, read_scattered
 from shards.streaming.shard_handle import ShardHandle
@@ -117,6 +119,8 @@ class ShardReader:
         self._open: OrderedDict[int, ShardHandle] = OrderedDict()
         self._work: dict[int, np.ndarray] = {}
         self._damage = DamageRecord()
+        if any(modality.is_jpeg for modality in self.modalities.values()):
+            pillow()  # before the first batch
         self._class_counts = np.zeros(len(manifest.classes), np.int64)
         self._counted: set[int] = set()  # shards whose labels are in _class_counts
         self._init_process_state(forked=False)
@@ -130,7 +134,6 @@ class ShardReader:
         self._forked = forked
         self._lock = threading.Lock()
         self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
-        self._decoders = ThreadPoolExecutor(decode_threads(), "shards-decode")  # starts no thread unless used
 
     def _store(self, stop: threading.Event | None) -> Store:
         """The store, with new connections after a fork."""
@@ -237,7 +240,7 @@ class ShardReader:
                 del self._open[shard]
 
     def work(self, shard: int, stop: threading.Event | None = None) -> np.ndarray:
-        """Time steps of each utterance of a shard, summed over modalities, [U] int64; reads only the index.
+        """The work of each utterance of a shard (`work_of`), [U] int64; reads only the index.
 
         They are 0 where the index is damaged and `skip_damaged` is set.
 
@@ -249,8 +252,7 @@ class ShardReader:
                 return self._work[shard]
         total = np.zeros(self.shards[shard].utterances, np.int64)
         try:
-            steps = self.index(shard, stop=stop).steps
-            total = np.stack([steps[name] for name in self.modalities]).sum(0, np.int64)
+            total = work_of(self.index(shard, stop=stop).steps, self.modalities)
         except (ValueError, FileNotFoundError) as error:
             self._record_damage(shard, error, stop)
         with self._lock:
@@ -344,11 +346,14 @@ class ShardReader:
         if self.check_crc and self._record_crc_mismatches(handles, shard, row, key, arrays):
             return None
         for name, files in jpegs.items():
-            failed = decode_jpegs(files, features[name].values, self._decoders)
-            for i, cause in failed.items():
-                self._record_undecodable(
-                    handles[int(shard[i])], int(shard[i]), int(row[i]), f"{name}: {cause}"
-                )
+            failed = decode_jpegs(files, features[name].values)
+            for i, (number, cause) in failed.items():
+                # Without details, so that skipped utterances of a shard have one cause.
+                why = f"{key[i]!r}: {name}: picture {number} {cause}"
+                why = f"pictures of {name} cannot be decoded" if self.skip_damaged else why
+                path = handles[int(shard[i])].path
+                damage = ValueError(f"{path}: {why}: damaged; extract it again")
+                self._record_damage(int(shard[i]), damage, stop, [int(row[i])])
             if failed:
                 return None
         label = torch.from_numpy(locations[:, 0].copy())
@@ -357,13 +362,6 @@ class ShardReader:
         if pin and target.numel():
             target = target.pin_memory()
         return features, label.pin_memory() if pin else label, target, samples, key.tolist()
-
-    def _record_undecodable(self, handle: ShardHandle, shard: int, row: int, cause: str) -> None:
-        """Record an utterance with a picture that cannot be decoded."""
-        key = "" if self.skip_damaged else f"{str(handle.index.key[row])!r}: "
-        self._record_damage(
-            shard, ValueError(f"{handle.path}: {key}{cause}: damaged; extract it again"), None, [row]
-        )
 
     def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
         """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.

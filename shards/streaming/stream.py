@@ -13,7 +13,7 @@ It uses the plan (which utterances), the store (files on local disk), the reader
 - Order: drawn from the seed and the epoch; `shuffle=False` gives the manifest's order.
 - Memory: a batch and views of it may be kept as long as needed. Besides these, the stream uses at most
   `prefetch_bytes` for batches that are ready, as much for buffers that are free for reuse, and two batches
-  more, whatever the size of shards.
+  more, of pictures as JPEG with their files, whatever the size of shards.
 """
 
 from __future__ import annotations
@@ -127,9 +127,10 @@ class FeatureStream:
             window: utterances within which one is shuffled, see `planning.plan`; at least 1,024 for each
                 canonical stream.
             prefetch: batches that a thread reads ahead; 0 reads each when it is asked for.
-            prefetch_bytes: bytes that batches read ahead may have together; one is always read ahead.
+            prefetch_bytes: bytes that batches read ahead may have together; one is always read ahead. Free
+                buffers are kept up to as many bytes, so a larger batch gets new memory, which is slower.
             balance: order utterances so that steps, and ranks' shares of steps, have about equally many time
-                steps in total.
+                steps in total; of recordings bytes.
             local_world_size: number of ranks on this node; their ranks are consecutive and share
                 `cache_limit`.
             skip_damaged: skip utterances that are damaged or permanently missing; an unreachable store still
@@ -349,7 +350,7 @@ class FeatureStream:
         return np.union1d(chosen, self._without_target[shard]) if self._without_target else chosen
 
     def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
-        """Time steps of each selected utterance of shards, summed over the modalities."""
+        """The work of each selected utterance of shards (`work_of`)."""
         with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
             work = list(threads.map(partial(self._reader.work, stop=stopped), shards))
         return work if self._rows is None else [w[self._rows[s]] for s, w in zip(shards, work, strict=True)]

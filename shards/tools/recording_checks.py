@@ -30,14 +30,10 @@ def parts_of(
     parts = {"json": _one_piece(index.json_offset, index.json_size)}
     for name, modality in modalities.items():
         if modality.is_jpeg:
-            ends = first_pictures(index, name)[1:]
-            parts[name] = list(
-                zip(
-                    np.split(index.picture_offset[name], ends),
-                    np.split(index.picture_size[name], ends),
-                    strict=True,
-                )
-            )
+            first = first_pictures(index, name)
+            of_rows = [slice(a, b) for a, b in zip(first, first + index.steps[name], strict=True)]
+            offset, size = index.picture_offset[name], index.picture_size[name]
+            parts[name] = [(offset[row], size[row]) for row in of_rows]
         else:
             sizes = index.steps[name].astype(np.int64) * modality.step_bytes
             parts[name] = _one_piece(index.offset[name], sizes)

@@ -8,8 +8,10 @@ sample; for a synthetic dataset they are drawn from a log-normal distribution, a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,25 +123,19 @@ def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
     shards = manifest.splits[split].shards
     reader = ShardReader(store, manifest, split)
 
-    known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    def memory(shard: int) -> np.ndarray:
+        return batch_bytes(reader.index(shard).steps, manifest.modalities)
 
-    def read(shard: int) -> tuple[np.ndarray, np.ndarray]:
-        steps = reader.index(shard).steps
-        total = np.stack([steps[name] for name in manifest.modalities]).sum(0, np.int64)
-        return total, batch_bytes(steps, manifest.modalities)
-
-    def of_shards(shards: list[int], what: int) -> list[np.ndarray]:
-        new = [shard for shard in shards if shard not in known]
+    def of_shards(read: Callable[[int], np.ndarray], shards: list[int]) -> list[np.ndarray]:
         with ThreadPoolExecutor(INDEX_THREADS) as threads:
-            known.update(zip(new, threads.map(read, new), strict=True))
-        return [known[shard][what] for shard in shards]
+            return list(threads.map(read, shards))
 
     return SplitSizes(
         name=f"{store.url}#{split}",
         utterances=np.array([shard.utterances for shard in shards], np.int64),
         bytes=np.array([shard.bytes + shard.index_bytes for shard in shards], np.int64),
-        work=lambda shards: of_shards(shards, 0),
-        batch_bytes=lambda shards: of_shards(shards, 1),
+        work=partial(of_shards, reader.work),
+        batch_bytes=partial(of_shards, memory),
         drawn=False,
     )
 

@@ -200,7 +200,7 @@ def test_own_data_takes_the_models_of_the_suite(
         ),
         (
             ["--nested", "--suite", str(tmp_path / "others.yaml")],
-            "--nested: the tables show the differences of awtpn, which is not among the suite's nested_models",
+            "the tables show the differences of awtpn, which is not among the suite's nested_models",
         ),
         (
             ["--models", "logistic-regression", "awtpn", "--loss.class_weights", "balanced"],

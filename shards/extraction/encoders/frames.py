@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from shards.extraction.encoders.faces import LARGEST_SIDE, crop_faces, face_settings
+from shards.extraction.media.video import LARGEST_CLIP
+from shards.format.jpeg import pillow
 from shards.format.recording import FRAMES, Recording, check_recording
 
 SIDE = 224
@@ -23,8 +25,8 @@ class Frames:
     Args:
         fps: pictures per second.
         side: pixels of a crop's side.
-        faces: "opencv": only the face in each picture is stored, as OpenCV's detector finds it; a clip
-            without any face has no pictures. "none": the middle of the picture.
+        faces: "opencv": only the face in each picture is stored, as OpenCV's detector finds it; a picture
+            without one is black, and a clip without any has no pictures. "none": the middle of the picture.
         jpeg: store each picture as a JPEG of this quality, 1 to 95; default uncompressed arrays.
 
     Raises:
@@ -44,10 +46,11 @@ class Frames:
     ) -> None:
         if not 1 <= side <= LARGEST_CROP:
             raise ValueError(f"frames: side={side}: must be from 1 to {LARGEST_CROP}")
+        pillow()  # before the first clip is decoded
         self.recording = Recording(FRAMES, float(fps), [side, side, 3], jpeg)
         check_recording(self.recording)
-        # The crop is scaled down from at least its own size; never up, for pictures of up to 2 : 1.
-        self.largest_side = min(2 * side, LARGEST_SIDE) if faces == "none" else LARGEST_SIDE
+        # The crop is scaled down from at least its own size; never up, for recorded pictures of up to 2 : 1.
+        self.largest_side = 2 * side if faces == "none" else LARGEST_SIDE
         self.fps, self.side, self.dim = fps, side, self.recording.dim
         self.step_seconds = 1 / fps
         self._faces = faces
@@ -62,7 +65,16 @@ class Frames:
         }
 
     def encode(self, clips: list[np.ndarray]) -> list[np.ndarray]:
-        """uint8 RGB [N, side, side, 3] for each clip uint8 [N, H, W, 3] sampled at `fps`."""
+        """uint8 RGB [N, side, side, 3] for each clip uint8 [N, H, W, 3] sampled at `fps`.
+
+        Raises:
+            ValueError: the crops of a clip would take more than `LARGEST_CLIP` bytes.
+        """
+        if (longest := max(map(len, clips), default=0)) * self.dim > LARGEST_CLIP:
+            raise ValueError(
+                f"{longest} pictures of {self.side} x {self.side} take more than {LARGEST_CLIP >> 30} GiB of "
+                "memory; cut the clip, or take fewer (fps) or smaller ones (side)"
+            )
         if self._faces != "none":
             return [crop_faces(clip, self.side, self.fps)[0] for clip in clips]
         return [crop_middle(clip, self.side) for clip in clips]
@@ -70,14 +82,13 @@ class Frames:
 
 def crop_middle(pictures: np.ndarray, side: int) -> np.ndarray:
     """uint8 [N, H, W, 3] -> uint8 [N, side, side, 3]: the shorter side scaled to `side`, then the middle."""
-    from PIL import Image
-
+    image_module = pillow()
     crops = np.empty((len(pictures), side, side, 3), np.uint8)
     height, width = pictures.shape[1:3]
     scale = side / min(height, width)
     size = max(side, round(width * scale)), max(side, round(height * scale))
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     for picture, crop in zip(pictures, crops, strict=True):
-        scaled = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+        scaled = np.asarray(image_module.fromarray(picture).resize(size, image_module.Resampling.BICUBIC))
         crop[:] = scaled[top : top + side, left : left + side]
     return crops

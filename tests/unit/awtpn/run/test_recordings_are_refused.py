@@ -10,6 +10,7 @@ from cli_support import awtpn, lines, refusal
 from recordings_support import clips_of, recorded
 
 from awtpn import Predictor
+from awtpn.experiments.folds import make_splits
 from awtpn.run.data import check_features_only
 from shards.extraction.encoders import open_audio_encoder
 from shards.extraction.extract import extract
@@ -78,10 +79,17 @@ def test_a_command_that_trains_refuses_recordings(
     monkeypatch.chdir(tmp_path)
     given = [str(run) if word == "RUN" else word for word in words]
     assert f"{made / 'both'}: {OF_BOTH}" in refusal(command, "--data.train", made / "both", *given)
-    assert f"{made / 'mixed'}: {OF_MIXED}" in refusal(command, "--data.train", made / "mixed", *given)
+    if command == "train":
+        assert f"{made / 'mixed'}: {OF_MIXED}" in refusal(command, "--data.train", made / "mixed", *given)
     assert not list(tmp_path.rglob("checkpoints"))
     if command != "train":  # no run of many was begun
         assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_folds_of_a_mixed_dataset_leave_the_modalities_to_the_runs(made: Path) -> None:
+    """A sweep over `model.modalities` chooses them."""
+    assert len(make_splits([f"--data.train={made / 'mixed'}"], "number").each) == 5
+    assert make_splits([f"--data.train={made / 'mixed'}"], None).each == [None]
 
 
 def test_a_run_refuses_recordings_of_each_role(made: Path, tmp_path: Path) -> None:

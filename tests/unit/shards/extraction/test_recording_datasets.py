@@ -144,7 +144,7 @@ def test_the_manifest_describes_the_recordings(
     assert provenance["features"]["video"]["settings"] == settings | form
     assert {"av", "numpy", "pillow"} <= provenance["versions"].keys()
     assert "warning" not in provenance
-    verify(str(tmp_path / "d"))
+    assert verify(str(tmp_path / "d")).faults == []
 
 
 def test_a_dataset_of_features_keeps_its_version(source: ClipSource, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_recordings_beside_features(
     for name, shape in shapes.items():
         assert both["clip0"][f"{name}.npy"].shape == shape
     assert ("num_samples" in both["clip0"]["json"]) == (audio == "waveform")
-    verify(str(tmp_path / "d"))
+    assert verify(str(tmp_path / "d")).faults == []
 
 
 # --- What is missing, and what fails -------------------------------------------------------------
@@ -208,15 +208,17 @@ def test_clips_that_fail_are_skipped_with_their_cause(source: ClipSource, tmp_pa
         replace(first, key="broken", audio=broken, video=broken),
         replace(first, key="nan", audio=noise, video=None),
         replace(first, key="counted", meta={"num_samples": 3}),
+        replace(first, key="mute", audio=None, meta={"num_samples": {"audio": 3}}),
         replace(first, key="clip1"),
     ]
     manifest = extracted(replace(source, clips=[*source.clips, *bad]), tmp_path / "d", **recorded(jpeg=90))
     causes = skipped(tmp_path / "d")
-    assert causes.keys() == {"gone", "broken", "nan", "counted", "clip1"}
-    assert manifest.skipped == 5
+    assert causes.keys() == {"gone", "broken", "nan", "counted", "mute", "clip1"}
+    assert manifest.skipped == 6
     assert causes["gone"] == f"{tmp_path / 'gone.wav'}: no such file"
     assert "broken.mkv: not a recording" in causes["broken"]
     assert "its sound has values that are not numbers (NaN)" in causes["nan"]
+    assert causes["mute"] == causes["counted"], "its index would have the length of no sound"
     assert causes["counted"] == "metadata must not be named 'num_samples' beside sound; rename that column"
     assert sum(split.utterances for split in manifest.splits.values()) == 7
 
