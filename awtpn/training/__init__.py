@@ -6,6 +6,7 @@
   about steps, and checked between them
 - `evaluate`: metrics of a model over a split; `scores`: the figures of each task; `best_checkpoint`: which
   checkpoint is the best
+- `demo_tour`: what a run on a demo shows at its end
 - `damaged_data`, `skipped_steps`: utterances and steps left out, within a budget; `held_out`: utterances that
   two splits share
 """

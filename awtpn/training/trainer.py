@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config, Launch
+from awtpn.config.settings import DEMOS
 from awtpn.distributed import doctor
 from awtpn.distributed.cpu_threads import retain_freed_memory
 from awtpn.distributed.engines import ENGINES, unwrap
@@ -41,6 +42,7 @@ from awtpn.tracking.snapshot import SnapshotCollector
 from awtpn.tracking.tensorboard import wants_figures
 from awtpn.training.best_checkpoint import forget_best, is_best, record_best
 from awtpn.training.bookkeeping import announce, check_replicas, flush, log_epoch
+from awtpn.training.demo_tour import show_tour
 from awtpn.training.evaluate import evaluate, reliability_auroc
 from awtpn.training.run_state import Run
 from awtpn.training.setup import setup
@@ -105,6 +107,8 @@ def train(run: Run) -> dict[str, Any]:
         run.watchdog.close()
     set_status("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
     shutdown()
+    if run.world.is_main and run.config.data.train in DEMOS:
+        show_tour(run.dir, run.config.data.train, run.test)
     return results
 
 

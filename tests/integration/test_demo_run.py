@@ -55,6 +55,10 @@ def test_reliability_weights_are_what_learns_the_demo(demo: Path, train: Train) 
         assert test["reliability_auroc"][modality] > 0.9
     log = (demo.parent / "log").read_text()
     assert "audio steps: AUROC" in log, "a newcomer sees it"
+    tour = log.partition(f"report in {demo / 'report.html'}")[2]
+    assert (demo / "report.html").is_file()
+    assert "what the weights found in test-0000" in tour
+    assert "next:\n  awtpn train --model.awm uniform " in tour
 
 
 def test_metrics_hold_a_line_for_every_step(demo: Path) -> None:

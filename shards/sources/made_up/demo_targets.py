@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from shards.format.targets import Target
 
+# Standard deviation of the noise around an informative time step.
+SIGNAL_NOISE = 0.3
 # Share of the utterances whose arousal is not known.
 MISSING_SHARE = 0.1
 # Probability of each label, and its position at the intensities 0 to 3.
