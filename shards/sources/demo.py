@@ -60,6 +60,7 @@ def samples(
     test: int = SIZES["test"],
     modalities: Sequence[str] = tuple(DIMS),
     target: str = "classification",
+    signal_noise: float | None = None,
 ) -> Source:
     """Make the corpus.
 
@@ -68,6 +69,7 @@ def samples(
         train, val, test: utterances per split; of a classification classes in turn.
         modalities: names; audio and video are the same with and without others.
         target: "classification", or a corpus of `demo_targets`.
+        signal_noise: standard deviation of the noise around an informative step; default: the target's own.
 
     Returns:
         Features [T, F] float32 per modality and utterance, of different lengths: F is 32 for audio, else 24.
@@ -87,14 +89,16 @@ def samples(
             "modalities of the demo must be different names of small letters, digits and _, not "
             f"{', '.join(map(repr, modalities)) or 'none'}"
         )
-    settings = {"seed": seed, **_settings(), "dims": dims}
+    if signal_noise is None:
+        signal_noise = SIGNAL_NOISE if target == "classification" else demo_targets.SIGNAL_NOISE
+    settings = {"seed": seed, **_settings(), "dims": dims, "signal_noise": signal_noise}
     provenance: dict[str, Any] = {"format": "demo", "settings": settings}
     total = sum(sizes.values())
     if target == "classification":
-        return Source(_samples(seed, sizes, dims), list(EMOTIONS), provenance, total)
+        return Source(_samples(seed, sizes, dims, signal_noise), list(EMOTIONS), provenance, total)
     del settings["emotions"]
-    settings |= demo_targets.settings(target) | {"signal_noise": demo_targets.SIGNAL_NOISE}
-    made = _samples_of_values(seed, sizes, dims, target)
+    settings |= demo_targets.settings(target)
+    made = _samples_of_values(seed, sizes, dims, target, signal_noise)
     return Source(made, [], provenance, total, target=demo_targets.TARGETS[target])
 
 
@@ -153,17 +157,19 @@ def _settings() -> dict[str, object]:
     }
 
 
-def _samples(seed: int, sizes: Mapping[str, int], dims: Mapping[str, int]) -> Iterator[Sample]:
+def _samples(
+    seed: int, sizes: Mapping[str, int], dims: Mapping[str, int], signal_noise: float
+) -> Iterator[Sample]:
     rng = _generators(seed, dims)
     directions = {name: rng[name].normal(0, SIGNAL, (len(EMOTIONS), dim)) for name, dim in dims.items()}
     for split, size in sizes.items():
         label = np.arange(size) % len(EMOTIONS)
         centers = {name: directions[name][label] for name in dims}
-        yield from _of_split(split, rng, centers, SIGNAL_NOISE, [EMOTIONS[i] for i in label], [{}] * size)
+        yield from _of_split(split, rng, centers, signal_noise, [EMOTIONS[i] for i in label], [{}] * size)
 
 
 def _samples_of_values(
-    seed: int, sizes: Mapping[str, int], dims: Mapping[str, int], target: str
+    seed: int, sizes: Mapping[str, int], dims: Mapping[str, int], target: str, signal_noise: float
 ) -> Iterator[Sample]:
     columns = demo_targets.TARGETS[target].columns
     rng = _generators(seed, dims)
@@ -177,7 +183,7 @@ def _samples_of_values(
             {name: None if np.isnan(value) else value for name, value in zip(columns, row, strict=True)}
             for row in values.tolist()
         ]
-        yield from _of_split(split, rng, centers, demo_targets.SIGNAL_NOISE, [None] * size, metas)
+        yield from _of_split(split, rng, centers, signal_noise, [None] * size, metas)
 
 
 def _generators(seed: int, dims: Mapping[str, int]) -> dict[str, np.random.Generator]:

@@ -39,7 +39,7 @@ def train(**settings: Any) -> str:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("three") / "demo"
-    source = demo.samples(0, 800, 160, 160, modalities=THREE)
+    source = demo.samples(0, 800, 160, 160, modalities=THREE, signal_noise=0.3)
     shards.pack(
         source.samples, str(out), classes=source.classes, provenance=source.provenance, progress=False
     )
