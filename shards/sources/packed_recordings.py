@@ -95,13 +95,14 @@ def read(
             f"{listed(list(modalities))}: name an encoder of a modality that it has"
         )
     splits = [choose_split(manifest, split, store.url)] if split else list(manifest.splits)
+    readers: list[ShardReader] = []
     remarks = []
     if manifest.skipped:
         remarks.append(
             f"{store.url}: {plural(manifest.skipped, 'clip')} could not be stored in it (skipped.jsonl)"
         )
     return ClipSource(
-        clips=[clip for name in splits if wanted for clip in _clips(store, manifest, name, wanted)],
+        clips=[clip for name in splits if wanted for clip in _clips(store, manifest, name, wanted, readers)],
         classes=manifest.classes,
         provenance=_provenance(manifest, store.url),
         remarks=remarks,
@@ -160,8 +161,14 @@ def _provenance(manifest: Manifest, url: str) -> dict[str, Any]:
     }
 
 
-def _clips(store: Store, manifest: Manifest, split: str, wanted: list[str]) -> list[Clip | BadSample]:
-    """The rows of a split, in order; of their metadata only the values of targets."""
+def _clips(
+    store: Store, manifest: Manifest, split: str, wanted: list[str], of_dataset: list[ShardReader]
+) -> list[Clip | BadSample]:
+    """The rows of a split, in order; of their metadata only the values of targets.
+
+    Args:
+        of_dataset: the readers of all splits; those of this one are added.
+    """
     from shards.streaming.buffer_pool import BufferPool
     from shards.streaming.daemon_threads import DaemonThreads
     from shards.streaming.reader import INDEX_THREADS, ShardReader
@@ -173,7 +180,8 @@ def _clips(store: Store, manifest: Manifest, split: str, wanted: list[str]) -> l
 
     pool = BufferPool()
     readers = {name: reader_of(manifest.modalities[name], name) for name in wanted}
-    packed = PackedSplit(readers, recorded_constant(manifest.provenance)[0])
+    of_dataset += readers.values()
+    packed = PackedSplit(readers, recorded_constant(manifest.provenance)[0], of_dataset)
     columns = {name for target in (manifest.target, *manifest.targets.values()) for name in target.columns}
 
     def rows(shard: int) -> list[Clip | BadSample]:

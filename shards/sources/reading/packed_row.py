@@ -26,18 +26,29 @@ class PackedSplit:
     Attributes:
         readers: by modality; each reads its modality alone, so that damaged pictures do not cost the sound.
         keeps_constant: streams that never change are stored, too.
+        of_dataset: the readers of all of its splits.
         unusable: by shard why none of its rows can be read. A shard that is damaged in the store is not
             downloaded again for each row.
     """
 
     readers: Mapping[str, ShardReader]
     keeps_constant: bool
+    of_dataset: list[ShardReader]
     unusable: dict[int, str] = field(default_factory=dict)
 
     @property
     def reader(self) -> ShardReader:
         """One of the readers: all read the same shards."""
         return next(iter(self.readers.values()))
+
+    def make_room(self, shard: int) -> None:
+        """Close the shards that are far from this one, so that a cache with a limit can remove their files.
+
+        Clips are decoded in order, by a few threads, so the shards beside it may be in use.
+        """
+        own = list(self.readers.values())
+        for reader in self.of_dataset:
+            reader.close_all_but(range(shard - 1, shard + 2) if reader in own else ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +92,7 @@ class PackedRow:
         """
         if cause := self.split.unusable.get(self.shard):
             raise ValueError(cause)
+        self.split.make_room(self.shard)
         try:
             self.split.reader.open(self.shard)
         except WrongManifest:

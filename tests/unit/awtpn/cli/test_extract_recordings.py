@@ -16,6 +16,7 @@ from recordings_support import SIDE, sound_of
 
 from awtpn.cli.dataset_summary import how_to_use
 from awtpn.config.command_line import parse_command_line
+from awtpn.model.sharing.privacy import public_provenance
 from shards import FeatureStream
 from shards.format.recording import Recording
 from shards.format.schema import Manifest, Modality, Split
@@ -113,6 +114,8 @@ def test_features_of_a_dataset_of_recordings(
     assert manifest.provenance["command"].endswith("--fps 5 --dtype float32")
     assert manifest.provenance["corpus"] == "recordings"
     assert "recorded {id frames, version 1, fps 10, side 32" in " ".join(format_info(info(str(made))).split())
+    settings = public_provenance(manifest.provenance)["features"]["video"]["settings"]
+    assert (settings["recorded"]["jpeg"], settings["recorded"]["faces"]) == (90, "none"), "an export has it"
     awtpn("extract", f"{packed}#train", tmp_path / "train", "--video", "none", "--limit", 1)
     _, manifest, _ = open_dataset(str(tmp_path / "train"))
     assert {name: split.steps for name, split in manifest.splits.items()} == {"train": {"audio": 5}}

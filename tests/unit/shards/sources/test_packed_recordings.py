@@ -235,12 +235,24 @@ def test_other_recordings_are_another_extraction(media: ClipSource, arrays: Path
         extracted(read(tmp_path / "other"), tmp_path / "d", audio=Counting())
 
 
-@pytest.mark.parametrize("limit", [None, "1MB"])
-def test_an_object_store(remote: str, alone: dict[str, bytes], tmp_path: Path, limit: str | None) -> None:
-    source = read(remote, cache_dir=tmp_path / "cache", cache_limit=limit)
+def test_an_object_store(remote: str, alone: dict[str, bytes], tmp_path: Path) -> None:
+    source = read(remote, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.tar")), "only indexes are needed to plan"
     extracted(source, tmp_path / "d", **built_in())
     assert files(tmp_path / "d") == alone
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 4
+
+
+def test_a_cache_with_a_limit(arrays: Path, remote: str, alone: dict[str, bytes], tmp_path: Path) -> None:
+    """It has no room for all shards, so those that were decoded are closed and removed."""
+    sizes = [path.stat().st_size for path in sorted(arrays.glob("train-*.tar"))]
+    limit = sum(sizes[:2]) + 100_000
+    source = read(remote, cache_dir=tmp_path / "cache", cache_limit=str(limit))
+    extracted(source, tmp_path / "d", **built_in(), threads=1)
+    assert files(tmp_path / "d") == alone
+    left = list((tmp_path / "cache").rglob("*.tar"))
+    assert len(left) < 4
+    assert sum(path.stat().st_size for path in left) <= limit
 
 
 def test_a_rank_downloads_only_the_shards_that_it_needs(remote: str, tmp_path: Path) -> None:
