@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awtpn.cli.dataset_summary import how_to_use, print_constant, print_splits, print_targets
@@ -26,8 +24,8 @@ from shards.extraction.encoders import COMPUTING, find_encoders, open_encoder
 from shards.format.precision_names import LONG_NAMES, long_name, short_name
 from shards.format.schema import DTYPES
 from shards.registry import Entry
-from shards.sources import find_sources
-from shards.storage.local_path import local_or_url
+from shards.sources import find_sources, guess_format
+from shards.storage.local_path import is_remote, local_or_url
 
 if TYPE_CHECKING:
     from shards.format.schema import Manifest
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 DEFAULT_ENCODERS = {"audio": "logmel", "video": "descriptor", "text": "none"}
 # The options of parameters that only encoders of pictures have.
 SHORT = {"video_fps": "fps", "video_faces": "faces"}
-FALLBACK = "recordings"  # the format if no corpus recognizes SOURCE
 
 HELP = """Compute features of recordings with encoders, and pack them into shards. The encoders `waveform` and
 `frames` make no features: they store the recordings themselves, 16-bit sound and 8-bit pictures.
@@ -59,6 +56,7 @@ EXAMPLES = """examples:
   awtpn extract clips.csv data/mine --target regression --target_columns valence=1:5,arousal=1:5
   awtpn extract MELD.Raw data/meld-text --audio none --video none --text chargrams
   awtpn extract recordings data/clips --audio waveform --video frames --faces opencv --video_jpeg 90
+  awtpn extract data/clips data/features --audio logmel --video descriptor
   accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --audio microsoft/wavlm-base-plus \\
       --audio_layer 9 --video openai/clip-vit-base-patch32 --faces opencv --precision bf16
 """
@@ -78,7 +76,11 @@ def add_extract(commands: Any) -> None:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", type=local_or_url, help="corpus, folder or table of recordings"
+        "source",
+        metavar="SOURCE",
+        type=local_or_url,
+        help="corpus, folder or table of recordings, or a dataset of "
+        "recordings (waveform, frames), also as a URL",
     )
     parser.add_argument("out", metavar="OUT", help="folder to write, any fsspec URL that all ranks reach")
     sources = find_sources("ClipSource") | text_sources()
@@ -211,7 +213,7 @@ def read_source(options: argparse.Namespace) -> ClipSource:
         ValueError: it cannot be read, or an option is not one of its format.
     """
     sources = find_sources("ClipSource") | text_sources()
-    name = options.format or guess_format(Path(options.source), sources)
+    name = options.format or guess_format(options.source, sources)
     takes = source_options(sources)
     given = arguments(name, takes, given_options(options, takes))
     modalities = [modality for modality in DEFAULT_ENCODERS if getattr(options, modality) != "none"]
@@ -220,6 +222,8 @@ def read_source(options: argparse.Namespace) -> ClipSource:
     else:
         if "modalities" in sources[name].parameters:
             given["modalities"] = modalities
+        if "storage_options" in sources[name].parameters and is_remote(options.source):
+            given["storage_options"] = options.storage_options
         source = sources[name].load()(options.source, **given)
     return source if options.limit is None else limited(source, options.limit, modalities)
 
@@ -254,20 +258,6 @@ def _text_alone(
     if "modalities" in entry.parameters:
         given["modalities"] = []
     return text_clips(entry.load()(options.source, text_encoder=options.text, **given))
-
-
-def guess_format(source: Path, sources: Mapping[str, Entry]) -> str:
-    """The corpus whose `recognize` knows the folder, else `FALLBACK`.
-
-    Raises:
-        ValueError: there is no such folder or file.
-    """
-    if not source.exists():
-        raise ValueError(f"{source}: no such file or folder")
-    for name, entry in sources.items():
-        if "recognize" in entry.functions and import_module(entry.module).recognize(source):
-            return name
-    return FALLBACK
 
 
 def limited(source: ClipSource, most: int, modalities: Sequence[str]) -> ClipSource:

@@ -5,4 +5,6 @@
 - `text_features`: features of text for utterances whose other features exist already
 - `pipeline`: decode and encode clips; `media/`: decoding; `encoders/`: waves, pictures and words to features;
   `reopen_encoder`: the encoder of recorded features
+- `stored_media`: what an encoder is given of a dataset of recordings; `through_recording`: media as if they
+  had been stored there, to predict
 """

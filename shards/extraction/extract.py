@@ -23,7 +23,8 @@ from shards.extraction.heartbeat import RankMonitor, heartbeat_monitor, heartbea
 from shards.extraction.pipeline import UNDECODABLE, DecodedClip, decode_ahead, encode
 from shards.extraction.shard_jobs import AllGatherObject, ExtractionPlan, ShardJob, plan_jobs
 from shards.extraction.shard_records import ShardRecord, read_records, write_record
-from shards.format.feature_space import CONSTANT, constant_provenance, extraction_provenance
+from shards.extraction.stored_media import for_stored
+from shards.format.feature_space import CONSTANT, ROUNDED, constant_provenance, extraction_provenance
 from shards.format.precision_names import long_name
 from shards.format.recording import Recording
 from shards.format.schema import BadSample, Manifest, Sample
@@ -127,7 +128,11 @@ def extract(
     classes, target, targets = check_options(source.classes, dtype, on_bad, source.target, source.targets)
     source = replace(source, classes=classes, target=target, targets=targets)
     given = {"audio": audio, "video": video, "text": text}
-    encoders = {name: encoder for name, encoder in given.items() if encoder is not None}
+    encoders = {
+        name: for_stored(name, encoder, source.stored.get(name))
+        for name, encoder in given.items()
+        if encoder is not None
+    }
     if not encoders:
         raise ValueError("there is nothing to extract: give an encoder of audio, of video or of text")
     if store_text and text is None:
@@ -230,6 +235,7 @@ def write_shard(
     shard: ShardWriter | None = None
     skipped: list[dict[str, str]] = []
     constant: Counter[str] = Counter()
+    rounded: Counter[str] = Counter()
     try:
         for sample in samples:
             encoded = validate_or_skip(sample, state, on_bad, skipped)
@@ -238,11 +244,18 @@ def write_shard(
                 shard = shard or open_shard(folder.workdir, job.name, state.classes)
                 write_sample(shard, sample.key, encoded, state)
                 constant.update(sample.meta.get(CONSTANT, ()))
+                rounded.update(name for name in state.recordings if name in _rounded(sample))
             on_sample()
-        return ShardRecord(finish_shard(shard, folder, state) if shard else None, skipped, dict(constant))
+        finished = finish_shard(shard, folder, state) if shard else None
+        return ShardRecord(finished, skipped, dict(constant), dict(rounded))
     finally:
         if shard is not None:
             shard.tar.close()
+
+
+def _rounded(sample: Sample) -> list[str]:
+    found = sample.meta.get(ROUNDED)  # a column of the corpus may have this name
+    return found if isinstance(found, list) else []
 
 
 def check_not_all_failed(job: ShardJob, record: ShardRecord) -> None:
@@ -294,6 +307,9 @@ def write_dataset(
         provenance["warning"] = str(error)
     constant = sum((Counter(record.constant) for record in records), Counter[str]())
     provenance |= constant_provenance(keep_constant, constant)
+    if sound := [name for name, recording in state.recordings.items() if recording.is_sound]:
+        rounded = sum((Counter(record.rounded) for record in records), Counter[str]())
+        provenance[ROUNDED] = {name: rounded[name] for name in sound}
     manifest = manifest_of(shards, state, provenance, len(skipped))
     for name in (state.dims.keys() | state.recordings.keys()) - manifest.modalities.keys():
         logger.warning("%s: no clip has any %s; the dataset is without it", url, name)

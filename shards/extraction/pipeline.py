@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.extraction.media import ConstantStream, read_audio, read_frames
-from shards.format.feature_space import CONSTANT
+from shards.extraction.stored_media import read_pictures, read_sound
+from shards.format.class_checks import WrongManifest
+from shards.format.feature_space import CONSTANT, ROUNDED
+from shards.format.recording import FULL_SCALE
 from shards.format.schema import BadSample, Sample
 from shards.safe_io.file_names import as_text
 from shards.sources.base import Clip
@@ -78,8 +81,14 @@ def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decod
         clip: the clip.
         encoders: by modality.
         keep_constant: keep a stream that never changes (`shards.extraction.media`), too.
+
+    Raises:
+        WrongManifest: the manifest of the dataset that holds the clip contradicts its files.
+        OSError: the store of this dataset cannot be reached.
     """
     faults: Counter[str] = Counter()
+    if clip.packed is not None:
+        return _decode_packed(clip, encoders, faults, keep_constant)
     decoded = _decode(clip, encoders, faults, keep_constant)
     is_used = decoded.cause is None or decoded.constant
     if is_used and not decoded.undecodable and not faults.total():
@@ -96,6 +105,38 @@ def decode(clip: Clip, encoders: Encoders, keep_constant: bool = False) -> Decod
     return _decode(clip, encoders, faults, keep_constant)
 
 
+def _decode_packed(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant: bool) -> DecodedClip:
+    """`decode` of a row of a dataset of recordings, whose metadata are read here, too."""
+    try:
+        clip = _with_metadata(clip, encoders)
+    except WrongManifest:
+        raise
+    except ValueError as error:
+        return DecodedClip(clip, {}, str(error))
+    return _decode(clip, encoders, faults, keep_constant)
+
+
+def _with_metadata(clip: Clip, encoders: Encoders) -> Clip:
+    """The clip with its metadata, and what they say of streams that its dataset lacks."""
+    assert clip.packed is not None
+    meta = clip.packed.metadata()
+    # What extraction wrote about streams: of those that are wanted now it is written again, and of others it
+    # does not hold for this dataset. Words are stored only if this extraction is asked to.
+    for name in (TEXT_SPANS, TEXT_WORDS):
+        meta.pop(name, None)
+    # A column of the corpus may have one of these names, with values of another kind.
+    causes = meta.pop(UNDECODABLE) if isinstance(meta.get(UNDECODABLE), dict) else {}
+    constant = meta.pop(CONSTANT) if isinstance(meta.get(CONSTANT), list) else []
+    rounded = meta.pop(ROUNDED) if isinstance(meta.get(ROUNDED), list) else []
+    lost = encoders.keys() - clip.packed.has
+    missing = {name: str(causes[name]) for name in encoders if name in lost and name in causes}
+    never_changes = {name for name in lost if name in constant}
+    if kept := [name for name, of in encoders.items() if hasattr(of, "recording") and name in rounded]:
+        meta[ROUNDED] = kept
+    packed = replace(clip.packed, constant=frozenset(never_changes))
+    return replace(clip, meta=meta, missing=missing, packed=packed)
+
+
 def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant: bool) -> DecodedClip:
     media: dict[str, np.ndarray | Words] = {}
     undecodable: dict[str, str] = {}
@@ -107,6 +148,8 @@ def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant:
             constant[name] = f"{error}; it counts as missing, unless constant streams are kept"
             continue
         except (ValueError, OSError) as error:
+            if clip.packed is not None and isinstance(error, OSError | WrongManifest):
+                raise  # the store cannot be reached, or no row of the dataset can be trusted
             undecodable[name] = str(error)
             continue
         if stream is not None:
@@ -114,7 +157,7 @@ def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant:
     if media:
         return DecodedClip(clip, media, undecodable=undecodable, constant=constant)
     if not undecodable and not constant and not clip.missing:
-        files = ", ".join(map(str, _distinct(clip.files.values())))
+        files = clip.packed.at if clip.packed else ", ".join(map(str, _distinct(clip.files.values())))
         cause = f"no {' and no '.join(encoders)} to make features of"
         return DecodedClip(clip, {}, f"{files}: {cause}" if files else cause)
     causes = "; ".join(dict.fromkeys((undecodable | clip.missing | constant).values()))
@@ -122,12 +165,16 @@ def _decode(clip: Clip, encoders: Encoders, faults: Counter[str], keep_constant:
 
 
 def _decode_audio(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
+    if clip.packed is not None:
+        return read_sound(clip.packed, encoder, keep_constant)
     if clip.audio is None:
         return None
     return read_audio(clip.audio, encoder.rate, clip.audio_span, faults, keep_constant)
 
 
 def _decode_video(clip: Clip, encoder: Any, faults: Counter[str], keep_constant: bool) -> np.ndarray | None:
+    if clip.packed is not None:
+        return read_pictures(clip.packed, encoder, keep_constant)
     if clip.video is None:
         return None
     decoded = read_frames(
@@ -203,7 +250,8 @@ def encode(
 
     A modality is None if the clip has no such stream or the encoder finds nothing in it (no face). The
     metadata `UNDECODABLE` gives the cause for streams that cannot be decoded, the metadata `CONSTANT` the
-    modalities of streams that never change, and `TEXT_SPANS` the times of words.
+    modalities of streams that never change, `ROUNDED` those of sound that is stored with rounded samples, and
+    `TEXT_SPANS` the times of words.
 
     Args:
         decoded: read a window at a time.
@@ -223,19 +271,29 @@ def encode(
             if cause := next((cause for cause in causes if cause), None):
                 yield BadSample(each.clip.key, cause, each.clip.source)
             else:
-                yield _sample(each, results, store_text)
+                yield _sample(each, results, encoders, store_text)
 
 
-def _sample(decoded: DecodedClip, results: dict[str, Any], store_text: bool) -> Sample:
+def _sample(decoded: DecodedClip, results: dict[str, Any], encoders: Encoders, store_text: bool) -> Sample:
     clip = decoded.clip
     features = {name: None if of is None or not len(of) else of for name, of in results.items()}
     undecodable = as_text(clip.missing | decoded.undecodable)  # causes name files, which may not be UTF-8
     meta = clip.meta | ({UNDECODABLE: undecodable} if undecodable else {})
     meta |= {CONSTANT: sorted(decoded.constant)} if decoded.constant else {}
+    rounded = [name for name, of in results.items() if _is_rounded(decoded, name, of, encoders[name])]
+    before = clip.meta.get(ROUNDED, ()) if clip.packed else ()
+    meta |= {ROUNDED: sorted({*rounded, *before})} if rounded else {}
     if clip.text is not None and "text" in results:
         meta |= {TEXT_SPANS: np.round(clip.text.spans, 3).tolist()} if clip.text.spans else {}
         meta |= {TEXT_WORDS: list(clip.text.words)} if store_text else {}
     return Sample(clip.key, clip.split, clip.label, features, meta, clip.source)
+
+
+def _is_rounded(decoded: DecodedClip, name: str, result: Any, encoder: Any) -> bool:
+    """Whether the modality is sound to be stored as recorded, and 16 bits do not hold it exactly."""
+    if result is None or not hasattr(encoder, "recording") or not encoder.recording.is_sound:
+        return False
+    return not np.array_equal(result, np.asarray(decoded.media[name]) * np.float32(FULL_SCALE))
 
 
 def _windows(decoded: Iterable[DecodedClip]) -> Iterator[list[DecodedClip]]:

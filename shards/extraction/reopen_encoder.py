@@ -8,7 +8,9 @@ from typing import Any
 
 from shards.extraction.encoders import find_encoders, open_encoder
 from shards.extraction.encoders.frames import LARGEST_CROP
-from shards.format.feature_space import describe, space_of
+from shards.extraction.through_recording import PicturesThroughRecording, SoundThroughRecording
+from shards.format.feature_space import RECORDED, describe, space_of
+from shards.format.recording import FRAMES, WAVEFORM
 
 # Settings of Hugging Face models that are options of their encoders.
 MODEL_OPTIONS = ("dtype", "layer", "step_seconds", "revision", "fps", "faces")
@@ -17,6 +19,10 @@ LARGEST_RATE = 1_000_000  # beyond the rate of any recording
 # Settings that are whole numbers from 1 to this. A model of others may record any side, and a picture of that
 # side would fill the memory.
 COUNTS = {"side": LARGEST_CROP, "jpeg": 95}
+
+
+KIND_OF = {"audio": WAVEFORM, "video": FRAMES}
+MOST_RECORDINGS = 8  # of recordings that were made of recordings
 
 
 def reopen_encoder(
@@ -30,9 +36,17 @@ def reopen_encoder(
         device: where a model runs.
         spec: where the model's files are now, if they were moved.
 
+    Returns:
+        The encoder. Of features that were made of stored recordings, one that is given media and stores them
+        first (`through_recording`).
+
     Raises:
         ValueError: the encoder cannot be found, or it is another one.
     """
+    if RECORDED in settings:
+        own = {name: value for name, value in settings.items() if name != RECORDED}
+        encoder = reopen_encoder(modality, own, device, spec)
+        return _through_recordings(modality, encoder, settings)
     for name in RATES:
         if name in settings and not _is_rate(settings[name]):
             raise ValueError(f"{modality}: {name} cannot be {settings[name]!r:.40}, as it was recorded")
@@ -73,6 +87,29 @@ def reopen_encoder(
             "give the same model's files, or use the version of this package that made the features"
         )
     return opened
+
+
+def _through_recordings(modality: str, encoder: Any, settings: Mapping[str, Any]) -> Any:
+    """The encoder behind the recordings that its settings name; these may be made of further recordings."""
+    recorded: Any = settings[RECORDED]
+    for _ in range(MOST_RECORDINGS):
+        if not isinstance(recorded, Mapping) or recorded.get("id") != KIND_OF.get(modality):
+            break
+        own = {name: value for name, value in recorded.items() if name != RECORDED}
+        if modality == "audio":
+            if not _is_rate(rate := own.get("rate")) or rate is None or rate != round(rate):
+                break
+            encoder = SoundThroughRecording(encoder, round(rate))
+        else:
+            encoder = PicturesThroughRecording(encoder, reopen_encoder(modality, own))
+        if RECORDED not in recorded:
+            encoder.settings = dict(settings)
+            return encoder
+        recorded = recorded[RECORDED]
+    raise ValueError(
+        f"{modality}: the features were made of stored recordings, but the record of these, "
+        f"{settings[RECORDED]!r:.60}, is not one that this version writes: make the features again"
+    )
 
 
 def _is_count(value: Any, most: int) -> bool:

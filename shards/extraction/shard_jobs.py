@@ -207,7 +207,7 @@ def assign_clips(source: ClipSource, clips_per_shard: int) -> tuple[list[ShardJo
 def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, Any]) -> str:
     """A hash of all that determines the dataset: an extraction with the same id continues a stopped one."""
     what = {
-        "clips": [_described(clip) for clip in source.clips],
+        "clips": [_described(clip, bool(source.stored)) for clip in source.clips],
         "classes": source.classes,
         # The precision of an encoder does not change its feature space, but it changes the bytes of a shard.
         "features": {
@@ -224,8 +224,13 @@ def extraction_id(source: ClipSource, encoders: Encoders, settings: dict[str, An
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _described(clip: Clip | BadSample) -> dict[str, Any]:
+def _described(clip: Clip | BadSample, is_packed: bool) -> dict[str, Any]:
+    if is_packed:
+        # By the content of the shards, wherever they lie. The cause of a damaged row may name a cache.
+        place = clip.packed.place if isinstance(clip, Clip) and clip.packed else None
+        return {"key": clip.key, "split": getattr(clip, "split", None), "packed": place}
     found = asdict(clip)
+    found.pop("packed", None)  # None: a clip has it since there are datasets of recordings
     # Without a text as before clips could have one, so that extractions continue which began then.
     if found.get("text", "") is None:
         del found["text"]

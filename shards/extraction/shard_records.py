@@ -36,11 +36,13 @@ class ShardRecord:
         shard: the finished shard; None if none of its clips could be used.
         skipped: key and cause of each clip that was skipped.
         constant: by modality the number of clips without a stream because it never changes.
+        rounded: by modality the number of clips whose sound was rounded to 16 bits.
     """
 
     shard: FinishedShard | None
     skipped: list[dict[str, str]]
     constant: dict[str, int] = field(default_factory=dict)
+    rounded: dict[str, int] = field(default_factory=dict)
 
     @property
     def undecodable(self) -> int:
@@ -56,7 +58,7 @@ def write_record(folder: OutputFolder, shard: str, record: ShardRecord) -> None:
     """Publish the record of a finished shard: from then on the shard is not made again."""
     path = folder.workdir / record_name(shard)
     part = _dump_shard(record.shard) if record.shard else None
-    entry = {"part": part, "skipped": record.skipped, "constant": record.constant}
+    entry = {"part": part, "skipped": record.skipped, "constant": record.constant, "rounded": record.rounded}
     write_json_lines(path, [{"schema_version": RECORD_VERSION, **entry}])
     publish(folder, path)
 
@@ -81,9 +83,10 @@ def _read_record(store: Store, shard: str) -> ShardRecord:
         finished = _load_shard(record["part"], url, version) if record["part"] else None
         # Version 0.1 wrote records without "constant" at first.
         skipped, constant = record["skipped"], record.get("constant", {})
-        if not isinstance(skipped, list) or not isinstance(constant, dict):
-            raise TypeError("skipped must be a list, constant an object")
-        return ShardRecord(finished, skipped, constant)
+        rounded = record.get("rounded", {})  # since version 0.6
+        if not isinstance(skipped, list) or not isinstance(constant, dict) or not isinstance(rounded, dict):
+            raise TypeError("skipped must be a list, constant and rounded objects")
+        return ShardRecord(finished, skipped, constant, rounded)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         # What follows the semicolon says how to repair a manifest, which this is not.
         cause = str(error).removeprefix(f"{url}: ").partition("; ")[0]

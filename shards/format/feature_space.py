@@ -19,6 +19,11 @@ from shards.safe_io.versions import installed_version
 COMPUTE_SETTINGS = frozenset({"device", "dtype", "opencv", "torch", "transformers", "av", "versions", "path"})
 # In a clip's metadata: its modalities that never change and count as missing. In the manifest: how many.
 CONSTANT = "constant_streams"
+# In a clip's metadata: its modalities of stored sound that were rounded to 16 bits. In the manifest: how
+# many, by modality; 0 says that all of the sound is stored exactly.
+ROUNDED = "rounded_streams"
+# The setting of an encoder that was given stored recordings in place of media: how these were stored.
+RECORDED = "recorded"
 PACKAGES = (
     "awtpn-at-scale",
     "numpy",

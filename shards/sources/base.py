@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shards.format.labels import MISSING, given_classes, text_of
+from shards.format.recording import Recording
 from shards.format.schema import BadSample, Sample
 from shards.format.split_names import renaming_message, usual_names
 from shards.format.targets import CLASSES, Target
 from shards.safe_io.printable import get_logger
 from shards.sources.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from shards.sources.reading.packed_row import PackedRow
 
 logger = get_logger(__name__)
 
@@ -151,6 +155,8 @@ class Clip:
         missing: by modality, an error message about a file that the corpus names and that does not exist;
             it counts where the modality is wanted.
         text: what is said, or None where it is not known.
+        packed: its row in a dataset of recordings, which holds its sound and pictures in place of files. Its
+            metadata are read there when it is decoded; `meta` has the values of the targets until then.
     """
 
     key: str
@@ -165,12 +171,30 @@ class Clip:
     source: str | None = None
     missing: dict[str, str] = field(default_factory=dict)
     text: Transcript | None = None
+    packed: PackedRow | None = None
 
     @property
     def files(self) -> dict[str, Path]:
         """Its recordings by modality."""
         named = {"audio": self.audio, "video": self.video}
         return {name: path for name, path in named.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class StoredRecording:
+    """A modality of a dataset of recordings, of which features are to be made.
+
+    Attributes:
+        url: of the dataset, for error messages.
+        recording: what is stored.
+        settings: of the encoder that recorded it; if it is not known, what the recording is.
+        is_exact: sound is stored as it was decoded: no sample was rounded to 16 bits.
+    """
+
+    url: str
+    recording: Recording
+    settings: dict[str, Any]
+    is_exact: bool
 
 
 @dataclass(frozen=True)
@@ -186,6 +210,7 @@ class ClipSource:
             the extraction is refused.
         target: what is to be recognized: the classes, or columns of the metadata.
         targets: further targets of the same utterances, by name.
+        stored: by modality how it is stored, if the clips are rows of a dataset of recordings.
     """
 
     clips: list[Clip | BadSample]
@@ -195,3 +220,4 @@ class ClipSource:
     missing: dict[str, str] = field(default_factory=dict)
     target: Target = CLASSES
     targets: dict[str, Target] = field(default_factory=dict)
+    stored: dict[str, StoredRecording] = field(default_factory=dict)

@@ -49,6 +49,12 @@ def local_path(text: str | Path, what: str = "") -> Path:
     return Path(expanded)
 
 
+def is_remote(text: str) -> bool:
+    """Whether an address is a URL of another scheme than `file`."""
+    found = URL.match(text)
+    return found is not None and found[1].lower() not in LOCAL_SCHEMES
+
+
 def local_or_url(text: str) -> str:
     """An address that may be a path or a URL: paths and file URLs become paths as in `local_path`."""
     found = URL.match(text)

@@ -42,7 +42,7 @@ from shards.streaming.scattered_reads import Reads, crc_mismatches, read_scatter
 from shards.streaming.shard_handle import ShardHandle
 from shards.streaming.target_columns import labels_of, values_of_index
 
-# Number of shards that are kept open; well below the usual limit of 1,024 open files per process.
+# Number of shards that are kept open by default; well below the usual limit of 1,024 open files per process.
 OPEN_SHARDS = 256
 # Threads that read the arrays of a batch. Reading from the page cache copies memory, and one core cannot use
 # all of the memory's bandwidth.
@@ -93,6 +93,7 @@ class ShardReader:
         check_crc: compare every array with the CRC-32 in its index.
         target: whose values are read with the features.
         classes: what labels are positions in; default the manifest's.
+        open_shards: number of shards that are kept open.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class ShardReader:
         check_crc: bool = False,
         target: Target = CLASSES,
         classes: list[str] | None = None,
+        open_shards: int = OPEN_SHARDS,
     ) -> None:
         self.store = store
         self.manifest = manifest
@@ -117,6 +119,7 @@ class ShardReader:
         self.skip_damaged, self.check_crc = skip_damaged, check_crc
         self.target, self.classes = target, manifest.classes if classes is None else classes
         self._open: OrderedDict[int, ShardHandle] = OrderedDict()
+        self._open_shards = open_shards
         self._work: dict[int, np.ndarray] = {}
         self._damage = DamageRecord()
         if any(modality.is_jpeg for modality in self.modalities.values()):
@@ -223,7 +226,7 @@ class ShardReader:
             if stop is not None and stop.is_set():
                 return handle
             self._open[shard] = handle
-            while len(self._open) > OPEN_SHARDS:
+            while len(self._open) > self._open_shards:
                 self._open.popitem(last=False)
         return handle
 

@@ -118,6 +118,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn extract recordings data/clips --audio waveform --video frames --video_jpeg 90": Run(
         makes="data/clips", says="read the recordings (audio, video)"
     ),
+    "awtpn extract data/clips data/clips-features --audio logmel --video descriptor": Run(
+        makes="data/clips-features", says="train with: awtpn train --data.train data/clips-features"
+    ),
     "awtpn shards info data/clips": Run(says="waveform (rate 16000, step_seconds 0.1)"),
     "python -c \"help('shards.sources.iemocap')\"": Run(says="EmoEvaluation"),
     'pip install "awtpn-at-scale[extract]"': Installs(),

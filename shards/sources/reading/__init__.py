@@ -4,4 +4,5 @@
   MMSA's pickles; `sentiment_classes`: classes of a sentiment score
 - `table_rows`: rows of a CSV or JSONL; `typed_targets`: values, and labels that hold together, in columns
 - `recordings_table` and `recordings_folder`: recordings of your own, for `sources.recordings`
+- `packed_row`: a row of a dataset of recordings, for `sources.packed_recordings`
 """

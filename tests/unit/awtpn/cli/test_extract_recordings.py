@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import webdataset
@@ -14,6 +16,7 @@ from recordings_support import SIDE, sound_of
 
 from awtpn.cli.dataset_summary import how_to_use
 from awtpn.config.command_line import parse_command_line
+from awtpn.model.sharing.privacy import public_provenance
 from shards import FeatureStream
 from shards.format.recording import Recording
 from shards.format.schema import Manifest, Modality, Split
@@ -81,6 +84,60 @@ def test_webdataset_reads_what_the_page_says(tree: Path, tmp_path: Path) -> None
     stream = FeatureStream(str(tmp_path / "d"), global_batch_size=1, shuffle=False)
     of_stream = list(stream.epoch(0))[1].features["video"].values
     assert np.abs(np.stack(pictures).astype(int) - of_stream.numpy()).max() <= 4  # two decoders of JPEG
+
+
+def test_features_of_a_dataset_of_recordings(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its format is guessed, of a folder, of a split of it and of a URL."""
+    packed, made = tmp_path / "packed", tmp_path / "features"
+    awtpn("extract", tree, packed, "--audio", "waveform", "--video", "frames", "--video_jpeg", 90, *SMALL)
+    awtpn(
+        "extract",
+        packed,
+        made,
+        "--audio",
+        "logmel",
+        "--video",
+        "descriptor",
+        "--fps",
+        5,
+        "--dtype",
+        "float32",
+    )
+    assert f"extracted; train with: awtpn train --data.train {made}\n" in capsys.readouterr().out
+    _, manifest, _ = open_dataset(str(made))
+    assert {name: split.steps for name, split in manifest.splits.items()} == {
+        "test": {"audio": 8, "video": 4},
+        "train": {"audio": 17, "video": 4},
+    }
+    assert manifest.provenance["command"].endswith("--fps 5 --dtype float32")
+    assert manifest.provenance["corpus"] == "recordings"
+    assert "recorded {id frames, version 1, fps 10, side 32" in " ".join(format_info(info(str(made))).split())
+    settings = public_provenance(manifest.provenance)["features"]["video"]["settings"]
+    assert (settings["recorded"]["jpeg"], settings["recorded"]["faces"]) == (90, "none"), "an export has it"
+    awtpn("extract", f"{packed}#train", tmp_path / "train", "--video", "none", "--limit", 1)
+    _, manifest, _ = open_dataset(str(tmp_path / "train"))
+    assert {name: split.steps for name, split in manifest.splits.items()} == {"train": {"audio": 5}}
+
+    fs, name = fsspec.filesystem("memory"), uuid.uuid4().hex
+    for path in packed.iterdir():
+        fs.pipe_file(f"/{name}/d/{path.name}", path.read_bytes())
+    try:
+        words = ["--fps", 5, "--dtype", "float32", "--cache_dir", tmp_path / "cache", "--cache_limit", "1GB"]
+        awtpn("extract", f"memory://{name}/d", tmp_path / "remote", *words)
+    finally:
+        fs.rm(f"/{name}", recursive=True)
+    for path in made.glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "remote" / path.name).read_bytes()
+
+    told = refusal("extract", made, tmp_path / "e")
+    assert f"{made}: holds features, not recordings, so no other features can be made of it" in told
+    assert "not 4 per second: give --fps 10" in refusal("extract", packed, tmp_path / "e", "--fps", 4)
+    told = refusal("extract", tree, tmp_path / "e", "--cache_limit", "1GB")
+    assert "--cache_limit is an option of --format packed_recordings, but this is read as recordings" in told
+    assert "no such file or folder" in refusal("extract", f"{tmp_path}/gone#train", tmp_path / "e")
+    assert not (tmp_path / "e").exists()
 
 
 def test_words_are_stored_beside_recordings(tree: Path, tmp_path: Path) -> None:
