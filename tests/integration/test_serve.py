@@ -1,0 +1,258 @@
+"""`awtpn serve` as a process, and its page in a browser: from a clip to the drawn weights and back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import browser
+import numpy as np
+import pytest
+from browser import until
+from cli_support import awtpn, refusal
+from media_support import chirp, numbered, record
+from page_support import film, save_model
+from support import LIMIT, REPO, launched, run
+
+FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+SECONDS = 4.0
+SCREENSHOT = REPO / "tests" / "screenshots" / "serve.png"
+
+
+def burst(at: float, seed: int, rate: int = 48000) -> np.ndarray:
+    """Quiet sound with half a second of noise."""
+    rng = np.random.default_rng(seed)
+    loud = slice(round(at * rate), round((at + 0.5) * rate))
+    sound = 0.03 * chirp(SECONDS, rate)
+    sound[loud] += rng.normal(0, 0.2, len(sound[loud])).astype(np.float32)
+    return sound
+
+
+def flash(at: float, seed: int) -> list[np.ndarray]:
+    """Bars that move slowly, and noise for half a second; 10 pictures a second."""
+    rng = np.random.default_rng(seed)
+    still = [np.roll(numbered(0b00111100), 2 * i, axis=1) // 2 + 40 for i in range(round(10 * SECONDS))]
+    for i in range(round(10 * at), round(10 * at) + 5):
+        still[i] = np.kron(rng.integers(0, 255, (12, 32, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
+    return still
+
+
+def webm(path: Path, seed: int, is_loud: bool) -> Path:
+    """A clip that browsers play; a loud one has a burst of noise and of pictures."""
+    at = 0.5 + 0.1 * (seed % 28)
+    pictures = flash(at, seed) if is_loud else flash(-1, seed)[: round(10 * SECONDS)]
+    sound = burst(at, seed) if is_loud else 0.03 * chirp(SECONDS, 48000)
+    sound = sound + np.random.default_rng(seed).normal(0, 0.002, len(sound)).astype(np.float32)
+    return record(path, pictures, codec="libvpx", sound=sound, rate=48000, sound_codec="libopus")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of calm and loud clips with words, trained on recordings."""
+    folder = tmp_path_factory.mktemp("serve")
+    for split, count in (("train", 8), ("val", 2), ("test", 2)):
+        for i in range(count):
+            for label, words in (("calm", "it is a quiet day"), ("loud", "oh what a bang that was")):
+                path = folder / "recordings" / split / label / f"{i}.webm"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                webm(path, 7 * i + len(split), label == "loud")
+                path.with_suffix(".txt").write_text(words)
+    awtpn("extract", folder / "recordings", folder / "clips", "--fps", 5, "--text", "chargrams")
+    settings = [
+        "--model.modalities",
+        "audio,video,text",
+        "--model.shared_dim",
+        "16",
+        "--train.pictures",
+        "never",
+    ]
+    small = ["--train.global_batch_size", "8", "--train.max_steps", "120", "--train.min_steps", "0"]
+    awtpn("train", "--data.train", folder / "clips", "--run.dir", folder / "run", *settings, *small)
+    return folder / "run"
+
+
+@contextlib.contextmanager
+def served(model: Path, folder: Path, *options: str) -> Iterator[tuple[str, Popen[Any], Path]]:
+    """The page's address, its process, and the folder in which it makes temporary files."""
+    folder.mkdir(exist_ok=True)
+    log, temporary = folder / "log", folder / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "awtpn.cli", "serve", str(model), "--port", "0", *options]
+    with launched(command, log, TMPDIR=str(temporary)) as process:
+
+        def address() -> str:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"http://\S+", log.read_text())
+            return found[0] if found else ""
+
+        yield until(address, log.read_text), process, temporary
+
+
+def files_below(folder: Path) -> list[Path]:
+    return list(folder.rglob("awtpn-serve-*/*"))
+
+
+# --- The process ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_is_and_ends_quietly(number: signal.Signals, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "mine")
+    with served(model, tmp_path / "of") as (address, process, temporary):
+        with urllib.request.urlopen(f"{address}model", timeout=LIMIT) as response:
+            assert json.loads(response.read())["name"] == "mine"
+        [folder] = temporary.glob("awtpn-serve-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        process.send_signal(number)
+        assert process.wait(LIMIT) == 0
+        assert not list(temporary.glob("awtpn-serve-*"))
+    log = (tmp_path / "of" / "log").read_text()
+    assert log == f"try {model} at {address} (Ctrl-C ends it)\n"
+
+
+def test_an_address_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "mine")
+    with served(model, tmp_path / "of") as (address, _, _):
+        port = address.rstrip("/").rpartition(":")[2]
+        words = [sys.executable, "-m", "awtpn.cli", "serve", str(model), "--port", port]
+        code, log = run(words, tmp_path / "log")
+    assert code == 1
+    assert log.startswith(f"error: --host 127.0.0.1 --port {port}: cannot listen there (")
+
+
+# --- The page in a browser -----------------------------------------------------------------------
+
+
+def see(driver: Any, wanted: str) -> str:
+    """The text of the page once it has `wanted`."""
+    return until(
+        lambda: text if wanted in (text := driver.find_element("tag name", "body").text) else "",
+        lambda: (
+            f"no {wanted!r}:\n{driver.find_element('tag name', 'body').text}\n{driver.get_log('browser')}"
+        ),
+    )
+
+
+def player_time(driver: Any) -> float:
+    return driver.execute_script("return document.getElementById('player').currentTime")  # type: ignore[no-any-return]
+
+
+def count(driver: Any, selector: str) -> int:
+    return len(driver.find_elements("css selector", selector))
+
+
+def test_a_clip_is_answered_in_a_browser(model: Path, tmp_path: Path) -> None:
+    if lacking := browser.missing():
+        pytest.skip(lacking)
+    clip = webm(tmp_path / "bang.webm", 12, True)
+    with served(model, tmp_path / "of") as (address, _, temporary), browser.chromium() as driver:
+        driver.set_window_size(1240, 1000)
+        driver.get(address)
+        shown = see(driver, "calm, loud")
+        assert "Try run" in shown
+        assert "Trained on clips" in shown
+        assert str(model.parent) not in driver.page_source
+        assert not driver.find_element("id", "predict").is_enabled()
+        driver.find_element("id", "file").send_keys(str(clip))
+        driver.find_element("id", "words").send_keys("oh what a bang")
+        driver.find_element("id", "predict").click()
+        shown = see(driver, "Answer: loud")
+        assert count(driver, "#outcome .track") == 2
+        assert count(driver, "#outcome .track.chosen") == 1
+        assert count(driver, "#timeline .frames img") == 7
+        assert count(driver, "#timeline .wave") == 700
+        assert count(driver, "#timeline .weights") == 2
+        words = [item.text.split("\n")[0] for item in driver.find_elements("css selector", "#spoken li")]
+        assert words == ["oh", "what", "a", "bang"]
+        sizes = driver.execute_script(
+            "return [...document.querySelectorAll('#timeline img')].map(e => e.naturalWidth)"
+        )
+        assert sizes == [128] * 7, "the page's policy lets its own pictures through"
+        # A click at three quarters of the time axis: the player is there, and plays.
+        from selenium.webdriver import ActionChains
+
+        timeline = driver.find_element("id", "timeline")
+        quarter = timeline.size["width"] // 4
+        ActionChains(driver).move_to_element_with_offset(timeline, quarter, 0).click().perform()
+        until(
+            lambda: player_time(driver) > 0.74 * SECONDS,
+            lambda: "the player does not move",
+        )
+        driver.execute_script("document.getElementById('player').pause()")
+        timeline.send_keys("\ue011")  # Home
+        until(
+            lambda: driver.find_element("id", "readout").text.startswith("0.0 s: video ×"),
+            lambda: driver.find_element("id", "readout").text,
+        )
+        driver.execute_script("document.getElementById('player').currentTime = 2.4; window.scrollTo(0, 0)")
+        time.sleep(1)  # for the picture
+        browser.save(driver, tmp_path / "serve.png")
+        assert (tmp_path / "serve.png").stat().st_size < 200_000
+        errors = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+        assert errors == []
+        assert files_below(temporary) == []
+
+
+def test_a_bad_clip_is_one_line_in_a_browser(model: Path, tmp_path: Path) -> None:
+    if lacking := browser.missing():
+        pytest.skip(lacking)
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"this is no film " * 100)
+    large = tmp_path / "large.mp4"
+    large.write_bytes(bytes(1_100_000))
+    limits = ("--max_megabytes", "1", "--max_seconds", "3")
+    with served(model, tmp_path / "of", *limits) as (address, _, _), browser.chromium() as driver:
+        driver.get(address)
+        see(driver, "At most 3 s and 1 MB.")
+        for path, told in {
+            bad: "the clip is not a recording that can be read: choose a file",
+            large: "large.mp4 has more than 1 MB: choose a shorter clip",
+            film(tmp_path / "long.mp4", 5.0): "the clip is 5 s long, and at most 3 s are taken",
+        }.items():
+            driver.find_element("id", "file").send_keys(str(path))
+            if path is not large:
+                driver.find_element("id", "predict").click()
+            see(driver, told)
+        assert not driver.find_element("id", "answer").is_displayed()
+
+
+def test_the_camera_and_the_microphone_are_recorded(model: Path, tmp_path: Path) -> None:
+    if lacking := browser.missing():
+        pytest.skip(lacking)
+    with served(model, tmp_path / "of") as (address, _, temporary), browser.chromium(*FAKE_CAMERA) as driver:
+        driver.get(address)
+        see(driver, "calm, loud")
+        for button, rows in (("record-video", 2), ("record-audio", 1)):
+            driver.find_element("id", button).click()
+            see(driver, "recording: 2.")
+            driver.find_element("id", "stop").click()
+            see(driver, "recording.webm, ")
+            driver.find_element("id", "predict").click()
+            see(driver, "Answer: ")
+            assert count(driver, "#timeline .weights") == rows
+            see(driver, "Predicted without text: no words are given.")
+            # The browser's recording has no length of its own; the player can be moved in it anyway.
+            driver.find_element("id", "timeline").click()
+            until(
+                lambda: player_time(driver) > 0.9,
+                lambda: "the player does not move",
+            )
+        assert files_below(temporary) == []
+
+
+def test_what_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = tmp_path / "gone"
+    assert "it does not exist" in refusal("serve", gone)
+    assert refusal("serve", tmp_path, "--max_seconds", "0") == "error: --max_seconds 0: give a number above 0"
+    assert (
+        refusal("serve", tmp_path, "--port", "70000") == "error: --port 70000: give a number from 0 to 65535"
+    )
