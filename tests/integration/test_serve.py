@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -18,10 +18,12 @@ import browser
 import numpy as np
 import pytest
 from browser import until
-from cli_support import awtpn, refusal
+from cli_support import awtpn
 from media_support import chirp, numbered, record
 from page_support import film, save_model
 from support import LIMIT, REPO, launched, run
+
+from awtpn.inference.page.guards import TOKEN_HEADER
 
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 SECONDS = 4.0
@@ -81,12 +83,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def served(model: Path, folder: Path, *options: str) -> Iterator[tuple[str, Popen[Any], Path]]:
+def served(
+    model: Path, folder: Path, *options: str, program: Sequence[str] = ("-m", "awtpn.cli")
+) -> Iterator[tuple[str, Popen[Any], Path]]:
     """The page's address, its process, and the folder in which it makes temporary files."""
     folder.mkdir(exist_ok=True)
     log, temporary = folder / "log", folder / "temporary"
     temporary.mkdir()
-    command = [sys.executable, "-m", "awtpn.cli", "serve", str(model), "--port", "0", *options]
+    command = [sys.executable, *program, "serve", str(model), "--port", "0", *options]
     with launched(command, log, TMPDIR=str(temporary)) as process:
 
         def address() -> str:
@@ -117,6 +121,30 @@ def test_it_says_where_it_is_and_ends_quietly(number: signal.Signals, tmp_path: 
         assert not list(temporary.glob("awtpn-serve-*"))
     log = (tmp_path / "of" / "log").read_text()
     assert log == f"try {model} at {address} (Ctrl-C ends it)\n"
+
+
+def test_it_ends_in_the_middle_of_a_prediction(tmp_path: Path) -> None:
+    """A clip that is never answered: Ctrl-C deletes it and waits for nothing."""
+    model = save_model(tmp_path / "mine")
+    never = (
+        "import threading; from awtpn.inference.page import server; from awtpn.cli import main; "
+        "server.answer_clip = lambda *_: threading.Event().wait(); main()"
+    )
+    with served(model, tmp_path / "of", program=("-c", never)) as (address, process, temporary):
+        page = urllib.request.urlopen(address, timeout=LIMIT).read().decode()
+        [token] = re.findall('name="page-token" content="([^"]+)"', page)
+        kind = "multipart/form-data; boundary=line"
+        headers = {"Content-Type": kind, "Origin": address.rstrip("/"), TOKEN_HEADER: token}
+        head = b'--line\r\nContent-Disposition: form-data; name="clip"; filename="a.mp4"\r\n\r\n'
+        content = head + film(tmp_path / "a.mp4").read_bytes() + b"\r\n--line--\r\n"
+        request = urllib.request.Request(f"{address}predict", content, headers)
+        response = urllib.request.urlopen(request, timeout=LIMIT)
+        assert json.loads(response.readline()) == {"stage": "listening"}
+        assert len(files_below(temporary)) == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT) == 0
+        assert not list(temporary.glob("awtpn-serve-*"))
+    assert (tmp_path / "of" / "log").read_text() == f"try {model} at {address} (Ctrl-C ends it)\n"
 
 
 def test_an_address_that_is_in_use_is_refused(tmp_path: Path) -> None:
@@ -247,12 +275,3 @@ def test_the_camera_and_the_microphone_are_recorded(model: Path, tmp_path: Path)
                 lambda: "the player does not move",
             )
         assert files_below(temporary) == []
-
-
-def test_what_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gone = tmp_path / "gone"
-    assert "it does not exist" in refusal("serve", gone)
-    assert refusal("serve", tmp_path, "--max_seconds", "0") == "error: --max_seconds 0: give a number above 0"
-    assert (
-        refusal("serve", tmp_path, "--port", "70000") == "error: --port 70000: give a number from 0 to 65535"
-    )

@@ -44,7 +44,7 @@ def answer_clip(predictor: Predictor, clip: Clip, on_stage: Callable[[str], None
     [(_, found)] = predictor.iter_clips([clip], threads=1, on_missing=note, on_stage=on_stage)
     if isinstance(found, str):
         raise ValueError(
-            f"the model cannot use it: {plain_cause(found, clip)}; choose or record another clip"
+            f"the model cannot use {clip.key}: {plain_cause(found, clip)}; choose or record another clip"
         )
     on_stage("drawing")
     if "text" in missing and clip.text is None:

@@ -110,7 +110,7 @@ class PageServer:
         except web.HTTPException as error:
             return _error(error.status, error.reason)
         except ConnectionError:
-            raise  # the sender is gone
+            return web.Response(status=400)  # to nobody: the sender is gone. aiohttp would log the error
         except Exception:
             logger.exception("a request failed")
             return _error(500, INTERNAL)

@@ -67,9 +67,7 @@ async def receive(request: web.Request, folder: Path, most_bytes: int, received:
     try:
         await _read_form(request, folder, most_bytes, received)
     except TimeoutError:
-        raise RefusedRequest(
-            408, f"nothing arrived for {LONGEST_PAUSE_S:.0f} s: send the clip again"
-        ) from None
+        raise RefusedRequest(408, f"nothing arrived for {LONGEST_PAUSE_S:g} s: send it again") from None
     except (ValueError, AssertionError):  # aiohttp's errors of a malformed form
         raise RefusedRequest(400, "the request is not a form of a clip and words: reload the page") from None
     except OSError as error:
