@@ -89,7 +89,7 @@ export function drawTimeline(place, answer, facts) {
   if (weighted.video) rows.push(weightsRow(weighted.video, answer, facts));
   if (answer.wave) rows.push(waveRow(answer, facts));
   if (weighted.audio) rows.push(weightsRow(weighted.audio, answer, facts));
-  place.replaceChildren(...rows, axis(answer.duration), element("div", { className: "head" }));
+  place.replaceChildren(...rows, axis(answer.duration, place.clientWidth), element("div", { className: "head" }));
 }
 
 function row(name, color) {
@@ -147,9 +147,9 @@ function weightsRow({ modality, step, shares }, answer, facts) {
   return made;
 }
 
-function axis(duration) {
+function axis(duration, width) {
   const made = element("div", { className: "axis" });
-  const step = TICKS.find(tick => duration / tick <= 10) ?? duration / 10;
+  const step = TICKS.find(tick => duration / tick <= width / 66) ?? duration / 10;
   const marks = [];
   for (let i = 0; i * step < duration - step / 2; i++) marks.push(i * step);
   for (const time of [...marks, duration]) {

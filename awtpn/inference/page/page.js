@@ -230,6 +230,8 @@ async function lastLine(response) {
 
 function show(found) {
   answer = found;
+  get("empty").hidden = true;
+  get("answer").hidden = false; // before the timeline is drawn, which measures its width
   get("answer-title").textContent = answer.title;
   get("outcome-note").textContent = OUTCOME_NOTES[answer.task];
   drawOutcome(get("outcome"), answer, facts);
@@ -251,8 +253,6 @@ function show(found) {
     get("spoken-note").textContent = facts.has_weights
       ? "The weight of a word says how much it counts among the words; ×1 is the even share." : NO_WEIGHTS;
   }
-  get("answer").hidden = false;
-  get("empty").hidden = true;
   get("answer").focus({ preventScroll: true });
 }
 
