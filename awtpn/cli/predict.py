@@ -47,6 +47,7 @@ the answer, and the reliability weights over the sound, the frames and the words
 
 The page loads nothing from elsewhere and works without network. A clip is deleted as soon as it is
 answered; nothing of it is logged. The model must have been trained on the output of `awtpn extract`.
+Other web pages cannot use it; other users of this machine can.
 
 On another machine, forward the port, so that nobody else can use the page and the browser allows the
 camera: ssh -L 8765:localhost:8765 MACHINE

@@ -242,7 +242,7 @@ async def _serve(
 ) -> bool:
     server = PageServer(predictor, model, host, most_bytes, most_seconds, folder)
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stopped.set)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()

@@ -19,8 +19,10 @@ from shards.sources.transcripts import MOST_BYTES
 T = TypeVar("T")
 
 CHUNK = 1 << 16  # bytes
-# Most seconds between two parts of a body. A sender that stops keeps its place in the queue only so long.
+# Most seconds between two parts of a body, and for all of it: so long a slow sender keeps its place in the
+# queue.
 LONGEST_PAUSE_S = 30.0
+LONGEST_UPLOAD_S = 600.0
 # What a form has besides the clip and the words: the lines between its parts.
 FORM_BYTES = 4096
 PARTS = ("words", "clip")
@@ -65,9 +67,10 @@ async def receive(request: web.Request, folder: Path, most_bytes: int, received:
     """
     check_length(request.content_length, most_bytes)
     try:
-        await _read_form(request, folder, most_bytes, received)
+        async with asyncio.timeout(LONGEST_UPLOAD_S):
+            await _read_form(request, folder, most_bytes, received)
     except TimeoutError:
-        raise RefusedRequest(408, f"nothing arrived for {LONGEST_PAUSE_S:g} s: send it again") from None
+        raise RefusedRequest(408, "the clip did not arrive in time: send it again") from None
     except (ValueError, AssertionError):  # aiohttp's errors of a malformed form
         raise RefusedRequest(400, "the request is not a form of a clip and words: reload the page") from None
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from page_support import (
     talk,
 )
 
-from awtpn.inference.page import uploads
+from awtpn.inference.page import clips, uploads
 from awtpn.inference.page.clips import UNREADABLE, check_recording, clip_to_predict, plain_cause
 from awtpn.inference.page.server import PageServer
 from shards.extraction.media import probe
@@ -115,14 +116,20 @@ def test_an_empty_clip_is_refused(server: PageServer) -> None:
     )
 
 
-def test_a_sender_that_stops_is_not_waited_for(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "LONGEST_PAUSE_S", 0.2)
+@pytest.mark.parametrize("limit", ["LONGEST_PAUSE_S", "LONGEST_UPLOAD_S"])
+def test_a_slow_sender_is_not_waited_for(
+    limit: str, server: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, limit, 0.2)
 
     async def slow() -> AsyncIterator[bytes]:
         yield part("clip", bytes(1000), "a.mp4")[:-100]
         await asyncio.sleep(0.9)
 
-    assert told(server, slow(), Content_Length="5000") == (408, "nothing arrived for 0.2 s: send it again")
+    assert told(server, slow(), Content_Length="5000") == (
+        408,
+        "the clip did not arrive in time: send it again",
+    )
 
 
 def test_a_full_disk_is_told(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +194,18 @@ def test_a_long_clip_is_refused_and_never_decoded_whole(server: PageServer, tmp_
     clip = clip_to_predict(film(tmp_path / "film.mp4"), "", 1.5, takes_text=False)
     assert (clip.audio_span, clip.video_span) == ((0.0, 2.5), (0.0, 2.5))
     assert (clip.key, clip.text) == ("the clip", None)
+
+
+def test_a_header_that_lies_does_not_lengthen_a_clip(
+    server: PageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = replace(probe(film(tmp_path / "long.mp4", 9.0)), duration=1.0)
+    monkeypatch.setattr(clips, "probe", lambda _: info)
+    answer = answer_of(server, tmp_path / "long.mp4")
+    # 6 s of 9: a second more than what is taken.
+    assert {modality: len(of) for modality, of in answer["weights"].items()} == {"audio": 60, "video": 30}
+    assert (answer["duration"], answer["wave"]["end"]) == (6.0, 6.0)
+    assert [frame["begin"] for frame in answer["frames"]][-1] == 5.143
 
 
 def test_words_that_cannot_be_used(server: PageServer, tmp_path: Path) -> None:
