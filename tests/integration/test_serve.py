@@ -20,7 +20,7 @@ import pytest
 from browser import until
 from cli_support import awtpn
 from media_support import chirp, numbered, record
-from page_support import film, save_model
+from page_support import LABELS, film, save_model
 from support import LIMIT, arguments, launched, run
 
 from awtpn.inference.page.guards import TOKEN_HEADER
@@ -294,3 +294,35 @@ def test_the_camera_and_the_microphone_are_recorded(model: Path, tmp_path: Path)
                 lambda: "the player does not move",
             )
         assert files_below(temporary) == []
+
+
+@in_a_browser
+def test_a_foreign_page_cannot_use_it(tmp_path: Path) -> None:
+    """A name of somebody else that leads to this machine; and a page of another address that sends a form."""
+    model = save_model(tmp_path / "mine", ["text"])
+    rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
+    with served(model, tmp_path / "of") as (address, _, _), browser.chromium(rules) as driver:
+        driver.get(address.replace("127.0.0.1", "evil.example"))
+        see(driver, "this name is not an address of awtpn serve")
+        sent = driver.execute_async_script(
+            "const [address, done] = arguments, form = new FormData(); form.append('words', 'so glad');"
+            "fetch(address, {method: 'POST', body: form}).then(() => done('read'), () => done('not read'))",
+            f"{address}predict",
+        )
+        assert sent == "not read"
+
+
+@in_a_browser
+def test_a_model_of_text_takes_words_alone(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "mine", ["text"], LABELS)
+    with served(model, tmp_path / "of") as (address, _, _), browser.chromium() as driver:
+        driver.get(address)
+        see(driver, "A model of text: recognition of several emotions at once.")
+        assert not driver.find_element("id", "clip-part").is_displayed()
+        driver.find_element("id", "words").send_keys("so <i>glad</i>")
+        driver.find_element("id", "predict").click()
+        shown = see(driver, "Answer: ")
+        assert count(driver, "#spoken li") == 2
+        assert "<i>glad</i>" in shown, "words are text, and no HTML"
+        assert count(driver, "#outcome .track .mark") == 2
+        assert not driver.find_element("id", "timeline-part").is_displayed()

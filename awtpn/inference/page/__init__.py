@@ -4,7 +4,7 @@
 - `guards`: which requests are refused, and the headers of all responses
 - `uploads`: a request's body into a private file, up to a limit
 - `clips`: whether a file is a recording that is taken, and error messages without paths
-- `answers`: from a clip to what the page draws; `facts`: what the page says of the model
+- `answers`: what the page is told: of the model, and from a clip to what is drawn
 
 `page.html`, `page.css`, `page.js` and `draw.js` are the page. It loads nothing from elsewhere.
 """

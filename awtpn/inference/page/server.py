@@ -21,9 +21,8 @@ from typing import Any
 
 from aiohttp import web
 
-from awtpn.inference.page.answers import answer_clip
+from awtpn.inference.page.answers import answer_clip, facts_of
 from awtpn.inference.page.clips import clip_to_predict
-from awtpn.inference.page.facts import facts_of
 from awtpn.inference.page.guards import HEADERS, RefusedRequest, check_host, check_origin
 from awtpn.inference.page.uploads import Received, receive
 from awtpn.inference.predictor import Predictor

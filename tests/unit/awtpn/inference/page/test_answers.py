@@ -15,7 +15,7 @@ from page_support import LABELS, VALUES, answer_of, film, page_of, save_model
 from PIL import Image
 from support import CLASSES
 
-from awtpn.inference.page.facts import facts_of, short_name
+from awtpn.inference.page.answers import facts_of, short_name
 from awtpn.inference.predictor import Predictor
 from awtpn.metrics.regression import summarize_values
 from shards.extraction.media import read_audio
