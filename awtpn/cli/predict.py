@@ -49,8 +49,8 @@ The page loads nothing from elsewhere and works without network. A clip is delet
 answered; nothing of it is logged. The model must have been trained on the output of `awtpn extract`.
 Other web pages cannot use it; other users of this machine can.
 
-On another machine, forward the port, so that nobody else can use the page and the browser allows the
-camera: ssh -L 8765:localhost:8765 MACHINE
+From another machine, forward the port: the network is kept out, and the browser allows the camera:
+ssh -L 8765:localhost:8765 MACHINE
 
 examples:
   awtpn serve runs/mine
