@@ -8,7 +8,8 @@ Launchers start it as a module, `-m awtpn.cli train`, or by the scripts in `laun
 - `pack`, `extract`: features and recordings -> shards; `signature_options`: their options, from signatures;
   `dataset_summary`: what both print at the end
 - `shards`: info, preview, verify, index, simulate
-- `predict`: labels and weights of a dataset; `predict_recordings`: the same of recordings, with pictures
+- `predict`: labels and weights of a dataset, and the page of `awtpn serve`; `predict_recordings`: labels and
+  weights of recordings, with pictures
 - `runs`: report, compare, doctor; `share`: export, push
 - `bench`: the benchmarks' tables
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "ablate": "experiments",
     "compare-models": "experiments",
     "predict": "predict",
+    "serve": "predict",
     "report": "runs",
     "export": "share",
     "push": "share",

@@ -1,15 +1,16 @@
-"""`awtpn predict`: a JSON line for each utterance of a dataset, or for each recording."""
+"""`awtpn predict`: a JSON line for each utterance or recording; `awtpn serve`: a web page to try a model."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from awtpn.config.entry_point import data_output
-from awtpn.config.option_types import add_store_options, path_argument
+from awtpn.config.option_types import add_store_options, finite_number, path_argument
 from awtpn.model.sharing.hub import refuse_missing
 from awtpn.run.atomic_write import open_atomic
 from shards.format.split_names import split_from_url_or_option
@@ -40,6 +41,20 @@ examples:
   awtpn predict runs/mine clip.mp4 --text "What a day!"
   awtpn predict runs/mine --text "What a day!"
   awtpn predict my-model s3://corpus/meld --split val --out answers.jsonl
+"""
+SERVE_HELP = """Serve a web page on this machine, to try a model in a browser: drop or record a clip, see
+the answer, and the reliability weights over the sound, the frames and the words.
+
+The page loads nothing from elsewhere and works without network. A clip is deleted as soon as it is
+answered; nothing of it is logged. The model must have been trained on the output of `awtpn extract`.
+Other web pages cannot use it; other users of this machine can.
+
+From another machine, forward the port: the network is kept out, and the browser allows the camera:
+ssh -L 8765:localhost:8765 MACHINE
+
+examples:
+  awtpn serve runs/mine
+  awtpn serve USER/MODEL --port 9000 --max_seconds 30
 """
 # Options that say where an encoder is, and its modality.
 ENCODER_OPTIONS = {"audio": "audio", "video": "video", "text_encoder": "text"}
@@ -78,12 +93,7 @@ def add_predict(commands: Any) -> None:
         type=path_argument,
         help="recordings: write a picture of each prediction and its weights to this folder",
     )
-    for option, modality in ENCODER_OPTIONS.items():
-        parser.add_argument(
-            f"--{option}",
-            metavar="ENCODER",
-            help=f"recordings: the {modality} encoder's folder or hub id, if it moved since extraction",
-        )
+    add_encoder_options(parser, "recordings: ")
     parser.add_argument("--split", metavar="NAME", help="split of the dataset (default: test)")
     parser.add_argument(
         "--out", type=path_argument, metavar="FILE", help="file to write (default: standard output)"
@@ -91,6 +101,85 @@ def add_predict(commands: Any) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
     add_store_options(parser)
     parser.set_defaults(command=run_predict)
+
+
+def add_encoder_options(parser: argparse.ArgumentParser, of: str = "") -> None:
+    """Add the options that say where encoders are; `of` begins their help."""
+    for option, modality in ENCODER_OPTIONS.items():
+        parser.add_argument(
+            f"--{option}",
+            metavar="ENCODER",
+            help=f"{of}the {modality} encoder's folder or hub id, if it moved since extraction",
+        )
+
+
+def add_serve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="a web page on this machine, to try a model in the browser",
+        description=SERVE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=path_argument,
+        help="run, checkpoint or export folder, or USER/MODEL on the Hugging Face Hub",
+    )
+    parser.add_argument(
+        "--port", type=int, default=8765, metavar="N", help="0 is any free port (default: 8765)"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; with any but the default others can use the page (default: 127.0.0.1)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
+    add_encoder_options(parser)
+    parser.add_argument(
+        "--max_megabytes", type=finite_number, default=200.0, metavar="MB", help="of a clip (default: 200)"
+    )
+    parser.add_argument(
+        "--max_seconds", type=finite_number, default=120.0, metavar="S", help="of a clip (default: 120)"
+    )
+    parser.set_defaults(command=run_serve)
+
+
+def run_serve(options: argparse.Namespace) -> None:
+    for name in ("max_megabytes", "max_seconds"):
+        if (value := getattr(options, name)) <= 0:
+            raise ValueError(f"--{name} {value:g}: give a number above 0")
+    if not 0 <= options.port < 1 << 16:
+        raise ValueError(f"--port {options.port}: give a number from 0 to 65535")
+    refuse_missing(options.model)
+    from awtpn.inference.page.guards import is_loopback
+    from awtpn.inference.page.server import run_page
+    from awtpn.inference.predictor import Predictor
+
+    predictor = Predictor.from_pretrained(options.model, options.device)
+    try:
+        predictor.encoders(audio=options.audio, video=options.video, text=options.text_encoder)
+    except ValueError as error:
+        raise ValueError(f"{options.model} cannot be tried with recordings: {error}") from None
+    if not is_loopback(options.host):
+        print(
+            f"warning: --host {options.host}: anybody on the network can open this page and send clips",
+            file=sys.stderr,
+        )
+    is_predicting = run_page(
+        predictor,
+        str(options.model),
+        options.host,
+        options.port,
+        round(options.max_megabytes * 1e6),
+        options.max_seconds,
+        lambda address: print(f"try {options.model} at {address} (Ctrl-C ends it)", flush=True),
+    )
+    if is_predicting:
+        # Python would wait for the thread, for as long as an encoder needs. Nothing of it is needed any more.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def run_predict(options: argparse.Namespace) -> None:

@@ -180,17 +180,17 @@ def _pictures(axes: Any, recording: Recording, prediction: Prediction) -> None:
     cut = max(0, round((width - slot_ratio * height) / 2))
     shown = min(1.0, width / height / slot_ratio)
     edges = slot * np.arange(len(recording.pictures) + 1)
-    strength = _strength(recording, prediction, "video", edges, np.mean)
+    clear = strength(recording, prediction, "video", edges, np.mean)
     for i, picture in enumerate(recording.pictures):
         left = i * slot + gap / 2 + (1 - shown) * (slot - gap) / 2
         extent = (left, left + shown * (slot - gap), 0, 1)
-        alpha = 0.25 + 0.75 * float(strength[i])
+        alpha = 0.25 + 0.75 * float(clear[i])
         image = picture[:, cut : width - cut]
         axes.imshow(image, extent=extent, aspect="auto", interpolation="antialiased", alpha=alpha)
     axes.set_xlim(0, recording.duration)
 
 
-def _strength(
+def strength(
     recording: Recording,
     prediction: Prediction,
     modality: str,
@@ -223,22 +223,39 @@ def _wave(axes: Any, recording: Recording, prediction: Prediction) -> None:
     axes.spines["bottom"].set_visible(False)
     sound = recording.sound
     assert sound is not None
-    columns = min(WAVE_COLUMNS, len(sound))
+    edges, low, high = wave_columns(sound, WAVE_COLUMNS)
+    columns = len(low)
+    time = (edges[:-1] + edges[1:]) / 2 / recording.rate
+    axes.fill_between(time, low, high, color=LINE, linewidth=0.6, edgecolor=LINE)
+    colors = np.tile(to_rgba(_color(prediction, "audio")), (columns, 1))
+    colors[:, 3] = strength(recording, prediction, "audio", edges / recording.rate, np.max)
+    lines = np.stack([np.stack([time, low], 1), np.stack([time, high], 1)], 1)
+    axes.add_collection(LineCollection(list(lines), colors=colors, linewidths=0.9))
+    most = max(1e-6, float(np.abs(sound).max()))
+    axes.set_ylim(-1.1 * most, 1.1 * most)
+    axes.set_yticks([])
+
+
+def wave_columns(
+    sound: NDArray[np.float32], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    """A waveform as the minimum and maximum [n] in each of n <= `most` columns.
+
+    Args:
+        sound: [samples].
+        most: columns.
+
+    Returns:
+        The columns' edges [n + 1], in samples; minima and maxima.
+    """
+    columns = min(most, len(sound))
     edges = np.linspace(0, len(sound), columns + 1).astype(int)
     low = np.minimum.reduceat(sound, edges[:-1])
     high = np.maximum.reduceat(sound, edges[:-1])
     # Extend each column to the next one's first sample, so that there are no gaps if samples are few.
     low[:-1] = np.minimum(low[:-1], sound[edges[1:-1]])
     high[:-1] = np.maximum(high[:-1], sound[edges[1:-1]])
-    time = (edges[:-1] + edges[1:]) / 2 / recording.rate
-    axes.fill_between(time, low, high, color=LINE, linewidth=0.6, edgecolor=LINE)
-    colors = np.tile(to_rgba(_color(prediction, "audio")), (columns, 1))
-    colors[:, 3] = _strength(recording, prediction, "audio", edges / recording.rate, np.max)
-    lines = np.stack([np.stack([time, low], 1), np.stack([time, high], 1)], 1)
-    axes.add_collection(LineCollection(list(lines), colors=colors, linewidths=0.9))
-    most = max(1e-6, float(np.abs(sound).max()))
-    axes.set_ylim(-1.1 * most, 1.1 * most)
-    axes.set_yticks([])
+    return edges, low, high
 
 
 def _weights(axes: Any, recording: Recording, prediction: Prediction, modality: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from awtpn.model.device import resolve_device
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
 from awtpn.model.models import load_model
 from shards import BadSample, FeatureStream, Ragged, Sample
-from shards.extraction.pipeline import UNDECODABLE, decode_ahead, encode
+from shards.extraction.pipeline import UNDECODABLE, DecodedClip, decode_ahead, encode
 from shards.extraction.reopen_encoder import reopen_encoder
 from shards.format.feature_space import CONSTANT, recorded_constant, reopenable
 from shards.safe_io.printable import get_logger, listed
@@ -244,20 +244,34 @@ class Predictor:
             raise ValueError(f"the model takes {listed(self.model.feature_dims)}, and no text: leave it out")
 
     def iter_clips(
-        self, clips: Sequence[Clip], batch: int = 16, threads: int = 4
+        self,
+        clips: Sequence[Clip],
+        batch: int = 16,
+        threads: int = 4,
+        on_missing: Callable[[Clip, str, str], None] | None = None,
+        on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Iterator[tuple[Clip, Prediction | str]]:
         """(clip, prediction) for each clip; for one that cannot be used, (clip, cause).
-
-        A modality that a clip lacks is logged with the cause.
 
         Args:
             clips: of `inference.recording`; their keys name them in logs.
             batch, threads: as of `iter_recordings`.
+            on_missing: called with clip, modality and cause for each modality that a clip lacks; default:
+                they are logged.
+            on_stage: called with "encoding" when a clip is decoded, and with "predicting" when it is encoded.
         """
+        on_missing = on_missing or log_missing
         encoders = self.encoders()
         keep_constant, _ = recorded_constant(self.model.provenance)
+
+        def told(decoded: Iterable[DecodedClip]) -> Iterator[DecodedClip]:
+            for each in decoded:
+                on_stage("encoding")
+                yield each
+
         with closing(decode_ahead(clips, encoders, threads, keep_constant)) as decoded:
-            for clip, sample in zip(clips, encode(decoded, encoders, batch), strict=True):
+            for clip, sample in zip(clips, encode(told(decoded), encoders, batch), strict=True):
+                on_stage("predicting")
                 if isinstance(sample, BadSample):
                     yield clip, sample.cause
                     continue
@@ -265,7 +279,7 @@ class Predictor:
                     yield clip, f"no features of {listed(encoders)} can be made of it"
                     continue
                 for modality, cause in missing_modalities(sample).items():
-                    logger.warning("%s: predicted without its %s: %s", clip.key, modality, cause)
+                    on_missing(clip, modality, cause)
                 try:
                     yield clip, self.predict([sample.features])[0]
                 except NotFiniteError:
@@ -283,6 +297,11 @@ class Predictor:
             for m, stream in output.streams.items()
         }
         return make_predictions(output.logits, weights, self.model.task, self.half_widths)
+
+
+def log_missing(clip: Clip, modality: str, cause: str) -> None:
+    """Log that a clip is predicted without a modality."""
+    logger.warning("%s: predicted without its %s: %s", clip.key, modality, cause)
 
 
 def missing_modalities(sample: Sample) -> dict[str, str]:

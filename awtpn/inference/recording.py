@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.extraction.media import MediaError, probe, read_audio, read_frames
+from shards.extraction.media.container import Span
 from shards.sources.base import Clip
 from shards.sources.reading.recordings_folder import TRANSCRIPT, with_transcript
 from shards.sources.transcripts import Transcript, checked_text, transcript_of
@@ -126,7 +127,7 @@ def load(clip: Clip, step_seconds: dict[str, float]) -> Recording:
     """Read the frames and the waveform of a clip; without those that cannot be decoded.
 
     Args:
-        clip: of this module.
+        clip: of this module; no more of its recording is decoded than its spans say.
         step_seconds: length of a step, by modality.
 
     Raises:
@@ -136,28 +137,30 @@ def load(clip: Clip, step_seconds: dict[str, float]) -> Recording:
     if clip.audio is None:
         return found
     try:
-        return _with_media(found, clip.audio)
+        return _with_media(found, clip.audio, clip.audio_span)
     except MediaError:
         if clip.text is None:
             raise
         return found
 
 
-def _with_media(recording: Recording, path: Path) -> Recording:
+def _with_media(recording: Recording, path: Path, span: Span | None) -> Recording:
     info = probe(path)
+    duration = info.duration if span is None else min(info.duration, span[1])
     pictures = sound = None
     causes = []
-    if info.has_video and info.duration > 0:
+    if info.has_video and duration > 0:
         try:
-            found = read_frames(path, FRAMES / info.duration, largest_side=LARGEST_SIDE)
+            of_pictures = None if span is None else (0.0, duration)
+            found = read_frames(path, FRAMES / duration, of_pictures, largest_side=LARGEST_SIDE)
             pictures = found[0][:FRAMES] if found else None
         except MediaError as error:
             causes.append(error)
     if info.has_audio:
         try:
-            sound = read_audio(path, RATE)
+            sound = read_audio(path, RATE, span)
         except MediaError as error:
             causes.append(error)
     if causes and pictures is None and sound is None:
         raise causes[0]
-    return replace(recording, duration=info.duration, sound=sound, pictures=pictures)
+    return replace(recording, duration=duration, sound=sound, pictures=pictures)

@@ -129,8 +129,8 @@ def fetch(address: str, path: str) -> Any:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Any]:
-    """A driven browser without a window, with a profile of its own."""
+def chromium(*flags: str) -> Iterator[Any]:
+    """A driven browser without a window, with a profile of its own; `flags` are added to FLAGS."""
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -138,7 +138,7 @@ def chromium() -> Iterator[Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = Options()
         options.binary_location = str(shutil.which("chromium"))
-        for flag in (*FLAGS.split(), f"--window-size={WIDTH},{HEIGHT}", f"--user-data-dir={profile}"):
+        for flag in (*FLAGS.split(), *flags, f"--window-size={WIDTH},{HEIGHT}", f"--user-data-dir={profile}"):
             options.add_argument(flag)
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:

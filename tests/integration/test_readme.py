@@ -95,6 +95,12 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn predict runs/meld-text note.txt --png pictures": Run(
         makes="pictures", leaves="pictures/note.txt.png", says="text word"
     ),
+    "awtpn serve runs/meld": Elsewhere(
+        [
+            "integration/test_serve.py::test_it_says_where_it_is_and_ends_quietly",
+            "integration/test_serve.py::test_a_clip_is_answered_in_a_browser",
+        ]
+    ),
     "awtpn cross-validate --help": Run(says="--sweep"),
     # Recordings.
     "awtpn extract IEMOCAP_full_release data/iemocap --format iemocap": Run(

@@ -14,7 +14,10 @@ from support import REPO, environment
 import awtpn
 import shards
 
-HEAVY = ["torch", "av", "h5py", "transformers", "matplotlib", "jsonargparse", "deepspeed", "accelerate"]
+HEAVY = [
+    *("torch", "av", "h5py", "transformers", "matplotlib", "jsonargparse", "deepspeed", "accelerate"),
+    "aiohttp",
+]
 # One process, since imports cannot be undone. Each line of its output is what is loaded by then.
 PROBE = f"""
 import contextlib, io, json, os, sys
@@ -38,7 +41,7 @@ def answered(*words):
 
 for words in (["--help"], ["trian"], ["pack", "--help"], ["extract", "--fromat", "x"], ["evaluate", "--help"],
               ["evaluate"], ["cross-validate", "--help"], ["ablate", "--jobs", "x"],
-              ["compare-models", "--help"]):
+              ["compare-models", "--help"], ["serve", "--help"], ["serve", "gone/a/b"]):
     answered(*words)
 import awtpn.config.schema
 from awtpn import ModelConfig
