@@ -45,12 +45,18 @@ def print_constant(manifest: Manifest) -> None:
 
 
 def how_to_use(manifest: Manifest, out: str) -> str:
-    """What can be done with the dataset in `out`, on a line each: train on features, read recordings."""
+    """What can be done with the dataset in `out`, on a line each: train on features, use recordings."""
     recorded = [name for name, modality in manifest.modalities.items() if modality.recording]
     lines = []
     if len(recorded) < len(manifest.modalities):
         lines.append(f"train with: {how_to_train(manifest, out)}")
     if recorded:
+        encoders = {"audio": "--audio logmel", "video": "--video descriptor"}
+        options = [encoders.get(name, "") or f"--{name} ENCODER" for name in recorded]
+        options += [f"--{name} none" for name in encoders if name not in recorded]
+        lines.append(
+            f"make features of the recordings with: awtpn extract {quote(out)} OUT {' '.join(options)}"
+        )
         lines.append(
             f"read the recordings ({', '.join(recorded)}) with shards.FeatureStream or webdataset; "
             f"see what they are with: awtpn shards info {quote(out)}"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def check_features_only(chosen: Mapping[str, Modality], modalities: Mapping[str,
         return
     held = ", and ".join(f"{name} holds recordings ({what})" for name, what in recorded.items())
     encoders = " ".join(f"--{name} ENCODER" for name in recorded)
-    fix = f"extract features (awtpn extract SOURCE OUT {encoders})"
+    fix = f"make features of them (awtpn extract {quote(url)} OUT {encoders})"
     if features := [name for name, found in modalities.items() if not found.recording]:
         fix += f", or choose the modalities with features (--model.modalities {','.join(features)})"
     raise ValueError(f"{url}: {held}, but a model takes features: {fix}")

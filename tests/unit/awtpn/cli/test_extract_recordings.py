@@ -49,6 +49,8 @@ def test_the_command_of_the_help_stores_recordings(
     told = capsys.readouterr().out
     assert "1 clips have no audio, which never changes; --keep_constant keeps it" in told
     assert f"extracted; train with: awtpn train --data.train {out} --model.modalities text\n" in told
+    encoders = "--audio logmel --video descriptor"
+    assert f"\nmake features of the recordings with: awtpn extract {out} OUT {encoders}\n" in told
     assert told.endswith(f"\n{READ.format('audio, video')}awtpn shards info {out}\n")
 
     _, manifest, _ = open_dataset(str(out))
@@ -156,7 +158,9 @@ def test_recordings_alone_have_no_command_that_trains(
 ) -> None:
     awtpn("extract", tree, tmp_path / "d", "--audio", "waveform", "--video", "frames", *SMALL)
     told = capsys.readouterr().out
-    assert told.endswith(f"\nextracted; {READ.format('audio, video')}awtpn shards info {tmp_path / 'd'}\n")
+    features = f"awtpn extract {tmp_path / 'd'} OUT --audio logmel --video descriptor"
+    assert f"\nextracted; make features of the recordings with: {features}\n" in told
+    assert told.endswith(f"\n{READ.format('audio, video')}awtpn shards info {tmp_path / 'd'}\n")
     assert "awtpn train" not in told
 
 
@@ -166,7 +170,11 @@ def test_of_features_and_recordings_the_features_train() -> None:
     splits = dict.fromkeys(["train", "test"], Split(1, {}, [1], {}, []))
     told = how_to_use(Manifest(modalities, ["a"], {}, splits, {}), "my clips").split("\n")
     command = "awtpn train --data.train 'my clips' --model.modalities audio,text"
-    assert told == [f"train with: {command}", f"{READ.format('video')}awtpn shards info 'my clips'"]
+    assert told == [
+        f"train with: {command}",
+        "make features of the recordings with: awtpn extract 'my clips' OUT --video descriptor --audio none",
+        f"{READ.format('video')}awtpn shards info 'my clips'",
+    ]
     config, _ = parse_command_line(["--data.train", "my clips", "--model.modalities", "audio,text"])
     assert list(config.model.modalities) == ["audio", "text"]
 

@@ -20,7 +20,7 @@ from shards.format.schema import Modality
 SHORT = ["--model.shared_dim", 8, "--train.global_batch_size", 8, "--train.epochs", 1, "--train.min_steps", 1]
 SOUND = "audio holds recordings (sound at 16000 Hz in steps of 0.1 s)"
 PICTURES = "video holds recordings (pictures of 32 x 32 at 10 per second, as arrays)"
-FIX = "but a model takes features: extract features (awtpn extract SOURCE OUT"
+FIX = "but a model takes features: make features of them (awtpn extract {} OUT"
 OF_BOTH = f"{SOUND}, and {PICTURES}, {FIX} --audio ENCODER --video ENCODER)"
 OF_MIXED = (
     f"{PICTURES}, {FIX} --video ENCODER), or choose the modalities with features (--model.modalities audio)"
@@ -78,9 +78,13 @@ def test_a_command_that_trains_refuses_recordings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = [str(run) if word == "RUN" else word for word in words]
-    assert f"{made / 'both'}: {OF_BOTH}" in refusal(command, "--data.train", made / "both", *given)
+    assert f"{made / 'both'}: {OF_BOTH.format(made / 'both')}" in refusal(
+        command, "--data.train", made / "both", *given
+    )
     if command == "train":
-        assert f"{made / 'mixed'}: {OF_MIXED}" in refusal(command, "--data.train", made / "mixed", *given)
+        assert f"{made / 'mixed'}: {OF_MIXED.format(made / 'mixed')}" in refusal(
+            command, "--data.train", made / "mixed", *given
+        )
     assert not list(tmp_path.rglob("checkpoints"))
     if command != "train":  # no run of many was begun
         assert not list(tmp_path.rglob("config.yaml"))
@@ -96,11 +100,11 @@ def test_a_run_refuses_recordings_of_each_role(made: Path, tmp_path: Path) -> No
     words = ["train", "--data.train", made / "mixed", "--model.modalities", "[audio]", *SHORT]
     for role, split in (("val", "test"), ("test", "test")):
         told = refusal(*words, f"--data.{role}", f"{made / 'both'}#{split}", "--run.dir", tmp_path / role)
-        assert f"{made / 'both'}: {SOUND}, {FIX} --audio ENCODER)" in told
+        assert f"{made / 'both'}: {SOUND}, {FIX.format(made / 'both')} --audio ENCODER)" in told
 
 
 def test_a_trained_model_takes_no_recordings(made: Path, run: Path) -> None:
-    told = f"{made / 'both'}: {SOUND}, {FIX} --audio ENCODER)"
+    told = f"{made / 'both'}: {SOUND}, {FIX.format(made / 'both')} --audio ENCODER)"
     assert told in refusal("predict", run, made / "both")
     assert told in refusal("evaluate", run, "--data", made / "both")
 
@@ -110,7 +114,7 @@ def test_memory_is_estimated_of_features_alone(
 ) -> None:
     (tmp_path / "run.yaml").write_text(json.dumps({"data": {"train": str(made / "mixed")}}))
     command = ["doctor", "--memory", tmp_path / "run.yaml", "--ranks", 1, "--device", "cpu"]
-    assert f"{made / 'mixed'}: {OF_MIXED}" in refusal(*command)
+    assert f"{made / 'mixed'}: {OF_MIXED.format(made / 'mixed')}" in refusal(*command)
     awtpn(*command, "--model.modalities", "[audio]")
     assert "zero3" in capsys.readouterr().out
 
