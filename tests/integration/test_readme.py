@@ -225,6 +225,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "--dir runs/ravdess-ablations": Elsewhere(
         ["unit/awtpn/experiments/test_ablation.py::test_base_and_variants_share_seeds_and_become_a_table"]
     ),
+    "awtpn ablate --config demo --seeds 0 1 2 3 4 --dir runs/demo-ablations": Elsewhere(
+        ["unit/awtpn/experiments/test_ablation.py::test_base_and_variants_share_seeds_and_become_a_table"]
+    ),
     "awtpn export runs/try1 my-model": Run(makes="my-model", leaves="my-model/README.md"),
     "awtpn push my-model USER/NAME": Elsewhere(
         ["unit/awtpn/model/sharing/test_hub.py::test_models_are_pushed_with_their_card"]
@@ -251,7 +254,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
             "unit/awtpn/experiments/comparison/test_report.py::test_the_report_shows_all_of_it",
         ]
     ),
-    "awtpn compare-models --sources data/sources --seeds 0 1 --dir runs/suite --jobs 2": Elsewhere(
+    "awtpn compare-models --sources data/sources --seeds 0 1 2 3 4 --dir runs/suite --jobs 2": Elsewhere(
         ["integration/test_compare_models.py::test_a_suite_is_packed_trained_and_reported"]
     ),
     "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero2.json "
