@@ -241,6 +241,8 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn evaluate": Run(append="--help", says="--predictions"),
     "awtpn cross-validate": Run(append="--help", says="--sweep"),
     "awtpn ablate": Run(append="--help", says="--only"),
+    "awtpn extract": Run(append="--help", says="--video_jpeg"),
+    "awtpn predict": Run(append="--help", says="--png"),
     "awtpn train --data.train data/mine --model.name gru": Elsewhere(
         ["integration/test_baselines.py::test_a_baseline_is_trained_reported_used_and_exported"]
     ),
