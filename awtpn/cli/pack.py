@@ -32,7 +32,7 @@ from awtpn.config.option_types import add_store_options
 from shards.format.precision_names import long_name
 from shards.format.schema import DTYPES
 from shards.registry import Entry
-from shards.sources import find_sources
+from shards.sources import PACKED, find_sources
 from shards.storage.local_path import local_or_url
 
 if TYPE_CHECKING:
@@ -199,5 +199,6 @@ def describe() -> str:
 
 
 def _corpora() -> dict[str, Entry]:
-    """The corpora of recordings: sources which `recognize` their folder."""
-    return {name: e for name, e in find_sources("ClipSource").items() if "recognize" in e.functions}
+    """The corpora of recordings: sources which `recognize` their folder, and which are not packed yet."""
+    found = find_sources("ClipSource")
+    return {name: e for name, e in found.items() if "recognize" in e.functions and name != PACKED}
