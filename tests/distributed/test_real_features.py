@@ -20,7 +20,7 @@ def test_layouts_learn_the_same_from_real_features(tmp_path: Path) -> None:
     source = npz.read(str(FEATURES))
     pack(source.samples, str(tmp_path / "data"), classes=source.classes, progress=False)
     command = [sys.executable, "tests/distributed/matrix.py", "--data", str(tmp_path / "data"), "--fold", "3"]
-    only = ["--ranks", "1", "2", "--lessons", "gradient", "--steps", "25"]
+    only = ["--ranks", "1", "2", "--lessons", "gradient", "--steps", "50"]
     code, output = run([*command, *only], tmp_path / "matrix.log")
     assert code == 0, output
     assert "24 layouts, 0 not equal to one process" in output
