@@ -20,10 +20,8 @@ from awtpn.model.models import load_model
 from awtpn.tracking.snapshot import example
 from shards import FeatureStream
 
-BARS, PLAIN_BARS = (
-    " ▁▂▃▄▅▆▇█",
-    " .:-=+*#@",
-)  # from no weight to the utterance's largest; where there is no Unicode
+# From no weight to the utterance's largest one; the second where a terminal has no Unicode.
+BARS, PLAIN_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 MARK = "^"  # below an informative time step
 
 

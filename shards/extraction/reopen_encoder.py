@@ -10,7 +10,7 @@ from shards.extraction.encoders import find_encoders, open_encoder
 from shards.extraction.encoders.frames import LARGEST_CROP
 from shards.extraction.through_recording import PicturesThroughRecording, SoundThroughRecording
 from shards.format.feature_space import RECORDED, describe, space_of
-from shards.format.recording import FRAMES, WAVEFORM
+from shards.format.recording import KIND_OF
 
 # Settings of Hugging Face models that are options of their encoders.
 MODEL_OPTIONS = ("dtype", "layer", "step_seconds", "revision", "fps", "faces")
@@ -19,9 +19,6 @@ LARGEST_RATE = 1_000_000  # beyond the rate of any recording
 # Settings that are whole numbers from 1 to this. A model of others may record any side, and a picture of that
 # side would fill the memory.
 COUNTS = {"side": LARGEST_CROP, "jpeg": 95}
-
-
-KIND_OF = {"audio": WAVEFORM, "video": FRAMES}
 MOST_RECORDINGS = 8  # of recordings that were made of recordings
 
 

@@ -19,6 +19,8 @@ import numpy as np
 
 WAVEFORM, FRAMES = "waveform", "frames"
 DTYPE_OF = {WAVEFORM: "int16", FRAMES: "uint8"}
+# What extraction stores of a modality.
+KIND_OF = {"audio": WAVEFORM, "video": FRAMES}
 # In an utterance's JSON member: the true number of samples, by modality.
 NUM_SAMPLES = "num_samples"
 # Full scale of int16. FFmpeg divides by it, so 16-bit sound that is neither mixed nor resampled is kept

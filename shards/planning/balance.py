@@ -40,9 +40,19 @@ def work_of(steps: Mapping[str, np.ndarray], modalities: Mapping[str, Modality])
     Returns:
         [U] int64.
     """
-    recorded = any(modality.recording for modality in modalities.values())
-    weights = {name: modality.step_bytes if recorded else 1 for name, modality in modalities.items()}
-    return np.stack([steps[name].astype(np.int64) * by for name, by in weights.items()]).sum(0)
+    if any(modality.recording for modality in modalities.values()):
+        return batch_bytes(steps, modalities)
+    return np.stack([steps[name] for name in modalities]).sum(0, np.int64)
+
+
+def batch_bytes(steps: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]) -> np.ndarray:
+    """Bytes of each utterance's arrays in a batch, over all modalities; arguments and result of `work_of`.
+
+    Pictures that are stored as JPEG take many times the memory of their files. So the size of a dataset on
+    disk says little about the memory that training needs.
+    """
+    sizes = [steps[name].astype(np.int64) * m.step_bytes for name, m in modalities.items()]
+    return np.stack(sizes).sum(0, np.int64)
 
 
 def balance_steps(work: np.ndarray, rows_per_step: int, rotation: int) -> np.ndarray:

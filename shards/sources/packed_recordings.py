@@ -22,7 +22,7 @@ import numpy as np
 
 from shards.format.class_checks import WrongManifest
 from shards.format.feature_space import CONSTANT, ROUNDED, recorded_constant, recorded_spaces
-from shards.format.recording import FRAMES, WAVEFORM, Recording
+from shards.format.recording import KIND_OF, Recording
 from shards.format.schema import (
     DECODED,
     INDEXED,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from shards.storage.store import Store
     from shards.streaming.reader import ShardReader
 
-KIND_OF = {"audio": WAVEFORM, "video": FRAMES}
 FIELDS = {"schema_version", "modalities", "splits"}  # of every manifest
 # Shards that a reader keeps open: clips are decoded in order, by a few threads.
 OPEN_SHARDS = 8

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from shards.format.schema import Manifest, choose_split
+from shards.planning.balance import batch_bytes
 from shards.planning.cache_demand import working_set
 from shards.planning.plan import WINDOW, Plan, Work, make_plan, places_of_rank, rows_of_step, shards_of_places
 from shards.safe_io.printable import table_lines
 from shards.storage.store import Store
 from shards.streaming.reader import INDEX_THREADS, ShardReader
 from shards.tools.info import format_bytes
-from shards.tools.sizes import batch_bytes
 
 SAMPLED_STEPS, SAMPLED_RANKS = 16, 512
 

@@ -1,8 +1,4 @@
-"""How much memory utterances take in a batch, and how much sound and how many pictures there are.
-
-`awtpn shards info` and `simulate` tell it. Pictures that are stored as JPEG take many times the memory of
-their files. So the size of a dataset on disk says little about the memory that training needs.
-"""
+"""How much sound there is in a dataset; `awtpn shards info` tells it."""
 
 from __future__ import annotations
 
@@ -14,20 +10,6 @@ from shards.format.index import ShardIndex
 from shards.format.schema import Modality
 
 SECONDS_OF_HOUR, SECONDS_OF_MINUTE = 3600, 60
-
-
-def batch_bytes(steps: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]) -> np.ndarray:
-    """Bytes of each utterance's arrays in a batch, over all modalities.
-
-    Args:
-        steps: time steps by modality, [U] each.
-        modalities: of the same names, one at least.
-
-    Returns:
-        [U] int64.
-    """
-    sizes = [steps[name].astype(np.int64) * m.step_bytes for name, m in modalities.items()]
-    return np.stack(sizes).sum(axis=0, dtype=np.int64)
 
 
 def sound_seconds(indexes: Iterable[ShardIndex], modalities: Mapping[str, Modality]) -> dict[str, float]:

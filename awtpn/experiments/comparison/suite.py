@@ -132,11 +132,6 @@ class Suite:
     nested_seeds: Sequence[int] = (0,)
     curves: Curves | None = None
 
-    @property
-    def trained(self) -> dict[str, Model]:
-        """The models that are not linear."""
-        return {name: model for name, model in self.models.items() if not model.is_linear}
-
 
 def read_suite(path: Path = SUITE_FILE, datasets: Sequence[str] = (), models: Sequence[str] = ()) -> Suite:
     """Read a suite.

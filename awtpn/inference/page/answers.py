@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from awtpn.model.sharing.model_card import TASK_NAMES
 from awtpn.model.sharing.privacy import public_card
 from shards.extraction.media import MediaError
 from shards.format.feature_space import recorded_spaces
+from shards.format.jpeg import encode_jpeg, pillow
 from shards.safe_io.printable import printable
 from shards.sources.base import Clip
 from shards.storage.local_path import local_path
@@ -165,12 +165,10 @@ def _frames(recording: Recording, prediction: Prediction) -> list[dict[str, Any]
 
 def _jpeg(picture: NDArray[np.uint8]) -> str:
     """A picture [H, W, 3] as the URL of a small JPEG."""
-    from PIL import Image
-
-    image, file = Image.fromarray(picture), io.BytesIO()
+    image = pillow().fromarray(picture)
     image.thumbnail((10 * FRAME_HEIGHT, FRAME_HEIGHT))
-    image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = encode_jpeg(np.asarray(image), JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
 def _rounded(values: NDArray[Any]) -> list[float]:
