@@ -30,11 +30,14 @@ class Ragged:
         values: [sum T, D], in the stored dtype; of pictures uint8 [sum T, height, width, 3].
         offsets: [B + 1] int32; sequence i is `values[offsets[i]:offsets[i + 1]]`, and may be empty.
         host_offsets: `offsets` on the host, so that lengths are known there without waiting for a device.
+        samples: of recorded sound, int16 [sum T, samples]: the true number of samples of each sequence, [B]
+            int64 on the host; the rest of its last time step is zeros. None of all else.
     """
 
     values: torch.Tensor
     offsets: torch.Tensor
     host_offsets: torch.Tensor
+    samples: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -66,8 +69,6 @@ class FeatureBatch:
         place: [B] int64, ascending: each utterance's place in the global batch. Stays on the host.
         first_place, num_places: the range of places of this batch; in an epoch's last step some are empty.
         epoch, step: 0-based.
-        samples: by modality of recorded sound the true number of samples of each utterance, [B] int64; 0
-            where it is missing. The rest of an utterance's last time step is zeros. Stays on the host.
         damaged: cause by name of each utterance that was skipped because it is damaged (its place is empty);
             see `FeatureStream`. Each micro-batch has those of the complete batch.
     """
@@ -84,11 +85,15 @@ class FeatureBatch:
     epoch: int
     step: int
     damaged: dict[str, str] = field(default_factory=dict)
-    samples: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of utterances B; 0 if all places are empty."""
         return len(self.key)
+
+    @property
+    def samples(self) -> dict[str, torch.Tensor]:
+        """By modality of recorded sound the true number of samples of each utterance, [B] int64; 0: missing."""
+        return {name: of.samples for name, of in self.features.items() if of.samples is not None}
 
     @property
     def num_bytes(self) -> int:
@@ -147,10 +152,28 @@ class FeatureBatch:
                 place=self.place[low:high],
                 first_place=first,
                 num_places=last - first,
-                samples={name: counts[low:high] for name, counts in self.samples.items()},
             )
             for (low, high), (first, last) in zip(pairwise(rows), pairwise(edges), strict=True)
         ]
+
+    def take(self, rows: Sequence[int]) -> FeatureBatch:
+        """Some of the utterances, in the order of `rows`; the places, then, need not ascend.
+
+        Args:
+            rows: positions in this batch.
+        """
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        on_device = chosen.to(self.label.device)
+        return replace(
+            self,
+            features={name: _take(ragged, chosen) for name, ragged in self.features.items()},
+            label=self.label[on_device],
+            host_label=self.host_label[chosen],
+            target=self.target[on_device],
+            host_target=self.host_target[chosen],
+            key=[self.key[row] for row in rows],
+            place=self.place[chosen],
+        )
 
     def fingerprint(self) -> int:
         """Sum modulo 2^64 of a 64-bit hash of every (place, key).
@@ -170,4 +193,17 @@ def _cut(ragged: Ragged, low: int, high: int) -> Ragged:
         values=ragged.values[first:last],
         offsets=ragged.offsets[low : high + 1] - first,
         host_offsets=ragged.host_offsets[low : high + 1] - first,
+        samples=None if ragged.samples is None else ragged.samples[low:high],
+    )
+
+
+def _take(ragged: Ragged, rows: torch.Tensor) -> Ragged:
+    parts = ragged.values.split(ragged.host_lengths)
+    lengths = ragged.host_offsets.diff()[rows]
+    host_offsets = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    return Ragged(
+        values=torch.cat([parts[row] for row in rows.tolist()] or [ragged.values[:0]]),
+        offsets=host_offsets.to(ragged.offsets.device),
+        host_offsets=host_offsets,
+        samples=None if ragged.samples is None else ragged.samples[rows],
     )

@@ -67,7 +67,6 @@ class Utterances:
             are damaged.
         damaged: the cause by name of each of the others. The name is the key, or shard#row where the index
             is damaged.
-        samples: by modality of recorded sound the true number of samples, [B] int64.
     """
 
     features: dict[str, Ragged]
@@ -76,7 +75,6 @@ class Utterances:
     key: list[str]
     kept: np.ndarray
     damaged: dict[str, str]
-    samples: dict[str, torch.Tensor]
 
 
 class ShardReader:
@@ -282,8 +280,8 @@ class ShardReader:
         while True:
             kept, damaged = self._damage.split(shard, row)
             if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
-                features, label, target, samples, key = read
-                return Utterances(features, label, target, key, kept, damaged, samples)
+                features, label, target, key = read
+                return Utterances(features, label, target, key, kept, damaged)
 
     def _record_damage(
         self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
@@ -301,8 +299,8 @@ class ShardReader:
 
     def _read(
         self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
-    ) -> tuple[dict[str, Ragged], torch.Tensor, torch.Tensor, dict[str, torch.Tensor], list[str]] | None:
-        """Features, labels, targets, samples and keys; None if damage was found and recorded: read again."""
+    ) -> tuple[dict[str, Ragged], torch.Tensor, torch.Tensor, list[str]] | None:
+        """Features, labels, targets and keys; None if damage was found and recorded: read again."""
         width = 1 + 2 * len(self.modalities)
         sound = [name for name, modality in self.modalities.items() if modality.is_sound]
         end = width + self.target.num_values
@@ -361,10 +359,12 @@ class ShardReader:
                 return None
         label = torch.from_numpy(locations[:, 0].copy())
         target = torch.from_numpy(locations[:, width:end].copy().view(np.float64))
-        samples = {name: torch.from_numpy(locations[:, end + i].copy()) for i, name in enumerate(sound)}
+        for i, name in enumerate(sound):
+            samples = torch.from_numpy(locations[:, end + i].copy())
+            features[name] = replace(features[name], samples=samples)
         if pin and target.numel():
             target = target.pin_memory()
-        return features, label.pin_memory() if pin else label, target, samples, key.tolist()
+        return features, label.pin_memory() if pin else label, target, key.tolist()
 
     def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
         """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.

@@ -405,5 +405,4 @@ class FeatureStream:
             epoch=epoch,
             step=step,
             damaged=utterances.damaged,
-            samples=utterances.samples,
         )
