@@ -19,13 +19,14 @@ from typing import Any
 import yaml
 from jsonargparse import SUPPRESS, DefaultHelpFormatter, set_parsing_settings
 
+from awtpn.config.encoders import join_encoders
 from awtpn.config.errors import OneLineParser, keys_of
 from awtpn.config.modalities import full_map, join_modalities
 from awtpn.config.program import TRAIN, Program
 from awtpn.config.project_files import DEMO_CONFIG, find_file, packaged_files
 from awtpn.config.schema import Config, Launch
 from awtpn.config.settings import DataConfig
-from awtpn.config.yaml_file import CheckedFile, modalities_of
+from awtpn.config.yaml_file import CheckedFile, encoders_of, modalities_of
 from awtpn.model.settings import ModelConfig
 from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
 from shards.storage.credentials import remember_command
@@ -122,6 +123,7 @@ def parse_command_line(
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
     try:
         arguments = join_modalities(arguments, partial(modalities_of, keys=parser.keys))
+        arguments = join_encoders(arguments, partial(encoders_of, keys=parser.keys))
     except ValueError as error:
         parser.error(str(error))
     try:

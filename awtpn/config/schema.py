@@ -13,6 +13,7 @@ import yaml
 from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrainConfig
 from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
 from awtpn.metrics.summary import check_best_by
+from awtpn.model.encoders.settings import encoder_settings
 from awtpn.model.settings import FORMER_MODEL, PUBLISHED_WEIGHTS, ModelConfig, TaskConfig
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.credentials import redact_url, remember_secrets
@@ -28,6 +29,10 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    # Not dict[str, EncoderSettings]: jsonargparse would want every setting of each.
+    encoder: dict = field(default_factory=dict)
+    """Encoders to train with the model, by modality that the data holds as recordings:
+    {audio: {model: facebook/hubert-base-ls960, tune: lora}}. Default: none, the data holds features."""
     prototypes: PrototypesConfig = field(default_factory=PrototypesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -41,12 +46,14 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
         check_finite(self)
+        self.encoder = encoder_settings(self.encoder)
         sections = (self.task, self.model, self.prototypes, self.loss, self.optim, self.train)
         for section in (*sections, self.data.select):
             section.validate()
         if self.task.type is not None:  # else when the data is known
             self.check_task(self.task.type)
         self.check_network()
+        self.check_encoders()
         if self.data.damaged_budget < 0:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
         if not 0 <= self.run.seed < 2**63:
@@ -73,6 +80,23 @@ class Config:
                 "prototypes.update=ema with loss.lambda_align=0: no loss pulls the time steps to the "
                 "prototypes; raise loss.lambda_align, or take prototypes.update=gradient"
             )
+
+    def check_encoders(self) -> None:
+        """Raise ValueError, naming the keys, for encoders that the run cannot have."""
+        for name, settings in self.encoder.items():
+            settings.validate(name)
+            if name not in self.model.modalities:
+                raise ValueError(
+                    f"encoder.{name} is given, but {name} is not among model.modalities "
+                    f"{', '.join(self.model.modalities)}"
+                )
+        if self.encoder and self.loss.negatives == "reference":
+            raise ValueError(
+                "loss.negatives=reference permutes whole micro-batches, and encoders cut these by length: set "
+                "loss.negatives to group"
+            )
+        if self.encoder and self.train.compile:
+            raise ValueError("train.compile=true does not compile encoders: leave it out")
 
     def check_task(self, task_type: str) -> None:
         """Raise ValueError, naming the key, for settings that a task does not have."""
@@ -157,11 +181,16 @@ def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{section}.{key}"
         for section, settings in now.items()
-        for key, value in settings.items()
-        if (former := before.get(section, {}).get(key)) != value
+        for key, value in (flatten(settings) if section == "encoder" else settings).items()
+        if (former := _former(before, section).get(key)) != value
         # Of pairs of modalities the first is the anchor, so their order is a setting, too.
         or (key == "modalities" and list(former) != list(value))
     ]
+
+
+def _former(before: Mapping[str, Any], section: str) -> dict[str, Any]:
+    found: dict[str, Any] = before.get(section, {})
+    return flatten(found) if section == "encoder" else found
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,11 +96,22 @@ def read_settings(file: str, keys: Mapping[str, Any]) -> tuple[str, dict[str, in
 
 def modalities_of(file: str, keys: Mapping[str, Any]) -> Any:
     """`model.modalities` of a configuration file; None where it has none, or has mistakes."""
+    model = section_of(file, keys, "model")
+    return None if model is None else model.get("modalities")
+
+
+def encoders_of(file: str, keys: Mapping[str, Any]) -> Any:
+    """`encoder` of a configuration file; None where it has none, or has mistakes."""
+    return section_of(file, keys, "encoder")
+
+
+def section_of(file: str, keys: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """A section of a configuration file; None where it has none, or has mistakes."""
     try:
-        model = (parse_yaml(read_settings(file, keys)[0]) or {}).get("model")
+        section = (parse_yaml(read_settings(file, keys)[0]) or {}).get(name)
     except (ValueError, yaml.YAMLError):  # `CheckedFile` reports it
         return None
-    return model.get("modalities") if isinstance(model, dict) else None
+    return section if isinstance(section, dict) else None
 
 
 def remember_secrets_of(text: str) -> None:

@@ -73,15 +73,20 @@ def check_negatives(loss: LossConfig, modalities: Sequence[str], layout: Layout)
         )
 
 
-def negatives_cross_micro_batches(loss: LossConfig, modalities: Sequence[str], layout: Layout) -> bool:
+def negatives_cross_micro_batches(
+    loss: LossConfig, modalities: Sequence[str], layout: Layout, by_length: bool = False
+) -> bool:
     """Whether an utterance's negative can lie in another micro-batch of its step.
 
     Then `awtpn.training.held_means` computes the cross-modal terms, at the cost of one more forward pass.
     Global negatives without accumulation need none: each rank's only micro-batch is live at the same time.
+
+    Args:
+        by_length: micro-batches are cut into passes by the lengths of recordings.
     """
     if len(modalities) < 2 or loss.negatives == "reference":
         return False
-    if not layout.even:
+    if not layout.even or by_length:
         return True
     if loss.negatives == "global":
         return layout.accumulation > 1

@@ -58,6 +58,14 @@ class World:
         dist.all_reduce(tensor, group=self.cpu_group)
         return tensor.numpy()
 
+    def max(self, value: int) -> int:
+        """The largest of the ranks' values, on every rank; every rank calls."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.cpu_group)
+        return int(found)
+
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value of a small object, on every rank."""
         if self.size == 1:

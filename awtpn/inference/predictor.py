@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,9 +289,10 @@ class Predictor:
     @torch.no_grad()
     def _predict(self, features: Mapping[str, Ragged]) -> list[Prediction]:
         moved = {
-            m: Ragged(r.values.to(self.device), r.offsets.to(self.device), r.host_offsets)
+            m: replace(r, values=r.values.to(self.device), offsets=r.offsets.to(self.device))
             for m, r in features.items()
         }
+        moved = self.model.encoded(moved)
         output = self.model(moved)
         weights = {
             m: stream.weights.float().cpu().split(moved[m].host_lengths)

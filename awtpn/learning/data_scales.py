@@ -5,7 +5,8 @@ They are of the first utterances of the plan's first epoch, in eval mode, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from awtpn.model.base import EmotionModel
 from awtpn.model.blocks import Spread, Statistics, mean_and_deviation
+from awtpn.model.encoders import passes_of
 from awtpn.model.network import AWTPN
 from awtpn.model.segments import utterance_of_step
 from shards import FeatureBatch
@@ -60,6 +63,49 @@ def set_scales_from_data(
             statistics.set_statistics(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
         if m in model.spread:
             cast(Spread, model.spread[m]).spread.fill_(max(LEAST, float(spread[0])))
+
+
+def encode_batches(
+    model: EmotionModel, batches: Iterable[FeatureBatch], device: torch.device
+) -> Iterator[FeatureBatch]:
+    """The batches on the device, with features in place of recordings, by the encoders in eval mode.
+
+    With encoders a batch comes in parts, and its utterances in another order.
+
+    Args:
+        model: not wrapped by an engine, in eval mode.
+        batches: this rank's share of the utterances.
+    """
+    for batch in batches:
+        parts = [batch]
+        if len(model.encoders):
+            parts = [batch.take(rows) for rows in passes_of(model, batch, [range(len(batch))])]
+        for part in parts:
+            moved = part.to(device)
+            with torch.no_grad():
+                yield replace(moved, features=model.encoded(moved.features))
+
+
+@torch.no_grad()
+def set_statistics_of_encoders(
+    model: EmotionModel,
+    modalities: Iterable[str],
+    batches: Iterable[FeatureBatch],
+    total: Total = lambda array: array,
+) -> None:
+    """Standardize encoders' features by their mean and standard deviation over the time steps of `batches`.
+
+    Args:
+        modalities: those whose statistics are set.
+        batches: of `encode_batches`.
+        total: sums an array over ranks, as `World.sum`; called once per modality.
+    """
+    for m in modalities:
+        sums = np.zeros((3, model.feature_dims[m]))
+        for batch in batches:
+            sums += sums_of(batch.features[m].values)
+        mean, std = mean_and_std(*total(sums))
+        model.set_statistics(m, torch.from_numpy(mean).float(), torch.from_numpy(std).float())
 
 
 def sums_of(rows: Tensor) -> NDArray[np.float64]:

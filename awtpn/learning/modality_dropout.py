@@ -72,4 +72,5 @@ def without_rows(ragged: Ragged, hidden: NDArray[np.bool_]) -> Ragged:
         values=ragged.values.index_select(0, to_device_async(kept, device)),
         offsets=to_device_async(offsets, device),
         host_offsets=torch.from_numpy(offsets),
+        samples=None if ragged.samples is None else ragged.samples.masked_fill(torch.from_numpy(hidden), 0),
     )

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from awtpn.learning.averaging import update_averages
 from awtpn.learning.settings import OptimConfig
+from awtpn.model.base import ENCODERS, EmotionModel
+from awtpn.model.encoders import Encoder, lr_scales
 
 # Learning rates whose relative difference is smaller are the same up to rounding.
 SAME_LR = 1e-3
+LR_SCALE = "lr_scale"  # of a group of the optimizer
 
 _plain_step = unwrap(torch.optim.AdamW.step)  # see GuardedAdamW.add_param_group
 
@@ -64,12 +67,40 @@ def set_grad_norm(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         optimizer.gradient_norm = norm
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, ema_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; with `ema_decay` > 0 it also averages them over its steps."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = GuardedAdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+def make_optimizer(model: EmotionModel, config: OptimConfig, ema_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; with `ema_decay` > 0 it also averages them over its steps.
+
+    Encoders have learning rates and weight decays of their own (`encoder.*.lr`, `lr_decay`, `weight_decay`):
+    a group of the optimizer for each combination, with `lr_scale`, its share of the schedule's rate.
+    """
+    settings = encoder_rates(model, config)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = settings.get(name, (1.0, config.weight_decay))
+            groups.setdefault(key, []).append(parameter)
+    optimizer = GuardedAdamW(
+        [
+            {"params": parameters, "lr": config.lr * scale, "weight_decay": decay, LR_SCALE: scale}
+            for (scale, decay), parameters in groups.items()
+        ],
+        lr=config.lr,
+        fused=True,
+    )
     optimizer.average_decay = ema_decay
     return optimizer
+
+
+def encoder_rates(model: EmotionModel, config: OptimConfig) -> dict[str, tuple[float, float]]:
+    """Of each of the encoders' weights its learning rate as a share of `optim.lr`, and its weight decay."""
+    found = {}
+    for modality, encoder in model.encoders.items():
+        assert isinstance(encoder, Encoder)
+        own = encoder.config
+        decay = config.weight_decay if own.weight_decay is None else own.weight_decay
+        for name, scale in lr_scales(encoder).items():
+            found[f"{ENCODERS}{modality}.{name}"] = (own.peak_lr / config.lr * scale, decay)
+    return found
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -109,5 +140,6 @@ def schedule_change(config: OptimConfig, last_lr: float | None, step: int, total
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of a step, of which encoders' weights have shares of their own."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(LR_SCALE, 1.0)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from awtpn.model.blocks import Standardize
+from awtpn.model.encoders import Encoder, records_of, reopen_encoders
 from awtpn.model.compute.dropout import DropoutFactors
 from awtpn.model.files import (
     CARD_FILE,
@@ -35,8 +36,13 @@ from awtpn.model.sharing.hub import locate
 from awtpn.model.sharing.privacy import public_card
 from awtpn.model.task import Task, task_of_card
 from shards import Ragged
+from shards.format.recording import DTYPE_OF
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.json_text import json_text
+
+
+ENCODERS = "encoders."  # how the names of the encoders' weights begin
+RECORDED = (torch.int16, torch.uint8)  # dtypes of recordings, which no features have
 
 
 @dataclass
@@ -93,6 +99,8 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         feature_dims: features per step, by modality.
         classes: class names in label order; none if the task has no classes.
         task: what is recognized.
+        encoders: by modality an `Encoder` that makes the features of recordings; empty if the data has
+            features.
         provenance: how the features of its training data were made, from the dataset's manifest.
         record: the other fields of the card that it was loaded from: dataset name, results, license.
     """
@@ -104,6 +112,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         classes: Sequence[str],
         learnable_prototypes: bool = True,
         task: Task | None = None,
+        encoders: Mapping[str, Encoder] | None = None,
     ) -> None:
         """Initialize with random weights, drawn from torch's global generator.
 
@@ -113,6 +122,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
             classes: class names in label order.
             learnable_prototypes: False if class means update the prototypes (`prototypes.update: ema`).
             task: what to recognize; default: the classes.
+            encoders: of modalities that are recordings; `feature_dims` has the widths of their features.
 
         Raises:
             ValueError: a setting is out of range, `feature_dims` lacks a modality, or the network does not do
@@ -136,6 +146,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         self.learnable_prototypes = learnable_prototypes
         self.provenance: dict[str, Any] = {}
         self.record: dict[str, Any] = {}
+        self.encoders = nn.ModuleDict({m: e for m, e in (encoders or {}).items() if m in self.feature_dims})
         self.standardise = nn.ModuleDict({m: Standardize(d) for m, d in self.feature_dims.items()})
         self.build()
 
@@ -148,10 +159,52 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
 
         Args:
             features: per modality the packed steps as extracted, not standardized: the model does that in its
-                first layer. An utterance may lack modalities, but not all.
+                first layer. Of a modality with an encoder also recordings: see `encoded`. An utterance may
+                lack modalities, but not all.
             dropout: of AWTPN only; default: drawn here in training.
         """
         raise NotImplementedError
+
+    def encoded(self, features: Mapping[str, Ragged]) -> dict[str, Ragged]:
+        """The features, where recordings are replaced by what the model's encoders make of them.
+
+        Args:
+            features: per modality features [T, F], which stay as they are, or of a modality with an encoder
+                a recording: sound int16 [steps, samples] or pictures uint8 [N, height, width, 3].
+        """
+        recorded = [m for m in self.encoders if features[m].values.dtype in RECORDED]
+        return {**features, **{m: self.encoders[m](features[m]) for m in recorded}}
+
+    def empty_features(self) -> dict[str, Ragged]:
+        """Features, or recordings, of no utterances at all."""
+        device = next(self.parameters()).device
+        offsets = torch.zeros(1, dtype=torch.int32)
+        found = {}
+        for m, dim in self.feature_dims.items():
+            if m in self.encoders:
+                recording = cast(Encoder, self.encoders[m]).recording
+                dtype = getattr(torch, DTYPE_OF[recording.kind])
+                values = torch.zeros(0, *recording.shape, dtype=dtype, device=device)
+                samples = torch.zeros(0, dtype=torch.int64) if recording.is_sound else None
+            else:
+                values, samples = torch.zeros(0, dim, device=device), None
+            found[m] = Ragged(values, offsets.to(device), offsets, samples)
+        return found
+
+    def is_saved(self, name: str) -> bool:
+        """Whether a parameter or buffer belongs into a checkpoint: not what an encoder's base model has."""
+        return not name.startswith(ENCODERS) or name in self.trained_of_encoders()
+
+    def trained_of_encoders(self) -> set[str]:
+        """Names of the encoders' weights that are trained."""
+        named = self.encoders.named_parameters(prefix=ENCODERS.rstrip("."))
+        return {name for name, parameter in named if parameter.requires_grad}
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """What checkpoints and exports hold of `state_dict()`; see `is_saved`."""
+        trained = self.trained_of_encoders()
+        state = self.state_dict()
+        return {n: tensor for n, tensor in state.items() if not n.startswith(ENCODERS) or n in trained}
 
     def step_weights(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:
         """Per modality the weights [T] of the time steps, which sum to 1 within an utterance; {} without."""
@@ -181,6 +234,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
             "learnable_prototypes": self.learnable_prototypes,
             "provenance": self.provenance,
             **({} if self.task.is_classes else {"task": self.task.record()}),
+            **({"encoders": records_of(self.encoders)} if len(self.encoders) else {}),
         }
 
     @classmethod
@@ -198,6 +252,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
             card["classes"],
             card["learnable_prototypes"],
             task_of_card(card),
+            reopen_encoders(card),
         )
         model.provenance = card.get("provenance") or {}
         model.record = {key: value for key, value in card.items() if key not in model.card()}
@@ -223,7 +278,7 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What `save_pretrained` and `push_to_hub` write; the mixin adds the model card."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved_state().items()}
         save_file(state, save_directory / WEIGHTS_FILE)
         (save_directory / CARD_FILE).write_text(json_text(public_card(self.card()), indent=1) + "\n")
         write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE))
@@ -258,8 +313,27 @@ def load(source: str | Path, build: Callable[[Mapping[str, Any]], Model], **hub:
     card = read_card(folder)
     check_shapes(card, folder, build)
     model = build(card)
-    model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
+    load_saved(model, read_weights(folder / WEIGHTS_FILE), folder)
     return model.eval()
+
+
+def load_saved(model: EmotionModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Load what `saved_state` gave into a model; what its encoders' base models have stays.
+
+    Raises:
+        ValueError: the shapes of an encoder's weights differ; names the first such tensor.
+    """
+    own = {n: tuple(t.shape) for n, t in model.saved_state().items() if n.startswith(ENCODERS)}
+    stored = {n: tuple(t.shape) for n, t in weights.items() if n.startswith(ENCODERS)}
+    for name in {**own, **stored}:
+        if own.get(name) != stored.get(name):
+            raise ValueError(
+                f"{folder}: {name:.80} is {stored.get(name, 'missing')} in {WEIGHTS_FILE}, and "
+                f"{own.get(name, 'missing')} in an encoder by {CARD_FILE}: it is of another base model"
+            )
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith(ENCODERS) for name in missing), missing
 
 
 def check_shapes(
@@ -280,11 +354,14 @@ def check_shapes(
     stored = weight_shapes(folder / WEIGHTS_FILE)
     try:
         with torch.device("meta"):  # tensors with a shape, but without memory
-            model = build(card)
+            # Without encoders, whose base models are files: `load_saved` compares their shapes.
+            model = build({key: value for key, value in card.items() if key != "encoders"})
     except (RuntimeError, ValueError) as error:  # a product of sizes overflows, or a setting is out of range
         raise ValueError(f"{folder / CARD_FILE}: {' '.join(str(error).split()):.200}") from None
     described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in {**described, **stored}:
+        if "encoders" in card and name.startswith(ENCODERS):
+            continue
         if described.get(name) != stored.get(name):
             raise ValueError(
                 f"{folder}: {CARD_FILE} describes another network than {WEIGHTS_FILE} holds: {name:.60} is "

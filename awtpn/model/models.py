@@ -11,6 +11,7 @@ from torch import Tensor
 from awtpn.model.base import EmotionModel, ModelOutput, load
 from awtpn.model.baselines import NETWORKS
 from awtpn.model.compute.dropout import DropoutFactors
+from awtpn.model.encoders import Encoder
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.model.task import Task
@@ -55,6 +56,7 @@ class Baseline(EmotionModel):
     def standardized(self, features: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """The features of the model's modalities, standardized [T, F], in the dtype of the weights."""
         dtype = next(self.parameters()).dtype
+        features = self.encoded(features)
         given = {m: features[m] for m in self.feature_dims}
         return {
             m: Ragged(self.standardise[m](ragged.values).to(dtype), ragged.offsets, ragged.host_offsets)
@@ -79,9 +81,10 @@ def build_model(
     classes: Sequence[str],
     learnable_prototypes: bool = True,
     task: Task | None = None,
+    encoders: Mapping[str, Encoder] | None = None,
 ) -> EmotionModel:
     """The model that `config.name` names, with random weights; the arguments are those of `EmotionModel`."""
-    return model_class(config.name)(config, feature_dims, classes, learnable_prototypes, task)
+    return model_class(config.name)(config, feature_dims, classes, learnable_prototypes, task, encoders)
 
 
 def model_of_card(card: Mapping[str, Any]) -> EmotionModel:

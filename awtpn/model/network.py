@@ -82,7 +82,7 @@ class AWTPN(EmotionModel):
                 first layer. An utterance may lack modalities, but not all.
             dropout: default: drawn here in training.
         """
-        given = dropout or DropoutFactors({}, {})
+        given, features = dropout or DropoutFactors({}, {}), self.encoded(features)
         streams = {m: self.encode(m, features[m], given.steps.get(m)) for m in self.config.modalities}
         fused = self.fuse(streams)
         logits = self.classifier(fused.to(self.classifier.weight.dtype))
@@ -94,6 +94,7 @@ class AWTPN(EmotionModel):
 
     def step_weights(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:
         """Per modality the reliability weights [T] of the time steps (Eq. 15-18)."""
+        features = self.encoded(features)
         return {m: self.encode(m, features[m]).weights for m in self.config.modalities}
 
     @property

@@ -17,10 +17,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from awtpn.distributed.engines import Engine
 from awtpn.distributed.engines.base import averages_weights
 from awtpn.learning.averaging import AVERAGE
-from awtpn.model.base import EmotionModel, check_shapes, config_of_card
+from awtpn.model.base import EmotionModel, check_shapes, config_of_card, load_saved
+from awtpn.model.encoders import Encoder
 from awtpn.model.files import (
     CARD_FILE,
     FILES,
@@ -48,9 +49,11 @@ from awtpn.model.files import fingerprint as _fingerprint
 from awtpn.model.models import model_of_card
 from awtpn.model.task import task_of_card
 from awtpn.run.position import Position, parse_adam, parse_position
-from shards.format.feature_space import check_same_space
+from shards.format.feature_space import check_same_space, recorded_spaces
 from shards.safe_io.json_text import json_text
 
+# Settings that decide which features an encoder makes.
+CONTINUED = ("sha256", "model_type", "layer", "summary", "rate", "fps", "step_seconds")
 RAW = ".raw"  # after a weight's name: the weight, where `model.safetensors` holds its average
 
 # --- Save ----------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ def load_weights(folder: Path, model: EmotionModel, to_train: bool = False) -> N
     Raises:
         ValueError: they are of a model with other shapes; names the tensor.
     """
-    weights, own = read_weights(folder / WEIGHTS_FILE), model.state_dict()
+    weights, own = read_weights(folder / WEIGHTS_FILE), model.saved_state()
     if to_train:
         weights |= raw_weights(read_weights(folder / OPTIMIZER_FILE, ending=RAW))
     other = [name for name in {**own, **weights} if shape_of(own, name) != shape_of(weights, name)]
@@ -220,7 +223,7 @@ def load_weights(folder: Path, model: EmotionModel, to_train: bool = False) -> N
             f"{shape_of(own, name)} by the settings of model.* and task.* now: choose another run.dir, set "
             "them as in the run's config.yaml, or start from its weights with --run.init_from"
         )
-    model.load_state_dict(weights)
+    load_saved(model, weights, folder)
 
 
 def raw_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,7 +235,22 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
     return str(tuple(tensors[name].shape)) if name in tensors else "missing"
 
 
-def init_from(folder: Path, model: EmotionModel) -> str:
+@dataclass(frozen=True)
+class Copied:
+    """What `init_from` copied.
+
+    Attributes:
+        line: for the user.
+        statistics: modalities with encoders, of which the feature statistics were copied, too.
+        everything: the model now answers as the other one does.
+    """
+
+    line: str
+    statistics: list[str]
+    everything: bool
+
+
+def init_from(folder: Path, model: EmotionModel) -> Copied:
     """Copy another model's weights into `model`; a new classifier and new prototypes where the labels differ.
 
     A baseline's classifier is new also where the modalities differ: it may take those of all together.
@@ -240,8 +258,8 @@ def init_from(folder: Path, model: EmotionModel) -> str:
     Of the modalities that both have, all weights are copied except the feature statistics, which are of the
     new training data. Other modalities keep their random weights.
 
-    Returns:
-        What was copied, as a line for the user.
+    A model of features goes on with the encoders that made them: then the statistics are copied, too, since
+    the features are the same.
 
     Raises:
         ValueError: the shapes of the two models differ; names the tensor. Or they have no modality in common,
@@ -265,7 +283,7 @@ def init_from(folder: Path, model: EmotionModel) -> str:
     check_same_space(
         card.get("provenance") or {},
         model.provenance,
-        common,
+        [name for name in common if name not in model.encoders],
         f"run.init_from: {folder} was trained on other features than this run",
         "extract these with the same encoders, or start afresh without run.init_from",
     )
@@ -274,7 +292,13 @@ def init_from(folder: Path, model: EmotionModel) -> str:
     same_head = task_of_card(card) == model.task
     if network != "awtpn":
         same_head = same_head and list(card["feature_dims"]) == list(model.feature_dims)
-    not_copied = ("standardise.", *(() if same_head else model.heads))
+    continued = [name for name in common if name in model.encoders]
+    check_continues(card, model, continued, folder)
+    others = [name for name in model.feature_dims if name not in continued]
+    not_copied = (
+        *(f"standardise.{name}." for name in others),
+        *(() if same_head else model.heads),
+    )
     taken = {
         name: tensor for name, tensor in weights.items() if not name.startswith(not_copied) and name in own
     }
@@ -287,7 +311,44 @@ def init_from(folder: Path, model: EmotionModel) -> str:
             )
     model.load_state_dict(taken, strict=False)
     head = "prototypes and classifier" if network == "awtpn" else "classifier"
-    return _describe_copy(folder, common, card["feature_dims"], model.feature_dims, head, same_head)
+    line = _describe_copy(folder, common, card["feature_dims"], model.feature_dims, head, same_head)
+    everything = same_head and not others and len(common) == len(card["feature_dims"])
+    return Copied(line, continued, everything)
+
+
+def check_continues(
+    card: Mapping[str, Any], model: EmotionModel, modalities: Iterable[str], folder: Path
+) -> None:
+    """Check that a model's encoders make the features that another model was trained on.
+
+    Args:
+        card: of the other model, which takes features, or has encoders itself.
+        model: with encoders of the modalities.
+        folder: of the other model.
+
+    Raises:
+        ValueError: they make others, or the other model has trained the encoder in another way; names the
+            setting.
+    """
+    for name in modalities:
+        own = cast(Encoder, model.encoders[name])
+        theirs = (card.get("encoders") or {}).get(name)
+        record = theirs or recorded_spaces(card.get("provenance") or {}).get(name)
+        if record is None:
+            continue  # nothing is known of its features
+        for key in CONTINUED:
+            if record["settings"].get(key) != own.settings.get(key):
+                raise ValueError(
+                    f"run.init_from: the features of {name} of {folder} are of an encoder with {key} "
+                    f"{record['settings'].get(key)!s:.80}, and encoder.{name} has {own.settings.get(key)!s:.80}: "
+                    "give the same model, layer and step_seconds"
+                )
+        if theirs and theirs["config"]["tune"] not in ("frozen", own.config.tune):
+            raise ValueError(
+                f"run.init_from: {folder} trained its encoder of {name} with tune {theirs['config']['tune']}: "
+                f"give the same encoder.{name}.tune, or merge it first (awtpn export --merge) and name the "
+                "merged encoder"
+            )
 
 
 def _describe_copy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from shlex import quote
 from typing import Any
 
@@ -17,11 +17,13 @@ from awtpn.config.settings import DEMOS, ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
 from awtpn.learning.targets import balanced_label_weights
 from awtpn.model.base import EmotionModel
+from awtpn.model.encoders import Encoder
 from awtpn.model.settings import TaskConfig
 from awtpn.model.task import Task
 from awtpn.run.position import Position
 from shards import FeatureStream
 from shards.format.feature_space import check_same_space
+from shards.format.recording import KIND_OF
 from shards.format.schema import Modality, dump_manifest
 from shards.format.split_names import find_split
 from shards.format.targets import CLASS_TARGET
@@ -83,22 +85,34 @@ def demo_dataset(name: str, cache_dir: str | None) -> str:
         return ensure_demo(cache, DEMOS[name])
 
 
-def open_stream(**arguments: Any) -> FeatureStream:
+def open_stream(encoded: Collection[str] = (), **arguments: Any) -> FeatureStream:
     """A stream of utterances that a model takes. Every command that gives a dataset to a model opens it here.
 
     Args:
+        encoded: modalities of which the model encodes recordings.
         arguments: of FeatureStream.
 
     Raises:
         ValueError, OSError: as FeatureStream does; or `check_features_only`.
     """
     stream = FeatureStream(**arguments)
-    check_features_only(stream.modalities, stream.manifest.modalities, stream.url)
+    others = {name: modality for name, modality in stream.modalities.items() if name not in encoded}
+    check_features_only(others, stream.manifest.modalities, stream.url)
+    for name in encoded:
+        if name in stream.modalities and not stream.modalities[name].recording:
+            raise ValueError(
+                f"{stream.url}: {name} holds features, and encoder.{name} takes recordings: leave "
+                f"encoder.{name} out, or store the recordings (awtpn extract SOURCE OUT --{name} "
+                f"{KIND_OF.get(name, 'none')})"
+            )
     return stream
 
 
-def check_some_features(data: DataConfig) -> None:
+def check_some_features(data: DataConfig, encoded: Collection[str] = ()) -> None:
     """Open the manifest of the training data, and refuse a dataset that holds recordings alone.
+
+    Args:
+        encoded: modalities of which the model encodes recordings.
 
     Raises:
         ValueError: as `check_features_only`.
@@ -107,12 +121,12 @@ def check_some_features(data: DataConfig) -> None:
     source = stream_source(data, "train")
     assert source is not None
     store, manifest, _ = open_dataset(source["url"], source["cache_dir"], source["storage_options"])
-    if all(modality.recording for modality in manifest.modalities.values()):
+    if not encoded and all(modality.recording for modality in manifest.modalities.values()):
         check_features_only(manifest.modalities, manifest.modalities, store.url)
 
 
 def check_features_only(chosen: Mapping[str, Modality], modalities: Mapping[str, Modality], url: str) -> None:
-    """Refuse recordings, which no model takes.
+    """Refuse recordings, which a model without encoders does not take.
 
     Args:
         chosen: the modalities that a model is to read.
@@ -127,7 +141,8 @@ def check_features_only(chosen: Mapping[str, Modality], modalities: Mapping[str,
         return
     held = ", and ".join(f"{name} holds recordings ({what})" for name, what in recorded.items())
     encoders = " ".join(f"--{name} ENCODER" for name in recorded)
-    fix = f"make features of them (awtpn extract {quote(url)} OUT {encoders})"
+    fix = f"make features of them (awtpn extract {quote(url)} OUT {encoders}), or train an encoder with the "
+    fix += f"model (--encoder.{next(iter(recorded))}.model MODEL)"
     if features := [name for name, found in modalities.items() if not found.recording]:
         fix += f", or choose the modalities with features (--model.modalities {','.join(features)})"
     raise ValueError(f"{url}: {held}, but a model takes features: {fix}")
@@ -157,6 +172,7 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
                     f"began with {then}: keep it until the epoch ends, or start again with --run.resume never"
                 )
     stream = open_stream(
+        config.encoder,
         **source,
         global_batch_size=config.train.global_batch_size,
         rank=world.rank,
@@ -178,7 +194,12 @@ def open_training_stream(config: Config, world: World, position: Position) -> Fe
 
 
 def evaluation_stream(
-    data: DataConfig, role: str, modalities: list[str], world: World, task: Task | None = None
+    data: DataConfig,
+    role: str,
+    modalities: list[str],
+    world: World,
+    task: Task | None = None,
+    encoded: Collection[str] = (),
 ) -> FeatureStream | None:
     """The stream of a role ("val", "test"), unshuffled; None where there is none.
 
@@ -188,7 +209,7 @@ def evaluation_stream(
     if source is None:
         return None
     try:
-        return open_evaluation(source, modalities, world, task)
+        return open_evaluation(source, modalities, world, task, encoded)
     except NoTarget as error:
         if role != "test" or data.test is not None or data.select.test is not None:
             raise
@@ -198,7 +219,11 @@ def evaluation_stream(
 
 
 def open_evaluation(
-    source: dict[str, Any], modalities: list[str], world: World, task: Task | None = None
+    source: dict[str, Any],
+    modalities: list[str],
+    world: World,
+    task: Task | None = None,
+    encoded: Collection[str] = (),
 ) -> FeatureStream:
     """Unshuffled; never skips damaged utterances, so metrics always cover the whole split.
 
@@ -206,10 +231,12 @@ def open_evaluation(
         source: arguments of FeatureStream.
         modalities: to read.
         task: of the model; default: `source["target"]`, else the data's own target.
+        encoded: modalities of which the model encodes recordings.
     """
     if task is not None:
         source = source | target_arguments(task)
     return open_stream(
+        encoded,
         **source,
         global_batch_size=EVALUATION_BATCH * world.size,
         rank=world.rank,
@@ -245,7 +272,14 @@ def check_features(model: EmotionModel, stream: FeatureStream) -> None:
         f"the model knows other features than those of {stream.url}",
         "extract the recordings with the model's encoders, or train a model on these features",
     )
+    for name, encoder in model.encoders.items():
+        assert isinstance(encoder, Encoder)
+        own, found = encoder.recording, stream.modalities[name].recording
+        if found is None or (found.rate, found.shape) != (own.rate, own.shape):
+            raise ValueError(f"the model takes {own} of {name}, but {stream.url} has {found}")
     for name, dim in model.feature_dims.items():
+        if name in model.encoders:
+            continue
         if stream.modalities[name].dim != dim:
             raise ValueError(
                 f"the model takes {dim} features of {name}, but {stream.url} has "

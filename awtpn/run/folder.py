@@ -43,6 +43,8 @@ FIXED_KEYS = (
     "loss.",
     "optim.",
 )
+# Settings of encoders that do not change what is trained.
+FREE_KEYS = ("model", "pass_seconds", "pass_pictures", "max_padding", "checkpointing")
 # With another value of these, weights can be taken over, but the training cannot go on.
 NETWORK_KEYS = ("data.target", "task.", "model.shared_dim", "model.prototypes_per_class", "model.modalities")
 # Settings of evaluation: if they change, a finished run is evaluated again.
@@ -144,6 +146,12 @@ def exclusive_run(run_dir: Path, world: World) -> Iterator[None]:
         yield
 
 
+def is_fixed(key: str) -> bool:
+    """Whether a setting must not change when a run resumes."""
+    encoder, last = key.startswith("encoder."), key.rpartition(".")[2]
+    return key.startswith(FIXED_KEYS) or (encoder and last not in FREE_KEYS)
+
+
 # --- Where a run begins --------------------------------------------------------------------------
 
 
@@ -173,7 +181,7 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
     if folder is None:
         return None, Position()
     if not began_from and (
-        changed := [key for key in changed_keys(config, run_dir) if key.startswith(FIXED_KEYS)]
+        changed := [key for key in changed_keys(config, run_dir) if is_fixed(key)]
     ):
         other_network = any(key.startswith(NETWORK_KEYS) for key in changed)
         option = (

@@ -60,7 +60,9 @@ def writing_predictions(path: Path | None, task: Task, world: World) -> Iterator
 
         def record(batch: FeatureBatch, logits: Tensor) -> None:
             # Ranks own consecutive places, so their parts in rank order are in plan order.
-            for part in world.all_gather_object(prediction_lines(batch, logits, task)):
+            lines = prediction_lines(batch, logits, task)
+            lines = [lines[row] for row in batch.place.argsort().tolist()]
+            for part in world.all_gather_object(lines):
                 if file is not None:
                     file.writelines(json_text(line) + "\n" for line in part)
 

@@ -188,7 +188,7 @@ def example(batch: FeatureBatch, output: ModelOutput, row: int, task: Task) -> E
     predicted = predictions(output.logits[row : row + 1].cpu().numpy(), task)[0]
     weights = {}
     for modality, stream in output.streams.items():
-        first, last = batch.features[modality].host_offsets[row : row + 2].tolist()
+        first, last = stream.offsets[row : row + 2].tolist()
         weights[modality] = stream.weights[first:last].float().cpu().numpy()
     return Example(batch.key[row], caption(host_truth(batch, task)[row], predicted, task), weights)
 

@@ -23,14 +23,17 @@ from awtpn.distributed.cpu_threads import (
     PieceThreads,
     choose_threads,
     forward_in_pieces,
+    join_outputs,
     make_piece_threads,
 )
 from awtpn.distributed.engines import unwrap
 from awtpn.distributed.world import World, init_process_group, shutdown
+from awtpn.learning.data_scales import encode_batches
 from awtpn.learning.settings import LossConfig
 from awtpn.metrics.classification import auroc
 from awtpn.metrics.tables import format_table
 from awtpn.model.base import EmotionModel, ModelOutput
+from awtpn.model.encoders import passes_of
 from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.models import load_model
 from awtpn.model.settings import ModelConfig
@@ -84,7 +87,7 @@ def evaluate(
     with writing_predictions(predictions, task, world) as record:
         for batch in stream.epoch(0, device=world.device):
             # A rank without utterances in the last batch still runs forward: its hooks may be collectives.
-            output = forward_in_pieces(model, batch, threads)
+            batch, output = forward_batch(model, batch, world, threads)
             scores.add(batch, output.logits)
             finite.add(batch.key, output.logits)
             record(batch, output.logits)
@@ -94,6 +97,25 @@ def evaluate(
         # Within the block: where it raises, the file of predictions does not appear.
         finite.check(world.all_gather_object, f"{stream.url}, split {stream.split}")
     return scores.figures(world)
+
+
+def forward_batch(
+    model: nn.Module, batch: FeatureBatch, world: World, threads: PieceThreads = ONE_PIECE
+) -> tuple[FeatureBatch, ModelOutput]:
+    """The model's output of a rank's batch, without gradients; every rank calls.
+
+    With encoders in the model it is computed in passes of bounded work, equally many on every rank.
+
+    Returns:
+        The batch, with encoders ordered by length, and the output in its order.
+    """
+    inner = unwrap(model)
+    if not len(inner.encoders):
+        return batch, forward_in_pieces(model, batch, threads)
+    parts = passes_of(inner, batch, [range(len(batch))])
+    most = max(1, world.max(len(parts)))
+    outputs = [model(batch.take(rows).features) for rows in [*parts, *[[]] * (most - len(parts))]]
+    return batch.take([row for rows in parts for row in rows]), join_outputs(outputs)
 
 
 @torch.no_grad()
@@ -115,7 +137,7 @@ def reliability_auroc(model: EmotionModel, stream: FeatureStream, world: World) 
     scores: dict[str, list[Any]] = {m: [] for m in stream.modalities}
     informative: dict[str, list[Any]] = {m: [] for m in stream.modalities}
     model.eval()
-    for batch in stream.epoch(0, device=world.device):
+    for batch in encode_batches(model, stream.epoch(0, device=world.device), world.device):
         for modality, of_modality in model.step_weights(batch.features).items():
             lengths = batch.features[modality].host_lengths
             for key, weights in zip(batch.key, of_modality.cpu().split(lengths), strict=True):
@@ -185,7 +207,8 @@ def open_with_target(
     """
     modalities, task = list(model.config.modalities), model.task
     if target is not None:
-        stream = open_evaluation(source | {"target": target, "task": task.type}, modalities, world)
+        source = source | {"target": target, "task": task.type}
+        stream = open_evaluation(source, modalities, world, encoded=list(model.encoders))
         given = stream.target.num_values
         if task.type != "classification" and given != len(task.names):
             raise ValueError(
@@ -194,7 +217,7 @@ def open_with_target(
             )
         return stream
     try:
-        return open_evaluation(source, modalities, world, task)
+        return open_evaluation(source, modalities, world, task, list(model.encoders))
     except ValueError as error:
         if "data.target" not in str(error):
             raise

@@ -52,6 +52,8 @@ class GlobalBatchInfo:
     """Utterances that have none of the modalities in use."""
     fingerprint: int
     stop: bool
+    passes: int = 1
+    """Forward and backward passes of every rank."""
     everywhere: WholeBatch | None = None
     """The whole global batch, where the cross-modal terms need it at once."""
 
@@ -83,6 +85,7 @@ def reduce_batch_counts(
     step: int,
     stop: bool,
     whole: bool = False,
+    passes: int = 1,
 ) -> GlobalBatchInfo:
     """Draw this step's negatives and sum its counts over ranks; every rank calls.
 
@@ -95,6 +98,7 @@ def reduce_batch_counts(
         step: steps done before this one; it seeds the negatives, together with `seed`.
         stop: this rank got a stop signal.
         whole: also tell the negatives of all places, which may lie in any micro-batch.
+        passes: that this rank needs; all ranks run as many as the one that needs the most.
     """
     label, place = batch.host_label.numpy(), batch.place.numpy()
     names = list(modalities)
@@ -135,6 +139,8 @@ def reduce_batch_counts(
 
     parts: dict[str, NDArray[np.int64]] = {
         "stop": np.array([stop], dtype=np.int64),
+        # A place for each rank, so that a sum gives all of them.
+        "passes": np.where(np.arange(world.size) == world.rank, passes, 0),
         "fingerprint": np.array([batch.fingerprint()], dtype=np.uint64).view(np.int64),
         "class": np.bincount(label, minlength=classes),
         "present": present.sum(1),
@@ -179,6 +185,7 @@ def reduce_batch_counts(
         int(total["empty"][0]),
         int(total["fingerprint"].view(np.uint64)[0]),
         bool(total["stop"][0]),
+        int(total["passes"].max()),
         of_all if whole else None,
     )
 
@@ -203,7 +210,7 @@ def _permuted(
 def micro_batch_losses(
     output: ModelOutput,
     micro: FeatureBatch,
-    first: int,
+    rows: Sequence[int],
     info: GlobalBatchInfo,
     config: LossConfig,
     class_weights: Tensor | None,
@@ -216,7 +223,7 @@ def micro_batch_losses(
     The cross-modal terms are 0 where `awtpn.training.held_means` computes them for the whole batch.
 
     Args:
-        first: index of its first utterance in the rank's batch.
+        rows: positions of its utterances in the rank's batch.
     """
     if info.everywhere is not None:
         here = [name for name in terms if name not in CROSS_MODAL]
@@ -225,7 +232,7 @@ def micro_batch_losses(
         )
         return torch.stack([shares[here.index(n)] if n in here else shares.new_zeros(()) for n in terms])
     place = micro.place.numpy()
-    own = slice(first, first + len(place))
+    own = np.asarray(rows, np.int64)
     means = {v: output.streams[v].mean for _, v in info.negatives}
     row_of_place = np.full(global_batch + 1, NONE, dtype=np.int64)  # index NONE = -1: the last one
     if config.negatives == "global" and means:

@@ -56,6 +56,8 @@ class Run:
     """Epochs between validations; `train.validate_every`, or what is chosen for this run."""
     changed: list[str] = field(default_factory=list)
     """What the best checkpoint in `position` was chosen by, and is another one now: data or metric."""
+    continues: bool = False
+    """It begins as the model of features that `run.init_from` names, with the encoders of these features."""
     pending: list[dict[str, Any]] = field(default_factory=list)
     """What `train_step` found of each step that `flush` has not written yet; tensors are on the device."""
     damaged: dict[str, str] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Run:
     def holds_means(self) -> bool:
         """Whether the cross-modal terms are computed for the whole batch: see `awtpn.training.held_means`."""
         crosses = negatives_cross_micro_batches(
-            self.config.loss, list(self.config.model.modalities), self.layout
+            self.config.loss, list(self.config.model.modalities), self.layout, bool(self.config.encoder)
         )
         return crosses and set(CROSS_MODAL) <= set(self.terms)
 

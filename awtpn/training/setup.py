@@ -28,11 +28,17 @@ from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
 from awtpn.learning import prototypes
-from awtpn.learning.data_scales import mean_and_std, set_scales_from_data
+from awtpn.learning.data_scales import (
+    encode_batches,
+    mean_and_std,
+    set_scales_from_data,
+    set_statistics_of_encoders,
+)
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.metrics.summary import check_best_by
 from awtpn.model import files
 from awtpn.model.base import EmotionModel
+from awtpn.model.encoders import Encoder, open_encoder
 from awtpn.model.models import build_model
 from awtpn.model.network import AWTPN
 from awtpn.model.task import Task
@@ -63,6 +69,9 @@ VALIDATIONS = 20  # of a run, where `train.validate_every` is null
 # Passes over the training utterances, where `train.epochs` is not given and they make enough steps.
 EPOCHS = 10
 
+# With encoders, utterances in plan order from which a start takes feature statistics, prototypes and scales.
+ENCODED_UTTERANCES = 256
+
 
 def setup(
     config: Config,
@@ -85,7 +94,10 @@ def setup(
     task = run_on_rank0(world, lambda: learnable_task(config, train))
     best_by = check_best_by(config.train.best_by, task.type, task.ranges)
     modalities = list(config.model.modalities)
-    val, test = (evaluation_stream(config.data, role, modalities, world, task) for role in ("val", "test"))
+    val, test = (
+        evaluation_stream(config.data, role, modalities, world, task, config.encoder)
+        for role in ("val", "test")
+    )
     trained_on = training_data(config.data.select, train)
     if position.data and position.data != trained_on:
         raise ValueError(
@@ -112,8 +124,9 @@ def setup(
             print(warning)
     if resumed:
         checkpoint.load_weights(resumed, model, to_train=True)
+        continues = False
     else:
-        initialize(model, config, train, world)
+        continues = initialize(model, config, train, world)
     if world.size > 1:
         broadcast_from_rank0(engine.replicated_tensors(model))
     check_finite_start(model, resumed)
@@ -164,6 +177,7 @@ def setup(
         parameters=parameters,
         best_by=best_by,
         changed=changed,
+        continues=continues,
     )
 
 
@@ -188,28 +202,58 @@ def make_model(config: Config, train: FeatureStream, task: Task, world: World) -
     """The model with its random weights."""
     # The same seed gives every rank the same weights; rank 0's are broadcast before training all the same.
     torch.manual_seed(config.run.seed)
+    encoders = open_encoders(config, train)
     dims = {name: modality.dim for name, modality in train.modalities.items()}
+    dims |= {name: encoder.dim for name, encoder in encoders.items()}
     learnable = config.prototypes.update == "gradient"
-    model = build_model(config.model, dims, train.classes, learnable, task).to(world.device)
+    model = build_model(config.model, dims, train.classes, learnable, task, encoders).to(world.device)
     model.provenance = train.manifest.provenance
     return model
 
 
-def initialize(model: EmotionModel, config: Config, train: FeatureStream, world: World) -> None:
-    """Set feature statistics, weights of another model and prototypes from data, each where asked."""
+def open_encoders(config: Config, train: FeatureStream) -> dict[str, Encoder]:
+    """The encoders of the modalities of `encoder` that the run uses; {} where the data has features."""
+    found = {}
+    for name, settings in config.encoder.items():
+        recording = train.modalities[name].recording
+        assert recording is not None  # `open_stream` has refused features
+        found[name] = open_encoder(name, settings, recording)
+    return found
+
+
+def initialize(model: EmotionModel, config: Config, train: FeatureStream, world: World) -> bool:
+    """Set feature statistics, weights of another model and prototypes from data, each where asked.
+
+    Returns:
+        Whether the model answers as the one of `run.init_from`: it continues that one's training with the
+        encoders of its features.
+    """
     if config.data.standardize:
         set_statistics(model, train, world)
+    continued: list[str] = []
     if config.run.init_from:
-        told = checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
+        copied = checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
+        continued = copied.statistics
         if world.is_main:
-            print(printable(told))
+            print(printable(copied.line))
+        if copied.everything:
+            return True
+    steps = steps_of_start(config, train)
+    encoded: list[FeatureBatch] = []
+    if len(model.encoders):
+        # Once for all that follows: encoders take most of the time of a start.
+        model.eval()
+        encoded = list(encode_batches(model, first_batches(train, steps), world.device))
+        model.train()
+        if config.data.standardize:
+            fresh = [m for m in model.encoders if m not in continued]
+            set_statistics_of_encoders(model, fresh, encoded, world.sum)
     if not isinstance(model, AWTPN):
-        return
+        return False
     if config.prototypes.init == "data":
-        steps, batches = first_batches(config, train)
         prototypes.initialize_from_data(
             model,
-            batches,
+            encoded or first_batches(train, steps),
             steps,
             config.train.global_batch_size,
             world.device,
@@ -217,14 +261,19 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
             world.all_gather_object,
         )
     if model.statistics or model.spread:
-        set_scales_from_data(model, first_batches(config, train)[1], world.device, world.sum)
+        set_scales_from_data(model, encoded or first_batches(train, steps), world.device, world.sum)
+    return False
 
 
-def first_batches(config: Config, train: FeatureStream) -> tuple[int, Iterator[FeatureBatch]]:
-    """How many global batches of the plan a start reads, and this rank's share of each."""
-    global_batch = config.train.global_batch_size
-    steps = min(train.steps_per_epoch, math.ceil(prototypes.INIT_UTTERANCES / global_batch))
-    return steps, (batch for batch, _ in zip(train.epoch(0), range(steps), strict=False))
+def steps_of_start(config: Config, train: FeatureStream) -> int:
+    """How many global batches of the plan a start reads, for what a model takes from its data."""
+    utterances = ENCODED_UTTERANCES if config.encoder else prototypes.INIT_UTTERANCES
+    return min(train.steps_per_epoch, math.ceil(utterances / config.train.global_batch_size))
+
+
+def first_batches(train: FeatureStream, steps: int) -> Iterator[FeatureBatch]:
+    """This rank's share of the first global batches of the plan."""
+    return (batch for batch, _ in zip(train.epoch(0), range(steps), strict=False))
 
 
 def set_statistics(model: EmotionModel, train: FeatureStream, world: World) -> None:
@@ -252,6 +301,7 @@ def set_threads(config: Config, world: World, layout: Layout, position: Position
     if world.device.type != "cpu":
         return 0, ONE_PIECE  # the number of CPU threads changes no sum on a GPU
     splits = ENGINES[world.engine].splits_micro_batches and config.model.name == "awtpn"
+    splits = splits and not config.encoder
     if splits and not config.train.compile:
         threads = choose_threads(asked, min(recorded, usable_cores()), world.size, os.environ)
         pieces = make_piece_threads(threads, layout, config.model, config.loss)

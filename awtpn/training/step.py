@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from awtpn.learning.prototypes import class_sums, find_prototypes, move_to_class
 from awtpn.learning.targets import states_of_batch
 from awtpn.model.base import ModelOutput
 from awtpn.model.device import to_device_async
+from awtpn.model.encoders import passes_of
 from awtpn.tracking.throughput import batch_cost
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from awtpn.training.held_means import HeldMeans, collect_means, hold
@@ -37,6 +39,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
     odds = {m: config.model.dropout_of(m) for m in modalities}
     # Before anything is counted: a hidden modality counts as missing.
     batch = drop_modalities(batch, odds, config.run.seed, position.step)
+    parts = divide(run, batch)
     info = reduce_batch_counts(
         batch,
         config.loss,
@@ -50,10 +53,13 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
         step=position.step,
         stop=run.stop.is_set(),
         whole=run.holds_means,
+        passes=max(1, len(parts)),
     )
     lr = learning_rate(config.optim, position.step, run.total_steps)
     set_learning_rate(run.optimizer, lr)
-    terms, nonfinite, sums = forward_backward(run, batch, info)
+    # All ranks run equally many passes: under ZeRO-3 each is a collective. The last ones may be empty.
+    parts += [[]] * (info.passes - len(parts))
+    terms, nonfinite, sums = forward_backward(run, batch, parts, info)
     grad_norm = run.engine.clip_and_step(run.accelerator, run.model, run.optimizer, config.optim.grad_clip)
     if sums is not None:
         move_prototypes(run, sums, grad_norm)
@@ -77,10 +83,27 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
     return info
 
 
+def divide(run: Run, batch: FeatureBatch) -> list[list[int]]:
+    """The utterances of each forward and backward pass, as positions in a rank's batch.
+
+    They are the micro-batches of the layout, some of which may be empty. With encoders in the model these are
+    cut by the lengths of their recordings (`awtpn.model.encoders.passes`), and utterances change their order.
+    """
+    edges = torch.tensor(run.layout.edges(batch.first_place, batch.num_places))
+    rows = torch.searchsorted(batch.place, edges).tolist()
+    micro_batches = [list(range(low, high)) for low, high in pairwise(rows)]
+    if not run.config.encoder:
+        return micro_batches
+    return passes_of(unwrap(run.model), batch, micro_batches)
+
+
 def forward_backward(
-    run: Run, batch: FeatureBatch, info: GlobalBatchInfo
+    run: Run, batch: FeatureBatch, parts: Sequence[Sequence[int]], info: GlobalBatchInfo
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the global batch's loss, accumulated over micro-batches.
+
+    Args:
+        parts: positions in the batch of each micro-batch, all of them together every one once.
 
     Returns:
         On the device: this rank's loss terms [len(run.terms)]; which of its utterances have logits that are
@@ -95,13 +118,18 @@ def forward_backward(
     if prototypes is not None and config.prototypes.update == "ema":
         sums = torch.zeros(len(prototypes), prototypes.shape[1] + 1, device=world.device)
 
-    micro_batches = batch.cut(run.layout.edges(batch.first_place, batch.num_places))
+    if run.config.encoder:
+        micro_batches = [batch.take(rows) for rows in parts]
+    else:
+        micro_batches = batch.cut(run.layout.edges(batch.first_place, batch.num_places))
     held = hold_means(run, micro_batches, info) if run.holds_means else None
 
-    def forward(micro: FeatureBatch, first: int, dropout: Any = None) -> tuple[ModelOutput, Tensor, Tensor]:
+    def forward(
+        micro: FeatureBatch, rows: Sequence[int], dropout: Any = None
+    ) -> tuple[ModelOutput, Tensor, Tensor]:
         output = run.model(micro.features, dropout)
         terms = micro_batch_losses(
-            output, micro, first, info, config.loss, weights, run.layout.global_batch, task, names
+            output, micro, rows, info, config.loss, weights, run.layout.global_batch, task, names
         )
         loss = total_loss(terms, config.loss, names)
         if held is not None:
@@ -109,29 +137,28 @@ def forward_backward(
         return output, terms, loss * factor
 
     total = torch.zeros(len(names), device=world.device)
-    nonfinite = []
-    first = 0
-    for i, micro in enumerate(micro_batches):
+    nonfinite = torch.zeros(len(batch), dtype=torch.bool, device=world.device)
+    for i, (micro, rows) in enumerate(zip(micro_batches, parts, strict=True)):
         seed_randomness(config.run.seed, run.position.step, i, world.rank)
         pieces = run.piece_threads.cut(micro)
         with run.engine.accumulate(run.accelerator, run.model, i == len(micro_batches) - 1):
             if len(pieces) > 1:
                 # Only under an engine with `splits_micro_batches`, which needs no call of backward().
-                results = backward_in_pieces(run, pieces, first, forward)
+                results = backward_in_pieces(run, pieces, rows, forward)
             else:
-                output, terms, loss = forward(micro, first)
+                output, terms, loss = forward(micro, rows)
                 run.accelerator.backward(loss)
                 results = [(output, terms)]
+        of_micro = torch.cat([~output.logits.detach().isfinite().all(-1) for output, _ in results])
+        nonfinite[to_device_async(np.asarray(rows, np.int64), world.device)] = of_micro
         for piece, (output, terms) in zip(pieces, results, strict=True):
             total += terms.detach().float()
-            nonfinite.append(~output.logits.detach().isfinite().all(-1))
             if sums is not None and prototypes is not None:
                 states = states_of_batch(piece.label, piece.target, task)
                 sums += class_sums(output, states, prototypes, config.model.prototypes_per_class)
-        first += len(micro)
     if held is not None and world.is_main:
         total += held.terms_in(names)  # of the whole batch: the ranks' terms are summed
-    return total, torch.cat(nonfinite), sums
+    return total, nonfinite, sums
 
 
 def hold_means(run: Run, micro_batches: Sequence[FeatureBatch], info: GlobalBatchInfo) -> HeldMeans:
@@ -152,14 +179,14 @@ def hold_means(run: Run, micro_batches: Sequence[FeatureBatch], info: GlobalBatc
 def backward_in_pieces(
     run: Run,
     pieces: list[FeatureBatch],
-    first: int,
+    rows: Sequence[int],
     forward: Callable[..., tuple[ModelOutput, Tensor, Tensor]],
 ) -> list[tuple[ModelOutput, Tensor]]:
     """Forward and backward of a micro-batch, one thread per piece; adds to the parameters' gradients.
 
     Args:
-        first: where the micro-batch begins in the rank's batch.
-        forward: of a piece, where it begins and its dropout: the output, the terms and the loss.
+        rows: positions of the micro-batch's utterances in the rank's batch.
+        forward: of a piece, its positions and its dropout: the output, the terms and the loss.
 
     Returns:
         Each piece's output and terms, in their order.
@@ -167,15 +194,18 @@ def backward_in_pieces(
     model = unwrap(run.model)
     parameters = trainable_parameters(model)
 
-    def work(piece: FeatureBatch, begin: int, dropout: Any) -> tuple[ModelOutput, Tensor, tuple[Tensor, ...]]:
-        output, terms, loss = forward(piece, begin, dropout)
+    def work(
+        piece: FeatureBatch, own: Sequence[int], dropout: Any
+    ) -> tuple[ModelOutput, Tensor, tuple[Tensor, ...]]:
+        output, terms, loss = forward(piece, own, dropout)
         # Not backward(): threads would add to one gradient in the order in which they finish.
         return output, terms, torch.autograd.grad(loss, parameters)
 
     dtype = torch.bfloat16 if run.config.train.precision == "bf16" else torch.float32
     dropout = draw_dropout(pieces, model.config, dtype)
-    begins = [first + sum(map(len, pieces[:i])) for i in range(len(pieces))]
-    found = run.piece_threads.map(work, pieces, begins, dropout)
+    begins = [sum(map(len, pieces[:i])) for i in range(len(pieces))]
+    own = [rows[first : first + len(piece)] for first, piece in zip(begins, pieces, strict=True)]
+    found = run.piece_threads.map(work, pieces, own, dropout)
     add_gradients(parameters, [gradients for _, _, gradients in found])
     return [(output, terms) for output, terms, _ in found]
 

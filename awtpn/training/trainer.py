@@ -137,6 +137,11 @@ def fit(run: Run) -> None:
         monitor.log_settings(position.step, run.config, run.train, run.world, position.threads, table)
         if run.changed:
             reevaluate_best(run, monitor)
+        if run.continues and run.val is not None:
+            figures = evaluate(run.model, run.val, run.world, partial(check_stop, run))
+            value = figures[run.best_by]
+            told = "undefined" if value is None else f"{value:.4f}"
+            monitor.print(f"before the first step, as the model that it continues: val {run.best_by} {told}")
         run.since = time.perf_counter()
         # A run that was stopped in its last validation has all its steps, and still needs that validation.
         while position.step < run.total_steps or position.validated < position.step:

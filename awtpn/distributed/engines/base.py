@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from awtpn.learning import averaging
 from awtpn.learning.averaging import AVERAGE
 from awtpn.learning.optimizer import set_grad_norm
-from awtpn.model.base import EmotionModel
+from awtpn.model.base import ENCODERS, EmotionModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 STATES = (*MOMENTS, AVERAGE)  # what the optimizer may hold of a tensor, besides its step
@@ -180,7 +180,7 @@ def collect_state(
     inner = unwrap(model)
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
-    for name, parameter in inner.named_parameters():
+    for name, parameter in saved_parameters(inner):
         full = full_weight(parameter)
         if keep:
             weights[name] = full.detach().cpu().float().clone().contiguous()
@@ -191,9 +191,16 @@ def collect_state(
                     value.detach().cpu().float().clone().view(full.shape).contiguous()
                 )
     if keep:
-        weights |= {name: buffer.detach().cpu().clone() for name, buffer in inner.named_buffers()}
+        weights |= {n: b.detach().cpu().clone() for n, b in inner.named_buffers() if inner.is_saved(n)}
     adam_step = max((float(state["step"]) for state in adam_states(optimizer)), default=0.0)
     return weights, moments, adam_step
+
+
+def saved_parameters(model: EmotionModel) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters that a checkpoint holds; not an encoder's that are not trained."""
+    trained = model.trained_of_encoders()
+    named = model.named_parameters()
+    return [(name, p) for name, p in named if not name.startswith(ENCODERS) or name in trained]
 
 
 def set_state(
@@ -207,7 +214,7 @@ def set_state(
 
     Every rank calls.
     """
-    for name, parameter in unwrap(model).named_parameters():
+    for name, parameter in saved_parameters(unwrap(model)):
         set_moments(optimizer, parameter, name, moments, adam_step)
 
 

@@ -25,11 +25,17 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from awtpn.distributed.engines import base
-from awtpn.distributed.engines.base import STATES, Engine, MemoryUse, State, unwrap, unwrap_optimizer
+from awtpn.distributed.engines.base import (
+    STATES,
+    Engine,
+    MemoryUse,
+    State,
+    saved_parameters,
+    unwrap,
+    unwrap_optimizer,
+)
 from awtpn.distributed.engines.build_tools import check_build_tools, find_ninja
 from awtpn.learning.optimizer import set_grad_norm
-from awtpn.model.base import EmotionModel
-from shards import Ragged
 
 WARNINGS_THAT_DO_NOT_APPLY = (
     "untested optimizer",  # torch's AdamW
@@ -226,7 +232,7 @@ def set_state(
     adam_step: float,
 ) -> None:
     """See `base`. Float32 masters are set, too: they were made from half weights, without the low bits."""
-    named = unwrap(model).named_parameters()
+    named = saved_parameters(unwrap(model))
     if not _partitions(model):
         masters = _float32_masters(model)
         for name, parameter in named:
@@ -312,22 +318,12 @@ def _step_without_change(engine: Any, optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = 0.0
     engine.set_gradient_accumulation_boundary(is_boundary=True)
     # An empty batch: every sum over it is 0, and reaches every parameter with gradient 0.
-    output = engine(_empty_features(unwrap(engine)))
+    output = engine(unwrap(engine).empty_features())
     streams = output.streams.values()
     engine.backward(output.logits.sum() + sum(s.distances.sum() + s.weights.sum() for s in streams))
     engine.step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def _empty_features(model: EmotionModel) -> dict[str, Ragged]:
-    """Features of no utterances at all."""
-    device = next(model.parameters()).device
-    offsets = torch.zeros(1, dtype=torch.int32)
-    return {
-        m: Ragged(torch.zeros(0, dim, device=device), offsets.to(device), offsets)
-        for m, dim in model.feature_dims.items()
-    }
 
 
 def loss_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -68,7 +68,7 @@ def terms_of(
     model, whole = model_of(task), batch_of(values)
     info = counted(whole, task, config, weights)
     given = None if weights is None else torch.from_numpy(weights)
-    terms = micro_batch_losses(model(whole.features), whole, 0, info, config, given, 8, task)
+    terms = micro_batch_losses(model(whole.features), whole, range(len(whole)), info, config, given, 8, task)
     total_loss(terms, config).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -173,7 +173,7 @@ def test_micro_batches_add_up(task: Task, values: Any) -> None:
     info = counted(whole, task, config)
 
     def terms(micro: FeatureBatch, first: int) -> Tensor:
-        return micro_batch_losses(model(micro.features), micro, first, info, config, None, 8, task).detach()
+        return micro_batch_losses(model(micro.features), micro, range(first, first + len(micro)), info, config, None, 8, task).detach()
 
     parts = [terms(micro, 2 * i) for i, micro in enumerate(whole.split(4))]
     torch.testing.assert_close(torch.stack(parts).sum(0), terms(whole, 0), rtol=1e-12, atol=1e-12)

@@ -230,7 +230,7 @@ def test_other_labels_get_a_new_classifier(saved: tuple[Path, AWTPN, torch.optim
 
     other = AWTPN(model.config, model.feature_dims, ["calm", "happy", "sad", "bored"])
     fresh = other.classifier.weight.clone()
-    assert checkpoint.init_from(folder, other).endswith(
+    assert checkpoint.init_from(folder, other).line.endswith(
         "audio, video; random ones: prototypes and classifier"
     )
     assert torch.equal(other.ses["audio"].weight, model.ses["audio"].weight)
@@ -275,7 +275,7 @@ def test_a_run_starts_from_a_model_of_other_modalities(
     torch.manual_seed(5)
     new = AWTPN(ModelConfig(shared_dim=8, modalities=ours), THREE_DIMS, CLASSES)  # type: ignore[arg-type]
     before = weights_of(new)
-    assert re.search(told, checkpoint.init_from(tmp_path / "old", new))
+    assert re.search(told, checkpoint.init_from(tmp_path / "old", new).line)
     for name, tensor in weights_of(new).items():
         expected = weights_of(old).get(name)
         assert torch.equal(tensor, before[name] if expected is None else expected), name
@@ -306,7 +306,7 @@ def test_features_of_another_space_are_refused_in_modalities_in_common(tmp_path:
         checkpoint.init_from(tmp_path / "old", new)
     without = small_model(dtype=torch.float32)
     without.provenance = space(256)
-    assert "not used: text" in checkpoint.init_from(tmp_path / "old", without)
+    assert "not used: text" in checkpoint.init_from(tmp_path / "old", without).line
 
 
 def test_the_state_file_names_what_it_saved(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:
