@@ -204,6 +204,8 @@ def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool)
     if _partitions(model):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        _link_states(model)
+
         # Before the first step (fp16 skips some at the start) there are no moments, and asking is an error;
         # so it is for averages where there are none. All ranks have the same kinds.
         held = {kind for state in base.adam_states(optimizer) for kind in state}
@@ -244,6 +246,7 @@ def set_state(
 
     # The setters fail as long as the optimizer has no state.
     _step_without_change(model, optimizer)
+    _link_states(model)
     for name, parameter in named:
         _set_partition(parameter, weights[name])
         for kind in STATES:
@@ -253,6 +256,18 @@ def set_state(
     for state in base.adam_states(optimizer):
         is_tensor = isinstance(state["step"], Tensor)
         state["step"] = torch.full_like(state["step"], adam_step) if is_tensor else adam_step
+
+
+def _link_states(model: nn.Module) -> None:
+    """Let each parameter find its part of the optimizer's state (stages 1 and 2).
+
+    DeepSpeed links them once, when it has updated the first group of parameters: those of other groups have
+    no state then.
+    """
+    zero: Any = getattr(model, "optimizer", None)
+    if getattr(zero, "_hp_optimizer_states_linked", False):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _partitions(model: nn.Module) -> bool:
