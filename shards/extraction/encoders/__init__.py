@@ -5,7 +5,8 @@
   `waveform` (audio), `frames` (video)
 - Hugging Face models, found by their model type: `hf_audio`, `hf_video`, `hf_text`; `hf`: models located and
   loaded
-- used by them: `faces`: the face in each picture; `pooling`: means over steps
+- used by them: `faces`: the face in each picture; `windows`: how long clips are cut; `pooling`: means over
+  steps
 
 An encoder is a class, found by its attribute `modality`, "audio", "video" or "text". A built-in encoder has a
 `name`. A class for Hugging Face models has `architectures` instead, {model type: class of transformers}, and

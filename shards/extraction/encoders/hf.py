@@ -117,7 +117,14 @@ def _model_type(folder: Path, spec: str) -> str:
     return str(settings.get("model_type") if isinstance(settings, dict) else None)
 
 
-def load_model(model: LocatedModel, architecture: str, device: str, dtype: str, **changes: Any) -> Any:
+def load_model(
+    model: LocatedModel,
+    architecture: str,
+    device: str,
+    dtype: str,
+    unused: tuple[str, ...] = (),
+    **changes: Any,
+) -> Any:
     """Load a model as a class of transformers, ready to encode.
 
     Args:
@@ -125,6 +132,7 @@ def load_model(model: LocatedModel, architecture: str, device: str, dtype: str, 
         architecture: name of the class.
         device: where it is to run.
         dtype: one of `DTYPES`.
+        unused: how the names of further weights begin that may be missing.
         changes: of its configuration.
 
     Raises:
@@ -161,7 +169,7 @@ def load_model(model: LocatedModel, architecture: str, device: str, dtype: str, 
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{spec}: {folder} cannot be loaded as {architecture} ({error})") from None
     # Transformers fills missing weights with random numbers, and only warns.
-    missing = [name for name in sorted(report["missing_keys"]) if not name.startswith(UNUSED)]
+    missing = [name for name in sorted(report["missing_keys"]) if not name.startswith(UNUSED + unused)]
     if missing:
         raise ValueError(
             f"{spec}: {folder} lacks {len(missing)} weights of {architecture} (first: {missing[0]}); "

@@ -1,13 +1,12 @@
 """Hugging Face audio models: wav2vec 2.0, HuBERT, WavLM, and the encoder of Whisper.
 
-A wave is cut into consecutive windows of equal length, at most as long as the model takes (Whisper: its 30 s;
-others 60 s, since the cost of attention grows with the square). Windows of similar length are run together,
-and the hidden steps of a layer (20 ms apart in most models) are averaged over steps of `step_seconds`.
+A wave is cut into consecutive windows of equal length, at most as long as the model takes (`windows`). Those
+of similar length are run together, and the hidden steps of a layer (20 ms apart in most models) are averaged
+over steps of `step_seconds`.
 """
 
 from __future__ import annotations
 
-from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,8 +19,7 @@ from shards.extraction.encoders.hf import (
     versions,
 )
 from shards.extraction.encoders.pooling import pool
-
-LONGEST_WINDOW_S = 60.0
+from shards.extraction.encoders.windows import sound_windows
 
 
 class HFAudio:
@@ -59,29 +57,16 @@ class HFAudio:
     ) -> None:
         spec, kind = model.spec, model.model_type
         self._extractor = load_processor(model, "AutoFeatureExtractor")
-        # An adapter would change the rate of the last layer.
-        changes = {"add_adapter": False} if kind == "wav2vec2" else {}
-        network = load_model(model, self.architectures[kind], device, dtype, **changes)
-        self._whisper = kind == "whisper"
+        network = load_network(model, device, dtype)
         self._separately: Any = None
         self._layers = network.config.num_hidden_layers
         self._layer = layer_number(layer, self._layers, spec)
-        self.rate = int(self._extractor.sampling_rate)
-        if self._whisper:
-            network = network.get_encoder()
-            # Mel frames are centered on their sample, and the second convolution takes every other one.
-            self._stride, self._field = 2 * self._extractor.hop_length, 0
-            self._window = int(self._extractor.n_samples)
-        else:
-            self._stride, self._field = _convolutions(network.config.conv_kernel, network.config.conv_stride)
-            self._window = round(LONGEST_WINDOW_S * self.rate)
-            if network.config.feat_extract_norm == "group":
-                self._separately = network.feature_extractor = _run_separately(network.feature_extractor)
-        if step_seconds * self.rate < self._stride:
-            raise ValueError(
-                f"{spec}: step_seconds={step_seconds:g}; the model's own steps are "
-                f"{self._stride / self.rate:g} s long, and steps cannot be shorter"
-            )
+        self._windows = sound_windows(network.config, self._extractor)
+        self._whisper = self._windows.fixed
+        self.rate = self._windows.rate
+        if not self._whisper and network.config.feat_extract_norm == "group":
+            self._separately = network.feature_extractor = _run_separately(network.feature_extractor)
+        self._windows.check_step(spec, step_seconds)
         self._model, self._device, self._batch = network, device, round(batch_seconds * self.rate)
         self.name = spec
         self.dim = int(network.config.hidden_size)
@@ -92,50 +77,42 @@ class HFAudio:
             "layer": self._layer,
             "rate": self.rate,
             "step_seconds": step_seconds,
-            "window_seconds": self._window / self.rate,
+            "window_seconds": self._windows.longest / self.rate,
             "dtype": dtype,
             "versions": versions(self._extractor),
         }
 
     def encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         """[T, dim] for each wave float32 [samples] at `rate`."""
-        windows = [(i, start, end) for i, wave in enumerate(waves) for start, end in self._windows(len(wave))]
+        windows = [(i, start, end) for i, wave in enumerate(waves) for start, end in self._cut(wave)]
         # Longest first: a batch that does not fit into memory fails at once.
         windows.sort(key=lambda window: window[1] - window[2])
         hidden: dict[tuple[int, int], np.ndarray] = {}
         at = 0
         while at < len(windows):
             longest = windows[at][2] - windows[at][1]
-            batch = windows[at : at + max(1, self._batch // (self._window if self._whisper else longest))]
+            window = self._windows.longest if self._whisper else longest
+            batch = windows[at : at + max(1, self._batch // window)]
             encoded = self._hidden([waves[i][start:end] for i, start, end in batch])
             hidden.update({(i, start): steps for (i, start, _), steps in zip(batch, encoded, strict=True)})
             at += len(batch)
-        return [self._pooled(i, len(wave), hidden) for i, wave in enumerate(waves)]
+        return [self._pooled(i, wave, hidden) for i, wave in enumerate(waves)]
 
-    def _windows(self, samples: int) -> list[tuple[int, int]]:
-        """Consecutive windows of about equal length, each but the last a whole number of hidden steps."""
-        if not samples:
-            return []
-        count = ceil(samples / self._window)
-        length = min(self._window, ceil(samples / count / self._stride) * self._stride)
-        return [(start, min(samples, start + length)) for start in range(0, samples, length)]
+    def _cut(self, wave: np.ndarray) -> list[tuple[int, int]]:
+        return self._windows.cut(len(wave))
 
-    def _pooled(self, i: int, samples: int, hidden: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
-        starts = [start for start, _ in self._windows(samples)]
-        if not starts:
-            return np.zeros((0, self.dim), np.float32)
-        centers = [
-            start + self._field / 2 + self._stride * np.arange(len(hidden[i, start])) for start in starts
-        ]
-        steps = np.concatenate([hidden[i, start] for start in starts])
-        return pool(steps, np.concatenate(centers) / self.rate, samples / self.rate, self.step_seconds)
+    def _pooled(self, i: int, wave: np.ndarray, hidden: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
+        steps = [np.zeros((0, self.dim), np.float32), *(hidden[i, start] for start, _ in self._cut(wave))]
+        centers, seconds = self._windows.centers(len(wave)), len(wave) / self.rate
+        return pool(np.concatenate(steps), centers, seconds, self.step_seconds)
 
     def _hidden(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         """Hidden steps [H, dim] of each window, without those of padding."""
         import torch
 
         # A window shorter than one hidden step is padded with silence.
-        waves = [np.pad(wave, (0, max(0, self._field - len(wave)))) for wave in waves]
+        field = self._windows.field
+        waves = [np.pad(wave, (0, max(0, field - len(wave)))) for wave in waves]
         inputs = self._extractor(
             waves,
             sampling_rate=self.rate,
@@ -155,21 +132,27 @@ class HFAudio:
         last = self._layer == self._layers
         steps = output.last_hidden_state if last else output.hidden_states[self._layer]
         steps = steps.float().cpu().numpy()
-        return [own[: self._steps_of(len(wave))] for own, wave in zip(steps, waves, strict=True)]
-
-    def _steps_of(self, samples: int) -> int:
-        if self._whisper:
-            return ceil(samples / self._stride)
-        return (samples - self._field) // self._stride + 1
+        return [own[: self._windows.steps_of(len(wave))] for own, wave in zip(steps, waves, strict=True)]
 
 
-def _convolutions(kernels: list[int], strides: list[int]) -> tuple[int, int]:
-    """(stride, receptive field) in samples of a stack of convolutions without padding."""
-    stride, field = 1, 1
-    for kernel, by in zip(kernels, strides, strict=True):
-        field += (kernel - 1) * stride
-        stride *= by
-    return stride, field
+def load_network(model: LocatedModel, device: str, dtype: str, **changes: Any) -> Any:
+    """The network that encodes sound; of Whisper its encoder.
+
+    Args:
+        model: what to load.
+        device: where it is to run.
+        dtype: what it computes in.
+        changes: of its configuration.
+
+    Raises:
+        ValueError: weights missing or unfit for the configuration.
+    """
+    architecture = HFAudio.architectures[model.model_type]
+    if model.model_type == "whisper":
+        return load_model(model, architecture, device, dtype, ("decoder.",), **changes).get_encoder()
+    if model.model_type == "wav2vec2":
+        changes["add_adapter"] = False  # an adapter would change the rate of the last layer
+    return load_model(model, architecture, device, dtype, **changes)
 
 
 def _run_separately(convolutions: Any) -> Any:

@@ -22,6 +22,7 @@ from shards.extraction.encoders.hf import (
     versions,
 )
 from shards.extraction.encoders.pooling import pool
+from shards.extraction.encoders.windows import picture_windows
 
 POOLED = ("clip", "clip_vision_model", "dinov2", "siglip", "siglip_vision_model")
 WITHOUT_CLASS_TOKEN = ("siglip", "siglip_vision_model", "videomae")
@@ -72,33 +73,22 @@ class HFVideo:
     ) -> None:
         spec, kind = model.spec, model.model_type
         self._processor = load_processor(model, "AutoImageProcessor")
-        # ViT's pooling layer is specific to its training task, and most checkpoints lack it.
-        changes = {"add_pooling_layer": False} if kind == "vit" else {}
-        self._model = load_model(model, self.architectures[kind], device, dtype, **changes)
+        self._model = load_network(model, device, dtype)
         config = self._model.config
         self._layers = config.num_hidden_layers
         self._layer = layer_number(-1 if layer is None else layer, self._layers, spec)
-        last = self._layer == self._layers
-        self._summary = "patches" if kind in WITHOUT_CLASS_TOKEN else "class token"
-        if last and kind in POOLED:
-            self._summary = "pooled"
-        self._frames: int = config.num_frames if kind == "videomae" else 1
-        self._tube: int = config.tubelet_size if kind == "videomae" else 1
-        own = self._tube / fps
-        if step_seconds is not None and step_seconds < own * (1 - 1e-6):
-            raise ValueError(
-                f"{spec}: step_seconds={step_seconds:g}; at fps={fps:g} the model's own steps are {own:g} s "
-                "long, and steps cannot be shorter; raise fps"
-            )
+        self._summary = summary_of(kind, self._layer == self._layers)
+        self._windows = picture_windows(config, fps)
+        self.step_seconds = self._windows.step_seconds if step_seconds is None else step_seconds
+        self._windows.check_step(spec, self.step_seconds)
         self._side = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
         # The processor scales further down; it never has to scale up pictures of up to 2 : 1.
         self.largest_side = min(2 * self._side, LARGEST_SIDE) if faces == "none" else LARGEST_SIDE
         self._faces, self._device = faces, device
-        self._batch = max(1, batch_frames // self._frames)
+        self._batch = max(1, batch_frames // self._windows.frames)
         self.name = spec
         self.fps = fps
         self.dim = int(config.hidden_size)
-        self.step_seconds = own if step_seconds is None else step_seconds
         self.settings: dict[str, Any] = {
             **model.origin,
             "model_type": kind,
@@ -117,21 +107,18 @@ class HFVideo:
         if self._faces != "none":
             clips = [crop_faces(clip, self._side, self.fps)[0] for clip in clips]
         # Windows [frames, H, W, 3] of all clips in order; of other models than VideoMAE, single pictures.
-        windows = [window for clip in clips for window in _windows(clip, self._frames)]
+        windows = [window for clip in clips for window in _cut(clip, self._windows.frames)]
         encoded = [self._encode(windows[i : i + self._batch]) for i in range(0, len(windows), self._batch)]
         own_steps = np.concatenate([*encoded, np.zeros((0, self.dim), np.float32)])
         features, at = [], 0
         for clip in clips:
-            count = -(-len(clip) // self._frames) * (self._frames // self._tube)
+            count = self._windows.count(len(clip)) * self._windows.steps_per_window
             features.append(self._pooled(own_steps[at : at + count], len(clip)))
             at += count
         return features
 
     def _pooled(self, own_steps: np.ndarray, pictures: int) -> np.ndarray:
-        if not pictures:
-            return np.zeros((0, self.dim), np.float32)
-        own_steps = own_steps[: max(1, pictures // self._tube)]
-        centers = (np.arange(len(own_steps)) + 0.5) * self._tube / self.fps
+        own_steps, centers = own_steps[: self._windows.steps_of(pictures)], self._windows.centers(pictures)
         return pool(own_steps, centers, pictures / self.fps, self.step_seconds)
 
     def _encode(self, windows: list[np.ndarray]) -> np.ndarray:
@@ -139,29 +126,72 @@ class HFVideo:
         import torch
 
         pictures = [picture for window in windows for picture in window]
-        if self._frames > 1:
+        frames = self._windows.frames
+        if frames > 1:
             # The processor gets all windows as one video; a window's pictures stay consecutive.
             values = self._processor([pictures], return_tensors="pt")["pixel_values"][0]
-            values = values.unflatten(0, (len(windows), self._frames))
+            values = values.unflatten(0, (len(windows), frames))
         else:
             values = self._processor(pictures, return_tensors="pt")["pixel_values"]
         values = values.to(self._device, self._model.dtype)
         with torch.inference_mode():
             output = self._model(values, output_hidden_states=self._layer < self._layers)
-        if self._summary == "pooled":
-            steps = output.pooler_output
-        else:
+        tokens = None
+        if self._summary != "pooled":
             last = self._layer == self._layers
             tokens = output.last_hidden_state if last else output.hidden_states[self._layer]
-            if self._summary == "class token":
-                steps = tokens[:, 0]
-            else:
-                # Patches of a tube are adjacent; a picture is one tube.
-                steps = tokens.unflatten(1, (self._frames // self._tube, -1)).mean(dim=2).flatten(0, 1)
+        steps = summarize(tokens, output, self._summary, self._windows.steps_per_window)
         return steps.float().cpu().numpy()
 
 
-def _windows(clip: np.ndarray, length: int) -> list[np.ndarray]:
+def load_network(model: LocatedModel, device: str, dtype: str, **changes: Any) -> Any:
+    """The network that encodes pictures.
+
+    Args:
+        model: what to load.
+        device: where it is to run.
+        dtype: what it computes in.
+        changes: of its configuration.
+
+    Raises:
+        ValueError: weights missing or unfit for the configuration.
+    """
+    if model.model_type == "vit":
+        # ViT's pooling layer is specific to its training task, and most checkpoints lack it.
+        changes["add_pooling_layer"] = False
+    return load_model(model, HFVideo.architectures[model.model_type], device, dtype, **changes)
+
+
+def summary_of(kind: str, last: bool) -> str:
+    """What of a picture's tokens are its features: "pooled", "class token" or "patches".
+
+    Args:
+        kind: type of the model.
+        last: whether they are those of its last layer.
+    """
+    if last and kind in POOLED:
+        return "pooled"
+    return "patches" if kind in WITHOUT_CLASS_TOKEN else "class token"
+
+
+def summarize(tokens: Any, output: Any, summary: str, steps_per_window: int) -> Any:
+    """The features [windows * steps_per_window, dim] of a layer's tokens [windows, tokens, dim].
+
+    Args:
+        tokens: of the layer; unused if the summary is "pooled".
+        output: of the network.
+        summary: of `summary_of`.
+        steps_per_window: tubes of a window.
+    """
+    if summary == "pooled":
+        return output.pooler_output
+    if summary == "class token":
+        return tokens[:, 0]
+    # Patches of a tube are adjacent; a picture is one tube.
+    return tokens.unflatten(1, (steps_per_window, -1)).mean(dim=2).flatten(0, 1)
+
+
+def _cut(clip: np.ndarray, length: int) -> list[np.ndarray]:
     """Consecutive windows [length, H, W, 3]; the last is padded with the last picture."""
     windows = [clip[i : i + length] for i in range(0, len(clip), length)]
     if windows and len(windows[-1]) < length:
