@@ -42,6 +42,7 @@ FIXED_KEYS = (
     "prototypes.",
     "loss.",
     "optim.",
+    "augment.",
 )
 # With another value of these, weights can be taken over, but the training cannot go on.
 NETWORK_KEYS = ("data.target", "task.", "model.shared_dim", "model.prototypes_per_class", "model.modalities")
