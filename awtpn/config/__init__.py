@@ -1,7 +1,7 @@
 """The configuration of a run, and how commands begin and end.
 
 - `settings`: the keys `run.*`, `data.*` and `train.*`; those of `model.*` are in `awtpn/model/settings.py`,
-  those of `loss.*`, `prototypes.*` and `optim.*` in `awtpn/learning/settings.py`
+  those of `loss.*`, `prototypes.*`, `optim.*` and `augment.*` in `awtpn/learning/settings.py`
 - `schema`: all sections together and the checks between them; `former_defaults`: what a run of an earlier
   version keeps
 - `command_line`: the words of `awtpn train` -> a configuration; `yaml_file`: the file of `--config`;

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrainConfig
-from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
+from awtpn.learning.settings import AugmentConfig, LossConfig, OptimConfig, PrototypesConfig
 from awtpn.metrics.summary import check_best_by
 from awtpn.model.encoders.settings import encoder_settings
 from awtpn.model.settings import FORMER_MODEL, PUBLISHED_WEIGHTS, ModelConfig, TaskConfig
@@ -36,6 +36,7 @@ class Config:
     prototypes: PrototypesConfig = field(default_factory=PrototypesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def remember_secrets(self) -> None:
@@ -47,7 +48,7 @@ class Config:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
         check_finite(self)
         self.encoder = encoder_settings(self.encoder)
-        sections = (self.task, self.model, self.prototypes, self.loss, self.optim, self.train)
+        sections = (self.task, self.model, self.prototypes, self.loss, self.optim, self.augment, self.train)
         for section in (*sections, self.data.select):
             section.validate()
         if self.task.type is not None:  # else when the data is known
@@ -144,14 +145,17 @@ KEYS_SINCE: dict[str, dict[str, Any]] = {
     "task": {"type": None, "levels": 7, "head": "levels"},
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
     "optim": {"warmup_share": 0.05},
+    "augment": asdict(AugmentConfig()),  # off
     "train": {"best_by": None, "min_steps": 0, "patience": None, "ema_decay": 0.0},
 }
+# Sections that an earlier version did not have.
+SECTIONS_SINCE = ("task", "augment")
 
 
 def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version dumped, as `dump` writes them now, with the same meaning."""
     for section, values in KEYS_SINCE.items():
-        given = settings.get(section, {} if section == "task" else None)  # a section of later versions
+        given = settings.get(section, {} if section in SECTIONS_SINCE else None)
         if isinstance(given, dict):
             settings = settings | {section: values | given}
     model = settings.get("model")

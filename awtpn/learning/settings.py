@@ -1,4 +1,4 @@
-"""Configuration of the losses, the prototypes and the optimizer; imports no torch."""
+"""Configuration of the losses, the prototypes, the optimizer and the augmentation; imports no torch."""
 
 from __future__ import annotations
 
@@ -66,6 +66,78 @@ class PrototypesConfig:
             raise ValueError(f"prototypes.ema_decay must lie in [0, 1), not {self.ema_decay}")
         if self.check_every < 0:
             raise ValueError(f"prototypes.check_every must not be negative, but is {self.check_every}")
+
+
+# Keys of `AugmentConfig` that turn on what changes recorded sound, recorded pictures, or both.
+SOUND_KEYS = ("noise_snr", "gain", "drop_time", "drop_frequency")
+PICTURE_KEYS = ("flip", "brightness", "contrast", "shift")
+LARGEST_COUNT = 1000
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of recordings in training, before an encoder; by default none."""
+
+    crop: list[float] | None = None
+    """Range of the share of an utterance that is kept, such as [0.8, 1.0]: a span of sound and pictures."""
+    noise_snr: list[float] | None = None
+    """Range of the signal-to-noise ratio, in dB, of white noise that is added to sound, such as [10, 30]."""
+    noise_probability: float = 1.0
+    """Share of utterances whose sound gets noise, where noise_snr is given."""
+    gain: list[float] | None = None
+    """Range of the gain of sound, in dB, such as [-6, 6]."""
+    drop_time: int = 0
+    """Most spans of sound that are set to 0; each utterance draws a number from 0 to this one."""
+    drop_time_seconds: list[float] = field(default_factory=lambda: [0.0625, 0.125])
+    """Range of the length of such a span; all together, they are at most half of an utterance."""
+    drop_frequency: int = 0
+    """Most frequency bands that are removed from sound; each utterance draws a number from 0 to this one."""
+    drop_frequency_width: float = 0.1
+    """Width of such a band, as a share of all frequencies of the recording."""
+    flip: float = 0.0
+    """Share of utterances whose pictures are mirrored, left to right."""
+    brightness: list[float] | None = None
+    """Range of the factor of the pictures' values, such as [0.8, 1.2]."""
+    contrast: list[float] | None = None
+    """Range of the factor of their distances from the utterance's mean value, such as [0.8, 1.2]."""
+    shift: float = 0.0
+    """Largest shift of an utterance's pictures, as a share of height and width; edges are repeated."""
+
+    def keys_in_use(self, keys: Iterable[str] = ("crop", *SOUND_KEYS, *PICTURE_KEYS)) -> list[str]:
+        """Those of `keys` that change recordings."""
+        return [key for key in keys if getattr(self, key)]
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for an invalid setting."""
+        ranges = {
+            "crop": (0.001, 1.0),
+            "noise_snr": (-100.0, 200.0),
+            "gain": (-100.0, 100.0),
+            "drop_time_seconds": (0.0001, 3600.0),
+            "brightness": (0.001, 1000.0),
+            "contrast": (0.001, 1000.0),
+        }
+        for name, (least, most) in ranges.items():
+            given = getattr(self, name)
+            if given is None:
+                continue
+            # Written so that NaN is refused, too.
+            if len(given) != 2 or not least <= given[0] <= given[1] <= most:
+                raise ValueError(
+                    f"augment.{name} takes a range [LOW, HIGH] from {least:g} to {most:g}, not {given!s:.60}"
+                )
+        for name in ("noise_probability", "flip", "shift"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} must lie in [0, 1], not {getattr(self, name)}")
+        for name in ("drop_time", "drop_frequency"):
+            if not 0 <= getattr(self, name) <= LARGEST_COUNT:
+                raise ValueError(
+                    f"augment.{name} must be from 0 to {LARGEST_COUNT}, not {getattr(self, name)}"
+                )
+        if not 0 < self.drop_frequency_width < 1:
+            raise ValueError(
+                f"augment.drop_frequency_width must be above 0 and below 1, not {self.drop_frequency_width}"
+            )
 
 
 # Loss term -> the key of its weight in LossConfig. Training, metrics.jsonl, TensorBoard, reports and

@@ -36,7 +36,7 @@ from awtpn.model.sharing.hub import locate
 from awtpn.model.sharing.privacy import public_card
 from awtpn.model.task import Task, task_of_card
 from shards import Ragged
-from shards.format.recording import DTYPE_OF
+from shards.format.recording import DTYPE_OF, Recording
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.json_text import json_text
 
@@ -175,14 +175,18 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         recorded = [m for m in self.encoders if features[m].values.dtype in RECORDED]
         return {**features, **{m: self.encoders[m](features[m]) for m in recorded}}
 
+    @property
+    def recordings(self) -> dict[str, Recording]:
+        """By modality what its encoder takes; empty in a model of features."""
+        return {m: cast(Encoder, encoder).recording for m, encoder in self.encoders.items()}
+
     def empty_features(self) -> dict[str, Ragged]:
         """Features, or recordings, of no utterances at all."""
         device = next(self.parameters()).device
         offsets = torch.zeros(1, dtype=torch.int32)
         found = {}
         for m, dim in self.feature_dims.items():
-            if m in self.encoders:
-                recording = cast(Encoder, self.encoders[m]).recording
+            if recording := self.recordings.get(m):
                 dtype = getattr(torch, DTYPE_OF[recording.kind])
                 values = torch.zeros(0, *recording.shape, dtype=dtype, device=device)
                 samples = torch.zeros(0, dtype=torch.int64) if recording.is_sound else None

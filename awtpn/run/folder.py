@@ -42,6 +42,7 @@ FIXED_KEYS = (
     "prototypes.",
     "loss.",
     "optim.",
+    "augment.",
 )
 # Settings of encoders that do not change what is trained.
 FREE_KEYS = ("model", "pass_seconds", "pass_pictures", "max_padding", "checkpointing")

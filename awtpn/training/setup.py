@@ -28,6 +28,7 @@ from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
 from awtpn.learning import prototypes
+from awtpn.learning.augmentation import check_augment
 from awtpn.learning.data_scales import (
     encode_batches,
     mean_and_std,
@@ -218,6 +219,7 @@ def open_encoders(config: Config, train: FeatureStream) -> dict[str, Encoder]:
         recording = train.modalities[name].recording
         assert recording is not None  # `open_stream` has refused features
         found[name] = open_encoder(name, settings, recording)
+    check_augment(config.augment, {name: encoder.recording for name, encoder in found.items()})
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from awtpn.distributed.cpu_threads import add_gradients, draw_dropout, trainable_parameters
 from awtpn.distributed.engines import unwrap
+from awtpn.learning.augmentation import augment
 from awtpn.learning.losses import total_loss
 from awtpn.learning.modality_dropout import drop_modalities
 from awtpn.learning.optimizer import learning_rate, set_learning_rate
@@ -39,6 +40,8 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
     odds = {m: config.model.dropout_of(m) for m in modalities}
     # Before anything is counted: a hidden modality counts as missing.
     batch = drop_modalities(batch, odds, config.run.seed, position.step)
+    recordings = unwrap(run.model).recordings
+    batch = augment(batch, config.augment, recordings, config.run.seed, position.step)
     parts = divide(run, batch)
     info = reduce_batch_counts(
         batch,

@@ -3,8 +3,18 @@
 - `settings`: the configuration section `encoder`
 - `opening`: opens the encoder that the settings name: `open_encoder`
 - `base`: what encoders share; `audio`: of sound; `video`: of pictures
+- `passes`: utterances of similar length, for forward and backward passes of bounded work
 - `tuning`: which weights are trained, LoRA, learning rates by layer
 - `structure`: where the parts of a Hugging Face model are
+- `card`: encoders in a model's card, and how they are opened again
 - `merging`: saves a trained encoder as a Hugging Face folder
 - used by `audio`: `group_norm`: a norm that does not see padding; `wavlm`: WavLM's attention
 """
+
+from awtpn.model.encoders.base import Encoder
+from awtpn.model.encoders.card import records_of, reopen_encoders
+from awtpn.model.encoders.opening import open_encoder
+from awtpn.model.encoders.passes import passes_of
+from awtpn.model.encoders.tuning import lr_scales
+
+__all__ = ["Encoder", "lr_scales", "open_encoder", "passes_of", "records_of", "reopen_encoders"]

@@ -23,7 +23,7 @@ STEP_SECONDS = 0.1  # of sound, as of `awtpn extract`
 
 
 def open_encoder(
-    modality: str, settings: EncoderSettings, recording: Recording, device: torch.device | str
+    modality: str, settings: EncoderSettings, recording: Recording, device: torch.device | str = "cpu"
 ) -> Encoder:
     """Load an encoder with its pretrained weights, ready to be trained as the settings say.
 
@@ -60,7 +60,7 @@ def open_encoder(
         original = own_config(model, architectures[model.model_type])
         changes = training_changes(original, settings.dropout)
         encoder = (_audio if modality == "audio" else _video)(model, settings, recording, changes)
-    encoder.original = original
+    encoder.original, encoder.recording = original, recording
     tune(encoder)
     return encoder.eval().to(device)
 
