@@ -199,7 +199,8 @@ class FeatureStream:
             seed=seed,
             shuffle=shuffle,
             window=window,
-            work=self._work if balance else None,
+            # Not a method: a stream that refers to itself keeps its files open until the collector runs.
+            work=partial(_work, self._reader, self._rows) if balance else None,
         )
         check_limit(self.store, self._plan, self._shards, rank, world_size, local_world_size, at)
         self.steps_per_epoch = self._plan.steps_per_epoch
@@ -349,19 +350,15 @@ class FeatureStream:
         chosen = self.selected(shard)
         return np.union1d(chosen, self._without_target[shard]) if self._without_target else chosen
 
-    def _work(self, shards: list[int], stopped: threading.Event | None = None) -> list[np.ndarray]:
-        """The work of each selected utterance of shards (`work_of`)."""
-        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
-            work = list(threads.map(partial(self._reader.work, stop=stopped), shards))
-        return work if self._rows is None else [w[self._rows[s]] for s, w in zip(shards, work, strict=True)]
-
     def _batches(
         self, epoch: int, start_step: int, pin: bool, stopped: threading.Event
     ) -> Generator[FeatureBatch, None, None]:
         """Make the batches of `epoch`; meanwhile threads fetch the shards of this window and the next one."""
         places = self._first_place, self._num_places
         # Indexes that balancing reads are not waited for any longer once this iterator is closed.
-        plan = replace(self._plan, work=self._plan.work and partial(self._work, stopped=stopped))
+        plan = replace(
+            self._plan, work=self._plan.work and partial(_work, self._reader, self._rows, stopped=stopped)
+        )
         fetching, windows, requested = DaemonThreads(FETCH_THREADS, "shards-fetch"), range(0), set[int]()
         try:
             for step in range(start_step, self.steps_per_epoch):
@@ -406,3 +403,15 @@ class FeatureStream:
             step=step,
             damaged=utterances.damaged,
         )
+
+
+def _work(
+    reader: ShardReader,
+    rows: list[np.ndarray] | None,
+    shards: list[int],
+    stopped: threading.Event | None = None,
+) -> list[np.ndarray]:
+    """The work of each selected utterance of shards (`work_of`); `rows` as of `Selection`."""
+    with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
+        work = list(threads.map(partial(reader.work, stop=stopped), shards))
+    return work if rows is None else [w[rows[s]] for s, w in zip(shards, work, strict=True)]
