@@ -93,8 +93,8 @@ class Config:
                 )
         if self.encoder and self.loss.negatives == "reference":
             raise ValueError(
-                "loss.negatives=reference permutes whole micro-batches, and encoders cut these by length: set "
-                "loss.negatives to group"
+                "loss.negatives=reference permutes whole micro-batches, and encoders cut these by length: "
+                "set loss.negatives to group"
             )
         if self.encoder and self.train.compile:
             raise ValueError("train.compile=true does not compile encoders: leave it out")

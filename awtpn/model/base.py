@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from awtpn.model.blocks import Standardize
-from awtpn.model.encoders import Encoder, records_of, reopen_encoders
 from awtpn.model.compute.dropout import DropoutFactors
+from awtpn.model.encoders import Encoder, records_of, reopen_encoders
 from awtpn.model.files import (
     CARD_FILE,
     CARD_VERSION,
@@ -39,7 +39,6 @@ from shards import Ragged
 from shards.format.recording import DTYPE_OF, Recording
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.json_text import json_text
-
 
 ENCODERS = "encoders."  # how the names of the encoders' weights begin
 RECORDED = (torch.int16, torch.uint8)  # dtypes of recordings, which no features have

@@ -340,12 +340,13 @@ def check_continues(
             if record["settings"].get(key) != own.settings.get(key):
                 raise ValueError(
                     f"run.init_from: the features of {name} of {folder} are of an encoder with {key} "
-                    f"{record['settings'].get(key)!s:.80}, and encoder.{name} has {own.settings.get(key)!s:.80}: "
+                    f"{record['settings'].get(key)!s:.80}, and encoder.{name} has "
+                    f"{own.settings.get(key)!s:.80}: "
                     "give the same model, layer and step_seconds"
                 )
         if theirs and theirs["config"]["tune"] not in ("frozen", own.config.tune):
             raise ValueError(
-                f"run.init_from: {folder} trained its encoder of {name} with tune {theirs['config']['tune']}: "
+                f"run.init_from: {folder} trained its encoder of {name} by {theirs['config']['tune']}: "
                 f"give the same encoder.{name}.tune, or merge it first (awtpn export --merge) and name the "
                 "merged encoder"
             )

@@ -17,7 +17,6 @@ from awtpn.config.settings import DEMOS, ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
 from awtpn.learning.targets import balanced_label_weights
 from awtpn.model.base import EmotionModel
-from awtpn.model.encoders import Encoder
 from awtpn.model.settings import TaskConfig
 from awtpn.model.task import Task
 from awtpn.run.position import Position
@@ -272,9 +271,8 @@ def check_features(model: EmotionModel, stream: FeatureStream) -> None:
         f"the model knows other features than those of {stream.url}",
         "extract the recordings with the model's encoders, or train a model on these features",
     )
-    for name, encoder in model.encoders.items():
-        assert isinstance(encoder, Encoder)
-        own, found = encoder.recording, stream.modalities[name].recording
+    for name in model.encoders:
+        own, found = model.recordings[name], stream.modalities[name].recording
         if found is None or (found.rate, found.shape) != (own.rate, own.shape):
             raise ValueError(f"the model takes {own} of {name}, but {stream.url} has {found}")
     for name, dim in model.feature_dims.items():

@@ -181,9 +181,7 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
             folder, began_from = resume_folder(resume), named
     if folder is None:
         return None, Position()
-    if not began_from and (
-        changed := [key for key in changed_keys(config, run_dir) if is_fixed(key)]
-    ):
+    if not began_from and (changed := [key for key in changed_keys(config, run_dir) if is_fixed(key)]):
         other_network = any(key.startswith(NETWORK_KEYS) for key in changed)
         option = (
             "with its weights there, --run.init_from"

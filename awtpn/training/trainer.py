@@ -138,8 +138,7 @@ def fit(run: Run) -> None:
         if run.changed:
             reevaluate_best(run, monitor)
         if run.continues and run.val is not None:
-            figures = evaluate(run.model, run.val, run.world, partial(check_stop, run))
-            value = figures[run.best_by]
+            value = evaluate(run.model, run.val, run.world, partial(check_stop, run))[run.best_by]
             told = "undefined" if value is None else f"{value:.4f}"
             monitor.print(f"before the first step, as the model that it continues: val {run.best_by} {told}")
         run.since = time.perf_counter()

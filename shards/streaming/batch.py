@@ -92,7 +92,7 @@ class FeatureBatch:
 
     @property
     def samples(self) -> dict[str, torch.Tensor]:
-        """By modality of recorded sound the true number of samples of each utterance, [B] int64; 0: missing."""
+        """By modality of recorded sound the true number of samples [B] int64; 0 where it is missing."""
         return {name: of.samples for name, of in self.features.items() if of.samples is not None}
 
     @property

@@ -131,7 +131,9 @@ def terms_and_gradients(
         step=2,
         stop=False,
     )
-    shares = micro_batch_losses(model(mine.features), mine, range(len(mine)), info, config, None, whole.num_places)
+    shares = micro_batch_losses(
+        model(mine.features), mine, range(len(mine)), info, config, None, whole.num_places
+    )
     model.zero_grad()
     total_loss(shares, config).backward()
     terms = shares.detach().clone()

@@ -21,6 +21,7 @@ from awtpn.model.encoders.structure import cut_above, layers_of
 from awtpn.model.segments import segment_mean, utterance_of_step
 from shards import Ragged
 from shards.extraction.encoders.pooling import spans
+from shards.format.recording import Recording
 
 
 class Encoder(nn.Module):
@@ -35,12 +36,14 @@ class Encoder(nn.Module):
         config: how it is trained.
         network: the model, of the layers that are used.
         above: the layers above, which are kept for `merging` only; no part of the module.
+        recording: what the dataset holds of the modality.
         original: the model's own configuration, without changes for training.
         layer: the hidden layer whose output is used, of `layers`.
     """
 
     modality = ""
     original: Any = None
+    recording: Recording
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Encoders in a model's card: which base models they are and how they are trained, and how to open them again."""
+"""Encoders in a model's card: their base models and how they are trained, and how to open them again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shards.safe_io.json_fields import from_record
 
 
 def records_of(encoders: nn.ModuleDict) -> dict[str, Any]:
-    """What a card holds of the encoders, by modality: `config`, `settings` (with the hash) and `recording`."""
+    """A card's records of encoders, by modality: `config`, `settings` (with the hash) and `recording`."""
     found = {}
     for modality, encoder in encoders.items():
         assert isinstance(encoder, Encoder)
@@ -56,12 +56,14 @@ def _reopen(modality: str, record: Any) -> Encoder:
         if not Path(str(path)).is_dir():
             raise ValueError(
                 f"{modality}: its encoder was trained from {base.get('id')!r:.80}, the folder {path!s:.200}, "
-                "which is not there: put the model's files there, or export the model with --merge where they "
-                "are"
+                "which is not there: put the model's files there, or export the model with --merge where "
+                "they are"
             )
         config = replace(config, model=str(path), revision=None)
     else:
-        config = replace(config, model=str(base.get("id")), revision=None if revision is None else str(revision))
+        config = replace(
+            config, model=str(base.get("id")), revision=None if revision is None else str(revision)
+        )
     encoder = open_encoder(modality, config, recording)
     if encoder.settings["sha256"] != base.get("sha256"):
         raise ValueError(

@@ -80,9 +80,7 @@ def plan_passes(
     return passes
 
 
-def passes_of(
-    model: Any, batch: FeatureBatch, micro_batches: Sequence[Sequence[int]]
-) -> list[list[int]]:
+def passes_of(model: Any, batch: FeatureBatch, micro_batches: Sequence[Sequence[int]]) -> list[list[int]]:
     """Divide each micro-batch of a rank into passes, by the lengths of its recordings.
 
     Args:

@@ -44,11 +44,11 @@ class EncoderSettings:
     dropout: float | None = None
     """Every dropout within the encoder in training; default: those of its own configuration."""
     checkpointing: bool = False
-    """Compute each layer again in the backward pass in place of keeping it: less memory, a third more time."""
+    """Compute each layer again in the backward pass in place of keeping it: less memory, more time."""
     pass_seconds: float = 60.0
-    """Sound: seconds, padding included, of one forward and backward pass. A longer utterance is alone in one."""
+    """Sound: seconds, padding included, of one forward and backward pass. A longer utterance has its own."""
     pass_pictures: int = 64
-    """Pictures of one forward and backward pass. An utterance of more is alone in one."""
+    """Pictures of one forward and backward pass. An utterance of more has its own."""
     max_padding: float = 0.2
     """Sound: largest share of padding in a pass."""
 

@@ -119,8 +119,8 @@ class PackedRow:
             found = reader.features(np.array([self.shard]), np.array([self.row]))
         except FileNotFoundError as error:
             raise ValueError(str(error)) from None
-        values = found.features[modality].values.numpy()
-        if not reader.modalities[modality].is_sound:
+        read = found.features[modality]
+        values = read.values.numpy()
+        if read.samples is None:
             return values
-        # The last step is filled up.
-        return values.reshape(-1)[: int(found.samples[modality][0])]
+        return values.reshape(-1)[: int(read.samples[0])]  # the last step is filled up

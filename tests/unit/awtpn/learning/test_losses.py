@@ -165,7 +165,13 @@ def outcome(whole: FeatureBatch, config: LossConfig, accumulation: int) -> tuple
     terms, first = torch.zeros(len(TERMS), dtype=torch.float64), 0
     for micro in whole.split(accumulation):
         shares = micro_batch_losses(
-            model(micro.features), micro, range(first, first + len(micro)), info, config, weights, whole.num_places
+            model(micro.features),
+            micro,
+            range(first, first + len(micro)),
+            info,
+            config,
+            weights,
+            whole.num_places,
         )
         total_loss(shares, config).backward()
         terms += shares.detach()
@@ -219,7 +225,9 @@ def test_an_utterance_that_lacks_a_modality_or_a_negative_is_masked() -> None:
 
     def cross_modal(some: list[dict[str, Tensor]]) -> Tensor:
         whole = batch(some, label)
-        return micro_batch_losses(small_model()(whole.features), whole, range(len(whole)), info, config, None, 8)
+        return micro_batch_losses(
+            small_model()(whole.features), whole, range(len(whole)), info, config, None, 8
+        )
 
     before = cross_modal(of)
     changed = [dict(u) for u in of]

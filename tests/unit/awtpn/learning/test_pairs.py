@@ -53,7 +53,13 @@ def terms_of(whole: FeatureBatch, config: LossConfig, modalities: list[str], acc
     total, first = torch.zeros(len(TERMS), dtype=torch.float64), 0
     for micro in whole.split(accumulation):
         total += micro_batch_losses(
-            model(micro.features), micro, range(first, first + len(micro)), info, config, None, whole.num_places
+            model(micro.features),
+            micro,
+            range(first, first + len(micro)),
+            info,
+            config,
+            None,
+            whole.num_places,
         ).detach()
         first += len(micro)
     return total
@@ -145,7 +151,9 @@ def test_every_encoder_gets_a_gradient_from_the_cross_modal_terms(negatives: str
     model = small_model(dims=THREE_DIMS)
     config = LossConfig(negatives=negatives, negative_group=4, lambda_align=0, eta_ce=0, eta_mse=0)  # type: ignore[arg-type]
     info = agree(whole, config)
-    terms = micro_batch_losses(model(whole.features), whole, range(len(whole)), info, config, None, whole.num_places)
+    terms = micro_batch_losses(
+        model(whole.features), whole, range(len(whole)), info, config, None, whole.num_places
+    )
     total_loss(terms, config).backward()
     for name in NAMES:
         gradient = model.ses[name].weight.grad

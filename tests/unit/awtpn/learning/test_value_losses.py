@@ -173,7 +173,9 @@ def test_micro_batches_add_up(task: Task, values: Any) -> None:
     info = counted(whole, task, config)
 
     def terms(micro: FeatureBatch, first: int) -> Tensor:
-        return micro_batch_losses(model(micro.features), micro, range(first, first + len(micro)), info, config, None, 8, task).detach()
+        return micro_batch_losses(
+            model(micro.features), micro, range(first, first + len(micro)), info, config, None, 8, task
+        ).detach()
 
     parts = [terms(micro, 2 * i) for i, micro in enumerate(whole.split(4))]
     torch.testing.assert_close(torch.stack(parts).sum(0), terms(whole, 0), rtol=1e-12, atol=1e-12)

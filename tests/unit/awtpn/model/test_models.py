@@ -89,7 +89,9 @@ def test_a_run_starts_from_weights_of_the_same_network(name: str, tmp_path: Path
     same, other = built(name), built(name, OTHERS)
     before = {key: value.clone() for key, value in other.state_dict().items()}
     assert checkpoint.init_from(tmp_path / "model", same).line.endswith(": audio, video, classifier")
-    assert checkpoint.init_from(tmp_path / "model", other).line.endswith("audio, video; random ones: classifier")
+    assert checkpoint.init_from(tmp_path / "model", other).line.endswith(
+        "audio, video; random ones: classifier"
+    )
     saved = load_model(tmp_path / "model").state_dict()
     for key, value in other.state_dict().items():
         if not key.startswith("standardise."):
