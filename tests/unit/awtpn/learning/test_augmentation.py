@@ -271,6 +271,9 @@ def test_bands_are_removed_and_others_stay() -> None:
     assert max(removed) < 3 / 8 + 0.02
     assert 0.12 < np.mean(removed) < 0.1875 + 4 * 0.14 / 10
     assert 0.1 < np.mean([share < 1e-3 for share in removed]) < 0.42, "a quarter keeps all"
+    for wave, sound in zip(waves, sounds(changed(of_sound(waves), drop_frequency=1)), strict=True):
+        share = 1 - np.square(sound, dtype=float).sum() / np.square(wave, dtype=float).sum()
+        assert abs(share) < 1e-3 or abs(share - 0.1) < 0.02, "all of a band, or none"
 
 
 def test_crop_keeps_the_same_span_of_sound_and_pictures() -> None:
@@ -291,6 +294,8 @@ def test_crop_keeps_the_same_span_of_sound_and_pictures() -> None:
         begins.append(sound[0] / samples / (1 - shares[-1]))
     assert 0.499 <= min(shares) < 0.53 < 0.87 < max(shares) <= 0.901
     assert 0 <= min(begins) < 0.1 < 0.9 < max(begins) <= 1.01
+    least = changed(mixed(LENGTHS), crop=[0.001, 0.001])
+    assert [len(clip) for clip in clips(least)] == [min(1, n) for _, n in LENGTHS]
 
 
 # --- Pictures ------------------------------------------------------------------------------------
@@ -336,6 +341,9 @@ def test_brightness_and_contrast_scale_values_and_distances() -> None:
     spreads = np.array([now.std() / clip.std() for now in after])
     assert 0.49 < spreads.min() < 0.6 < 1.9 < spreads.max() < 2.01
     assert all(abs(now.mean() - clip.mean()) < 0.5 for now in after)
+    both = clips(changed(of_pictures(clip, 1), brightness=[1.2, 1.2], contrast=[1.5, 1.5]))[0]
+    mean = 1.2 * clip.mean()
+    assert np.abs(both - (mean + 1.5 * (1.2 * clip - mean))).max() < 0.51
     bright = np.full((1, SIDE, SIDE, 3), 200, np.uint8)
     assert (clips(changed(of_pictures(bright, 1), brightness=[2, 2]))[0] == 255).all()
 
