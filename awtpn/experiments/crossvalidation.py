@@ -76,7 +76,7 @@ def cross_validate(
         sweep: "KEY=V1,V2" each; each fold chooses the best point of the grid on its training data alone.
         parallel: runs at a time on this machine.
         launcher: the command that starts launch/train.py; Python by default.
-        baseline: also fit the baseline; None: if there are folds.
+        baseline: also fit the baseline; None: if there are folds, and features of all modalities.
         command: the command line, for the record.
 
     Raises:
@@ -87,7 +87,7 @@ def cross_validate(
     from awtpn.report.write import write_report
 
     check_arguments(training, seeds, by)
-    baseline = bool(by) if baseline is None else baseline
+    baseline = bool(by) and not config.encoder if baseline is None else baseline
     if baseline:
         check_installed()  # before hours of training, not after them
     splits = make_splits(training, by)

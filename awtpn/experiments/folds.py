@@ -104,7 +104,7 @@ def make_splits(training: Sequence[str], by: str | None) -> Splits:
     """
     config = parse_command_line([*training])[0]
     # Before the first of many runs. Which modalities each takes, it checks itself: a sweep may choose them.
-    check_some_features(config.data)
+    check_some_features(config.data, config.encoder)
     if by is None:
         return Splits(None, None, [])
     url, values = column_values(config, by)

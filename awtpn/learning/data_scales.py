@@ -16,7 +16,7 @@ from torch import Tensor
 
 from awtpn.model.base import EmotionModel
 from awtpn.model.blocks import Spread, Statistics, mean_and_deviation
-from awtpn.model.encoders import passes_of
+from awtpn.model.encoders.passes import passes_of
 from awtpn.model.network import AWTPN
 from awtpn.model.segments import utterance_of_step
 from shards import FeatureBatch

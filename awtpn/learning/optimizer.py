@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from awtpn.learning.averaging import update_averages
 from awtpn.learning.settings import OptimConfig
 from awtpn.model.base import ENCODERS, EmotionModel
-from awtpn.model.encoders import Encoder, lr_scales
+from awtpn.model.encoders.base import Encoder
+from awtpn.model.encoders.tuning import lr_scales
 
 # Learning rates whose relative difference is smaller are the same up to rounding.
 SAME_LR = 1e-3

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from awtpn.model.blocks import Standardize
 from awtpn.model.compute.dropout import DropoutFactors
-from awtpn.model.encoders import Encoder, records_of, reopen_encoders
+from awtpn.model.encoders.base import Encoder
+from awtpn.model.encoders.card import records_of, reopen_encoders
 from awtpn.model.files import (
     CARD_FILE,
     CARD_VERSION,

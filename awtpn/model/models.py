@@ -11,7 +11,7 @@ from torch import Tensor
 from awtpn.model.base import EmotionModel, ModelOutput, load
 from awtpn.model.baselines import NETWORKS
 from awtpn.model.compute.dropout import DropoutFactors
-from awtpn.model.encoders import Encoder
+from awtpn.model.encoders.base import Encoder
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.model.task import Task

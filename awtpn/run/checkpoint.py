@@ -30,7 +30,7 @@ from awtpn.distributed.engines import Engine
 from awtpn.distributed.engines.base import averages_weights
 from awtpn.learning.averaging import AVERAGE
 from awtpn.model.base import EmotionModel, check_shapes, config_of_card, load_saved
-from awtpn.model.encoders import Encoder
+from awtpn.model.encoders.base import Encoder
 from awtpn.model.files import (
     CARD_FILE,
     FILES,

@@ -140,10 +140,10 @@ def check_features_only(chosen: Mapping[str, Modality], modalities: Mapping[str,
         return
     held = ", and ".join(f"{name} holds recordings ({what})" for name, what in recorded.items())
     encoders = " ".join(f"--{name} ENCODER" for name in recorded)
-    fix = f"make features of them (awtpn extract {quote(url)} OUT {encoders}), or train an encoder with the "
-    fix += f"model (--encoder.{next(iter(recorded))}.model MODEL)"
+    fix = f"make features of them (awtpn extract {quote(url)} OUT {encoders})"
     if features := [name for name, found in modalities.items() if not found.recording]:
         fix += f", or choose the modalities with features (--model.modalities {','.join(features)})"
+    fix += f"; or train an encoder with the model (--encoder.{next(iter(recorded))}.model MODEL)"
     raise ValueError(f"{url}: {held}, but a model takes features: {fix}")
 
 

@@ -33,7 +33,7 @@ from awtpn.learning.settings import LossConfig
 from awtpn.metrics.classification import auroc
 from awtpn.metrics.tables import format_table
 from awtpn.model.base import EmotionModel, ModelOutput
-from awtpn.model.encoders import passes_of
+from awtpn.model.encoders.passes import passes_of
 from awtpn.model.finite_outputs import FiniteOutputs
 from awtpn.model.models import load_model
 from awtpn.model.settings import ModelConfig

@@ -39,7 +39,8 @@ from awtpn.learning.optimizer import make_optimizer
 from awtpn.metrics.summary import check_best_by
 from awtpn.model import files
 from awtpn.model.base import EmotionModel
-from awtpn.model.encoders import Encoder, open_encoder
+from awtpn.model.encoders.base import Encoder
+from awtpn.model.encoders.opening import open_encoder
 from awtpn.model.models import build_model
 from awtpn.model.network import AWTPN
 from awtpn.model.task import Task

@@ -21,7 +21,7 @@ from awtpn.learning.prototypes import class_sums, find_prototypes, move_to_class
 from awtpn.learning.targets import states_of_batch
 from awtpn.model.base import ModelOutput
 from awtpn.model.device import to_device_async
-from awtpn.model.encoders import passes_of
+from awtpn.model.encoders.passes import passes_of
 from awtpn.tracking.throughput import batch_cost
 from awtpn.training.global_batch import GlobalBatchInfo, micro_batch_losses, reduce_batch_counts
 from awtpn.training.held_means import HeldMeans, collect_means, hold

@@ -10,11 +10,3 @@
 - `merging`: saves a trained encoder as a Hugging Face folder
 - used by `audio`: `group_norm`: a norm that does not see padding; `wavlm`: WavLM's attention
 """
-
-from awtpn.model.encoders.base import Encoder
-from awtpn.model.encoders.card import records_of, reopen_encoders
-from awtpn.model.encoders.opening import open_encoder
-from awtpn.model.encoders.passes import passes_of
-from awtpn.model.encoders.tuning import lr_scales
-
-__all__ = ["Encoder", "lr_scales", "open_encoder", "passes_of", "records_of", "reopen_encoders"]
