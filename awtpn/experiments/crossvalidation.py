@@ -87,6 +87,7 @@ def cross_validate(
     from awtpn.report.write import write_report
 
     check_arguments(training, seeds, by)
+    config = parse_command_line([*training])[0]
     baseline = bool(by) and not config.encoder if baseline is None else baseline
     if baseline:
         check_installed()  # before hours of training, not after them
@@ -96,7 +97,6 @@ def cross_validate(
     trials = plan(splits, training, seeds, folder, chosen)
     train([trial.job for trial in trials], what="cross-validation" if by else "seeds")
     scores = collect_scores(trials)
-    config = parse_command_line([*training])[0]
     of_baseline = baseline_of_runs(config, splits) if baseline else []
     figures = collect(scores, of_baseline, config.train.best_by)
     results = {"by": by, "seeds": list(seeds), "command": redact(command), **figures}
