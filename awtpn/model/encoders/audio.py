@@ -112,7 +112,7 @@ class AudioEncoder(Encoder):
         return hidden.flatten(0, 1), places
 
     def prepare(self, waves: Tensor, given: Tensor) -> dict[str, Tensor]:
-        """The network's input, of float32 waves [windows, samples]; of each the first `given` samples count."""
+        """The network's input, of float32 waves [windows, samples]; the first `given` of each count."""
         if self._mel is not None:
             self._mel = self._mel.to(waves.device)
             features = log_mel(waves, self._mel, self.processor.n_fft, self.processor.hop_length)
