@@ -7,7 +7,6 @@
   attention of AWM
 - `baselines/`: networks of the literature to compare it with, such as a GRU and a transformer; they have no
   prototypes and no reliability weights
-- `encoders/`: Hugging Face models of sound and pictures that are trained with the model
 - `finite_outputs`: names the utterances whose outputs are NaN or infinite
 - `task`: what a model recognizes: one class, several labels, or values; and what its prototypes stand for
 - `files`: weights, card and checksums
