@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from encoders_support import AUDIO, VIDEO
 
 from awtpn.model.encoders.base import Encoder
 from awtpn.model.encoders.opening import open_encoder
@@ -19,6 +20,9 @@ from shards.format.recording import FRAMES, FULL_SCALE, WAVEFORM, Recording, in_
 RATE = 16000
 SOUND = Recording(WAVEFORM, float(RATE), [1600])
 PICTURES = Recording(FRAMES, 10.0, [32, 32, 3])
+MODELS = [("audio", name) for name in AUDIO] + [("video", name) for name in VIDEO]
+# Samples or pictures of some short utterances; one is missing.
+SHORT = {"audio": (4800, 0, 3360), "video": (3, 0, 2)}
 
 
 def sounds(*samples: int, seed: int = 0) -> list[np.ndarray]:
@@ -31,6 +35,11 @@ def clips(*pictures: int, seed: int = 0, side: int = 32) -> list[np.ndarray]:
     """uint8 [pictures, side, side, 3] each."""
     draws = np.random.default_rng(seed)
     return [draws.integers(0, 256, (n, side, side, 3), np.uint8) for n in pictures]
+
+
+def recordings_of(modality: str, *lengths: int) -> list[np.ndarray]:
+    """Recordings of so many samples or pictures."""
+    return (sounds if modality == "audio" else clips)(*lengths)
 
 
 def ragged(recordings: Sequence[np.ndarray], per_step: int = 1600) -> Ragged:

@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         lengths = self.lengths(recordings)
         hidden, places = self.encode(recordings, lengths)
         found = [spans(self.centers(n), self.seconds(n), self.step_seconds) for n in lengths]
-        host_offsets = torch.tensor([0, *np.cumsum([len(spans_) for spans_ in found])], dtype=torch.int32)
+        host_offsets = torch.tensor([0, *np.cumsum([len(steps) for steps in found])], dtype=torch.int32)
         return Ragged(
             values=means_of(hidden, places, found),
             offsets=to_device_async(host_offsets.numpy(), hidden.device),

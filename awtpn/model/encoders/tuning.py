@@ -82,6 +82,10 @@ def add_lora(encoder: Encoder) -> None:
     """Add trainable low-rank matrices to the projections of queries and values (Hu et al., 2021).
 
     W becomes W + alpha / rank * B A; B is zero at first.
+
+    Raises:
+        ValueError: the installed version of transformers does not call the projections.
+        ImportError: peft is missing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -90,6 +94,12 @@ def add_lora(encoder: Encoder) -> None:
             f"encoder.{encoder.modality}.tune lora needs the package peft ({error}); "
             "pip install 'awtpn-at-scale[finetune]'"
         ) from None
+    if any(hasattr(module, "q_bias") for module in encoder.network.modules()):
+        # There VideoMAE uses the weights of its projections without calling them: LoRA would have no effect.
+        raise ValueError(
+            f"encoder.{encoder.modality}.tune lora does not work with VideoMAE in this version of "
+            "transformers; pip install --upgrade transformers, or take last-N-layers"
+        )
     config = encoder.config
     names = adapted_names(encoder.network)
     assert names, f"no projections of queries and values in {type(encoder.network).__name__}"

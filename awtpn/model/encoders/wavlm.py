@@ -23,7 +23,7 @@ def call_projections(network: Any) -> None:
 
 
 def self_attention(
-    attention: Any, hidden: Tensor, valid: Tensor | None, position_bias: Tensor
+    attention: Any, hidden: Tensor, valid: Tensor | None, position_bias: Tensor, *unused: Any
 ) -> tuple[Tensor, None]:
     """Attention with WavLM's gated bias for relative positions (Chen et al., 2022, Eq. 1-4).
 
@@ -32,6 +32,7 @@ def self_attention(
         hidden: [B, T, D].
         valid: [B, T], false where there is padding; None without padding.
         position_bias: [B * heads, T, T], added to the scores.
+        unused: what earlier versions of transformers pass besides.
 
     Returns:
         [B, T, D], and None in place of the weights.
