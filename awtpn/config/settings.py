@@ -13,8 +13,13 @@ MOST_THREADS = 4096
 Precision = Literal["fp32", "bf16", "fp16", "float32", "bfloat16", "float16"]
 LONGEST_TIMEOUT = 1e8  # three years
 DEMO = "demo"
-# As data.train: corpora that are made on first use, and the kind of target that each of them has.
-DEMOS = {DEMO: "classification", "demo-values": "values", "demo-labels": "labels"}
+# As data.train: corpora that are made on first use, and what `ensure_demo` calls each of them.
+DEMOS = {
+    DEMO: "classification",
+    "demo-values": "values",
+    "demo-labels": "labels",
+    "demo-recordings": "recordings",
+}
 
 
 @dataclass
@@ -63,7 +68,8 @@ class DataConfig:
 
     train: str = DEMO
     """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus,
-    "demo-values" and "demo-labels" those with values and with several labels at once."""
+    "demo-values" and "demo-labels" those with values and with several labels at once, "demo-recordings" one
+    of sound and pictures."""
     val: str | None = None
     """Default: the split "val" ("valid", "dev") of data.train, or its selection by data.select.val."""
     test: str | None = None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from shlex import quote
 from typing import Any
 
@@ -17,6 +18,7 @@ from awtpn.config.settings import DEMOS, ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
 from awtpn.learning.targets import balanced_label_weights
 from awtpn.model.base import EmotionModel
+from awtpn.model.encoders.settings import DEMO_ENCODER, EncoderSettings
 from awtpn.model.settings import TaskConfig
 from awtpn.model.task import Task
 from awtpn.run.position import Position
@@ -28,6 +30,7 @@ from shards.format.split_names import find_split
 from shards.format.targets import CLASS_TARGET
 from shards.safe_io.printable import printable
 from shards.sources.demo import ensure_demo
+from shards.sources.made_up.demo_recordings import ensure_encoder
 from shards.storage.cache import explain_unwritable
 from shards.storage.local_path import local_path
 from shards.storage.store import default_cache, open_dataset
@@ -82,6 +85,19 @@ def demo_dataset(name: str, cache_dir: str | None) -> str:
     cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
     with explain_unwritable(cache):
         return ensure_demo(cache, DEMOS[name])
+
+
+def located_encoder(settings: EncoderSettings, modality: str, cache_dir: str | None) -> EncoderSettings:
+    """The settings of an encoder, with the folder in the cache in place of the name DEMO_ENCODER.
+
+    Raises:
+        CacheUnwritable: the cache cannot be written.
+    """
+    if settings.model != DEMO_ENCODER:
+        return settings
+    cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
+    with explain_unwritable(cache):
+        return replace(settings, model=ensure_encoder(cache, modality))
 
 
 def open_stream(encoded: Collection[str] = (), **arguments: Any) -> FeatureStream:

@@ -51,6 +51,7 @@ from awtpn.run.data import (
     check_targets,
     evaluation_stream,
     known_values,
+    located_encoder,
     open_training_stream,
     rare_labels,
     task_of_data,
@@ -219,7 +220,7 @@ def open_encoders(config: Config, train: FeatureStream) -> dict[str, Encoder]:
     for name, settings in config.encoder.items():
         recording = train.modalities[name].recording
         assert recording is not None  # `open_stream` has refused features
-        found[name] = open_encoder(name, settings, recording)
+        found[name] = open_encoder(name, located_encoder(settings, name, config.data.cache_dir), recording)
     check_augment(config.augment, {name: encoder.recording for name, encoder in found.items()})
     return found
 

@@ -7,6 +7,7 @@ informative steps can read the class from them. The metadata says which steps th
 such as text, are made on request.
 
 There is such a corpus for each kind of target: classes, values and several labels at once (`demo_targets`).
+`demo_recordings` is one of sound and pictures in place of features.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from filelock import FileLock
 
 from shards.format.schema import MANIFEST, MODALITY_NAME, Sample
 from shards.sources.base import Source
-from shards.sources.made_up import demo_targets
+from shards.sources.made_up import demo_recordings, demo_targets
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 DIMS = {"audio": 32, "video": 24}
@@ -125,11 +126,13 @@ def ensure_demo(cache_dir: str | Path, target: str = "classification") -> str:
 
     Args:
         cache_dir: the folder of the dataset's folder.
-        target: see `samples`.
+        target: see `samples`; or "recordings", the corpus of `demo_recordings`.
 
     Raises:
         OSError: the folder cannot be written.
     """
+    if target == "recordings":
+        return demo_recordings.ensure_recordings(cache_dir)
     name = FOLDER if target == "classification" else demo_targets.FOLDERS[target]
     folder = Path(cache_dir).expanduser() / name
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,8 @@ from typing import Any
 from shards.safe_io.json_fields import from_record
 
 LAST_LAYERS = re.compile(r"last-([1-9]\d{0,3})-layers")
+# As encoder.*.model: one that is made on first use.
+DEMO_ENCODER = "demo-encoder"
 TUNES = "frozen, lora, full or last-N-layers, such as last-2-layers"
 
 
@@ -19,7 +21,8 @@ class EncoderSettings:
     """One modality's encoder, a Hugging Face model, and how it is trained."""
 
     model: str
-    """A model of the Hugging Face hub, by its id, or a folder that save_pretrained wrote."""
+    """A model of the Hugging Face hub, by its id, or a folder that save_pretrained wrote. "demo-encoder" is a
+    small one with random weights, made for the corpus "demo-recordings"."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     tune: str = "lora"
