@@ -3,6 +3,7 @@
 - `loader`, `readers`: the stream beside other data loaders; `recordings`: what the forms of data cost
 - `step`, `published_step`: the training step beside the published one; `end_to_end`: stream and step
   together; `attention`: its forms
+- `finetune`: training an encoder end to end, beside Hugging Face's Trainer
 - `roofline`: the least time that a step's FLOPs and memory traffic take; `roofline_account`: measured times
   beside it
 - `memory_estimate`, `memory_table`: `awtpn doctor --memory`; `machine`: hardware, memory peaks, tables

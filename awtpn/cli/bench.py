@@ -11,7 +11,7 @@ from typing import Any
 from awtpn.config.option_types import path_argument
 from shards.format.precision_names import short_name
 
-PARTS = ("loader", "recordings", "step", "baseline", "end-to-end", "attention", "roofline")
+PARTS = ("loader", "recordings", "step", "baseline", "end-to-end", "finetune", "attention", "roofline")
 BENCH_HELP = """Measure this machine and print tables in Markdown.
 
 parts:
@@ -20,6 +20,7 @@ parts:
   step        forward, losses, backward and update: utterances/s, FLOP/s, peak memory
   baseline    the same beside a plain re-implementation of the published, padded and dense step
   end-to-end  the trainer's loop with its stream, and the share of time that it waits for data
+  finetune    training an encoder end to end, beside Hugging Face's Trainer with the same model and losses
   attention   each implementation of the reliability attention, by length
   roofline    FLOPs and bytes of each part against the device's measured peaks, and a profile
 """
@@ -119,7 +120,7 @@ def write(file: Path, texts: list[str], device: str) -> None:
 
 def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path) -> str:
     """One part's Markdown."""
-    from awtpn.bench import attention, end_to_end, loader, recordings, roofline_account, step
+    from awtpn.bench import attention, end_to_end, finetune, loader, recordings, roofline_account, step
 
     sizes = DEFAULTS[setting.device]
     dims, batches = options.dim or sizes["dim"], options.batch or sizes["batch"]
@@ -133,6 +134,10 @@ def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path)
         return step.run(setting, dims, batches, rounds, baseline=part == "baseline")
     if part == "end-to-end":
         return "\n".join(end_to_end.run(setting, d, b, scratch, count, rounds) for d in dims for b in batches)
+    if part == "finetune":
+        return finetune.run(
+            setting, scratch, rounds, finetune.BATCH if options.quick else finetune.UTTERANCES
+        )
     if part == "attention":
         return attention.run(setting, dims, rounds)
     return "\n".join(
