@@ -6,11 +6,11 @@
         val cross-entropy 2.0015, w-F1 0.6608, accuracy (w-ACC) 0.6650 *, 12.3 s
 
 Losses are means over the steps since the last line of steps, or of the epoch, each with the weight of its
-utterances, without steps whose loss was not finite. The terms in brackets are not weighted; the loss is their weighted
-sum. The validation's cross-entropy is the term `ce` without class weights, focal factor and label smoothing;
-other terms are not computed there, since negatives are drawn within a training batch. A star marks the best
-model so far; its metric, if `train.best_by` names another one, is the last. What is shown of a validation
-depends on the task: see VALIDATION.
+utterances, without steps whose loss was not finite. The terms in brackets are not weighted; the loss is
+their weighted sum. The validation's cross-entropy is the term `ce` without class weights, focal factor and
+label smoothing; other terms are not computed there, since negatives are drawn within a training batch. A
+star marks the best model so far; its metric, if `train.best_by` names another one, is the last. What is
+shown of a validation depends on the task: see VALIDATION.
 
 A small corpus makes a run of hundreds of epochs. Then only some of them have a line (`epochs_per_line`), and
 every epoch that validates; TensorBoard and metrics.jsonl hold all.
