@@ -14,12 +14,12 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.command_parser import KEYS, CommandParser
 from awtpn.config.program import AWTPN, started_as
 from awtpn.config.schema import Config
-from awtpn.config.settings import DEMOS
 from awtpn.distributed.batch_layout import Layout, make_layout
 from awtpn.distributed.engines import engines_for
 from awtpn.distributed.engines.deepspeed_config import ZERO, Buckets, parse_buckets, read_buckets
 from awtpn.model.settings import ModelConfig
-from awtpn.run.data import check_features_only, demo_dataset
+from awtpn.run.data import check_features_only
+from awtpn.run.demos import dataset_url
 from shards.format.split_names import find_split
 from shards.safe_io.markdown import bold, table
 from shards.tools.info import Lengths, info
@@ -123,7 +123,7 @@ def data_from_corpus(config: Config) -> Data:
         OSError: the store cannot be reached.
     """
     data = config.data
-    url = demo_dataset(data.train, data.cache_dir) if data.train in DEMOS else data.train
+    url = dataset_url(data.train, data.cache_dir)
     steps, features = (" ".join(f"{m}={n}" for m in config.model.modalities) for n in (60, 1024))
     fix = f"pack it, or give its sizes, such as --steps {steps} --features {features}"
     try:

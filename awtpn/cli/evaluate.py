@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from awtpn.config.option_types import add_store_options, json_object, path_argument
+from awtpn.config.option_types import OR_DEMO, add_store_options, json_object, path_argument, takes_dataset
 
 HELP = """Evaluate a trained model on a split; on any number of ranks the metrics are the same.
 
@@ -37,8 +37,11 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.needed = ["model"]
     parser.add_argument(
-        "--data", metavar="URL", help="packed dataset (default: the one that the run was trained on)"
+        "--data",
+        metavar="URL",
+        help=f"packed dataset, {OR_DEMO}; default: the one that the run was trained on",
     )
+    takes_dataset(parser, "data")
     parser.add_argument(
         "--target",
         metavar="NAME",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -75,7 +77,28 @@ def run_words(typed: tuple[str, ...], words: Sequence[str]) -> None:
     program = started_as(typed, words[0]) if words else None
     options = make_parser(program).parse_args(words)
     options.program, options.words = program, list(words[1:])
+    make_demos(options)
     options.command(options)
+
+
+def make_demos(options: argparse.Namespace) -> None:
+    """Put the folder of a demo in place of its name, where the command takes a dataset: `takes_dataset`.
+
+    Raises:
+        ValueError: a misspelled name of a demo.
+        CacheUnwritable: the cache cannot be written.
+    """
+    given = getattr(options, getattr(options, "dataset_option", ""), None)
+    if not given:
+        return
+    from awtpn.run.demos import dataset_url, hidden_by_demo  # here, since `--help` needs none of it
+
+    urls, cache_dir = [given] if isinstance(given, str) else given, getattr(options, "cache_dir", None)
+    if os.environ.get("RANK") in (None, "", "0"):
+        for note in filter(None, map(hidden_by_demo, urls)):
+            print(note, file=sys.stderr)
+    found = [dataset_url(url, cache_dir and str(cache_dir)) for url in urls]
+    setattr(options, options.dataset_option, found[0] if isinstance(given, str) else found)
 
 
 def make_parser(program: Program | None = None) -> CommandParser:

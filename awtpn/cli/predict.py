@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from awtpn.config.entry_point import data_output
-from awtpn.config.option_types import add_store_options, finite_number, path_argument
+from awtpn.config.option_types import OR_DEMO, add_store_options, finite_number, path_argument, takes_dataset
 from awtpn.model.sharing.hub import refuse_missing
 from awtpn.run.atomic_write import open_atomic
 from shards.format.split_names import split_from_url_or_option
@@ -40,6 +40,7 @@ examples:
   awtpn predict runs/mine clip.mp4 --png pictures
   awtpn predict runs/mine clip.mp4 --text "What a day!"
   awtpn predict runs/mine --text "What a day!"
+  awtpn predict runs/mine demo --out answers.jsonl
   awtpn predict my-model s3://corpus/meld --split val --out answers.jsonl
 """
 SERVE_HELP = """Serve a web page on this machine, to try a model in a browser: drop or record a clip, see
@@ -79,9 +80,10 @@ def add_predict(commands: Any) -> None:
         metavar="INPUT",
         type=local_or_url,
         nargs="+",
-        help="a packed dataset, any fsspec URL (URL#split names a split); or recordings, sound or video; or "
-        ".txt files",
+        help=f"a packed dataset, any fsspec URL (URL#split names a split), {OR_DEMO}; or recordings, sound "
+        "or video; or .txt files",
     ).required = False
+    takes_dataset(parser, "input")
     parser.add_argument(
         "--text",
         metavar="WORDS",
@@ -156,12 +158,15 @@ def run_serve(options: argparse.Namespace) -> None:
     from awtpn.inference.page.guards import is_loopback
     from awtpn.inference.page.server import run_page
     from awtpn.inference.predictor import Predictor
+    from awtpn.model.sharing.model_card import MADE_UP
 
     predictor = Predictor.from_pretrained(options.model, options.device)
     try:
         predictor.encoders(audio=options.audio, video=options.video, text=options.text_encoder)
     except ValueError as error:
-        raise ValueError(f"{options.model} cannot be tried with recordings: {error}") from None
+        made_up = (predictor.model.provenance or {}).get("format") in MADE_UP
+        why = "its features are made up, not made of recordings: train on your own" if made_up else error
+        raise ValueError(f"{options.model} cannot be tried with recordings: {why}") from None
     if not is_loopback(options.host):
         print(
             f"warning: --host {options.host}: anybody on the network can open this page and send clips",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from awtpn.config.option_types import add_store_options, finite_number, path_argument
+from awtpn.config.option_types import OR_DEMO, add_store_options, finite_number, path_argument, takes_dataset
 
 
 def add_report(commands: Any) -> None:
@@ -114,8 +114,9 @@ def add_doctor(commands: Any) -> None:
         nargs="*",
         default=[],
         metavar="URL",
-        help="packed datasets that every rank must read",
+        help=f"packed datasets that every rank must read, {OR_DEMO}",
     )
+    takes_dataset(parser, "data")
     parser.add_argument(
         "--memory",
         nargs=argparse.REMAINDER,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from awtpn.config.option_types import add_store_options, comma_separated
+from awtpn.config.option_types import OR_DEMO, add_store_options, comma_separated, takes_dataset
 from shards.format.precision_names import long_name
 from shards.format.schema import DTYPES
 from shards.format.split_names import split_from_url_or_option
@@ -17,6 +17,7 @@ SHOWN = 5
 
 EXAMPLES = """examples:
   awtpn shards info data/meld
+  awtpn shards info demo
   awtpn shards preview s3://corpus/meld --split train -n 1
   awtpn shards verify s3://corpus/meld --workers 16
   awtpn shards simulate s3://corpus/meld --nodes 64 --gpus-per-node 8 --global-batch 4096
@@ -40,9 +41,10 @@ def add_shards(commands: Any) -> None:
     _add_simulate(actions)
 
 
-def _add(actions: Any, name: str, about: str, url: str = "packed dataset, any fsspec URL") -> Any:
+def _add(actions: Any, name: str, about: str, url: str = f"packed dataset, any fsspec URL; {OR_DEMO}") -> Any:
     parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("url", metavar="URL", help=url)
+    takes_dataset(parser, "url")
     parser.add_argument(
         "--cache_dir",
         metavar="DIR",
@@ -107,6 +109,7 @@ def _add_index(actions: Any) -> None:
         "repeat between tars, the tar's name is put before them",
         "folder of tars, any fsspec URL",
     )
+    takes_dataset(parser, "")  # where it would write, it takes no demo
     parser.add_argument(
         "--labels",
         type=comma_separated,
@@ -160,7 +163,8 @@ def _add_simulate(actions: Any) -> None:
         actions,
         "simulate",
         "estimate what an epoch needs of a cluster (reads, cache, balance), without running it",
-        "packed dataset; or with --synthetic a size, such as 100000000x10000 (utterances x shards)",
+        f"packed dataset, {OR_DEMO}; or with --synthetic a size, such as 100000000x10000 (utterances "
+        "x shards)",
     )
     parser.add_argument("--nodes", type=int, required=True, metavar="N", help="machines of the cluster")
     parser.add_argument("--gpus-per-node", type=int, required=True, metavar="N", help="ranks on each of them")

@@ -8,9 +8,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from awtpn.config.settings import DEMOS
+from awtpn.config.suggestions import one_of
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.local_path import local_path
+
+# For the help of an option that `takes_dataset`.
+OR_DEMO = f"or {one_of(DEMOS)}, made at the first use (./demo is a folder of that name)"
 
 
 def path_argument(text: str) -> Path:
@@ -50,6 +55,11 @@ def storage_options(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(
             'what is given is no JSON object; write e.g. \'{"name": "value"}\''
         ) from None
+
+
+def takes_dataset(parser: argparse.ArgumentParser, option: str) -> None:
+    """Let an option, whose value is a dataset or a list of them, name the built-in demos."""
+    parser.set_defaults(dataset_option=option)
 
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:

@@ -67,9 +67,9 @@ class DataConfig:
     """The features: packed datasets (see `awtpn pack`), a local path or any fsspec URL."""
 
     train: str = DEMO
-    """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus,
-    "demo-values" and "demo-labels" those with values and with several labels at once, "demo-recordings" one
-    of sound and pictures."""
+    """Dataset folder or manifest; URL#split names a split. "demo" makes the demo corpus, "demo-values" and
+    "demo-labels" those with values and with several labels at once, "demo-recordings" one of sound and
+    pictures; ./demo is a folder of that name."""
     val: str | None = None
     """Default: the split "val" ("valid", "dev") of data.train, or its selection by data.select.val."""
     test: str | None = None

@@ -4,5 +4,6 @@
 - `checkpoint`: saved under any engine, resumed under any other; `position`: how far a run is
 - `record`: status and settings read back; `results`: results.json; `predictions`: one line per utterance;
   `compare`: two runs; `provenance`: code and machine
-- `data`: streams of a run's splits; `atomic_write`: files that a reader sees whole or not at all
+- `data`: streams of a run's splits; `demos`: names of the built-in corpora
+- `atomic_write`: files that a reader sees whole or not at all
 """

@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from shlex import quote
 from typing import Any
 
@@ -14,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awtpn.config.schema import Config
-from awtpn.config.settings import DEMOS, ROLES, DataConfig, SelectConfig
+from awtpn.config.settings import ROLES, DataConfig, SelectConfig
 from awtpn.distributed.world import World
 from awtpn.learning.targets import balanced_label_weights
 from awtpn.model.base import EmotionModel
-from awtpn.model.encoders.settings import DEMO_ENCODER, EncoderSettings
 from awtpn.model.settings import TaskConfig
 from awtpn.model.task import Task
+from awtpn.run.demos import dataset_url
 from awtpn.run.position import Position
 from shards import FeatureStream
 from shards.format.feature_space import check_same_space
@@ -29,11 +28,7 @@ from shards.format.schema import Modality, dump_manifest
 from shards.format.split_names import find_split
 from shards.format.targets import CLASS_TARGET
 from shards.safe_io.printable import printable
-from shards.sources.demo import ensure_demo
-from shards.sources.made_up.demo_recordings import ensure_encoder
-from shards.storage.cache import explain_unwritable
-from shards.storage.local_path import local_path
-from shards.storage.store import default_cache, open_dataset
+from shards.storage.store import open_dataset
 from shards.streaming.stream import NoTarget
 
 # Utterances per rank and batch. The same for every number of ranks, so that the same utterances share a batch
@@ -51,15 +46,12 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
     "valid" and "dev" mean "val"), or the utterances that `data.select` chooses.
     """
     assert role in ROLES
-    url, select = getattr(data, role), getattr(data.select, role)
-    if url is None:
-        url = data.train.partition("#")[0]
-        if url not in DEMOS:
-            splits = open_dataset(url, data.cache_dir, data.storage_options)[1].splits
-            if find_split(role, splits) is None and not (select and list(splits) == ["all"]):
-                return None
-    if url in DEMOS:
-        url = demo_dataset(url, data.cache_dir)
+    own, select = getattr(data, role), getattr(data.select, role)
+    url = dataset_url(data.train.partition("#")[0] if own is None else own, data.cache_dir)
+    if own is None:
+        splits = open_dataset(url, data.cache_dir, data.storage_options)[1].splits
+        if find_split(role, splits) is None and not (select and list(splits) == ["all"]):
+            return None
     return {
         "url": url,
         "split": role,
@@ -70,34 +62,6 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
         "check_crc": data.check_crc,
         "target": data.target,
     }
-
-
-def demo_dataset(name: str, cache_dir: str | None) -> str:
-    """The folder of a demo corpus in the cache; it is made at the first use.
-
-    Args:
-        name: of DEMOS.
-        cache_dir: the cache; None is the default one.
-
-    Raises:
-        CacheUnwritable: the cache cannot be written.
-    """
-    cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
-    with explain_unwritable(cache):
-        return ensure_demo(cache, DEMOS[name])
-
-
-def located_encoder(settings: EncoderSettings, modality: str, cache_dir: str | None) -> EncoderSettings:
-    """The settings of an encoder, with the folder in the cache in place of the name DEMO_ENCODER.
-
-    Raises:
-        CacheUnwritable: the cache cannot be written.
-    """
-    if settings.model != DEMO_ENCODER:
-        return settings
-    cache = local_path(cache_dir, "data.cache_dir") if cache_dir else default_cache()
-    with explain_unwritable(cache):
-        return replace(settings, model=ensure_encoder(cache, modality))
 
 
 def open_stream(encoded: Collection[str] = (), **arguments: Any) -> FeatureStream:

@@ -18,12 +18,12 @@ from typing import TypeVar
 
 from awtpn.config.former_defaults import keep_former_defaults
 from awtpn.config.schema import Config, differing_keys, dump, dump_yaml
-from awtpn.config.settings import DEMOS
 from awtpn.distributed import doctor
 from awtpn.distributed.world import World
 from awtpn.model.files import CARD_FILE, WEIGHTS_FILE, step_folders
 from awtpn.run import checkpoint
 from awtpn.run.atomic_write import write_atomically
+from awtpn.run.demos import demo_name, refuse_misspelled
 from awtpn.run.lock import run_lock
 from awtpn.run.position import Position, load_position
 from awtpn.run.record import CONFIG_FILE, read_as_recorded, read_settings, read_status
@@ -83,7 +83,9 @@ def prepare_run_dir(config: Config, world: World) -> Path:
     default = Path("runs") / f"{dataset_name(data.train)}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(world.broadcast_object(str(config.run.dir or default)))
     run_on_rank0(world, lambda: check_folder(config, run_dir))
-    urls = [url for url in (data.train, data.val, data.test) if url is not None and url not in DEMOS]
+    given = [url for url in (data.train, data.val, data.test) if url is not None]
+    run_on_rank0(world, lambda: refuse_misspelled(*given))
+    urls = [url for url in given if demo_name(url) is None]
     _, findings = doctor.check_cluster(world, run_dir, urls, data.cache_dir, data.storage_options)
     if errors := [f"{found.what}; fix: {found.fix}" for found in findings if found.level == "error"]:
         raise ValueError(f"this run cannot work: {errors[0]}" + "".join(f"\n- {e}" for e in errors[1:]))

@@ -5,12 +5,15 @@
     epoch 3/10: train loss 7.0206 (align 4.154 intra 0.127 inter 0.998 contrast 1.042 ce 2.041 mse 0.108),
         val cross-entropy 2.0015, w-F1 0.6608, accuracy (w-ACC) 0.6650 *, 12.3 s
 
-Losses are means over the steps since the last line of the same kind, each with the weight of its utterances,
-without steps whose loss was not finite. The terms in brackets are not weighted; the loss is their weighted
-sum. The validation's cross-entropy is the term `ce` without class weights, focal factor and label smoothing;
-other terms are not computed there, since negatives are drawn within a training batch. A star marks the best
-model so far; its metric, if `train.best_by` names another one, is the last. What is shown of a validation
-depends on the task: see VALIDATION.
+Losses are means over the steps since the last line of steps, or of the epoch, each with the weight of its
+utterances, without steps whose loss was not finite. The terms in brackets are not weighted; the loss is
+their weighted sum. The validation's cross-entropy is the term `ce` without class weights, focal factor and
+label smoothing; other terms are not computed there, since negatives are drawn within a training batch. A
+star marks the best model so far; its metric, if `train.best_by` names another one, is the last. What is
+shown of a validation depends on the task: see VALIDATION.
+
+A small corpus makes a run of hundreds of epochs. Then only some of them have a line (`epochs_per_line`), and
+every epoch that validates; TensorBoard and metrics.jsonl hold all.
 """
 
 from __future__ import annotations
@@ -30,6 +33,15 @@ VALIDATION = {
     "regression": ("MAE", "Corr", "CCC"),
     "multilabel": ("cross-entropy", "F1", "WA"),
 }
+
+
+# Lines of epochs in a run of many epochs, if none of the others validates: from so many up to twice as many.
+LINES = 20
+
+
+def epochs_per_line(epochs: int) -> int:
+    """Of so many epochs one is printed, in a run of `epochs`; by default these are the ones that validate."""
+    return max(1, epochs // LINES)
 
 
 class LossMeans:

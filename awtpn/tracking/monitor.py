@@ -22,7 +22,7 @@ from awtpn.run.atomic_write import write_atomically, write_json
 from awtpn.run.position import Position
 from awtpn.run.provenance import describe
 from awtpn.run.results import RESULTS_EVENTS
-from awtpn.tracking.log_lines import LossMeans, StepLines, epoch_line
+from awtpn.tracking.log_lines import LossMeans, StepLines, epoch_line, epochs_per_line
 from awtpn.tracking.snapshot import Snapshot
 from awtpn.tracking.tensorboard import FOLDER, STEP_TAGS, FigureMode, TensorBoardWriter
 from shards import FeatureStream
@@ -135,13 +135,19 @@ class Monitor:
         best: bool,
         seconds: float,
     ) -> None:
-        """Write an epoch's mean losses to TensorBoard, and print a line: see `log_lines.epoch_line`."""
+        """Write an epoch's mean losses to TensorBoard, and print its line, if it has one.
+
+        The last epoch and those that validate have a line, and of the others one of `epochs_per_line`.
+        """
         if not self.is_main:
             return
         means, self.epoch = self.epoch, LossMeans()
         with naming_write_errors(self.run_dir):
             scalars = {f"epoch/{name}": value for name, value in means.means().items()}
             self.tensorboard.log_scalars(position.step, scalars)
+        number = position.epoch + 1
+        if validation is None and number < epochs and number % epochs_per_line(epochs):
+            return
         partial = means.steps < position.epoch_step
         self.print(
             epoch_line(
@@ -206,7 +212,8 @@ def print_results(
         for role in ("val", "test")
         if role in results
     }
-    print(f"\nresults in {run_dir / 'results.json'}: {json_text(short)}")
+    told = json_text(short) if short else "no metrics, since there was nothing to validate or test on"
+    print(f"\nresults in {run_dir / 'results.json'}: {told}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from awtpn.distributed.engines import unwrap
 from awtpn.distributed.replicas import find_divergent_replicas, resync_from_rank0
 from awtpn.learning.optimizer import schedule_change
 from awtpn.run.data import remarks_on_splits
+from awtpn.run.demos import hidden_by_demo
+from awtpn.tracking.log_lines import epochs_per_line
 from awtpn.tracking.monitor import Monitor
 from awtpn.tracking.throughput import memory, throughput
 from awtpn.training.damaged_data import account_for_damaged
@@ -30,6 +32,8 @@ def announce(run: Run, monitor: Monitor) -> None:
     if (network := run.config.model.name) != "awtpn":
         what += f"; {network}, trained by cross-entropy alone"
     start_at = f", resumed at step {run.position.step}" if run.position.step else ""
+    if run.position.step >= run.total_steps and run.position.validated >= run.position.step:
+        start_at += ": all are done"
     share = "micro-batch" if layout.even else "micro-batch of at most"
     equals = "=" if layout.even else "for"
     monitor.print(
@@ -40,6 +44,11 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"{plural(run.total_steps, 'step')}{start_at}\n"
         f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )
+    epochs = epochs_of(run)
+    if (one_in := epochs_per_line(epochs)) > 1:
+        monitor.print(f"{epochs} epochs: one in {one_in} has a line here, and those that validate")
+    if note := hidden_by_demo(run.config.data.train):
+        monitor.print(note)
     for line in remarks_on_splits(train, (run.val, run.test)):
         monitor.print(line)
     if unused := [m for m in train.manifest.modalities if m not in run.config.model.modalities]:
@@ -122,10 +131,15 @@ def log_epoch(
     run: Run, monitor: Monitor, validation: dict[str, Any] | None, best: bool, seconds: float
 ) -> None:
     """Write and print the losses of the epoch at `run.position`, its metrics, if any, and its time."""
+    monitor.log_epoch(run.position, epochs_of(run), validation, best, seconds)
+
+
+def epochs_of(run: Run) -> int:
+    """Epochs of the whole run; at least the one at `run.position`."""
     position = run.position
     begin = position.step - position.epoch_step  # earlier epochs may have had other numbers of steps
     left = math.ceil((run.total_steps - begin) / run.train.steps_per_epoch)
-    monitor.log_epoch(position, position.epoch + max(left, 1), validation, best, seconds)
+    return position.epoch + max(left, 1)
 
 
 def account_for_skipped(run: Run, monitor: Monitor, step: dict[str, Any], loss: float) -> None:

@@ -91,11 +91,12 @@ def weight_lines(
 
 
 def command_lines(run_dir: Path, data: str) -> list[str]:
-    """Three commands that are worth a newcomer's time, and what each is for."""
+    """Commands that are worth a newcomer's time, and what each is for."""
     again = "awtpn train" if data == "demo" else f"awtpn train --config {data}"
     commands = {
         f"{again} --model.awm uniform": "the same with plain averages over time in place of the weights",
         f"tensorboard --logdir {quote(str(run_dir.parent))}": "losses, weights and prototypes over time",
+        f"awtpn predict {quote(str(run_dir))} {data} --out answers.jsonl": "a line for each test utterance",
         "awtpn extract recordings data/mine": "features of your own recordings; awtpn pack takes features",
     }
     margin = max(map(len, commands)) + 2

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from awtpn.model.settings import ModelConfig
 from awtpn.model.task import Task
 from awtpn.run.atomic_write import prepare_place, write_json
 from awtpn.run.data import EVALUATION_BATCH, check_feature_space, open_evaluation, stream_source
+from awtpn.run.demos import dataset_url
 from awtpn.run.folder import run_on_rank0
 from awtpn.run.predictions import writing_predictions
 from awtpn.run.record import CONFIG_FILE, read_section
@@ -49,9 +51,9 @@ from shards import FeatureBatch, FeatureStream
 from shards.format.split_names import split_from_url_or_option
 from shards.format.targets import Target
 from shards.safe_io.json_fields import from_record
-from shards.safe_io.printable import plural, printable
+from shards.safe_io.printable import listed, plural, printable
 from shards.storage.credentials import redact_url
-from shards.storage.store import split_url
+from shards.storage.store import open_dataset, split_url
 
 RUN_ABOVE = 2  # folders from a checkpoint up to its run: RUN/checkpoints/best
 
@@ -305,5 +307,11 @@ def trained_on(run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     data.cache_dir, data.storage_options = options.cache_dir, options.storage_options or {}
     source = stream_source(data, split)
     if source is None:
-        raise ValueError(f"the data of {run_dir} has no split {split!r}: name it with --data")
+        url = data.train.partition("#")[0]
+        place = dataset_url(url, data.cache_dir)
+        splits = list(open_dataset(place, data.cache_dir, data.storage_options)[1].splits)
+        raise ValueError(
+            f"the data of {run_dir} has no split {split!r}, but {listed(map(repr, splits))}: name a dataset "
+            f"and its split with --data, such as --data {quote(f'{redact_url(url)}#{splits[0]}')}"
+        )
     return {"url": source["url"], "split": split, "select": options.select or source["select"]}

@@ -51,13 +51,13 @@ from awtpn.run.data import (
     check_targets,
     evaluation_stream,
     known_values,
-    located_encoder,
     open_training_stream,
     rare_labels,
     task_of_data,
     training_data,
     validation_data,
 )
+from awtpn.run.demos import located_encoder
 from awtpn.run.folder import resolve_resume, rewind_run_folder, run_on_rank0
 from awtpn.run.position import Position
 from awtpn.tracking.monitor import write_status

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from safetensors import SafetensorError
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config, Launch
-from awtpn.config.settings import DEMOS
 from awtpn.distributed import doctor
 from awtpn.distributed.cpu_threads import retain_freed_memory
 from awtpn.distributed.engines import ENGINES, unwrap
@@ -32,6 +32,7 @@ from awtpn.model.base import EmotionModel
 from awtpn.model.finite_outputs import NotFiniteError
 from awtpn.model.models import model_of_card
 from awtpn.run import checkpoint
+from awtpn.run.demos import demo_name
 from awtpn.run.folder import exclusive_run, keep_settings_of_run, prepare_run_dir, run_on_rank0
 from awtpn.run.position import load_position
 from awtpn.run.predictions import predictions_file
@@ -93,7 +94,8 @@ def train(run: Run) -> dict[str, Any]:
     except Stopped:
         set_status("preempted", **describe_steps(run.position), damaged=len(run.position.damaged))
         if run.world.is_main:
-            print(f"stopped by a signal after step {run.position.step}; the run can be resumed")
+            fix = f"the same command with --run.dir {quote(str(run.dir))} resumes the run"
+            print(f"stopped by a signal after step {run.position.step}; {fix}")
         return {}
     except BaseException as error:
         with contextlib.suppress(OSError, ValueError):  # a full disk must not hide `error`
@@ -107,8 +109,8 @@ def train(run: Run) -> dict[str, Any]:
         run.watchdog.close()
     set_status("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
     shutdown()
-    if run.world.is_main and run.config.data.train in DEMOS:
-        show_tour(run.dir, run.config.data.train, run.test)
+    if run.world.is_main and (demo := demo_name(run.config.data.train)):
+        show_tour(run.dir, demo, run.test)
     return results
 
 

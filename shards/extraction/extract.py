@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from shards.extraction.heartbeat import RankMonitor, heartbeat_monitor, heartbeat_writer
+from shards.extraction.media.container import import_av
 from shards.extraction.pipeline import UNDECODABLE, DecodedClip, decode_ahead, encode
 from shards.extraction.shard_jobs import AllGatherObject, ExtractionPlan, ShardJob, plan_jobs
 from shards.extraction.shard_records import ShardRecord, read_records, write_record
@@ -49,7 +50,7 @@ from shards.packing.shard_writer import (
 )
 from shards.packing.validation import PackingState, validate_or_skip
 from shards.progress import progress_bar
-from shards.sources.base import TRANSCRIPTS, ClipSource
+from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
 from shards.storage.retry import DISK_FULL
 from shards.storage.store import read_manifest
 
@@ -145,6 +146,8 @@ def extract(
         settings["constant"] = "missing"
     if store_text:
         settings["store_text"] = True
+    if {"audio", "video"} & encoders.keys() and any(isinstance(c, Clip) and c.files for c in source.clips):
+        import_av()  # before anything is written
     store = open_output_store(str(out), storage_options)
     plan = plan_jobs(
         source,

@@ -74,7 +74,7 @@ def read(
     for number, row in enumerate(rows, start=1):
         missing = [name for name in required if name not in row]
         if missing or not any(name in row for name in modalities):
-            needed = f"{', '.join(required)} and one of {', '.join(modalities)}"
+            needed = f"{', '.join(required)} and one of {', '.join(modalities)}, with paths of .npy files"
             if missing == ["label"]:
                 needed += "; other columns are the target by --target and --target_columns"
             raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")

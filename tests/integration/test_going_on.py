@@ -96,12 +96,18 @@ def test_a_repeated_command_gets_further(
     begin = {"run.resume": tmp_path / "first" / "checkpoints" / "best"}
     for begun, stop in ((4, 6), (6, 10), (10, 0)):
         train(tmp_path / "second", stop, **begin)
-        assert f"resumed at step {begun}\n" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert f"resumed at step {begun}\n" in told
+        same = f"the same command with --run.dir {tmp_path / 'second'} resumes the run"
+        assert (f"stopped by a signal after step {stop}; {same}" in told) == bool(stop)
         assert status(tmp_path / "second")["step"] == (stop or STEPS)
         assert status(tmp_path / "second")["status"] == ("preempted" if stop else "done")
     train(tmp_path / "undisturbed", **begin)
     assert_same_run(tmp_path / "second", tmp_path / "undisturbed")
     assert [line["step"] for line in metrics(tmp_path / "second")] == list(range(5, STEPS + 1))
+    capsys.readouterr()
+    train(tmp_path / "second", **begin)
+    assert f"{STEPS} steps, resumed at step {STEPS}: all are done\n" in capsys.readouterr().out
 
 
 def test_never_means_another_run(train: Any, tmp_path: Path) -> None:

@@ -75,6 +75,17 @@ def test_epochs_without_validation_have_a_line(train: Train) -> None:
     assert re.fullmatch(rf"epoch 2/2: train {LOSSES}, {VALIDATED}, {TOOK}", second), second
 
 
+def test_a_run_of_many_epochs_says_which_have_a_line(
+    corpus: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data.train": corpus, "run.dir": tmp_path / "run", "train.epochs": 40, "train.max_steps": 158}
+    trainer.main(arguments(SETTINGS | settings | {"train.validate_every": 25, "train.pictures": "never"}))
+    out = capfd.readouterr().out
+    assert "\n40 epochs: one in 2 has a line here, and those that validate\n" in out
+    lines = re.findall(r"^epoch (\d+)/40: .*? (val )?", out, re.MULTILINE)
+    assert [int(number) for number, _ in lines] == sorted([25, *range(2, 41, 2)])
+
+
 def test_a_resumed_epoch_says_which_steps_its_losses_are_of(train: Train) -> None:
     _, (_, last) = train(**{"train.max_steps": 6})
     assert re.fullmatch(rf"epoch 2/2: train {LOSSES}, {VALIDATED}, {TOOK}", last), last

@@ -92,6 +92,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     'awtpn predict runs/meld-text clip.mp4 --text "What a day!"': Run(says='"words": ["What", "a", "day!"]'),
     'awtpn predict runs/meld-text --text "What a day!"': Run(says='"key": "text"'),
+    "awtpn predict runs/demo demo": Elsewhere(
+        ["unit/awtpn/run/test_demos.py::test_every_command_that_reads_a_dataset_takes_the_names"]
+    ),
     "awtpn predict runs/meld-text note.txt --png pictures": Run(
         makes="pictures", leaves="pictures/note.txt.png", says="text word"
     ),

@@ -20,6 +20,8 @@ from shards.safe_io.markdown import block, code, inline
 from shards.safe_io.printable import listed, printable
 
 LIBRARY = "awtpn"
+# Formats of features that no recording was read for.
+MADE_UP = ("demo", "synthetic")
 # Modalities that the hub has a task of classification for.
 HUB_TASKS = ("audio", "text", "video")
 TASK_NAMES = {
@@ -61,7 +63,7 @@ def front_matter(card: Mapping[str, Any], name: str, task: Task) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     role, figures = reported(card)
-    synthetic = (card.get("provenance") or {}).get("format") in ("demo", "synthetic")
+    synthetic = (card.get("provenance") or {}).get("format") in MADE_UP
     dataset = printable(card.get("dataset") or "unnamed")
     names = list(card["feature_dims"])
     kind = _kind(names)

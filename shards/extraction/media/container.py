@@ -127,6 +127,19 @@ def _packets(container: Any, streams: list[Any], faults: Counter[str]) -> Iterat
             continue
 
 
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ImportError('reading recordings needs PyAV: pip install "awtpn-at-scale[extract]"') from None
+    return av
+
+
 def open_container(path: str | Path) -> Any:
     """PyAV's container of a file.
 
@@ -134,10 +147,7 @@ def open_container(path: str | Path) -> Any:
         MediaError: no such file, or not a recording.
         ImportError: PyAV is not installed.
     """
-    try:
-        import av
-    except ImportError:
-        raise ImportError('reading recordings needs PyAV: pip install "awtpn-at-scale[extract]"') from None
+    av = import_av()
     try:
         # An absolute path is never taken for a URL, and FFmpeg then reads what it names (a playlist's
         # entries) from files only. No options: PyAV 15 to 17 crash on them where streams appear late, as in

@@ -98,7 +98,8 @@ def clips_of_table(
         missing = [name for name in required if name not in row]
         if missing or not (folder or any(name in row for name in places)):
             needed = f"{', '.join(required)} and path, or audio and video{', or text' if wants_text else ''}"
-            raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}")
+            fix = " (--split NAME puts all rows into one split)" if missing == ["split"] else ""
+            raise ValueError(f"{path}: row {number} has columns {list(row)}; expected {needed}{fix}")
     return [
         _row(row, path, folder, wants_text, f"{path}: row {number}")
         for number, row in enumerate(rows, start=1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from support import ALONE
@@ -17,6 +19,7 @@ from awtpn.report.data import read_run
 from awtpn.run.folder import changed_keys, resume_folder, run_on_rank0
 from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_section, read_settings, read_status
 from awtpn.training.evaluate import trained_on
+from shards import Sample, pack
 
 DEEP = "[" * 5_000
 OPTIONS = Namespace(split="test", cache_dir=None, storage_options=None, select=None)
@@ -80,6 +83,15 @@ def test_a_split_that_no_run_has_is_answered_with_one_that_it_has(tmp_path: Path
     options = Namespace(**vars(OPTIONS) | {"split": "tset"})
     with pytest.raises(ValueError, match=r"names no split 'tset': .* --data; did you mean test\?"):
         trained_on(tmp_path, options)
+
+
+def test_a_split_that_the_data_lacks_is_answered_with_those_that_it_has(tmp_path: Path) -> None:
+    samples = [Sample(f"u{i}", "all", "ab"[i % 2], {"audio": np.full((2, 2), i / 4)}) for i in range(4)]
+    pack(samples, tmp_path / "d", classes=["a", "b"], progress=False)
+    (tmp_path / CONFIG_FILE).write_text(f"data: {{train: {tmp_path / 'd'}}}\n")
+    fix = f"no split 'test', but 'all': name a dataset and its split with --data, such as --data '{tmp_path}"
+    with pytest.raises(ValueError, match=re.escape(fix)):
+        trained_on(tmp_path, OPTIONS)
 
 
 def test_a_checkpoint_to_resume_from_that_is_none(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from awtpn.learning.settings import TERMS
-from awtpn.tracking.log_lines import LossMeans, StepLines, epoch_line
+from awtpn.tracking.log_lines import LINES, LossMeans, StepLines, epoch_line, epochs_per_line
 
 VALIDATION = {"cross-entropy": 0.61234, "w-F1": 0.77123, "w-ACC": 0.775}
 
@@ -53,6 +53,12 @@ def test_a_step_that_is_not_finite_leaves_the_means_as_they_are() -> None:
     means.add(line(3, loss=3.0), utterances=5)
     assert means.means()["loss"] == 3.0
     assert (means.steps, means.utterances) == (3, 25)
+
+
+def test_a_run_of_many_epochs_has_few_lines() -> None:
+    for epochs in range(1, 1_000):
+        lines = epochs // epochs_per_line(epochs)
+        assert lines == epochs if epochs < 2 * LINES else LINES <= lines < 2 * LINES
 
 
 def test_an_epoch_line_tells_losses_metrics_and_time() -> None:

@@ -127,6 +127,24 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
     assert not board.Images("val/confusion"), "the validation of step 5 was cut, too"
 
 
+def test_some_of_many_epochs_are_printed_and_all_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=82)
+    for epoch in range(82):
+        monitor.log_step(line(epoch + 1), 32)
+        validation = METRICS if epoch == 5 else None
+        monitor.log_epoch(Position(epoch + 1, epoch=epoch, epoch_step=1), 82, validation, False, 1.0)
+    monitor.close()
+    printed = capsys.readouterr().out.splitlines()
+    assert [text.partition(":")[0] for text in printed] == [
+        f"epoch {number}/82" for number in sorted([6, 82, *range(4, 82, 4)])
+    ]
+    assert "loss 0.6000 " in printed[1], "a line tells of its own epoch"
+    drawn = read(tmp_path / "tensorboard").Scalars("epoch/loss")
+    assert [event.step for event in drawn] == list(range(1, 83))
+
+
 def test_a_validation_stands_in_its_groups(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path, resumed_step=0)
     for step in (3, 6):

@@ -182,6 +182,13 @@ def test_a_table_is_printed_for_every_task(tmp_path: Path, capfd: pytest.Capture
         assert "audio steps: AUROC 0.750" in printed
 
 
+def test_a_run_without_results_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    print_results(tmp_path, {"best_step": 3, "step": 3}, "")
+    assert capfd.readouterr().out.endswith(
+        "results.json: no metrics, since there was nothing to validate or test on\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("chosen", "task_type", "best_by"), [("fold", None, "CCC"), ("fold", "multilabel", None)]
 )

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,16 @@ from shards.sources.base import Clip, ClipSource
 from shards.tools.info import format_info, info
 
 # --- What is in the shards -----------------------------------------------------------------------
+
+
+def test_without_pyav_nothing_is_written(
+    tmp_path: Path, tree: ClipSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoders = built_in()
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r'pip install "awtpn-at-scale\[extract\]"'):
+        extract(tree, str(tmp_path / "d"), **encoders, progress=False)
+    assert not (tmp_path / "d").exists()
 
 
 def test_sequences_have_the_lengths_of_their_clips(tmp_path: Path, tree: ClipSource) -> None:

@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from awtpn.config.settings import DataConfig
 from awtpn.model.encoders.opening import open_encoder
 from awtpn.model.encoders.settings import DEMO_ENCODER, EncoderSettings
-from awtpn.run.data import located_encoder, stream_source
+from awtpn.run.data import stream_source
+from awtpn.run.demos import located_encoder
 from shards import FeatureStream, Sample
 from shards.format.recording import FULL_SCALE
 from shards.sources import demo

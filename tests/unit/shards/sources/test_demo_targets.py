@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from awtpn.config.settings import DEMOS, DataConfig
-from awtpn.run.data import demo_dataset, stream_source
+from awtpn.run.data import stream_source
+from awtpn.run.demos import demo_dataset
 from shards import FeatureStream, Sample
 from shards.sources import demo
 from shards.sources.base import Source

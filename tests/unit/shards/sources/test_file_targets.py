@@ -191,7 +191,11 @@ def test_several_labels_of_a_table(
 @pytest.mark.parametrize(
     ("text", "options", "complaint"),
     [
-        ("key,split,v u,train,1", {}, "row 1 has columns .* expected key, split, label .*--target_columns"),
+        (
+            "key,split,v u,train,1",
+            {},
+            "row 1 has columns .* expected key, split, label .*paths of .npy files.*--target_columns",
+        ),
         ("key,split,v u,train,1", {"target": "regression"}, "needs --target_columns"),
         ("key,split,v u,train,1", {"target_columns": ["w"]}, "say what they hold"),
         (

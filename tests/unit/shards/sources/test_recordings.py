@@ -332,6 +332,9 @@ def test_what_is_no_source_of_recordings_is_refused(tmp_path: Path) -> None:
         recordings.read(table)
     with pytest.raises(ValueError, match="pattern reads the names in a folder"):
         recordings.read(table, pattern="(?P<label>x)")
+    table = write_clip_table(tmp_path / "whole.csv", [{"key": "u", "label": "x", "path": "a.wav"}])
+    with pytest.raises(ValueError, match=r"or text \(--split NAME puts all rows into one split\)$"):
+        recordings.read(table)
     put("tone.wav", tmp_path / "a.wav")
     with pytest.raises(ValueError, match=r"a\.wav: must lie in .*/<label> or .*/<split>/<label>; else say"):
         recordings.read(tmp_path)

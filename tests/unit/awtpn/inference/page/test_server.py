@@ -216,6 +216,16 @@ def test_a_model_of_other_features_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_model_of_a_demo_is_refused(tmp_path: Path) -> None:
+    model = small_model().float()
+    model.provenance = {"format": "demo"}
+    model.save_pretrained(tmp_path / "own")
+    assert refusal("serve", tmp_path / "own") == (
+        f"error: {tmp_path / 'own'} cannot be tried with recordings: its features are made up, not made of "
+        "recordings: train on your own"
+    )
+
+
 def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
     assert refusal("serve", tmp_path, "--max_seconds", "0") == "error: --max_seconds 0: give a number above 0"
     assert refusal("serve", tmp_path, "--max_megabytes", "-1") == (
