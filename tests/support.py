@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -281,37 +280,6 @@ def run(command: Sequence[str], log: Path, timeout: float = LIMIT, **env: str) -
         except subprocess.TimeoutExpired:
             raise AssertionError(f"no end after {timeout} s: {command}\n{log.read_text()}") from None
     return code, log.read_text()
-
-
-def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout: float = 2 * LIMIT) -> None:
-    """Run `jobs` one after another on the same `ranks` processes: see tests/distributed/rank_worker.py.
-
-    They share processes, since starting Python, torch and DeepSpeed takes far longer than a small training.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / f"jobs-{ranks}.json"
-    plan.write_text(json.dumps([job | {"port": free_port()} for job in jobs]))
-    worker = [sys.executable, str(REPO / "tests" / "distributed" / "rank_worker.py"), str(plan)]
-    logs = [folder / f"rank-{rank}-of-{ranks}.log" for rank in range(ranks)]
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                launched(worker, log, RANKS=str(ranks), ME=str(rank), TORCHINDUCTOR_COMPILE_THREADS="1")
-            )
-            for rank, log in enumerate(logs)
-        ]
-        deadline = time.monotonic() + timeout
-        # If a rank dies, the others wait for it in a collective: stop waiting for them.
-        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-            assert time.monotonic() < deadline, f"no end after {timeout} s\n" + _tails(logs)
-            time.sleep(0.05)
-        if any(p.poll() for p in processes):
-            time.sleep(1)  # so that other failing ranks can write their errors
-            raise AssertionError("a rank failed\n" + _tails(logs))
-
-
-def _tails(logs: Sequence[Path]) -> str:
-    return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,8 @@ import torch
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
-from support import arguments, run_ranks  # noqa: E402
+from ranks_support import run_ranks  # noqa: E402
+from support import arguments  # noqa: E402
 
 from awtpn.run.compare import compare_runs  # noqa: E402
 
@@ -42,6 +43,7 @@ BASE: dict[str, Any] = {
     "model.dropout": 0.0,
     "loss.negative_group": 2,  # divides the smallest micro-batch
     "train.epochs": 100,
+    "train.pictures": "never",
     "train.global_batch_size": BATCH,
     "train.validate_every": 100,
     "prototypes.check_every": 10,

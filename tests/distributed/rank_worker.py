@@ -1,8 +1,8 @@
-"""One rank that runs a list of jobs, so that many small comparisons share the cost of the imports.
+"""A process that has imported everything and forks the ranks of many small jobs.
 
-`support.run_ranks` starts it with RANKS and ME in the environment and a JSON list of jobs. Each runs in a
-fork, since Accelerate and DeepSpeed keep what they found at their first start for the life of a process, and
-has a port of its own:
+`ranks_support.run_ranks` starts it and writes lists of jobs to its standard input. Each rank of each job is a
+fork of its own, since Accelerate and DeepSpeed keep what they found at their first start for the life of a
+process. Each job has a port of its own, and is one of these:
 
 - {"train": ARGV}: train as `launch/train.py ARGV` would; with "sigterm": {"rank": R, "step": S}, rank R gets
   SIGTERM while it does step S, or with "during": NAME, when it comes to that function of the trainer at step
@@ -14,19 +14,23 @@ has a port of its own:
 from __future__ import annotations
 
 import faulthandler
+import functools
 import importlib
 import json
 import os
 import shutil
 import signal
 import sys
+import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 import rank_checks
+from ranks_support import DONE
 from support import LIMIT, poison
 
+from awtpn.config import command_line
+from awtpn.run import provenance
 from awtpn.training import setup, trainer
 from shards import FeatureBatch
 
@@ -37,6 +41,7 @@ for module in (
     "deepspeed.runtime.zero.stage_1_and_2",
     "torch._dynamo",
     "torch._inductor.compile_fx",
+    "torch.utils.cpp_extension",
     "transformers",
 ):
     importlib.import_module(module)
@@ -44,22 +49,52 @@ for module in (
 HUNG_S = LIMIT / 2
 
 
-def main(plan: Path, ranks: int, me: int) -> None:
-    for job in json.loads(plan.read_text()):
-        print(f"=== {job}", flush=True)
-        if (child := os.fork()) == 0:
-            # Where the threads stand says more than a time-out.
-            faulthandler.dump_traceback_later(HUNG_S, exit=True)
-            try:
-                work(job, ranks, me)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            # Not an ordinary exit: what others registered for it belongs to the parent.
-            os._exit(0)
-        _, code = os.waitpid(child, 0)
+def main(answers: int) -> None:
+    """Run the jobs that each line of the standard input asks for, until it is closed."""
+    # Once, as the imports: reading all docstrings takes as long as a small training.
+    command_line.make_parser = functools.cache(command_line.make_parser)
+    command_line.make_parser(command_line.TRAIN)
+    provenance.commit()
+    for line in sys.stdin:
+        request = json.loads(line)
+        failed = next((job for job in request["jobs"] if not run_job(job, request["logs"])), None)
+        os.write(answers, f"failed: {failed}\n".encode() if failed else f"{DONE}\n".encode())
+
+
+def run_job(job: dict[str, Any], logs: list[str]) -> bool:
+    """Run a job on as many ranks as there are logs; whether all of them ended well."""
+    running = {start_rank(job, me, logs) for me in range(len(logs))}
+    while running:
+        child, code = os.wait()
+        running.discard(child)
         if code != 0:
-            sys.exit(f"failed: {job}")
+            # The others wait for this one in a collective: do not wait for them.
+            time.sleep(1)  # so that other failing ranks can write their errors
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+            return False
+    return True
+
+
+def start_rank(job: dict[str, Any], me: int, logs: list[str]) -> int:
+    """Fork a rank; its process id."""
+    if child := os.fork():
+        return child
+    output = os.open(logs[me], os.O_WRONLY | os.O_APPEND)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # Where the threads stand says more than a time-out.
+    faulthandler.dump_traceback_later(HUNG_S, exit=True)
+    try:
+        print(f"=== {job}", flush=True)
+        work(job, len(logs), me)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    # Not an ordinary exit: what others registered for it belongs to the parent.
+    os._exit(0)
 
 
 def work(job: dict[str, Any], ranks: int, me: int) -> None:
@@ -107,4 +142,4 @@ def poison_batch(step: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(os.environ["RANKS"]), int(os.environ["ME"]))
+    main(int(sys.argv[1]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks_support import run_ranks
 from support import arguments, assert_like_runs, free_port, run, status
 
 TRAIN = "launch/train.py"
@@ -26,9 +26,8 @@ pytestmark = pytest.mark.usefixtures("deepspeed_operator")
 @pytest.fixture(scope="module")
 def alone(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    settings = arguments(SETTINGS | {"data.train": corpus, "run.dir": folder / "run"})
-    code, log = run([sys.executable, TRAIN, *settings], folder / "log")
-    assert code == 0, log
+    settings = SETTINGS | {"data.train": corpus, "run.dir": folder / "run"}
+    run_ranks([{"train": arguments(settings)}], 1, folder)
     return folder / "run"
 
 

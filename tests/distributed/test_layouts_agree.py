@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ranks_support import run_ranks
 from safetensors.torch import load_file
-from support import THREE_DIMS, arguments, assert_like_runs, metrics, pack_corpus, run_ranks, status
+from support import THREE_DIMS, arguments, assert_like_runs, metrics, pack_corpus, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from awtpn.model.files import OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE
@@ -30,6 +31,7 @@ BASE = {
     "optim.lr": 3e-3,
     "optim.warmup_steps": 2,
     "train.epochs": 4,
+    "train.pictures": "never",
     "train.global_batch_size": 16,
     "train.log_every": 5,
     "prototypes.check_every": 3,

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import arguments, assert_same_run, metrics, run_ranks, status
+from ranks_support import run_ranks
+from support import arguments, assert_same_run, metrics, status
 
 from awtpn.distributed.engines import ENGINES
 from awtpn.model.files import STATE_FILE
@@ -24,6 +25,7 @@ SETTINGS = {
     "loss.negative_group": 4,
     "train.precision": "fp16",
     "train.epochs": 4,
+    "train.pictures": "never",
     "train.global_batch_size": 16,
     "train.log_every": 4,
 }

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import arguments, metrics, run_ranks, status, weights
+from ranks_support import run_ranks
+from support import arguments, metrics, status, weights
 
 STEP = 5
 BASE: dict[str, Any] = {
@@ -15,6 +16,7 @@ BASE: dict[str, Any] = {
     "loss.negative_group": 4,
     "optim.lr": 3e-3,
     "train.epochs": 2,
+    "train.pictures": "never",
     "train.global_batch_size": 16,
 }
 BF16 = {"train.precision": "bf16"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import run_ranks
+from ranks_support import run_ranks
 
 CHECKS = (
     "sums_and_objects",

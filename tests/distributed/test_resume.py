@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks_support import run_ranks
 from safetensors.torch import load_file
 from support import (
     arguments,
@@ -18,7 +19,6 @@ from support import (
     assert_same_run,
     metrics,
     pack_corpus,
-    run_ranks,
     status,
 )
 
@@ -32,6 +32,7 @@ BASE = {
     "optim.lr": 3e-3,
     "optim.warmup_steps": 2,
     "train.epochs": 4,
+    "train.pictures": "never",
     "train.global_batch_size": 16,
     "train.log_every": 4,
 }

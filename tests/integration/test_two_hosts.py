@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import LIMIT, REPO, arguments, launched, metrics, run, run_ranks, status
+from ranks_support import run_ranks
+from support import LIMIT, REPO, arguments, launched, metrics, run, status
 from two_hosts import NAMES, Host, two_hosts, why_not
 
 from awtpn.run.compare import compare_runs

@@ -98,7 +98,9 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
+def test_a_resumed_run_leaves_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Files of one second and process are read in the order of their numbers as text: 10 would come before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     first = Monitor(tmp_path, is_main=True, resumed_step=0, total_steps=6)
     for step in range(1, 6):
         first.log_step(line(step), 32)
