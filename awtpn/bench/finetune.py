@@ -131,8 +131,8 @@ def describe(setting: Setting, found: dict[str, list[Measured]], rounds: int, co
     what = (
         f"{count} utterances of {SHORTEST:g} to {LONGEST:g} s, batches of {BATCH}, {setting.precision}; "
         f"medians of {rounds} interleaved rounds. `Trainer` has micro-batches of {MICRO_BATCH}, this trainer "
-        f"passes of {PASS_SECONDS:g} s. The losses of the first {COMPARED} steps in the same order differ by at "
-        f"most {differ:.1e} (relative)."
+        f"passes of {PASS_SECONDS:g} s. The losses of the first {COMPARED} steps, of the same utterances, "
+        f"differ by at most {differ:.1e} (relative)."
     )
     head = ["", "utterances/s", "padding", "waiting for data", "this trainer is faster by"]
     return f"## Training an encoder end to end\n\n{what}\n\n{table(head, rows, 'lr')}\n"

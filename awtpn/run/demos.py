@@ -1,7 +1,8 @@
 """The names of the built-in demo corpora, wherever a command takes a dataset.
 
-`demo`, `demo-values`, `demo-labels` and `demo-recordings` always mean these corpora, which are made in the cache at their first
-use. A file or folder that happens to have such a name is written with its path: `./demo`.
+`demo`, `demo-values`, `demo-labels` and `demo-recordings` always mean these corpora, which are made in the
+cache at their first use. A file or folder that happens to have such a name is written with its path:
+`./demo`.
 """
 
 from __future__ import annotations
