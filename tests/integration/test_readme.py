@@ -131,6 +131,40 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         makes="data/clips-features", says="train with: awtpn train --data.train data/clips-features"
     ),
     "awtpn shards info data/clips": Run(says="waveform (rate 16000, step_seconds 0.1)"),
+    # End to end.
+    "awtpn train --config finetune-demo": Elsewhere(
+        ["integration/test_finetune_demo.py::test_the_demo_trains"]
+    ),
+    "awtpn extract data/clips data/clips-wavlm --audio microsoft/wavlm-base-plus --video none": Run(
+        swap={"microsoft/wavlm-base-plus": "hub/wavlm"}, makes="data/clips-wavlm"
+    ),
+    "awtpn train --data.train data/clips-wavlm --model.modalities audio --run.dir runs/features": Run(
+        append=SHORT, makes="runs/features", leaves="runs/features/results.json"
+    ),
+    "awtpn train --data.train data/clips --model.modalities audio "
+    "--encoder.audio.model microsoft/wavlm-base-plus --encoder.audio.tune lora --run.init_from runs/features "
+    "--run.dir runs/end-to-end": Run(
+        swap={"microsoft/wavlm-base-plus": "hub/wavlm"},
+        append=SHORT,
+        makes="runs/end-to-end",
+        leaves="runs/end-to-end/results.json",
+        says="before the first step, as the model that it continues",
+    ),
+    'pip install "awtpn-at-scale[finetune]"': Installs(),
+    "awtpn train --config configs/finetune.yaml --data.train data/clips": Run(
+        append="--encoder.video null --augment.flip 0 --model.modalities audio "
+        f"--encoder.audio.model hub/wavlm --run.dir runs/finetune {SHORT}",
+        makes="runs/finetune",
+        leaves="runs/finetune/results.json",
+    ),
+    "accelerate launch --config_file configs/accelerate/zero2.yaml launch/train.py "
+    "--config configs/finetune.yaml": LAUNCHERS,
+    "deepspeed --hostfile HOSTS launch/train.py --deepspeed configs/deepspeed/zero3.json "
+    "--config configs/finetune.yaml": HOSTFILE,
+    "awtpn export runs/end-to-end my-model --merge": Run(
+        swap={"my-model": "my-merged"}, makes="my-merged", leaves="my-merged/encoders/audio/config.json"
+    ),
+    "awtpn predict my-model clip.mp4": Run(swap={"my-model": "my-merged"}, says='"key": "clip.mp4"'),
     "python -c \"help('shards.sources.iemocap')\"": Run(says="EmoEvaluation"),
     'pip install "awtpn-at-scale[extract]"': Installs(),
     "accelerate launch -m awtpn.cli extract MELD.Raw s3://corpus/meld --format meld "
