@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from awtpn.config.option_types import add_store_options, json_object, path_argument
+from awtpn.config.option_types import add_base_options, add_store_options, json_object, path_argument
 
 HELP = """Evaluate a trained model on a split; on any number of ranks the metrics are the same.
 
@@ -59,6 +59,7 @@ def add_evaluate(commands: Any) -> None:
         metavar="DIR",
         help="where remote shards are kept (default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards)",
     )
+    add_base_options(parser)
     add_store_options(parser)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.set_defaults(command=run_evaluate, parser=parser)

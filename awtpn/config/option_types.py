@@ -12,6 +12,8 @@ from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.local_path import local_path
 
+BASE_OPTIONS = ("audio", "video")  # modalities that a model may have an encoder of
+
 
 def path_argument(text: str) -> Path:
     """A path on this machine: see `shards.storage.local_path`."""
@@ -60,3 +62,20 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help='options for fsspec, e.g. \'{"endpoint_url": "https://..."}\'',
     )
+
+
+def add_base_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--audio` and `--video`, of commands that open a model with encoders."""
+    for modality in BASE_OPTIONS:
+        parser.add_argument(
+            f"--{modality}",
+            metavar="ENCODER",
+            help=f"of a model with an encoder of {modality}: the folder or hub id of what that was trained "
+            "from, if it moved since then",
+        )
+
+
+def base_models(options: argparse.Namespace) -> dict[str, str]:
+    """By modality what the options of `add_base_options` say."""
+    given = {modality: getattr(options, modality) for modality in BASE_OPTIONS}
+    return {modality: place for modality, place in given.items() if place is not None}
