@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from awtpn.config.option_types import OR_DEMO, add_store_options, json_object, path_argument, takes_dataset
+from awtpn.config.option_types import (
+    OR_DEMO,
+    add_base_options,
+    add_store_options,
+    json_object,
+    path_argument,
+    takes_dataset,
+)
 
 HELP = """Evaluate a trained model on a split; on any number of ranks the metrics are the same.
 
@@ -62,6 +69,7 @@ def add_evaluate(commands: Any) -> None:
         metavar="DIR",
         help="where remote shards are kept (default: $AWTPN_CACHE_DIR, or ~/.cache/awtpn-shards)",
     )
+    add_base_options(parser)
     add_store_options(parser)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.set_defaults(command=run_evaluate, parser=parser)

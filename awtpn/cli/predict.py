@@ -29,7 +29,8 @@ of each modality: audio segments, video frames, words. The prediction depends on
 A baseline (model.name) has no reliability weights: its `weights` are {}.
 
 INPUT is a packed dataset, or recordings. Features of recordings are made with the encoders and settings that
-made the training data, so the model must have been trained on the output of `awtpn extract`.
+made the training data, so the model must have been trained on the output of `awtpn extract`. A model that has
+encoders itself takes recordings, or a dataset of them.
 
 A model of text takes what is said from --text, or from clip.txt beside clip.mp4. A .txt file as INPUT, or
 --text without INPUT, is text alone. A recording is predicted without what it lacks (text, sound, picture),
@@ -111,8 +112,14 @@ def add_encoder_options(parser: argparse.ArgumentParser, of: str = "") -> None:
         parser.add_argument(
             f"--{option}",
             metavar="ENCODER",
-            help=f"{of}the {modality} encoder's folder or hub id, if it moved since extraction",
+            help=f"{of}the {modality} encoder's folder or hub id, if it moved since extraction or training",
         )
+
+
+def told_encoders(options: argparse.Namespace) -> dict[str, str]:
+    """By modality where encoders are, as the options say."""
+    told = {modality: getattr(options, option) for option, modality in ENCODER_OPTIONS.items()}
+    return {modality: place for modality, place in told.items() if place is not None}
 
 
 def add_serve(commands: Any) -> None:
@@ -160,9 +167,9 @@ def run_serve(options: argparse.Namespace) -> None:
     from awtpn.inference.predictor import Predictor
     from awtpn.model.sharing.model_card import MADE_UP
 
-    predictor = Predictor.from_pretrained(options.model, options.device)
+    predictor = Predictor.from_pretrained(options.model, options.device, told_encoders(options))
     try:
-        predictor.encoders(audio=options.audio, video=options.video, text=options.text_encoder)
+        predictor.encoders()
     except ValueError as error:
         made_up = (predictor.model.provenance or {}).get("format") in MADE_UP
         why = "its features are made up, not made of recordings: train on your own" if made_up else error
@@ -189,7 +196,7 @@ def run_serve(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     of_recordings = are_recordings(options.input, options.text)
-    for name in ("png", "text", *ENCODER_OPTIONS):
+    for name in ("png", "text", "text_encoder"):
         if getattr(options, name) is not None and not of_recordings:
             raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
     split = None if of_recordings else split_from_url_or_option(options.input[0], options.split)
@@ -197,7 +204,10 @@ def run_predict(options: argparse.Namespace) -> None:
     refuse_missing(options.model)
     from awtpn.inference.predictor import Predictor
 
-    predictor = Predictor.from_pretrained(options.model, options.device)
+    predictor = Predictor.from_pretrained(options.model, options.device, told_encoders(options))
+    for name, modality in ENCODER_OPTIONS.items():
+        if getattr(options, name) is not None and not (of_recordings or modality in predictor.model.encoders):
+            raise ValueError(f"--{name} is for recordings, and {options.input[0]} is a dataset: leave it out")
     if (network := predictor.model.config.name) != "awtpn":
         print(f"{network} is a baseline without reliability weights: `weights` stays empty", file=sys.stderr)
     if of_recordings:
@@ -209,6 +219,7 @@ def run_predict(options: argparse.Namespace) -> None:
 
     # By the dataset's own target, which every utterance has. What the model predicts may be missing in it.
     stream = open_stream(
+        encoded=list(predictor.model.encoders),
         url=options.input[0],
         split=split or "test",
         shuffle=False,

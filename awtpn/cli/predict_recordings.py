@@ -28,8 +28,7 @@ def run_recordings(predictor: Predictor, options: argparse.Namespace) -> None:
     clips = [
         clip_of(Path(name), options.text, wants_text=predictor.takes_text) for name in options.input or ()
     ] or [text_clip(options.text)]
-    encoders = predictor.encoders(audio=options.audio, video=options.video, text=options.text_encoder)
-    steps = {m: float(e.step_seconds) for m, e in encoders.items() if hasattr(e, "step_seconds")}
+    steps = predictor.step_seconds
     task = predictor.model.task
     ranges = dict(zip(task.names, task.ranges or (), strict=False))
     names = picture_names([Path(clip.key) for clip in clips])

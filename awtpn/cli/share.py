@@ -6,7 +6,7 @@ import argparse
 from shlex import quote
 from typing import Any
 
-from awtpn.config.option_types import path_argument
+from awtpn.config.option_types import add_base_options, base_models, path_argument
 
 
 def add_export(commands: Any) -> None:
@@ -14,7 +14,9 @@ def add_export(commands: Any) -> None:
         "export",
         help="run -> one folder with the model, to share or to predict with",
         description="Write weights (safetensors), config.json (shape, labels, provenance, results) and a "
-        "model card. `awtpn predict`, awtpn.load_model and Predictor.from_pretrained take the folder.",
+        "model card. `awtpn predict`, awtpn.load_model and Predictor.from_pretrained take the folder. Of "
+        "encoders within the model it holds what was trained, and names their base models; with --merge it "
+        "holds them whole.",
     )
     parser.add_argument(
         "run", metavar="RUN", type=path_argument, help="run (its best checkpoint) or checkpoint folder"
@@ -28,15 +30,30 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--graph",
         action="store_true",
-        help="also write model.pt2 (torch.export), and model.onnx where onnxscript is installed; AWTPN only",
+        help="also write model.pt2 (torch.export), and model.onnx where onnxscript is installed; AWTPN of "
+        "features only",
     )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a model with encoders: write these, too, with their trained weights, as Hugging Face "
+        "folders in DIR/encoders; then the export needs no base models",
+    )
+    add_base_options(parser)
     parser.set_defaults(command=run_export)
 
 
 def run_export(options: argparse.Namespace) -> None:
     from awtpn.inference.export import export
 
-    export(options.run, options.out, licence=options.license, graph=options.graph)
+    export(
+        options.run,
+        options.out,
+        licence=options.license,
+        graph=options.graph,
+        merge=options.merge,
+        encoders=base_models(options),
+    )
     print(f"exported to {options.out}; share it with: awtpn push {quote(str(options.out))} USER/MODEL")
 
 
@@ -55,7 +72,7 @@ def add_push(commands: Any) -> None:
 def run_push(options: argparse.Namespace) -> None:
     from awtpn.model.files import CARD_FILE, README_FILE, read_card
     from awtpn.model.sharing.hub import upload
-    from awtpn.model.sharing.privacy import public_provenance
+    from awtpn.model.sharing.privacy import public_encoders, public_provenance
 
     for name in (CARD_FILE, README_FILE):
         if not (options.folder / name).is_file():
@@ -63,7 +80,8 @@ def run_push(options: argparse.Namespace) -> None:
                 f"{options.folder} has no {name}: write it with awtpn export RUN {quote(str(options.folder))}"
             )
     card = read_card(options.folder)
-    if card.get("provenance") and public_provenance(card["provenance"]) != card["provenance"]:
+    filters = {"provenance": public_provenance, "encoders": public_encoders}
+    if any(card.get(name) and public(card[name]) != card[name] for name, public in filters.items()):
         raise ValueError(
             f"{options.folder / CARD_FILE} holds private details of the machine that made it, such as paths: "
             f"write it again with awtpn export {quote(str(options.folder))} NEW_DIR, and push that"

@@ -16,6 +16,7 @@ from shards.storage.local_path import local_path
 
 # For the help of an option that `takes_dataset`.
 OR_DEMO = f"or {one_of(DEMOS)}, made at the first use (./demo is a folder of that name)"
+BASE_OPTIONS = ("audio", "video")  # modalities that a model may have an encoder of
 
 
 def path_argument(text: str) -> Path:
@@ -70,3 +71,20 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help='options for fsspec, e.g. \'{"endpoint_url": "https://..."}\'',
     )
+
+
+def add_base_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--audio` and `--video`, of commands that open a model with encoders."""
+    for modality in BASE_OPTIONS:
+        parser.add_argument(
+            f"--{modality}",
+            metavar="ENCODER",
+            help=f"of a model with an encoder of {modality}: the folder or hub id of what that was trained "
+            "from, if it moved since then",
+        )
+
+
+def base_models(options: argparse.Namespace) -> dict[str, str]:
+    """By modality what the options of `add_base_options` say."""
+    given = {modality: getattr(options, modality) for modality in BASE_OPTIONS}
+    return {modality: place for modality, place in given.items() if place is not None}

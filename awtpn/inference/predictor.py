@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from awtpn.inference.inputs import Features, as_stored, check_features, check_made, pack_recordings
 from awtpn.inference.intervals import half_widths, results_of_run
 from awtpn.inference.prediction import Prediction, make_predictions
 from awtpn.inference.recording import TEXT, clip_of, text_clip
 from awtpn.model.base import EmotionModel
 from awtpn.model.device import resolve_device
+from awtpn.model.encoders.passes import parts_of
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
 from awtpn.model.models import load_model
 from shards import BadSample, FeatureStream, Ragged, Sample
@@ -28,8 +30,6 @@ from shards.sources.base import Clip
 from shards.sources.transcripts import Transcript
 
 logger = get_logger(__name__)
-
-Features = Mapping[str, NDArray[Any] | None]
 
 
 class Predictor:
@@ -44,6 +44,9 @@ class Predictor:
         predictor.predict_recordings(["clip.mp4"], texts=["What a day!"])
         predictor.predict_texts(["What a day!"])
 
+    Of a modality with an encoder in the model, `predict` takes recordings in place of features: sound
+    int16 [samples] or pictures uint8 [N, height, width, 3], of the rate and size in `model.recordings`.
+
     What a `Prediction` holds depends on the model's task: one model has one task. For values it has 90 %
     prediction intervals if the model was validated. The validation utterances also chose the checkpoint, so
     slightly less than 90 % of true values lie within them; `awtpn.inference.intervals` says how they are
@@ -55,6 +58,7 @@ class Predictor:
         model: EmotionModel,
         device: torch.device | str = "cpu",
         results: Mapping[str, Any] | None = None,
+        encoders: Mapping[str, str | Path] | None = None,
     ) -> None:
         """Move `model` to `device` and put it in eval mode, in place.
 
@@ -63,14 +67,22 @@ class Predictor:
             device: to predict on.
             results: of the model, as in results.json: the intervals of values are made of its validation
                 figures. Default: those in the model's card, which an export has.
+            encoders: by modality where the model of an encoder of the training features is now, if it has
+                moved since the extraction.
         """
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         self.half_widths = half_widths(results or model.record.get("results"), model.task)
+        self._moved = {m: str(place) for m, place in (encoders or {}).items()}
         self._encoders: dict[str, Any] = {}
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: torch.device | str = "cpu") -> Predictor:
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        device: torch.device | str = "cpu",
+        encoders: Mapping[str, str | Path] | None = None,
+    ) -> Predictor:
         """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
 
         A line is logged if it predicts values of which the intervals are not known.
@@ -78,16 +90,19 @@ class Predictor:
         Args:
             directory: the folder; or, if no such path exists, a hub id "user/model".
             device: "cpu", "cuda", "cuda:1".
+            encoders: by modality where the files of an encoder are now, if they were moved: of the base model
+                of one within the model, or of the model that made the training features.
 
         Raises:
-            ValueError: there is no such model or device.
+            ValueError: there is no such model or device, or the model's encoders are not there.
         """
-        model, where = load_model(directory), resolve_device(device)
+        model, where = load_model(directory, encoders), resolve_device(device)
+        moved = {m: place for m, place in (encoders or {}).items() if m not in model.encoders}
         if model.task.type != "regression" or model.record.get("results"):
-            predictor, note = cls(model, where), None
+            predictor, note = cls(model, where, encoders=moved), None
         else:
             stored = results_of_run(directory)
-            predictor, note = cls(model, where, stored.results), stored.note
+            predictor, note = cls(model, where, stored.results, moved), stored.note
         if unknown := [name for name, half in predictor.half_widths.items() if half is None]:
             cause = note or "there are no results of enough validation utterances"
             logger.warning("%s: no intervals of %s: %s", directory, listed(unknown), cause)
@@ -98,7 +113,7 @@ class Predictor:
 
         Args:
             utterances: per utterance [T, F] of each modality, an array or what NumPy converts to one; None or
-                T = 0 if the modality is missing.
+                T = 0 if the modality is missing. Of a modality with an encoder, recordings (see the class).
 
         Returns:
             One prediction per utterance, in the same order.
@@ -112,9 +127,17 @@ class Predictor:
             raise ValueError(
                 "predict takes a list of utterances: for a single one write predict([utterance])"
             )
-        dims = self.model.feature_dims
-        arrays = [check_features(f"utterance {i}", utterance, dims) for i, utterance in enumerate(utterances)]
-        features = {m: pack_arrays([of[m] for of in arrays], dim) for m, dim in dims.items()}
+        dims, recordings = self.model.feature_dims, self.model.recordings
+        arrays = [
+            check_features(f"utterance {i}", utterance, dims, recordings)
+            for i, utterance in enumerate(utterances)
+        ]
+        features = {
+            m: pack_recordings([of[m] for of in arrays], recordings[m])
+            if m in recordings
+            else pack_arrays([of[m] for of in arrays], dim)
+            for m, dim in dims.items()
+        }
         predictions = self._predict(features)
         if broken := [f"utterance {i}" for i, found in enumerate(predictions) if not found.is_finite]:
             raise NotFiniteError(describe_not_finite(broken, len(broken), len(predictions)))
@@ -138,13 +161,15 @@ class Predictor:
     def encoders(self, device: str | None = None, **moved: str | None) -> dict[str, Any]:
         """The encoders that made the training features, by modality; opened at the first call, then cached.
 
+        Of a modality with an encoder within the model it is the one that stored the recordings.
+
         Args:
             device: where encoders run; default the model's.
             moved: by modality, the new location of an encoder's model that has moved since the extraction.
 
         Raises:
-            ValueError: how the features were made is not recorded, they are recordings in place of features,
-                or an encoder is no longer available.
+            ValueError: how the features were made is not recorded, they are not what the model takes, or an
+                encoder is no longer available.
         """
         if not self._encoders:
             recorded = reopenable(self.model.provenance)
@@ -156,14 +181,10 @@ class Predictor:
                 )
             where = device or str(self.device)
             opened = {
-                m: reopen_encoder(m, recorded[m]["settings"], where, moved.get(m))
+                m: reopen_encoder(m, recorded[m]["settings"], where, moved.get(m) or self._moved.get(m))
                 for m in self.model.feature_dims
             }
-            if of_recordings := [m for m, encoder in opened.items() if hasattr(encoder, "recording")]:
-                raise ValueError(
-                    f"by its card the model takes recordings of {listed(of_recordings)}, and no model of "
-                    "this version does: use the version that made it, or a model trained on features"
-                )
+            check_made(opened, self.model.recordings)
             self._encoders = opened
         return self._encoders
 
@@ -235,6 +256,13 @@ class Predictor:
             yield path, answer
 
     @property
+    def step_seconds(self) -> dict[str, float]:
+        """Seconds of a time step of the weights, by modality; words have none."""
+        # Of a modality with an encoder within the model, of this one, and not of the recording.
+        made: dict[str, Any] = self.encoders() | dict(self.model.encoders.items())
+        return {m: float(e.step_seconds) for m, e in made.items() if hasattr(e, "step_seconds")}
+
+    @property
     def takes_text(self) -> bool:
         """Whether text is a modality of the model."""
         return TEXT in self.model.feature_dims
@@ -262,7 +290,7 @@ class Predictor:
             on_stage: called with "encoding" when a clip is decoded, and with "predicting" when it is encoded.
         """
         on_missing = on_missing or log_missing
-        encoders = self.encoders()
+        encoders, recordings = self.encoders(), self.model.recordings
         keep_constant, _ = recorded_constant(self.model.provenance)
 
         def told(decoded: Iterable[DecodedClip]) -> Iterator[DecodedClip]:
@@ -282,12 +310,26 @@ class Predictor:
                 for modality, cause in missing_modalities(sample).items():
                     on_missing(clip, modality, cause)
                 try:
-                    yield clip, self.predict([sample.features])[0]
+                    given = sample.features | {
+                        m: as_stored(sample.features[m], recording) for m, recording in recordings.items()
+                    }
+                    yield clip, self.predict([given])[0]
                 except NotFiniteError:
                     yield clip, "the model's outputs for it are NaN or infinite"
 
     @torch.no_grad()
     def _predict(self, features: Mapping[str, Ragged]) -> list[Prediction]:
+        """Of each utterance, in their order; with encoders in passes of bounded work."""
+        count = len(next(iter(features.values())))
+        if not len(self.model.encoders):
+            return self._predict_at_once(features)
+        found: dict[int, Prediction] = {}
+        for rows in parts_of(self.model, features, [range(count)]):
+            of_pass = self._predict_at_once({m: ragged.take(rows) for m, ragged in features.items()})
+            found |= zip(rows, of_pass, strict=True)
+        return [found[i] for i in range(count)]
+
+    def _predict_at_once(self, features: Mapping[str, Ragged]) -> list[Prediction]:
         moved = {
             m: replace(r, values=r.values.to(self.device), offsets=r.offsets.to(self.device))
             for m, r in features.items()
@@ -311,46 +353,6 @@ def missing_modalities(sample: Sample) -> dict[str, str]:
     causes = sample.meta.get(UNDECODABLE, {}) | dict.fromkeys(sample.meta.get(CONSTANT, ()), "it is constant")
     lacking = [modality for modality, values in sample.features.items() if values is None]
     return {modality: causes.get(modality, "no features can be made of it") for modality in lacking}
-
-
-def check_features(
-    name: str, utterance: Features, dims: Mapping[str, int]
-) -> dict[str, NDArray[np.float32] | None]:
-    """The features [T, F] of an utterance for each modality in `dims`; None for a missing one.
-
-    Raises:
-        ValueError: as `Predictor.predict`.
-    """
-    if not isinstance(utterance, Mapping):
-        raise ValueError(
-            f"{name} is a {type(utterance).__name__}, not a mapping: give features by modality, such as "
-            f"{{{', '.join(f'{m!r}: [steps, {dim}]' for m, dim in dims.items())}}}"
-        )
-    # What the model does not take may be named, as long as it is missing.
-    if unknown := [str(m) for m, values in utterance.items() if values is not None and m not in dims]:
-        missing = [modality for modality in dims if utterance.get(modality) is None]
-        told = f"; it has no {listed(missing)}" if missing else ""
-        raise ValueError(f"{name} has {listed(unknown)}, but the model takes {listed(dims)}{told}")
-    arrays: dict[str, NDArray[np.float32] | None] = dict.fromkeys(dims)
-    for modality, values in utterance.items():
-        if values is None:
-            continue
-        try:
-            array = np.asarray(values, np.float32)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{name}: {modality} is not an array of numbers: the model takes [steps, {dims[modality]}]"
-            ) from None
-        if array.shape[1:] != (dims[modality],):
-            raise ValueError(
-                f"{name}: {modality} has shape {array.shape}, but the model takes [steps, {dims[modality]}]"
-            )
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name}: {modality} has NaN or infinite values: leave such steps out")
-        arrays[modality] = array
-    if not any(array is not None and len(array) for array in arrays.values()):
-        raise ValueError(f"{name} has no steps in any of {listed(dims)}")
-    return arrays
 
 
 def pack_arrays(arrays: Sequence[NDArray[Any] | None], dim: int) -> Ragged:

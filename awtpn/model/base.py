@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from awtpn.model.blocks import Standardize
 from awtpn.model.compute.dropout import DropoutFactors
 from awtpn.model.encoders.base import Encoder
-from awtpn.model.encoders.card import records_of, reopen_encoders
+from awtpn.model.encoders.card import other_rank, records_of, reopen_encoders
+from awtpn.model.encoders.merging import export_encoders
 from awtpn.model.files import (
     CARD_FILE,
     CARD_VERSION,
     CHECKSUMS_FILE,
     WEIGHTS_FILE,
+    check_checksums,
+    files_of_encoders,
     find_model,
     read_card,
     read_weights,
@@ -40,6 +43,7 @@ from shards import Ragged
 from shards.format.recording import DTYPE_OF, Recording
 from shards.safe_io.json_fields import from_record
 from shards.safe_io.json_text import json_text
+from shards.storage.local_path import local_path
 
 ENCODERS = "encoders."  # how the names of the encoders' weights begin
 RECORDED = (torch.int16, torch.uint8)  # dtypes of recordings, which no features have
@@ -242,8 +246,12 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         }
 
     @classmethod
-    def from_card(cls, card: Mapping[str, Any]) -> Self:
+    def from_card(cls, card: Mapping[str, Any], encoders: Mapping[str, Encoder] | None = None) -> Self:
         """Build the model that a `card()` describes, with random weights.
+
+        Args:
+            card: of `card`.
+            encoders: its encoders; default: they are opened with the weights of their base models.
 
         Raises:
             ValueError: a setting is out of range, or the card is of another network.
@@ -256,14 +264,16 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
             card["classes"],
             card["learnable_prototypes"],
             task_of_card(card),
-            reopen_encoders(card),
+            reopen_encoders(card) if encoders is None else encoders,
         )
         model.provenance = card.get("provenance") or {}
         model.record = {key: value for key, value in card.items() if key not in model.card()}
         return model
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, source: str | Path, encoders: Mapping[str, str | Path] | None = None, **hub: Any
+    ) -> Self:
         """Load an export, a checkpoint, a run's best checkpoint, or a model of the Hugging Face Hub.
 
         The model is on the CPU and in eval mode.
@@ -271,21 +281,27 @@ class EmotionModel(nn.Module, ModelHubMixin, library_name="awtpn"):
         Args:
             source: the folder of an export, checkpoint or run; or, if no such path exists, a hub id
                 "user/model".
+            encoders: by modality the folder of the base model of an encoder, if it is not where the card
+                says.
             hub: `revision`, `token`, `cache_dir` and `local_files_only` for a hub id: see
                 `awtpn.model.sharing.hub.locate`.
 
         Raises:
             ValueError: a file is missing, has another format or differs from its checksum, it is of another
-                network, or the hub has no such model.
+                network, or the hub has no such model; or the base model of an encoder is missing, or another.
         """
-        return load(source, cls.from_card, **hub)
+        return load(source, cls.from_card, encoders, **hub)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What `save_pretrained` and `push_to_hub` write; the mixin adds the model card."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.saved_state().items()}
         save_file(state, save_directory / WEIGHTS_FILE)
-        (save_directory / CARD_FILE).write_text(json_text(public_card(self.card()), indent=1) + "\n")
-        write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE))
+        card = self.card()
+        if any(cast(Encoder, encoder).folder for encoder in self.encoders.values()):
+            card["encoders"] = export_encoders(self.encoders, save_directory)
+        card = public_card(card)
+        (save_directory / CARD_FILE).write_text(json_text(card, indent=1) + "\n")
+        write_checksums(save_directory, (WEIGHTS_FILE, CARD_FILE, *files_of_encoders(card)))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md to save beside the weights; huggingface_hub's mixin calls this."""
@@ -307,16 +323,24 @@ def config_of_card(card: Mapping[str, Any]) -> ModelConfig:
 
 
 Model = TypeVar("Model", bound=EmotionModel)
+Build = Callable[[Mapping[str, Any], Mapping[str, Encoder]], Model]
 
 
-def load(source: str | Path, build: Callable[[Mapping[str, Any]], Model], **hub: Any) -> Model:
-    """Load the model at `source` (see `EmotionModel.from_pretrained`), built from its card by `build`."""
-    folder = find_model(locate(source, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,), **hub))
+def load(
+    source: str | Path, build: Build[Model], encoders: Mapping[str, str | Path] | None = None, **hub: Any
+) -> Model:
+    """Load the model at `source`, built by `build` from its card; see `EmotionModel.from_pretrained`."""
+    given = locate(source, (CARD_FILE, WEIGHTS_FILE), optional=(CHECKSUMS_FILE,), **hub)
+    folder = find_model(given)
     if not (folder / WEIGHTS_FILE).is_file():
         raise ValueError(f"{folder} is not a complete model: it has no {WEIGHTS_FILE}")
     card = read_card(folder)
+    if names := files_of_encoders(card):
+        if given != local_path(source):  # of the hub: get these files, too, of the same commit
+            locate(source, (CARD_FILE, *names), **hub | {"revision": folder.name})
+        check_checksums(folder, names)
     check_shapes(card, folder, build)
-    model = build(card)
+    model = build(card, reopen_encoders(card, folder, encoders))
     load_saved(model, read_weights(folder / WEIGHTS_FILE), folder)
     return model.eval()
 
@@ -340,9 +364,7 @@ def load_saved(model: EmotionModel, weights: Mapping[str, Tensor], folder: Path)
     assert all(name.startswith(ENCODERS) for name in missing), missing
 
 
-def check_shapes(
-    card: Mapping[str, Any], folder: Path, build: Callable[[Mapping[str, Any]], EmotionModel]
-) -> None:
+def check_shapes(card: Mapping[str, Any], folder: Path, build: Build[EmotionModel]) -> None:
     """Compare the tensor shapes that a card implies with those in the weights file, before memory is taken.
 
     A forged card could otherwise ask for any amount of memory.
@@ -359,12 +381,16 @@ def check_shapes(
     try:
         with torch.device("meta"):  # tensors with a shape, but without memory
             # Without encoders, whose base models are files: `load_saved` compares their shapes.
-            model = build({key: value for key, value in card.items() if key != "encoders"})
+            model = build({key: value for key, value in card.items() if key != "encoders"}, {})
     except (RuntimeError, ValueError) as error:  # a product of sizes overflows, or a setting is out of range
         raise ValueError(f"{folder / CARD_FILE}: {' '.join(str(error).split()):.200}") from None
     described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if other := other_rank(card, stored):
+        raise ValueError(
+            f"{folder}: {CARD_FILE} describes another network than {WEIGHTS_FILE} holds: {other}"
+        )
     for name in {**described, **stored}:
-        if "encoders" in card and name.startswith(ENCODERS):
+        if card.get("encoders") and name.startswith(ENCODERS):
             continue
         if described.get(name) != stored.get(name):
             raise ValueError(

@@ -16,8 +16,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from awtpn.model.encoders.card import ENCODER_FILES, folder_of, parse_records
 from awtpn.model.sharing.hub import locate
 from awtpn.model.task import task_of_card
+from shards.format.recording import KIND_OF
 from shards.format.schema import PLAIN_NAME, SHA256
 from shards.safe_io.bounded_json import read_json
 from shards.safe_io.git_lfs import refuse_pointer
@@ -81,13 +83,18 @@ def parse_files(record: Any, at: str) -> dict[str, dict[str, Any]]:
     if not isinstance(record, dict):
         raise ValueError(f"{at}: the field files is missing")
     for name, entry in record.items():
-        if not PLAIN_NAME.fullmatch(name):
+        if not PLAIN_NAME.fullmatch(name.removeprefix(encoder_folder(name))):
             raise ValueError(f"{at}: files: {name!r:.60} is not a plain file name")
         size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         whole = isinstance(size, int) and not isinstance(size, bool) and size >= 0
         if not whole or not isinstance(digest, str) or not SHA256.fullmatch(digest):
             raise ValueError(f"{at}: files.{name} has no size, or no hash of 64 hexadecimal digits")
     return record
+
+
+def encoder_folder(name: str) -> str:
+    """How the name of a file begins that belongs to an encoder in an export: "encoders/audio/"; else ""."""
+    return next((start for m in KIND_OF if name.startswith(start := f"{folder_of(m)}/")), "")
 
 
 def find_altered(
@@ -149,7 +156,19 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: learnable_prototypes must be true or false")
     if not isinstance(card.get("provenance") or {}, dict):
         raise ValueError(f"{path}: provenance must be a mapping")
+    try:
+        encoders = parse_records(card)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if unknown := [name for name in encoders if name not in dims]:
+        raise ValueError(f"{path}: encoders has {unknown[0]}, which feature_dims lacks")
     return card
+
+
+def files_of_encoders(card: Mapping[str, Any]) -> list[str]:
+    """The names of the files, in the folder of a card, of encoders that an export holds; else []."""
+    folders = [record.folder for record in parse_records(card).values() if record.folder]
+    return [f"{folder}/{name}" for folder in folders for name in ENCODER_FILES]
 
 
 def _check_task(card: Mapping[str, Any], path: Path) -> None:

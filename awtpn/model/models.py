@@ -87,15 +87,17 @@ def build_model(
     return model_class(config.name)(config, feature_dims, classes, learnable_prototypes, task, encoders)
 
 
-def model_of_card(card: Mapping[str, Any]) -> EmotionModel:
-    """The model that a card describes, with random weights.
+def model_of_card(card: Mapping[str, Any], encoders: Mapping[str, Encoder] | None = None) -> EmotionModel:
+    """The model that a card describes, with random weights; see `EmotionModel.from_card`.
 
     Raises:
         ValueError: a setting is out of range.
     """
-    return model_class(card["model"].get("name", "awtpn")).from_card(card)
+    return model_class(card["model"].get("name", "awtpn")).from_card(card, encoders)
 
 
-def load_model(source: str | Path, **hub: Any) -> EmotionModel:
+def load_model(
+    source: str | Path, encoders: Mapping[str, str | Path] | None = None, **hub: Any
+) -> EmotionModel:
     """Load a model of any name; see `EmotionModel.from_pretrained`."""
-    return load(source, model_of_card, **hub)
+    return load(source, model_of_card, encoders, **hub)

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from awtpn.distributed.engines import Engine
 from awtpn.distributed.engines.base import averages_weights
 from awtpn.learning.averaging import AVERAGE
-from awtpn.model.base import EmotionModel, check_shapes, config_of_card, load_saved
+from awtpn.model.base import ENCODERS, EmotionModel, check_shapes, config_of_card, load_saved
 from awtpn.model.encoders.base import Encoder
+from awtpn.model.encoders.card import DECISIVE
 from awtpn.model.files import (
     CARD_FILE,
     FILES,
@@ -49,11 +50,9 @@ from awtpn.model.files import fingerprint as _fingerprint
 from awtpn.model.models import model_of_card
 from awtpn.model.task import task_of_card
 from awtpn.run.position import Position, parse_adam, parse_position
-from shards.format.feature_space import check_same_space, recorded_spaces
+from shards.format.feature_space import check_same_space, of_faces, recorded_spaces
 from shards.safe_io.json_text import json_text
 
-# Settings that decide which features an encoder makes.
-CONTINUED = ("sha256", "model_type", "layer", "summary", "rate", "fps", "step_seconds")
 RAW = ".raw"  # after a weight's name: the weight, where `model.safetensors` holds its average
 
 # --- Save ----------------------------------------------------------------------------------------
@@ -258,7 +257,7 @@ def init_from(folder: Path, model: EmotionModel) -> Copied:
     Of the modalities that both have, all weights are copied except the feature statistics, which are of the
     new training data. Other modalities keep their random weights.
 
-    A model of features goes on with the encoders that made them: then the statistics are copied, too, since
+    A model of features goes on with the encoders that made them: then all statistics are copied, too, since
     the features are the same.
 
     Raises:
@@ -296,7 +295,7 @@ def init_from(folder: Path, model: EmotionModel) -> Copied:
     check_continues(card, model, continued, folder)
     others = [name for name in model.feature_dims if name not in continued]
     not_copied = (
-        *(f"standardise.{name}." for name in others),
+        *(f"standardise.{name}." for name in others if not continued),
         *(() if same_head else model.heads),
     )
     taken = {
@@ -304,15 +303,19 @@ def init_from(folder: Path, model: EmotionModel) -> Copied:
     }
     for name, tensor in taken.items():
         if tensor.shape != own[name].shape:
+            least = "model.prototypes_per_class" if network == "awtpn" else "model.modalities"
+            same = f"model.shared_dim, {least} and features"
+            if name.startswith(ENCODERS):
+                same = f"encoder.{name.split('.')[1]}.lora_rank"
             raise ValueError(
                 f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but "
-                f"{tuple(own[name].shape)} in this run: give both the same model.shared_dim, "
-                f"{'model.prototypes_per_class' if network == 'awtpn' else 'model.modalities'} and features"
+                f"{tuple(own[name].shape)} in this run: give both the same {same}"
             )
     model.load_state_dict(taken, strict=False)
     head = "prototypes and classifier" if network == "awtpn" else "classifier"
     line = _describe_copy(folder, common, card["feature_dims"], model.feature_dims, head, same_head)
-    everything = same_head and not others and len(common) == len(card["feature_dims"])
+    # Of other modalities this run has random weights, or does without those of the other model.
+    everything = same_head and bool(continued) and list(model.feature_dims) == list(card["feature_dims"])
     return Copied(line, continued, everything)
 
 
@@ -333,10 +336,18 @@ def check_continues(
     for name in modalities:
         own = cast(Encoder, model.encoders[name])
         theirs = (card.get("encoders") or {}).get(name)
-        record = theirs or recorded_spaces(card.get("provenance") or {}).get(name)
+        made = recorded_spaces(card.get("provenance") or {}).get(name)
+        record = theirs or made
         if record is None:
             continue  # nothing is known of its features
-        for key in CONTINUED:
+        recorded = recorded_spaces(model.provenance).get(name)
+        if made and recorded and of_faces(made["settings"]) != of_faces(recorded["settings"]):
+            kinds = ["faces" if of_faces(of["settings"]) else "whole pictures" for of in (made, recorded)]
+            raise ValueError(
+                f"run.init_from: {folder} was trained on {kinds[0]}, and the recordings of this run are "
+                f"{kinds[1]}: record them in the same way (awtpn extract --faces)"
+            )
+        for key in DECISIVE:
             if record["settings"].get(key) != own.settings.get(key):
                 raise ValueError(
                     f"run.init_from: the features of {name} of {folder} are of an encoder with {key} "

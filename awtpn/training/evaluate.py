@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from awtpn.config.command_parser import meant
+from awtpn.config.option_types import base_models
 from awtpn.config.settings import ROLES, DataConfig, SelectConfig
 from awtpn.config.suggestions import similar
 from awtpn.distributed.batch_layout import Layout
@@ -167,7 +168,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
         if file:
             run_on_rank0(world, partial(prepare_place, Path(file)))
     given = Path(options.checkpoint)
-    model = load_model(given).to(world.device)
+    model = load_model(given, base_models(options)).to(world.device)
     if options.data:
         source = {"url": options.data, "split": options.split, "select": options.select}
     else:

@@ -66,12 +66,12 @@ class PicturesThroughRecording:
         stored = self._recorder.encode(clips)
         quality = self._recorder.recording.jpeg_quality
         if quality is not None:
-            stored = [_compressed(clip, quality) for clip in stored]
+            stored = [as_stored_jpeg(clip, quality) for clip in stored]
         encoded: list[np.ndarray] = self._encoder.encode([thinned(clip, self._every) for clip in stored])
         return encoded
 
 
-def _compressed(pictures: np.ndarray, quality: int) -> np.ndarray:
+def as_stored_jpeg(pictures: np.ndarray, quality: int) -> np.ndarray:
     """Pictures uint8 [N, H, W, 3] as they are after they were stored as JPEG."""
     stored = np.empty(pictures.shape, np.uint8)
     for before, after in zip(pictures, stored, strict=True):

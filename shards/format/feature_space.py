@@ -111,6 +111,13 @@ def reopenable(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def of_faces(settings: Mapping[str, Any]) -> bool:
+    """Whether features or recordings of pictures are of the faces in them, by the recorded settings."""
+    stored = settings.get(RECORDED)
+    faces = [of.get("faces", "none") for of in (settings, stored) if isinstance(of, Mapping)]
+    return any(value != "none" for value in faces)
+
+
 def differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], modalities: Iterable[str]
 ) -> dict[str, tuple[str, str]]:

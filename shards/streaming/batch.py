@@ -53,6 +53,10 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.host_offsets) - 1
 
+    def take(self, rows: Sequence[int]) -> Ragged:
+        """Some of the sequences, in the order of `rows`."""
+        return _take(self, torch.tensor(rows, dtype=torch.int64))
+
 
 @dataclass(frozen=True)
 class FeatureBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,9 @@ def facts_of(predictor: Predictor, model: str, most_bytes: int, most_seconds: fl
         most_bytes, most_seconds: the limits of a clip.
     """
     card, task = public_card(predictor.model.card()), predictor.model.task
-    spaces = recorded_spaces(card.get("provenance") or {})
+    within = card.get("encoders") or {}
+    # Of an encoder within the model; the others made the training features.
+    encoders = recorded_spaces(card.get("provenance") or {}) | within
     modalities = list(predictor.model.feature_dims)
     return {
         "name": printable(short_name(model)),
@@ -57,12 +59,17 @@ def facts_of(predictor: Predictor, model: str, most_bytes: int, most_seconds: fl
         "ranges": task.ranges if task.type == "regression" else None,
         "threshold": THRESHOLD,
         "trained_on": printable(card["dataset"]) if card.get("dataset") else None,
-        "encoders": {m: printable(spaces[m]["settings"]["id"]) for m in modalities if m in spaces},
+        "encoders": {m: printable(_encoder_name(encoders[m])) for m in modalities if m in encoders},
         "modalities": modalities,
         "colors": modality_colors(modalities),
         "most_bytes": most_bytes,
         "most_seconds": most_seconds,
     }
+
+
+def _encoder_name(record: Mapping[str, Any]) -> str:
+    """The id of an encoder; of a merged one that of its base model."""
+    return str((record.get("base") or record["settings"])["id"])
 
 
 def short_name(model: str) -> str:
@@ -125,8 +132,7 @@ def outcome(prediction: Prediction, predictor: Predictor) -> dict[str, Any]:
 
 def timeline(clip: Clip, prediction: Prediction, predictor: Predictor) -> dict[str, Any]:
     """The weights of the steps, with what they are of: waveform, frames and words."""
-    encoders = predictor.encoders()
-    steps = {m: float(e.step_seconds) for m, e in encoders.items() if hasattr(e, "step_seconds")}
+    steps = predictor.step_seconds
     try:
         recording = load(clip, steps)
     except MediaError:  # of a sound or picture that the model does not take

@@ -6,7 +6,7 @@
 - `passes`: utterances of similar length, for forward and backward passes of bounded work
 - `tuning`: which weights are trained, LoRA, learning rates by layer
 - `structure`: where the parts of a Hugging Face model are
-- `card`: encoders in a model's card, and how they are opened again
-- `merging`: saves a trained encoder as a Hugging Face folder
+- `card`: encoders in a model's card, and how they are opened again; `size_check`: no more than they hold
+- `merging`: saves a trained encoder as a Hugging Face folder; `readme`: licenses of base models
 - used by `audio`: `group_norm`: a norm that does not see padding; `wavlm`: WavLM's attention
 """

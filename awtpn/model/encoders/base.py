@@ -39,11 +39,17 @@ class Encoder(nn.Module):
         recording: what the dataset holds of the modality.
         original: the model's own configuration, without changes for training.
         layer: the hidden layer whose output is used, of `layers`.
+        licence: of the base model, by its README; None if that does not say.
+        base: of an encoder that was merged: what it was made from and how, see `card`; else None.
+        folder: of an encoder that an export holds: its folder there, such as "encoders/audio"; else None.
     """
 
     modality = ""
     original: Any = None
     recording: Recording
+    licence: str | None = None
+    base: dict[str, Any] | None = None
+    folder: str | None = None
 
     def __init__(
         self,

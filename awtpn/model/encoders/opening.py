@@ -10,7 +10,9 @@ import torch
 
 from awtpn.model.encoders.audio import AudioEncoder
 from awtpn.model.encoders.base import Encoder
+from awtpn.model.encoders.readme import read_licence
 from awtpn.model.encoders.settings import EncoderSettings
+from awtpn.model.encoders.size_check import check_size
 from awtpn.model.encoders.tuning import training_changes, tune
 from awtpn.model.encoders.video import VideoEncoder, preparation_of
 from shards.extraction.encoders import hf_audio, hf_video
@@ -23,7 +25,11 @@ STEP_SECONDS = 0.1  # of sound, as of `awtpn extract`
 
 
 def open_encoder(
-    modality: str, settings: EncoderSettings, recording: Recording, device: torch.device | str = "cpu"
+    modality: str,
+    settings: EncoderSettings,
+    recording: Recording,
+    device: torch.device | str = "cpu",
+    sha256: str | None = None,
 ) -> Encoder:
     """Load an encoder with its pretrained weights, ready to be trained as the settings say.
 
@@ -32,12 +38,14 @@ def open_encoder(
         settings: the model, and how it is trained.
         recording: what the dataset holds of this modality.
         device: where it is to run.
+        sha256: of a model that a card names: that of its files, which are checked before they are loaded.
 
     Returns:
         The encoder in eval mode; the weights that are trained require a gradient.
 
     Raises:
-        ValueError: the model cannot be loaded or trained, or does not take such recordings.
+        ValueError: the model cannot be loaded or trained, does not take such recordings, or has another
+            sha256.
         ImportError: an optional package is missing; says how to install it.
     """
     if modality not in CLASSES:
@@ -57,10 +65,18 @@ def open_encoder(
                 f"encoder.{modality}.model is {settings.model}, of type {model.model_type!r}, which cannot "
                 f"be trained here: use {', '.join(sorted(architectures))}"
             )
+        if sha256 not in (None, model.origin["sha256"]):
+            raise ValueError(
+                f"{modality}: {settings.model} is not the model that this one was trained from: its files "
+                "have another sha256; get the files of that model"
+            )
         original = own_config(model, architectures[model.model_type])
+        if sha256 is not None:
+            check_size(model, original, architectures[model.model_type])
         changes = training_changes(original, settings.dropout)
         encoder = (_audio if modality == "audio" else _video)(model, settings, recording, changes)
     encoder.original, encoder.recording = original, recording
+    encoder.licence = read_licence(model.folder)
     tune(encoder)
     return encoder.eval().to(device)
 
@@ -130,8 +146,8 @@ def own_config(model: LocatedModel, architecture: str) -> Any:
 
     try:
         return getattr(transformers, architecture).config_class.from_pretrained(model.folder)
-    except (OSError, TypeError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), "")
+    except Exception as error:  # those of the library have no other common base
+        first = " ".join(str(error).split())[:200]
         raise ValueError(f"{model.spec}: {model.folder / 'config.json'} is not read ({first})") from None
 
 

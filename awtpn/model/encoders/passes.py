@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards import FeatureBatch
+from shards import FeatureBatch, Ragged
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,16 @@ def passes_of(model: Any, batch: FeatureBatch, micro_batches: Sequence[Sequence[
     Returns:
         The positions of each pass; a micro-batch without utterances has none.
     """
+    return parts_of(model, batch.features, micro_batches)
+
+
+def parts_of(
+    model: Any, features: Mapping[str, Ragged], micro_batches: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """`passes_of` of utterances that have no labels."""
     windows, budgets = {}, {}
     for modality, encoder in model.encoders.items():
-        ragged = batch.features[modality]
+        ragged = features[modality]
         lengths = ragged.host_lengths if ragged.samples is None else ragged.samples.tolist()
         windows[modality] = [encoder.windows(length) for length in lengths]
         budgets[modality] = Budget(encoder.per_pass, encoder.config.max_padding)

@@ -72,7 +72,7 @@ def locate(
                 if name in optional:
                     continue
                 raise
-            folder = Path(file).parent
+            folder = Path(file).parents[name.count("/")]
             revision = folder.name  # the commit: take all further files from the same one
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = str(unreachable or error).strip().partition("\n")[0]

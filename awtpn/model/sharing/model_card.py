@@ -14,9 +14,11 @@ from awtpn.model.sharing.card_results import (
     reported,
     results,
 )
+from awtpn.model.sharing.hub import HUB_ID
 from awtpn.model.sharing.privacy import public_card
 from awtpn.model.task import Task, task_of_card
-from shards.safe_io.markdown import block, code, inline
+from shards.format.recording import WAVEFORM
+from shards.safe_io.markdown import Markdown, block, code, inline, table
 from shards.safe_io.printable import listed, printable
 
 LIBRARY = "awtpn"
@@ -51,6 +53,7 @@ def render_card(card: Mapping[str, Any], name: str | None = None, measured: Meas
         f"## Use\n\n{usage(card, task)}",
         f"## Results\n\n{results(card, measured)}",
         f"## Training data\n\n{data(card)}",
+        *([f"## Base models\n\n{base_models(card)}"] if card.get("encoders") else []),
         f"## Intended use\n\n{use}",
         f"## Limits\n\n{LIMITS.format(of_task=LIMIT_OF_TASK[task.type])}",
         f"## Files\n\n{files(card, task)}",
@@ -93,6 +96,7 @@ def front_matter(card: Mapping[str, Any], name: str, task: Task) -> str:
             "safetensors",
         ],
         license=card.get("licence"),
+        base_model=models_of_hub(card) or None,
         datasets=None if synthetic else [dataset],  # the hub links to a dataset of this name
         metrics=USUAL_METRICS[task.type],
         model_name=printable(name),
@@ -111,7 +115,13 @@ def network_of(card: Mapping[str, Any]) -> str:
 
 def summary(card: Mapping[str, Any], task: Task) -> str:
     model, dims = card["model"], card["feature_dims"]
-    streams = listed([f"{inline(name)} ({dim} features per step)" for name, dim in dims.items()])
+    within = card.get("encoders") or {}
+    streams = listed(
+        [
+            f"{inline(name)} ({dim} features per step{', by an encoder of the model' * (name in within)})"
+            for name, dim in dims.items()
+        ]
+    )
     if (network := network_of(card)) != "awtpn":
         return (
             f"A {network} model for {_kind(dims)}emotion recognition: {NETWORKS[network].about}, of features "
@@ -149,19 +159,65 @@ def recognized(task: Task) -> str:
 
 def usage(card: Mapping[str, Any], task: Task) -> str:
     arrays = ", ".join(f'"{name}": {name}' for name in card["feature_dims"])
-    shapes = "\n".join(
-        f"# {name}: [steps, {dim}] float, any number of steps; None where it is missing"
-        for name, dim in card["feature_dims"].items()
-    )
+    within = card.get("encoders") or {}
+    forms = {name: f"[steps, {dim}] float, any number of steps" for name, dim in card["feature_dims"].items()}
+    forms |= {name: recorded_form(record["recording"]) for name, record in within.items()}
+    shapes = "\n".join(f"# {name}: {form}; None where it is missing" for name, form in forms.items())
+    clips = "" if not within else 'answer = predictor.predict_recordings(["clip.mp4"])[0]  # the same\n'
     return (
         "```python\nfrom awtpn import Predictor\n\n"
         'predictor = Predictor.from_pretrained("USER/MODEL")  # or the folder that holds this file\n'
         f"{shapes}\n"
-        f"answer = predictor.predict([{{{arrays}}}])[0]\n"
+        f"answer = predictor.predict([{{{arrays}}}])[0]\n{clips}"
         f"{ANSWERS[task.type]}{', answer.weights' if network_of(card) == 'awtpn' else ''}\n```\n\n"
         "Give the kind of features that the model was trained on, not standardized: the model standardizes "
         "them with the statistics of its training utterances."
     )
+
+
+def recorded_form(recording: Mapping[str, Any]) -> str:
+    """The array that an encoder within the model takes."""
+    rate, shape = recording["rate"], recording["shape"]
+    if recording["kind"] == WAVEFORM:
+        return f"int16 [samples], sound at {rate:g} Hz"
+    return f"uint8 [pictures, {shape[0]}, {shape[1]}, 3], {rate:g} RGB pictures per second"
+
+
+def base_models(card: Mapping[str, Any]) -> str:
+    """What the encoders within the model were made from, how they were tuned, and their licenses."""
+    rows, merged = [], False
+    for name, record in card["encoders"].items():
+        base = record.get("base") or {**record["settings"], "tune": record["config"]["tune"]}
+        merged = merged or "base" in record
+        where = f"{inline(base['id'])}"
+        if base.get("revision"):
+            where += f", revision {code(base['revision'])}"
+        else:
+            where += ", a model in a folder"
+        licence = record.get("licence") or ("see its page" if base.get("revision") else "not known")
+        layer = record["settings"]["layer"]
+        rows.append((name, Markdown(where), tuned(base["tune"], record["config"]), layer, licence))
+    listing = table(("of", "base model", "tuned", "layer", "its license"), rows)
+    held = "`model.safetensors` holds only what was trained of them; the base models are needed, too."
+    if merged:
+        held = "The folder `encoders` holds them with the trained weights."
+    return (
+        f"The model has encoders, which make features of recordings.\n\n{listing}\n\n{held} The licenses of "
+        "the base models apply to what was made from them."
+    )
+
+
+def tuned(tune: str, config: Mapping[str, Any]) -> str:
+    """How an encoder was trained, in words."""
+    if tune == "lora":
+        return f"LoRA, rank {config['lora_rank']}"
+    return {"frozen": "not at all", "full": "all weights"}.get(tune, tune.replace("-", " "))
+
+
+def models_of_hub(card: Mapping[str, Any]) -> list[str]:
+    """The hub ids of the base models."""
+    bases = [record.get("base") or record["settings"] for record in (card.get("encoders") or {}).values()]
+    return [printable(base["id"]) for base in bases if base.get("revision") and HUB_ID.fullmatch(base["id"])]
 
 
 def data(card: Mapping[str, Any]) -> str:
@@ -181,6 +237,11 @@ def files(card: Mapping[str, Any], task: Task) -> str:
         f"- `model.safetensors`: {weights} and the feature statistics (`standardise.*`)",
         f"- `config.json`: shape of the network, {names}, provenance, results",
         "- `checksums.json`: size and SHA-256 of the others, checked on loading",
+    ]
+    lines += [
+        f"- {code(record['folder'])}: the encoder of {inline(name)}, which transformers loads, too"
+        for name, record in (card.get("encoders") or {}).items()
+        if "folder" in record
     ]
     lines += [f"- {code(name)}: {inline(what)}" for name, what in (card.get("graph") or {}).items()]
     return "\n".join(lines)

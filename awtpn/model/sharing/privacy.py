@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from awtpn.model.encoders.settings import EncoderSettings
+from shards.format.recording import Recording
 from shards.format.targets import TARGET_TYPES
 
 # Public fields of a card. `public_card` also filters the content of task, dataset, provenance and results.
@@ -29,6 +32,7 @@ CARD = (
     "dataset",
     "provenance",
     "results",
+    "encoders",
 )
 # Public fields of a task. Its names are public like those of classes: they are what the model answers.
 TASK = ("type", "names", "ranges", "levels", "head", "column")
@@ -54,6 +58,14 @@ SETTINGS = {
     *("id", "corpus", "version", "revision", "sha256", "model_type", "dtype", "summary", "mel", "window"),
     *("statistics", "faces", "detector", "opencv", "emotions", "step", "hash"),
 }
+# Public fields of the encoders within a model, see `awtpn.model.encoders.card`.
+ENCODER_SETTINGS = {
+    *("id", "revision", "sha256", "model_type", "layer", "summary", "rate", "fps", "step_seconds", "side"),
+    "window_seconds",
+}
+ENCODER_CONFIG = {field.name for field in fields(EncoderSettings)}
+RECORDING = {field.name for field in fields(Recording)}
+BASE = {"id", "revision", "sha256", "tune"}
 # Public text fields of results: class names, and the hash of the weights that were evaluated.
 RESULT_TEXTS = {"labels", "sha256"}
 
@@ -70,6 +82,7 @@ def public_card(card: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": basename,
         "provenance": public_provenance,
         "results": public_results,
+        "encoders": public_encoders,
     }
     return shown | {name: filters[name](shown[name]) for name in filters if shown.get(name)}
 
@@ -96,6 +109,25 @@ def public_results(results: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(figures, Mapping) and (task := results[role].get("task")) in TARGET_TYPES:
             shown[role] = {"task": task, **figures}
     return shown
+
+
+def public_encoders(records: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each encoder what `awtpn.model.encoders.card` lists; of a base model in a folder only its name."""
+    found = {}
+    for modality, record in records.items():
+        settings = {name: value for name, value in record["settings"].items() if name in ENCODER_SETTINGS}
+        config = {name: value for name, value in record["config"].items() if name in ENCODER_CONFIG}
+        if "folder" not in record:
+            config["model"] = settings["id"]
+        base = record.get("base")
+        found[modality] = {
+            "config": config,
+            "settings": settings,
+            "recording": {n: value for n, value in record["recording"].items() if n in RECORDING},
+            **{name: record[name] for name in ("licence", "folder") if name in record},
+            **({} if base is None else {"base": {n: v for n, v in base.items() if n in BASE}}),
+        }
+    return found
 
 
 def strip_paths(value: Any) -> Any:

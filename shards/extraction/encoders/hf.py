@@ -31,6 +31,7 @@ TOKENIZER_FILES = [
     *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 ]
 SAFE_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+README = "README.md"  # says the license; no feature depends on it
 PICKLED_WEIGHTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
 # Weights that checkpoints may lack: encoders do not use them.
 UNUSED = ("masked_spec_embed", "pooler.")
@@ -87,7 +88,8 @@ def _folder_of(spec: str, revision: str | None, settings: list[str]) -> tuple[Pa
     from huggingface_hub import snapshot_download
 
     try:
-        got = Path(snapshot_download(spec, revision=revision, allow_patterns=settings + SAFE_WEIGHTS))
+        wanted = [*settings, *SAFE_WEIGHTS, README]
+        got = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted))
         if not _files(got, SAFE_WEIGHTS):
             got = Path(snapshot_download(spec, revision=got.name, allow_patterns=PICKLED_WEIGHTS))
     # Its errors have no other common base: no such repository, gated, offline, no network, a malformed id.

@@ -36,7 +36,8 @@ def some(count: int = 9) -> list[dict[str, Any]]:
 
 def logits_of(predictor: Predictor, utterance: dict[str, Any]) -> np.ndarray:
     """By the network alone, of one utterance."""
-    from awtpn.inference.predictor import check_features, pack_arrays
+    from awtpn.inference.inputs import check_features
+    from awtpn.inference.predictor import pack_arrays
 
     arrays = check_features("u", utterance, DIMS)
     with torch.no_grad():
