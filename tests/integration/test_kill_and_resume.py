@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ranks_support import run_ranks
 from support import LIMIT, arguments, assert_same_results, assert_same_run, launched, metrics, run, status
 
 from awtpn.model import files
@@ -31,11 +32,16 @@ LAUNCHERS = {
     "python": [sys.executable],
     "torchrun": ["torchrun", "--standalone", "--nproc-per-node", "2"],
 }
+RANKS = {"python": 1, "torchrun": 2}
+
+
+def of_run(corpus: str, run_dir: Path) -> list[str]:
+    settings: dict[str, Any] = SETTINGS | {"data.train": corpus, "run.dir": run_dir}
+    return arguments(settings)
 
 
 def command(launcher: str, corpus: str, run_dir: Path) -> list[str]:
-    settings: dict[str, Any] = SETTINGS | {"data.train": corpus, "run.dir": run_dir}
-    return [*LAUNCHERS[launcher], "launch/train.py", *arguments(settings)]
+    return [*LAUNCHERS[launcher], "launch/train.py", *of_run(corpus, run_dir)]
 
 
 def wait_for_line(run_dir: Path, lines: int, log: Path) -> None:
@@ -65,11 +71,12 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     if number == signal.SIGTERM:
         assert status(stopped)["status"] == "preempted"
 
-    for run_dir in (stopped, undisturbed):
-        code, log = run(command(launcher, corpus, run_dir), tmp_path / "second.log")
-        assert code == 0, log
-        assert status(run_dir)["status"] == "done"
-        assert ("resumed at step" in log) == (run_dir == stopped)
+    code, log = run(command(launcher, corpus, stopped), tmp_path / "second.log")
+    assert code == 0, log
+    assert "resumed at step" in log
+    run_ranks([{"train": of_run(corpus, undisturbed)}], RANKS[launcher], tmp_path)
+    assert "resumed at step" not in (tmp_path / f"rank-0-of-{RANKS[launcher]}.log").read_text()
+    assert status(stopped)["status"] == status(undisturbed)["status"] == "done"
     assert [x["step"] for x in metrics(stopped)] == list(range(1, steps + 1))
     assert_same_run(stopped, undisturbed)
     assert_same_results(stopped / "results.json", undisturbed / "results.json")
