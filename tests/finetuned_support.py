@@ -101,15 +101,11 @@ def on_hub(bases: Mapping[str, Path], monkeypatch: Any) -> dict[str, str]:
     """Make the base models available as those of a hub; returns their ids."""
     import huggingface_hub
 
-    ids = {f"someone/{m}-base": folder for m, folder in bases.items()}
-    assert all(map(HUB_ID.fullmatch, ids))
-
-    def download(spec: str, **_: Any) -> str:
-        commit = ids[spec].parent / "0123456789abcdef0123456789abcdef01234567"
-        commit = commit.with_name(commit.name[:-1] + str(len(spec) % 10))
-        if not commit.exists():
-            commit.symlink_to(ids[spec].name)
-        return str(commit)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    commits: dict[str, str] = {}
+    for number, (modality, folder) in enumerate(bases.items()):
+        commit = folder.parent / (str(number) * 40)
+        commit.symlink_to(folder.name)
+        commits[f"someone/{modality}-base"] = str(commit)
+    assert all(map(HUB_ID.fullmatch, commits))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda spec, **_: commits[spec])
     return {m: f"someone/{m}-base" for m in bases}
