@@ -44,9 +44,10 @@ def finetuned(
     tunes: Mapping[str, str] = TUNES,
     recordings: Mapping[str, Recording] = RECORDINGS,
     name: str = "awtpn",
+    moved: bool = True,
     **settings: Any,
 ) -> EmotionModel:
-    """A model with encoders, whose trained weights were moved away from their beginning."""
+    """A model with encoders, whose trained weights were moved away from their beginning, or not."""
     torch.manual_seed(3)
     encoders = {
         m: open_encoder(m, EncoderSettings(str(base), tune=tunes[m], **settings), recordings[m])
@@ -57,7 +58,7 @@ def finetuned(
     model = build_model(config, dims, CLASSES, encoders=encoders)
     with torch.no_grad():
         for weight_name, weight in model.named_parameters():
-            if weight_name in model.trained_of_encoders():
+            if moved and weight_name in model.trained_of_encoders():
                 weight.add_(0.05 * torch.randn(weight.shape))
     model.provenance = extraction_provenance(
         {
