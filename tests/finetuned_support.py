@@ -44,9 +44,10 @@ def finetuned(
     tunes: Mapping[str, str] = TUNES,
     recordings: Mapping[str, Recording] = RECORDINGS,
     name: str = "awtpn",
+    moved: bool = True,
     **settings: Any,
 ) -> EmotionModel:
-    """A model with encoders, whose trained weights were moved away from their beginning."""
+    """A model with encoders, whose trained weights were moved away from their beginning, or not."""
     torch.manual_seed(3)
     encoders = {
         m: open_encoder(m, EncoderSettings(str(base), tune=tunes[m], **settings), recordings[m])
@@ -57,7 +58,7 @@ def finetuned(
     model = build_model(config, dims, CLASSES, encoders=encoders)
     with torch.no_grad():
         for weight_name, weight in model.named_parameters():
-            if weight_name in model.trained_of_encoders():
+            if moved and weight_name in model.trained_of_encoders():
                 weight.add_(0.05 * torch.randn(weight.shape))
     model.provenance = extraction_provenance(
         {
@@ -101,15 +102,11 @@ def on_hub(bases: Mapping[str, Path], monkeypatch: Any) -> dict[str, str]:
     """Make the base models available as those of a hub; returns their ids."""
     import huggingface_hub
 
-    ids = {f"someone/{m}-base": folder for m, folder in bases.items()}
-    assert all(map(HUB_ID.fullmatch, ids))
-
-    def download(spec: str, **_: Any) -> str:
-        commit = ids[spec].parent / "0123456789abcdef0123456789abcdef01234567"
-        commit = commit.with_name(commit.name[:-1] + str(len(spec) % 10))
-        if not commit.exists():
-            commit.symlink_to(ids[spec].name)
-        return str(commit)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    commits: dict[str, str] = {}
+    for number, (modality, folder) in enumerate(bases.items()):
+        commit = folder.parent / (str(number) * 40)
+        commit.symlink_to(folder.name)
+        commits[f"someone/{modality}-base"] = str(commit)
+    assert all(map(HUB_ID.fullmatch, commits))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda spec, **_: commits[spec])
     return {m: f"someone/{m}-base" for m in bases}

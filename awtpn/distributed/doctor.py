@@ -31,7 +31,10 @@ from shards.safe_io.versions import installed_version
 from shards.storage.credentials import redact_url
 from shards.storage.store import open_dataset
 
-PACKAGES = ("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webdataset", "fsspec")
+PACKAGES = (
+    *("awtpn-at-scale", "torch", "accelerate", "deepspeed", "numpy", "webdataset", "fsspec"),
+    *("transformers", "peft"),
+)
 TOKEN_FILE = ".token"  # written by rank 0 into the run folder; the other ranks must be able to read it
 CLOCK_SKEW_S = 30.0
 # A file written on one host may appear on another only after some seconds: NFS caches attributes.

@@ -91,7 +91,12 @@ def check_recording_array(at: str, values: Any, recording: Recording) -> NDArray
     Raises:
         ValueError: it has another shape or dtype.
     """
-    array = values if isinstance(values, np.ndarray) else np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{at} is not an array of numbers, but the model takes {form_of(recording)}"
+        ) from None
     shape = () if recording.is_sound else tuple(recording.shape)
     if array.dtype != DTYPE_OF[recording.kind] or array.ndim != 1 + len(shape) or array.shape[1:] != shape:
         raise ValueError(

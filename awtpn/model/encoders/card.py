@@ -194,12 +194,12 @@ def _reopen(modality: str, record: EncoderRecord, folder: Path | None, moved: st
         encoder.config = record.config
         encoder.settings = {name: value for name, value in encoder.settings.items() if name != "path"}
         encoder.folder, encoder.base = record.folder, record.base
-    elif "path" in encoder.settings and moved is not None:
-        known = {name: record.settings[name] for name in ("id", "revision") if name in record.settings}
-        encoder.settings = encoder.settings | known
-        if "revision" in known:
-            encoder.config = record.config
-            del encoder.settings["path"]
+    elif record.settings.get("revision") is not None:
+        encoder.config = record.config
+        without = {name: value for name, value in encoder.settings.items() if name != "path"}
+        encoder.settings = without | {name: record.settings[name] for name in ("id", "revision")}
+    elif "path" in encoder.settings:
+        encoder.settings = encoder.settings | {"id": record.settings["id"]}
     encoder.licence = encoder.licence or record.licence
     return encoder
 

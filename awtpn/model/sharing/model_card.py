@@ -163,15 +163,14 @@ def usage(card: Mapping[str, Any], task: Task) -> str:
     forms = {name: f"[steps, {dim}] float, any number of steps" for name, dim in card["feature_dims"].items()}
     forms |= {name: recorded_form(record["recording"]) for name, record in within.items()}
     shapes = "\n".join(f"# {name}: {form}; None where it is missing" for name, form in forms.items())
-    clips = "" if not within else 'answer = predictor.predict_recordings(["clip.mp4"])[0]  # the same\n'
+    clips = "" if not within else 'answer = predictor.predict_recordings(["clip.mp4"])[0]  # or of a file\n'
     return (
         "```python\nfrom awtpn import Predictor\n\n"
         'predictor = Predictor.from_pretrained("USER/MODEL")  # or the folder that holds this file\n'
         f"{shapes}\n"
         f"answer = predictor.predict([{{{arrays}}}])[0]\n{clips}"
         f"{ANSWERS[task.type]}{', answer.weights' if network_of(card) == 'awtpn' else ''}\n```\n\n"
-        "Give the kind of features that the model was trained on, not standardized: the model standardizes "
-        "them with the statistics of its training utterances."
+        f"{WHAT_TO_GIVE if within.keys() < card['feature_dims'].keys() else RECORDINGS_TO_GIVE}"
     )
 
 
@@ -211,7 +210,10 @@ def tuned(tune: str, config: Mapping[str, Any]) -> str:
     """How an encoder was trained, in words."""
     if tune == "lora":
         return f"LoRA, rank {config['lora_rank']}"
-    return {"frozen": "not at all", "full": "all weights"}.get(tune, tune.replace("-", " "))
+    if tune in ("frozen", "full"):
+        return "not at all" if tune == "frozen" else "all weights"
+    number = tune.split("-")[1] if tune.count("-") == 2 else tune
+    return "the last layer" if number == "1" else f"the last {number} layers"
 
 
 def models_of_hub(card: Mapping[str, Any]) -> list[str]:
@@ -224,10 +226,12 @@ def data(card: Mapping[str, Any]) -> str:
     """The training data, and how the dataset's manifest says its features were made."""
     trained = f"Trained on {inline(card.get('dataset') or 'data whose name is not recorded')}."
     provenance = card.get("provenance")
+    encoded = (card.get("encoders") or {}).keys() == card["feature_dims"].keys()
+    what = "recordings" if encoded else "features"
     if not provenance:
-        return f"{trained} How its features were made is not recorded."
+        return f"{trained} How its {what} were made is not recorded."
     listing = block(json.dumps(provenance, indent=1), "json")
-    return f"{trained} How its features were made, from the dataset's manifest:\n\n{listing}"
+    return f"{trained} How its {what} were made, from the dataset's manifest:\n\n{listing}"
 
 
 def files(card: Mapping[str, Any], task: Task) -> str:
@@ -265,6 +269,11 @@ LIMIT_OF_TASK = {
   utterance. They hold 90 % of the true values of such utterances, or slightly less; of others it is not
   known how many.""",
 }
+WHAT_TO_GIVE = """Give the kind of features that the model was trained on, not standardized: the model \
+standardizes them with the statistics of its training utterances."""
+RECORDINGS_TO_GIVE = (
+    """Give recordings as they are, neither standardized nor padded: the model prepares them."""
+)
 INTENDED_USE = "Research on emotion recognition, and comparison with other methods on the same data."
 CHECK_WEIGHTS = """The
 reliability weights show which time steps a prediction is based on; check them before you trust it."""

@@ -93,8 +93,7 @@ def test_it_answers_as_before(model: EmotionModel, kept: Path) -> None:
     np.testing.assert_allclose(answers(loaded), answers(model), atol=1e-6)
     before = {m: e.config.model for m, e in model.encoders.items()}  # type: ignore[union-attr]
     untuned = finetuned(before, dict.fromkeys(TUNES, "frozen"))
-    expected = np.abs(answers(untuned) - answers(model)).max()
-    assert expected > 1e-4, "what is trained matters"
+    assert np.abs(answers(untuned) - answers(model)).max() > 1e-4, "what is trained matters"
 
 
 def test_another_base_model_is_refused(
@@ -127,9 +126,7 @@ def test_a_base_model_that_is_gone_is_named(
     assert f"trained from 'base-audio', the folder {gone}, which is not there" in told
     assert "--audio FOLDER" in told
     moved = Predictor.from_pretrained(folder, encoders={"audio": here}).model
-    np.testing.assert_allclose(
-        answers(moved), answers(load_model(folder.parent / folder.name, {"audio": here}))
-    )
+    np.testing.assert_allclose(answers(moved), answers(model), atol=1e-6)
     assert moved.card()["encoders"]["audio"]["settings"]["id"] == "base-audio", "whatever the folder's name"
     assert "no such folder" in refusal(lambda: load_model(folder, {"audio": gone}))
 

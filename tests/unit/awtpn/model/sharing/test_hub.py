@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -15,13 +16,16 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from finetuned_support import answers, base_models, finetuned, saved
 from huggingface_hub import constants
 from support import CLASSES, DIMS, small_model
 
 from awtpn import AWTPN, Predictor
 from awtpn.cli import main
+from awtpn.inference.export import export
 from awtpn.metrics.classification import summarize
 from awtpn.model.files import CARD_FILE, CHECKSUMS_FILE, README_FILE, WEIGHTS_FILE, find_model
+from awtpn.model.models import load_model
 from awtpn.model.sharing.hub import upload
 
 FILES = {CARD_FILE, WEIGHTS_FILE, README_FILE, CHECKSUMS_FILE}
@@ -84,7 +88,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path,
                 return
             content = path.read_bytes()
             self.send_response(200)
-            self.send_header("ETag", f'"{file}-{len(content)}"')
+            self.send_header("ETag", f'"{file.replace("/", "-")}-{len(content)}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -124,6 +128,30 @@ def test_a_model_of_the_hub_is_loaded_by_its_name(hub: tuple[Path, list[str]], t
     asked.clear()
     AWTPN.from_pretrained("someone/emotions", cache_dir=cache, local_files_only=True)
     assert asked == [], "what was fetched needs no network"
+
+
+def test_a_whole_export_of_the_hub_comes_with_its_encoders(
+    hub: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, asked = hub
+    shutil.rmtree(folder)
+    bases = base_models(tmp_path / "bases")
+    model = finetuned(bases)
+    saved(model, tmp_path / "run")
+    export(tmp_path / "run", folder, merge=True)
+    shutil.rmtree(tmp_path / "bases")
+    cache = tmp_path / "cache"
+    loaded = load_model("someone/emotions", cache_dir=cache)
+    np.testing.assert_allclose(answers(loaded), answers(model), atol=1e-5)
+    wanted = f"resolve/{COMMIT}/encoders/audio/model.safetensors"
+    assert any(path.endswith(wanted) for path in asked), "files of one commit"
+    asked.clear()
+    load_model("someone/emotions", cache_dir=cache, local_files_only=True)
+    assert asked == [], "what was fetched needs no network"
+    assert list(Predictor.from_pretrained("someone/emotions").model.encoders) == ["audio", "video"]
+    (folder / "encoders" / "audio" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="could not be downloaded from the hub"):
+        load_model("someone/emotions", cache_dir=tmp_path / "other")
 
 
 def test_checksums_of_the_hub_are_looked_at_where_there_are_any(
