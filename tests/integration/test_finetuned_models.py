@@ -141,8 +141,6 @@ def test_features_first_and_end_to_end_next(
     printed = capsys.readouterr().out
     assert f"before the first step, as the model that it continues: val w-F1 {before:.4f}\n" in printed
     assert "weights from" in printed
-    with pytest.raises(
-        ValueError, match=r"of an encoder with layer 3, and encoder\.audio has 2: give the"
-    ):
+    with pytest.raises(ValueError, match=r"of an encoder with layer 3, and encoder\.audio has 2: give the"):
         trainer.main(arguments(next_ | {"encoder.audio.layer": 2, "run.dir": tmp_path / "other"}))
     assert not (tmp_path / "other" / "checkpoints").exists()
