@@ -109,11 +109,17 @@ class Statistics(Float32Buffers):
 
 
 def mean_and_deviation(x: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:
-    """Mean and standard deviation over each utterance's steps: `x` [T, F] -> [B, 2F]; 0 without steps."""
+    """Mean and standard deviation over each utterance's steps: `x` [T, F] -> [B, 2F]; 0 without steps.
+
+    A deviation of 0, as of a single step, has the gradient 0.
+    """
     mean = segment_mean(x, offsets, utterance)
     # Of the differences: a mean of squares minus a squared mean can cancel.
     variance = segment_mean((x - mean[utterance]).square(), offsets, utterance)
-    return torch.cat([mean, variance.sqrt()], 1)
+    # The gradient of a root at 0 is infinite, which times 0 is NaN.
+    differs = variance > 0
+    deviation = torch.where(differs, torch.where(differs, variance, 1.0).sqrt(), 0.0)
+    return torch.cat([mean, deviation], 1)
 
 
 class TPN(Float32Buffers):
