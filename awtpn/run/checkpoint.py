@@ -225,6 +225,24 @@ def load_weights(folder: Path, model: EmotionModel, to_train: bool = False) -> N
     load_saved(model, weights, folder)
 
 
+def check_base_models(folder: Path, model: EmotionModel) -> None:
+    """Check that encoders begin from the base models that a checkpoint's did: it holds their changes only.
+
+    Raises:
+        ValueError: one is another model; names the key.
+    """
+    records = read_card(folder).get("encoders") or {}
+    for name, encoder in model.encoders.items():
+        then = records.get(name, {}).get("settings", {})
+        now = cast(Encoder, encoder).settings
+        if "sha256" in then and then["sha256"] != now["sha256"]:
+            raise ValueError(
+                f"{folder} was trained from the encoder of {name} {then.get('id')!s:.80}, and "
+                f"encoder.{name}.model names other files ({now['id']!s:.80}, another sha256): name the same "
+                "model, or choose another run.dir"
+            )
+
+
 def raw_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By parameter name the weights in the content of `optimizer.safetensors`; none without averages."""
     return {name.removesuffix(RAW): t for name, t in stored.items() if name.endswith(RAW)}

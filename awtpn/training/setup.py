@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,7 @@ def setup(
         if world.is_main:
             print(warning)
     if resumed:
+        checkpoint.check_base_models(resumed, model)
         checkpoint.load_weights(resumed, model, to_train=True)
         continues = False
     else:
@@ -254,10 +256,12 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
             set_statistics_of_encoders(model, fresh, encoded, world.sum)
     if not isinstance(model, AWTPN):
         return False
+    # A rank's share may have no utterances, and then none are encoded.
+    batches = (lambda: encoded) if len(model.encoders) else partial(first_batches, train, steps)
     if config.prototypes.init == "data":
         prototypes.initialize_from_data(
             model,
-            encoded or first_batches(train, steps),
+            batches(),
             steps,
             config.train.global_batch_size,
             world.device,
@@ -265,7 +269,7 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
             world.all_gather_object,
         )
     if model.statistics or model.spread:
-        set_scales_from_data(model, encoded or first_batches(train, steps), world.device, world.sum)
+        set_scales_from_data(model, batches(), world.device, world.sum)
     return False
 
 

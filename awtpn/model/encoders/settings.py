@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -114,6 +115,11 @@ def encoder_settings(value: Mapping[str, Any]) -> dict[str, EncoderSettings]:
     Raises:
         ValueError: a setting does not exist or has a wrong type; names the key.
     """
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            "encoder takes encoders by modality, such as {audio: {model: facebook/hubert-base-ls960}}, not "
+            f"{value!r:.60}"
+        )
     found = {}
     for name, given in value.items():
         if isinstance(given, EncoderSettings):
@@ -131,10 +137,17 @@ def encoder_settings(value: Mapping[str, Any]) -> dict[str, EncoderSettings]:
                 )
         if "model" not in given:
             raise ValueError(f"{key}.model is missing: a model of the Hugging Face hub, or its folder")
-        given = {n: float(v) if _is_float(n) and isinstance(v, int | str) else v for n, v in given.items()}
-        found[name] = from_record(EncoderSettings, dict(given), key)
+        plain = {n: _number(v) if _is_float(n) else v for n, v in given.items()}
+        found[name] = from_record(EncoderSettings, plain, key)
     return found
 
 
 def _is_float(name: str) -> bool:
     return "float" in str(EncoderSettings.__dataclass_fields__[name].type)
+
+
+def _number(value: Any) -> Any:
+    """An integer, or text such as "1e-4" (YAML knows 1.0e-4 only), as a float; all else as it is."""
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, int | str) and not isinstance(value, bool) else value
+    return value

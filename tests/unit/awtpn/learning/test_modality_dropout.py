@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import THREE_DIMS, batch, utterances
+from training_encoders_support import batch_of_recordings
 
 from awtpn.learning.modality_dropout import draw_hidden, drop_modalities
 from shards import FeatureBatch
@@ -64,6 +65,20 @@ def test_the_probabilities_are_those_asked_for() -> None:
     assert not np.array_equal(hidden, draw_hidden(place, present, [0.0, 0.2, 0.5], 3, 5))
     alone = draw_hidden(place, np.array([[True], [False], [False]]) & present, [0.9, 0.9, 0.9], 3, 4)
     assert not alone.any(), "the only modality stays"
+
+
+def test_what_is_hidden_of_a_recording_has_no_samples() -> None:
+    seconds = [(0.5, 0.6), (1.23, 0.4), (0.31, 1.0), (0.77, 0.2)] * 3
+    before = batch_of_recordings(seconds)
+    after = drop_modalities(before, {"audio": 0.5, "video": 0.4}, 0, 1)
+    audio, samples = after.features["audio"], before.features["audio"].samples
+    assert audio.samples is not None
+    assert samples is not None
+    there = audio.host_offsets.diff() > 0
+    assert 0 < there.sum() < len(seconds)
+    assert audio.samples.tolist() == torch.where(there, samples, 0).tolist()
+    assert audio.host_lengths == [-(-n // audio.values.shape[1]) for n in audio.samples.tolist()]
+    assert after.features["video"].samples is None
 
 
 def test_without_it_the_batch_is_the_same_object() -> None:
