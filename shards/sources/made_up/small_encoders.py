@@ -43,10 +43,13 @@ AUDIO: dict[str, Any] = {
     "layerdrop": 0.0,
     "apply_spec_augment": False,
 }
+# Standard deviation of position embeddings, about that of patches. Much smaller ones are lost beside the
+# patches, and it takes long until the encoder learns where a patch lies.
+POSITIONS = 1.0
 VIDEO: dict[str, Any] = {
     **SHARED,
     "image_size": moments.SIDE,
-    "patch_size": 8,
+    "patch_size": moments.SIDE // 2,  # a square of stripes
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
@@ -101,7 +104,9 @@ def _audio() -> tuple[Any, Any]:
 
 
 def _video() -> tuple[Any, Any]:
+    import torch
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-    size = {"height": moments.SIDE, "width": moments.SIDE}
-    return ViTModel(ViTConfig(**VIDEO), add_pooling_layer=False), ViTImageProcessor(size=size)
+    model = ViTModel(ViTConfig(**VIDEO), add_pooling_layer=False)
+    torch.nn.init.normal_(model.embeddings.position_embeddings, std=POSITIONS)
+    return model, ViTImageProcessor(size={"height": moments.SIDE, "width": moments.SIDE})
