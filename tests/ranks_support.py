@@ -28,7 +28,7 @@ class Worker(NamedTuple):
 
     process: subprocess.Popen[str]
     answers: IO[str]
-    log: Path
+    output: IO[bytes]  # a file without a name, which nobody need remove
 
 
 _workers: list[Worker] = []  # none or one
@@ -51,27 +51,29 @@ def run_ranks(jobs: Sequence[dict[str, Any]], ranks: int, folder: Path, timeout:
     answered, _, _ = select.select([worker.answers], [], [], timeout)
     answer = worker.answers.readline().strip() if answered else f"no end after {timeout} s"
     if answer != DONE:
+        size = os.fstat(worker.output.fileno()).st_size
+        texts = {"worker": os.pread(worker.output.fileno(), size, 0).decode()}
+        texts |= {log.name: log.read_text() for log in logs}
         _end()
-        raise AssertionError(f"{answer or 'the worker died'}\n" + _tails([worker.log, *logs]))
+        tails = "\n".join(f"--- {name}\n{text[-3000:]}" for name, text in texts.items())
+        raise AssertionError(f"{answer or 'the worker died'}\n{tails}")
 
 
 def _start() -> Worker:
-    log = Path(tempfile.mkdtemp(prefix="rank-worker-")) / "log"
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
     theirs, ours = os.pipe()
-    command = [sys.executable, str(REPO / "tests" / "distributed" / "rank_worker.py"), str(ours)]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            pass_fds=(ours,),
-            cwd=REPO,
-            env=environment(TORCHINDUCTOR_COMPILE_THREADS="1"),
-            text=True,
-        )
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "tests" / "distributed" / "rank_worker.py"), str(ours)],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=(ours,),
+        cwd=REPO,
+        env=environment(TORCHINDUCTOR_COMPILE_THREADS="1"),
+        text=True,
+    )
     os.close(ours)
-    _workers.append(Worker(process, os.fdopen(theirs), log))
+    _workers.append(Worker(process, os.fdopen(theirs), output))
     return _workers[0]
 
 
@@ -81,7 +83,4 @@ def _end() -> None:
         worker = _workers.pop()
         kill_tree(worker.process)
         worker.answers.close()
-
-
-def _tails(logs: Sequence[Path]) -> str:
-    return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+        worker.output.close()
