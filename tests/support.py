@@ -130,11 +130,12 @@ def batch(
 
 
 def poison(batch: FeatureBatch) -> FeatureBatch:
-    """The batch with a NaN in its first utterance that has audio."""
-    audio = batch.features["audio"]
-    values = audio.values.clone()
+    """The batch with a NaN in its first utterance that has audio; where that is recorded, video."""
+    name = next(name for name, of in batch.features.items() if of.values.is_floating_point())
+    ragged = batch.features[name]
+    values = ragged.values.clone()
     values[0] = float("nan")
-    return replace(batch, features=batch.features | {"audio": replace(audio, values=values)})
+    return replace(batch, features=batch.features | {name: replace(ragged, values=values)})
 
 
 # --- Comparisons ---------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ TRAIN = 36  # two whole batches, and one of 4 utterances, all of which the first
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-def pack_recordings(out: Path, features_of: Collection[str] = ()) -> str:
+def pack_recordings(out: Path, features_of: Collection[str] = (), shard_bytes: int = 1 << 28) -> str:
     """Pack recordings of sound and pictures of 0.2 to 3 s; some utterances lack one.
 
     In the second batch of the first epoch (`data.streams` 1, `run.seed` 0), the first half has no pictures
@@ -40,12 +40,13 @@ def pack_recordings(out: Path, features_of: Collection[str] = ()) -> str:
     Args:
         out: the folder.
         features_of: modalities that are stored as features in place of recordings.
+        shard_bytes: of each shard. With several shards, the order is another one.
     """
     recordings = {name: found for name, found in RECORDINGS.items() if name not in features_of}
 
     def pack(folder: Path, without: dict[str, str]) -> FeatureStream:
-        samples = _samples(without, features_of)
-        shards.pack(samples, str(folder), classes=CLASSES, recordings=recordings, progress=False)
+        options: dict[str, Any] = {"recordings": recordings, "shard_bytes": shard_bytes, "progress": False}
+        shards.pack(_samples(without, features_of), str(folder), classes=CLASSES, **options)
         return FeatureStream(str(folder), global_batch_size=BATCH, streams=1)
 
     # Utterances have the same sizes in both, so that their order is the same.

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import ALONE, CLASSES, batch, poison, small_model, utterances
+from training_encoders_support import pack_recordings, small_encoders
 
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.batch_layout import Layout
@@ -204,6 +205,15 @@ def other_settings_are_refused(job: dict[str, Any]) -> None:
         config.optim.lr = 0.5
     with pytest.raises(ValueError, match=r"ranks \[1\] were started with another configuration"):
         init_engine(config, Launch())
+
+
+def make_recordings_and_encoders(job: dict[str, Any]) -> None:
+    """Make what runs with encoders need in the job's folder: here, since transformers is imported here."""
+    folder = Path(job["folder"])
+    pack_recordings(folder / "both")
+    pack_recordings(folder / "mixed", features_of=["video"])
+    pack_recordings(folder / "shards", shard_bytes=150_000)
+    small_encoders(folder)
 
 
 def damage_beyond_the_budget_stops_all(job: dict[str, Any]) -> None:

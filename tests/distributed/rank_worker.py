@@ -6,8 +6,9 @@ process. Each job has a port of its own, and is one of these:
 
 - {"train": ARGV}: train as `launch/train.py ARGV` would; with "sigterm": {"rank": R, "step": S}, rank R gets
   SIGTERM while it does step S, or with "during": NAME, when it comes to that function of the trainer at step
-  S; with "nan": {"rank": R, "step": S}, its batch of step S has one; with "copy": [FROM, TO], the main rank
-  copies a run folder before.
+  S; with "sigkill" it gets SIGKILL, and the job has to fail; with "nan": {"rank": R, "step": S}, its batch of
+  step S has one; with "copy": [FROM, TO], the main rank copies a run folder before; with "environment", the
+  ranks have these variables, too.
 - {"check": NAME, ...}: call a function of rank_checks.py, which judges for itself.
 """
 
@@ -62,7 +63,7 @@ def main(answers: int) -> None:
 
 
 def run_job(job: dict[str, Any], logs: list[str]) -> bool:
-    """Run a job on as many ranks as there are logs; whether all of them ended well."""
+    """Run a job on as many ranks as there are logs; whether it ended as it should."""
     running = {start_rank(job, me, logs) for me in range(len(logs))}
     while running:
         child, code = os.wait()
@@ -73,8 +74,8 @@ def run_job(job: dict[str, Any], logs: list[str]) -> bool:
             for other in running:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)
-            return False
-    return True
+            return "sigkill" in job
+    return "sigkill" not in job
 
 
 def start_rank(job: dict[str, Any], me: int, logs: list[str]) -> int:
@@ -107,26 +108,27 @@ def work(job: dict[str, Any], ranks: int, me: int) -> None:
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(job["port"]),
         )
+    os.environ.update(job.get("environment", {}))
     if "copy" in job and me == 0:
         source, target = job["copy"]
         shutil.copytree(source, target, symlinks=True)
     if "check" in job:
         getattr(rank_checks, job["check"])(job)
     else:
-        for fault, bring in {"sigterm": send_sigterm, "nan": poison_batch}.items():
+        for fault, bring in FAULTS.items():
             if job.get(fault, {}).pop("rank", None) == me:
                 bring(**job[fault])
         trainer.main(job["train"])
 
 
-def send_sigterm(step: int, during: str = "train_step") -> None:
+def send_signal(number: signal.Signals, step: int, during: str = "train_step") -> None:
     module = trainer if hasattr(trainer, during) else setup
     function = getattr(module, during)
 
     def with_signal(*args: Any, **kwargs: Any) -> Any:
         run = args[0]
         if not isinstance(run, trainer.Run) or run.position.step + (during == "train_step") == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return function(*args, **kwargs)
 
     setattr(module, during, with_signal)
@@ -139,6 +141,13 @@ def poison_batch(step: int) -> None:
         return whole_step(run, poison(batch) if run.position.step + 1 == step else batch, data_wait)
 
     trainer.train_step = poisoned
+
+
+FAULTS = {
+    "sigterm": functools.partial(send_signal, signal.SIGTERM),
+    "sigkill": functools.partial(send_signal, signal.SIGKILL),
+    "nan": poison_batch,
+}
 
 
 if __name__ == "__main__":
