@@ -153,6 +153,15 @@ def test_base_models_of_the_hub_stay_named(tmp_path: Path, monkeypatch: pytest.M
     assert moved.card() == load_model(tmp_path / "parts").card(), "it is the same, wherever its files are"
 
 
+def test_a_baseline_is_exported_whole(tmp_path: Path) -> None:
+    model = finetuned(base_models(tmp_path), name="gru")
+    saved(model, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", merge=True)
+    loaded = load_model(tmp_path / "out")
+    assert loaded.config.name == "gru"
+    np.testing.assert_allclose(answers(loaded), answers(model), atol=1e-5)
+
+
 def test_what_cannot_be_is_refused_in_a_line(made: tuple[Path, np.ndarray, Path], tmp_path: Path) -> None:
     _, _, place = made
     told = refusal("export", place / "out", tmp_path / "x", "--graph")

@@ -15,7 +15,7 @@ from finetuned_support import base_models, finetuned, saved, utterances
 from media_support import chirp, numbered, record
 
 import shards
-from awtpn.inference.page.answers import facts_of, timeline
+from awtpn.inference.page.answers import answer_clip, facts_of, timeline
 from awtpn.inference.predictor import Predictor
 from awtpn.inference.recording import clip_of
 from awtpn.model.base import EmotionModel
@@ -152,6 +152,11 @@ def test_weights_have_the_times_of_the_encoders(
     shown = timeline(clip_of(clip), answer, predictor)
     assert shown["step_seconds"] == {"audio": 0.25}
     assert len(shown["weights"]["audio"]) == 5
+    stages: list[str] = []
+    told = answer_clip(predictor, clip_of(clip), stages.append)
+    assert told["weights"] == shown["weights"]
+    assert told["missing"] == {}
+    assert stages == ["encoding", "predicting", "drawing"]
     facts = facts_of(predictor, str(coarse), 1, 1.0)
     assert facts["encoders"] == {"audio": "base-audio"}
 
