@@ -86,5 +86,5 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
 
 def base_models(options: argparse.Namespace) -> dict[str, str]:
     """By modality what the options of `add_base_options` say."""
-    given = {modality: getattr(options, modality) for modality in BASE_OPTIONS}
+    given = {modality: getattr(options, modality, None) for modality in BASE_OPTIONS}
     return {modality: place for modality, place in given.items() if place is not None}
