@@ -6,5 +6,6 @@
 - `finetune`: training an encoder end to end, beside Hugging Face's Trainer
 - `roofline`: the least time that a step's FLOPs and memory traffic take; `roofline_account`: measured times
   beside it
-- `memory_estimate`, `memory_table`: `awtpn doctor --memory`; `machine`: hardware, memory peaks, tables
+- `memory_estimate`, `memory_table`, `memory_data`: `awtpn doctor --memory`; `encoder_memory`: the same of
+  encoders; `machine`: hardware, memory peaks, tables
 """

@@ -1,10 +1,12 @@
 """Estimate a rank's peak memory before a run, by engine and ZeRO stage.
 
-Memory peaks in one of four phases of a step: when weights are gathered (ZeRO-3), when forward ends (all
-activations exist), when backward ends (all gradients exist, and the buffers that reduce them), or in the
-optimizer's update. The number of parameters, the number of ranks and the utterances' lengths determine what
-exists in each phase. The engines' own buffers are those of PyTorch 2.13's DDP and DeepSpeed 0.19.8, taken
-from their code and checked by measurement (tests/benchmarks/zero_memory.py).
+Memory peaks at the start, when each rank has the whole model in float32, or in one of four phases of a step:
+when weights are gathered (ZeRO-3), when forward ends (all activations exist), when backward ends (all
+gradients exist, and the buffers that reduce them), or in the optimizer's update. The number of parameters,
+the number of ranks and the utterances' lengths determine what exists in each phase. The activations of
+encoders are those of `encoder_memory`. The engines' own buffers are those of PyTorch 2.13's DDP and
+DeepSpeed 0.19.8, taken from their code and checked by measurement (tests/benchmarks/zero_memory.py and
+encoder_memory.py).
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from awtpn.bench.encoder_memory.activations import Pass, numbers_of, peak_bytes, quiet_bytes
+from awtpn.bench.encoder_memory.shape import Shape
 from awtpn.distributed.engines import ENGINES
 from awtpn.distributed.engines.deepspeed_config import Buckets
 from awtpn.model.attention import KEPT_SCORES
@@ -38,6 +42,9 @@ class Workload:
         accumulation: micro-batches per optimizer step.
         scores: per modality the attention scores of that micro-batch, the sum of squared lengths. CPUs keep
             some of them for backward.
+        passes: forward and backward passes per optimizer step. With encoders a micro-batch has one or more,
+            and `steps` and `scores` are those of the largest pass.
+        encoders: by modality the encoder, and what that pass gives it.
     """
 
     feature_dims: Mapping[str, int]
@@ -53,9 +60,27 @@ class Workload:
     averaged: bool = False
     statistics: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
+    passes: int = 0
+    encoders: Mapping[str, tuple[Shape, Pass]] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
+        """Trained parameters."""
+        return self.own_parameters + sum(shape.counts.trained for shape, _ in self.encoders.values())
+
+    @property
+    def weights(self) -> int:
+        """All parameters, those of frozen parts of encoders among them."""
+        return self.own_parameters + sum(shape.counts.all for shape, _ in self.encoders.values())
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of one pass are there while another one runs."""
+        return max(self.accumulation, self.passes) > 1
+
+    @property
+    def own_parameters(self) -> int:
+        """Parameters without encoders."""
         return parameter_count(
             self.feature_dims,
             self.dim,
@@ -69,7 +94,8 @@ class Workload:
     @property
     def largest(self) -> int:
         """Elements of the largest parameter."""
-        return max(self.dim**2 if self.adaptive else 0, *(f * self.dim for f in self.feature_dims.values()))
+        maps = [f * self.dim for f in self.feature_dims.values()] + [self.dim**2] * self.adaptive
+        return max(maps + [shape.counts.largest for shape, _ in self.encoders.values()])
 
 
 def phase_bytes(
@@ -94,13 +120,15 @@ def phase_bytes(
         buckets: DeepSpeed's buffer sizes; default: its own.
 
     Returns:
-        {"rest": {...}, "gathering": {...}, "forward": {...}, "backward": {...}, "update": {...}}: part ->
-        bytes; the sum of the parts is the phase's memory. "rest" is between steps, and never the peak.
+        {"start": {...}, "rest": {...}, "gathering": {...}, "forward": {...}, "backward": {...}, "update":
+        {...}}: part -> bytes; the sum of the parts is the phase's memory. "rest" is between steps, and never
+        the peak.
     """
     buckets = buckets or Buckets()
     use = ENGINES[engine].memory
     stage = use.stage
     number, share = work.parameters, work.parameters / ranks
+    weights = work.weights
     half = precision != "fp32"
     # DeepSpeed casts the model; the others keep float32 weights, which autocast casts in each forward.
     size = 2 if half and use.half_weights else FLOAT
@@ -110,7 +138,7 @@ def phase_bytes(
     # On a CPU an allocated buffer takes memory only once it is written.
     reserved = buckets.reduce * (1 + buckets.overlap_comm) if on_gpu else bucket
 
-    state = {"weights": size * (share if stage == 3 else number)}
+    state = {"weights": size * (weights / ranks if stage == 3 else weights)}
     if work.averaged:
         state["averaged weights"] = FLOAT * (share if stage else number)
     # Bytes of gradients after backward, of reduction buffers in backward and in forward, and in the update.
@@ -131,7 +159,7 @@ def phase_bytes(
         if stage < 3:
             # The bucket and its flat copy. With accumulation, ZeRO-2 has this micro-batch's gradients beside
             # the accumulated ones and the bucket. The update flattens and casts the rank's own gradients.
-            accumulating = share if stage == 2 and work.accumulation > 1 else 0.0
+            accumulating = share if stage == 2 and work.accumulates else 0.0
             reducing = size * (reserved + max(flat, accumulating))
             waiting = size * reserved if on_gpu else 0.0  # allocated at the first gradient, then kept
             gradients = size * (number if stage == 1 else share)
@@ -142,15 +170,20 @@ def phase_bytes(
     # ZeRO-3 gathers weights, and keeps up to stage3_max_live_parameters of them. While they arrive, a
     # prefetch bucket or module of them exists twice.
     module = 2 * work.largest
-    gathered = size * float(min(number, max(buckets.live, module))) if stage == 3 else 0.0
-    arriving = size * min(number, max(buckets.prefetch, module)) if stage == 3 else 0.0
+    gathered = size * float(min(weights, max(buckets.live, module))) if stage == 3 else 0.0
+    arriving = size * min(weights, max(buckets.prefetch, module)) if stage == 3 else 0.0
 
-    state["batches"] = 2.0 * work.batch_bytes  # the current and the next one
+    # The current and the next one; with encoders, the current one once more, in passes.
+    state["batches"] = (3.0 if work.encoders else 2.0) * work.batch_bytes
     if not on_gpu:
         state["batches"] += min(PREFETCH * work.batch_bytes, PREFETCH_BYTES + work.batch_bytes)
         state["libraries"] = use.libraries
-    accumulated = gradients if work.accumulation > 1 else 0.0
+        state["layers above"] = FLOAT * sum(shape.counts.above for shape, _ in work.encoders.values())
+    accumulated = gradients if work.accumulates else 0.0
     activations = activation_bytes(work, half, autocast=half and not use.half_weights, on_gpu=on_gpu)
+    # Before the engine takes the model over, it is whole and in float32 on each rank, and encodes some data.
+    start = {part: state[part] for part in ("batches", "libraries", "layers above") if part in state}
+    start |= {"weights": float(FLOAT * weights), "activations": start_bytes(work, on_gpu)}
     found: dict[str, dict[str, float]] = {
         "rest": {},
         "gathering": {"gradients": accumulated, "gathered weights": gathered + arriving},
@@ -165,7 +198,7 @@ def phase_bytes(
     }
     if stage in (1, 2):  # new gradients are in the bucket, which "buckets" counts
         found["backward"]["gradients"] = accumulated
-    return {phase: _sum_up(state, parts) for phase, parts in found.items()}
+    return {"start": _sum_up(start), **{phase: _sum_up(state, parts) for phase, parts in found.items()}}
 
 
 def _sum_up(*tables: Mapping[str, float]) -> dict[str, float]:
@@ -176,8 +209,19 @@ def _sum_up(*tables: Mapping[str, float]) -> dict[str, float]:
     return {part: size for part, size in total.items() if size}
 
 
+def start_bytes(work: Workload, on_gpu: bool) -> float:
+    """Bytes of the largest tensors while encoders encode the first utterances: in float32, no gradients."""
+    found = [
+        quiet_bytes(shape, of, numbers_of(shape, False, False, on_gpu), training=False)
+        for shape, of in work.encoders.values()
+    ]
+    return max(found, default=0.0)
+
+
 def activation_bytes(work: Workload, half: bool, autocast: bool, on_gpu: bool) -> float:
-    """Bytes that forward keeps for backward in one micro-batch, and those of backward's first gradients.
+    """Bytes that forward keeps for backward in one pass, and those of backward's first gradients.
+
+    Those of encoders are in `awtpn.bench.encoder_memory.activations`; here are those of the network above them.
 
     Per time step and shared dim, forward keeps in the activations' dtype: the result of ReLU, h after
     dropout, the dropout mask (a byte on a GPU), the queries, and the keys if the query and key maps are not
@@ -200,8 +244,9 @@ def activation_bytes(work: Workload, half: bool, autocast: bool, on_gpu: bool) -
         kept += h * copies + steps * work.feature_dims[modality] * size
         largest = max(largest, float(h))
     if autocast:
-        kept += 2 * work.parameters  # half-precision copies of the weights
-    return kept + FLOAT * largest * (4 if half else 3)
+        kept += 2 * work.own_parameters  # half-precision copies of the weights
+    below, most = peak_bytes([*work.encoders.values()], half, autocast, on_gpu)
+    return max(most, below + kept + FLOAT * largest * (4 if half else 3), kept + most)
 
 
 def peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:

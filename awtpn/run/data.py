@@ -77,14 +77,23 @@ def open_stream(encoded: Collection[str] = (), **arguments: Any) -> FeatureStrea
     stream = FeatureStream(**arguments)
     others = {name: modality for name, modality in stream.modalities.items() if name not in encoded}
     check_features_only(others, stream.manifest.modalities, stream.url)
+    check_encoded(encoded, stream.modalities, stream.url)
+    return stream
+
+
+def check_encoded(encoded: Collection[str], modalities: Mapping[str, Modality], url: str) -> None:
+    """Refuse features of a modality whose recordings a model encodes.
+
+    Raises:
+        ValueError: names the modality.
+    """
     for name in encoded:
-        if name in stream.modalities and not stream.modalities[name].recording:
+        if name in modalities and not modalities[name].recording:
             raise ValueError(
-                f"{stream.url}: {name} holds features, and encoder.{name} takes recordings: leave "
+                f"{url}: {name} holds features, and encoder.{name} takes recordings: leave "
                 f"encoder.{name} out, or store the recordings (awtpn extract SOURCE OUT --{name} "
                 f"{KIND_OF.get(name, 'none')})"
             )
-    return stream
 
 
 def check_some_features(data: DataConfig, encoded: Collection[str] = ()) -> None:

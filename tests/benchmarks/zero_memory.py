@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3")
 CONFIG = ROOT / "configs" / "large.yaml"
 STEPS, GLOBAL, MICRO = 3, 16, 8
+LIMIT_S = 900.0  # of one run
 COLUMNS = ("ranks", "engine", "precision", "measured", "estimated", "off by", "peak in")
 COLUMNS += ("measured, saving", "estimated, saving")
 ALLOCATOR = {
@@ -81,7 +82,9 @@ def settings(engine: str, precision: str, dim: int, corpus: str) -> list[str]:
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
 
 
-def measure(engine: str, precision: str, ranks: int, overrides: list[str], folder: Path) -> dict[str, float]:
+def measure(
+    engine: str, precision: str, ranks: int, overrides: list[str], folder: Path, config: Path = CONFIG
+) -> dict[str, float]:
     """Run it; returns the growth in bytes of the largest rank in training, and of rank 0 while it saved.
 
     Raises:
@@ -91,11 +94,11 @@ def measure(engine: str, precision: str, ranks: int, overrides: list[str], folde
     launcher = [sys.executable]
     if engine != "none":  # under torchrun a single rank gets DDP too
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*launcher, __file__, "--rank_of", str(folder), "--config", str(CONFIG), *overrides]
+    command = [*launcher, __file__, "--rank_of", str(folder), "--config", str(config), *overrides]
     command += ["--run.dir", str(folder / "run")]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "DS_", "TORCHELASTIC_"))}
     kept = {k: v for k, v in kept.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    ran = subprocess.run(command, env=kept | ALLOCATOR, capture_output=True, text=True, timeout=900)
+    ran = subprocess.run(command, env=kept | ALLOCATOR, capture_output=True, text=True, timeout=LIMIT_S)
     found = [folder / f"rank-{rank}.json" for rank in range(ranks)]
     if ran.returncode or not all(path.exists() for path in found):
         raise RuntimeError(
@@ -112,9 +115,11 @@ def run_rank(folder: Path, argv: list[str]) -> None:
     """Run launch/train.py, and read this process's memory before the model is built and when it saves."""
     # The first optimizer imports PyTorch's compiler, some 150 MB of code: load it before the first reading.
     importlib.import_module("torch._dynamo")
+    if any(word.startswith("--encoder.") for word in argv):
+        import_encoders()
     from awtpn.training import setup, trainer
 
-    make, save = setup.build_model, trainer.save
+    make, save = setup.make_model, trainer.save
     before: list[int] = []
 
     def build(*args: Any, **kwargs: Any) -> Any:
@@ -131,10 +136,19 @@ def run_rank(folder: Path, argv: list[str]) -> None:
         figures = {"training": training, "saving": resident("VmHWM") - before[0]}
         (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
 
-    setup.build_model, trainer.save = build, measure_and_save  # type: ignore[assignment, misc]
+    setup.make_model, trainer.save = build, measure_and_save  # type: ignore[assignment, misc]
     script = ROOT / "launch" / "train.py"
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")
+
+
+def import_encoders() -> None:
+    """Load the libraries of encoders, some 100 MB of code."""
+    for module in ("peft", "awtpn.model.encoders"):
+        importlib.import_module(module)
+    transformers = importlib.import_module("transformers")
+    for name in ("Wav2Vec2Model", "Wav2Vec2FeatureExtractor", "ViTModel", "ViTImageProcessor"):
+        getattr(transformers, name)  # imports its module
 
 
 def resident(kind: str) -> int:
@@ -143,14 +157,17 @@ def resident(kind: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) << 10
 
 
-def estimate(engine: str, ranks: int, overrides: list[str]) -> tuple[float, float, str]:
+def estimate(
+    engine: str, ranks: int, overrides: list[str], config_file: Path = CONFIG
+) -> tuple[float, float, str]:
     """The estimate of `awtpn doctor --memory`: bytes in training and at saving, and the peak phase."""
+    from awtpn.bench.memory_data import data_from_corpus
     from awtpn.bench.memory_estimate import peak, phase_bytes, saving_bytes
-    from awtpn.bench.memory_table import data_from_corpus, make_workload
+    from awtpn.bench.memory_table import make_workload
     from awtpn.config.command_line import parse_command_line
     from awtpn.distributed.batch_layout import make_layout
 
-    config, _ = parse_command_line(["--config", str(CONFIG), *overrides])
+    config, _ = parse_command_line(["--config", str(config_file), *overrides])
     layout = make_layout(config.train.global_batch_size, config.train.micro_batch_size, ranks)
     work = make_workload(config, layout, data_from_corpus(config))
     found = phase_bytes(work, engine, ranks, config.train.precision)

@@ -73,7 +73,18 @@ def locate(spec: str, revision: str | None, modality: str) -> LocatedModel:
     return LocatedModel(spec, folder, _model_type(folder, spec), origin | {"sha256": sha256})
 
 
-def _folder_of(spec: str, revision: str | None, settings: list[str]) -> tuple[Path, dict[str, Any]]:
+def locate_settings(spec: str, revision: str | None) -> LocatedModel:
+    """Find a model's settings; of a model on the hub no weights are downloaded, and there is no hash.
+
+    Args and raises: as of `locate`.
+    """
+    folder, origin = _folder_of(spec, revision, SETTINGS_FILES, weights=False)
+    return LocatedModel(spec, folder, _model_type(folder, spec), origin)
+
+
+def _folder_of(
+    spec: str, revision: str | None, settings: list[str], weights: bool = True
+) -> tuple[Path, dict[str, Any]]:
     """Folder and origin of a model, without its hash."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
@@ -88,9 +99,9 @@ def _folder_of(spec: str, revision: str | None, settings: list[str]) -> tuple[Pa
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = [*settings, *SAFE_WEIGHTS, README]
+        wanted = [*settings, README] + (SAFE_WEIGHTS if weights else [])
         got = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted))
-        if not _files(got, SAFE_WEIGHTS):
+        if weights and not _files(got, SAFE_WEIGHTS):
             got = Path(snapshot_download(spec, revision=got.name, allow_patterns=PICKLED_WEIGHTS))
     # Its errors have no other common base: no such repository, gated, offline, no network, a malformed id.
     except Exception as error:
