@@ -182,7 +182,7 @@ def phase_bytes(
     accumulated = gradients if work.accumulates else 0.0
     activations = activation_bytes(work, half, autocast=half and not use.half_weights, on_gpu=on_gpu)
     # Before the engine takes the model over, it is whole and in float32 on each rank, and encodes some data.
-    start = {part: state[part] for part in ("batches", "libraries", "layers above") if part in state}
+    start: dict[str, float] = {p: state[p] for p in ("batches", "libraries", "layers above") if p in state}
     start |= {"weights": float(FLOAT * weights), "activations": start_bytes(work, on_gpu)}
     found: dict[str, dict[str, float]] = {
         "rest": {},
@@ -221,7 +221,7 @@ def start_bytes(work: Workload, on_gpu: bool) -> float:
 def activation_bytes(work: Workload, half: bool, autocast: bool, on_gpu: bool) -> float:
     """Bytes that forward keeps for backward in one pass, and those of backward's first gradients.
 
-    Those of encoders are in `awtpn.bench.encoder_memory.activations`; here are those of the network above them.
+    Those of encoders are in `awtpn.bench.encoder_memory`; here are those of the network above them.
 
     Per time step and shared dim, forward keeps in the activations' dtype: the result of ReLU, h after
     dropout, the dropout mask (a byte on a GPU), the queries, and the keys if the query and key maps are not

@@ -94,11 +94,11 @@ def numbers_of(shape: Shape, half: bool, autocast: bool, on_gpu: bool) -> Number
     """How an encoder's numbers are stored.
 
     Under autocast, embeddings of positions are in float32, and so are all sums that contain them; of models
-    of sound only Whisper has any. On a GPU all norms compute in float32.
+    of sound only Whisper has any, and VideoMAE casts them. On a GPU all norms compute in float32.
     """
     if not half:
         return Numbers(FLOAT, FLOAT, 1 if on_gpu else FLOAT, False, on_gpu)
-    wide = autocast and (on_gpu or not shape.front.positions)
+    wide = autocast and (on_gpu or not (shape.front.positions or shape.kind == "videomae"))
     return Numbers(2, FLOAT if wide else 2, 1 if on_gpu else 2, autocast, on_gpu)
 
 
@@ -225,13 +225,12 @@ def front_bytes(shape: Shape, of: Pass, size: int) -> float:
     front = shape.front
     if not shape.is_sound:
         return of.windows * of.size * (front.recorded + 2 * FLOAT * front.taken)
-    samples = of.windows * of.size
-    first = FIRST_OUTPUTS * size * front.channels[0] / front.samples[0]
+    first = FIRST_OUTPUTS * size * front.channels[0] / front.samples[0] + input_bytes(shape, size)
     if front.mel:
         # Waves and padded waves; frames, which overlap; their complex spectra.
         frame = FLOAT * WHISPER_FFT + 2 * FLOAT * (WHISPER_FFT // 2 + 1)
         first = max(first, 2 * FLOAT + frame / front.samples[0])
-    return samples * first
+    return of.windows * of.size * first
 
 
 def quiet_bytes(shape: Shape, of: Pass, numbers: Numbers, training: bool) -> float:
@@ -239,7 +238,7 @@ def quiet_bytes(shape: Shape, of: Pass, numbers: Numbers, training: bool) -> flo
 
     A layer's MLP has its input's residual, its input, and the activation function's input and output, of
     quick_gelu and a gated MLP one more. Its attention has its input, query, key, value and output; where it
-    computes scores, those before and after softmax. The waves, twice, or pictures are there all the time.
+    computes scores, those before and after softmax. The encoder's input is there all the time.
 
     Args:
         training: with dropout, unless the encoder is frozen.
@@ -252,8 +251,23 @@ def quiet_bytes(shape: Shape, of: Pass, numbers: Numbers, training: bool) -> flo
         own = max(own, rows * 6 * layer.dim * FLOAT + 3 * FLOAT * scores)
     if shape.kind == "wavlm":
         own += bias_bytes(shape, of, numbers) + 2 * numbers.linear * scores  # gated, and without padding
-    number = 2 * FLOAT if shape.is_sound else shape.front.recorded + numbers.linear * shape.front.taken
-    return max(own + of.windows * of.size * number, front_bytes(shape, of, numbers.linear))
+    held = of.windows * of.size * input_bytes(shape, numbers.linear)
+    return max(own + held, front_bytes(shape, of, numbers.linear))
+
+
+def input_bytes(shape: Shape, size: int) -> float:
+    """Bytes per sample or picture of an encoder's input, which is there until its output is.
+
+    Of sound: waves, prepared ones, and where they are valid; of Whisper waves and spectrum. Of pictures: as
+    they were recorded, and as the network takes them.
+
+    Args:
+        size: bytes of a number that the network takes.
+    """
+    front = shape.front
+    if front.mel:
+        return FLOAT + size * front.mel / front.samples[0]
+    return 3.0 * FLOAT if shape.is_sound else front.recorded + size * front.taken
 
 
 def scores_of(shape: Shape, of: Pass) -> float:

@@ -115,7 +115,7 @@ class Shape:
         layer: one of its layers.
         layers: how many are computed.
         learning: the upper ones of these that keep activations, since weights in or below them are trained.
-        norm_after: there is a norm after the last layer, in place of one before the first.
+        norm_after: there is a norm after the last layer; in models of sound else one before the first.
         front: what comes before the layers.
         windows: how recordings are cut.
         recording: what the dataset holds.
@@ -246,7 +246,9 @@ def shape_of(
         layer=_layer(config, layers[0]),
         layers=len(layers),
         learning=learning,
-        norm_after=bool(getattr(config, "do_stable_layer_norm", True)),
+        norm_after=bool(
+            getattr(config, "do_stable_layer_norm", not getattr(config, "use_mean_pooling", False))
+        ),
         front=_sound_front(config, encoder.network) if sound else _picture_front(config, recording, crop),
         windows=windows,
         recording=recording,
