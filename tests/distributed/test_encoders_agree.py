@@ -146,5 +146,5 @@ def test_in_bfloat16_every_engine_comes_close(runs: Path, layout: Layout) -> Non
     lesson = "LoRA, augmented"
     ours, exact = metrics(runs / name(lesson, layout, "bf16")), metrics(runs / name(lesson, ALONE))
     assert [x["fingerprint"] for x in ours] == [x["fingerprint"] for x in exact]
-    assert [x["loss"] for x in ours] == pytest.approx([x["loss"] for x in exact], rel=2e-2)
+    assert [x["loss"] for x in ours] == pytest.approx([x["loss"] for x in exact], rel=5e-2)
     assert [x["grad_norm"] for x in ours] == pytest.approx([x["grad_norm"] for x in exact], rel=0.1)
