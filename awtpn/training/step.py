@@ -153,7 +153,7 @@ def forward_backward(
                 run.accelerator.backward(loss)
                 results = [(output, terms)]
         of_micro = torch.cat([~output.logits.detach().isfinite().all(-1) for output, _ in results])
-        nonfinite[to_device_async(np.asarray(rows, np.int64), world.device)] = of_micro
+        nonfinite.index_copy_(0, to_device_async(np.asarray(rows, np.int64), world.device), of_micro)
         for piece, (output, terms) in zip(pieces, results, strict=True):
             total += terms.detach().float()
             if sums is not None and prototypes is not None:
