@@ -68,13 +68,13 @@ def set_grad_norm(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         optimizer.gradient_norm = norm
 
 
-def make_optimizer(model: EmotionModel, config: OptimConfig, ema_decay: float = 0.0) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: OptimConfig, ema_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; with `ema_decay` > 0 it also averages them over its steps.
 
     Encoders have learning rates and weight decays of their own (`encoder.*.lr`, `lr_decay`, `weight_decay`):
     a group of the optimizer for each combination, with `lr_scale`, its share of the schedule's rate.
     """
-    settings = encoder_rates(model, config)
+    settings = encoder_rates(model, config) if isinstance(model, EmotionModel) else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

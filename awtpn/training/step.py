@@ -140,7 +140,7 @@ def forward_backward(
         return output, terms, loss * factor
 
     total = torch.zeros(len(names), device=world.device)
-    nonfinite = torch.zeros(len(batch), dtype=torch.bool, device=world.device)
+    nonfinite = torch.zeros(len(batch), dtype=torch.uint8, device=world.device)
     for i, (micro, rows) in enumerate(zip(micro_batches, parts, strict=True)):
         seed_randomness(config.run.seed, run.position.step, i, world.rank)
         pieces = run.piece_threads.cut(micro)
@@ -153,7 +153,8 @@ def forward_backward(
                 run.accelerator.backward(loss)
                 results = [(output, terms)]
         of_micro = torch.cat([~output.logits.detach().isfinite().all(-1) for output, _ in results])
-        nonfinite[to_device_async(np.asarray(rows, np.int64), world.device)] = of_micro
+        places = to_device_async(np.asarray(rows, np.int64), world.device)
+        nonfinite.index_copy_(0, places, of_micro.to(torch.uint8))
         for piece, (output, terms) in zip(pieces, results, strict=True):
             total += terms.detach().float()
             if sums is not None and prototypes is not None:
@@ -161,7 +162,7 @@ def forward_backward(
                 sums += class_sums(output, states, prototypes, config.model.prototypes_per_class)
     if held is not None and world.is_main:
         total += held.terms_in(names)  # of the whole batch: the ranks' terms are summed
-    return total, nonfinite, sums
+    return total, nonfinite.bool(), sums
 
 
 def hold_means(run: Run, micro_batches: Sequence[FeatureBatch], info: GlobalBatchInfo) -> HeldMeans:

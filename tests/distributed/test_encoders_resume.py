@@ -145,7 +145,8 @@ def test_on_another_engine_it_goes_on_to_rounding(runs: Path, name: str) -> None
 
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(runs: Path) -> None:
     left = runs / "killed, then"
-    assert status(left)["status"] == "running", "nobody could tell of it"
+    # The other rank says that it failed, if it lives until its connection breaks.
+    assert status(left)["status"] in ("running", "failed")
     assert load_position((left / "checkpoints" / "latest").resolve()).step == KILLED_AT - 2
     assert status(runs / "killed")["status"] == "done"
     assert_same_run(runs / "killed", runs / "ddp, undisturbed")
@@ -163,7 +164,9 @@ def test_a_nan_of_one_utterance_is_left_out_and_named(runs: Path, name: str) -> 
     assert re.findall(r"because of: (.*)", (runs / "rank-0-of-2.log").read_text()) == [
         f"{key} (rank 1)"
     ] * len(NAN)
-    ours, theirs = ([x["loss"] for x in metrics(runs / f"nan, {of}")] for of in (name, "ddp"))
+    ours, theirs = (
+        [x["loss"] for x in metrics(runs / f"nan, {of}") if not x["skipped"]] for of in (name, "ddp")
+    )
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 

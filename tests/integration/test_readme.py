@@ -148,7 +148,7 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         append=SHORT,
         makes="runs/end-to-end",
         leaves="runs/end-to-end/results.json",
-        says="before the first step, as the model that it continues",
+        says="run.init_from: weights from",
     ),
     'pip install "awtpn-at-scale[finetune]"': Installs(),
     "awtpn train --config configs/finetune.yaml --data.train data/clips": Run(

@@ -76,8 +76,10 @@ class RecurrentPooling(nn.Module):
             by_time = self.gru(values[order], batch_sizes)
             h = torch.empty_like(by_time).index_copy(0, order, by_time)
         else:
-            # The GRU takes at least one step. Here its output is cut off, so its gradient is zero.
-            h = self.gru(values.new_zeros(1, values.shape[1]), batch_sizes.new_ones(1))[:0]
+            # The GRU takes at least one step. Here its output is cut off, so its gradient is zero; also that
+            # of an encoder that made `values`, which engines wait for.
+            one = torch.cat([values, values.new_zeros(1, values.shape[1])])
+            h = self.gru(one, batch_sizes.new_ones(1))[:0]
         scores = self.score(torch.tanh(self.hidden(h)))
         return pool(h, scores, offsets, utterance_of_step(offsets, len(values)))
 

@@ -39,8 +39,8 @@ RECORDINGS = {
 }
 # Names of the folders in the cache. They stay as long as the utterances, or the encoders, are the same, since
 # a run resumes only on the data that it began with.
-FOLDER = "demo-recordings-0000000000"
-ENCODERS_FOLDER = "demo-encoders-0000000000"
+FOLDER = "demo-recordings-c06c75520a"
+ENCODERS_FOLDER = "demo-encoders-62768b3d48"
 
 
 def samples(

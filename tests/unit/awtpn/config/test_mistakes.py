@@ -82,7 +82,7 @@ def test_a_file_where_a_dataset_should_be(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["--png", "--audio", "--video"])
+@pytest.mark.parametrize("option", ["--png", "--text_encoder"])
 def test_what_only_recordings_take(option: str) -> None:
     told = f"error: {option} is for recordings, and data/mine is a dataset: leave it out"
     assert answer("predict", "my-model", "data/mine", option, "x") == told

@@ -119,6 +119,7 @@ def test_a_file_that_is_written_appears_when_it_is_whole(tmp_path: Path) -> None
 
 # What no reader takes for a file of JSON: command lines, digests, and texts for people.
 NO_FILES = {
+    "awtpn/config/encoders.py",
     "awtpn/config/schema.py",
     "awtpn/bench/loader.py",
     "awtpn/cli/dataset_summary.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,6 +57,30 @@ def test_the_same_seed_makes_the_same_recordings() -> None:
             np.testing.assert_array_equal(recording(one, modality), recording(other, modality))
     one, other = (recording(made(seed, train=1)[0], "video")[:1] for seed in (1, 2))
     assert not np.array_equal(one, other)
+
+
+def test_the_folder_names_these_recordings() -> None:
+    """Give `demo_recordings.FOLDER` another value together with the figures here."""
+    source = demo_recordings.samples(0, 8, 4, 4)
+    found = [sample for sample in source.samples if isinstance(sample, Sample)]
+    total = {
+        m: sum(float(np.abs(recording(s, m).astype(float)).sum()) for s in found) for m in ("audio", "video")
+    }
+    assert total == pytest.approx({"audio": 192178173, "video": 50080588}, rel=1e-5)
+    digest = digest_of(source.provenance["settings"])
+    assert f"demo-recordings-{digest}" == demo_recordings.FOLDER
+
+
+def test_the_folder_names_these_encoders() -> None:
+    """Give `demo_recordings.ENCODERS_FOLDER` another value with every change of the encoders' settings."""
+    digest = digest_of(
+        {name.lower(): value for name, value in vars(small_encoders).items() if name.isupper()}
+    )
+    assert f"demo-encoders-{digest}" == demo_recordings.ENCODERS_FOLDER
+
+
+def digest_of(settings: object) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def test_classes_are_balanced_and_lengths_spread(utterances: list[Sample]) -> None:

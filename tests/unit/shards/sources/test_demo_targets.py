@@ -100,7 +100,7 @@ def test_the_folder_names_these_utterances(target: str, digest: str, total: dict
 def test_a_name_in_data_train_makes_its_corpus_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = demo.samples
     monkeypatch.setattr(demo, "samples", lambda target: samples(0, 16, 8, 8, target=target))
-    urls = {name: demo_dataset(name, str(tmp_path)) for name in DEMOS}
+    urls = {name: demo_dataset(name, str(tmp_path)) for name in DEMOS if name != "demo-recordings"}
     assert [Path(url).name for url in urls.values()] == [demo.FOLDER, *demo_targets.FOLDERS.values()]
     monkeypatch.setattr(demo, "samples", None)
     for name, url in urls.items():
