@@ -376,6 +376,10 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "pytest -m gpu": Elsewhere(["gpu/test_gpu.py::test_a_step_never_waits_for_the_device"]),
     "awtpn doctor --memory configs/large.yaml --ranks 8 64 --device cuda --steps audio=120 video=60 "
     "--features audio=1024 video=512": Run(says="zero3"),
+    "awtpn doctor --memory configs/finetune.yaml --ranks 8 --device cuda --steps audio=45 video=45 "
+    "--encoder.audio.tune full --encoder.audio.checkpointing true": Run(
+        append="--encoder.audio.model hub/wavlm --encoder.video.model hub/clip", says="with checkpointing"
+    ),
 }
 
 
