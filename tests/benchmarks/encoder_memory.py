@@ -87,7 +87,7 @@ def write_models(folder: Path, hidden: int = 768, layers: int = 7, side: int = S
     return {name: str(folder / name) for name in PASS}
 
 
-def write_recordings(folder: Path, utterances: int = 2 * SHARE, side: int = SIDE) -> str:
+def write_recordings(folder: Path, utterances: int = STEPS * 2 * SHARE, side: int = SIDE) -> str:
     """Noise: sound of 3 to 4 s, and PICTURES pictures, per utterance."""
     import shards
     from shards.format.recording import Recording

@@ -134,7 +134,9 @@ def run_rank(folder: Path, argv: list[str]) -> None:
         training = resident("VmHWM") - before[0]
         save(run, *args, **kwargs)
         figures = {"training": training, "saving": resident("VmHWM") - before[0]}
-        (folder / f"rank-{run.world.rank}.json").write_text(json.dumps(figures))
+        file = folder / f"rank-{run.world.rank}.json"
+        if not file.exists():  # a later peak of training would include this save's
+            file.write_text(json.dumps(figures))
 
     setup.make_model, trainer.save = build, measure_and_save  # type: ignore[assignment, misc]
     script = ROOT / "launch" / "train.py"
