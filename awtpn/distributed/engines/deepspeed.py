@@ -30,7 +30,9 @@ from awtpn.distributed.engines.base import (
     Engine,
     MemoryUse,
     State,
+    WeightSlice,
     saved_parameters,
+    trained_parameters,
     unwrap,
     unwrap_optimizer,
 )
@@ -194,6 +196,35 @@ def clip_and_step(
     """
     # Under DeepSpeed, this method of Accelerate's only reads the norm; it ignores `max_norm`.
     return accelerator.clip_grad_norm_(model.parameters(), max_norm)
+
+
+def weight_slices(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, WeightSlice]:
+    """See `base`. From stage 1, the optimizer updates a flat float32 tensor for each group of parameters."""
+    named, zero = trained_parameters(unwrap(model)), getattr(model, "optimizer", None)
+    if not _partitions(model):
+        masters = _float32_masters(model)
+        return {name: WeightSlice(masters.get(p, p), 0, p.numel()) for name, p in named}
+    find = _slice_of_stage_3 if hasattr(zero, "grad_position") else _slice_of_stages_1_and_2
+    found = {name: find(zero, parameter) for name, parameter in named}
+    return {name: piece for name, piece in found.items() if piece is not None}
+
+
+def _slice_of_stages_1_and_2(zero: Any, parameter: Any) -> WeightSlice | None:
+    """None if all of the parameter is in other ranks' partitions."""
+    if (own := parameter._hp_mapping) is None:
+        return None
+    where = own.hp_fragment_address
+    return WeightSlice(zero.single_partition_of_fp32_groups[own.param_group_index], where.start, where.numel)
+
+
+def _slice_of_stage_3(zero: Any, parameter: Any) -> WeightSlice | None:
+    """None if the tensor is on a disk."""
+    group, start, size = zero.grad_position[zero.get_param_id(parameter)]
+    flat = zero.fp32_partitioned_groups_flat[group]
+    # Where the ranks do not divide its elements, the last partitions are padded.
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    length = min(max(parameter.ds_numel - rank * size, 0), size)
+    return None if flat is None else WeightSlice(flat, start, length)
 
 
 # --- State ---------------------------------------------------------------------------------------
@@ -401,6 +432,8 @@ ZERO_STAGES = [
         make_accelerator=make_accelerator,
         wrap=wrap,
         clip_and_step=clip_and_step,
+        weight_slices=weight_slices,
+        partitions_weights=stage > 0,
         gather_state=gather_state,
         set_state=set_state,
         swap_averages=swap_averages,
