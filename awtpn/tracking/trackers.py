@@ -73,12 +73,16 @@ class Tracker:
         self._check()
         if not self.failed:
             self._waiting.append(self._threads.submit(self._opening.result().finish))
-            until = time.monotonic() + timeout
-            while self._waiting and not self.failed:
-                if not wait([self._waiting[0]], max(0.0, until - time.monotonic())).done:
-                    self._fail(f"it did not take everything in {timeout:.0f} s")
-                self._check()
+            self.wait_until_sent(timeout)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def wait_until_sent(self, timeout: float = FINISH_S) -> None:
+        """Wait until the service has taken all calls; warns if it has not done so in time."""
+        until = time.monotonic() + timeout
+        while self._waiting and not self.failed:
+            if not wait([self._waiting[0]], max(0.0, until - time.monotonic())).done:
+                self._fail(f"it did not take everything in {timeout:.0f} s")
+            self._check()
 
     def _check(self) -> None:
         """Warn of a call that has failed, or of too many that wait."""
@@ -92,8 +96,8 @@ class Tracker:
         self.failed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         write_line(
-            f"warning: {self.name} gets no more of this run: {reason}; training continues, and TensorBoard has "
-            "everything"
+            f"warning: {self.name} gets no more of this run: {reason}; training continues, and TensorBoard's "
+            "file has everything"
         )
 
 
@@ -129,12 +133,14 @@ def open_trackers(config: Config, run_dir: Path, resumes: bool) -> Trackers:
     """
     settings = {key: redact(x) if isinstance(x, str) else x for key, x in flatten(dump(config)).items()}
     recorded = _read_record(run_dir) if resumes else {}
-    opened, record = [], dict(recorded)
+    opened: list[Tracker] = []
+    record = dict(recorded)
     for name in config.track.services:
         run_id = recorded.get(name)
         tracker = Tracker(name, partial(OPENERS[name], config.track.project, run_dir, run_id, settings))
         try:
-            service = tracker.wait_until_open()
+            # Before the watchdog takes this rank for hung, also with two services.
+            service = tracker.wait_until_open(min(OPEN_S, config.train.timeout / 4))
         except ValueError as error:
             tracker.close()
             if not resumes:
