@@ -128,8 +128,9 @@ class TensorBoardWriter:
             for tag, value in scalars.items()
             if value is not None
         ]
-        self.events.add_summary(Summary(value=values), step)
-        self.also(step, scalars)
+        if values:
+            self.events.add_summary(Summary(value=values), step)
+            self.also(step, scalars)
 
     def log_settings(
         self,

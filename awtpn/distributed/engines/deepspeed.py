@@ -204,27 +204,25 @@ def weight_slices(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     if not _partitions(model):
         masters = _float32_masters(model)
         return {name: WeightSlice(masters.get(p, p), 0, p.numel()) for name, p in named}
-    find = _slice_of_stage_3 if hasattr(zero, "grad_position") else _slice_of_stages_1_and_2
-    found = {name: find(zero, parameter) for name, parameter in named}
-    return {name: piece for name, piece in found.items() if piece is not None}
+    if hasattr(zero, "grad_position"):
+        return {name: _slice_of_stage_3(zero, parameter) for name, parameter in named}
+    flat = [t for group in unwrap_optimizer(optimizer).param_groups for t in group["params"]]
+    by_storage = {t.untyped_storage().data_ptr(): t for t in flat}
+    found = {}
+    for name, parameter in named:
+        own: Any = getattr(parameter, "_hp_mapping", None)
+        if own is not None:  # else all of it is in the partitions of other ranks
+            where, storage = own.hp_fragment_address, own.hp_fragment.untyped_storage()
+            found[name] = WeightSlice(by_storage[storage.data_ptr()], where.start, where.numel)
+    return found
 
 
-def _slice_of_stages_1_and_2(zero: Any, parameter: Any) -> WeightSlice | None:
-    """None if all of the parameter is in other ranks' partitions."""
-    if (own := parameter._hp_mapping) is None:
-        return None
-    where = own.hp_fragment_address
-    return WeightSlice(zero.single_partition_of_fp32_groups[own.param_group_index], where.start, where.numel)
-
-
-def _slice_of_stage_3(zero: Any, parameter: Any) -> WeightSlice | None:
-    """None if the tensor is on a disk."""
+def _slice_of_stage_3(zero: Any, parameter: Any) -> WeightSlice:
     group, start, size = zero.grad_position[zero.get_param_id(parameter)]
-    flat = zero.fp32_partitioned_groups_flat[group]
     # Where the ranks do not divide its elements, the last partitions are padded.
     rank = torch.distributed.get_rank(parameter.ds_process_group)
     length = min(max(parameter.ds_numel - rank * size, 0), size)
-    return None if flat is None else WeightSlice(flat, start, length)
+    return WeightSlice(zero.fp32_partitioned_groups_flat[group], start, length)
 
 
 # --- State ---------------------------------------------------------------------------------------
