@@ -101,7 +101,7 @@ class PartNorms:
                     places.append(place)
         if not pieces:
             return
-        # Squared in float64: squares of small float32 norms would be 0.
+        # In float64, in which the sums of the ranks are added.
         squares = [norm.to(self._squares.device).double().square() for norm in torch._foreach_norm(pieces)]
         for place in set(places):
             own = [square for square, at in zip(squares, places, strict=True) if at == place]
