@@ -7,6 +7,7 @@ weights themselves. At stage 0 in half precision it keeps whole float32 masters 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -64,6 +65,7 @@ def make_accelerator(
         _set_rendezvous_of_one()
     base.ignore_deprecations()
     _hide_warnings_that_do_not_apply()
+    import_deepspeed()
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     if not on_gpu:
         load_communication_op()
@@ -76,6 +78,18 @@ def make_accelerator(
         raise ValueError("DeepSpeed was asked for, but Accelerate did not take it up")
     accelerator.gradient_accumulation_steps = settings["gradient_accumulation_steps"]
     return accelerator
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed without MLflow, which its autotuner would import for 1.4 s where it is installed."""
+    hides = "mlflow" not in sys.modules
+    if hides:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # then its import fails, and DeepSpeed goes on
+    try:
+        importlib.import_module("deepspeed")
+    finally:
+        if hides:
+            del sys.modules["mlflow"]
 
 
 def _hide_warnings_that_do_not_apply() -> None:
