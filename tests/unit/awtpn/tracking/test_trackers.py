@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,48 @@ def test_a_run_and_its_continuation_are_one(name: str, of_secrets: Config, tmp_p
     for path in written:
         text = path.read_bytes()
         assert not [secret for secret in (PASSWORD, KEY, SIGNATURE) if secret.encode() in text], path
+
+
+class FakeMlflow(BaseHTTPRequestHandler):
+    """As much of MLflow's server as a run needs, which forgets everything."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        experiment = {"experiment_id": "1", "name": "awtpn", "lifecycle_stage": "active"}
+        info = {"run_id": "r1", "run_uuid": "r1", "experiment_id": "1", "status": "RUNNING"}
+        info |= {"lifecycle_stage": "active", "artifact_uri": "file:///nowhere"}
+        answers = {
+            "experiments/search": {"experiments": [experiment]},
+            "runs/create": {"run": {"info": info}},
+        }
+        answer = next((x for end, x in answers.items() if self.path.endswith(end)), {})
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_server_that_goes_away_is_told_of_once(
+    of_secrets: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    of_secrets.track.to = ["tensorboard", "mlflow"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeMlflow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        opened = open_trackers(of_secrets, tmp_path, resumes=False)
+        opened.log(1, {"loss/total": 1.0})
+        opened.trackers[0].wait_until_sent()
+        assert not warnings(capsys)
+        assert run_ids(tmp_path) == {"mlflow": "r1"}
+        server.shutdown()
+    for step in range(2, 5):
+        opened.log(step, {"loss/total": 1.0})
+        opened.trackers[0].wait_until_sent()
+    opened.close()
+    [line] = warnings(capsys)
+    assert "mlflow gets no more of this run: " in line
+    assert "training continues" in line
