@@ -39,6 +39,7 @@ ENGINES: dict[int, dict[str, dict[str, Any]]] = {
         "ZeRO 0": {"train.zero_stage": 0},
         "ZeRO 1": {"train.zero_stage": 1},
         "ZeRO 2": {"train.zero_stage": 2, "train.micro_batch_size": 4},
+        "ZeRO 2, optimizer on the host": {"deepspeed": "offload.json"},
         "ZeRO 3": {"deepspeed": "zero3.json"},
     },
 }
@@ -56,16 +57,19 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Parameters of fewer elements are never partitioned by ZeRO-3, and these are all small.
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
     (root / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
+    offload = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    settings = {"zero_optimization": offload, "zero_force_ds_cpu_optimizer": False}
+    (root / "offload.json").write_text(json.dumps(settings))
     for ranks, engines in ENGINES.items():
         jobs: list[dict[str, Any]] = []
         for name, changes in engines.items():
-            settings = BASE | changes | {"data.train": corpus, "run.dir": root / name}
-            if "deepspeed" in settings:
-                settings["deepspeed"] = root / settings["deepspeed"]
+            given = BASE | changes | {"data.train": corpus, "run.dir": root / name}
+            if "deepspeed" in given:
+                given["deepspeed"] = root / given["deepspeed"]
             if name in PROFILED:
-                settings["train.profile"] = list(WINDOW)
+                given["train.profile"] = list(WINDOW)
             check = {"check": "no_service_is_imported"} if name == ALONE else {}
-            jobs.append({"train": arguments(settings)} | check)
+            jobs.append({"train": arguments(given)} | check)
         if ranks == 2 and TRACKERS:
             tracked = BASE | {"data.train": corpus, "run.dir": root / "tracked", "track.to": "wandb,mlflow"}
             for steps in (STEPS // 2, STEPS):

@@ -218,7 +218,7 @@ def weight_slices(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     if not _partitions(model):
         masters = _float32_masters(model)
         return {name: WeightSlice(masters.get(p, p), 0, p.numel()) for name, p in named}
-    if hasattr(zero, "grad_position"):
+    if any(hasattr(parameter, "ds_id") for _, parameter in named):  # stage 3
         return {name: _slice_of_stage_3(zero, parameter) for name, parameter in named}
     flat = [t for group in unwrap_optimizer(optimizer).param_groups for t in group["params"]]
     by_storage = {t.untyped_storage().data_ptr(): t for t in flat}
