@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrainConfig
+from awtpn.config.settings import ROLES, DataConfig, RunConfig, TrackConfig, TrainConfig
 from awtpn.learning.settings import AugmentConfig, LossConfig, OptimConfig, PrototypesConfig
 from awtpn.metrics.summary import check_best_by
 from awtpn.model.encoders.settings import encoder_settings
@@ -38,6 +38,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def remember_secrets(self) -> None:
         """Register the credentials in data URLs and options, so that `credentials.redact` hides them."""
@@ -48,8 +49,8 @@ class Config:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
         check_finite(self)
         self.encoder = encoder_settings(self.encoder)
-        sections = (self.task, self.model, self.prototypes, self.loss, self.optim, self.augment, self.train)
-        for section in (*sections, self.data.select):
+        sections = (self.task, self.model, self.prototypes, self.loss, self.optim, self.augment)
+        for section in (*sections, self.train, self.track, self.data.select):
             section.validate()
         if self.task.type is not None:  # else when the data is known
             self.check_task(self.task.type)
@@ -146,10 +147,11 @@ KEYS_SINCE: dict[str, dict[str, Any]] = {
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
     "optim": {"warmup_share": 0.05},
     "augment": asdict(AugmentConfig()),  # off
-    "train": {"best_by": None, "min_steps": 0, "patience": None, "ema_decay": 0.0},
+    "train": {"best_by": None, "min_steps": 0, "patience": None, "ema_decay": 0.0, "profile": None},
+    "track": asdict(TrackConfig()),  # it changes nothing that is learned
 }
 # Sections that an earlier version did not have.
-SECTIONS_SINCE = ("task", "augment")
+SECTIONS_SINCE = ("task", "augment", "track")
 
 
 def in_todays_form(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The configuration sections `run`, `data` and `train`; the docstring under each key is its `--help`."""
+"""The configuration sections `run`, `data`, `train` and `track`; the docstring of a key is its `--help`."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -12,6 +13,11 @@ ROLES = ("train", "val", "test")
 MOST_THREADS = 4096
 Precision = Literal["fp32", "bf16", "fp16", "float32", "bfloat16", "float16"]
 LONGEST_TIMEOUT = 1e8  # three years
+MOST_PROFILED = 100  # steps; a trace of more is too large to be opened
+TENSORBOARD = "tensorboard"
+TRACKERS = (TENSORBOARD, "wandb", "mlflow")
+# Of a project or experiment: MLflow puts the name into a query.
+PROJECT_NAME = re.compile(r"[\w .:/-]{1,100}")
 DEMO = "demo"
 # As data.train: corpora that are made on first use, and what `ensure_demo` calls each of them.
 DEMOS = {
@@ -144,6 +150,9 @@ class TrainConfig:
     """CPU threads of each rank; default: as the run started, else OMP_NUM_THREADS, else the usable cores."""
     compile: bool = False
     """Compile the model by torch.compile; needs a C++ compiler, and about a minute at the start."""
+    profile: list[int] | None = None
+    """[FROM, TO]: record these optimizer steps, counted from 1, by torch.profiler, and write a trace of each
+    rank into profile/ of the run folder, for Perfetto or TensorBoard. It slows down these steps alone."""
 
     def __post_init__(self) -> None:
         self.precision = cast(Precision, short_name(self.precision))
@@ -170,8 +179,56 @@ class TrainConfig:
             raise ValueError(f"train.ema_decay must lie in [0, 1), not {self.ema_decay}")
         if (self.threads or 1) > MOST_THREADS:
             raise ValueError(f"train.threads must be at most {MOST_THREADS}, not {self.threads}")
+        if self.profile is not None:
+            self.check_profile(self.profile)
         if self.skip_budget < 0 or not 0 < self.timeout <= LONGEST_TIMEOUT:
             raise ValueError(
                 "train.skip_budget must not be negative, and train.timeout must be above 0 and at most "
                 f"{LONGEST_TIMEOUT:.0e} seconds"
             )
+
+    @staticmethod
+    def check_profile(window: list[int]) -> None:
+        """Raise ValueError for a `profile` that is no window of steps."""
+        if len(window) != 2 or not 1 <= window[0] <= window[1]:
+            raise ValueError(
+                f"train.profile takes a first and a last step, counted from 1, such as [20, 24], not {window}"
+            )
+        if (steps := window[1] - window[0] + 1) > MOST_PROFILED:
+            raise ValueError(f"train.profile must name at most {MOST_PROFILED} steps, not {steps}")
+
+
+@dataclass
+class TrackConfig:
+    """Where a run is recorded besides its folder, and what is measured for the records alone."""
+
+    to: str | list[str] = TENSORBOARD
+    """Where settings and scalars go: tensorboard (always, in the run folder), wandb, mlflow; several with
+    commas. Servers and accounts are set by these services' own variables, such as WANDB_MODE and
+    MLFLOW_TRACKING_URI."""
+    project: str = "awtpn"
+    """Project of wandb, experiment of MLflow; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME have precedence."""
+    norms_every: int = 50
+    """Steps between norms of gradients and weights of the model's parts; 0: none."""
+
+    def __post_init__(self) -> None:
+        given = self.to.split(",") if isinstance(self.to, str) else self.to
+        named = [name.strip() if isinstance(name, str) else name for name in given]
+        # The event file belongs to the run folder: the report reads it.
+        self.to = list(dict.fromkeys([TENSORBOARD, *named]))
+
+    @property
+    def services(self) -> list[str]:
+        """Of `to`, without TensorBoard."""
+        return [name for name in self.to if name != TENSORBOARD]
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for settings that no run can have."""
+        if unknown := [name for name in self.to if name not in TRACKERS]:
+            raise ValueError(f"track.to takes {', '.join(TRACKERS)}, not {unknown[0]!r:.60}")
+        if not PROJECT_NAME.fullmatch(self.project):
+            raise ValueError(
+                f"track.project takes up to 100 letters, digits, spaces and -_.:/, not {self.project!r:.60}"
+            )
+        if self.norms_every < 0:
+            raise ValueError(f"track.norms_every must not be negative, but is {self.norms_every}")

@@ -7,4 +7,5 @@
   `modality_dropout`: hides modalities in training; `augmentation`: changes recordings in training
 - `prototypes`: initialization from data, class means and EMA update; `optimizer`: AdamW and its schedule;
   `averaging`: averaged weights; `data_scales`: scales that a model takes from its training data
+- `part_norms`: norms of gradients and weights by part of the model
 """

@@ -24,7 +24,14 @@ from awtpn.run.provenance import describe
 from awtpn.run.results import RESULTS_EVENTS
 from awtpn.tracking.log_lines import LossMeans, StepLines, epoch_line, epochs_per_line
 from awtpn.tracking.snapshot import Snapshot
-from awtpn.tracking.tensorboard import FOLDER, STEP_TAGS, FigureMode, TensorBoardWriter
+from awtpn.tracking.tensorboard import (
+    FOLDER,
+    STEP_TAGS,
+    FigureMode,
+    ScalarSink,
+    TensorBoardWriter,
+    ignore_scalars,
+)
 from shards import FeatureStream
 from shards.progress import on_terminal, progress_bar, write_line
 from shards.safe_io.bounded_json import parse_json
@@ -51,9 +58,17 @@ class Monitor:
         is_main: this is global rank 0.
         resumed_step: steps already done; lines and points of later steps, of an interrupted run, are dropped.
         total_steps: of the whole run, to show progress and the time left.
+        also: gets all scalars that TensorBoard gets.
     """
 
-    def __init__(self, run_dir: Path, is_main: bool, resumed_step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        is_main: bool,
+        resumed_step: int,
+        total_steps: int,
+        also: ScalarSink = ignore_scalars,
+    ) -> None:
         self.is_main, self.run_dir = is_main, run_dir
         self.last_lr: float | None = None
         """Learning rate of the step that the run resumes from; None if unknown."""
@@ -62,7 +77,7 @@ class Monitor:
         path = run_dir / "metrics.jsonl"
         self.last_lr = truncate_metrics(path, resumed_step)
         self.lines = path.open("a")
-        self.tensorboard = TensorBoardWriter(run_dir, resumed_step)
+        self.tensorboard = TensorBoardWriter(run_dir, resumed_step, also=also)
         self.on_terminal = on_terminal()
         self.bar = progress_bar("train", "step", total_steps, initial=resumed_step, show=self.on_terminal)
         self.step_lines = StepLines(total_steps)
@@ -97,8 +112,8 @@ class Monitor:
             )
         self.bar.update(1)
 
-    def log_throughput(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write scalars of several steps together, by tag; see `tracking.throughput.throughput`."""
+    def log_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write further scalars by tag, of a step or of those up to it."""
         if self.is_main:
             with naming_write_errors(self.run_dir):
                 self.tensorboard.log_scalars(step, scalars)
@@ -170,14 +185,19 @@ class Monitor:
                     file.close()
 
 
-def log_results(run_dir: Path, results: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
+def log_results(
+    run_dir: Path,
+    results: Mapping[str, Any],
+    snapshots: Mapping[str, Snapshot],
+    also: ScalarSink = ignore_scalars,
+) -> None:
     """Write `results.json`'s metrics and their figures to TensorBoard; called on the main rank only.
 
     They have an event file of their own, which replaces that of earlier results.
     """
     earlier = list((run_dir / FOLDER).glob(f"*{RESULTS_EVENTS}"))
     with naming_write_errors(run_dir):
-        with contextlib.closing(TensorBoardWriter(run_dir, suffix=RESULTS_EVENTS)) as writer:
+        with contextlib.closing(TensorBoardWriter(run_dir, suffix=RESULTS_EVENTS, also=also)) as writer:
             writer.log_results(results, snapshots)
         for file in earlier:
             file.unlink()

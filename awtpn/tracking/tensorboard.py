@@ -1,6 +1,7 @@
 """What a run writes to TensorBoard, and under which tags.
 
     loss/ optim/            each optimizer step
+    grad_norm/ weight_norm/ of the model's parts, every track.norms_every steps
     data/ system/           every train.log_every steps
     epoch/                  mean losses of each epoch's steps, since the run began or resumed
     val/                    metrics, reliability weights and figures of each validation
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,9 @@ from shards.safe_io import markdown
 from shards.safe_io.printable import printable, printable_lines
 
 FigureMode = Literal["auto", "always", "never"]  # the values of train.pictures
+
+# Gets a step and its scalars by tag.
+ScalarSink = Callable[[int, Mapping[str, float | None]], None]
 
 FOLDER = "tensorboard"
 # The tag of each value of a metrics.jsonl line.
@@ -81,6 +85,10 @@ DRAWING_SHARE, LAST_DRAWING_SHARE = 0.01, 0.1  # of a run's time
 FIRST_DRAWING_S = 1.0  # estimate for the first drawing, which imports matplotlib
 
 
+def ignore_scalars(step: int, scalars: Mapping[str, float | None]) -> None:
+    """A ScalarSink that does nothing."""
+
+
 class TensorBoardWriter:
     """Writes one event file, and the projector's files beside it. Only the main rank makes one.
 
@@ -89,9 +97,17 @@ class TensorBoardWriter:
         resumed_step: steps already done. TensorBoard then hides later points, which an interrupted run left.
             None hides none.
         suffix: of the event file's name.
+        also: gets every step and its scalars, too.
     """
 
-    def __init__(self, run_dir: Path, resumed_step: int | None = None, suffix: str = "") -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        resumed_step: int | None = None,
+        suffix: str = "",
+        also: ScalarSink = ignore_scalars,
+    ) -> None:
+        self.also = also
         self.folder = run_dir / FOLDER
         purge = None if resumed_step is None else resumed_step + 1
         self.writer = SummaryWriter(
@@ -112,7 +128,9 @@ class TensorBoardWriter:
             for tag, value in scalars.items()
             if value is not None
         ]
-        self.events.add_summary(Summary(value=values), step)
+        if values:
+            self.events.add_summary(Summary(value=values), step)
+            self.also(step, scalars)
 
     def log_settings(
         self,

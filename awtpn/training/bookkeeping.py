@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from awtpn.distributed.engines import unwrap
 from awtpn.distributed.replicas import find_divergent_replicas, resync_from_rank0
 from awtpn.learning.optimizer import schedule_change
+from awtpn.learning.part_norms import norms_by_tag
 from awtpn.run.data import remarks_on_splits
 from awtpn.run.demos import hidden_by_demo
 from awtpn.tracking.log_lines import epochs_per_line
 from awtpn.tracking.monitor import Monitor
-from awtpn.tracking.throughput import memory, throughput
+from awtpn.tracking.throughput import WORK, memory, throughput
 from awtpn.training.damaged_data import account_for_damaged
 from awtpn.training.run_state import Run
 from shards.safe_io.printable import plural, printable
@@ -78,14 +81,15 @@ def flush(run: Run, monitor: Monitor) -> None:
     damaged = [len(s["damaged"]) for s in steps]
     work = np.stack([s["work"] for s in steps])
     # One collective for all pending steps. A row per step: its loss terms, data_wait, the number of its
-    # damaged utterances, and its work.
-    reduced = run.world.sum(np.column_stack([terms, waits, damaged, work]))
+    # damaged utterances, its work, and the squares of the model's parts, if a step measured any.
+    reduced = run.world.sum(np.column_stack([terms, waits, damaged, work, squares_of(run, steps)]))
     seconds, run.since = time.perf_counter() - run.since, time.perf_counter()
     utterances = sum(s["utterances"] for s in steps)
     rate = utterances / max(seconds, 1e-9)
     count = len(run.terms)
+    reduced, squares = np.split(reduced, [count + 2 + len(WORK)], axis=1)
     weights = np.array(run.config.loss.weights(run.terms))
-    for s, row in zip(steps, reduced, strict=True):
+    for s, row, of_parts in zip(steps, reduced, squares, strict=True):
         shares, (wait, lost) = row[:count], row[count : count + 2]
         loss = float(shares @ weights)
         grad_norm = math.nan if s["grad_norm"] is None else float(s["grad_norm"])
@@ -103,6 +107,8 @@ def flush(run: Run, monitor: Monitor) -> None:
             | {"utterances_per_s": rate, "data_wait": wait},
             s["utterances"],
         )
+        if run.norms is not None and s["squares"] is not None:
+            monitor.log_scalars(s["step"], norms_by_tag(run.norms.parts, of_parts.tolist(), grad_norm))
         if not finite:
             run.position.left_out += 1
             account_for_skipped(run, monitor, s, loss)
@@ -123,8 +129,21 @@ def flush(run: Run, monitor: Monitor) -> None:
         for line in account_for_damaged(found, run.damaged, run.position, budget, url):
             monitor.print(line)
     figures = throughput(seconds, utterances, wait, total_work) | memory(run.world.device)
-    monitor.log_throughput(s["step"], figures)
+    monitor.log_scalars(s["step"], figures)
     monitor.flush(seconds)
+
+
+def squares_of(run: Run, steps: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """This rank's share of each step's squares of `PartNorms`, [steps, 2 * parts], or [steps, 0].
+
+    The number of a step alone decides whether it was measured, so all ranks give the same shape.
+    """
+    if run.norms is None or all(s["squares"] is None for s in steps):
+        return np.zeros((len(steps), 0))
+    none = torch.zeros(2, len(run.norms.parts), dtype=torch.float64, device=run.world.device)
+    measured = torch.stack([none if s["squares"] is None else s["squares"] for s in steps])
+    shares = measured.flatten(1).cpu().numpy()
+    return shares if run.engine.partitions_weights else shares / run.world.size
 
 
 def log_epoch(

@@ -20,8 +20,11 @@ from awtpn.distributed.engines import ENGINES, Engine
 from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
+from awtpn.learning.part_norms import PartNorms
 from awtpn.learning.settings import CROSS_MODAL, terms_of
 from awtpn.run.position import Position
+from awtpn.tracking.profile import StepProfiler
+from awtpn.tracking.trackers import Trackers
 from shards import FeatureStream
 
 
@@ -58,6 +61,12 @@ class Run:
     """What the best checkpoint in `position` was chosen by, and is another one now: data or metric."""
     continues: bool = False
     """It begins as the model of features that `run.init_from` names, with the encoders of these features."""
+    norms: PartNorms | None = None
+    """Measures the norms of the model's parts, in the steps of `track.norms_every`."""
+    profiler: StepProfiler = field(default_factory=StepProfiler)
+    """Records the steps of `train.profile`."""
+    trackers: Trackers = field(default_factory=Trackers)
+    """The services of `track.to`; none but on the main rank."""
     pending: list[dict[str, Any]] = field(default_factory=list)
     """What `train_step` found of each step that `flush` has not written yet; tensors are on the device."""
     damaged: dict[str, str] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from awtpn.config.schema import Config
 from awtpn.config.settings import TrainConfig
@@ -23,7 +24,8 @@ from awtpn.distributed.cpu_threads import (
     make_piece_threads,
     usable_cores,
 )
-from awtpn.distributed.engines import ENGINES
+from awtpn.distributed.engines import ENGINES, Engine, unwrap
+from awtpn.distributed.engines.base import unwrap_optimizer
 from awtpn.distributed.replicas import broadcast_from_rank0
 from awtpn.distributed.stopping import StopFlag
 from awtpn.distributed.watchdog import Watchdog
@@ -37,6 +39,7 @@ from awtpn.learning.data_scales import (
     set_statistics_of_encoders,
 )
 from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.part_norms import PartNorms, part_of
 from awtpn.metrics.summary import check_best_by
 from awtpn.model import files
 from awtpn.model.base import EmotionModel
@@ -62,6 +65,8 @@ from awtpn.run.demos import located_encoder
 from awtpn.run.folder import resolve_resume, rewind_run_folder, run_on_rank0
 from awtpn.run.position import Position
 from awtpn.tracking.monitor import write_status
+from awtpn.tracking.profile import StepProfiler, check_window
+from awtpn.tracking.services import check_installed
 from awtpn.training.held_out import check_held_out
 from awtpn.training.run_state import Run
 from awtpn.training.skipped_steps import check_finite_start, check_statistics
@@ -92,6 +97,7 @@ def setup(
             unchanged then.
     """
     engine = ENGINES[world.engine]
+    run_on_rank0(world, lambda: check_installed(config.track.services))
     resumed, position = run_on_rank0(world, lambda: resolve_resume(config, run_dir))
 
     train = open_training_stream(config, world, position)
@@ -144,12 +150,14 @@ def setup(
     wrapped, wrapped_optimizer = engine.wrap(accelerator, model, optimizer, config.train.precision)
     if resumed:
         checkpoint.load_optimizer(resumed, wrapped, wrapped_optimizer, engine=engine)
+    norms = measure_norms(engine, wrapped, wrapped_optimizer) if config.track.norms_every else None
 
     threads, pieces = set_threads(config, world, layout, position)
     balanced = config.loss.class_weights == "balanced"
     class_weights = run_on_rank0(world, lambda: balanced_weights(train)) if balanced else None
     # Only now: a start that is refused must not change the records of a run in this folder.
     total = total_steps(config.train, position, train.steps_per_epoch)
+    check_window(config.train.profile, total)
     done = position.step >= total and not changed
     run_on_rank0(world, lambda: rewind_run_folder(config, run_dir, resumed, position, done=done))
     return Run(
@@ -183,6 +191,21 @@ def setup(
         best_by=best_by,
         changed=changed,
         continues=continues,
+        norms=norms,
+        profiler=StepProfiler(config.train.profile, run_dir, world.rank),
+    )
+
+
+def measure_norms(engine: Engine, model: nn.Module, optimizer: torch.optim.Optimizer) -> PartNorms:
+    """What measures the norms of the model's parts; the engine has wrapped model and optimizer."""
+    inner = unwrap(model)
+    part = partial(part_of, modalities=list(inner.feature_dims), heads=inner.heads)
+    trained = [name for name, parameter in inner.named_parameters() if parameter.requires_grad]
+    return PartNorms(
+        unwrap_optimizer(optimizer),
+        engine.weight_slices(model, optimizer),
+        part,
+        sorted({part(name) for name in trained}),
     )
 
 

@@ -62,6 +62,10 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
     set_learning_rate(run.optimizer, lr)
     # All ranks run equally many passes: under ZeRO-3 each is a collective. The last ones may be empty.
     parts += [[]] * (info.passes - len(parts))
+    every = config.track.norms_every
+    if run.norms is not None and every and (position.step + 1) % every == 0:
+        # Before backward, which under DeepSpeed calls the optimizer.
+        run.norms.begin(run.world.device)
     terms, nonfinite, sums = forward_backward(run, batch, parts, info)
     grad_norm = run.engine.clip_and_step(run.accelerator, run.model, run.optimizer, config.optim.grad_clip)
     if sums is not None:
@@ -75,6 +79,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
             "keys": batch.key,
             "lr": lr,
             "grad_norm": grad_norm,
+            "squares": None if run.norms is None else run.norms.take(),
             "fingerprint": f"{info.fingerprint:016x}",
             "utterances": info.utterances,
             "empty": info.empty,

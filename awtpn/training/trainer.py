@@ -41,6 +41,7 @@ from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
 from awtpn.tracking.tensorboard import wants_figures
+from awtpn.tracking.trackers import open_trackers
 from awtpn.training.best_checkpoint import forget_best, is_best, record_best
 from awtpn.training.bookkeeping import announce, check_replicas, flush, log_epoch
 from awtpn.training.demo_tour import show_tour
@@ -75,7 +76,11 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
         run_dir = prepare_run_dir(config, world)
         keep_settings_of_run(config, run_dir, world)
         with exclusive_run(run_dir, world):
-            return train(setup(config, accelerator, world, layout, run_dir, stop))
+            run = setup(config, accelerator, world, layout, run_dir, stop)
+            try:
+                return train(run)
+            finally:
+                run.trackers.close()
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -88,6 +93,7 @@ def train(run: Run) -> dict[str, Any]:
 
     set_status("running")
     try:
+        run_on_rank0(run.world, partial(start_tracking, run))
         fit(run)
         check_any_step_counted(run.position)
         results = test(run)
@@ -114,6 +120,11 @@ def train(run: Run) -> dict[str, Any]:
     return results
 
 
+def start_tracking(run: Run) -> None:
+    """Open the run at the services of `track.to`, or continue it there; on the main rank."""
+    run.trackers = open_trackers(run.config, run.dir, resumes=run.position.step > 0)
+
+
 def saved_step(run: Run) -> int:
     """The step that the run would be resumed at."""
     latest = checkpoint.find_latest(run.checkpoints)
@@ -131,7 +142,7 @@ def fit(run: Run) -> None:
     """
     position, options = run.position, run.config.train
     check_stop(run)
-    monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps)
+    monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps, run.trackers.log)
     try:
         announce(run, monitor)
         prototypes = find_prototypes(unwrap(run.model))
@@ -173,6 +184,7 @@ def fit(run: Run) -> None:
                 check_stop(run)  # after another epoch, the next step tells of a signal, and then saves
             run.since = time.perf_counter()
     finally:
+        run.profiler.close()
         monitor.close()
 
 
@@ -198,9 +210,10 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
     for _ in range(position.epoch_step, run.train.steps_per_epoch):
         if position.step >= run.total_steps:
             break
-        asked = time.perf_counter()
-        batch = next(batches)
-        info = train_step(run, batch, data_wait=time.perf_counter() - asked)
+        with run.profiler.step(position.step + 1):
+            asked = time.perf_counter()
+            batch = next(batches)
+            info = train_step(run, batch, data_wait=time.perf_counter() - asked)
         run.watchdog.beat()
         position.step += 1
         position.epoch_step += 1
@@ -391,7 +404,7 @@ def test(run: Run) -> dict[str, Any]:
         results[role]["reliability_auroc"] = reliability_auroc(model, stream, run.world)
     if run.world.is_main:
         write_results(run.dir, results)
-        log_results(run.dir, results, snapshots)
+        log_results(run.dir, results, snapshots, run.trackers.log)
         best_by, network = "" if run.val is None else run.best_by, run.config.model.name
         print_results(run.dir, results, run.card["dataset"], best_by, network)
     return results

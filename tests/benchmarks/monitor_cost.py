@@ -31,7 +31,7 @@ from shards.safe_io.markdown import bold, table
 # The timed functions: module or class that holds the name, name, and purpose. None of them calls another.
 PARTS: list[tuple[Any, str, str]] = [
     (monitor.Monitor, "log_step", "scalars of each step"),
-    (monitor.Monitor, "log_throughput", "throughput, memory"),
+    (monitor.Monitor, "log_scalars", "throughput, memory"),
     (step, "batch_cost", "FLOPs, bytes and padding of each step"),
     (SnapshotCollector, "add", "collecting in validations"),
     (SnapshotCollector, "gather", "gathering over ranks"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -219,3 +220,9 @@ def make_recordings_and_encoders(job: dict[str, Any]) -> None:
 def damage_beyond_the_budget_stops_all(job: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"training utterances are damaged or missing, more than"):
         trainer.main(job["train"])
+
+
+def no_service_is_imported(job: dict[str, Any]) -> None:
+    """A run that names no tracker waits for the import of none."""
+    trainer.main(job["train"])
+    assert not {"wandb", "mlflow"}.intersection(sys.modules)

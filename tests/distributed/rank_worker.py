@@ -31,10 +31,12 @@ from ranks_support import DONE
 from support import LIMIT, poison
 
 from awtpn.config import command_line
+from awtpn.distributed.engines.deepspeed import import_deepspeed
 from awtpn.run import provenance
 from awtpn.training import setup, trainer
 from shards import FeatureBatch
 
+import_deepspeed()
 # Slow to import, and otherwise imported late: once, before the forks, instead of once for every job.
 for module in (
     "deepspeed.runtime.zero.muon.muon_optimizer",

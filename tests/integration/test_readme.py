@@ -324,6 +324,17 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn train --data.train data/demo3 --model.modalities audio,video,text": Run(
         append=f"--run.dir runs/demo3 {SHORT}", makes="runs/demo3", says="informative text steps: AUROC"
     ),
+    # Trackers; norms and traces.
+    'pip install "awtpn-at-scale[trackers]"': Installs(),
+    "awtpn train --config configs/meld.yaml --track.to wandb,mlflow --run.dir runs/meld": Elsewhere(
+        ["distributed/test_records.py::test_trackers_get_what_tensorboard_gets"]
+    ),
+    "awtpn train --config configs/meld.yaml --train.profile '[20, 24]' --run.dir runs/meld-profile": Run(
+        swap={"[20, 24]": "[1, 2]"},
+        append=SHORT,
+        makes="runs/meld-profile",
+        leaves="runs/meld-profile/profile/rank-0.steps-1-2.pt.trace.json",
+    ),
     # Fault tolerance; Reproducibility across layouts.
     "awtpn doctor": Run(says="matrix products repeat bit for bit"),
     "awtpn compare RUN_A RUN_B": Run(

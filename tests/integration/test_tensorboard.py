@@ -49,7 +49,10 @@ def test_every_page_is_served_our_data(address: str, runs: Path) -> None:
     listing = browser.fetch(address, "data/plugins_listing")
     assert [page for page in PAGES if not listing[page]["enabled"]] == []
     groups = {tag.partition("/")[0] for tag in browser.fetch(address, "data/plugin/scalars/tags")[RUN]}
-    of_steps, of_epochs = {"loss", "optim", "data", "system"}, {"epoch", "prototypes", "val", "val_f1"}
+    of_steps, of_epochs = (
+        {"loss", "optim", "data", "system", "grad_norm", "weight_norm"},
+        {"epoch", "prototypes", "val", "val_f1"},
+    )
     assert groups == {*of_steps, *of_epochs, "results"}
 
     points = fetch("plugin/scalars/scalars", tag="loss/total")

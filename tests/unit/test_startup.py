@@ -16,7 +16,7 @@ import shards
 
 HEAVY = [
     *("torch", "av", "h5py", "transformers", "matplotlib", "jsonargparse", "deepspeed", "accelerate"),
-    "aiohttp",
+    *("aiohttp", "wandb", "mlflow"),
 ]
 # One process, since imports cannot be undone. Each line of its output is what is loaded by then.
 PROBE = f"""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -154,6 +154,28 @@ def clip_and_step(
     optimizer.step()
     optimizer.zero_grad()
     return norm
+
+
+class WeightSlice(NamedTuple):
+    """Where a parameter's elements are in a tensor that the optimizer updates: those that this rank holds."""
+
+    tensor: Tensor
+    """Of any shape; `start` counts in its flattened form."""
+    start: int
+    length: int
+
+
+def weight_slices(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, WeightSlice]:
+    """By name of each trained parameter the part that this rank updates; no collective.
+
+    If the engine has `partitions_weights`, each element is in the slice of one rank, otherwise of every rank.
+    """
+    return {name: WeightSlice(p, 0, p.numel()) for name, p in trained_parameters(unwrap(model))}
+
+
+def trained_parameters(model: EmotionModel) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters that the optimizer updates."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 # --- State ---------------------------------------------------------------------------------------
@@ -309,6 +331,9 @@ class Engine:
     make_accelerator: Callable[..., Accelerator] = make_accelerator
     wrap: Callable[..., tuple[nn.Module, torch.optim.Optimizer]] = wrap
     clip_and_step: Callable[[Accelerator, nn.Module, torch.optim.Optimizer, float], Any] = clip_and_step
+    weight_slices: Callable[[nn.Module, torch.optim.Optimizer], dict[str, WeightSlice]] = weight_slices
+    partitions_weights: bool = False
+    """Each rank updates a part of the weights; otherwise every rank updates all of them."""
     gather_state: Callable[[nn.Module, torch.optim.Optimizer, bool], State] = gather_state
     set_state: Callable[..., None] = set_state
     swap_averages: Callable[[nn.Module, torch.optim.Optimizer], None] = swap_averages

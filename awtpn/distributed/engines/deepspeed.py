@@ -7,6 +7,7 @@ weights themselves. At stage 0 in half precision it keeps whole float32 masters 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -30,7 +31,9 @@ from awtpn.distributed.engines.base import (
     Engine,
     MemoryUse,
     State,
+    WeightSlice,
     saved_parameters,
+    trained_parameters,
     unwrap,
     unwrap_optimizer,
 )
@@ -62,6 +65,7 @@ def make_accelerator(
         _set_rendezvous_of_one()
     base.ignore_deprecations()
     _hide_warnings_that_do_not_apply()
+    import_deepspeed()
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     if not on_gpu:
         load_communication_op()
@@ -74,6 +78,18 @@ def make_accelerator(
         raise ValueError("DeepSpeed was asked for, but Accelerate did not take it up")
     accelerator.gradient_accumulation_steps = settings["gradient_accumulation_steps"]
     return accelerator
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed without MLflow, which its autotuner would import for 1.4 s where it is installed."""
+    hides = "mlflow" not in sys.modules
+    if hides:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # then its import fails, and DeepSpeed goes on
+    try:
+        importlib.import_module("deepspeed")
+    finally:
+        if hides:
+            del sys.modules["mlflow"]
 
 
 def _hide_warnings_that_do_not_apply() -> None:
@@ -194,6 +210,33 @@ def clip_and_step(
     """
     # Under DeepSpeed, this method of Accelerate's only reads the norm; it ignores `max_norm`.
     return accelerator.clip_grad_norm_(model.parameters(), max_norm)
+
+
+def weight_slices(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, WeightSlice]:
+    """See `base`. From stage 1, the optimizer updates a flat float32 tensor for each group of parameters."""
+    named, zero = trained_parameters(unwrap(model)), getattr(model, "optimizer", None)
+    if not _partitions(model):
+        masters = _float32_masters(model)
+        return {name: WeightSlice(masters.get(p, p), 0, p.numel()) for name, p in named}
+    if any(hasattr(parameter, "ds_id") for _, parameter in named):  # stage 3
+        return {name: _slice_of_stage_3(zero, parameter) for name, parameter in named}
+    flat = [t for group in unwrap_optimizer(optimizer).param_groups for t in group["params"]]
+    by_storage = {t.untyped_storage().data_ptr(): t for t in flat}
+    found = {}
+    for name, parameter in named:
+        own: Any = getattr(parameter, "_hp_mapping", None)
+        if own is not None:  # else all of it is in the partitions of other ranks
+            where, storage = own.hp_fragment_address, own.hp_fragment.untyped_storage()
+            found[name] = WeightSlice(by_storage[storage.data_ptr()], where.start, where.numel)
+    return found
+
+
+def _slice_of_stage_3(zero: Any, parameter: Any) -> WeightSlice:
+    group, start, size = zero.grad_position[zero.get_param_id(parameter)]
+    # Where the ranks do not divide its elements, the last partitions are padded.
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    length = min(max(parameter.ds_numel - rank * size, 0), size)
+    return WeightSlice(zero.fp32_partitioned_groups_flat[group], start, length)
 
 
 # --- State ---------------------------------------------------------------------------------------
@@ -401,6 +444,8 @@ ZERO_STAGES = [
         make_accelerator=make_accelerator,
         wrap=wrap,
         clip_and_step=clip_and_step,
+        weight_slices=weight_slices,
+        partitions_weights=stage > 0,
         gather_state=gather_state,
         set_state=set_state,
         swap_averages=swap_averages,

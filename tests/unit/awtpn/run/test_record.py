@@ -42,7 +42,7 @@ def test_settings_that_are_none_are_refused_in_one_line(text: str, tmp_path: Pat
 def test_settings_that_lack_a_section_are_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text("model: {shared_dim: 8}\n")
     model = KEYS_SINCE["model"] | {"shared_dim": 8}
-    later = {section: KEYS_SINCE[section] for section in ("task", "augment")}
+    later = {section: KEYS_SINCE[section] for section in ("task", "augment", "track")}
     assert read_settings(tmp_path) == {"model": model} | later
     with pytest.raises(ValueError, match="no settings of data"):
         read_section(tmp_path, "data")

@@ -89,7 +89,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, is_main=False, resumed_step=0, total_steps=5)
     monitor.log_step(line(1), 32)
     monitor.flush(seconds=1.0)
-    monitor.log_throughput(1, {"system/memory_gib": 1.0})
+    monitor.log_scalars(1, {"system/memory_gib": 1.0})
     assert not monitor.wants_figures("always", last=True)
     monitor.log_validation(1, METRICS, snapshot())
     monitor.log_epoch(Position(1), 2, METRICS, True, 1.0)

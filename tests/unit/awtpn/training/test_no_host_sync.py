@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_iter
 
 from awtpn.config.schema import Config
 from awtpn.config.settings import TrainConfig
+from awtpn.distributed.engines import ENGINES
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig, PrototypesConfig
 from awtpn.metrics.classification import count_confusion
@@ -33,6 +34,7 @@ from awtpn.model import attention
 from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.training.run_state import Run
+from awtpn.training.setup import measure_norms
 from awtpn.training.step import train_step
 
 META = torch.device("meta")
@@ -173,6 +175,20 @@ def test_a_step_never_waits_for_the_device(settings: dict[str, Any], monkeypatch
     assert run.pending[0]["grad_norm"].device == run.pending[0]["nonfinite"].device == META
     # Forward and both halves of backward, for two modalities and two steps.
     assert len(launched) == (12 if form == "fused" else 0)
+
+
+def test_norms_of_parts_never_wait() -> None:
+    run = meta_run(torch.float32, 1)
+    run.norms = measure_norms(ENGINES["none"], run.model, run.optimizer)
+    run.config.track.norms_every = 2
+    of = batch(utterances(LENGTHS, dtype=torch.float16), LABELS)
+    with no_waiting():
+        for _ in range(2):
+            train_step(run, of.to(META, non_blocking=True), data_wait=0.0)
+            run.position.step += 1
+    first, second = (figures["squares"] for figures in run.pending)
+    assert first is None
+    assert (second.device, second.shape) == (META, (2, len(run.norms.parts)))
 
 
 def test_a_batch_without_utterances_never_waits() -> None:
