@@ -51,9 +51,17 @@ class Monitor:
         is_main: this is global rank 0.
         resumed_step: steps already done; lines and points of later steps, of an interrupted run, are dropped.
         total_steps: of the whole run, to show progress and the time left.
+        largest_events: in bytes; TensorBoard's writer begins a new event file when one is larger.
     """
 
-    def __init__(self, run_dir: Path, is_main: bool, resumed_step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        is_main: bool,
+        resumed_step: int,
+        total_steps: int,
+        largest_events: int | None = None,
+    ) -> None:
         self.is_main, self.run_dir = is_main, run_dir
         self.last_lr: float | None = None
         """Learning rate of the step that the run resumes from; None if unknown."""
@@ -62,7 +70,7 @@ class Monitor:
         path = run_dir / "metrics.jsonl"
         self.last_lr = truncate_metrics(path, resumed_step)
         self.lines = path.open("a")
-        self.tensorboard = TensorBoardWriter(run_dir, resumed_step)
+        self.tensorboard = TensorBoardWriter(run_dir, resumed_step, largest=largest_events)
         self.on_terminal = on_terminal()
         self.bar = progress_bar("train", "step", total_steps, initial=resumed_step, show=self.on_terminal)
         self.step_lines = StepLines(total_steps)
@@ -113,6 +121,7 @@ class Monitor:
             return
         with naming_write_errors(self.run_dir):
             self.lines.flush()
+            self.tensorboard.begin_new_file_if_large()
         if self.on_terminal:
             last = self.step_lines.last
             loss = math.nan if last["loss"] is None else last["loss"]

@@ -89,10 +89,17 @@ class TensorBoardWriter:
         resumed_step: steps already done. TensorBoard then hides later points, which an interrupted run left.
             None hides none.
         suffix: of the event file's name.
+        largest: in bytes; `begin_new_file_if_large` begins a new event file when one is larger. None: never.
     """
 
-    def __init__(self, run_dir: Path, resumed_step: int | None = None, suffix: str = "") -> None:
-        self.folder = run_dir / FOLDER
+    def __init__(
+        self,
+        run_dir: Path,
+        resumed_step: int | None = None,
+        suffix: str = "",
+        largest: int | None = None,
+    ) -> None:
+        self.folder, self.suffix, self.largest = run_dir / FOLDER, suffix, largest
         purge = None if resumed_step is None else resumed_step + 1
         self.writer = SummaryWriter(
             str(self.folder), purge_step=purge, max_queue=1_000, flush_secs=10, filename_suffix=suffix
@@ -104,6 +111,19 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         self.writer.close()
+
+    def begin_new_file_if_large(self) -> None:
+        """Begin a new event file, which continues the last, so that a copy of it elsewhere is sent in pieces."""
+        if self.largest is None:
+            return
+        files = [path.stat() for path in self.folder.glob("events.out.tfevents.*")]
+        if max(files, key=lambda found: found.st_mtime_ns).st_size < self.largest:
+            return
+        self.writer.close()
+        self.writer = SummaryWriter(
+            str(self.folder), max_queue=1_000, flush_secs=10, filename_suffix=self.suffix
+        )
+        self.events = self.writer.file_writer
 
     def log_scalars(self, step: int, scalars: Mapping[str, float | None]) -> None:
         """Write scalars by tag as one event, which is much faster than `add_scalar` for each."""

@@ -22,6 +22,7 @@ from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
 from awtpn.learning.settings import CROSS_MODAL, terms_of
 from awtpn.run.position import Position
+from awtpn.run.remote.session import RemoteRun
 from shards import FeatureStream
 
 
@@ -68,6 +69,13 @@ class Run:
     """When the oldest pending step began."""
     counted: float = field(default_factory=time.perf_counter)
     """`position` counts the run's time up to this moment."""
+    remote: RemoteRun | None = None
+    """What is at the URL, if `run.dir` is one; on all ranks or on none."""
+
+    @property
+    def stops(self) -> bool:
+        """This rank asks all to stop: it got a signal, or a checkpoint could not be sent to the URL."""
+        return self.stop.is_set() or (self.remote is not None and self.remote.failure is not None)
 
     @property
     def terms(self) -> tuple[str, ...]:

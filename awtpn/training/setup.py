@@ -59,7 +59,7 @@ from awtpn.run.data import (
     validation_data,
 )
 from awtpn.run.demos import located_encoder
-from awtpn.run.folder import resolve_resume, rewind_run_folder, run_on_rank0
+from awtpn.run.folder import agree_on_resume, rewind_run_folder, run_on_rank0
 from awtpn.run.position import Position
 from awtpn.tracking.monitor import write_status
 from awtpn.training.held_out import check_held_out
@@ -92,7 +92,7 @@ def setup(
             unchanged then.
     """
     engine = ENGINES[world.engine]
-    resumed, position = run_on_rank0(world, lambda: resolve_resume(config, run_dir))
+    resumed, position = agree_on_resume(config, run_dir, world)
 
     train = open_training_stream(config, world, position)
     task = run_on_rank0(world, lambda: learnable_task(config, train))
