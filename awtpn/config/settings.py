@@ -53,7 +53,7 @@ class RunConfig:
             )
         if self.local_dir is not None and not (self.dir and is_remote(self.dir)):
             raise ValueError(
-                "run.local_dir is the local folder of a run whose run.dir is a URL: name the folder as run.dir"
+                "run.local_dir is for a run whose run.dir is a URL: name the folder as run.dir instead"
             )
 
 

@@ -77,7 +77,7 @@ def run_on_rank0(world: World, action: Callable[[], T]) -> T:
 
 
 def prepare_run_dir(config: Config, world: World) -> Path:
-    """Agree on the run folder, or on this host's folder where run.dir is a URL; check the cluster on every rank.
+    """Agree on the run folder, and check the cluster on every rank; of a URL it is the folder of this host.
 
     Raises:
         ValueError: the run cannot work; gives causes and fixes, on every rank.
@@ -247,7 +247,7 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
 
 
 def agree_on_resume(config: Config, run_dir: Path, world: World) -> tuple[Path | None, Position]:
-    """`resolve_resume` by the main rank, for every rank; a checkpoint of the run's own is of this host's folder.
+    """`resolve_resume` of the main rank; where run.dir is a URL, a path in the folder of this host.
 
     Raises:
         ValueError: as `resolve_resume`, on every rank.

@@ -113,7 +113,7 @@ class TensorBoardWriter:
         self.writer.close()
 
     def begin_new_file_if_large(self) -> None:
-        """Begin a new event file, which continues the last, so that a copy of it elsewhere is sent in pieces."""
+        """Begin a new event file where the last is larger than `largest`: files at a URL are sent whole."""
         if self.largest is None:
             return
         files = [path.stat() for path in self.folder.glob("events.out.tfevents.*")]

@@ -205,9 +205,9 @@ def raise_stopped(run: Run) -> NoReturn:
         Stopped: by a signal.
         UploadFailed: a checkpoint could not be sent to the URL of the run folder.
     """
-    if run.remote is not None:
-        if failure := run.world.broadcast_object(run.remote.failure):  # which only the main rank knows
-            raise UploadFailed(run.remote.explain(failure))
+    # Only the main rank knows of a failure. `run.remote` is None on all ranks or on none.
+    if run.remote is not None and (failure := run.world.broadcast_object(run.remote.failure)):
+        raise UploadFailed(run.remote.explain(failure))
     raise Stopped
 
 

@@ -112,8 +112,8 @@ def acquire(
             signs += any(known is not None and known.get(n, at) != at for n, at in blocking.items())
             if signs >= SIGNS_OF_LIFE:
                 raise ValueError(
-                    f"{store.url} is in use: {_who(store, blocking)}. Choose another run.dir, or end that job "
-                    "first"
+                    f"{store.url} is in use: {_who(store, blocking)}. Choose another run.dir, or end that "
+                    "job first"
                 )
             known = (known or {}) | blocking
             if blocking and not told:

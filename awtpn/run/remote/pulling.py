@@ -1,9 +1,9 @@
 """From the URL of a run into a local folder, and which of the two is right where they differ.
 
 The rule: **the URL wins, unless the local folder holds a whole checkpoint of the same run with more steps.**
-The local folder then is used as it is, and sent. Run folders are the same run if their `run.json` has the same
-ID; a local folder with another one is moved aside, never deleted. A local folder without `run.json` (a run
-that was local so far) becomes the run of a URL that holds none.
+The local folder then is used as it is, and sent. Run folders are the same run if their `run.json` has the
+same ID; a local folder with another one is moved aside, never deleted. A local folder without `run.json` (a
+run that was local so far) becomes the run of a URL that holds none.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def pull_checkpoint(store: Store, root: Path, entry: Entry) -> Path:
         return checkpoints.fetch(store, entry, root)
     except ValueError as error:
         raise ValueError(
-            f"{error}; the run cannot go on from {entry.name}: start it again in another run.dir, or with its "
-            f"last whole checkpoint as --run.resume: awtpn runs pull fetches what is there"
+            f"{error}; the run cannot go on from {entry.name}: choose another run.dir; with --run.resume it "
+            "goes on from another checkpoint, which `awtpn runs pull --checkpoint NAME` fetches"
         ) from None
 
 

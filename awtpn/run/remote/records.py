@@ -23,7 +23,7 @@ METRICS = "metrics.jsonl"
 PART_BYTES = 4 << 20
 METRICS_PART = re.compile(r"metrics(?:-(\d{5}))?\.jsonl")
 RUN_FILE = "run.json"  # names the run: see `session`
-# What belongs to a run, in its folder at the URL and in the local one; nothing else is sent, fetched or removed.
+# What belongs to a run, at the URL and in the local folder; nothing else is sent, fetched or removed.
 RECORD = re.compile(
     r"config(-\d+)?\.yaml|status\.json|results\.json|metrics(-\d{5})?\.jsonl|predictions-[\w-]+\.jsonl"
     r"|report\.(html|md)|tensorboard/.+|stacks/.+|earlier-results-\d{8}-\d{6}/.+"

@@ -29,8 +29,8 @@ from shards.storage.credentials import redact
 from shards.storage.store import Store
 
 STAGING = ".sending"  # in the local run folder: hard links to the files of checkpoints that wait
-# Each attempt of a checkpoint repeats its requests by itself (`shards.storage.retry`), and does not send again
-# the files that arrived.
+# Each attempt of a checkpoint repeats its requests by itself (`shards.storage.retry`), and does not send
+# again the files that arrived.
 ATTEMPTS = 3
 PAUSE_S = 10.0
 
@@ -72,7 +72,7 @@ class Sender:
         at_url: names of the records there.
         every_s: between two looks at the records.
         check_lease: raises LeaseLost if another job has the run folder; called before `latest` is moved.
-        lost: the reason if another job is known to have it, without a request; called before records are sent.
+        lost: the reason if another job is known to have it; makes no request.
         pause_s: between two attempts of a checkpoint.
     """
 
@@ -143,8 +143,8 @@ class Sender:
                 total = sum(job.size for job in pending)
                 print(
                     printable(
-                        f"waiting until {', '.join(job.name for job in pending)} ({total / 1e6:.1f} MB) is at "
-                        f"the URL of the run, at most {limit_s:.0f} s"
+                        f"waiting until {', '.join(job.name for job in pending)} ({total / 1e6:.1f} MB) is "
+                        f"at the URL of the run, at most {limit_s:.0f} s"
                     ),
                     flush=True,
                 )

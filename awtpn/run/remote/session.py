@@ -91,22 +91,22 @@ class RemoteRun:
     def explain(self, failure: str) -> str:
         """The error of a run that cannot go on."""
         return (
-            f"{failure}; what is at {self.url} is whole, and the local folder of the main rank has the newest "
-            "checkpoint: the same command there sends it and resumes"
+            f"{failure}; what is at {self.url} is whole, and the local folder of the main rank has the "
+            "newest checkpoint: the same command there sends it and resumes"
         )
 
 
 @contextlib.contextmanager
 def remote_run(
-    config: Config, run_dir: Path, world: World, times: lease.Times = lease.TIMES
+    config: Config, run_dir: Path, world: World, times: lease.Times | None = None
 ) -> Iterator[RemoteRun | None]:
-    """Hold the run folder at the URL `run.dir` while the block runs; None where it is local. Every rank calls.
+    """Hold the run folder at the URL `run.dir` in the block; None where it is local. Every rank calls.
 
     Args:
         config: of the run.
         run_dir: the local folder on this host.
         world: the ranks.
-        times: of the lease.
+        times: of the lease; default: `lease.TIMES`.
 
     Raises:
         ValueError: another job has the run folder, the store refuses, or a checkpoint there is damaged; on
@@ -121,7 +121,7 @@ def remote_run(
         started, failure = None, None
         if world.is_main:
             try:
-                started = begin(open_store, run_dir, config.run.upload_every, stack, times)
+                started = begin(open_store, run_dir, config.run.upload_every, stack, times or lease.TIMES)
             except Exception as error:  # of any kind, because the other ranks wait for the broadcast
                 failure = redact(error)
         pointer, failure = world.broadcast_object((started and started[1], failure))
@@ -204,8 +204,8 @@ def agree(store: Store, folder: Path) -> Pointer:
     url, local = pulling.url_side(store, pointer), pulling.local_side(folder)
     if url.run is None and (others := files.list_top(store)):
         raise ValueError(
-            f"{store.url} holds {others[0]!r:.80}, but no run ({RUN_FILE}): choose another run.dir; to move a "
-            "run there that was local so far, name its folder as run.local_dir and an empty URL as run.dir"
+            f"{store.url} holds {others[0]!r:.80}, but no run ({RUN_FILE}): choose another run.dir; to move "
+            "a run there that was local so far, name its folder as run.local_dir and an empty URL as run.dir"
         )
     decision, aside = pulling.decide(url, local)
     if aside:
