@@ -67,11 +67,11 @@ def faulty(url: str, fail: Callable[[str, str], None] = lambda method, path: Non
     return replace(store, fs=fs), fs
 
 
-def save_checkpoint(run_dir: Path, step: int, best: bool = True, value: float = 1.0) -> Path:
-    """Write a checkpoint that is whole, though its model has a single weight."""
+def save_checkpoint(run_dir: Path, step: int, best: bool = True, value: float = 1.0, size: int = 12) -> Path:
+    """Write a checkpoint that is whole, though its model has a single weight, of so many bytes."""
     folder = run_dir / "checkpoints" / checkpoint.folder_name(step)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"weight": torch.full((3,), value + step)}, folder / WEIGHTS_FILE)
+    save_file({"weight": torch.full((size // 4,), value + step)}, folder / WEIGHTS_FILE)
     save_file({"weight.exp_avg": torch.zeros(3)}, folder / OPTIMIZER_FILE)
     write_json(folder / CARD_FILE, {"format": "awtpn", "step": step})
     position = {"step": step, "epoch": 0, "epoch_step": step, "best_step": step if best else 0}
