@@ -39,7 +39,7 @@ from awtpn.run.predictions import predictions_file
 from awtpn.run.provenance import describe
 from awtpn.run.remote.records import PART_BYTES
 from awtpn.run.remote.sending import UploadFailed
-from awtpn.run.remote.session import remote_run
+from awtpn.run.remote.session import LAST_UPLOAD_S, remote_run
 from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
@@ -96,12 +96,10 @@ def train(run: Run) -> dict[str, Any]:
         fit(run)
         check_any_step_counted(run.position)
         results = test(run)
-        if run.remote is not None:
-            run.remote.wait_for_checkpoints(run.world)
+        wait_for_uploads(run)
     except Stopped:
         set_status("preempted", **describe_steps(run.position), damaged=len(run.position.damaged))
-        if run.remote is not None:
-            run.remote.wait_for_checkpoints(run.world)
+        wait_for_uploads(run)
         if run.world.is_main:
             folder = run.dir if run.remote is None else run.remote.url
             fix = f"the same command with --run.dir {quote(str(folder))} resumes the run"
@@ -122,6 +120,18 @@ def train(run: Run) -> dict[str, Any]:
     if run.world.is_main and (demo := demo_name(run.config.data.train)):
         show_tour(run.dir, demo, run.test)
     return results
+
+
+def wait_for_uploads(run: Run) -> None:
+    """Wait until all checkpoints are at the URL of the run folder, if it has one; every rank calls.
+
+    Raises:
+        UploadFailed: one could not be sent.
+    """
+    if run.remote is not None:
+        run.watchdog.close()
+        # Collectives of the other ranks, which wait here, last longer than `train.timeout`.
+        run.remote.wait_for_checkpoints(run.world, min(LAST_UPLOAD_S, run.config.train.timeout))
 
 
 def saved_step(run: Run) -> int:

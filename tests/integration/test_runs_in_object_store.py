@@ -24,6 +24,7 @@ from support import LIMIT, REPO, arguments, assert_same_run, environment, pack_c
 from awtpn.cli import main as awtpn
 from awtpn.run.remote import checkpoints, files, lease
 from awtpn.run.remote.heartbeat import keep_lease
+from awtpn.run.remote.records import RecordSender
 from awtpn.run.remote.sending import Sender, UploadFailed
 from awtpn.training import trainer
 from shards.storage.store import Store
@@ -148,9 +149,8 @@ def test_a_store_that_dies_and_refuses(
 def test_a_server_killed_amid_a_large_file(swift: laboratory.Swift, url: str, tmp_path: Path) -> None:
     store = opened(url, swift)
     path = save_checkpoint(tmp_path / "here", 1, size=48 << 20)
-    sender = Sender(
-        lambda: opened(url, swift), tmp_path / "here", checkpoints.Pointer(), [], 600, lambda s: None
-    )
+    records = RecordSender(opened(url, swift), tmp_path / "here")
+    sender = Sender(records, checkpoints.Pointer(), 600, lambda store: None)
     sender.start()
     sender.add_checkpoint(path, path.name, [path.name])
     time.sleep(0.3)

@@ -94,6 +94,16 @@ class RecordSender:
         self.sent: dict[str, tuple[int, int, int]] = {}
         self.parts = Parts(at_url=max(numbers, default=-1) + 1)
 
+    def assume_sent(self) -> None:
+        """Take the records as they are now for those at the URL, from where they were just fetched."""
+        for name, path in local_records(self.folder).items():
+            self.sent[name] = _state(path)
+        if (path := self.folder / METRICS).is_file():
+            with path.open("rb") as file:
+                self.parts = Parts(_inode(path), at_url=self.parts.at_url)
+                for _, start, content in cut(file, self.parts.ends, self.part_bytes):
+                    self.parts.sent = start + len(content)
+
     def send_changed(self) -> None:
         """Send what changed, and delete at the URL what was removed here.
 

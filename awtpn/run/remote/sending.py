@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,10 +66,8 @@ class Sender:
     """Sends what is written in a local run folder, in a thread of its own.
 
     Args:
-        open_store: opens the run folder at its URL; called in the thread.
-        folder: the local run folder.
+        records: sends the small files; its store, which no other thread may use, gets the checkpoints, too.
         pointer: the content of `latest.json` at the URL.
-        at_url: names of the records there.
         every_s: between two looks at the records.
         check_lease: raises LeaseLost if another job has the run folder; called before `latest` is moved.
         lost: the reason if another job is known to have it; makes no request.
@@ -78,17 +76,15 @@ class Sender:
 
     def __init__(
         self,
-        open_store: Callable[[], Store],
-        folder: Path,
+        records: RecordSender,
         pointer: Pointer,
-        at_url: Iterable[str],
         every_s: float,
         check_lease: Callable[[Store], None],
         lost: Callable[[], str | None] = lambda: None,
         pause_s: float = PAUSE_S,
     ) -> None:
-        self.open_store, self.folder, self.pointer = open_store, folder, pointer
-        self.at_url, self.every_s, self.pause_s = list(at_url), every_s, pause_s
+        self.records, self.store, self.folder = records, records.store, records.folder
+        self.pointer, self.every_s, self.pause_s = pointer, every_s, pause_s
         self.check_lease, self.lost = check_lease, lost
         self.failure: str | None = None
         """Why a checkpoint could not be sent; None while all is well."""
@@ -97,7 +93,7 @@ class Sender:
         self.stopping, self.numbers, self.warned = False, 0, False
         self.changed = threading.Condition()
         self.stop = threading.Event()  # ends pauses
-        shutil.rmtree(folder / STAGING, ignore_errors=True)
+        shutil.rmtree(self.folder / STAGING, ignore_errors=True)
         self.thread = threading.Thread(target=self._run, name="run folder upload", daemon=True)
 
     def start(self) -> None:
@@ -172,8 +168,6 @@ class Sender:
     # --- In the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        records: RecordSender | None = None
-        store: Store | None = None
         due = time.monotonic()
         while True:
             with self.changed:
@@ -184,15 +178,13 @@ class Sender:
                 self.current = self.waiting.pop(0) if self.waiting and self.failure is None else None
                 last = self.stopping and self.current is None
             try:
-                store = store or self.open_store()
-                records = records or RecordSender(store, self.folder, self.at_url)
                 if self.current is not None:
-                    self._send(store, self.current)
+                    self._send(self.current)
                 if last or time.monotonic() >= due:
                     due = time.monotonic() + self.every_s
                     if reason := self.lost():
                         raise LeaseLost(reason)
-                    records.send_changed()
+                    self.records.send_changed()
                     self.warned = False
             except LeaseLost as error:
                 self._fail(str(error))
@@ -218,7 +210,8 @@ class Sender:
             if last:
                 return
 
-    def _send(self, store: Store, job: Job) -> None:
+    def _send(self, job: Job) -> None:
+        store = self.store
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 if reason := self.lost():

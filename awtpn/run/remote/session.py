@@ -23,10 +23,10 @@ from awtpn.run.atomic_write import write_atomically
 from awtpn.run.remote import checkpoints, files, lease, pulling
 from awtpn.run.remote.checkpoints import Pointer
 from awtpn.run.remote.heartbeat import Heartbeat, keep_lease
-from awtpn.run.remote.records import RUN_FILE, is_record
+from awtpn.run.remote.records import RUN_FILE, RecordSender
 from awtpn.run.remote.sending import Sender, UploadFailed
 from shards.safe_io.printable import printable
-from shards.storage.credentials import redact
+from shards.storage.credentials import redact, redact_url
 from shards.storage.local_path import is_remote, local_path
 from shards.storage.store import Store
 
@@ -132,7 +132,7 @@ def remote_run(
         if failure is not None:
             raise ValueError(failure)
         if started is None:
-            yield RemoteRun(pointer_url(open_store))
+            yield RemoteRun(redact_url(url))
             return
         run = started[0]
         assert run.sender is not None
@@ -143,10 +143,6 @@ def remote_run(
             run.sender.close(LAST_AFTER_ERROR_S)
             raise
         run.sender.close(LAST_RECORDS_S)
-
-
-def pointer_url(open_store: Callable[[], Store]) -> str:
-    return open_store().url
 
 
 def begin(
@@ -180,21 +176,23 @@ def begin(
     lease.acquire(store, own, times, former)
     heartbeat = stack.enter_context(keep_lease(open_store, own, times))
     write_atomically(held, own)
-    pointer = agree(store, folder)
-    at_url = [name for name in files.list_files(store) if is_record(name)]
+    pointer, is_same = agree(store, folder)
+    records = RecordSender(open_store(), folder, files.list_files(store))
+    if is_same:
+        records.assume_sent()
 
     def check_lease(store: Store) -> None:
         lease.check_held(store, own, times)
 
-    sender = Sender(open_store, folder, pointer, at_url, every_s, check_lease, lambda: heartbeat.lost)
+    sender = Sender(records, pointer, every_s, check_lease, lambda: heartbeat.lost)
     return RemoteRun(store.url, sender, heartbeat), pointer
 
 
-def agree(store: Store, folder: Path) -> Pointer:
+def agree(store: Store, folder: Path) -> tuple[Pointer, bool]:
     """Make the local folder and the URL the same run at the same checkpoint: see `pulling`.
 
     Returns:
-        The content of `latest.json`.
+        The content of `latest.json`, and whether the records are the same, too.
 
     Raises:
         ValueError: a checkpoint at the URL is damaged, or it holds no run but something else.
@@ -217,12 +215,12 @@ def agree(store: Store, folder: Path) -> Pointer:
         pulling.pull_records(store, folder)
         pulling.pull_checkpoints(store, folder, pointer)
         pulling.write_run_file(folder, files.read_bytes(store, RUN_FILE) or b"")
-        return pointer
+        return pointer, True
     if decision == "new":
         pulling.write_run_file(folder, pulling.new_run_file())
         files.put_bytes(store, RUN_FILE, (folder / RUN_FILE).read_bytes())
         pointer = Pointer()
-    return send_newer(store, folder, pointer)
+    return send_newer(store, folder, pointer), False
 
 
 def send_newer(store: Store, folder: Path, pointer: Pointer) -> Pointer:

@@ -17,6 +17,7 @@ from awtpn.model.files import WEIGHTS_FILE
 from awtpn.run.remote import checkpoints, files, pulling
 from awtpn.run.remote.checkpoints import LATEST, Pointer, parse_pointer
 from awtpn.run.remote.lease import LeaseLost
+from awtpn.run.remote.records import RecordSender
 from awtpn.run.remote.sending import STAGING, Sender
 from shards.storage.store import Store
 
@@ -36,7 +37,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 def sender_of(
     store: Store, folder: Path, check: Callable[[Store], None] = lambda store: None, every_s: float = 600
 ) -> Sender:
-    sender = Sender(lambda: store, folder, Pointer(), [], every_s, check, pause_s=0.001)
+    sender = Sender(RecordSender(store, folder), Pointer(), every_s, check, pause_s=0.001)
     sender.start()
     return sender
 

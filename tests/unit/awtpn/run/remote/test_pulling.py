@@ -44,11 +44,11 @@ def test_a_new_run_and_an_empty_machine_that_goes_on(url: str, tmp_path: Path) -
     one, other = tmp_path / "one", tmp_path / "other"
     store = files.open_remote(url)
     one.mkdir()
-    assert agree(store, one).latest is None
+    assert agree(store, one)[0].latest is None
     save_checkpoint(one, 3)
-    assert agree(store, one).latest == "step-00000003"
+    assert agree(store, one)[0].latest == "step-00000003"
     other.mkdir()
-    assert agree(store, other).latest == "step-00000003"
+    assert agree(store, other)[0].latest == "step-00000003"
     assert (other / "run.json").read_bytes() == (one / "run.json").read_bytes()
     ours, theirs = (side / "checkpoints" / "latest" / "model.safetensors" for side in (one, other))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -62,9 +62,9 @@ def test_a_newer_local_checkpoint_is_sent_and_an_older_one_is_not(url: str, tmp_
         agree(store, folder)
     save_checkpoint(one, 3)
     save_checkpoint(other, 5, best=False)
-    assert agree(store, one).latest == "step-00000003"
-    assert agree(store, other).latest == "step-00000005"
-    assert agree(store, one).latest == "step-00000005"
+    assert agree(store, one)[0].latest == "step-00000003"
+    assert agree(store, other)[0].latest == "step-00000005"
+    assert agree(store, one)[0].latest == "step-00000005"
     assert (one / "checkpoints" / "latest").resolve().name == "step-00000005"
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_local_checkpoint_does_not_win(url: str, tmp_path: Path) -> No
     save_checkpoint(tmp_path, 3)
     agree(store, tmp_path)
     (save_checkpoint(tmp_path, 5) / "model.safetensors").write_bytes(b"half")
-    assert agree(store, tmp_path).latest == "step-00000003"
+    assert agree(store, tmp_path)[0].latest == "step-00000003"
     assert (tmp_path / "checkpoints" / "latest").resolve().name == "step-00000003"
 
 
@@ -85,7 +85,7 @@ def test_a_folder_of_another_run_is_moved_aside(url: str, tmp_path: Path) -> Non
         agree(files.open_remote(former), folder)
         save_checkpoint(folder, 9)
         agree(files.open_remote(former), folder)
-        assert agree(store, folder).latest is None
+        assert agree(store, folder)[0].latest is None
     [aside] = tmp_path.glob("run.aside-*")
     assert (aside / "checkpoints" / "step-00000009").is_dir()
     assert not (folder / "checkpoints").exists()
@@ -93,7 +93,7 @@ def test_a_folder_of_another_run_is_moved_aside(url: str, tmp_path: Path) -> Non
 
 def test_a_local_run_becomes_that_of_an_empty_url(url: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 4)
-    assert agree(files.open_remote(url), tmp_path).latest == "step-00000004"
+    assert agree(files.open_remote(url), tmp_path)[0].latest == "step-00000004"
 
 
 def test_a_url_with_something_else_is_refused(url: str, tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_killed_between_upload_and_pointer(url: str, tmp_path: Path) -> None:
     agree(store, here)
     later = save_checkpoint(here, 5)
     checkpoints.send_files(store, later.name, later)
-    assert agree(store, there).latest == "step-00000003"
+    assert agree(store, there)[0].latest == "step-00000003"
     assert not [name for name in contents(store) if "step-00000005" in name]
-    assert agree(store, here).latest == "step-00000005"
+    assert agree(store, here)[0].latest == "step-00000005"
 
 
 def test_a_killed_job_of_this_host_is_not_waited_for(url: str, tmp_path: Path) -> None:

@@ -94,6 +94,25 @@ def test_long_metrics_are_sent_in_parts(url: str, tmp_path: Path) -> None:
     assert contents(store) == {"metrics.jsonl": path.read_bytes()}
 
 
+def test_what_was_fetched_is_not_sent_back(url: str, tmp_path: Path) -> None:
+    here, copy = tmp_path / "here", tmp_path / "copy"
+    fill(here)
+    with (here / "metrics.jsonl").open("a") as file:
+        file.writelines(f'{{"step": {i}}}\n' for i in range(2, 50))
+    store, fs = faulty(url)
+    RecordSender(store, here, part_bytes=200).send_changed()
+    pull_records(store, copy)
+    sender = RecordSender(store, copy, files.list_files(store), part_bytes=200)
+    sender.assume_sent()
+    before = fs.calls["pipe_file"]
+    sender.send_changed()
+    assert fs.calls["pipe_file"] == before
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50}\n')
+    sender.send_changed()
+    assert fs.calls["pipe_file"] == before + 1
+
+
 def test_another_process_goes_on_with_the_parts(url: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {i}}}\n' for i in range(100)))

@@ -192,9 +192,8 @@ def test_requests_of_a_checkpoint(url: str, tmp_path: Path) -> None:
     """What launch/README.md says: sent, named, and the one deleted that is not kept."""
     store, fs = faulty(url)
     lease.acquire(store, "a", QUICK)
-    sender = Sender(
-        lambda: store, tmp_path, Pointer(), [], 600.0, lambda store: lease.check_held(store, "a", QUICK)
-    )
+    records = RecordSender(store, tmp_path)
+    sender = Sender(records, Pointer(), 600.0, lambda store: lease.check_held(store, "a", QUICK))
     sender.start()
     for step in (1, 2):
         before = sum(fs.calls.values())
