@@ -157,25 +157,26 @@ def use_local_paths(config: Config) -> None:
     Raises:
         ValueError: one is a URL where only paths are possible; names the key.
     """
-    for section, keys in ((config.run, ("resume", "init_from", "local_dir")), (config.data, ("cache_dir",))):
+    for section, keys in ((config.run, ("resume", "local_dir")), (config.data, ("cache_dir",))):
         prefix = "run" if section is config.run else "data"
         for key in keys:
             if value := getattr(section, key):
                 setattr(section, key, str(local_path(value, f"{prefix}.{key}")))
-    if config.run.dir:
-        config.run.dir = run_address(config.run.dir)
+    for key in ("dir", "init_from"):
+        if value := getattr(config.run, key):
+            setattr(config.run, key, run_address(value, f"run.{key}"))
 
 
-def run_address(given: str) -> str:
+def run_address(given: str, key: str) -> str:
     """A run folder as a user writes it: a path on this machine, or a URL without "/" at its end.
 
     Raises:
-        ValueError: a URL that no file system can open.
+        ValueError: a URL that no file system can open; names the key.
     """
     if not is_remote(given):
-        return str(local_path(given, "run.dir"))
+        return str(local_path(given, key))
     if "::" in given or "://" not in given:
-        raise ValueError(f"run.dir {redact_url(given)}: write it as s3://BUCKET/FOLDER, or a path")
+        raise ValueError(f"{key} {redact_url(given)}: write it as s3://BUCKET/FOLDER, or a path")
     return given.rstrip("/")
 
 

@@ -44,7 +44,8 @@ class Config:
         """Register the credentials in data URLs and options, so that `credentials.redact` hides them."""
         for role in ROLES:
             remember_secrets(getattr(self.data, role) or "", self.data.storage_options)
-        remember_secrets(self.run.dir or "", self.run.storage_options)
+        for address in (self.run.dir, self.run.init_from):
+            remember_secrets(address or "", self.run.storage_options)
 
     def validate(self) -> None:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
@@ -143,8 +144,9 @@ def dump(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, without what may hold credentials."""
     plain = asdict(config) | {"model": config.model.record()}
     plain["data"]["storage_options"] = plain["run"]["storage_options"] = {}
-    if (folder := plain["run"]["dir"]) and is_remote(folder):
-        plain["run"]["dir"] = redact_url(folder)
+    for key in ("dir", "init_from"):
+        if (folder := plain["run"][key]) and is_remote(folder):
+            plain["run"][key] = redact_url(folder)
     for role in ROLES:
         if url := plain["data"][role]:
             plain["data"][role] = redact_url(url)

@@ -36,8 +36,8 @@ class RunConfig:
     resume: str = "auto"
     """auto: resume from run.dir's latest checkpoint if there is one; never; or a checkpoint folder."""
     init_from: str | None = None
-    """Initial weights: a run, checkpoint or export folder, of the same modalities or others; a new
-    classifier where its labels differ."""
+    """Initial weights: a run, checkpoint or export folder, or the URL of a run, of the same modalities or
+    others; a new classifier where its labels differ."""
     local_dir: str | None = None
     """With a URL as run.dir: the local folder of each node; default: in the cache, named by the URL."""
     upload_every: float = 30.0

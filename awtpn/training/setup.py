@@ -61,6 +61,7 @@ from awtpn.run.data import (
 from awtpn.run.demos import located_encoder
 from awtpn.run.folder import agree_on_resume, rewind_run_folder, run_on_rank0
 from awtpn.run.position import Position
+from awtpn.run.remote.commands import run_folder_on_ranks
 from awtpn.tracking.monitor import write_status
 from awtpn.training.held_out import check_held_out
 from awtpn.training.run_state import Run
@@ -238,7 +239,9 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
         set_statistics(model, train, world)
     continued: list[str] = []
     if config.run.init_from:
-        copied = checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
+        options = config.run.storage_options
+        source = run_folder_on_ranks(config.run.init_from, "best", options, world)
+        copied = checkpoint.init_from(files.find_model(source), model)
         continued = copied.statistics
         if world.is_main:
             print(printable(copied.line))

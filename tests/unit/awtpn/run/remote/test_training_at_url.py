@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from remote_runs_support import QUICK, Faulty, contents, faulty, memory_url, save_checkpoint
-from support import LIMIT, arguments, assert_same_run, metrics, pack_corpus, status
+from support import LIMIT, arguments, assert_same_run, metrics, pack_corpus, status, weights
 
 from awtpn.config.settings import RunConfig
 from awtpn.run.remote import checkpoints, files, lease
@@ -97,6 +98,18 @@ def test_no_secret_is_written(
     for text in texts:
         assert b"correct-horse" not in text
         assert b"from-the-environment" not in text
+
+
+def test_a_run_begins_from_the_weights_of_another(
+    corpus: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWTPN_CACHE_DIR", str(tmp_path / "cache"))
+    train(corpus, url, tmp_path / "one", **{"train.max_steps": 2})
+    local = str(tmp_path / "local")
+    begun = {"train.max_steps": 1, "optim.lr": 1e-9, "run.init_from": url}
+    train(corpus, local, tmp_path, **begun)
+    for name, tensor in weights(tmp_path / "one", "best").items():
+        torch.testing.assert_close(weights(Path(local))[name], tensor, rtol=0, atol=1e-6)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, fail: Any) -> None:
