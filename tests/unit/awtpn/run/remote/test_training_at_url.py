@@ -109,6 +109,8 @@ def test_a_run_begins_from_the_weights_of_another(
     begun = {"train.max_steps": 1, "optim.lr": 1e-9, "run.init_from": url}
     train(corpus, local, tmp_path, **begun)
     for name, tensor in weights(tmp_path / "one", "best").items():
+        if name.startswith("spread."):  # follows the batches
+            continue
         torch.testing.assert_close(weights(Path(local))[name], tensor, rtol=0, atol=1e-6)
 
 
