@@ -13,17 +13,21 @@ from typing import Any
 import fsspec
 import torch
 from safetensors.torch import save_file
+from support import LIMIT
 
 from awtpn.model.files import CARD_FILE, FILES, OPTIMIZER_FILE, STATE_FILE, WEIGHTS_FILE, fingerprint
 from awtpn.run import checkpoint
 from awtpn.run.atomic_write import write_json
 from awtpn.run.remote import files
 from awtpn.run.remote.lease import Times
+from awtpn.run.remote.session import RemoteRun
 from shards.storage.store import Store
 
 # A live holder is never taken for dead, on however slow a machine.
 QUICK = Times(beat_s=0.1, dead_s=1e4, settle_s=0.2, poll_s=0.05)
 DYING = replace(QUICK, dead_s=0.5)  # a holder without heartbeats is dead soon
+
+send_checkpoint = RemoteRun.send_checkpoint
 
 
 class Faulty:
@@ -65,6 +69,13 @@ def faulty(url: str, fail: Callable[[str, str], None] = lambda method, path: Non
     store = files.open_remote(url)
     fs = Faulty(store.fs, fail)
     return replace(store, fs=fs), fs
+
+
+def send_and_wait(run: RemoteRun, root: Path) -> None:
+    """As `RemoteRun.send_checkpoint`, but a checkpoint is sent before the next step: none is left out."""
+    send_checkpoint(run, root)
+    if run.sender is not None:
+        run.sender.wait(LIMIT)
 
 
 def save_checkpoint(run_dir: Path, step: int, best: bool = True, value: float = 1.0, size: int = 12) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,8 +114,13 @@ def read_bytes(store: Store, name: str) -> bytes | None:
         OSError: the store cannot be reached, or refuses.
     """
     path = f"{store.root}/{name}"
+
+    def read() -> bytes:
+        with missing_only_if_not_listed(store, name):
+            return bytes(store.fs.cat_file(path))
+
     try:
-        return bytes(call_store(store, lambda: store.fs.cat_file(path), f"{store.url}/{name}"))
+        return call_store(store, read, f"{store.url}/{name}")
     except FileNotFoundError:
         return None
 
@@ -139,7 +144,8 @@ def get_file(store: Store, name: str, path: Path, size: int | None = None, sha25
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def get() -> None:
-        store.fs.get_file(f"{store.root}/{name}", str(temporary))
+        with missing_only_if_not_listed(store, name):
+            store.fs.get_file(f"{store.root}/{name}", str(temporary))
         found = temporary.stat().st_size
         if size is not None and found != size:
             raise WrongContent(f"it has {found} bytes, {size} were sent")
@@ -151,6 +157,28 @@ def get_file(store: Store, name: str, path: Path, size: int | None = None, sha25
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def missing_only_if_not_listed(store: Store, name: str) -> Iterator[None]:
+    """Turn "no such file" into an error that is tried again, if a listing of its folder shows the file.
+
+    What is missing decides what is deleted, so it must be true. Swift answered 404 for objects that were
+    there, just after its object server was killed and restarted (measured).
+
+    Raises:
+        OSError: the file is listed, but was not found.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        folder, _, file = f"{store.root}/{name}".rpartition("/")
+        store.fs.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            listed = {str(each).rstrip("/").rpartition("/")[2] for each in store.fs.ls(folder, detail=False)}
+            if file in listed:
+                raise OSError("it is listed, but the store did not find it") from None
+        raise
 
 
 def list_files(store: Store, folder: str = "") -> dict[str, Stored]:

@@ -9,8 +9,8 @@ Ages are differences of times that the store gave: of a heartbeat, and of one's 
 again just before each listing. No host's clock is read. So listings must show what was written before them,
 as those of S3, Google Cloud Storage, Azure and Swift do.
 
-Not used: `If-None-Match: *`. It cannot take over from a dead holder, fsspec cannot tell whether a store
-honors it, and some stores ignore it without an error.
+Not used: `If-None-Match: *`. It cannot take over from a dead holder, and fsspec cannot tell whether a store
+honors it (Swift does, measured; some stores ignore it without an error, and SFTP has nothing like it).
 """
 
 from __future__ import annotations

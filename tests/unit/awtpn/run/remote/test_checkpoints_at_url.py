@@ -19,6 +19,7 @@ from awtpn.run.remote.checkpoints import LATEST, Pointer, parse_pointer
 from awtpn.run.remote.lease import LeaseLost
 from awtpn.run.remote.records import RecordSender
 from awtpn.run.remote.sending import STAGING, Sender
+from awtpn.run.remote.session import agree
 from shards.storage.store import Store
 
 
@@ -260,6 +261,25 @@ def test_an_upload_that_takes_too_long_is_named(url: str, tmp_path: Path) -> Non
     assert sender.wait(0.01) == "step-00000001 could not be sent within 0 s"
     go_on.set()
     sender.close(LIMIT)
+
+
+def test_a_store_that_does_not_find_what_it_lists(url: str, tmp_path: Path) -> None:
+    """As Swift after a restart: the checkpoints there must not be taken for unnamed ones, and deleted."""
+    store, fs = faulty(url)
+    path = save_checkpoint(tmp_path / "here", 1)
+    agree(files.open_remote(url), tmp_path / "here")
+    missed: list[str] = []
+
+    def miss(method: str, path: str) -> None:
+        if method in ("cat_file", "get_file") and path not in missed:
+            missed.append(path)
+            raise FileNotFoundError(path)
+
+    with_run = contents(files.open_remote(url))
+    fs.fail = miss
+    pointer, _ = agree(store, tmp_path / "there")
+    assert (pointer.latest, len(missed) > 5) == (path.name, True)
+    assert contents(files.open_remote(url)) == with_run
 
 
 def test_what_a_killed_job_left_is_deleted(url: str, tmp_path: Path) -> None:
