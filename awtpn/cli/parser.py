@@ -112,7 +112,7 @@ def fetch_runs(options: argparse.Namespace) -> None:
         OSError: the store cannot be reached, or refuses.
     """
     given = getattr(options, getattr(options, "run_option", ""), None)
-    runs = given if isinstance(given, list) else [given]
+    runs: list[Any] = given if isinstance(given, list) else [given]
     options.runs_given = runs
     if not any(isinstance(run, str) and is_remote(run) for run in runs):
         return

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,4 +243,4 @@ def delete(store: Store, names: Iterable[str]) -> None:
     for name in names:
         path = f"{store.root}/{name}"
         with contextlib.suppress(FileNotFoundError):
-            call_store(store, lambda path=path: store.fs.rm_file(path), f"{store.url}/{name}")
+            call_store(store, partial(store.fs.rm_file, path), f"{store.url}/{name}")
