@@ -19,7 +19,17 @@ import pytest
 import swift as laboratory
 from faulty_proxy import FaultyProxy
 from remote_runs_support import QUICK, contents, save_checkpoint, send_and_wait
-from support import LIMIT, REPO, arguments, assert_same_run, environment, pack_corpus, status
+from support import (
+    LIMIT,
+    REPO,
+    arguments,
+    assert_like_runs,
+    assert_same_run,
+    environment,
+    free_port,
+    pack_corpus,
+    status,
+)
 
 from awtpn.cli import main as awtpn
 from awtpn.run.remote import checkpoints, files, lease
@@ -52,6 +62,18 @@ from awtpn.run.remote.session import RemoteRun
 from awtpn.training import trainer
 RemoteRun.send_checkpoint = send_and_wait
 trainer.main(sys.argv[1:])
+"""
+# The same, as one of several nodes; with a step, it gets a signal before the next one.
+STOPS_AFTER = """
+import os, signal, sys
+from awtpn.training import trainer
+real = trainer.train_step
+def train_step(run, *args, **options):
+    if run.position.step == int(sys.argv[1]) > 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(run, *args, **options)
+trainer.train_step = train_step
+trainer.main(sys.argv[2:])
 """
 
 
@@ -273,6 +295,53 @@ def test_two_jobs_at_once(swift: laboratory.Swift, url: str) -> None:
     assert sorted(outcome == "won" for outcome in outcomes) == [False, True]
     assert any(f"{url} is in use" in outcome for outcome in outcomes)
     assert files.list_files(opened(url, swift), lease.FOLDER) == {}
+
+
+def test_two_nodes_without_a_shared_disk(
+    corpus: str, undisturbed: Path, swift: laboratory.Swift, url: str, tmp_path: Path
+) -> None:
+    """Each has a cache of its own. Stopped by a signal at one of them, and resumed with empty caches."""
+    settings = SETTINGS | {"data.train": corpus, "run.dir": url}
+    command = [*arguments(settings), "--run.storage_options", json.dumps(options(swift.endpoint))]
+
+    def both(name: str, stop_after: int | None = None) -> list[str]:
+        port = str(free_port())
+        nodes = [
+            start_node(command, rank, port, tmp_path / f"{name}-{rank}", stop_after if rank else None)
+            for rank in (0, 1)
+        ]
+        outputs = []
+        for node in nodes:
+            out, _ = node.communicate(timeout=LIMIT)
+            assert node.returncode == 0, out
+            outputs.append(out)
+        return outputs
+
+    both("one", stop_after=5)
+    store = opened(url, swift)
+    assert json.loads(contents(store)["status.json"])["status"] == "preempted"
+    assert checkpoints.read_pointer(store).latest == "step-00000006"
+    assert "resumed at step 6" in both("other")[0]
+    [main] = (tmp_path / "other-0").glob("*.run/run")
+    [second] = (tmp_path / "other-1").glob("*.run/run")
+    assert_like_runs(main, undisturbed)
+    assert [path.name for path in (second / "checkpoints").iterdir()] == ["step-00000006"]
+
+
+def start_node(
+    command: list[str], rank: int, port: str, cache: Path, stop_after: int | None
+) -> subprocess.Popen[str]:
+    """Rank `rank` of 2, the only one of its node."""
+    ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "AWTPN_CACHE_DIR": str(cache)}
+    return subprocess.Popen(
+        [sys.executable, "-c", STOPS_AFTER, str(stop_after or 0), *command],
+        cwd=REPO,
+        env=environment(**ranks),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_commands_take_the_url(

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from remote_runs_support import QUICK, Faulty, contents, faulty, memory_url, save_checkpoint, send_and_wait
+from remote_runs_support import (
+    QUICK,
+    Faulty,
+    contents,
+    faulty,
+    memory_url,
+    save_checkpoint,
+    send_and_wait,
+    send_checkpoint,
+)
 from support import LIMIT, arguments, assert_same_run, metrics, pack_corpus, status, weights
 
 from awtpn.config.settings import RunConfig
@@ -85,6 +94,36 @@ def test_the_same_command_of_a_finished_run_changes_nothing(corpus: str, url: st
     other = train(corpus, url, tmp_path / "other", **{"train.max_steps": 2})
     assert one["test"] == other["test"]
     assert checkpoints.read_pointer(files.open_remote(url)).latest == pointer.latest
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_signal_waits_for_the_upload(
+    corpus: str,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+) -> None:
+    """The machine may be gone the next moment: what was done must be at the URL."""
+    real = trainer.train_step
+
+    def stops(run: Any, *args: Any, **options: Any) -> Any:
+        if run.position.step == step:
+            run.stop.set()
+        return real(run, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", stops)
+        patch.setattr(RemoteRun, "send_checkpoint", send_checkpoint)
+        assert train(corpus, url, tmp_path / "one") == {}
+    store = files.open_remote(url)
+    assert json.loads(contents(store)["status.json"])["status"] == "preempted"
+    assert checkpoints.read_pointer(store).latest == f"step-{step + 1:08}"
+    assert f"the same command with --run.dir {url} resumes the run" in capsys.readouterr().out
+    assert files.list_files(store, lease.FOLDER) == {}
+    train(corpus, url, tmp_path / "other")
+    assert status(tmp_path / "other")["step"] == 8
 
 
 def test_no_secret_is_written(
