@@ -333,7 +333,8 @@ def start_node(
 ) -> subprocess.Popen[str]:
     """Rank `rank` of 2, the only one of its node."""
     ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "AWTPN_CACHE_DIR": str(cache)}
+    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    ranks |= {"AWTPN_CACHE_DIR": str(cache)}
     return subprocess.Popen(
         [sys.executable, "-c", STOPS_AFTER, str(stop_after or 0), *command],
         cwd=REPO,
