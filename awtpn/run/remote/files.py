@@ -57,7 +57,8 @@ def local_copy(url: str, storage_options: dict[str, Any] | None = None, kind: st
     endpoint = str((storage_options or {}).get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", ""))
     shown = redact_url(url)
     digest = hashlib.sha256(f"{shown}\n{redact_url(endpoint)}".encode()).hexdigest()[:16]
-    return default_cache() / f"{digest}.{kind}" / (shown.rpartition("/")[2] or "run")
+    name = shown.rpartition("/")[2]
+    return default_cache() / f"{digest}.{kind}" / ("run" if name in ("", ".", "..") else name)
 
 
 def protocol(store: Store) -> str:

@@ -217,8 +217,10 @@ def agree(store: Store, folder: Path) -> tuple[Pointer, bool]:
         pulling.write_run_file(folder, files.read_bytes(store, RUN_FILE) or b"")
         return pointer, True
     if decision == "new":
-        pulling.write_run_file(folder, pulling.new_run_file())
-        files.put_bytes(store, RUN_FILE, (folder / RUN_FILE).read_bytes())
+        # First at the URL: if that fails, the local folder is as it was.
+        content = pulling.new_run_file()
+        files.put_bytes(store, RUN_FILE, content)
+        pulling.write_run_file(folder, content)
         pointer = Pointer()
     return send_newer(store, folder, pointer), False
 
