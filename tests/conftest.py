@@ -13,6 +13,7 @@ import awtpn  # noqa: F401
 
 # isort: split
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 from support import FOUR_DIMS, pack_corpus, run
 
 from shards import ensure_demo
@@ -67,3 +68,16 @@ def deepspeed_operator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, output = run([sys.executable, "-c", BUILD], tmp_path_factory.mktemp("deepspeed") / "log")
     assert code == 0, output
     return Path(output.rpartition("OPERATORS ")[2].split("\n")[0])
+
+
+@pytest.fixture
+def no_accelerator() -> Iterator[None]:
+    """Accelerate keeps what it found at its first start; it forgets it before the test and after."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    yield
+    forget()

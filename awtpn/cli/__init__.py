@@ -10,7 +10,7 @@ Launchers start it as a module, `-m awtpn.cli train`, or by the scripts in `laun
 - `shards`: info, preview, verify, index, simulate
 - `predict`: labels and weights of a dataset, and the page of `awtpn serve`; `predict_recordings`: labels and
   weights of recordings, with pictures
-- `runs`: report, compare, doctor; `share`: export, push
+- `runs`: report, compare, doctor, and runs at URLs; `share`: export, push
 - `bench`: the benchmarks' tables
 
 A module here imports what parses the command line. What runs a command (torch, encoders, plots) is imported

@@ -11,6 +11,7 @@ from awtpn.config.option_types import (
     add_store_options,
     json_object,
     path_argument,
+    run_argument,
     takes_dataset,
 )
 
@@ -34,11 +35,15 @@ def add_evaluate(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", metavar="MODEL", type=path_argument, nargs="?", help="run, checkpoint or export folder"
+        "model",
+        metavar="MODEL",
+        type=run_argument,
+        nargs="?",
+        help="run, checkpoint or export folder; or the URL of a run",
     )
     parser.add_argument(
         "--checkpoint",
-        type=path_argument,
+        type=run_argument,
         metavar="MODEL",
         help="the same as MODEL: the option of earlier versions",
     )

@@ -13,6 +13,7 @@ from typing import Any
 from awtpn.config.command_parser import CommandParser
 from awtpn.config.program import Program, started_as
 from shards.safe_io.versions import installed_version
+from shards.storage.local_path import is_remote
 
 HELP = "Pack features into shards and inspect them; train models, and use, report on and share them."
 EXAMPLES = """examples:
@@ -44,6 +45,7 @@ COMMANDS = {
     "push": "share",
     "compare": "runs",
     "doctor": "runs",
+    "runs": "runs",
     "bench": "bench",
 }
 
@@ -78,6 +80,7 @@ def run_words(typed: tuple[str, ...], words: Sequence[str]) -> None:
     options = make_parser(program).parse_args(words)
     options.program, options.words = program, list(words[1:])
     make_demos(options)
+    fetch_runs(options)
     options.command(options)
 
 
@@ -99,6 +102,24 @@ def make_demos(options: argparse.Namespace) -> None:
             print(note, file=sys.stderr)
     found = [dataset_url(url, cache_dir and str(cache_dir)) for url in urls]
     setattr(options, options.dataset_option, found[0] if isinstance(given, str) else found)
+
+
+def fetch_runs(options: argparse.Namespace) -> None:
+    """Put the copy of a run in place of its URL, where the command takes a run: `takes_run`.
+
+    Raises:
+        ValueError: there is no run at the URL, or it is damaged.
+        OSError: the store cannot be reached, or refuses.
+    """
+    given = getattr(options, getattr(options, "run_option", ""), None)
+    runs: list[Any] = given if isinstance(given, list) else [given]
+    options.runs_given = runs
+    if not any(isinstance(run, str) and is_remote(run) for run in runs):
+        return
+    from awtpn.run.remote.commands import run_folder  # here, since `--help` needs none of it
+
+    found = [run_folder(run, options.run_needs, options.storage_options) for run in runs]
+    setattr(options, options.run_option, found if isinstance(given, list) else found[0])
 
 
 def make_parser(program: Program | None = None) -> CommandParser:

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from awtpn.config.entry_point import data_output
-from awtpn.config.option_types import OR_DEMO, add_store_options, finite_number, path_argument, takes_dataset
+from awtpn.config.option_types import (
+    OR_DEMO,
+    add_store_options,
+    finite_number,
+    path_argument,
+    run_argument,
+    takes_dataset,
+    takes_run,
+)
 from awtpn.model.sharing.hub import refuse_missing
 from awtpn.run.atomic_write import open_atomic
 from shards.format.split_names import split_from_url_or_option
@@ -72,9 +80,10 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        type=path_argument,
-        help="run, checkpoint or export folder, or USER/MODEL on the Hugging Face Hub",
+        type=run_argument,
+        help="run, checkpoint or export folder, the URL of a run, or USER/MODEL on the Hugging Face Hub",
     )
+    takes_run(parser, "model", "best")
     # With nargs="*", argparse would take no INPUT that follows an option.
     parser.add_argument(
         "input",
@@ -132,9 +141,10 @@ def add_serve(commands: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        type=path_argument,
-        help="run, checkpoint or export folder, or USER/MODEL on the Hugging Face Hub",
+        type=run_argument,
+        help="run, checkpoint or export folder, the URL of a run, or USER/MODEL on the Hugging Face Hub",
     )
+    takes_run(parser, "model", "best")
     parser.add_argument(
         "--port", type=int, default=8765, metavar="N", help="0 is any free port (default: 8765)"
     )
@@ -152,6 +162,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument(
         "--max_seconds", type=finite_number, default=120.0, metavar="S", help="of a clip (default: 120)"
     )
+    add_store_options(parser)
     parser.set_defaults(command=run_serve)
 
 

@@ -1,4 +1,4 @@
-"""`awtpn report`, `compare` and `doctor`: finished runs, and a run that is to start."""
+"""`awtpn report`, `compare`, `doctor` and `runs`: finished runs, one that is to start, and runs at URLs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import argparse
 import sys
 from typing import Any
 
-from awtpn.config.option_types import OR_DEMO, add_store_options, finite_number, path_argument, takes_dataset
+from awtpn.config.option_types import (
+    OR_DEMO,
+    add_store_options,
+    finite_number,
+    path_argument,
+    run_argument,
+    takes_dataset,
+    takes_run,
+)
+from shards.safe_io.printable import plural, printable, table_lines
+from shards.storage.local_path import is_remote
 
 
 def add_report(commands: Any) -> None:
@@ -18,13 +28,18 @@ def add_report(commands: Any) -> None:
         "seed and utterances.",
     )
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=path_argument, help="run folder, or a folder of runs"
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=run_argument,
+        help="run folder, or the URL of one; or a folder of runs",
     )
+    takes_run(parser, "runs", "cards")
     parser.add_argument(
         "--out",
         type=path_argument,
         metavar="HTML",
-        help="page to write (default: report.html in the first RUN)",
+        help="page to write (default: report.html in the first RUN, also where that is a URL)",
     )
     parser.add_argument(
         "--markdown",
@@ -32,6 +47,7 @@ def add_report(commands: Any) -> None:
         metavar="MD",
         help="also write Markdown there; without --out, in place of HTML",
     )
+    add_store_options(parser)
     parser.set_defaults(command=run_report)
 
 
@@ -40,7 +56,13 @@ def run_report(options: argparse.Namespace) -> None:
 
     html = options.out or (None if options.markdown else options.runs[0] / "report.html")
     for file in write_report(options.runs, html, options.markdown):
-        print(f"report in {file}")
+        given = options.runs_given[0]
+        if file == html and not options.out and isinstance(given, str):
+            from awtpn.run.remote.commands import send_back
+
+            print(f"report in {send_back(given, file, options.storage_options)}")
+        else:
+            print(f"report in {file}")
 
 
 def add_compare(commands: Any) -> None:
@@ -51,8 +73,8 @@ def add_compare(commands: Any) -> None:
         "task, and print the metrics of their test utterances. Runs of one configuration without dropout "
         "agree on any number of ranks and any engine. Exits with 1 where they differ.",
     )
-    parser.add_argument("a", metavar="RUN_A", type=path_argument, help="run folder")
-    parser.add_argument("b", metavar="RUN_B", type=path_argument, help="run folder to compare it with")
+    parser.add_argument("a", metavar="RUN_A", type=run_argument, help="run folder, or the URL of one")
+    parser.add_argument("b", metavar="RUN_B", type=run_argument, help="run to compare it with")
     parser.add_argument(
         "--loss_tolerance",
         type=finite_number,
@@ -67,13 +89,16 @@ def add_compare(commands: Any) -> None:
         metavar="X",
         help="largest absolute difference of a weight in the latest checkpoints (default: 1e-4)",
     )
+    add_store_options(parser)
     parser.set_defaults(command=run_compare)
 
 
 def run_compare(options: argparse.Namespace) -> None:
     from awtpn.run.compare import compare_runs, format_comparison
+    from awtpn.run.remote.commands import run_folder
 
-    comparison = compare_runs(options.a, options.b)
+    a, b = (run_folder(run, "checkpoints", options.storage_options) for run in (options.a, options.b))
+    comparison = compare_runs(a, b)
     print(format_comparison(comparison))
     equal = (
         comparison.same_data
@@ -138,3 +163,83 @@ def run_doctor(options: argparse.Namespace) -> None:
 
     if not doctor_main(options.run_dir, options.data, options.storage_options):
         sys.exit(1)
+
+
+RUNS_HELP = """Runs whose run.dir is a URL (s3://, gs://, sftp://, ...): list them, copy them, delete them.
+
+examples:
+  awtpn runs list s3://bucket/runs
+  awtpn runs pull s3://bucket/runs/meld-7 runs/meld-7
+  awtpn runs delete s3://bucket/runs/meld-7 --yes
+"""
+
+
+def add_runs(commands: Any) -> None:
+    parser = commands.add_parser(
+        "runs",
+        help="runs in object storage: list, pull, delete",
+        description=RUNS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=lambda options: parser.print_help())
+    actions = parser.add_subparsers(metavar="ACTION")
+    _add_action(
+        actions, "list", "status, latest checkpoint and use of a run, or of all in a folder", run_list
+    )
+    pull = _add_action(actions, "pull", "copy a run into a folder on this machine", run_pull)
+    pull.add_argument("out", metavar="DIR", type=path_argument, help="folder to write; must not exist")
+    pull.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="checkpoint to copy, such as step-00000120; may be repeated (default: the latest and the best)",
+    )
+    delete = _add_action(actions, "delete", "delete a run with all its checkpoints", run_delete)
+    delete.add_argument("--yes", action="store_true", help="do it; without, only say what would be deleted")
+
+
+def _add_action(actions: Any, name: str, about: str, command: Any) -> Any:
+    parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    parser.add_argument("url", metavar="URL", type=_url, help="run folder, any fsspec URL")
+    add_store_options(parser)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _url(text: str) -> str:
+    if not is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is a path on this machine: give the URL of a run folder")
+    return text
+
+
+def run_list(options: argparse.Namespace) -> None:
+    from awtpn.run.remote.commands import list_runs
+
+    rows = [("RUN", "STATUS", "LATEST", "LEASE")]
+    for run in list_runs(options.url, options.storage_options):
+        rows.append((run.url, run.status, run.checkpoint, run.in_use))
+    print("\n".join(table_lines(rows)))
+
+
+def run_pull(options: argparse.Namespace) -> None:
+    from awtpn.run.remote.commands import pull_run
+
+    folder = pull_run(options.url, options.out, options.checkpoint, options.storage_options)
+    print(f"run in {folder}")
+
+
+def run_delete(options: argparse.Namespace) -> None:
+    from awtpn.run.remote.commands import delete_run, list_runs, open_run
+
+    if not options.yes:
+        open_run(options.url, options.storage_options)
+        [run] = list_runs(options.url, options.storage_options)
+        raise ValueError(
+            f"{run.url} (status {run.status}, latest checkpoint {run.checkpoint}, {run.in_use}) is deleted "
+            "with all its checkpoints only with --yes"
+        )
+    number, others = delete_run(options.url, options.storage_options)
+    print(f"{plural(number, 'file')} deleted")
+    if others:
+        print(printable(f"not deleted, since not of the run: {', '.join(others[:5])}"))

@@ -6,7 +6,14 @@ import argparse
 from shlex import quote
 from typing import Any
 
-from awtpn.config.option_types import add_base_options, base_models, path_argument
+from awtpn.config.option_types import (
+    add_base_options,
+    add_store_options,
+    base_models,
+    path_argument,
+    run_argument,
+    takes_run,
+)
 
 
 def add_export(commands: Any) -> None:
@@ -19,8 +26,12 @@ def add_export(commands: Any) -> None:
         "holds them whole.",
     )
     parser.add_argument(
-        "run", metavar="RUN", type=path_argument, help="run (its best checkpoint) or checkpoint folder"
+        "run",
+        metavar="RUN",
+        type=run_argument,
+        help="run (its best checkpoint) or checkpoint folder, or the URL of a run",
     )
+    takes_run(parser, "run", "best")
     parser.add_argument("out", metavar="DIR", type=path_argument, help="folder to write; must not exist")
     parser.add_argument(
         "--license",
@@ -40,6 +51,7 @@ def add_export(commands: Any) -> None:
         "folders in DIR/encoders; then the export needs no base models",
     )
     add_base_options(parser)
+    add_store_options(parser)
     parser.set_defaults(command=run_export)
 
 

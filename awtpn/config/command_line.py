@@ -25,16 +25,15 @@ from awtpn.config.modalities import full_map, join_modalities
 from awtpn.config.program import TRAIN, Program
 from awtpn.config.project_files import DEMO_CONFIG, find_file, packaged_files
 from awtpn.config.schema import Config, Launch
-from awtpn.config.settings import DataConfig
 from awtpn.config.yaml_file import CheckedFile, encoders_of, modalities_of
 from awtpn.model.settings import ModelConfig
 from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
-from shards.storage.credentials import remember_command
-from shards.storage.local_path import local_path
+from shards.storage.credentials import redact_url, remember_command
+from shards.storage.local_path import is_remote, local_path
 
 # A word of the command line that names a key within a mapping.
 WITHIN_MAPPING = re.compile(
-    r"--data\.(?:select\.)?(storage_options|train|val|test)\.([^=]+)(?:=(.*))?", re.DOTALL
+    r"--(?:data\.(?:select\.)?|run\.)(storage_options|train|val|test)\.([^=]+)(?:=(.*))?", re.DOTALL
 )
 HELP = """Train AWTPN. Without a configuration it makes a demo corpus and trains on it.
 
@@ -132,7 +131,7 @@ def parse_command_line(
         parser.error("a value is nested too deeply; write it plainly")
     values = parser.instantiate(parsed)
     config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
-    read_words_of_mappings(arguments, config.data)
+    read_words_of_mappings(arguments, config)
     use_local_paths(config)
     config.remember_secrets()
     config.validate()
@@ -156,20 +155,38 @@ def use_local_paths(config: Config) -> None:
     """Replace paths as users write them (`~/run`, `file:///run`) by paths on this machine.
 
     Raises:
-        ValueError: one is a URL of another kind; names the key.
+        ValueError: one is a URL where only paths are possible; names the key.
     """
-    for section, keys in ((config.run, ("dir", "resume", "init_from")), (config.data, ("cache_dir",))):
+    for section, keys in ((config.run, ("resume", "local_dir")), (config.data, ("cache_dir",))):
         prefix = "run" if section is config.run else "data"
         for key in keys:
             if value := getattr(section, key):
                 setattr(section, key, str(local_path(value, f"{prefix}.{key}")))
+    for key in ("dir", "init_from"):
+        if value := getattr(config.run, key):
+            setattr(config.run, key, run_address(value, f"run.{key}"))
 
 
-def read_words_of_mappings(arguments: Sequence[str], data: DataConfig) -> None:
+def run_address(given: str, key: str) -> str:
+    """A run folder as a user writes it: a path on this machine, or a URL without "/" at its end.
+
+    Raises:
+        ValueError: a URL that no file system can open; names the key.
+    """
+    if not is_remote(given):
+        return str(local_path(given, key))
+    if "::" in given or "://" not in given:
+        raise ValueError(f"{key} {redact_url(given)}: write it as s3://BUCKET/FOLDER, or a path")
+    return given.rstrip("/")
+
+
+def read_words_of_mappings(arguments: Sequence[str], config: Config) -> None:
     """Parse values such as 3 in `--data.select.test.fold 3`, which jsonargparse leaves as strings."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if found := WITHIN_MAPPING.fullmatch(word):
-            owner = data.storage_options if found[1] == "storage_options" else getattr(data.select, found[1])
+            section = config.run if word.startswith("--run.") else config.data
+            options = found[1] == "storage_options"
+            owner = section.storage_options if options else getattr(config.data.select, found[1])
             text = following if found[3] is None else found[3]
             if owner and owner.get(found[2]) == text:
                 owner[found[2]] = scalar(text)

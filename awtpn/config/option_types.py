@@ -12,7 +12,7 @@ from awtpn.config.settings import DEMOS
 from awtpn.config.suggestions import one_of
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import find_not_finite
-from shards.storage.local_path import local_path
+from shards.storage.local_path import is_remote, local_path
 
 # For the help of an option that `takes_dataset`.
 OR_DEMO = f"or {one_of(DEMOS)}, made at the first use (./demo is a folder of that name)"
@@ -25,6 +25,14 @@ def path_argument(text: str) -> Path:
         return local_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_argument(text: str) -> Path | str:
+    """A run, checkpoint or model on this machine, as a path; or the URL of a run, as text.
+
+    A command that takes it says so by `takes_run`.
+    """
+    return text if is_remote(text) else path_argument(text)
 
 
 def finite_number(text: str) -> float:
@@ -63,8 +71,19 @@ def takes_dataset(parser: argparse.ArgumentParser, option: str) -> None:
     parser.set_defaults(dataset_option=option)
 
 
+def takes_run(parser: argparse.ArgumentParser, option: str, needs: str) -> None:
+    """Let an option, whose value is a run or a list of them, be the URL of one: the command gets its copy.
+
+    Args:
+        parser: of the command.
+        option: name of the option.
+        needs: what the command reads of a run besides its records: see `awtpn.run.remote.commands`.
+    """
+    parser.set_defaults(run_option=option, run_needs=needs)
+
+
 def add_store_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--storage_options`, which every command takes that reads or writes datasets."""
+    """Add `--storage_options`, which every command takes that reads or writes datasets or runs."""
     parser.add_argument(
         "--storage_options",
         type=storage_options,

@@ -17,6 +17,7 @@ from awtpn.model.encoders.settings import encoder_settings
 from awtpn.model.settings import FORMER_MODEL, PUBLISHED_WEIGHTS, ModelConfig, TaskConfig
 from shards.safe_io.json_text import find_not_finite
 from shards.storage.credentials import redact_url, remember_secrets
+from shards.storage.local_path import is_remote
 
 POWER_OF_TEN = re.compile(r"[-+]?[\d_]*\.?[\d_]*[eE][-+]?\d+")
 
@@ -44,12 +45,14 @@ class Config:
         """Register the credentials in data URLs and options, so that `credentials.redact` hides them."""
         for role in ROLES:
             remember_secrets(getattr(self.data, role) or "", self.data.storage_options)
+        for address in (self.run.dir, self.run.init_from):
+            remember_secrets(address or "", self.run.storage_options)
 
     def validate(self) -> None:
         """Raise ValueError, naming the keys, for settings that are wrong or contradict each other."""
         check_finite(self)
         self.encoder = encoder_settings(self.encoder)
-        sections = (self.task, self.model, self.prototypes, self.loss, self.optim, self.augment)
+        sections = (self.run, self.task, self.model, self.prototypes, self.loss, self.optim, self.augment)
         for section in (*sections, self.train, self.track, self.data.select):
             section.validate()
         if self.task.type is not None:  # else when the data is known
@@ -124,7 +127,7 @@ def check_finite(config: Config) -> None:
     try:
         found = find_not_finite(asdict(config))
     except RecursionError:
-        raise ValueError("data.select or data.storage_options is nested without end") from None
+        raise ValueError("data.select or a storage_options is nested without end") from None
     if found is not None:
         raise ValueError(f"{found[0]} must be a finite number, but is {found[1]}")
 
@@ -132,7 +135,10 @@ def check_finite(config: Config) -> None:
 def dump(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, without what may hold credentials."""
     plain = asdict(config) | {"model": config.model.record()}
-    plain["data"]["storage_options"] = {}
+    plain["data"]["storage_options"] = plain["run"]["storage_options"] = {}
+    for key in ("dir", "init_from"):
+        if (folder := plain["run"][key]) and is_remote(folder):
+            plain["run"][key] = redact_url(folder)
     for role in ROLES:
         if url := plain["data"][role]:
             plain["data"][role] = redact_url(url)
@@ -141,6 +147,7 @@ def dump(config: Config) -> dict[str, Any]:
 
 # Keys that an earlier version did not have -> the value by which it behaved.
 KEYS_SINCE: dict[str, dict[str, Any]] = {
+    "run": {"local_dir": None, "upload_every": 30.0, "storage_options": {}},
     "data": {"target": None},
     "model": FORMER_MODEL,
     "task": {"type": None, "levels": 7, "head": "levels"},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from shards.format.precision_names import short_name
+from shards.storage.local_path import is_remote
 
 ROLES = ("train", "val", "test")
 # Of one rank; no machine has more cores.
@@ -18,6 +19,7 @@ TENSORBOARD = "tensorboard"
 TRACKERS = (TENSORBOARD, "wandb", "mlflow")
 # Of a project or experiment: MLflow puts the name into a query.
 PROJECT_NAME = re.compile(r"[\w .:/-]{1,100}")
+LONGEST_UPLOAD_PAUSE_S = 3600.0
 DEMO = "demo"
 # As data.train: corpora that are made on first use, and what `ensure_demo` calls each of them.
 DEMOS = {
@@ -33,14 +35,32 @@ class RunConfig:
     """One run: its folder, its seed and what it starts from."""
 
     dir: str | None = None
-    """Run folder; default: runs/<data>-<time>, agreed over ranks."""
+    """Run folder; default: runs/<data>-<time>, agreed over ranks. Or any fsspec URL (s3, gs, sftp, ...): the
+    run then works in a local folder on each node, and sends records and checkpoints to the URL."""
     seed: int = 0
     """Seeds the weights, the order of utterances, dropout and negatives."""
     resume: str = "auto"
     """auto: resume from run.dir's latest checkpoint if there is one; never; or a checkpoint folder."""
     init_from: str | None = None
-    """Initial weights: a run, checkpoint or export folder, of the same modalities or others; a new
-    classifier where its labels differ."""
+    """Initial weights: a run, checkpoint or export folder, or the URL of a run, of the same modalities or
+    others; a new classifier where its labels differ."""
+    local_dir: str | None = None
+    """With a URL as run.dir: the local folder of each node; default: in the cache, named by the URL."""
+    upload_every: float = 30.0
+    """With a URL as run.dir: seconds between two looks at what has changed; checkpoints are sent at once."""
+    storage_options: dict = field(default_factory=dict, repr=False)
+    """Options for fsspec for run.dir (endpoint, region, ...). Never written to the run folder."""
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the key, for settings that contradict each other."""
+        if not 1 <= self.upload_every <= LONGEST_UPLOAD_PAUSE_S:
+            raise ValueError(
+                f"run.upload_every must be 1 to {LONGEST_UPLOAD_PAUSE_S:.0f} s, but is {self.upload_every:g}"
+            )
+        if self.local_dir is not None and not (self.dir and is_remote(self.dir)):
+            raise ValueError(
+                "run.local_dir is for a run whose run.dir is a URL: name the folder as run.dir instead"
+            )
 
 
 @dataclass

@@ -5,5 +5,6 @@
 - `record`: status and settings read back; `results`: results.json; `predictions`: one line per utterance;
   `compare`: two runs; `provenance`: code and machine
 - `data`: streams of a run's splits; `demos`: names of the built-in corpora
+- `remote/`: run folders at URLs: checkpoints and records are sent from a local folder, one job has the lease
 - `atomic_write`: files that a reader sees whole or not at all
 """

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +28,11 @@ from awtpn.run.demos import demo_name, refuse_misspelled
 from awtpn.run.lock import run_lock
 from awtpn.run.position import Position, load_position
 from awtpn.run.record import CONFIG_FILE, read_as_recorded, read_settings, read_status
+from awtpn.run.remote.session import folder_on_this_host, on_this_host
 from awtpn.run.results import archive_results
 from shards.format.schema import MANIFEST
 from shards.safe_io.printable import printable_lines
+from shards.storage.local_path import is_remote
 from shards.storage.store import dataset_name
 
 # Settings that must not change when a run resumes. Layout, precision, length and paths may.
@@ -74,15 +77,52 @@ def run_on_rank0(world: World, action: Callable[[], T]) -> T:
 
 
 def prepare_run_dir(config: Config, world: World) -> Path:
-    """Agree on the run folder, and check the cluster on every rank.
+    """Agree on the run folder, and check the cluster on every rank; of a URL it is the folder of this host.
 
     Raises:
         ValueError: the run cannot work; gives causes and fixes, on every rank.
     """
     data = config.data
+    if config.run.dir and is_remote(config.run.dir):
+        return prepare_local_copy(config, world)
     default = Path("runs") / f"{dataset_name(data.train)}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(world.broadcast_object(str(config.run.dir or default)))
     run_on_rank0(world, lambda: check_folder(config, run_dir))
+    check_hosts(config, world, run_dir)
+    return run_dir
+
+
+def prepare_local_copy(config: Config, world: World) -> Path:
+    """The folder of this host in which a run works whose run.dir is a URL; hosts need not share it.
+
+    Raises:
+        ValueError: the run cannot work; gives causes and fixes, on every rank.
+    """
+    error = None
+    try:
+        run_dir = folder_on_this_host(config)
+        check_folder(config, run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as failure:
+        error = f"rank {world.rank} on {platform.node()}: {failure}: name another folder as run.local_dir"
+    if errors := [text for text in world.all_gather_object(error) if text is not None]:
+        raise ValueError(errors[0])
+    check_hosts(config, world, None)
+    return run_dir
+
+
+def check_hosts(config: Config, world: World, run_dir: Path | None) -> None:
+    """Check the cluster on every rank, and print warnings.
+
+    Args:
+        config: of the run.
+        world: the ranks.
+        run_dir: the folder that all hosts share; None if they need not.
+
+    Raises:
+        ValueError: the run cannot work; gives causes and fixes, on every rank.
+    """
+    data = config.data
     given = [url for url in (data.train, data.val, data.test) if url is not None]
     run_on_rank0(world, lambda: refuse_misspelled(*given))
     urls = [url for url in given if demo_name(url) is None]
@@ -92,7 +132,6 @@ def prepare_run_dir(config: Config, world: World) -> Path:
     if world.is_main:
         for finding in findings:
             print(printable_lines(finding))
-    return run_dir
 
 
 def check_folder(config: Config, run_dir: Path) -> None:
@@ -207,6 +246,20 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
     return folder, position
 
 
+def agree_on_resume(config: Config, run_dir: Path, world: World) -> tuple[Path | None, Position]:
+    """`resolve_resume` of the main rank; where run.dir is a URL, a path in the folder of this host.
+
+    Raises:
+        ValueError: as `resolve_resume`, on every rank.
+    """
+    resumed, position, main_dir = run_on_rank0(
+        world, lambda: (*resolve_resume(config, run_dir), run_dir.resolve())
+    )
+    if config.run.dir and is_remote(config.run.dir):
+        resumed = on_this_host(resumed, main_dir, run_dir)
+    return resumed, position
+
+
 def resume_folder(resume: str) -> Path:
     """The folder that `run.resume` names; ValueError if there is none."""
     if not Path(resume).is_dir():
@@ -230,7 +283,10 @@ def _same_command(config: Config, run_dir: Path) -> bool:
         said, before = read_status(run_dir)["status"], read_settings(run_dir)
     except (OSError, ValueError):
         return False
-    return said != "done" and before == dump(config)
+    now = dump(config)
+    for settings in (before, now):  # another host may have another one
+        (settings or {}).get("run", {}).pop("local_dir", None)
+    return said != "done" and before == now
 
 
 def best_of(root: Path, resumed: Path, position: Position) -> Path | None:
@@ -249,7 +305,7 @@ def changed_keys(config: Config, run_dir: Path) -> list[str]:
     if (recorded := read_settings(run_dir)) is None:
         return []
     changed = differing_keys(recorded, dump(config))
-    return [key for key in changed if key not in ("run.dir", "run.resume")]
+    return [key for key in changed if key not in ("run.dir", "run.resume", "run.local_dir")]
 
 
 def rewind_run_folder(

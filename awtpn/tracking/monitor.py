@@ -59,6 +59,7 @@ class Monitor:
         resumed_step: steps already done; lines and points of later steps, of an interrupted run, are dropped.
         total_steps: of the whole run, to show progress and the time left.
         also: gets all scalars that TensorBoard gets.
+        largest_events: in bytes; TensorBoard's writer begins a new event file when one is larger.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Monitor:
         resumed_step: int,
         total_steps: int,
         also: ScalarSink = ignore_scalars,
+        largest_events: int | None = None,
     ) -> None:
         self.is_main, self.run_dir = is_main, run_dir
         self.last_lr: float | None = None
@@ -77,7 +79,7 @@ class Monitor:
         path = run_dir / "metrics.jsonl"
         self.last_lr = truncate_metrics(path, resumed_step)
         self.lines = path.open("a")
-        self.tensorboard = TensorBoardWriter(run_dir, resumed_step, also=also)
+        self.tensorboard = TensorBoardWriter(run_dir, resumed_step, also=also, largest=largest_events)
         self.on_terminal = on_terminal()
         self.bar = progress_bar("train", "step", total_steps, initial=resumed_step, show=self.on_terminal)
         self.step_lines = StepLines(total_steps)
@@ -128,6 +130,7 @@ class Monitor:
             return
         with naming_write_errors(self.run_dir):
             self.lines.flush()
+            self.tensorboard.begin_new_file_if_large()
         if self.on_terminal:
             last = self.step_lines.last
             loss = math.nan if last["loss"] is None else last["loss"]

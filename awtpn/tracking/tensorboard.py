@@ -98,6 +98,7 @@ class TensorBoardWriter:
             None hides none.
         suffix: of the event file's name.
         also: gets every step and its scalars, too.
+        largest: in bytes; `begin_new_file_if_large` begins a new event file when one is larger. None: never.
     """
 
     def __init__(
@@ -106,9 +107,10 @@ class TensorBoardWriter:
         resumed_step: int | None = None,
         suffix: str = "",
         also: ScalarSink = ignore_scalars,
+        largest: int | None = None,
     ) -> None:
         self.also = also
-        self.folder = run_dir / FOLDER
+        self.folder, self.suffix, self.largest = run_dir / FOLDER, suffix, largest
         purge = None if resumed_step is None else resumed_step + 1
         self.writer = SummaryWriter(
             str(self.folder), purge_step=purge, max_queue=1_000, flush_secs=10, filename_suffix=suffix
@@ -120,6 +122,19 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         self.writer.close()
+
+    def begin_new_file_if_large(self) -> None:
+        """Begin a new event file where the last is larger than `largest`: files at a URL are sent whole."""
+        if self.largest is None:
+            return
+        files = [path.stat() for path in self.folder.glob("events.out.tfevents.*")]
+        if max(files, key=lambda found: found.st_mtime_ns).st_size < self.largest:
+            return
+        self.writer.close()
+        self.writer = SummaryWriter(
+            str(self.folder), max_queue=1_000, flush_secs=10, filename_suffix=self.suffix
+        )
+        self.events = self.writer.file_writer
 
     def log_scalars(self, step: int, scalars: Mapping[str, float | None]) -> None:
         """Write scalars by tag as one event, which is much faster than `add_scalar` for each."""

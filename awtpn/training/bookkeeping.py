@@ -47,6 +47,10 @@ def announce(run: Run, monitor: Monitor) -> None:
         f"{plural(run.total_steps, 'step')}{start_at}\n"
         f"run folder {run.dir}; watch it with: tensorboard --logdir {quote(str(run.dir.parent))}"
     )
+    if run.remote is not None:
+        monitor.print(
+            f"checkpoints and records go to {run.remote.url}, records every {run.config.run.upload_every:g} s"
+        )
     epochs = epochs_of(run)
     if (one_in := epochs_per_line(epochs)) > 1:
         monitor.print(f"{epochs} epochs: one in {one_in} has a line here, and those that validate")

@@ -46,6 +46,7 @@ from awtpn.run.demos import dataset_url
 from awtpn.run.folder import run_on_rank0
 from awtpn.run.predictions import writing_predictions
 from awtpn.run.record import CONFIG_FILE, read_section
+from awtpn.run.remote.commands import run_folder_on_ranks
 from awtpn.training.held_out import overlap_with_evaluation
 from awtpn.training.scores import make_scores
 from shards import FeatureBatch, FeatureStream
@@ -167,7 +168,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     for file in (options.out, options.predictions):
         if file:
             run_on_rank0(world, partial(prepare_place, Path(file)))
-    given = Path(options.checkpoint)
+    given = run_folder_on_ranks(options.checkpoint, "best", options.storage_options, world)
     model = load_model(given, base_models(options)).to(world.device)
     if options.data:
         source = {"url": options.data, "split": options.split, "select": options.select}

@@ -62,8 +62,9 @@ from awtpn.run.data import (
     validation_data,
 )
 from awtpn.run.demos import located_encoder
-from awtpn.run.folder import resolve_resume, rewind_run_folder, run_on_rank0
+from awtpn.run.folder import agree_on_resume, rewind_run_folder, run_on_rank0
 from awtpn.run.position import Position
+from awtpn.run.remote.commands import run_folder_on_ranks
 from awtpn.tracking.monitor import write_status
 from awtpn.tracking.profile import StepProfiler, check_window
 from awtpn.tracking.services import check_installed
@@ -98,7 +99,7 @@ def setup(
     """
     engine = ENGINES[world.engine]
     run_on_rank0(world, lambda: check_installed(config.track.services))
-    resumed, position = run_on_rank0(world, lambda: resolve_resume(config, run_dir))
+    resumed, position = agree_on_resume(config, run_dir, world)
 
     train = open_training_stream(config, world, position)
     task = run_on_rank0(world, lambda: learnable_task(config, train))
@@ -261,7 +262,9 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
         set_statistics(model, train, world)
     continued: list[str] = []
     if config.run.init_from:
-        copied = checkpoint.init_from(files.find_model(Path(config.run.init_from)), model)
+        options = config.run.storage_options
+        source = run_folder_on_ranks(config.run.init_from, "best", options, world)
+        copied = checkpoint.init_from(files.find_model(source), model)
         continued = copied.statistics
         if world.is_main:
             print(printable(copied.line))

@@ -54,7 +54,7 @@ def train_step(run: Run, batch: FeatureBatch, data_wait: float) -> GlobalBatchIn
         layout=run.layout,
         seed=config.run.seed,
         step=position.step,
-        stop=run.stop.is_set(),
+        stop=run.stops,
         whole=run.holds_means,
         passes=max(1, len(parts)),
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from shlex import quote
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError
@@ -37,6 +37,9 @@ from awtpn.run.folder import exclusive_run, keep_settings_of_run, prepare_run_di
 from awtpn.run.position import load_position
 from awtpn.run.predictions import predictions_file
 from awtpn.run.provenance import describe
+from awtpn.run.remote.records import PART_BYTES
+from awtpn.run.remote.sending import UploadFailed
+from awtpn.run.remote.session import LAST_UPLOAD_S, remote_run
 from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
@@ -74,9 +77,10 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
         if world.device.type == "cpu" and ENGINES[world.engine].keeps_freed_memory:
             retain_freed_memory()
         run_dir = prepare_run_dir(config, world)
-        keep_settings_of_run(config, run_dir, world)
-        with exclusive_run(run_dir, world):
+        with exclusive_run(run_dir, world), remote_run(config, run_dir, world) as remote:
+            keep_settings_of_run(config, run_dir, world)
             run = setup(config, accelerator, world, layout, run_dir, stop)
+            run.remote = remote
             try:
                 return train(run)
             finally:
@@ -97,10 +101,13 @@ def train(run: Run) -> dict[str, Any]:
         fit(run)
         check_any_step_counted(run.position)
         results = test(run)
+        wait_for_uploads(run)
     except Stopped:
         set_status("preempted", **describe_steps(run.position), damaged=len(run.position.damaged))
+        wait_for_uploads(run)
         if run.world.is_main:
-            fix = f"the same command with --run.dir {quote(str(run.dir))} resumes the run"
+            folder = run.dir if run.remote is None else run.remote.url
+            fix = f"the same command with --run.dir {quote(str(folder))} resumes the run"
             print(f"stopped by a signal after step {run.position.step}; {fix}")
         return {}
     except BaseException as error:
@@ -125,6 +132,18 @@ def start_tracking(run: Run) -> None:
     run.trackers = open_trackers(run.config, run.dir, resumes=run.position.step > 0)
 
 
+def wait_for_uploads(run: Run) -> None:
+    """Wait until all checkpoints are at the URL of the run folder, if it has one; every rank calls.
+
+    Raises:
+        UploadFailed: one could not be sent.
+    """
+    if run.remote is not None:
+        run.watchdog.close()
+        # Collectives of the other ranks, which wait here, last longer than `train.timeout`.
+        run.remote.wait_for_checkpoints(run.world, min(LAST_UPLOAD_S, run.config.train.timeout))
+
+
 def saved_step(run: Run) -> int:
     """The step that the run would be resumed at."""
     latest = checkpoint.find_latest(run.checkpoints)
@@ -142,7 +161,8 @@ def fit(run: Run) -> None:
     """
     position, options = run.position, run.config.train
     check_stop(run)
-    monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps, run.trackers.log)
+    largest = None if run.remote is None else PART_BYTES
+    monitor = Monitor(run.dir, run.world.is_main, position.step, run.total_steps, run.trackers.log, largest)
     try:
         announce(run, monitor)
         prototypes = find_prototypes(unwrap(run.model))
@@ -165,7 +185,7 @@ def fit(run: Run) -> None:
                 if validates:
                     figures, best = validate_epoch(run, monitor)
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
-            except (Stopped, NotFiniteError):
+            except (Stopped, UploadFailed, NotFiniteError):
                 flush(run, monitor)
                 save(run)
                 raise
@@ -189,10 +209,27 @@ def fit(run: Run) -> None:
 
 
 def check_stop(run: Run) -> None:
-    """Reset the watchdog; raise Stopped on every rank if any rank got a stop signal."""
+    """Reset the watchdog; raise Stopped on every rank if any rank got a stop signal.
+
+    Raises:
+        Stopped, UploadFailed: as `raise_stopped`.
+    """
     run.watchdog.beat()
-    if run.world.sum(np.array([run.stop.is_set()], dtype=np.int64))[0]:
-        raise Stopped
+    if run.world.sum(np.array([run.stops], dtype=np.int64))[0]:
+        raise_stopped(run)
+
+
+def raise_stopped(run: Run) -> NoReturn:
+    """Stop on every rank, when all know that one of them asks for it (`Run.stops`).
+
+    Raises:
+        Stopped: by a signal.
+        UploadFailed: a checkpoint could not be sent to the URL of the run folder.
+    """
+    # Only the main rank knows of a failure. `run.remote` is None on all ranks or on none.
+    if run.remote is not None and (failure := run.world.broadcast_object(run.remote.failure)):
+        raise UploadFailed(run.remote.explain(failure))
+    raise Stopped
 
 
 def train_epoch(run: Run, monitor: Monitor) -> bool:
@@ -202,7 +239,7 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
         Whether the epoch was finished; not if the run ends within it (`train.max_steps`).
 
     Raises:
-        Stopped: some rank got a stop signal.
+        Stopped, UploadFailed: as `raise_stopped`.
     """
     position, options = run.position, run.config.train
     run.model.train()
@@ -223,7 +260,7 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
         if check and run.world.size > 1 and position.step % check == 0:
             check_replicas(run, monitor)
         if info.stop:
-            raise Stopped
+            raise_stopped(run)
         epoch_ends = position.epoch_step == run.train.steps_per_epoch  # `fit` saves then
         if options.checkpoint_every and position.step % options.checkpoint_every == 0 and not epoch_ends:
             flush(run, monitor)
@@ -274,7 +311,7 @@ def averaged_weights(run: Run) -> Iterator[None]:
     run.engine.swap_averages(run.model, run.optimizer)
     try:
         yield
-    except (Stopped, NotFiniteError):  # of all ranks together; `fit` then saves
+    except (Stopped, UploadFailed, NotFiniteError):  # of all ranks together; `fit` then saves
         run.engine.swap_averages(run.model, run.optimizer)
         raise
     # Not in a `finally`: after an error of one rank alone, it would wait for the others in a collective.
@@ -332,6 +369,8 @@ def save(run: Run, best: bool = False) -> None:
         )
         if run.world.is_main:
             checkpoint.prune(root, run.config.train.keep_last)
+            if run.remote is not None:
+                run.remote.send_checkpoint(root)
     except (OSError, SafetensorError) as failure:
         error = str(failure)
     # Only the main rank writes, so only it can fail; it tells the others, which raise the same error.

@@ -31,8 +31,9 @@ def local_path(text: str | Path, what: str = "") -> Path:
         scheme, rest = found[1].lower(), text[found.end() :]
         if scheme not in LOCAL_SCHEMES:
             raise ValueError(
-                f"{shown}: object storage and other URLs are not supported yet for run folders, models and "
-                f"outputs ({scheme}: here): give a path on this machine"
+                f"{shown}: object storage and other URLs are not supported yet for exports, outputs and the "
+                f"folders of many runs ({scheme}: here): give a path on this machine; the folder of one run "
+                "(run.dir) can be a URL"
             )
         if rest.startswith("/"):  # file://HOST/PATH, where the host may be left out
             host, _, rest = rest[1:].partition("/")

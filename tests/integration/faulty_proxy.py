@@ -23,6 +23,7 @@ class FaultyProxy:
         cut: how many answers to GETs of tars shall still end in the middle.
         hang: answer nothing at all any more.
         in_body: called with the path when the body of a tar is a third through.
+        before: called with the method and path of each request; if it returns a status, that is the answer.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -31,6 +32,7 @@ class FaultyProxy:
         self.refuse = self.cut = 0
         self.hang = False
         self.in_body: Callable[[str], None] | None = None
+        self.before: Callable[[str, str], int | None] | None = None
         self.lock = threading.Lock()
         self.released = threading.Event()
         proxy = self
@@ -74,8 +76,9 @@ class FaultyProxy:
             self.released.wait()
             request.close_connection = True
             return
-        if tar and self.take("refuse"):
-            request.send_response(503)
+        status = self.before(request.command, path) if self.before else None
+        if status or (tar and self.take("refuse")):
+            request.send_response(status or 503)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return

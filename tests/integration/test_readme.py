@@ -52,6 +52,8 @@ CORPORA = Elsewhere(
     ]
 )
 
+AT_URL = Elsewhere(["integration/test_runs_in_object_store.py::test_commands_take_the_url"])
+
 COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     # README.md: Quickstart.
     "python3 -m venv .venv": Installs(),
@@ -305,6 +307,12 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "sbatch --nodes 8 launch/slurm.sbatch --config configs/meld.yaml --data.train s3://corpus/meld "
     "--run.dir /shared/meld": SLURM,
     'pip install "awtpn-at-scale[s3]"': Installs(),
+    # Runs without a shared disk.
+    "awtpn train --config configs/meld.yaml --run.dir s3://bucket/runs/meld-7": AT_URL,
+    "awtpn runs list s3://bucket/runs": AT_URL,
+    "awtpn evaluate s3://bucket/runs/meld-7": AT_URL,
+    "awtpn runs pull s3://bucket/runs/meld-7 runs/meld-7": AT_URL,
+    "awtpn runs delete s3://bucket/runs/meld-7 --yes": AT_URL,
     "awtpn shards simulate s3://corpus/mosei --nodes 64 --gpus-per-node 8 --global-batch 4096": Run(
         swap={"s3://corpus/mosei": "data/mosei"}, says="64 nodes x 8 GPUs"
     ),

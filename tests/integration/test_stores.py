@@ -16,15 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from remote_runs_support import QUICK, save_checkpoint
 from support import LIMIT, REPO, free_port, pack_corpus
 
+from awtpn.run.remote import checkpoints, files, lease
+from awtpn.run.remote.pulling import pull_checkpoints, pull_records
+from awtpn.run.remote.records import RecordSender
+from awtpn.run.remote.sending import Sender
 from shards import FeatureStream
 from shards.storage.store import open_dataset
 from shards.tools.verify import verify
@@ -267,3 +272,41 @@ def test_a_wrong_key_is_refused(sftp: Place, tmp_path: Path) -> None:
     wrong = sftp.options | {"key_filename": str(other), "look_for_keys": False, "allow_agent": False}
     with pytest.raises(PermissionError, match=r"^sftp://.*check the credentials"):
         FeatureStream(sftp.url, cache_dir=tmp_path, storage_options=wrong)
+
+
+@pytest.mark.parametrize("name", ["sftp", "gs"])
+def test_a_run_folder_at_a_url(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Lease, records and checkpoints; what arrives is what was sent."""
+    place: Place = request.getfixturevalue(name)
+    url = f"{place.url.rpartition('/')[0]}/runs/one"
+    times = replace(QUICK, settle_s=1.0)  # SFTP tells times in whole seconds
+    store = files.open_remote(url, place.options)
+    assert files.list_files(store) == {}
+    lease.acquire(store, "a", times)
+    lease.renew(store, "a", 1, times)
+    here, there = tmp_path / "here", tmp_path / "there"
+    path = save_checkpoint(here, 1, size=1 << 20)
+    (here / "metrics.jsonl").write_text('{"step": 1}\n')
+    (here / "status.json").write_text('{"status": "done"}\n')
+    records = RecordSender(files.open_remote(url, place.options), here)
+    sender = Sender(records, checkpoints.Pointer(), 600, lambda store: lease.check_held(store, "a", times))
+    sender.start()
+    sender.add_checkpoint(path, path.name, [path.name])
+    assert sender.wait(LIMIT) is None
+    later = save_checkpoint(here, 2)
+    sender.add_checkpoint(later, later.name, [later.name])
+    assert sender.wait(LIMIT) is None
+    sender.close(LIMIT)
+    pointer = checkpoints.read_pointer(store)
+    assert [entry.name for entry in pointer.entries] == [later.name]
+    found = files.list_files(store)
+    assert not [each for each in found if path.name in each or each.endswith(files.TEMPORARY)]
+    pull_records(store, there)
+    pull_checkpoints(store, there, pointer)
+    for file in ("metrics.jsonl", "status.json", "checkpoints/latest/model.safetensors"):
+        assert (there / file).read_bytes() == (here / file).read_bytes()
+    lease.acquire(store, "b", replace(times, dead_s=2.0))
+    with pytest.raises(lease.LeaseLost):
+        lease.check_held(store, "a", times)
+    lease.release(store, "b")
+    assert files.list_files(store, lease.FOLDER) == {}

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from shards_support import corpus, pack
 
 
@@ -18,16 +17,3 @@ def remote() -> Iterator[str]:
     pack(corpus(), f"memory://{name}/d")
     yield f"memory://{name}/d"
     fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
-
-
-@pytest.fixture
-def no_accelerator() -> Iterator[None]:
-    """Accelerate keeps what it found at its first start; it forgets it before the test and after."""
-
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    forget()
-    yield
-    forget()

@@ -12,7 +12,8 @@ from awtpn.config.project_files import ROOT, checkout, find_file, packaged_files
 from awtpn.experiments.ablation import read_variants
 
 NAMES = [
-    *("demo", "demo-labels", "demo-values", "finetune", "finetune-demo", "iemocap", "iemocap-vad", "large"),
+    *("demo", "demo-labels", "demo-values", "finetune", "finetune-demo", "finetune-ravdess"),
+    *("iemocap", "iemocap-vad", "large"),
     *("meld", "meld-text", "mosei", "mosei-emotions", "mosei-sentiment", "ravdess", "reference"),
 ]
 

@@ -180,6 +180,40 @@ def test_credentials_are_never_written() -> None:
     assert dump(config)["data"]["train"] == "sftp://host/corpus#dev"
 
 
+def test_the_run_folder_may_be_a_url() -> None:
+    words = ["--run.dir", "s3://bucket/runs/one/", "--run.local_dir", "~/one"]
+    config, _ = parse_command_line([*words, "--run.storage_options", "{key: me, secret: s3cr3t}"])
+    assert config.run.dir == "s3://bucket/runs/one"
+    assert config.run.local_dir == str(Path("~/one").expanduser())
+    assert config.run.storage_options == {"key": "me", "secret": "s3cr3t"}
+    assert "s3cr3t" not in dump_yaml(config)
+    config, _ = parse_command_line(
+        ["--run.dir", "sftp://me:s3cr3t@host/run", "--run.storage_options.port", "22"]
+    )
+    assert dump(config)["run"]["dir"] == "sftp://host/run"
+    assert config.run.storage_options == {"port": 22}
+    config, _ = parse_command_line(["--run.dir", "runs/a?b", "--run.init_from", "file:///runs/other"])
+    assert (dump(config)["run"]["dir"], config.run.init_from) == ("runs/a?b", "/runs/other")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (
+            ["--run.dir", "s3:/bucket/run"],
+            r"run.dir s3:/bucket/run: write it as s3://BUCKET/FOLDER, or a path",
+        ),
+        (["--run.dir", "simplecache::s3://bucket/run"], "run.dir simplecache::s3://bucket/run: write it as"),
+        (["--run.resume", "s3://bucket/run"], "run.resume s3://bucket/run: object storage .* not supported"),
+        (["--run.local_dir", "here"], "run.local_dir is for a run whose run.dir is a URL"),
+        (["--run.dir", "s3://b/r", "--run.upload_every", "0"], "run.upload_every must be 1 to 3600 s"),
+    ],
+)
+def test_a_url_that_cannot_be_a_run_folder_is_refused(words: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        parse_command_line(words)
+
+
 def test_no_configuration_can_run_code(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     for value in (f"!!python/object/apply:os.system ['touch {trace}']", f"!!python/name:os.system {trace}"):

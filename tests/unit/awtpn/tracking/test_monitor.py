@@ -33,6 +33,27 @@ TASK = Task("classification", CLASSES)
 METRICS = summarize(np.array([[5, 1, 0], [0, 6, 0], [2, 0, 4]]), CLASSES) | {"cross-entropy": 0.7}
 
 
+def test_a_large_event_file_is_followed_by_another(tmp_path: Path) -> None:
+    """TensorBoard reads them as one run; each is small enough to be sent again when it grows."""
+    writer = TensorBoardWriter(tmp_path, resumed_step=0, largest=2_000)
+    for step in range(1, 201):
+        writer.log_scalars(step, {"loss/total": float(step)})
+        if step % 10 == 0:
+            writer.events.flush()
+            writer.begin_new_file_if_large()
+    writer.close()
+    files = list((tmp_path / "tensorboard").iterdir())
+    assert len(files) > 3
+    assert all(path.stat().st_size < 3_000 for path in files)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 201))
+    writer = TensorBoardWriter(tmp_path / "local", resumed_step=0)
+    writer.begin_new_file_if_large()
+    writer.close()
+    assert len(list((tmp_path / "local" / "tensorboard").iterdir())) == 1
+
+
 def snapshot(figures: bool = False) -> Snapshot:
     """A validation of two utterances, one without video."""
     counts = np.zeros(BUCKETS, dtype=np.int64)

@@ -82,6 +82,10 @@ def test_keys_of_the_configuration(key: str, home: Path) -> None:
     section, _, name = key.partition(".")
     config, _ = parse_command_line([f"--{key}=~/x"])
     assert getattr(getattr(config, section), name) == f"{home}/x"
+    if key in ("run.dir", "run.init_from"):  # run folders may be in object storage
+        config, _ = parse_command_line([f"--{key}=s3://bucket/run"])
+        assert getattr(config.run, name) == "s3://bucket/run"
+        return
     with pytest.raises(ValueError, match=rf"^{key} {NO_URL}"):
         parse_command_line([f"--{key}=s3://bucket/run"])
 
@@ -98,14 +102,10 @@ def test_configuration_files(home: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     "words",
     [
-        ["export", "URL", "out"],
         ["export", "runs/demo", "URL"],
-        ["report", "URL"],
         ["report", "runs/demo", "--out", "URL"],
         ["report", "runs/demo", "--markdown", "URL"],
         ["push", "URL", "USER/MODEL"],
-        ["compare", "runs/demo", "URL"],
-        ["predict", "URL", "clip.wav"],
         ["predict", "model", "clip.wav", "--out", "URL"],
         ["predict", "model", "clip.wav", "--png", "URL"],
         ["doctor", "--run_dir", "URL"],
@@ -119,6 +119,25 @@ def test_commands_make_no_folder_of_that_name(words: list[str], capsys: pytest.C
         main([word.replace("URL", "s3://bucket/run") for word in words])
     assert stop.value.code == 2
     assert NO_URL in capsys.readouterr().err.splitlines()[0]
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "URL", "out"],
+        ["report", "URL"],
+        ["compare", "URL", "runs/demo"],
+        ["predict", "URL", "clip.wav"],
+        ["runs", "list", "URL"],
+        ["runs", "pull", "URL", "out"],
+        ["runs", "delete", "URL", "--yes"],
+    ],
+    ids=" ".join,
+)
+def test_commands_on_runs_at_a_url_make_none_either(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"error: memory://nobody/run is no"):
+        main([word.replace("URL", "memory://nobody/run") for word in words])
     assert list(Path().iterdir()) == []
 
 

@@ -1,0 +1,298 @@
+"""What `awtpn` commands do with the URL of a run: fetch what they read, list, copy and delete runs.
+
+A command that reads a run works on a copy in the cache, apart from the folder in which a run trains on this
+machine. Only what changed is fetched again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from awtpn.distributed.world import World
+from awtpn.model.files import CARD_FILE, STATE_FILE, STEP
+from awtpn.run import checkpoint
+from awtpn.run.atomic_write import write_json
+from awtpn.run.record import STATUS_FILE
+from awtpn.run.remote import checkpoints, files, lease, pulling
+from awtpn.run.remote.checkpoints import Pointer
+from awtpn.run.remote.records import RUN_FILE, is_record
+from shards.safe_io.bounded_json import parse_json, read_json
+from shards.storage.credentials import redact, redact_url
+from shards.storage.local_path import is_remote
+from shards.storage.store import Store
+
+# What a command reads of a run besides its records: the cards of its checkpoints, the best one (or the latest
+# where there is none), or both.
+Needs = Literal["cards", "best", "checkpoints"]
+KNOWN_FILE = ".at-url.json"  # in a copy: size and time of each record at the URL when it was fetched
+SMALL_FILES = (CARD_FILE, STATE_FILE)
+
+
+def run_folder(given: str | Path, needs: Needs, storage_options: dict[str, Any] | None = None) -> Path:
+    """The local folder of a run or checkpoint that a user named: a path as it is, of a URL its copy.
+
+    Args:
+        given: a path, the URL of a run folder, or URL/checkpoints/NAME.
+        needs: what is fetched besides the records.
+        storage_options: for the URL.
+
+    Raises:
+        ValueError: there is no run at the URL, or a checkpoint is damaged.
+        OSError: the store cannot be reached, or refuses.
+    """
+    if not is_remote(str(given)):
+        return Path(given)
+    store, name = open_run(str(given), storage_options)
+    return fetch_run(store, checkpoints.read_pointer(store), needs, name, storage_options)
+
+
+def run_folder_on_ranks(
+    given: str | Path, needs: Needs, storage_options: dict[str, Any] | None, world: World
+) -> Path:
+    """The same on every rank: all have the same checkpoint, also if the run saves another one meanwhile.
+
+    Raises:
+        ValueError: as `run_folder`, or the store cannot be reached; on every rank.
+    """
+    if not is_remote(str(given)):
+        return Path(given)
+    pointer, problem, folder = None, None, Path()
+    if world.is_main:
+        try:
+            pointer = checkpoints.read_pointer(open_run(str(given), storage_options)[0])
+        except Exception as error:  # of any kind, because the other ranks wait for the broadcast
+            problem = redact(error)
+    pointer, problem = world.broadcast_object((pointer, problem))
+    if problem is None:
+        try:
+            store, name = open_run(str(given), storage_options)
+            folder = fetch_run(store, pointer, needs, name, storage_options)
+        except Exception as error:
+            problem = redact(error)
+    if problems := [text for text in world.all_gather_object(problem) if text is not None]:
+        raise ValueError(problems[0])
+    return folder
+
+
+def open_run(url: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, str | None]:
+    """Open the run folder at a URL; also the name of a checkpoint, if the URL is of one.
+
+    Raises:
+        ValueError: there is no run.
+        OSError: the store cannot be reached, or refuses.
+    """
+    folder, _, name = url.rstrip("/").partition(f"/{checkpoints.FOLDER}/")
+    store = files.open_remote(folder, storage_options)
+    if files.read_bytes(store, RUN_FILE) is None:
+        raise ValueError(
+            f"{redact_url(url)} is not a run: it has no {RUN_FILE}; `awtpn runs list URL` shows the runs in "
+            "a folder"
+        )
+    return store, name or None
+
+
+def fetch_run(
+    store: Store,
+    pointer: Pointer,
+    needs: Needs,
+    name: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Path:
+    """Bring a run's copy in the cache up to date.
+
+    Args:
+        store: the run folder at its URL.
+        pointer: the content of its `latest.json`.
+        needs: what is fetched besides the records.
+        name: of a checkpoint: "step-00000120", "best" or "latest". None: what `needs` says.
+        storage_options: for the URL.
+
+    Returns:
+        The local run folder; with a name that of the checkpoint.
+
+    Raises:
+        ValueError: the run has no such checkpoint, or it is damaged.
+        OSError: the store cannot be reached, or the disk is full.
+    """
+    folder = files.local_copy(store.url, storage_options, "copy")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".fetching"):  # other processes may bring it up to date, too
+        update_records(store, folder)
+        root = folder / checkpoints.FOLDER
+        if name is not None:
+            return checkpoints.fetch(store, find_entry(store, pointer, name), root)
+        links = {"best": pointer.best, "latest": pointer.latest}
+        if needs == "best" and pointer.best is not None:
+            links["latest"] = None
+        for link, named in links.items():
+            entry = pointer.find(named)
+            if entry is None:
+                (root / link).unlink(missing_ok=True)
+                continue
+            if needs == "cards":
+                path = root / entry.name
+                for file in SMALL_FILES:
+                    at = f"{checkpoints.FOLDER}/{entry.folder}/{file}"
+                    files.get_file(store, at, path / file)
+            else:
+                path = checkpoints.fetch(store, entry, root)
+            checkpoint.update_symlink(root / link, path)
+    return folder
+
+
+def update_records(store: Store, folder: Path) -> None:
+    """Fetch the records that changed since the last call."""
+    file = folder / KNOWN_FILE
+    known: dict[str, files.Stored] = {}
+    if file.is_file():
+        known = {name: files.Stored(*values) for name, values in read_json(file).items()}
+    at_url = pulling.pull_records(store, folder, known)
+    write_json(file, {name: [stored.size, stored.modified] for name, stored in at_url.items()})
+    pulling.write_run_file(folder, files.read_bytes(store, RUN_FILE) or b"")
+
+
+def find_entry(store: Store, pointer: Pointer, name: str) -> checkpoints.Entry:
+    """A checkpoint at the URL by its name.
+
+    Raises:
+        ValueError: there is none; names those that there are.
+    """
+    named = {"best": pointer.best, "latest": pointer.latest}.get(name, name.partition(".")[0])
+    if (entry := pointer.find(named)) is not None:
+        return entry
+    there = ", ".join(entry.name for entry in pointer.entries) or "none"
+    raise ValueError(f"{store.url} has no checkpoint {name!r:.60}; there are: {there}")
+
+
+def send_back(given: str | Path, written: Path, storage_options: dict[str, Any] | None = None) -> str:
+    """Send a file, which a command wrote into the copy of a run, to the run's URL.
+
+    Returns:
+        Where it is: its URL, or its path if the run is local.
+
+    Raises:
+        OSError: the store cannot be reached, or refuses.
+    """
+    if not is_remote(str(given)):
+        return str(written)
+    store, _ = open_run(str(given), storage_options)
+    files.put_bytes(store, written.name, written.read_bytes())
+    return f"{store.url}/{written.name}"
+
+
+# --- awtpn runs ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run at a URL."""
+
+    url: str
+    status: str
+    checkpoint: str
+    in_use: str
+
+
+def list_runs(url: str, storage_options: dict[str, Any] | None = None) -> list[Listed]:
+    """The run at a URL, or the runs in folders directly within it, in order of their names.
+
+    Raises:
+        ValueError: there is none.
+        OSError: the store cannot be reached, or refuses.
+    """
+    store = files.open_remote(url.rstrip("/"), storage_options)
+    urls = [store.url]
+    if files.read_bytes(store, RUN_FILE) is None:
+        urls = [f"{store.url}/{name}" for name in files.list_top(store)]
+    found = (describe(each, storage_options) for each in urls)
+    if runs := [run for run in found if run is not None]:
+        return runs
+    raise ValueError(f"{store.url} is no run and contains none: no {RUN_FILE} in it or in a folder within it")
+
+
+def describe(url: str, storage_options: dict[str, Any] | None = None) -> Listed | None:
+    """What `awtpn runs list` shows of a run; None where there is no run."""
+    store = files.open_remote(url, storage_options)
+    if files.read_bytes(store, RUN_FILE) is None:
+        return None
+    try:
+        record = parse_json(files.read_bytes(store, STATUS_FILE) or b"{}", STATUS_FILE)
+        status = str(record.get("status", "no status")) if isinstance(record, dict) else "no status"
+        latest = checkpoints.read_pointer(store).latest or "none"
+    except ValueError:
+        status, latest = "damaged records", ""
+    try:
+        holder = lease.held_by(store)
+        in_use = "in use" if holder else "no job"
+    except PermissionError:  # the probe that tells the store's time cannot be written
+        in_use = "unknown"
+    return Listed(store.url, status, latest, in_use)
+
+
+def pull_run(
+    url: str, out: Path, names: Iterable[str] = (), storage_options: dict[str, Any] | None = None
+) -> Path:
+    """Copy a run into a local folder: its records, and the latest and best checkpoint, or those named.
+
+    Raises:
+        ValueError: there is no run, the folder exists, or a checkpoint is damaged.
+        OSError: the store cannot be reached, or the disk is full.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already: name a folder that does not exist")
+    store, _ = open_run(url, storage_options)
+    pointer = checkpoints.read_pointer(store)
+    entries = [find_entry(store, pointer, name) for name in names]
+    out.mkdir(parents=True, exist_ok=True)
+    pulling.pull_records(store, out)
+    pulling.write_run_file(out, files.read_bytes(store, RUN_FILE) or b"")
+    for entry in entries:
+        checkpoints.fetch(store, entry, out / checkpoints.FOLDER)
+    if not entries:
+        pulling.pull_checkpoints(store, out, pointer)
+    return out
+
+
+def delete_run(
+    url: str, storage_options: dict[str, Any] | None = None, times: lease.Times | None = None
+) -> tuple[int, list[str]]:
+    """Delete a run: its checkpoints and records, and last run.json.
+
+    Returns:
+        How many files were deleted, and the names of files that are no part of a run and stay.
+
+    Raises:
+        ValueError: there is no run, or a job works there.
+        OSError: the store cannot be reached, or refuses.
+    """
+    store, name = open_run(url, storage_options)
+    if name is not None:
+        raise ValueError(f"{redact_url(url)} is a checkpoint: runs are deleted whole")
+    times = times or lease.TIMES
+    if holder := lease.held_by(store, times):
+        raise ValueError(f"{store.url} is in use: {holder}; end that job first")
+    own = lease.new_id()
+    lease.acquire(store, own, times)  # no job may start there meanwhile
+    found = files.list_files(store)
+    ours = [each for each in found if each.startswith(f"{checkpoints.FOLDER}/") or is_record(each)]
+    ours = [each for each in ours if not each.startswith(f"{checkpoints.FOLDER}/") or _of_checkpoint(each)]
+    # First what names the others, so that a reader finds no half run; last what this command finds it by.
+    ours.sort(key=lambda each: each != checkpoints.LATEST)
+    files.delete(store, [*ours, RUN_FILE])
+    files.delete(store, files.list_files(store, lease.FOLDER))
+    others = sorted(
+        each
+        for each in found
+        if each not in ours and each != RUN_FILE and not each.startswith(f"{lease.FOLDER}/")
+    )
+    return len(ours) + 1, others
+
+
+def _of_checkpoint(name: str) -> bool:
+    folder = name.split("/")[1]
+    return name == checkpoints.LATEST or STEP.fullmatch(folder.partition(".")[0]) is not None
