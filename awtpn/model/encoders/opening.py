@@ -77,8 +77,19 @@ def open_encoder(
         encoder = (_audio if modality == "audio" else _video)(model, settings, recording, changes)
     encoder.original, encoder.recording = original, recording
     encoder.licence = read_licence(model.folder)
+    leave_file(encoder.network)
     tune(encoder)
     return encoder.eval().to(device)
+
+
+def leave_file(network: torch.nn.Module) -> None:
+    """Copy the weights, which lie in a memory map of their file.
+
+    A single weight that stays there, such as a frozen one, would keep the whole file in memory, after
+    DeepSpeed has copied the others.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _audio(
