@@ -125,8 +125,8 @@ def test_the_peak_is_what_torch_allocates(tune: str, checkpointing: bool, tmp_pa
     allocated = peak_allocated(step)
     shape = shape_in(folder, "audio", tune, checkpointing=checkpointing)
     _, told = peak_bytes([(shape, pass_of(shape, LENGTHS["audio"]))], False, False, on_gpu=False)
-    # With checkpointing little else is there at the peak of so small a network than the scratch memory of a few
-    # products, which differs by processor and threads. tests/benchmarks/encoder_memory.py measures large ones.
+    # With checkpointing, much of the peak of so small a network is scratch memory of a few products, which
+    # differs by processor and threads. tests/benchmarks/encoder_memory.py measures large ones.
     assert told == pytest.approx(allocated, rel=0.35 if checkpointing else 0.15)
 
 
