@@ -389,6 +389,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     # It measures for ten minutes; here without GPUs.
     "awtpn bench": Elsewhere(["unit/awtpn/bench/test_bench.py::test_the_command_writes_what_it_measures"]),
+    "awtpn bench --parts finetune --rounds 3": Elsewhere(
+        ["unit/awtpn/bench/test_finetune.py::test_both_train_the_same_model"]
+    ),
     "awtpn bench --device cuda --out gpu.md": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_the_command_writes_what_it_measures"]
     ),
