@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = "results/"  # how the tags of the best checkpoint's metrics begin
-INSTALL = {"wandb": "wandb", "mlflow": "mlflow"}
 FINISH_S = 60.0  # to send what is left at the end of a run
 NOT_IN_NAMES = re.compile(r"[^/\w.\- :]")  # of MLflow
 LONGEST_NAME = 250
@@ -40,7 +39,7 @@ def check_installed(names: list[str]) -> None:
         if find_spec(name) is None:
             raise ValueError(
                 f'track.to names {name}, which is not installed: pip install "awtpn-at-scale[trackers]" or '
-                f"{INSTALL[name]}, or leave it out of track.to"
+                f"{name}, or leave it out of track.to"
             )
 
 

@@ -74,6 +74,11 @@ for name, port in zip(("account", "container", "object"), sys.argv[2:]):
 """
 
 
+def options(endpoint: str, **changes: Any) -> dict[str, Any]:
+    """Storage options of s3fs."""
+    return {"key": KEY, "secret": SECRET, "endpoint_url": endpoint} | changes
+
+
 def missing(folder: Path) -> str | None:
     """Why Swift cannot run here, with its data in `folder`; None if it can."""
     if not (INSTALLED / "bin" / "swift-proxy-server").exists():

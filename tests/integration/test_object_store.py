@@ -18,6 +18,7 @@ import pytest
 import swift as laboratory
 from faulty_proxy import FaultyProxy
 from support import LIMIT
+from swift import options
 
 from shards import FeatureStream, Manifest, Sample, pack
 from shards.tools.index_tars import index_url
@@ -27,27 +28,6 @@ UTTERANCES, DIM = 96, 4_096
 CLASSES = ["calm", "happy"]
 KEYS = sorted(f"u{i}" for i in range(UTTERANCES))
 WORKER = Path(__file__).with_name("stream_worker.py")
-
-
-@pytest.fixture(scope="module")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[laboratory.Swift]:
-    folder = tmp_path_factory.mktemp("swift")
-    if reason := laboratory.missing(folder):
-        pytest.skip(reason)
-    running = laboratory.start_swift(folder)
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def proxy(swift: laboratory.Swift) -> Iterator[FaultyProxy]:
-    running = FaultyProxy(swift.ports["proxy"])
-    yield running
-    running.close()
-
-
-def options(endpoint: str, **changes: Any) -> dict[str, Any]:
-    return {"key": laboratory.KEY, "secret": laboratory.SECRET, "endpoint_url": endpoint} | changes
 
 
 def samples() -> Iterator[Sample]:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from support import (
     pack_corpus,
     status,
 )
+from swift import options
 
 from awtpn.cli import main as awtpn
 from awtpn.run.remote import checkpoints, files, lease
@@ -78,27 +78,12 @@ trainer.main(sys.argv[2:])
 
 
 @pytest.fixture(scope="module")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[laboratory.Swift]:
-    folder = tmp_path_factory.mktemp("swift")
-    if reason := laboratory.missing(folder):
-        pytest.skip(reason)
-    running = laboratory.start_swift(folder)
+def swift(swift: laboratory.Swift) -> laboratory.Swift:
+    """With a bucket for runs."""
     import s3fs
 
-    s3fs.S3FileSystem(**options(running.endpoint)).mkdir("models")
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def proxy(swift: laboratory.Swift) -> Iterator[FaultyProxy]:
-    running = FaultyProxy(swift.ports["proxy"])
-    yield running
-    running.close()
-
-
-def options(endpoint: str, **changes: Any) -> dict[str, Any]:
-    return {"key": laboratory.KEY, "secret": laboratory.SECRET, "endpoint_url": endpoint} | changes
+    s3fs.S3FileSystem(**options(swift.endpoint)).mkdir("models")
+    return swift
 
 
 @pytest.fixture

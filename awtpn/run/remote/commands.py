@@ -15,11 +15,10 @@ from filelock import FileLock
 
 from awtpn.distributed.world import World
 from awtpn.model.files import CARD_FILE, STATE_FILE, STEP
-from awtpn.run import checkpoint
 from awtpn.run.atomic_write import write_json
 from awtpn.run.record import STATUS_FILE
 from awtpn.run.remote import checkpoints, files, lease, pulling
-from awtpn.run.remote.checkpoints import Pointer
+from awtpn.run.remote.checkpoints import Entry, Pointer
 from awtpn.run.remote.records import RUN_FILE, is_record
 from shards.safe_io.bounded_json import parse_json, read_json
 from shards.storage.credentials import redact, redact_url
@@ -126,23 +125,20 @@ def fetch_run(
         root = folder / checkpoints.FOLDER
         if name is not None:
             return checkpoints.fetch(store, find_entry(store, pointer, name), root)
-        links = {"best": pointer.best, "latest": pointer.latest}
+        links = {"best": pointer.find(pointer.best), "latest": pointer.find(pointer.latest)}
         if needs == "best" and pointer.best is not None:
             links["latest"] = None
-        for link, named in links.items():
-            entry = pointer.find(named)
-            if entry is None:
-                (root / link).unlink(missing_ok=True)
-                continue
-            if needs == "cards":
-                path = root / entry.name
-                for file in SMALL_FILES:
-                    at = f"{checkpoints.FOLDER}/{entry.folder}/{file}"
-                    files.get_file(store, at, path / file)
-            else:
-                path = checkpoints.fetch(store, entry, root)
-            checkpoint.update_symlink(root / link, path)
+        bring = fetch_cards if needs == "cards" else checkpoints.fetch
+        pulling.link_checkpoints(root, links, lambda entry: bring(store, entry, root))
     return folder
+
+
+def fetch_cards(store: Store, entry: Entry, root: Path) -> Path:
+    """Bring only the small files of a checkpoint into the local folder `root`; returns its folder."""
+    for file in SMALL_FILES:
+        at = f"{checkpoints.FOLDER}/{entry.folder}/{file}"
+        files.get_file(store, at, root / entry.name / file)
+    return root / entry.name
 
 
 def update_records(store: Store, folder: Path) -> None:
@@ -153,10 +149,10 @@ def update_records(store: Store, folder: Path) -> None:
         known = {name: files.Stored(*values) for name, values in read_json(file).items()}
     at_url = pulling.pull_records(store, folder, known)
     write_json(file, {name: [stored.size, stored.modified] for name, stored in at_url.items()})
-    pulling.write_run_file(folder, files.read_bytes(store, RUN_FILE) or b"")
+    pulling.pull_run_file(store, folder)
 
 
-def find_entry(store: Store, pointer: Pointer, name: str) -> checkpoints.Entry:
+def find_entry(store: Store, pointer: Pointer, name: str) -> Entry:
     """A checkpoint at the URL by its name.
 
     Raises:
@@ -250,7 +246,7 @@ def pull_run(
     entries = [find_entry(store, pointer, name) for name in names]
     out.mkdir(parents=True, exist_ok=True)
     pulling.pull_records(store, out)
-    pulling.write_run_file(out, files.read_bytes(store, RUN_FILE) or b"")
+    pulling.pull_run_file(store, out)
     for entry in entries:
         checkpoints.fetch(store, entry, out / checkpoints.FOLDER)
     if not entries:
@@ -279,20 +275,16 @@ def delete_run(
     own = lease.new_id()
     lease.acquire(store, own, times)  # no job may start there meanwhile
     found = files.list_files(store)
-    ours = [each for each in found if each.startswith(f"{checkpoints.FOLDER}/") or is_record(each)]
-    ours = [each for each in ours if not each.startswith(f"{checkpoints.FOLDER}/") or _of_checkpoint(each)]
+    ours = [each for each in found if is_record(each) or _of_checkpoint(each)]
     # First what names the others, so that a reader finds no half run; last what this command finds it by.
     ours.sort(key=lambda each: each != checkpoints.LATEST)
     files.delete(store, [*ours, RUN_FILE])
     files.delete(store, files.list_files(store, lease.FOLDER))
-    others = sorted(
-        each
-        for each in found
-        if each not in ours and each != RUN_FILE and not each.startswith(f"{lease.FOLDER}/")
-    )
-    return len(ours) + 1, others
+    others = sorted(found.keys() - {*ours, RUN_FILE})
+    return len(ours) + 1, [each for each in others if not each.startswith(f"{lease.FOLDER}/")]
 
 
 def _of_checkpoint(name: str) -> bool:
-    folder = name.split("/")[1]
-    return name == checkpoints.LATEST or STEP.fullmatch(folder.partition(".")[0]) is not None
+    top, _, rest = name.partition("/")
+    step = rest.partition("/")[0].partition(".")[0]
+    return name == checkpoints.LATEST or (top == checkpoints.FOLDER and STEP.fullmatch(step) is not None)

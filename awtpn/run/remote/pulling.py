@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -151,12 +151,17 @@ def pull_checkpoints(store: Store, folder: Path, pointer: Pointer) -> None:
         OSError: the store cannot be reached, or the disk is full.
     """
     root = folder / checkpoints.FOLDER
-    for link in ("best", "latest"):
-        entry = pointer.find(getattr(pointer, link))
+    links = {"best": pointer.find(pointer.best), "latest": pointer.find(pointer.latest)}
+    link_checkpoints(root, links, lambda entry: pull_checkpoint(store, root, entry))
+
+
+def link_checkpoints(root: Path, links: Mapping[str, Entry | None], bring: Callable[[Entry], Path]) -> None:
+    """Let the links of a local folder name checkpoints, which `bring` fetches; without one a link goes."""
+    for link, entry in links.items():
         if entry is None:
             (root / link).unlink(missing_ok=True)
         else:
-            checkpoint.update_symlink(root / link, pull_checkpoint(store, root, entry))
+            checkpoint.update_symlink(root / link, bring(entry))
 
 
 def pull_checkpoint(store: Store, root: Path, entry: Entry) -> Path:
@@ -168,6 +173,11 @@ def pull_checkpoint(store: Store, root: Path, entry: Entry) -> Path:
             f"{error}; the run cannot go on from {entry.name}: choose another run.dir; with --run.resume it "
             "goes on from another checkpoint, which `awtpn runs pull --checkpoint NAME` fetches"
         ) from None
+
+
+def pull_run_file(store: Store, folder: Path) -> None:
+    """Bring run.json into a local folder, which then holds the run of the URL."""
+    write_run_file(folder, files.read_bytes(store, RUN_FILE) or b"")
 
 
 def write_run_file(folder: Path, content: bytes) -> None:

@@ -214,7 +214,7 @@ def agree(store: Store, folder: Path) -> tuple[Pointer, bool]:
     if decision == "url":
         pulling.pull_records(store, folder)
         pulling.pull_checkpoints(store, folder, pointer)
-        pulling.write_run_file(folder, files.read_bytes(store, RUN_FILE) or b"")
+        pulling.pull_run_file(store, folder)
         return pointer, True
     if decision == "new":
         # First at the URL: if that fails, the local folder is as it was.
