@@ -1,9 +1,9 @@
 """The background thread of the main rank: it sends what a run writes to the URL of its run folder.
 
-Records are sent every `every_s` seconds, if they changed; a checkpoint as soon as it is saved. The thread
-calls no collective and has an fsspec file system of its own. Of a checkpoint it keeps hard links, so that the
-run may remove or replace it meanwhile. If checkpoints are saved faster than they are sent, those between are
-left out, except the best.
+Records are sent every `every_s` seconds, if they changed; a checkpoint as soon as it is saved, and before
+`latest` names it the records that changed. The thread calls no collective and has an fsspec file system of
+its own. Of a checkpoint it keeps hard links, so that the run may remove or replace it meanwhile. If
+checkpoints are saved faster than they are sent, those between are left out, except the best.
 
 A checkpoint that cannot be sent is a failure of the run: `failure` says why, and the trainer raises it on all
 ranks at their next point of agreement. Records that cannot be sent are a warning, and are tried again.
@@ -217,6 +217,9 @@ class Sender:
                 if reason := self.lost():
                     raise LeaseLost(reason)
                 entry = checkpoints.send_files(store, job.name, job.staged, job.sent)
+                # Metrics up to this checkpoint, without which a run that goes on from it would have a gap.
+                with contextlib.suppress(Exception):  # the next look at the records warns
+                    self.records.send_changed()
                 self.check_lease(store)
                 pointer = checkpoints.with_entry(self.pointer, entry, job.best, job.kept)
                 checkpoints.write_pointer(store, pointer)
