@@ -15,7 +15,6 @@ from shlex import quote
 from typing import Any, NoReturn
 
 import numpy as np
-from safetensors import SafetensorError
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config, Launch
@@ -34,12 +33,11 @@ from awtpn.model.models import model_of_card
 from awtpn.run import checkpoint
 from awtpn.run.demos import demo_name
 from awtpn.run.folder import exclusive_run, keep_settings_of_run, prepare_run_dir, run_on_rank0
-from awtpn.run.position import load_position
 from awtpn.run.predictions import predictions_file
 from awtpn.run.provenance import describe
 from awtpn.run.remote.records import PART_BYTES
 from awtpn.run.remote.sending import UploadFailed
-from awtpn.run.remote.session import LAST_UPLOAD_S, remote_run
+from awtpn.run.remote.session import remote_run
 from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
@@ -50,6 +48,14 @@ from awtpn.training.bookkeeping import announce, check_replicas, flush, log_epoc
 from awtpn.training.demo_tour import show_tour
 from awtpn.training.evaluate import evaluate, reliability_auroc
 from awtpn.training.run_state import Run
+from awtpn.training.saving import (
+    CheckpointNotWritten,
+    count_time,
+    finish_checkpoint,
+    save,
+    saved_step,
+    wait_for_uploads,
+)
 from awtpn.training.setup import setup
 from awtpn.training.skipped_steps import check_any_step_counted, describe_steps
 from awtpn.training.step import train_step
@@ -119,6 +125,8 @@ def train(run: Run) -> dict[str, Any]:
                 set_status("failed", error=f"{type(error).__name__}: {error}", **describe_steps(run.position))
         raise
     finally:
+        if not run.stop.at_once:
+            run.writer.wait()
         run.watchdog.close()
     set_status("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
     shutdown()
@@ -130,24 +138,6 @@ def train(run: Run) -> dict[str, Any]:
 def start_tracking(run: Run) -> None:
     """Open the run at the services of `track.to`, or continue it there; on the main rank."""
     run.trackers = open_trackers(run.config, run.dir, resumes=run.position.step > 0)
-
-
-def wait_for_uploads(run: Run) -> None:
-    """Wait until all checkpoints are at the URL of the run folder, if it has one; every rank calls.
-
-    Raises:
-        UploadFailed: one could not be sent.
-    """
-    if run.remote is not None:
-        run.watchdog.close()
-        # Collectives of the other ranks, which wait here, last longer than `train.timeout`.
-        run.remote.wait_for_checkpoints(run.world, min(LAST_UPLOAD_S, run.config.train.timeout))
-
-
-def saved_step(run: Run) -> int:
-    """The step that the run would be resumed at."""
-    latest = checkpoint.find_latest(run.checkpoints)
-    return load_position(latest).step if latest else 0
 
 
 # --- fit -----------------------------------------------------------------------------------------
@@ -187,7 +177,7 @@ def fit(run: Run) -> None:
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, UploadFailed, NotFiniteError):
                 flush(run, monitor)
-                save(run)
+                save(run, wait=True)
                 raise
             log_epoch(run, monitor, figures, best, time.perf_counter() - began)
             if position.stopped_early and not last:  # else it had stopped in an earlier start
@@ -203,6 +193,10 @@ def fit(run: Run) -> None:
                 save(run, best=best)
                 check_stop(run)  # after another epoch, the next step tells of a signal, and then saves
             run.since = time.perf_counter()
+        finish_checkpoint(run)
+    except Stopped:
+        finish_checkpoint(run)
+        raise
     finally:
         run.profiler.close()
         monitor.close()
@@ -224,11 +218,16 @@ def raise_stopped(run: Run) -> NoReturn:
 
     Raises:
         Stopped: by a signal.
-        UploadFailed: a checkpoint could not be sent to the URL of the run folder.
+        CheckpointNotWritten: a checkpoint could not be written.
+        UploadFailed: it could not be sent to the URL of the run folder.
     """
-    # Only the main rank knows of a failure. `run.remote` is None on all ranks or on none.
-    if run.remote is not None and (failure := run.world.broadcast_object(run.remote.failure)):
-        raise UploadFailed(run.remote.explain(failure))
+    # Only the main rank knows of failures.
+    of_upload = None if run.remote is None else run.remote.failure
+    not_written, not_sent = run.world.broadcast_object((run.writer.failure, of_upload))
+    if not_written:
+        raise CheckpointNotWritten(not_written)
+    if not_sent and run.remote is not None:  # it is None on all ranks or on none
+        raise UploadFailed(run.remote.explain(not_sent))
     raise Stopped
 
 
@@ -352,43 +351,6 @@ def reevaluate_best(run: Run, monitor: Monitor) -> None:
         f"{changed}: later models are compared with the best checkpoint so far, of step "
         f"{position.best_step}: val {run.best_by} {'undefined' if value is None else f'{value:.4f}'}"
     )
-
-
-def save(run: Run, best: bool = False) -> None:
-    """Save a checkpoint; every rank calls. `best` marks it as the best.
-
-    Raises:
-        RuntimeError: it could not be written (a full disk), on every rank; earlier checkpoints are unchanged.
-    """
-    root, error = run.checkpoints, None
-    run.watchdog.beat()
-    count_time(run)
-    try:
-        checkpoint.save(
-            root, run.model, run.optimizer, run.position, run.card, run.world.is_main, best, engine=run.engine
-        )
-        if run.world.is_main:
-            checkpoint.prune(root, run.config.train.keep_last)
-            if run.remote is not None:
-                run.remote.send_checkpoint(root)
-    except (OSError, SafetensorError) as failure:
-        error = str(failure)
-    # Only the main rank writes, so only it can fail; it tells the others, which raise the same error.
-    if error := run.world.broadcast_object(error):
-        latest = checkpoint.find_latest(root)
-        kept = f"{latest} is whole" if latest else "there is no earlier one"
-        raise RuntimeError(
-            f"the checkpoint of step {run.position.step} could not be written: {error}; {kept}"
-        )
-
-
-def count_time(run: Run) -> dict[str, float]:
-    """Add the time since the last call to `run.position`; returns the seconds of the whole run so far."""
-    position, now = run.position, time.perf_counter()
-    position.seconds += now - run.counted
-    position.rank_seconds += run.world.size * (now - run.counted)
-    run.counted = now
-    return {"seconds": position.seconds, "rank_seconds": position.rank_seconds}
 
 
 # --- test ----------------------------------------------------------------------------------------
