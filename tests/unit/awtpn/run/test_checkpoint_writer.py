@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import features, same_bits_or_close, small_model, utterances
+from support import LIMIT, features, same_bits_or_close, small_model, utterances
 
 from awtpn.distributed.engines.single import SINGLE
 from awtpn.distributed.host_copies import HostCopies
@@ -34,7 +34,7 @@ def test_a_copy_keeps_its_memory_and_its_values() -> None:
 
 def test_one_checkpoint_is_written_at_a_time() -> None:
     writer, go = CheckpointWriter(), threading.Event()
-    writer.start(lambda: None if go.wait(60) else "not released")
+    writer.start(lambda: None if go.wait(LIMIT) else "not released")
     with pytest.raises(AssertionError, match="being written already"):
         writer.start(lambda: None)
     go.set()
@@ -70,7 +70,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     def slow_print(path: Path) -> object:
         reached.set()
-        assert go.wait(60)
+        assert go.wait(LIMIT)
         return whole_print(path)
 
     monkeypatch.setattr(checkpoint, "_fingerprint", slow_print)
@@ -84,7 +84,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         checkpoint.write(tmp_path, contents)
 
     writer.start(write)
-    assert reached.wait(60)
+    assert reached.wait(LIMIT)
     step()
     assert not (tmp_path / "latest").exists()
     go.set()

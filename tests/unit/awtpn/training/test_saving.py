@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import arguments, assert_same_run, metrics, status
+from support import LIMIT, arguments, assert_same_run, metrics, status
 
 from awtpn.model.files import OPTIMIZER_FILE, find_corruption
 from awtpn.run import checkpoint
@@ -66,7 +66,7 @@ def test_steps_go_on_while_one_checkpoint_is_written(
         return failure
 
     def wait_for_another_step() -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + LIMIT
         while len(metrics(folder)) < EVERY + 1 and time.monotonic() < end:
             time.sleep(0.01)
         seen.append(len(metrics(folder)))
