@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from awtpn.distributed.host_copies import HostCopies
 from awtpn.run import checkpoint
 from awtpn.run.checkpoint import Contents
 from awtpn.run.position import load_position
@@ -38,13 +39,15 @@ def save(run: Run, best: bool = False, wait: bool = False) -> None:
     run.watchdog.beat()
     count_time(run)
     finish_checkpoint(run)
+    in_background = run.config.train.async_checkpoint
+    copies = run.writer.copies if in_background else HostCopies()
     contents = checkpoint.gather(
-        run.model, run.optimizer, run.position, run.card, run.world.is_main, run.engine, run.writer.copies
+        run.model, run.optimizer, run.position, run.card, run.world.is_main, run.engine, copies
     )
     if contents is not None:
         keep_last = run.config.train.keep_last
         run.writer.start(partial(write, run.checkpoints, contents, best, keep_last, run.remote))
-    if wait or not run.config.train.async_checkpoint:
+    if wait or not in_background:
         finish_checkpoint(run)
 
 
