@@ -26,8 +26,9 @@ from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import json_text
 from shards.storage.store import Store
 
-# What can be in a local run folder that holds no run: its lock, and files of this package.
-HIDDEN = "."
+# What can be in a local run folder that holds no run: its lock, and files of this package; and the output of
+# a run of an experiment.
+HIDDEN, OUTPUT = ".", "train.log"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def local_side(folder: Path) -> Side:
     latest = checkpoint.find_latest(folder / checkpoints.FOLDER) if folder.is_dir() else None
     whole = latest is not None and checkpoint.find_resume_problem(latest) is None
     step = int(latest.name.removeprefix("step-")) if latest is not None and whole else -1
-    empty = not folder.is_dir() or all(path.name.startswith(HIDDEN) for path in folder.iterdir())
+    empty = not folder.is_dir() or all(
+        path.name.startswith(HIDDEN) or path.name == OUTPUT for path in folder.iterdir()
+    )
     file = folder / RUN_FILE
     return Side(parse_run_id(file.read_bytes(), str(file)) if file.is_file() else None, step, empty)
 
