@@ -22,7 +22,7 @@ from elastic_support import (
     wait_for_words,
 )
 from ranks_support import run_ranks
-from support import arguments, assert_like_runs, kill_tree, launched, status
+from support import LIMIT, arguments, assert_like_runs, kill_tree, launched, status
 
 STEPS = SETTINGS["train.max_steps"]
 
@@ -41,14 +41,17 @@ def stack() -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
-def test_the_first_node_is_lost_and_two_are_added(
+def test_nodes_are_lost_and_added(
     corpus: str, alone: Path, tmp_path: Path, stack: contextlib.ExitStack
 ) -> None:
-    """2 nodes, 1 from step 6 on, and 3 from step 12 on, which do not divide the batch of 32."""
+    """2 nodes, 1 from step 6 on, 3 from step 12 on, which do not divide the batch of 32, and 2 from step 14.
+
+    The first node is killed; the last one gets a signal, as from a scheduler that takes it away.
+    """
     run_dir = tmp_path / "run"
     settings = SETTINGS | {"data.train": corpus, "run.dir": run_dir}
     port = stack.enter_context(rendezvous_store(tmp_path))
-    command = agent_command(f"127.0.0.1:{port}", {7: 1, 11: 3}, settings)
+    command = agent_command(f"127.0.0.1:{port}", {7: 1, 11: 3, 13: 2}, settings)
     command[1:1] = ["--local-addr", "127.0.0.1"]
 
     def start(name: str) -> Agent:
@@ -62,9 +65,14 @@ def test_the_first_node_is_lost_and_two_are_added(
     wait_for_words("at step 11: 1 ranks, not 3", [other])
     assert "32 utterances a step; 16 steps, resumed at step 6" in other[1].read_text()
     agents = [other, start("third"), start("fourth")]
-    wait_for_end(agents)
-    text = "".join(log.read_text() for _, log in agents)
+    wait_for_words("at step 13: 3 ranks, not 2", agents)
+    taken, left = agents[2], agents[:2]
+    taken[0].terminate()
+    wait_for_end(left)
+    assert taken[0].wait(LIMIT) != 0
+    text = "".join(log.read_text() for _, log in left)
     assert "3 ranks x micro-batch of at most 11" in text
+    assert "2 ranks x micro-batch 16 x accumulation 1 = 32 utterances a step; 16 steps, resumed at step 14" in text
     assert status(run_dir)["status"] == "done"
     assert steps_of(run_dir) == list(range(1, STEPS + 1))
     assert_like_runs(run_dir, alone)

@@ -19,7 +19,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from awtpn.run.remote import files
@@ -65,7 +65,7 @@ def acquire(
     store: Store,
     own: str,
     times: Times = TIMES,
-    former: str | None = None,
+    ended: Collection[str] = (),
     wait: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -75,7 +75,7 @@ def acquire(
         store: the run folder.
         own: ID of this job, from `new_id`.
         times: of the lease.
-        former: ID of a job that is known to be dead: its process ran on this host.
+        ended: IDs of jobs that are known to have ended: a process of theirs ran on a host of this job.
         wait: sleeps.
         clock: measures durations in this process.
 
@@ -96,7 +96,9 @@ def acquire(
             if claim not in found:
                 raise OSError(f"{store.url}: a listing does not show {claim}, which was just written")
             others = live_others(found, own, found[claim].modified, times.dead_s)
-            others.pop(HOLDER + str(former), None)
+            for job in ended:
+                others.pop(HOLDER + job, None)
+                others.pop(CLAIM + job, None)
             blocking = {name: at for name, at in others.items() if name.startswith(HOLDER) or name < claim}
             if not blocking and clock() - claimed >= times.settle_s:
                 files.put_bytes(store, holder, _about(0))

@@ -64,7 +64,7 @@ def test_a_dead_holder_is_waited_for_and_removed(url: str, capsys: pytest.Captur
 def test_the_former_holder_of_this_host_is_not_waited_for(url: str) -> None:
     store = files.open_remote(url)
     lease.acquire(store, "a", QUICK)
-    lease.acquire(store, "b", QUICK, former="a")
+    lease.acquire(store, "b", QUICK, ended=["a"])
     assert holders(store) == ["b"]
 
 
