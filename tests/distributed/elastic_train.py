@@ -2,7 +2,8 @@
 
 HOLDS is JSON, such as {"6": 1, "10": 3}: the run goes beyond step 6 on 1 rank only, and beyond step 10 on 3.
 Until then its ranks meet every few hundredths of a second, as they would in steps. So a test can end and add
-nodes at these steps, however quick or slow the machine is.
+nodes at these steps, however quick or slow the machine is. Where the run folder is at a URL, a checkpoint is
+sent before the next step, so that none is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import sys
 import time
 from typing import Any
 
+from remote_runs_support import send_and_wait
+
+from awtpn.run.remote.session import RemoteRun
 from awtpn.training import trainer
 
 MEETING_S = 0.05
@@ -35,6 +39,7 @@ def hold(holds: dict[int, int]) -> None:
 
 if __name__ == "__main__":
     hold({int(step): ranks for step, ranks in json.loads(sys.argv[1]).items()})
+    RemoteRun.send_checkpoint = send_and_wait  # type: ignore[method-assign]
     try:
         trainer.main(sys.argv[2:])
     except (ValueError, RuntimeError, FloatingPointError) as error:
