@@ -11,6 +11,8 @@ from pathlib import Path
 ELASTIC_RUN = "TORCHELASTIC_RUN_ID"
 # torchrun takes its options from such variables, too.
 NODES_VARIABLE = "PET_NNODES"
+# "True" where torchrun has one store for the addresses of its ranks, in all rounds of the rendezvous.
+SHARES_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 def nodes_may_change(environment: Mapping[str, str]) -> bool:
@@ -26,6 +28,20 @@ def nodes_may_change(environment: Mapping[str, str]) -> bool:
     except OSError:
         words = []
     return is_range(nodes_of(words) or environment.get(NODES_VARIABLE, ""))
+
+
+def warn_of_shared_store(environment: Mapping[str, str]) -> str | None:
+    """What to tell a user whose torchrun cannot add nodes; None if it can, or need not.
+
+    As measured with torch 2.13: after a change of nodes, rank 0's torchrun does not announce its store again,
+    and those that were there before use the store of the former rank 0, though that node may be lost.
+    """
+    if environment.get(SHARES_STORE) != "True" or not nodes_may_change(environment):
+        return None
+    return (
+        "warning: the ranks cannot meet again after nodes were added, or after the first of several was lost: "
+        "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all nodes"
+    )
 
 
 def nodes_of(words: Sequence[str]) -> str | None:

@@ -12,7 +12,7 @@ from awtpn.distributed.batch_layout import (
     make_layout,
     negatives_cross_micro_batches,
 )
-from awtpn.distributed.elastic import is_range, nodes_may_change, nodes_of
+from awtpn.distributed.elastic import is_range, nodes_may_change, nodes_of, warn_of_shared_store
 from awtpn.learning.settings import LossConfig
 from shards import places_of_rank
 
@@ -38,6 +38,16 @@ def test_a_range_of_nodes(nodes: str, ranges: bool) -> None:
     assert is_range(nodes) == ranges
     assert nodes_may_change({"TORCHELASTIC_RUN_ID": "x", "PET_NNODES": nodes}) == ranges
     assert not nodes_may_change({"PET_NNODES": nodes}), "not started by torchrun"
+
+
+def test_a_store_that_all_rounds_share_is_warned_of_where_nodes_may_change() -> None:
+    elastic = {"TORCHELASTIC_RUN_ID": "x", "PET_NNODES": "1:4"}
+    warning = warn_of_shared_store(elastic | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert warning is not None
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in warning
+    assert warn_of_shared_store(elastic | {"TORCHELASTIC_USE_AGENT_STORE": "False"}) is None
+    fixed = {"TORCHELASTIC_RUN_ID": "x", "PET_NNODES": "4", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert warn_of_shared_store(fixed) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 32])

@@ -68,6 +68,13 @@ def test_the_former_holder_of_this_host_is_not_waited_for(url: str) -> None:
     assert holders(store) == ["b"]
 
 
+def test_a_job_that_ended_while_it_asked_for_the_lease_is_not_waited_for(url: str) -> None:
+    store = files.open_remote(url)
+    files.put_bytes(store, lease.CLAIM + "a", b"")
+    lease.acquire(store, "b", QUICK, ended=["a", "c"])
+    assert holders(store) == ["b"]
+
+
 @pytest.mark.parametrize("round", range(3))
 def test_of_two_starts_at_once_one_wins(url: str, round: int) -> None:
     together, ended = threading.Barrier(5), threading.Event()
