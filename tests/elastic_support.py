@@ -15,10 +15,10 @@ from support import LIMIT, arguments, free_port, launched, metrics
 
 TRAIN = "tests/distributed/elastic_train.py"
 # As launch/README.md gives it, for a host that is none of the job's.
-STORE = "import sys, time, torch.distributed as d; s = d.TCPStore('0.0.0.0', int(sys.argv[1]), is_master=True, \
-wait_for_workers=False); time.sleep(1e9)"
-# Whole seconds. torchrun takes a node for lost that was silent for interval x attempts, and waits for last_call
-# for further nodes.
+STORE = """import time, torch.distributed as d; s = d.TCPStore('localhost', {port}, is_master=True, \
+wait_for_workers=False); time.sleep(1e9)"""
+# Whole seconds. torchrun takes a node for lost that was silent for interval x attempts, and waits for
+# further nodes for last_call.
 SOON = {"last_call_timeout": 1, "keep_alive_interval": 1, "keep_alive_max_attempt": 5}
 SETTINGS: dict[str, Any] = {
     "model.shared_dim": 16,
@@ -37,10 +37,17 @@ Agent = tuple[subprocess.Popen[Any], Path]
 
 
 @contextlib.contextmanager
-def rendezvous_store(folder: Path) -> Iterator[int]:
-    """A process that is no agent has the rendezvous store; the port."""
+def rendezvous_store(
+    folder: Path, outside: Callable[[list[str]], list[str]] = lambda words: words
+) -> Iterator[int]:
+    """A process that is no agent has the rendezvous store; the port.
+
+    Args:
+        folder: for its output.
+        outside: makes of a command one that runs on the store's host.
+    """
     port = free_port()
-    with launched([sys.executable, "-c", STORE, str(port)], folder / "store.log"):
+    with launched(outside([sys.executable, "-c", STORE.format(port=port)]), folder / "store.log"):
         yield port
 
 
@@ -58,7 +65,9 @@ def wait_for(what: str, happened: Callable[[], bool], agents: Sequence[Agent]) -
     deadline = time.monotonic() + LIMIT
     while not happened():
         alive = time.monotonic() < deadline and any(process.poll() is None for process, _ in agents)
-        assert alive, f"no {what}\n" + "\n".join(f"--- {log.name}\n{log.read_text()[-5000:]}" for _, log in agents)
+        assert alive, f"no {what}\n" + "\n".join(
+            f"--- {log.name}\n{log.read_text()[-5000:]}" for _, log in agents
+        )
         time.sleep(0.05)
 
 

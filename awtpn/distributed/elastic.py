@@ -31,16 +31,19 @@ def nodes_may_change(environment: Mapping[str, str]) -> bool:
 
 
 def warn_of_shared_store(environment: Mapping[str, str]) -> str | None:
-    """What to tell a user whose torchrun cannot add nodes; None if it can, or need not.
+    """What to tell a user whose ranks may not meet again after a restart by torchrun; None if they will.
 
-    As measured with torch 2.13: after a change of nodes, rank 0's torchrun does not announce its store again,
-    and those that were there before use the store of the former rank 0, though that node may be lost.
+    As measured with torch 2.13, in two cases. After a change of nodes, rank 0's torchrun does not announce
+    its store again, and the others use that of the former rank 0, though its node may be lost. And the nodes
+    count restarts each for itself, so that some may read addresses of ranks that have ended.
     """
-    if environment.get(SHARES_STORE) != "True" or not nodes_may_change(environment):
+    several = int(environment.get("GROUP_WORLD_SIZE", "1")) > 1
+    restarts = several and int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if environment.get(SHARES_STORE) != "True" or not (restarts or nodes_may_change(environment)):
         return None
     return (
-        "warning: the ranks cannot meet again after nodes were added, or after the first of several was lost: "
-        "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all nodes"
+        "warning: after a restart by torchrun the ranks of several nodes may not meet again: set "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all nodes"
     )
 
 

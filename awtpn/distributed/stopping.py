@@ -26,7 +26,7 @@ class StopFlag:
     def __init__(self) -> None:
         self.asked = False
         self.by_user = False
-        """A signal that users send came: SIGUSR1 or Ctrl-C. torchrun and schedulers end a process by SIGTERM."""
+        """A signal that users send came: SIGUSR1 or Ctrl-C. torchrun and schedulers send SIGTERM."""
         self.at_once = False
         """A second Ctrl-C came, and KeyboardInterrupt was raised."""
         self._asked_at = 0.0

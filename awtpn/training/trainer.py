@@ -74,7 +74,7 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
         The content of `results.json`; empty if a signal stopped the run.
 
     Raises:
-        SystemExit: a signal to another node stopped the run, and torchrun goes on with the nodes that are left.
+        SystemExit: a signal to another node stopped the run, and torchrun goes on with the nodes left.
     """
     with stop_on_signals() as stop:
         doctor.check_network()
@@ -92,7 +92,9 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
             finally:
                 run.trackers.close()
     if again:
-        raise SystemExit("another node was stopped: torchrun starts this rank again with the nodes that are left")
+        raise SystemExit(
+            "another node was stopped: torchrun starts this rank again with the nodes that are left"
+        )
     return results or {}
 
 

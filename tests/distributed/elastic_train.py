@@ -39,7 +39,7 @@ def hold(holds: dict[int, int]) -> None:
 
 if __name__ == "__main__":
     hold({int(step): ranks for step, ranks in json.loads(sys.argv[1]).items()})
-    RemoteRun.send_checkpoint = send_and_wait  # type: ignore[method-assign]
+    RemoteRun.send_checkpoint = send_and_wait
     try:
         trainer.main(sys.argv[2:])
     except (ValueError, RuntimeError, FloatingPointError) as error:

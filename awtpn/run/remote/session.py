@@ -128,7 +128,9 @@ def remote_run(
     open_store = partial(files.open_remote, url, config.run.storage_options)
     with contextlib.ExitStack() as stack:
         started, failure = None, None
-        former, record_job = stack.enter_context(take_part(run_dir)) if world.local_rank == 0 else (None, None)
+        former, record_job = (
+            stack.enter_context(take_part(run_dir)) if world.local_rank == 0 else (None, None)
+        )
         ended = {job for job in world.all_gather_object(former) if job}
         if world.is_main:
             try:

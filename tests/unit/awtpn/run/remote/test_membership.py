@@ -44,10 +44,15 @@ def test_a_job_has_ended_when_its_process_on_this_node_has(tmp_path: Path) -> No
 
 def test_only_an_error_leaves_a_job_that_is_known_to_have_ended(tmp_path: Path) -> None:
     """After a good end, the main rank may still send records."""
-    with pytest.raises(RuntimeError), take_part(tmp_path) as (former, record):
-        assert former is None
-        record("a")
-        raise RuntimeError
+
+    def fail() -> None:
+        with take_part(tmp_path) as (former, record):
+            assert former is None
+            record("a")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with take_part(tmp_path) as (former, record):
         assert former == "a"
         record("b")
