@@ -195,7 +195,7 @@ def begin(
     ended = {*ended, *(held.read_text().split() if held.is_file() else ())}
     write_atomically(held, "\n".join([*sorted(ended), own]))  # this process may be killed while it waits
     lease.acquire(store, own, times, ended)
-    heartbeat = stack.enter_context(keep_lease(open_store, own, times))
+    heartbeat = stack.enter_context(keep_lease(open_store, own, times, ended))
     write_atomically(held, own)
     pointer, is_same = agree(store, folder)
     records = RecordSender(open_store(), folder, files.list_files(store))
@@ -203,7 +203,7 @@ def begin(
         records.assume_sent()
 
     def check_lease(store: Store) -> None:
-        lease.check_held(store, own, times)
+        lease.check_held(store, own, times, ended)
 
     sender = Sender(records, pointer, every_s, check_lease, lambda: heartbeat.lost)
     return RemoteRun(store.url, sender, heartbeat), pointer
