@@ -8,6 +8,7 @@ never waits for the device: losses and norms stay there, and are fetched every `
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed import doctor
 from awtpn.distributed.cpu_threads import retain_freed_memory
+from awtpn.distributed.elastic import nodes_may_change
 from awtpn.distributed.engines import ENGINES, unwrap
 from awtpn.distributed.replicas import broadcast_from_rank0
 from awtpn.distributed.stopping import stop_on_signals
@@ -76,6 +78,9 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
 
     Returns:
         The content of `results.json`; empty if a signal stopped the run.
+
+    Raises:
+        SystemExit: a signal to another node stopped the run, and torchrun goes on with the nodes left.
     """
     with stop_on_signals() as stop:
         doctor.check_network()
@@ -88,13 +93,30 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
             run = setup(config, accelerator, world, layout, run_dir, stop)
             run.remote = remote
             try:
-                return train(run)
+                results = train(run)
+                again = results is None and is_started_again(run)
             finally:
                 run.trackers.close()
+    if again:
+        raise SystemExit(
+            "another node was stopped: torchrun starts this rank again with the nodes that are left"
+        )
+    return results or {}
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Fit and test; status.json tells the state of the run."""
+def is_started_again(run: Run) -> bool:
+    """Whether this rank, which has stopped by a signal of another node's, should go on with the nodes left.
+
+    Where nodes may come and go, torchrun itself ends ranks by SIGTERM: those of a node that a scheduler takes
+    away, or all, to start them with a new node. To the torchrun of another node, a rank that ends without an
+    error has finished the training, so that it would end the job. Every rank calls.
+    """
+    by_user = run.world.max(int(run.stop.by_user))
+    return nodes_may_change(os.environ) and not run.stop.is_set() and not by_user
+
+
+def train(run: Run) -> dict[str, Any] | None:
+    """Fit and test; status.json tells the state of the run. None if a signal stopped it."""
     about = describe(run.world, run.position.threads) if run.world.is_main else {}
 
     def set_status(status: Status, **details: Any) -> None:
@@ -115,7 +137,7 @@ def train(run: Run) -> dict[str, Any]:
             folder = run.dir if run.remote is None else run.remote.url
             fix = f"the same command with --run.dir {quote(str(folder))} resumes the run"
             print(f"stopped by a signal after step {run.position.step}; {fix}")
-        return {}
+        return None
     except BaseException as error:
         with contextlib.suppress(OSError, ValueError):  # a full disk must not hide `error`
             # After a second Ctrl-C, a collective fails on ranks that wait for one that has ended.
