@@ -165,10 +165,12 @@ def run_doctor(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-RUNS_HELP = """Runs whose run.dir is a URL (s3://, gs://, sftp://, ...): list them, copy them, delete them.
+RUNS_HELP = """Runs whose run.dir is a URL (s3://, gs://, sftp://, ...): list them, copy them, delete them;
+and the status of any run, for scripts.
 
 examples:
   awtpn runs list s3://bucket/runs
+  [ "$(awtpn runs status s3://bucket/runs/meld-7)" = preempted ] && echo "start it again"
   awtpn runs pull s3://bucket/runs/meld-7 runs/meld-7
   awtpn runs delete s3://bucket/runs/meld-7 --yes
 """
@@ -177,7 +179,7 @@ examples:
 def add_runs(commands: Any) -> None:
     parser = commands.add_parser(
         "runs",
-        help="runs in object storage: list, pull, delete",
+        help="runs in object storage: list, status, pull, delete",
         description=RUNS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -186,6 +188,15 @@ def add_runs(commands: Any) -> None:
     _add_action(
         actions, "list", "status, latest checkpoint and use of a run, or of all in a folder", run_list
     )
+    status = actions.add_parser(
+        "status",
+        help="one word for scripts: running, preempted, done or failed",
+        description="Print what status.json of a run says, as one word: running, preempted, done or failed. "
+        "A run that was killed still says running.",
+    )
+    status.add_argument("run", metavar="RUN", type=run_argument, help="run folder, or the URL of one")
+    add_store_options(status)
+    status.set_defaults(command=run_status)
     pull = _add_action(actions, "pull", "copy a run into a folder on this machine", run_pull)
     pull.add_argument("out", metavar="DIR", type=path_argument, help="folder to write; must not exist")
     pull.add_argument(
@@ -220,6 +231,12 @@ def run_list(options: argparse.Namespace) -> None:
     for run in list_runs(options.url, options.storage_options):
         rows.append((run.url, run.status, run.checkpoint, run.in_use))
     print("\n".join(table_lines(rows)))
+
+
+def run_status(options: argparse.Namespace) -> None:
+    from awtpn.run.remote.commands import read_status
+
+    print(printable(read_status(options.run, options.storage_options)))
 
 
 def run_pull(options: argparse.Namespace) -> None:

@@ -230,6 +230,31 @@ def describe(url: str, storage_options: dict[str, Any] | None = None) -> Listed 
     return Listed(store.url, status, latest, in_use)
 
 
+def read_status(given: str | Path, storage_options: dict[str, Any] | None = None) -> str:
+    """What status.json of a run says: "running", "preempted", "done" or "failed".
+
+    Args:
+        given: a run folder, or the URL of one.
+        storage_options: for the URL.
+
+    Raises:
+        ValueError: there is no run, or its record is damaged.
+        OSError: the store cannot be reached, or refuses.
+    """
+    if is_remote(str(given)):
+        store, name = open_run(str(given), storage_options)
+        if name is not None:
+            raise ValueError(f"{redact_url(str(given))} is a checkpoint: give the run")
+        record = parse_json(files.read_bytes(store, STATUS_FILE) or b"{}", STATUS_FILE)
+    elif (file := Path(given) / STATUS_FILE).is_file():
+        record = read_json(file)
+    else:
+        raise ValueError(f"{given} is not a run: it has no {STATUS_FILE}")
+    if isinstance(record, dict) and isinstance(status := record.get("status"), str):
+        return status
+    raise ValueError(f"{redact_url(str(given))} has no status yet: no attempt has begun to train")
+
+
 def pull_run(
     url: str, out: Path, names: Iterable[str] = (), storage_options: dict[str, Any] | None = None
 ) -> Path:

@@ -17,6 +17,7 @@ from awtpn.run.remote.commands import (
     fetch_run,
     list_runs,
     pull_run,
+    read_status,
     run_folder,
     send_back,
 )
@@ -87,6 +88,19 @@ def test_runs_are_listed(url: str) -> None:
     assert list_runs(url)[0].in_use == "in use"
     with pytest.raises(ValueError, match="is no run and contains none"):
         list_runs(f"{above}/notes")
+
+
+def test_scripts_read_the_status_of_a_run(url: str, tmp_path: Path) -> None:
+    assert read_status(url) == read_status(tmp_path / "here") == "done"
+    with pytest.raises(ValueError, match=r"is not a run: it has no run\.json"):
+        read_status(url.rpartition("/")[0])
+    with pytest.raises(ValueError, match="is a checkpoint: give the run"):
+        read_status(f"{url}/checkpoints/latest")
+    with pytest.raises(ValueError, match=r"is not a run: it has no status\.json"):
+        read_status(tmp_path)
+    files.put_bytes(files.open_remote(url), "status.json", b"[]")
+    with pytest.raises(ValueError, match="has no status yet"):
+        read_status(url)
 
 
 def test_a_run_is_pulled(url: str, tmp_path: Path) -> None:
