@@ -257,9 +257,10 @@ def peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
 
 
 def saving_bytes(work: Workload, engine: str) -> float:
-    """Additional host memory of rank 0 while it saves: weights, their averages and Adam's moments in float32.
+    """Additional host memory of rank 0 for checkpoints: weights, averages and Adam's moments in float32.
 
-    If they are partitioned, gathering the largest tensor takes temporary copies of it.
+    With `train.async_checkpoint` it is kept from the first checkpoint on. If they are partitioned, gathering
+    the largest tensor takes temporary copies of it.
     """
     gathering = ENGINES[engine].memory.stage > 0
     return (16.0 if work.averaged else 12.0) * work.parameters + 3 * FLOAT * work.largest * gathering

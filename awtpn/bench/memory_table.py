@@ -184,7 +184,8 @@ def rows(config: Config, data: Data, ranks: int, buckets: Buckets, on_gpu: bool)
     return [
         f"{ranks} rank{'s' * (ranks > 1)}: {work.parameters:,} parameters, accumulation "
         f"{layout.accumulation}{kind} {', '.join(f'{m} {n:,}' for m, n in work.steps.items())}"
-        f" steps; saving takes {saving_bytes(work, engines[-1]) / 1e6:,.0f} MB more on rank 0's host",
+        f" steps; checkpoints take {saving_bytes(work, engines[-1]) / 1e6:,.0f} MB more on rank 0's host, "
+        + ("for the whole run" if config.train.async_checkpoint else "while they are saved"),
         "",
         engine_table(found),
     ]

@@ -75,6 +75,7 @@ def add_cross_validate(commands: Any) -> None:
         "many runs: folds, seeds, a sweep of settings; a table and a report",
         CROSS_VALIDATE_HELP,
         Path("runs/cross-validation"),
+        takes_url=True,
     )
     parser.add_argument(
         "--sweep",
@@ -216,7 +217,9 @@ def run_compare_models(options: argparse.Namespace) -> None:
         )
 
 
-def _add(commands: Any, name: str, about: str, description: str, folder: Path) -> Any:
+def _add(
+    commands: Any, name: str, about: str, description: str, folder: Path, takes_url: bool = False
+) -> Any:
     """A command of many runs, with the options that all of them take; `folder` is the default of --dir."""
     parser = commands.add_parser(
         name,
@@ -227,7 +230,7 @@ def _add(commands: Any, name: str, about: str, description: str, folder: Path) -
     )
     parser.passes_on = CONFIG_AND_KEYS
     parser.set_defaults(parser=parser)
-    add_experiment_options(parser, folder)
+    add_experiment_options(parser, folder, takes_url)
     return parser
 
 

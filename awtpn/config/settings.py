@@ -151,6 +151,9 @@ class TrainConfig:
     rate falls as if the run had its full length."""
     checkpoint_every: int | None = None
     """Steps between checkpoints besides the one after every epoch."""
+    async_checkpoint: bool = True
+    """Write and send checkpoints in the background: a step waits only until the state is copied to the host
+    of rank 0, which keeps room for this copy (`awtpn doctor --memory` tells how much)."""
     skip_budget: int = 10
     """Steps with a loss or gradient that is not finite to leave out before the run stops."""
     best_by: str | None = None

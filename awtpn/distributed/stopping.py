@@ -25,6 +25,8 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.asked = False
+        self.by_user = False
+        """A signal that users send came: SIGUSR1 or Ctrl-C. torchrun and schedulers send SIGTERM."""
         self.at_once = False
         """A second Ctrl-C came, and KeyboardInterrupt was raised."""
         self._asked_at = 0.0
@@ -48,6 +50,7 @@ class StopFlag:
             self.at_once = True
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one ends the process
             raise KeyboardInterrupt
+        self.by_user |= number != signal.SIGTERM
         if not self.asked:
             self._asked_at = time.monotonic()
             if number == signal.SIGINT and os.environ.get("RANK") in (None, "", "0"):

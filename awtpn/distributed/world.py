@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed.accelerate_launch import asked_of_accelerate, check_environment, who_says
 from awtpn.distributed.batch_layout import Layout, check_negatives, make_layout
-from awtpn.distributed.elastic import nodes_may_change
+from awtpn.distributed.elastic import nodes_may_change, warn_of_shared_store
 from awtpn.distributed.engines import ENGINES, choose_engine
 from awtpn.distributed.engines.base import AVAILABLE, join_ranks
 
@@ -109,6 +109,8 @@ def init_engine(config: Config, launch: Launch) -> tuple[Accelerator, World, Lay
     _rendezvous_after_restart(on_gpu, wait)
     accelerator = engine.make_accelerator(mixed_precision(precision), on_gpu, launched, wait, settings)
     world = _world(accelerator, launched, name, wait)
+    if world.is_main and (warning := warn_of_shared_store(os.environ)):
+        print(warning, flush=True)
     check_same_everywhere(world, config)
     return accelerator, world, layout
 

@@ -10,4 +10,5 @@
 - `scores`: metrics of many runs by task, their means, and which direction is better
 - `folds`: values of a metadata column -> train, validation and test utterances of each run
 - `runner`: starts runs, resumes them, shares them between processes; `run_names`: names of run folders
+- `home`: a local folder or a URL for all of them
 """

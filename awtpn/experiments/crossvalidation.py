@@ -22,6 +22,7 @@ from awtpn.experiments.baseline import (
     check_installed,
 )
 from awtpn.experiments.folds import Splits, Trial, check_arguments, make_splits
+from awtpn.experiments.home import find_home
 from awtpn.experiments.runner import PYTHON, read_metrics, train_all
 from awtpn.experiments.scores import (
     Score,
@@ -58,7 +59,7 @@ def cross_validate(
     training: Sequence[str],
     by: str | None,
     seeds: Sequence[int],
-    folder: Path,
+    given: Path | str,
     *,
     sweep: Sequence[str] = (),
     parallel: int = 1,
@@ -66,13 +67,14 @@ def cross_validate(
     baseline: bool | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Train and test every fold with every seed; print the table, write it and the report into `folder`.
+    """Train and test every fold with every seed; print the table, write it and the report into a folder.
 
     Args:
         training: arguments of `awtpn train`, for every run.
         by: metadata column whose values are left out in turn; None: the data's own splits.
         seeds: `run.seed` of each repetition.
-        folder: for the runs and the table; several processes may use the same one at once.
+        given: folder for the runs and the table, as a path, or the URL of one. Several processes on machines
+            that share a disk may use the same path at once; a URL is for one machine at a time.
         sweep: "KEY=V1,V2" each; each fold chooses the best point of the grid on its training data alone.
         parallel: runs at a time on this machine.
         launcher: the command that starts launch/train.py; Python by default.
@@ -80,7 +82,7 @@ def cross_validate(
         command: the command line, for the record.
 
     Raises:
-        ValueError: invalid settings, no such column, `folder` holds runs of other settings, or the baseline
+        ValueError: invalid settings, no such column, the folder holds runs of other settings, or the baseline
             needs scikit-learn, which is not installed.
         RuntimeError: a run failed; the message ends with its output.
     """
@@ -92,7 +94,9 @@ def cross_validate(
     if baseline:
         check_installed()  # before hours of training, not after them
     splits = make_splits(training, by)
-    train = partial(train_all, parallel=parallel, launcher=launcher)
+    home = find_home(given, config.run.storage_options)
+    folder = home.folder
+    train = partial(train_all, parallel=parallel, launcher=launcher, place=home.place)
     chosen = choose(splits, training, seeds, folder / "sweep", grid(sweep), train) if sweep else None
     trials = plan(splits, training, seeds, folder, chosen)
     train([trial.job for trial in trials], what="cross-validation" if by else "seeds")
@@ -105,7 +109,8 @@ def cross_validate(
     write_json(folder / RESULTS_FILE, results)
     print(format_scores(results))
     written = write_report([folder], folder / "report.html", folder / "report.md")
-    print(f"\nalso in {folder / RESULTS_FILE}; the report: {', '.join(map(str, written))}")
+    table, *report = home.send([folder / RESULTS_FILE, *written])
+    print(f"\nalso in {table}; the report: {', '.join(report)}")
     return results
 
 

@@ -22,7 +22,7 @@ from shards.storage.credentials import redact
 from shards.storage.store import open_dataset
 
 # Keys that an experiment sets itself for each run.
-OWN_KEYS = ("run.dir", "run.seed")
+OWN_KEYS = ("run.dir", "run.local_dir", "run.seed")
 FOLD_KEYS = ("data.test", "data.select.train", "data.select.test")
 # Keys that all runs of a sweep or an ablation must share: the figures of different targets don't compare.
 TARGET_KEYS = ("task.type", "data.target")

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ LOG_FILE = "train.log"
 LOG_TAIL = 2_000  # characters of a failed run's output to show
 POLL_S = 1.0  # between checks of runs that other processes are training
 # Keys that may differ between two trainings of the same run: places and access.
-PLACE_KEYS = ("run.dir", "data.cache_dir", "data.cache_limit", "data.storage_options")
+PLACE_KEYS = ("run.dir", "run.local_dir", "data.cache_dir", "data.cache_limit", "data.storage_options")
 
 logger = get_logger(__name__)
 
@@ -59,7 +59,11 @@ def place_job(arguments: Sequence[str], run_dir: Path, former: Path) -> Job:
 
 
 def train_all(
-    jobs: Sequence[Job], parallel: int = 1, launcher: Sequence[str] = PYTHON, what: str = "runs"
+    jobs: Sequence[Job],
+    parallel: int = 1,
+    launcher: Sequence[str] = PYTHON,
+    what: str = "runs",
+    place: Callable[[Job], Job] = lambda job: job,
 ) -> None:
     """Train all jobs that are not done yet, `parallel` runs at a time; return when all are done.
 
@@ -68,6 +72,7 @@ def train_all(
         parallel: processes at a time on this machine; they share its cores, and each gets one of its GPUs.
         launcher: the command that starts launch/train.py, e.g. ["torchrun", "--nproc-per-node", "8"].
         what: for the progress shown.
+        place: gives a job the URL of its run folder, where it has one.
 
     Raises:
         ValueError: a folder holds a run of other settings, or two jobs have the same folder.
@@ -76,6 +81,7 @@ def train_all(
     if parallel < 1:
         raise ValueError(f"at least one run at a time, not {parallel}")
     check_own_folders(jobs)
+    jobs = [place(job) for job in jobs]
     for job in jobs:
         check_same_settings(job)
         # Not in the threads: creating the same parent folder concurrently fails on some network file systems.

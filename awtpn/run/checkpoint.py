@@ -8,15 +8,15 @@ With `train.ema_decay`, `model.safetensors` holds the averaged weights, which pr
 training goes on with are in `optimizer.safetensors`, as NAME.raw.
 
 It is written to a temporary folder, synced and renamed; only then the symlink `latest` is moved. So `latest`
-names a complete checkpoint whenever a run is killed. All ranks call `save`, because engines gather the state
-by collectives.
+names a complete checkpoint whenever a run is killed. All ranks call `gather`, because engines gather the
+state by collectives; the main rank then calls `write`, which training does in a thread (`checkpoint_writer`).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from awtpn.distributed.engines import Engine
 from awtpn.distributed.engines.base import averages_weights
+from awtpn.distributed.host_copies import HostCopies
 from awtpn.learning.averaging import AVERAGE
-from awtpn.model.base import ENCODERS, EmotionModel, check_shapes, config_of_card, load_saved
+from awtpn.model.base import EmotionModel, load_saved
 from awtpn.model.encoders.base import Encoder
-from awtpn.model.encoders.card import DECISIVE
 from awtpn.model.files import (
     CARD_FILE,
     FILES,
@@ -47,15 +47,37 @@ from awtpn.model.files import (
     step_folders,
 )
 from awtpn.model.files import fingerprint as _fingerprint
-from awtpn.model.models import model_of_card
-from awtpn.model.task import task_of_card
 from awtpn.run.position import Position, parse_adam, parse_position
-from shards.format.feature_space import check_same_space, of_faces, recorded_spaces
 from shards.safe_io.json_text import json_text
 
 RAW = ".raw"  # after a weight's name: the weight, where `model.safetensors` holds its average
 
 # --- Save ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint will hold, on the host; it stays as it is while training goes on.
+
+    Attributes:
+        weights, moments, adam_step: as `gather_state` returned them.
+        loss_scale: of fp16.
+        position: of the run, as a dictionary.
+        card: the content of config.json.
+        copies: holds the tensors.
+    """
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    adam_step: float
+    loss_scale: dict[str, float]
+    position: dict[str, Any]
+    card: str
+    copies: HostCopies
+
+    @property
+    def step(self) -> int:
+        return int(self.position["step"])
 
 
 def save(
@@ -69,45 +91,83 @@ def save(
     *,
     engine: Engine,
 ) -> Path:
-    """Write `root/step-...` and let `root/latest` point to it, and `root/best` if it is the best so far.
-
-    Every rank calls it; the main rank writes.
+    """`gather` and `write`. Every rank calls it; the main rank writes.
 
     Returns:
         The checkpoint's folder. On other ranks it may not exist yet: a barrier must follow.
     """
-    weights, moments, adam_step = engine.gather_state(model, optimizer, is_main)
-    folder = root / folder_name(position.step)
-    if is_main:
-        temporary = root / f".{folder.name}.tmp"
-        for old in root.glob(".step-*.tmp"):  # left by a killed run
-            shutil.rmtree(old)
-        temporary.mkdir(parents=True)
-        predicting, training = split_averages(weights, moments)
-        save_file(predicting, temporary / WEIGHTS_FILE)
-        save_file(training, temporary / OPTIMIZER_FILE)
-        (temporary / CARD_FILE).write_text(json_text(dict(card), indent=1) + "\n")
-        files = {name: _fingerprint(temporary / name) for name in FILES}
-        state = {
-            "format_version": 1,
-            "position": asdict(position),
-            "adam_step": adam_step,
-            "loss_scale": engine.loss_scale(model, optimizer),
-            "files": files,
-        }
-        (temporary / STATE_FILE).write_text(json_text(state, indent=1) + "\n")
-        for path in temporary.iterdir():
-            _sync(path)
-        old = root / f".{folder.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():  # a run stopped and resumed at the last step of an epoch saves it twice
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-        _sync(root)
-        if best:
-            update_symlink(root / "best", folder)
-        update_symlink(root / "latest", folder)
+    contents = gather(model, optimizer, position, card, is_main, engine, HostCopies())
+    if contents is not None:
+        write(root, contents, best)
+    return root / folder_name(position.step)
+
+
+def gather(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    card: Mapping[str, Any],
+    is_main: bool,
+    engine: Engine,
+    copies: HostCopies,
+) -> Contents | None:
+    """Copy the state of the run to the host of the main rank; every rank calls.
+
+    Args:
+        copies: get the tensors; nothing may still read what they hold.
+
+    Returns:
+        On the main rank what `write` takes, in any thread; else None.
+    """
+    weights, moments, adam_step = engine.gather_state(model, optimizer, is_main, copies)
+    if not is_main:
+        return None
+    text = json_text(dict(card), indent=1) + "\n"
+    scale = engine.loss_scale(model, optimizer)
+    return Contents(weights, moments, adam_step, scale, asdict(position), text, copies)
+
+
+def write(root: Path, contents: Contents, best: bool = False) -> Path:
+    """Write `root/step-...` and let `root/latest` point to it, and `root/best` if it is the best so far.
+
+    It calls no collective.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written; other checkpoints and the links are as they were.
+    """
+    folder = root / folder_name(contents.step)
+    temporary = root / f".{folder.name}.tmp"
+    for old in root.glob(".step-*.tmp"):  # left by a killed run
+        shutil.rmtree(old)
+    temporary.mkdir(parents=True)
+    contents.copies.wait()
+    predicting, training = split_averages(contents.weights, contents.moments)
+    save_file(predicting, temporary / WEIGHTS_FILE)
+    save_file(training, temporary / OPTIMIZER_FILE)
+    (temporary / CARD_FILE).write_text(contents.card)
+    state = {
+        "format_version": 1,
+        "position": contents.position,
+        "adam_step": contents.adam_step,
+        "loss_scale": contents.loss_scale,
+        "files": {name: _fingerprint(temporary / name) for name in FILES},
+    }
+    (temporary / STATE_FILE).write_text(json_text(state, indent=1) + "\n")
+    for path in temporary.iterdir():
+        _sync(path)
+    old = root / f".{folder.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():  # a run stopped and resumed at the last step of an epoch saves it twice
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    _sync(root)
+    if best:
+        update_symlink(root / "best", folder)
+    update_symlink(root / "latest", folder)
     return folder
 
 
@@ -250,149 +310,6 @@ def raw_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
     return str(tuple(tensors[name].shape)) if name in tensors else "missing"
-
-
-@dataclass(frozen=True)
-class Copied:
-    """What `init_from` copied.
-
-    Attributes:
-        line: for the user.
-        statistics: modalities with encoders, of which the feature statistics were copied, too.
-        everything: the model now answers as the other one does.
-    """
-
-    line: str
-    statistics: list[str]
-    everything: bool
-
-
-def init_from(folder: Path, model: EmotionModel) -> Copied:
-    """Copy another model's weights into `model`; a new classifier and new prototypes where the labels differ.
-
-    A baseline's classifier is new also where the modalities differ: it may take those of all together.
-
-    Of the modalities that both have, all weights are copied except the feature statistics, which are of the
-    new training data. Other modalities keep their random weights.
-
-    A model of features goes on with the encoders that made them: then all statistics are copied, too, since
-    the features are the same.
-
-    Raises:
-        ValueError: the shapes of the two models differ; names the tensor. Or they have no modality in common,
-            or their features are of different feature spaces, also if their widths agree: the projections of
-            one do not fit another.
-    """
-    card = read_card(folder)
-    check_shapes(card, folder, model_of_card)
-    network = config_of_card(card).name
-    if network != model.config.name:
-        raise ValueError(
-            f"run.init_from: {folder} is a model of model.name {network}, and this run has "
-            f"{model.config.name}: set model.name {network}, or start afresh without run.init_from"
-        )
-    common = [name for name in model.feature_dims if name in card["feature_dims"]]
-    if not common:
-        raise ValueError(
-            f"run.init_from: {folder} is a model of {', '.join(card['feature_dims'])}, and this run uses "
-            f"{', '.join(model.feature_dims)}: change model.modalities, or start afresh without run.init_from"
-        )
-    check_same_space(
-        card.get("provenance") or {},
-        model.provenance,
-        [name for name in common if name not in model.encoders],
-        f"run.init_from: {folder} was trained on other features than this run",
-        "extract these with the same encoders, or start afresh without run.init_from",
-    )
-    weights = read_weights(folder / WEIGHTS_FILE)
-    own = model.state_dict()
-    same_head = task_of_card(card) == model.task
-    if network != "awtpn":
-        same_head = same_head and list(card["feature_dims"]) == list(model.feature_dims)
-    continued = [name for name in common if name in model.encoders]
-    check_continues(card, model, continued, folder)
-    others = [name for name in model.feature_dims if name not in continued]
-    not_copied = (
-        *(f"standardise.{name}." for name in others if not continued),
-        *(() if same_head else model.heads),
-    )
-    taken = {
-        name: tensor for name, tensor in weights.items() if not name.startswith(not_copied) and name in own
-    }
-    for name, tensor in taken.items():
-        if tensor.shape != own[name].shape:
-            least = "model.prototypes_per_class" if network == "awtpn" else "model.modalities"
-            same = f"model.shared_dim, {least} and features"
-            if name.startswith(ENCODERS):
-                same = f"encoder.{name.split('.')[1]}.lora_rank"
-            raise ValueError(
-                f"run.init_from: {name} is {tuple(tensor.shape)} in {folder}, but "
-                f"{tuple(own[name].shape)} in this run: give both the same {same}"
-            )
-    model.load_state_dict(taken, strict=False)
-    head = "prototypes and classifier" if network == "awtpn" else "classifier"
-    line = _describe_copy(folder, common, card["feature_dims"], model.feature_dims, head, same_head)
-    # Of other modalities this run has random weights, or does without those of the other model.
-    everything = same_head and bool(continued) and list(model.feature_dims) == list(card["feature_dims"])
-    return Copied(line, continued, everything)
-
-
-def check_continues(
-    card: Mapping[str, Any], model: EmotionModel, modalities: Iterable[str], folder: Path
-) -> None:
-    """Check that a model's encoders make the features that another model was trained on.
-
-    Args:
-        card: of the other model, which takes features, or has encoders itself.
-        model: with encoders of the modalities.
-        folder: of the other model.
-
-    Raises:
-        ValueError: they make others, or the other model has trained the encoder in another way; names the
-            setting.
-    """
-    for name in modalities:
-        own = cast(Encoder, model.encoders[name])
-        theirs = (card.get("encoders") or {}).get(name)
-        made = recorded_spaces(card.get("provenance") or {}).get(name)
-        record = theirs or made
-        if record is None:
-            continue  # nothing is known of its features
-        recorded = recorded_spaces(model.provenance).get(name)
-        if made and recorded and of_faces(made["settings"]) != of_faces(recorded["settings"]):
-            kinds = ["faces" if of_faces(of["settings"]) else "whole pictures" for of in (made, recorded)]
-            raise ValueError(
-                f"run.init_from: {folder} was trained on {kinds[0]}, and the recordings of this run are "
-                f"{kinds[1]}: record them in the same way (awtpn extract --faces)"
-            )
-        for key in DECISIVE:
-            if record["settings"].get(key) != own.settings.get(key):
-                raise ValueError(
-                    f"run.init_from: the features of {name} of {folder} are of an encoder with {key} "
-                    f"{record['settings'].get(key)!s:.80}, and encoder.{name} has "
-                    f"{own.settings.get(key)!s:.80}: "
-                    "give the same model, layer and step_seconds"
-                )
-        if theirs and theirs["config"]["tune"] not in ("frozen", own.config.tune):
-            raise ValueError(
-                f"run.init_from: {folder} trained its encoder of {name} by {theirs['config']['tune']}: "
-                f"give the same encoder.{name}.tune, or merge it first (awtpn export --merge) and name the "
-                "merged encoder"
-            )
-
-
-def _describe_copy(
-    folder: Path, common: list[str], theirs: Iterable[str], ours: Iterable[str], head: str, same_head: bool
-) -> str:
-    """The line of `init_from`; `head` names what belongs to the task."""
-    copied, new = list(common), [name for name in ours if name not in common]
-    (copied if same_head else new).append(head)
-    line = f"run.init_from: weights from {folder}: {', '.join(copied)}"
-    if new:
-        line += f"; random ones: {', '.join(new)}"
-    if unused := [name for name in theirs if name not in common]:
-        line += f"; not used: {', '.join(unused)}"
-    return line
 
 
 def load_optimizer(

@@ -1,6 +1,7 @@
 """Training and evaluation.
 
 - `trainer`: reads top to bottom: setup, fit, validate, save, test; `run_state`: what a running training holds
+- `saving`: checkpoints in the background
 - `setup`: from the configuration to a run; `step`: one optimizer step; `global_batch`: what ranks reduce
   before it; `held_means`: cross-modal gradients over several micro-batches; `bookkeeping`: what is written
   about steps, and checked between them

@@ -22,6 +22,7 @@ from awtpn.distributed.watchdog import Watchdog
 from awtpn.distributed.world import World
 from awtpn.learning.part_norms import PartNorms
 from awtpn.learning.settings import CROSS_MODAL, terms_of
+from awtpn.run.checkpoint_writer import CheckpointWriter
 from awtpn.run.position import Position
 from awtpn.run.remote.session import RemoteRun
 from awtpn.tracking.profile import StepProfiler
@@ -78,13 +79,16 @@ class Run:
     """When the oldest pending step began."""
     counted: float = field(default_factory=time.perf_counter)
     """`position` counts the run's time up to this moment."""
+    writer: CheckpointWriter = field(default_factory=CheckpointWriter)
+    """Writes checkpoints beside the training; idle on other ranks than the main rank."""
     remote: RemoteRun | None = None
     """What is at the URL, if `run.dir` is one; on all ranks or on none."""
 
     @property
     def stops(self) -> bool:
-        """This rank asks all to stop: it got a signal, or a checkpoint could not be sent to the URL."""
-        return self.stop.is_set() or (self.remote is not None and self.remote.failure is not None)
+        """This rank asks all to stop: it got a signal, or a checkpoint could not be written or sent."""
+        not_sent = self.remote is not None and self.remote.failure is not None
+        return self.stop.is_set() or self.writer.failure is not None or not_sent
 
     @property
     def terms(self) -> tuple[str, ...]:

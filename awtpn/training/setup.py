@@ -63,6 +63,7 @@ from awtpn.run.data import (
 )
 from awtpn.run.demos import located_encoder
 from awtpn.run.folder import agree_on_resume, rewind_run_folder, run_on_rank0
+from awtpn.run.init_from import init_from
 from awtpn.run.position import Position
 from awtpn.run.remote.commands import run_folder_on_ranks
 from awtpn.tracking.monitor import write_status
@@ -264,7 +265,7 @@ def initialize(model: EmotionModel, config: Config, train: FeatureStream, world:
     if config.run.init_from:
         options = config.run.storage_options
         source = run_folder_on_ranks(config.run.init_from, "best", options, world)
-        copied = checkpoint.init_from(files.find_model(source), model)
+        copied = init_from(files.find_model(source), model)
         continued = copied.statistics
         if world.is_main:
             print(printable(copied.line))

@@ -8,6 +8,7 @@ never waits for the device: losses and norms stay there, and are fetched every `
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,12 +16,12 @@ from shlex import quote
 from typing import Any, NoReturn
 
 import numpy as np
-from safetensors import SafetensorError
 
 from awtpn.config.command_line import parse_command_line
 from awtpn.config.schema import Config, Launch
 from awtpn.distributed import doctor
 from awtpn.distributed.cpu_threads import retain_freed_memory
+from awtpn.distributed.elastic import nodes_may_change
 from awtpn.distributed.engines import ENGINES, unwrap
 from awtpn.distributed.replicas import broadcast_from_rank0
 from awtpn.distributed.stopping import stop_on_signals
@@ -34,12 +35,11 @@ from awtpn.model.models import model_of_card
 from awtpn.run import checkpoint
 from awtpn.run.demos import demo_name
 from awtpn.run.folder import exclusive_run, keep_settings_of_run, prepare_run_dir, run_on_rank0
-from awtpn.run.position import load_position
 from awtpn.run.predictions import predictions_file
 from awtpn.run.provenance import describe
 from awtpn.run.remote.records import PART_BYTES
 from awtpn.run.remote.sending import UploadFailed
-from awtpn.run.remote.session import LAST_UPLOAD_S, remote_run
+from awtpn.run.remote.session import remote_run
 from awtpn.run.results import write_results
 from awtpn.tracking.monitor import Monitor, Status, log_results, print_results, write_status
 from awtpn.tracking.snapshot import SnapshotCollector
@@ -50,6 +50,14 @@ from awtpn.training.bookkeeping import announce, check_replicas, flush, log_epoc
 from awtpn.training.demo_tour import show_tour
 from awtpn.training.evaluate import evaluate, reliability_auroc
 from awtpn.training.run_state import Run
+from awtpn.training.saving import (
+    CheckpointNotWritten,
+    count_time,
+    finish_checkpoint,
+    save,
+    saved_step,
+    wait_for_uploads,
+)
 from awtpn.training.setup import setup
 from awtpn.training.skipped_steps import check_any_step_counted, describe_steps
 from awtpn.training.step import train_step
@@ -70,6 +78,9 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
 
     Returns:
         The content of `results.json`; empty if a signal stopped the run.
+
+    Raises:
+        SystemExit: a signal to another node stopped the run, and torchrun goes on with the nodes left.
     """
     with stop_on_signals() as stop:
         doctor.check_network()
@@ -82,13 +93,30 @@ def run_training(config: Config, launch: Launch) -> dict[str, Any]:
             run = setup(config, accelerator, world, layout, run_dir, stop)
             run.remote = remote
             try:
-                return train(run)
+                results = train(run)
+                again = results is None and is_started_again(run)
             finally:
                 run.trackers.close()
+    if again:
+        raise SystemExit(
+            "another node was stopped: torchrun starts this rank again with the nodes that are left"
+        )
+    return results or {}
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Fit and test; status.json tells the state of the run."""
+def is_started_again(run: Run) -> bool:
+    """Whether this rank, which has stopped by a signal of another node's, should go on with the nodes left.
+
+    Where nodes may come and go, torchrun itself ends ranks by SIGTERM: those of a node that a scheduler takes
+    away, or all, to start them with a new node. To the torchrun of another node, a rank that ends without an
+    error has finished the training, so that it would end the job. Every rank calls.
+    """
+    by_user = run.world.max(int(run.stop.by_user))
+    return nodes_may_change(os.environ) and not run.stop.is_set() and not by_user
+
+
+def train(run: Run) -> dict[str, Any] | None:
+    """Fit and test; status.json tells the state of the run. None if a signal stopped it."""
     about = describe(run.world, run.position.threads) if run.world.is_main else {}
 
     def set_status(status: Status, **details: Any) -> None:
@@ -109,7 +137,7 @@ def train(run: Run) -> dict[str, Any]:
             folder = run.dir if run.remote is None else run.remote.url
             fix = f"the same command with --run.dir {quote(str(folder))} resumes the run"
             print(f"stopped by a signal after step {run.position.step}; {fix}")
-        return {}
+        return None
     except BaseException as error:
         with contextlib.suppress(OSError, ValueError):  # a full disk must not hide `error`
             # After a second Ctrl-C, a collective fails on ranks that wait for one that has ended.
@@ -119,6 +147,8 @@ def train(run: Run) -> dict[str, Any]:
                 set_status("failed", error=f"{type(error).__name__}: {error}", **describe_steps(run.position))
         raise
     finally:
+        if not run.stop.at_once:
+            run.writer.wait()
         run.watchdog.close()
     set_status("done", **describe_steps(run.position), damaged=len(run.position.damaged), **count_time(run))
     shutdown()
@@ -130,24 +160,6 @@ def train(run: Run) -> dict[str, Any]:
 def start_tracking(run: Run) -> None:
     """Open the run at the services of `track.to`, or continue it there; on the main rank."""
     run.trackers = open_trackers(run.config, run.dir, resumes=run.position.step > 0)
-
-
-def wait_for_uploads(run: Run) -> None:
-    """Wait until all checkpoints are at the URL of the run folder, if it has one; every rank calls.
-
-    Raises:
-        UploadFailed: one could not be sent.
-    """
-    if run.remote is not None:
-        run.watchdog.close()
-        # Collectives of the other ranks, which wait here, last longer than `train.timeout`.
-        run.remote.wait_for_checkpoints(run.world, min(LAST_UPLOAD_S, run.config.train.timeout))
-
-
-def saved_step(run: Run) -> int:
-    """The step that the run would be resumed at."""
-    latest = checkpoint.find_latest(run.checkpoints)
-    return load_position(latest).step if latest else 0
 
 
 # --- fit -----------------------------------------------------------------------------------------
@@ -187,7 +199,7 @@ def fit(run: Run) -> None:
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, UploadFailed, NotFiniteError):
                 flush(run, monitor)
-                save(run)
+                save(run, wait=True)
                 raise
             log_epoch(run, monitor, figures, best, time.perf_counter() - began)
             if position.stopped_early and not last:  # else it had stopped in an earlier start
@@ -203,6 +215,10 @@ def fit(run: Run) -> None:
                 save(run, best=best)
                 check_stop(run)  # after another epoch, the next step tells of a signal, and then saves
             run.since = time.perf_counter()
+        finish_checkpoint(run)
+    except Stopped:
+        finish_checkpoint(run)
+        raise
     finally:
         run.profiler.close()
         monitor.close()
@@ -224,11 +240,16 @@ def raise_stopped(run: Run) -> NoReturn:
 
     Raises:
         Stopped: by a signal.
-        UploadFailed: a checkpoint could not be sent to the URL of the run folder.
+        CheckpointNotWritten: a checkpoint could not be written.
+        UploadFailed: it could not be sent to the URL of the run folder.
     """
-    # Only the main rank knows of a failure. `run.remote` is None on all ranks or on none.
-    if run.remote is not None and (failure := run.world.broadcast_object(run.remote.failure)):
-        raise UploadFailed(run.remote.explain(failure))
+    # Only the main rank knows of failures.
+    of_upload = None if run.remote is None else run.remote.failure
+    not_written, not_sent = run.world.broadcast_object((run.writer.failure, of_upload))
+    if not_written:
+        raise CheckpointNotWritten(not_written)
+    if not_sent and run.remote is not None:  # it is None on all ranks or on none
+        raise UploadFailed(run.remote.explain(not_sent))
     raise Stopped
 
 
@@ -352,43 +373,6 @@ def reevaluate_best(run: Run, monitor: Monitor) -> None:
         f"{changed}: later models are compared with the best checkpoint so far, of step "
         f"{position.best_step}: val {run.best_by} {'undefined' if value is None else f'{value:.4f}'}"
     )
-
-
-def save(run: Run, best: bool = False) -> None:
-    """Save a checkpoint; every rank calls. `best` marks it as the best.
-
-    Raises:
-        RuntimeError: it could not be written (a full disk), on every rank; earlier checkpoints are unchanged.
-    """
-    root, error = run.checkpoints, None
-    run.watchdog.beat()
-    count_time(run)
-    try:
-        checkpoint.save(
-            root, run.model, run.optimizer, run.position, run.card, run.world.is_main, best, engine=run.engine
-        )
-        if run.world.is_main:
-            checkpoint.prune(root, run.config.train.keep_last)
-            if run.remote is not None:
-                run.remote.send_checkpoint(root)
-    except (OSError, SafetensorError) as failure:
-        error = str(failure)
-    # Only the main rank writes, so only it can fail; it tells the others, which raise the same error.
-    if error := run.world.broadcast_object(error):
-        latest = checkpoint.find_latest(root)
-        kept = f"{latest} is whole" if latest else "there is no earlier one"
-        raise RuntimeError(
-            f"the checkpoint of step {run.position.step} could not be written: {error}; {kept}"
-        )
-
-
-def count_time(run: Run) -> dict[str, float]:
-    """Add the time since the last call to `run.position`; returns the seconds of the whole run so far."""
-    position, now = run.position, time.perf_counter()
-    position.seconds += now - run.counted
-    position.rank_seconds += run.world.size * (now - run.counted)
-    run.counted = now
-    return {"seconds": position.seconds, "rank_seconds": position.rank_seconds}
 
 
 # --- test ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from step_support import make_run
 from support import CLASSES, DIMS, batch, features, small_model, utterances
 
 from awtpn.config.schema import Config
+from awtpn.distributed.host_copies import HostCopies
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.prototypes import class_sums
 from awtpn.learning.settings import LossConfig, PrototypesConfig
@@ -227,3 +228,15 @@ def test_a_compiled_model_serves_all_lengths(cuda: torch.device) -> None:
             output = model(given)
             output.logits.sum().backward()
         torch.testing.assert_close(output.logits, eager(given).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_is_copied_while_the_device_goes_on(cuda: torch.device, watched: Any) -> None:
+    copies, tensor = HostCopies(), torch.ones(1 << 20, device=cuda)
+    copies.add("a", tensor, tensor.shape, torch.float32)  # gets page-locked memory
+    copies.wait()
+    watched("error")
+    copy = copies.add("a", 2 * tensor, tensor.shape, torch.float32)
+    tensor.zero_()  # after the copy, on the same stream
+    copies.wait()
+    assert copy.is_pinned()
+    assert copy.eq(2).all()

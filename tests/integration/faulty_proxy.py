@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,7 +27,13 @@ class FaultyProxy:
         before: called with the method and path of each request; if it returns a status, that is the answer.
     """
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(
+        self,
+        upstream_port: int,
+        address: str = "127.0.0.1",
+        network: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """Listen at an address; in the block `network`, where it is that of another host."""
         self.gets: Counter[str] = Counter()
         self.rate: float | None = None
         self.refuse = self.cut = 0
@@ -48,9 +55,10 @@ class FaultyProxy:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        with network or nullcontext():
+            self.server = ThreadingHTTPServer((address, 0), Handler)
         self.server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.endpoint = f"http://{address}:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:

@@ -39,6 +39,12 @@ KUBERNETES = Elsewhere(
 WHEEL = Elsewhere(["integration/test_wheel.py::test_the_commands_of_the_pages_work_where_init_was_run"])
 WHEEL_TRAINS = Elsewhere(["integration/test_wheel.py::test_the_wheel_trains_under_every_launcher"])
 RESTARTS = Elsewhere(["distributed/test_survival.py::test_torchrun_restarts_go_on_by_themselves"])
+NODES = Elsewhere(
+    [
+        "distributed/test_elastic_nodes.py::test_nodes_are_lost_and_added",
+        "integration/test_elastic_at_url.py::test_the_first_node_is_lost_in_an_upload_and_replaced",
+    ]
+)
 DEMOS = Elsewhere(
     [
         "integration/test_demo_targets.py::test_values_are_learned_where_ridge_regression_fails",
@@ -354,6 +360,12 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "torchrun --max-restarts": RESTARTS,
     "torchrun --standalone --nproc-per-node 8 --max-restarts 3 launch/train.py --config configs/meld.yaml "
     "--run.dir runs/meld": RESTARTS,
+    "torchrun --nnodes 1:4 --nproc-per-node 8 --max-restarts 10 --rdzv-backend c10d "
+    "--rdzv-endpoint meeting:29400 --rdzv-id meld-7 "
+    "launch/train.py --config configs/meld.yaml --run.dir s3://bucket/runs/meld-7": NODES,
+    "torchrun --nnodes 1:3": NODES,
+    "python -c \"import time, torch.distributed as d; s = d.TCPStore('localhost', 29400, is_master=True, "
+    'wait_for_workers=False); time.sleep(1e9)"': NODES,
     # CONTRIBUTING.md.
     "awtpn pack --help": Run(says="--format"),
     "awtpn extract --help": Run(says="--audio_layer"),

@@ -218,6 +218,49 @@ def test_credentials_that_expire(
     assert not any(laboratory.SECRET.encode() in text for text in texts)
 
 
+def test_a_store_that_is_full(
+    corpus: str,
+    undisturbed: Path,
+    swift: laboratory.Swift,
+    proxy: FaultyProxy,
+    url: str,
+    tmp_path: Path,
+    times: None,
+    no_accelerator: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run fails, what is there stays whole, and the run goes on when there is room."""
+    monkeypatch.setattr("awtpn.run.remote.sending.PAUSE_S", 0.1)
+    monkeypatch.setattr("shards.storage.retry.ATTEMPTS", 2)
+    full = threading.Event()
+
+    def before(method: str, path: str) -> int | None:
+        if method == "PUT" and "step-00000008" in path:
+            full.set()
+        return 507 if full.is_set() and method == "PUT" and ".lease" not in path else None
+
+    proxy.before = before
+    with pytest.raises(UploadFailed, match=r"step-\d+ could not be sent .* what is at s3://.* is whole"):
+        train(corpus, url, proxy.endpoint, tmp_path / "one")
+    store = opened(url, swift)
+    pointer = checkpoints.read_pointer(store)
+    assert pointer.latest == "step-00000004"
+    checkpoints.fetch(store, pointer.entries[0], tmp_path / "there")
+    proxy.before = None
+    train(corpus, url, proxy.endpoint, tmp_path / "one")
+    assert checkpoints.read_pointer(store).latest == "step-00000012"
+    assert_same_run(tmp_path / "one", undisturbed)
+
+
+def test_credentials_that_may_only_read(
+    corpus: str, proxy: FaultyProxy, url: str, tmp_path: Path, no_accelerator: None
+) -> None:
+    proxy.before = lambda method, path: 403 if method == "PUT" else None
+    with pytest.raises(ValueError, match=rf"{url}.*(Forbidden|denied|403)"):
+        train(corpus, url, proxy.endpoint, tmp_path / "one")
+    assert not (tmp_path / "one" / "metrics.jsonl").exists()
+
+
 def test_a_job_killed_between_upload_and_pointer(
     corpus: str,
     undisturbed: Path,

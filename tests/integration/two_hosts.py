@@ -1,8 +1,9 @@
-"""Two hosts on one machine: a laboratory for launchers, networks and what breaks them.
+"""Two or more hosts on one machine: a laboratory for launchers, networks and what breaks them.
 
-Each host has a name, a network, processes, mounts and shared memory of its own (Linux namespaces), an sshd
-that is its first process, and a cable `eth0` to a switch in a third network. Like a freshly installed Debian,
-each believes its own name to be 127.0.1.1: what announces itself by that name cannot be reached.
+Each host has a name, a network, processes, mounts and shared memory of its own (Linux namespaces), a first
+process (an sshd, or one that sleeps), and a cable `eth0` to a switch in a third network. Like a freshly
+installed Debian, each believes its own name to be 127.0.1.1: what announces itself by that name cannot be
+reached.
 
 The disk is common, as on a cluster, until a host hides a folder of it. Nothing outlives the block, not even
 one that is killed: the first processes die with the process that made the laboratory, everything on a host
@@ -12,8 +13,10 @@ dies with its first process, and networks and mounts vanish with the last proces
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +29,9 @@ from support import LIMIT, REPO
 
 NAMES = ("host-1", "host-2")
 SSH_PORT = 2222
-NEEDED = {"ip": "iproute2", "sshd": "openssh-server", "ssh-keygen": "openssh-client", "pdsh": "pdsh"}
+SWITCH = "10.0.0.254"
+NEEDED = {"ip": "iproute2"}
+NEEDED_BY_SSH = {"sshd": "openssh-server", "ssh-keygen": "openssh-client", "pdsh": "pdsh"}
 ALL_BUT_PROCESSES = ("--net", "--uts", "--ipc", "--mount")
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
@@ -47,23 +52,27 @@ StrictHostKeyChecking yes
 GlobalKnownHostsFile /etc/ssh/known_hosts
 """
 
-# What a host does before it is one: arguments are its name, its /etc/hosts and its /etc/ssh.
+# What a host does before it is one: arguments are its name, its /etc/hosts, and its /etc/ssh or nothing.
 BOOT = """
 set -e
 hostname "$1"
 mount --bind "$2" /etc/hosts
-mount --bind "$3" /etc/ssh
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
-mkdir /run/sshd
 ip link set lo up
+if [ -z "$3" ]; then
+    echo "listening to nobody"
+    exec sleep infinity
+fi
+mount --bind "$3" /etc/ssh
+mkdir /run/sshd
 exec "$(command -v sshd)" -D -e
 """
 
 
 @dataclass(frozen=True)
 class Host:
-    """One of the two; `command` makes anything run on it."""
+    """One of the hosts, or the switch; `command` makes anything run on it."""
 
     name: str
     address: str
@@ -82,16 +91,33 @@ class Host:
         """From now on the host is as good as dead to the others; its processes notice nothing."""
         self.do("ip", "link", "set", "eth0", "down")
 
+    def die(self) -> None:
+        """Nothing on the host lives on, and no packet tells the others."""
+        self.unplug()
+        os.kill(self.first_process, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """Sockets that this thread makes in the block are on the host."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/self/ns/net") as ours, open(f"/proc/{self.first_process}/ns/net") as theirs:
+            assert libc.setns(theirs.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+            try:
+                yield
+            finally:
+                assert libc.setns(ours.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+
     def hide(self, folder: Path) -> None:
         """An empty disk of its own, where the other host has `folder`."""
         self.do("mount", "-t", "tmpfs", "tmpfs", folder)
 
 
-def why_not() -> str | None:
-    """Why this machine cannot be a laboratory, and what would help; None if it can."""
+def why_not(ssh: bool = True) -> str | None:
+    """Why this machine cannot be a laboratory, with or without ssh, and what would help; None if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "namespaces need Linux and root"
-    if missing := [package for tool, package in NEEDED.items() if shutil.which(tool, path=_path()) is None]:
+    needed = NEEDED | (NEEDED_BY_SSH if ssh else {})
+    if missing := [package for tool, package in needed.items() if shutil.which(tool, path=_path()) is None]:
         return "apt-get install -y " + " ".join(missing)
     probe = subprocess.run(
         [
@@ -115,38 +141,56 @@ def why_not() -> str | None:
 @contextlib.contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     """Build the laboratory; its keys and configurations go into `folder`."""
-    _write_etc(folder)
+    with build_hosts(folder, NAMES, ssh=True) as (one, other, _):
+        yield one, other
+
+
+@contextlib.contextmanager
+def build_hosts(folder: Path, names: Sequence[str], ssh: bool) -> Iterator[list[Host]]:
+    """Build hosts of these names, with configurations in `folder`; the last one is the switch.
+
+    The switch has an address, 10.0.0.254, at which servers can be that all hosts reach.
+    """
+    _write_etc(folder, names, ssh)
     with contextlib.ExitStack() as stack:
         switch = _start(stack, ["unshare", "--net", "sleep", "infinity"], folder / "switch.log")
         _wait(lambda: os.readlink(f"/proc/{switch}/ns/net") != os.readlink("/proc/self/ns/net"), "the switch")
         on_switch = ("nsenter", f"--target={switch}", "--net", "ip", "link")
         _do(*on_switch, "add", "switch", "type", "bridge")
         _do(*on_switch, "set", "switch", "up")
+        _do(*on_switch, "set", "lo", "up")
+        _do(*on_switch[:-1], "address", "add", f"{SWITCH}/24", "dev", "switch")
         hosts = []
-        for i, name in enumerate(NAMES, start=1):
-            host = Host(name, f"10.0.0.{i}", _boot(stack, folder / name))
+        for i, name in enumerate(names, start=1):
+            host = Host(name, f"10.0.0.{i}", _boot(stack, folder / name, ssh))
             port = f"port-{i}"
             _do(*on_switch, "add", port, "type", "veth", "peer", "eth0", "netns", str(host.first_process))
             _do(*on_switch, "set", port, "master", "switch", "up")
             host.do("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
             host.do("ip", "link", "set", "eth0", "up")
             hosts.append(host)
-        yield hosts[0], hosts[1]
+        yield [*hosts, Host("switch", SWITCH, switch)]
 
 
-def _write_etc(folder: Path) -> None:
+def _write_etc(folder: Path, names: Sequence[str], ssh: bool) -> None:
     """What the hosts have in /etc: names and addresses, and ssh from each to each without a password."""
+    for i, name in enumerate(names, start=1):
+        (folder / name).mkdir(parents=True)
+        others = [f"10.0.0.{j} {other}\n" for j, other in enumerate(names, start=1) if j != i]
+        (folder / name / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n" + "".join(others))
+    if ssh:
+        _write_keys(folder, names)
+
+
+def _write_keys(folder: Path, names: Sequence[str]) -> None:
     known = ""
-    folder.mkdir(parents=True, exist_ok=True)
     _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "user_key"))
-    for i, name in enumerate(NAMES, start=1):
+    for name in names:
         ssh = folder / name / "ssh"
-        ssh.mkdir(parents=True)
+        ssh.mkdir()
         _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(ssh / "host_key"))
         known += f"[{name}]:{SSH_PORT} {(ssh / 'host_key.pub').read_text()}"
-        others = [f"10.0.0.{j} {other}\n" for j, other in enumerate(NAMES, start=1) if j != i]
-        (folder / name / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n" + "".join(others))
-    for name in NAMES:
+    for name in names:
         ssh = folder / name / "ssh"
         for key in ("user_key", "user_key.pub"):
             shutil.copy(folder / key, ssh)
@@ -155,13 +199,21 @@ def _write_etc(folder: Path) -> None:
         (ssh / "ssh_config").write_text(SSH_CONFIG)
 
 
-def _boot(stack: contextlib.ExitStack, folder: Path) -> int:
-    """Start a host; its first process, which is its sshd, as seen from outside."""
-    boot = ["bash", "-c", BOOT, "boot", folder.name, str(folder / "hosts"), str(folder / "ssh")]
+def _boot(stack: contextlib.ExitStack, folder: Path, ssh: bool) -> int:
+    """Start a host; its first process as seen from outside."""
+    boot = [
+        "bash",
+        "-c",
+        BOOT,
+        "boot",
+        folder.name,
+        str(folder / "hosts"),
+        str(folder / "ssh") if ssh else "",
+    ]
     new = ["unshare", *ALL_BUT_PROCESSES, "--pid", "--fork", "--kill-child", "--mount-proc"]
     log = folder / "boot.log"
     parent = _start(stack, [*new, *boot], log)
-    _wait(lambda: "listening" in log.read_text(), f"{folder.name}'s sshd, see {log}")
+    _wait(lambda: "listening" in log.read_text(), f"{folder.name}'s first process, see {log}")
     return psutil.Process(parent).children()[0].pid
 
 

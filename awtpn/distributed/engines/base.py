@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from awtpn.distributed.host_copies import HostCopies
 from awtpn.learning import averaging
 from awtpn.learning.averaging import AVERAGE
 from awtpn.learning.optimizer import set_grad_norm
@@ -181,39 +182,49 @@ def trained_parameters(model: EmotionModel) -> list[tuple[str, nn.Parameter]]:
 # --- State ---------------------------------------------------------------------------------------
 
 
-def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> State:
+def gather_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool, copies: HostCopies | None = None
+) -> State:
     """Full float32 weights, moments and averages by parameter name, and Adam's step; every rank calls.
 
     Ranks with `keep` False take part in the collectives and get nothing, so that only one rank's host memory
     holds the result.
+
+    Args:
+        copies: hold the result, in their memory; call their `wait` before you read it. Default: new memory.
     """
     state: Mapping[Any, Any] = unwrap_optimizer(optimizer).state
-    return collect_state(model, optimizer, keep, lambda p: p, lambda p, moment: state.get(p, {}).get(moment))
+    return collect_state(
+        model, optimizer, keep, copies, lambda p: p, lambda p, moment: state.get(p, {}).get(moment)
+    )
 
 
 def collect_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     keep: bool,
+    copies: HostCopies | None,
     full_weight: Callable[[Any], Tensor],
     full_moment: Callable[[Any, str], Tensor | None],
 ) -> State:
     """`gather_state`, where `full_weight` and `full_moment` give a parameter's whole tensors."""
-    inner = unwrap(model)
+    inner, host = unwrap(model), copies or HostCopies()
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     for name, parameter in saved_parameters(inner):
         full = full_weight(parameter)
         if keep:
-            weights[name] = full.detach().cpu().float().clone().contiguous()
+            weights[name] = host.add(name, full, full.shape, torch.float32)
         for moment in STATES:
             value = full_moment(parameter, moment)
             if keep and value is not None:
-                moments[f"{name}.{moment}"] = (
-                    value.detach().cpu().float().clone().view(full.shape).contiguous()
-                )
+                kind = f"{name}.{moment}"
+                moments[kind] = host.add(kind, value, full.shape, torch.float32)
     if keep:
-        weights |= {n: b.detach().cpu().clone() for n, b in inner.named_buffers() if inner.is_saved(n)}
+        buffers = [(name, buffer) for name, buffer in inner.named_buffers() if inner.is_saved(name)]
+        weights |= {name: host.add(name, buffer, buffer.shape, None) for name, buffer in buffers}
+    if copies is None:
+        host.wait()
     adam_step = max((float(state["step"]) for state in adam_states(optimizer)), default=0.0)
     return weights, moments, adam_step
 
@@ -334,7 +345,7 @@ class Engine:
     weight_slices: Callable[[nn.Module, torch.optim.Optimizer], dict[str, WeightSlice]] = weight_slices
     partitions_weights: bool = False
     """Each rank updates a part of the weights; otherwise every rank updates all of them."""
-    gather_state: Callable[[nn.Module, torch.optim.Optimizer, bool], State] = gather_state
+    gather_state: Callable[..., State] = gather_state
     set_state: Callable[..., None] = set_state
     swap_averages: Callable[[nn.Module, torch.optim.Optimizer], None] = swap_averages
     loss_scale: Callable[[nn.Module, torch.optim.Optimizer], dict[str, float]] = loss_scale

@@ -38,6 +38,7 @@ from awtpn.distributed.engines.base import (
     unwrap_optimizer,
 )
 from awtpn.distributed.engines.build_tools import check_build_tools, find_ninja
+from awtpn.distributed.host_copies import HostCopies
 from awtpn.learning.optimizer import set_grad_norm
 
 WARNINGS_THAT_DO_NOT_APPLY = (
@@ -242,7 +243,9 @@ def _slice_of_stage_3(zero: Any, parameter: Any) -> WeightSlice:
 # --- State ---------------------------------------------------------------------------------------
 
 
-def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> State:
+def gather_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool, copies: HostCopies | None = None
+) -> State:
     """See `base`."""
     if _partitions(model):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -256,6 +259,7 @@ def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool)
             model,
             optimizer,
             keep,
+            copies,
             safe_get_full_fp32_param,
             lambda p, kind: safe_get_full_optimizer_state(p, kind) if kind in held else None,
         )
@@ -264,6 +268,7 @@ def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool)
         model,
         optimizer,
         keep,
+        copies,
         lambda p: masters.get(p, p),
         lambda p, moment: state.get(masters.get(p, p), {}).get(moment),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from awtpn.run.remote import lease
@@ -29,13 +29,16 @@ class Heartbeat:
 
 
 @contextlib.contextmanager
-def keep_lease(open_store: Callable[[], Store], own: str, times: Times = TIMES) -> Iterator[Heartbeat]:
+def keep_lease(
+    open_store: Callable[[], Store], own: str, times: Times = TIMES, ended: Collection[str] = ()
+) -> Iterator[Heartbeat]:
     """Renew the lease, which this job holds, while the block runs; then give it back.
 
     Args:
         open_store: opens the run folder; called in the thread, which shares no connection.
         own: ID of this job.
         times: of the lease.
+        ended: IDs of jobs that are known to have ended.
     """
     state = Heartbeat(own, times)
 
@@ -47,7 +50,7 @@ def keep_lease(open_store: Callable[[], Store], own: str, times: Times = TIMES) 
                 store = store or open_store()
                 beats += 1
                 try:
-                    lease.renew(store, own, beats, times)
+                    lease.renew(store, own, beats, times, ended)
                 except LeaseLost as error:
                     state.lost = str(error)
                     return

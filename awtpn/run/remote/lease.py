@@ -5,6 +5,9 @@ nobody holds the lease, the claim with the smallest name wins: its job writes `.
 that again every `beat_s` as its heartbeat. A holder without heartbeat for `dead_s` is dead, and is removed by
 the next one.
 
+A job that lost a process of its own cannot go on, whatever its main rank still sends. Where it is known to
+have ended so (`membership`), its claim and its heartbeats do not count.
+
 Ages are differences of times that the store gave: of a heartbeat, and of one's own claim, which is written
 again just before each listing. No host's clock is read. So listings must show what was written before them,
 as those of S3, Google Cloud Storage, Azure and Swift do.
@@ -19,7 +22,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from awtpn.run.remote import files
@@ -65,7 +68,7 @@ def acquire(
     store: Store,
     own: str,
     times: Times = TIMES,
-    former: str | None = None,
+    ended: Collection[str] = (),
     wait: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -75,7 +78,7 @@ def acquire(
         store: the run folder.
         own: ID of this job, from `new_id`.
         times: of the lease.
-        former: ID of a job that is known to be dead: its process ran on this host.
+        ended: IDs of jobs that are known to have ended: a process of theirs ran on a host of this job.
         wait: sleeps.
         clock: measures durations in this process.
 
@@ -96,7 +99,9 @@ def acquire(
             if claim not in found:
                 raise OSError(f"{store.url}: a listing does not show {claim}, which was just written")
             others = live_others(found, own, found[claim].modified, times.dead_s)
-            others.pop(HOLDER + str(former), None)
+            for job in ended:
+                others.pop(HOLDER + job, None)
+                others.pop(CLAIM + job, None)
             blocking = {name: at for name, at in others.items() if name.startswith(HOLDER) or name < claim}
             if not blocking and clock() - claimed >= times.settle_s:
                 files.put_bytes(store, holder, _about(0))
@@ -152,19 +157,32 @@ def live_others(
     }
 
 
-def renew(store: Store, own: str, beats: int, times: Times = TIMES) -> None:
+def renew(store: Store, own: str, beats: int, times: Times = TIMES, ended: Collection[str] = ()) -> None:
     """A heartbeat of the holder.
+
+    Args:
+        store: the run folder.
+        own: ID of this job.
+        beats: how many heartbeats there were.
+        times: of the lease.
+        ended: as for `acquire`.
 
     Raises:
         LeaseLost: another job has taken the lease, because this one had no heartbeat for `dead_s`.
         OSError: the store cannot be reached, or refuses.
     """
-    check_held(store, own, times)
+    check_held(store, own, times, ended)
     files.put_bytes(store, HOLDER + own, _about(beats))
 
 
-def check_held(store: Store, own: str, times: Times = TIMES) -> None:
+def check_held(store: Store, own: str, times: Times = TIMES, ended: Collection[str] = ()) -> None:
     """Check that the lease is held by this job.
+
+    Args:
+        store: the run folder.
+        own: ID of this job.
+        times: of the lease.
+        ended: as for `acquire`; one of them that was just writing a heartbeat is removed once more.
 
     Raises:
         LeaseLost: it is not.
@@ -173,7 +191,10 @@ def check_held(store: Store, own: str, times: Times = TIMES) -> None:
     holder = HOLDER + own
     found = files.list_files(store, FOLDER)
     if holder in found:
+        files.delete(store, [name for name in found if name in {HOLDER + job for job in ended}])
         others = live_others(found, own, found[holder].modified, times.dead_s)
+        for job in ended:
+            others.pop(HOLDER + job, None)
         # Two hold it if one of them slept between its check and its heartbeat: one rule for both.
         if not any(name.startswith(HOLDER) and name < holder for name in others):
             return

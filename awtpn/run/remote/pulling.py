@@ -24,10 +24,12 @@ from awtpn.run.remote.checkpoints import Entry, Pointer
 from awtpn.run.remote.records import METRICS, RUN_FILE, is_record, join_parts, local_records, part_number
 from shards.safe_io.bounded_json import parse_json
 from shards.safe_io.json_text import json_text
+from shards.safe_io.printable import printable
 from shards.storage.store import Store
 
-# What can be in a local run folder that holds no run: its lock, and files of this package.
-HIDDEN = "."
+# What can be in a local run folder that holds no run: its lock, and files of this package; and the output of
+# a run of an experiment.
+HIDDEN, OUTPUT = ".", "train.log"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def local_side(folder: Path) -> Side:
     latest = checkpoint.find_latest(folder / checkpoints.FOLDER) if folder.is_dir() else None
     whole = latest is not None and checkpoint.find_resume_problem(latest) is None
     step = int(latest.name.removeprefix("step-")) if latest is not None and whole else -1
-    empty = not folder.is_dir() or all(path.name.startswith(HIDDEN) for path in folder.iterdir())
+    empty = not folder.is_dir() or all(
+        path.name.startswith(HIDDEN) or path.name == OUTPUT for path in folder.iterdir()
+    )
     file = folder / RUN_FILE
     return Side(parse_run_id(file.read_bytes(), str(file)) if file.is_file() else None, step, empty)
 
@@ -173,6 +177,25 @@ def pull_checkpoint(store: Store, root: Path, entry: Entry) -> Path:
             f"{error}; the run cannot go on from {entry.name}: choose another run.dir; with --run.resume it "
             "goes on from another checkpoint, which `awtpn runs pull --checkpoint NAME` fetches"
         ) from None
+
+
+def follow(store: Store, folder: Path) -> None:
+    """Make a local folder, of a node without the main rank, one of the run at the URL.
+
+    A folder of another run is moved aside.
+
+    Raises:
+        ValueError: a run.json cannot be read.
+        OSError: the store cannot be reached, or refuses; or the disk is full.
+    """
+    content, file = files.read_bytes(store, RUN_FILE) or b"", folder / RUN_FILE
+    run = parse_run_id(content, f"{store.url}/{RUN_FILE}")
+    if file.is_file() and parse_run_id(file.read_bytes(), str(file)) == run:
+        return
+    if any(not path.name.startswith(HIDDEN) for path in folder.iterdir()):
+        moved = move_aside(folder)
+        print(printable(f"{folder} held another run than {store.url}; it is now in {moved}"), flush=True)
+    write_run_file(folder, content)
 
 
 def pull_run_file(store: Store, folder: Path) -> None:

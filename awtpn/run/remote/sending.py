@@ -71,7 +71,7 @@ class Sender:
         every_s: between two looks at the records.
         check_lease: raises LeaseLost if another job has the run folder; called before `latest` is moved.
         lost: the reason if another job is known to have it; makes no request.
-        pause_s: between two attempts of a checkpoint.
+        pause_s: between two attempts of a checkpoint; default: PAUSE_S.
     """
 
     def __init__(
@@ -81,10 +81,11 @@ class Sender:
         every_s: float,
         check_lease: Callable[[Store], None],
         lost: Callable[[], str | None] = lambda: None,
-        pause_s: float = PAUSE_S,
+        pause_s: float | None = None,
     ) -> None:
         self.records, self.store, self.folder = records, records.store, records.folder
-        self.pointer, self.every_s, self.pause_s = pointer, every_s, pause_s
+        self.pointer, self.every_s = pointer, every_s
+        self.pause_s = PAUSE_S if pause_s is None else pause_s
         self.check_lease, self.lost = check_lease, lost
         self.failure: str | None = None
         """Why a checkpoint could not be sent; None while all is well."""

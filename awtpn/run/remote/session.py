@@ -1,8 +1,9 @@
 """A training run whose folder is at a URL: from the lease to the last upload.
 
-At the start the main rank takes the lease (`lease`), decides between the local folder and the URL
-(`pulling.decide`), deletes what a killed job left, and brings records and checkpoints into its local folder.
-It broadcasts which checkpoint is the latest, and local rank 0 of every other node fetches that for itself.
+At the start the nodes tell which jobs have ended (`membership`). The main rank takes the lease (`lease`),
+decides between the local folder and the URL (`pulling.decide`), deletes what a killed job left, and brings
+records and checkpoints into its local folder. It broadcasts which checkpoint is the latest, and local rank 0
+of every other node fetches that for itself.
 From then on the run works in the local folders, and the main rank's thread sends (`sending`).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from awtpn.run.atomic_write import write_atomically
 from awtpn.run.remote import checkpoints, files, lease, pulling
 from awtpn.run.remote.checkpoints import Pointer
 from awtpn.run.remote.heartbeat import Heartbeat, keep_lease
+from awtpn.run.remote.membership import take_part
 from awtpn.run.remote.records import RUN_FILE, RecordSender
 from awtpn.run.remote.sending import Sender, UploadFailed
 from shards.safe_io.printable import printable
@@ -30,7 +32,9 @@ from shards.storage.credentials import redact, redact_url
 from shards.storage.local_path import is_remote, local_path
 from shards.storage.store import Store
 
-HOLDER_FILE = ".lease"  # in the local run folder: ID of the job that held the lease from here
+# In the local run folder: IDs of jobs of this host that hold the lease or asked for it, and have ended if
+# their lock of the folder is free.
+HOLDER_FILE = ".lease"
 # Longest time at the end of a run, by a signal too, for what is still to be sent.
 LAST_UPLOAD_S = 600.0
 LAST_RECORDS_S = 150.0
@@ -58,6 +62,11 @@ class RemoteRun:
     url: str
     sender: Sender | None = None
     heartbeat: Heartbeat | None = None
+
+    @property
+    def job(self) -> str | None:
+        """On the main rank the ID of this job; else None."""
+        return None if self.heartbeat is None else self.heartbeat.own
 
     @property
     def failure(self) -> str | None:
@@ -119,12 +128,21 @@ def remote_run(
     open_store = partial(files.open_remote, url, config.run.storage_options)
     with contextlib.ExitStack() as stack:
         started, failure = None, None
+        former, record_job = (
+            stack.enter_context(take_part(run_dir)) if world.local_rank == 0 else (None, None)
+        )
+        ended = {job for job in world.all_gather_object(former) if job}
         if world.is_main:
             try:
-                started = begin(open_store, run_dir, config.run.upload_every, stack, times or lease.TIMES)
+                every_s = config.run.upload_every
+                started = begin(open_store, run_dir, every_s, stack, times or lease.TIMES, ended)
             except Exception as error:  # of any kind, because the other ranks wait for the broadcast
                 failure = redact(error)
-        pointer, failure = world.broadcast_object((started and started[1], failure))
+        pointer, job, failure = world.broadcast_object(
+            (started and started[1], started and started[0].job, failure)
+        )
+        if record_job is not None and job is not None:
+            record_job(job)
         if failure is None:
             # On each node; the main rank has it already, and so have nodes that share its disk.
             problem = fetch_latest(open_store, run_dir, pointer, world)
@@ -151,6 +169,7 @@ def begin(
     every_s: float,
     stack: contextlib.ExitStack,
     times: lease.Times = lease.TIMES,
+    ended: Collection[str] = (),
 ) -> tuple[RemoteRun, Pointer]:
     """Take the lease and make the local folder and the URL agree; the main rank calls.
 
@@ -160,6 +179,7 @@ def begin(
         every_s: `run.upload_every`.
         stack: gives the lease back.
         times: of the lease.
+        ended: IDs of jobs that are known to have ended, besides those of this host.
 
     Returns:
         What sends, not yet started, and the content of `latest.json`.
@@ -171,10 +191,11 @@ def begin(
     store, own = open_store(), lease.new_id()
     folder.mkdir(parents=True, exist_ok=True)
     held = folder / HOLDER_FILE
-    # This process holds the lock of the local folder, so the job that held the lease from here has ended.
-    former = held.read_text().strip() if held.is_file() else None
-    lease.acquire(store, own, times, former)
-    heartbeat = stack.enter_context(keep_lease(open_store, own, times))
+    # This process holds the lock of the local folder, so the jobs that held the lease from here have ended.
+    ended = {*ended, *(held.read_text().split() if held.is_file() else ())}
+    write_atomically(held, "\n".join([*sorted(ended), own]))  # this process may be killed while it waits
+    lease.acquire(store, own, times, ended)
+    heartbeat = stack.enter_context(keep_lease(open_store, own, times, ended))
     write_atomically(held, own)
     pointer, is_same = agree(store, folder)
     records = RecordSender(open_store(), folder, files.list_files(store))
@@ -182,7 +203,7 @@ def begin(
         records.assume_sent()
 
     def check_lease(store: Store) -> None:
-        lease.check_held(store, own, times)
+        lease.check_held(store, own, times, ended)
 
     sender = Sender(records, pointer, every_s, check_lease, lambda: heartbeat.lost)
     return RemoteRun(store.url, sender, heartbeat), pointer
@@ -249,18 +270,23 @@ def send_newer(store: Store, folder: Path, pointer: Pointer) -> Pointer:
 
 
 def fetch_latest(open_store: Callable[[], Store], folder: Path, pointer: Pointer, world: World) -> str | None:
-    """Bring the latest checkpoint into the folder of this host, on its local rank 0.
+    """Make the folder of this host one of the run, with its latest checkpoint, on its local rank 0.
+
+    It has run.json, so that this host can become that of the main rank when another node is lost.
 
     Returns:
         What went wrong; None if nothing did.
     """
     entry = pointer.find(pointer.latest)
-    if world.is_main or world.local_rank != 0 or entry is None:
+    if world.is_main or world.local_rank != 0:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".fetching"):  # nodes may share this disk
-            pulling.pull_checkpoint(open_store(), folder / checkpoints.FOLDER, entry)
+            store = open_store()
+            pulling.follow(store, folder)
+            if entry is not None:
+                pulling.pull_checkpoint(store, folder / checkpoints.FOLDER, entry)
     except Exception as error:  # of any kind, because the other ranks wait
         return redact(error)
     return None

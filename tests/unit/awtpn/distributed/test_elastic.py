@@ -12,7 +12,7 @@ from awtpn.distributed.batch_layout import (
     make_layout,
     negatives_cross_micro_batches,
 )
-from awtpn.distributed.elastic import is_range, nodes_may_change, nodes_of
+from awtpn.distributed.elastic import is_range, nodes_may_change, nodes_of, warn_of_shared_store
 from awtpn.learning.settings import LossConfig
 from shards import places_of_rank
 
@@ -38,6 +38,20 @@ def test_a_range_of_nodes(nodes: str, ranges: bool) -> None:
     assert is_range(nodes) == ranges
     assert nodes_may_change({"TORCHELASTIC_RUN_ID": "x", "PET_NNODES": nodes}) == ranges
     assert not nodes_may_change({"PET_NNODES": nodes}), "not started by torchrun"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "now", "restarts", "warns"),
+    [("1:4", "1", "0", True), ("4", "4", "3", True), ("4", "4", "0", False), ("1", "1", "3", False)],
+)
+def test_a_store_that_all_restarts_share_is_warned_of_on_several_nodes(
+    nodes: str, now: str, restarts: str, warns: bool
+) -> None:
+    of_torchrun = {"TORCHELASTIC_RUN_ID": "x", "PET_NNODES": nodes, "GROUP_WORLD_SIZE": now}
+    of_torchrun |= {"TORCHELASTIC_MAX_RESTARTS": restarts, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    warning = warn_of_shared_store(of_torchrun)
+    assert (warning is not None and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in warning) == warns
+    assert warn_of_shared_store(of_torchrun | {"TORCHELASTIC_USE_AGENT_STORE": "False"}) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 32])

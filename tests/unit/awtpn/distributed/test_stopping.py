@@ -49,3 +49,14 @@ def test_a_launcher_that_passes_an_interrupt_on_does_not_insist(monkeypatch: pyt
     now[0] += 60
     with pytest.raises(KeyboardInterrupt):
         stop.handle(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("number", "by_user"), [(signal.SIGTERM, False), (signal.SIGUSR1, True), (signal.SIGINT, True)]
+)
+def test_torchrun_ends_ranks_by_sigterm_and_users_by_other_signals(
+    number: int, by_user: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, _ = flag(monkeypatch, "1")
+    stop.handle(number)
+    assert stop.by_user == by_user

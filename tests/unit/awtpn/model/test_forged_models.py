@@ -23,6 +23,7 @@ from awtpn.model.network import AWTPN
 from awtpn.model.task import Task
 from awtpn.run import checkpoint
 from awtpn.run.data import open_training_stream
+from awtpn.run.init_from import init_from
 from awtpn.run.position import Position
 
 Record = dict[str, Any]
@@ -80,7 +81,7 @@ def test_forged_cards_are_refused(model: Path, name: str) -> None:
         AWTPN.from_pretrained(model)
     for use in (
         lambda: AWTPN.from_pretrained(model),
-        lambda: checkpoint.init_from(model, small_model(dtype=torch.float32)),
+        lambda: init_from(model, small_model(dtype=torch.float32)),
     ):
         refusal(use)
 

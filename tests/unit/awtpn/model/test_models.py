@@ -22,7 +22,7 @@ from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.model.sharing.model_card import render_card
 from awtpn.model.task import Task
-from awtpn.run import checkpoint
+from awtpn.run.init_from import init_from
 
 OTHERS = ["angry", "bored"]
 
@@ -88,17 +88,15 @@ def test_a_run_starts_from_weights_of_the_same_network(name: str, tmp_path: Path
     built(name).save_pretrained(tmp_path / "model")
     same, other = built(name), built(name, OTHERS)
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    assert checkpoint.init_from(tmp_path / "model", same).line.endswith(": audio, video, classifier")
-    assert checkpoint.init_from(tmp_path / "model", other).line.endswith(
-        "audio, video; random ones: classifier"
-    )
+    assert init_from(tmp_path / "model", same).line.endswith(": audio, video, classifier")
+    assert init_from(tmp_path / "model", other).line.endswith("audio, video; random ones: classifier")
     saved = load_model(tmp_path / "model").state_dict()
     for key, value in other.state_dict().items():
         if not key.startswith("standardise."):
             assert torch.equal(value, before[key] if key.startswith(other.heads) else saved[key]), key
     assert any(key.startswith(other.heads) for key in before)
     with pytest.raises(ValueError, match=rf"a model of model.name {name}, and this run has awtpn"):
-        checkpoint.init_from(tmp_path / "model", built("awtpn"))
+        init_from(tmp_path / "model", built("awtpn"))
 
 
 def test_a_baseline_takes_the_settings_of_awtpn_that_it_does_not_use() -> None:

@@ -22,6 +22,7 @@ from awtpn.model.network import AWTPN
 from awtpn.model.settings import ModelConfig
 from awtpn.run import checkpoint, position
 from awtpn.run.folder import check_folder, resolve_resume
+from awtpn.run.init_from import init_from
 from awtpn.run.position import Position
 from shards.format.feature_space import space_of
 
@@ -223,22 +224,20 @@ def test_other_labels_get_a_new_classifier(saved: tuple[Path, AWTPN, torch.optim
     folder, model, _ = saved
     same = small_model(dtype=torch.float32)
     same.set_statistics("audio", torch.full((6,), 9.0), torch.ones(6))
-    checkpoint.init_from(folder, same)
+    init_from(folder, same)
     assert torch.equal(same.classifier.weight, model.classifier.weight)
     assert torch.equal(same.tpn.prototypes, model.tpn.prototypes)
     assert (same.standardise["audio"].mean == 9).all(), "statistics are those of the new data"
 
     other = AWTPN(model.config, model.feature_dims, ["calm", "happy", "sad", "bored"])
     fresh = other.classifier.weight.clone()
-    assert checkpoint.init_from(folder, other).line.endswith(
-        "audio, video; random ones: prototypes and classifier"
-    )
+    assert init_from(folder, other).line.endswith("audio, video; random ones: prototypes and classifier")
     assert torch.equal(other.ses["audio"].weight, model.ses["audio"].weight)
     assert torch.equal(other.classifier.weight, fresh)
 
     wider = small_model(dtype=torch.float32, shared_dim=16)
     with pytest.raises(ValueError, match=r"run\.init_from: \S+ is \(8, \d\).*\(16, "):
-        checkpoint.init_from(folder, wider)
+        init_from(folder, wider)
 
 
 def weights_of(model: AWTPN) -> dict[str, Tensor]:
@@ -275,7 +274,7 @@ def test_a_run_starts_from_a_model_of_other_modalities(
     torch.manual_seed(5)
     new = AWTPN(ModelConfig(shared_dim=8, modalities=ours), THREE_DIMS, CLASSES)  # type: ignore[arg-type]
     before = weights_of(new)
-    assert re.search(told, checkpoint.init_from(tmp_path / "old", new).line)
+    assert re.search(told, init_from(tmp_path / "old", new).line)
     for name, tensor in weights_of(new).items():
         expected = weights_of(old).get(name)
         assert torch.equal(tensor, before[name] if expected is None else expected), name
@@ -289,7 +288,7 @@ def test_a_run_does_not_start_from_a_model_without_its_modalities(tmp_path: Path
     old.save_pretrained(tmp_path / "old")
     new = small_model(dtype=torch.float32, dims={"text": 4})
     with pytest.raises(ValueError, match=r"old is a model of audio, video, and this run uses text: change"):
-        checkpoint.init_from(tmp_path / "old", new)
+        init_from(tmp_path / "old", new)
 
 
 def test_features_of_another_space_are_refused_in_modalities_in_common(tmp_path: Path) -> None:
@@ -303,10 +302,10 @@ def test_features_of_another_space_are_refused_in_modalities_in_common(tmp_path:
     new = small_model(dtype=torch.float32, dims=THREE_DIMS)
     new.provenance = space(256)
     with pytest.raises(ValueError, match=r"trained on other features than this run: text: .*512"):
-        checkpoint.init_from(tmp_path / "old", new)
+        init_from(tmp_path / "old", new)
     without = small_model(dtype=torch.float32)
     without.provenance = space(256)
-    assert "not used: text" in checkpoint.init_from(tmp_path / "old", without).line
+    assert "not used: text" in init_from(tmp_path / "old", without).line
 
 
 def test_the_state_file_names_what_it_saved(saved: tuple[Path, AWTPN, torch.optim.AdamW]) -> None:

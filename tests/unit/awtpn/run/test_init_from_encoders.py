@@ -18,7 +18,7 @@ from awtpn.inference.predictor import Predictor
 from awtpn.model.base import EmotionModel
 from awtpn.model.models import build_model
 from awtpn.model.settings import ModelConfig
-from awtpn.run import checkpoint
+from awtpn.run.init_from import init_from
 from shards.extraction.encoders import open_audio_encoder, open_video_encoder
 from shards.format.feature_space import RECORDED, extraction_provenance
 
@@ -70,7 +70,7 @@ def test_a_model_of_features_goes_on_end_to_end(
     folder, expected = features
     model = finetuned(bases, dict.fromkeys(KINDS, tune), moved=False)
     assert np.abs(answers(model) - expected).max() > 1e-3
-    copied = checkpoint.init_from(folder, model)
+    copied = init_from(folder, model)
     assert copied.everything
     assert copied.statistics == ["audio", "video"]
     assert copied.line == f"run.init_from: weights from {folder}: audio, video, prototypes and classifier"
@@ -84,7 +84,7 @@ def test_features_beside_recordings_keep_their_statistics(bases: dict[str, Path]
     dims = {"audio": 32, "video": 32, "text": 4}
     config = ModelConfig(shared_dim=8, dropout=0.0, modalities=list(dims))  # type: ignore[arg-type]
     both = build_model(config, dims, CLASSES, encoders=dict(model.encoders.items()))  # type: ignore[arg-type]
-    copied = checkpoint.init_from(folder, both)
+    copied = init_from(folder, both)
     assert copied.everything
     assert copied.statistics == ["audio"]
     for name, tensor in before.state_dict().items():
@@ -93,14 +93,14 @@ def test_features_beside_recordings_keep_their_statistics(bases: dict[str, Path]
 
 def test_other_labels_get_new_prototypes(bases: dict[str, Path], tmp_path: Path) -> None:
     folder = saved(of_features(bases, ["calm", "loud"]), tmp_path)
-    copied = checkpoint.init_from(folder, finetuned(bases, moved=False))
+    copied = init_from(folder, finetuned(bases, moved=False))
     assert not copied.everything
     assert copied.line.endswith("audio, video; random ones: prototypes and classifier")
 
 
 def told(folder: Path, model: EmotionModel) -> str:
     with pytest.raises(ValueError, match=r"run\.init_from") as caught:
-        checkpoint.init_from(folder, model)
+        init_from(folder, model)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -128,7 +128,7 @@ def test_a_model_with_encoders_goes_on(bases: dict[str, Path], tmp_path: Path) -
     folder = saved(first, tmp_path / "first")
     second = finetuned(bases, moved=False)
     assert np.abs(answers(second) - answers(first)).max() > 1e-4
-    assert checkpoint.init_from(folder, second).everything
+    assert init_from(folder, second).everything
     np.testing.assert_allclose(answers(second), answers(first), atol=1e-6)
     found = told(folder, finetuned(bases, TUNES | {"audio": "full"}))
     assert (
@@ -144,6 +144,6 @@ def test_a_merged_model_goes_on_in_any_way(bases: dict[str, Path], tmp_path: Pat
     export(tmp_path / "run", tmp_path / "out", merge=True)
     own = {m: tmp_path / "out" / "encoders" / m for m in bases}
     second = finetuned(own, {"audio": "full", "video": "lora"}, moved=False)
-    assert checkpoint.init_from(tmp_path / "out", second).everything
+    assert init_from(tmp_path / "out", second).everything
     np.testing.assert_allclose(answers(second), answers(first), atol=1e-5)
     assert "of an encoder with sha256" in told(tmp_path / "out", finetuned(bases)), "it was trained since"

@@ -64,7 +64,28 @@ def test_a_dead_holder_is_waited_for_and_removed(url: str, capsys: pytest.Captur
 def test_the_former_holder_of_this_host_is_not_waited_for(url: str) -> None:
     store = files.open_remote(url)
     lease.acquire(store, "a", QUICK)
-    lease.acquire(store, "b", QUICK, former="a")
+    lease.acquire(store, "b", QUICK, ended=["a"])
+    assert holders(store) == ["b"]
+
+
+def test_a_job_that_ended_loses_the_lease_though_its_main_rank_still_sends_heartbeats(url: str) -> None:
+    """Its host is cut off from the others, but not from the store."""
+    store = files.open_remote(url)
+    lease.acquire(store, "a", QUICK)
+    with keep_lease(lambda: files.open_remote(url), "a", QUICK) as heartbeat:
+        lease.acquire(store, "b", QUICK, ended=["a"])
+        deadline = time.monotonic() + LIMIT
+        while heartbeat.lost is None and time.monotonic() < deadline:
+            lease.renew(store, "b", 1, QUICK, ended=["a"])  # also if "a" wrote at the very moment
+            time.sleep(0.01)
+    assert heartbeat.lost is not None
+    assert holders(store) == ["b"]
+
+
+def test_a_job_that_ended_while_it_asked_for_the_lease_is_not_waited_for(url: str) -> None:
+    store = files.open_remote(url)
+    files.put_bytes(store, lease.CLAIM + "a", b"")
+    lease.acquire(store, "b", QUICK, ended=["a", "c"])
     assert holders(store) == ["b"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from remote_runs_support import QUICK, memory_url, save_checkpoint
 from support import LIMIT
 
 from awtpn.config.schema import Config
-from awtpn.run.remote import checkpoints, files
+from awtpn.run import checkpoint
+from awtpn.run.remote import checkpoints, files, lease
+from awtpn.run.remote.records import RUN_FILE
 from awtpn.run.remote.sending import UploadFailed
 from awtpn.run.remote.session import RemoteRun, agree, on_this_host, remote_run
 
@@ -97,6 +100,50 @@ def test_every_node_gets_the_checkpoint_of_the_main_rank(url: str, tmp_path: Pat
     assert checkpoints.read_pointer(store).latest == "step-00000004"
     for path in newer.iterdir():
         assert path.read_bytes() == (other / "checkpoints" / newer.name / path.name).read_bytes()
+
+
+def test_another_node_takes_over_from_a_lost_main_rank(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without waiting for the end of the lease: the node was in the job, which cannot go on without it."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    store = files.open_remote(url)
+    copy = tmp_path / "copy"
+
+    def lose(remote: RemoteRun, world: Any) -> None:
+        if world.is_main:
+            save_checkpoint(first, 4)
+            remote.send_checkpoint(first / "checkpoints")
+        remote.wait_for_checkpoints(world)
+        if world.is_main:  # as they are when a host dies; a copy, since a live thread could take them back
+            shutil.copytree(second, copy)
+        world.meeting.barrier.wait(LIMIT)
+        raise RuntimeError("lost")
+
+    # The first node's lease stays, as it does when its host dies.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("awtpn.run.remote.lease.release", lambda store, own: None)
+        outcomes = on_nodes(url, [first, second], lose)
+    assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
+    assert lease.held_by(store, QUICK) is not None
+    capsys.readouterr()
+    assert on_nodes(url, [copy, tmp_path / "third"], lambda remote, world: remote.url) == [url, url]
+    assert "may be in use" not in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.aside-*")), "it is the folder of this run"
+    assert checkpoint.find_latest(copy / "checkpoints") == (copy / "checkpoints" / "step-00000004").resolve()
+    assert lease.held_by(store, QUICK) is None
+
+
+def test_a_node_whose_folder_is_of_another_run_moves_it_aside(url: str, tmp_path: Path) -> None:
+    main, other = tmp_path / "main", tmp_path / "other"
+    with memory_url() as another:
+        other.mkdir()
+        agree(files.open_remote(another), other)
+        save_checkpoint(other, 9)
+        assert on_nodes(url, [main, other], lambda remote, world: remote.url) == [url, url]
+    [aside] = tmp_path.glob("other.aside-*")
+    assert (aside / "checkpoints" / "step-00000009").is_dir()
+    assert (other / RUN_FILE).read_bytes() == (main / RUN_FILE).read_bytes()
 
 
 def test_a_node_that_cannot_fetch_stops_all(
