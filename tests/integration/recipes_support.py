@@ -1,4 +1,4 @@
-"""Shared by the tests of cluster recipes: a run that is stopped before its end, and a store without a shared disk."""
+"""Shared by the tests of cluster recipes: a run that is stopped before its end, a store for its folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The recipe for Kubernetes, as far as it can be tested without a cluster.
 
-The structure is checked by hand against the types of Kubeflow Trainer v2.2, which cannot be installed here. The
-container's command is run with the variables that Trainer sets: two pods with a disk each, and a real object store.
+The structure is checked by hand against the types of Kubeflow Trainer v2.2, which cannot be installed here.
+The container's command is run with the variables that Trainer sets: two pods with a disk each, and a real
+object store.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import pytest
 import swift as laboratory
 import yaml
-from recipes_support import assert_whole, bucket, folder_in_cache, training, wait_for_checkpoint
-from support import LIMIT, REPO, arguments, environment, free_port, launched, run
+from recipes_support import assert_whole, bucket, folder_in_cache, training
+from support import LIMIT, REPO, arguments, free_port, launched
 
 from awtpn.run.remote.commands import read_status
 
@@ -30,12 +31,12 @@ EXIT_BARRIER_S = 300.0
 
 @pytest.fixture(scope="module")
 def runtime() -> dict[str, Any]:
-    return next(yaml.safe_load_all(FILE.read_text()))  # type: ignore[no-any-return]
+    return next(yaml.safe_load_all(FILE.read_text()))
 
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
-    return list(yaml.safe_load_all(FILE.read_text()))[1]  # type: ignore[no-any-return]
+    return list(yaml.safe_load_all(FILE.read_text()))[1]
 
 
 def test_the_job_is_a_train_job(job: dict[str, Any], runtime: dict[str, Any]) -> None:

@@ -30,10 +30,11 @@ LAUNCHERS = Elsewhere(
 )
 HOSTFILE = Elsewhere(["integration/test_two_hosts.py::test_deepspeed_with_a_hostfile"])
 SLURM = Elsewhere(["integration/test_recipes.py::test_slurm_stops_requeues_and_resumes"])
+SLURM_AT_URL = Elsewhere(["integration/test_recipes.py::test_slurm_without_a_shared_disk_in_a_container"])
 KUBERNETES = Elsewhere(
     [
-        "integration/test_recipes.py::test_the_kubernetes_job_is_a_pytorch_job",
-        "integration/test_recipes.py::test_a_pod_stops_fails_and_resumes",
+        "integration/test_kubernetes.py::test_the_job_is_a_train_job",
+        "integration/test_kubernetes.py::test_pods_stop_fail_and_resume_on_other_disks",
     ]
 )
 WHEEL = Elsewhere(["integration/test_wheel.py::test_the_commands_of_the_pages_work_where_init_was_run"])
@@ -312,10 +313,20 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     ),
     "sbatch --nodes 8 launch/slurm.sbatch --config configs/meld.yaml --data.train s3://corpus/meld "
     "--run.dir /shared/meld": SLURM,
+    "sbatch --nodes 8 launch/slurm.sbatch --config configs/meld.yaml --data.train s3://corpus/meld "
+    "--run.dir s3://bucket/runs/meld": SLURM_AT_URL,
+    "docker build -f launch/Dockerfile -t registry.example.org/awtpn .": Elsewhere(
+        ["integration/test_dockerfile.py::test_its_steps_make_an_installation_that_trains"]
+    ),
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node-01:29400 "
+    "launch/train.py --config configs/meld.yaml --run.dir s3://bucket/runs/meld-7": Elsewhere(
+        ["integration/test_runs_in_object_store.py::test_two_nodes_without_a_shared_disk"]
+    ),
     'pip install "awtpn-at-scale[s3]"': Installs(),
     # Runs without a shared disk.
     "awtpn train --config configs/meld.yaml --run.dir s3://bucket/runs/meld-7": AT_URL,
     "awtpn runs list s3://bucket/runs": AT_URL,
+    "awtpn runs status s3://bucket/runs/meld-7": SLURM_AT_URL,
     "awtpn evaluate s3://bucket/runs/meld-7": AT_URL,
     "awtpn runs pull s3://bucket/runs/meld-7 runs/meld-7": AT_URL,
     "awtpn runs delete s3://bucket/runs/meld-7 --yes": AT_URL,
