@@ -157,12 +157,12 @@ def use_local_paths(config: Config) -> None:
     Raises:
         ValueError: one is a URL where only paths are possible; names the key.
     """
-    for section, keys in ((config.run, ("resume", "local_dir")), (config.data, ("cache_dir",))):
+    for section, keys in ((config.run, ("local_dir",)), (config.data, ("cache_dir",))):
         prefix = "run" if section is config.run else "data"
         for key in keys:
             if value := getattr(section, key):
                 setattr(section, key, str(local_path(value, f"{prefix}.{key}")))
-    for key in ("dir", "init_from"):
+    for key in ("dir", "resume", "init_from"):
         if value := getattr(config.run, key):
             setattr(config.run, key, run_address(value, f"run.{key}"))
 

@@ -40,7 +40,8 @@ class RunConfig:
     seed: int = 0
     """Seeds the weights, the order of utterances, dropout and negatives."""
     resume: str = "auto"
-    """auto: resume from run.dir's latest checkpoint if there is one; never; or a checkpoint folder."""
+    """auto: resume from run.dir's latest checkpoint if there is one; never; or a checkpoint folder, or the
+    URL of one (URL/checkpoints/step-00000120)."""
     init_from: str | None = None
     """Initial weights: a run, checkpoint or export folder, or the URL of a run, of the same modalities or
     others; a new classifier where its labels differ."""

@@ -28,10 +28,13 @@ from awtpn.run.demos import demo_name, refuse_misspelled
 from awtpn.run.lock import run_lock
 from awtpn.run.position import Position, load_position
 from awtpn.run.record import CONFIG_FILE, read_as_recorded, read_settings, read_status
+from awtpn.run.remote.checkpoints import FOLDER
+from awtpn.run.remote.commands import run_folder_on_ranks
 from awtpn.run.remote.session import folder_on_this_host, on_this_host
 from awtpn.run.results import archive_results
 from shards.format.schema import MANIFEST
 from shards.safe_io.printable import printable_lines
+from shards.storage.credentials import redact_url
 from shards.storage.local_path import is_remote
 from shards.storage.store import dataset_name
 
@@ -162,7 +165,8 @@ def check_folder(config: Config, run_dir: Path) -> None:
             f"run.dir {run_dir} holds a model ({WEIGHTS_FILE}): {fix}; run.init_from starts from its weights"
         )
     read_settings(run_dir)
-    if config.run.resume not in ("auto", "never") and not run_dir.exists():
+    named = config.run.resume not in ("auto", "never")
+    if named and not is_remote(config.run.resume) and not run_dir.exists():
         folder = resume_folder(config.run.resume)
         if problem := checkpoint.find_resume_problem(folder, names=()):
             raise ValueError(f"run.resume: {problem}")
@@ -197,8 +201,15 @@ def is_fixed(key: str) -> bool:
 # --- Where a run begins --------------------------------------------------------------------------
 
 
-def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position]:
+def resolve_resume(
+    config: Config, run_dir: Path, fetched: Path | None = None
+) -> tuple[Path | None, Position]:
     """The checkpoint that `run.resume` means (None to start anew), and the position to resume at.
+
+    Args:
+        config: of the run.
+        run_dir: the run folder.
+        fetched: where `run.resume` is a URL, the local copy of the checkpoint.
 
     A batch scheduler repeats the same command. So a run that began from the checkpoint named by `run.resume`,
     or with `never`, resumes from its own latest checkpoint when the same command is given again.
@@ -215,11 +226,12 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
                 f"{run_dir} holds another run's checkpoints: remove them, or choose another run.dir"
             )
     elif resume != "auto":
-        named = os.path.abspath(resume)  # links stay, because `best` and `latest` move later
+        # Links stay, because `best` and `latest` move later.
+        named = os.path.abspath(resume) if fetched is None else redact_url(resume)
         if folder and _began_from(folder) == named:
-            print(f"run.resume: this run began from {resume} already, and resumes from {folder}")
+            print(f"run.resume: this run began from {named} already, and resumes from {folder}")
         else:
-            folder, began_from = resume_folder(resume), named
+            folder, began_from = fetched or resume_folder(resume), named
     if folder is None:
         return None, Position()
     if not began_from and (changed := [key for key in changed_keys(config, run_dir) if is_fixed(key)]):
@@ -247,17 +259,38 @@ def resolve_resume(config: Config, run_dir: Path) -> tuple[Path | None, Position
 
 
 def agree_on_resume(config: Config, run_dir: Path, world: World) -> tuple[Path | None, Position]:
-    """`resolve_resume` of the main rank; where run.dir is a URL, a path in the folder of this host.
+    """`resolve_resume` of the main rank; where run.dir or run.resume is a URL, a path of this host.
 
     Raises:
         ValueError: as `resolve_resume`, on every rank.
     """
+    fetched, of_main = fetch_resumed(config, world), None
+    if fetched is not None:
+        of_main = world.broadcast_object(fetched)
     resumed, position, main_dir = run_on_rank0(
-        world, lambda: (*resolve_resume(config, run_dir), run_dir.resolve())
+        world, lambda: (*resolve_resume(config, run_dir, fetched), run_dir.resolve())
     )
+    if resumed is not None and resumed == of_main:
+        return fetched, position
     if config.run.dir and is_remote(config.run.dir):
         resumed = on_this_host(resumed, main_dir, run_dir)
     return resumed, position
+
+
+def fetch_resumed(config: Config, world: World) -> Path | None:
+    """The local copy of the checkpoint that `run.resume` names, where that is a URL; every rank calls.
+
+    Raises:
+        ValueError: there is no such checkpoint; on every rank.
+    """
+    resume = config.run.resume
+    if not is_remote(resume):
+        return None
+    if f"/{FOLDER}/" not in resume:
+        raise ValueError(
+            f"run.resume {redact_url(resume)} must name a checkpoint: add /{FOLDER}/latest, or another one"
+        )
+    return run_folder_on_ranks(resume, "checkpoints", config.run.storage_options, world)
 
 
 def resume_folder(resume: str) -> Path:

@@ -204,7 +204,10 @@ def test_the_run_folder_may_be_a_url() -> None:
             r"run.dir s3:/bucket/run: write it as s3://BUCKET/FOLDER, or a path",
         ),
         (["--run.dir", "simplecache::s3://bucket/run"], "run.dir simplecache::s3://bucket/run: write it as"),
-        (["--run.resume", "s3://bucket/run"], "run.resume s3://bucket/run: object storage .* not supported"),
+        (
+            ["--run.local_dir", "s3://bucket/run"],
+            "run.local_dir s3://bucket/run: object storage .* not supported",
+        ),
         (["--run.local_dir", "here"], "run.local_dir is for a run whose run.dir is a URL"),
         (["--run.dir", "s3://b/r", "--run.upload_every", "0"], "run.upload_every must be 1 to 3600 s"),
     ],

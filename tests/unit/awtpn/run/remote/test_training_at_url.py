@@ -21,7 +21,16 @@ from remote_runs_support import (
     send_and_wait,
     send_checkpoint,
 )
-from support import LIMIT, arguments, assert_same_run, metrics, pack_corpus, status, weights
+from support import (
+    LIMIT,
+    arguments,
+    assert_same_run,
+    metrics,
+    pack_corpus,
+    same_bits_or_close,
+    status,
+    weights,
+)
 
 from awtpn.config.settings import RunConfig
 from awtpn.run.remote import checkpoints, files, lease
@@ -258,3 +267,28 @@ def test_requests_of_a_checkpoint(url: str, tmp_path: Path) -> None:
         requests = sum(fs.calls.values()) - before
     sender.close(LIMIT)
     assert requests == 17
+
+
+def test_a_checkpoint_at_a_url_is_resumed_in_another_run(corpus: str, url: str, tmp_path: Path) -> None:
+    train(corpus, url, tmp_path / "one", **{"train.checkpoint_every": 3, "train.keep_last": 9})
+    began = f"{url}/checkpoints/step-00000003"
+    local = str(tmp_path / "local")
+    train(corpus, local, tmp_path, **{"run.resume": began})
+    assert_same_run_from(4, tmp_path / "one", tmp_path / "local")
+    # The same command resumes the run itself.
+    train(corpus, local, tmp_path, **{"run.resume": began})
+    assert status(tmp_path / "local")["step"] == 8
+    for given, told in (
+        (url, "must name a checkpoint: add /checkpoints/latest"),
+        (f"{began}9", "there are:"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            train(corpus, str(tmp_path / "other"), tmp_path, **{"run.resume": given})
+    assert not (tmp_path / "other" / "config.yaml").exists()
+
+
+def assert_same_run_from(step: int, one: Path, other: Path) -> None:
+    """The steps from this one on are the same to the bit."""
+    assert same_bits_or_close(metrics(other), [line for line in metrics(one) if line["step"] >= step])
+    for name, tensor in weights(one).items():
+        assert same_bits_or_close(tensor, weights(other)[name]), name
