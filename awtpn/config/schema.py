@@ -136,7 +136,7 @@ def dump(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, without what may hold credentials."""
     plain = asdict(config) | {"model": config.model.record()}
     plain["data"]["storage_options"] = plain["run"]["storage_options"] = {}
-    for key in ("dir", "init_from"):
+    for key in ("dir", "resume", "init_from"):
         if (folder := plain["run"][key]) and is_remote(folder):
             plain["run"][key] = redact_url(folder)
     for role in ROLES:
@@ -154,7 +154,10 @@ KEYS_SINCE: dict[str, dict[str, Any]] = {
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},
     "optim": {"warmup_share": 0.05},
     "augment": asdict(AugmentConfig()),  # off
-    "train": {"best_by": None, "min_steps": 0, "patience": None, "ema_decay": 0.0, "profile": None},
+    "train": {
+        **{"best_by": None, "min_steps": 0, "patience": None, "ema_decay": 0.0, "profile": None},
+        "async_checkpoint": True,  # it changes nothing that is learned
+    },
     "track": asdict(TrackConfig()),  # it changes nothing that is learned
 }
 # Sections that an earlier version did not have.
