@@ -192,6 +192,10 @@ def test_the_run_folder_may_be_a_url() -> None:
     )
     assert dump(config)["run"]["dir"] == "sftp://host/run"
     assert config.run.storage_options == {"port": 22}
+    at = "sftp://me:s3cr3t@host/run/checkpoints/best"
+    config, _ = parse_command_line(["--run.resume", at, "--run.init_from", "sftp://me:s3cr3t@host/run"])
+    assert config.run.resume == at
+    assert "s3cr3t" not in dump_yaml(config)
     config, _ = parse_command_line(["--run.dir", "runs/a?b", "--run.init_from", "file:///runs/other"])
     assert (dump(config)["run"]["dir"], config.run.init_from) == ("runs/a?b", "/runs/other")
 
