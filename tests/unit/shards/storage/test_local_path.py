@@ -77,12 +77,12 @@ def test_datasets_keep_their_urls(home: Path) -> None:
     assert local_or_url("~/meld") == f"{home}/meld"
 
 
-@pytest.mark.parametrize("key", ["run.dir", "run.resume", "run.init_from", "data.cache_dir"])
+@pytest.mark.parametrize("key", ["run.dir", "run.resume", "run.init_from", "run.local_dir", "data.cache_dir"])
 def test_keys_of_the_configuration(key: str, home: Path) -> None:
     section, _, name = key.partition(".")
     config, _ = parse_command_line([f"--{key}=~/x"])
     assert getattr(getattr(config, section), name) == f"{home}/x"
-    if key in ("run.dir", "run.init_from"):  # run folders may be in object storage
+    if key in ("run.dir", "run.resume", "run.init_from"):  # run folders may be in object storage
         config, _ = parse_command_line([f"--{key}=s3://bucket/run"])
         assert getattr(config.run, name) == "s3://bucket/run"
         return
