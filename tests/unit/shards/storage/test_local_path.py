@@ -77,7 +77,7 @@ def test_datasets_keep_their_urls(home: Path) -> None:
     assert local_or_url("~/meld") == f"{home}/meld"
 
 
-@pytest.mark.parametrize("key", ["run.dir", "run.resume", "run.init_from", "run.local_dir", "data.cache_dir"])
+@pytest.mark.parametrize("key", ["run.dir", "run.resume", "run.init_from", "data.cache_dir"])
 def test_keys_of_the_configuration(key: str, home: Path) -> None:
     section, _, name = key.partition(".")
     config, _ = parse_command_line([f"--{key}=~/x"])
