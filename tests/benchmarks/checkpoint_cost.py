@@ -216,7 +216,8 @@ def compare(options: argparse.Namespace, scratch: Path) -> str:
                 f"{platform.release()}, torch {torch.__version__}; global batch {GLOBAL}; `python "
                 f"tests/benchmarks/checkpoint_cost.py --dim {options.dim} --rounds {options.rounds}`.",
                 "",
-                f"Blocks of {BLOCK} steps with one checkpoint each, {options.rounds} of each kind; medians, times 4. "
+                f"Blocks of {BLOCK} steps with one checkpoint each, {options.rounds} of each kind; medians, "
+                "times 4. "
                 "Held up: how long all ranks wait in `save`. Longest step: of all blocks, with its "
                 "checkpoint. Written after: from the begin of `save` to the moved link `latest`.",
                 "",
