@@ -24,7 +24,7 @@ from awtpn.config.errors import OneLineParser, keys_of
 from awtpn.config.modalities import full_map, join_modalities
 from awtpn.config.program import TRAIN, Program
 from awtpn.config.project_files import DEMO_CONFIG, find_file, packaged_files
-from awtpn.config.schema import Config, Launch
+from awtpn.config.schema import RUN_ADDRESSES, Config, Launch
 from awtpn.config.yaml_file import CheckedFile, encoders_of, modalities_of
 from awtpn.model.settings import ModelConfig
 from shards.safe_io.bounded_yaml import TOO_MANY, TooManyValuesError, parse_yaml
@@ -157,12 +157,11 @@ def use_local_paths(config: Config) -> None:
     Raises:
         ValueError: one is a URL where only paths are possible; names the key.
     """
-    for section, keys in ((config.run, ("local_dir",)), (config.data, ("cache_dir",))):
-        prefix = "run" if section is config.run else "data"
-        for key in keys:
-            if value := getattr(section, key):
-                setattr(section, key, str(local_path(value, f"{prefix}.{key}")))
-    for key in ("dir", "resume", "init_from"):
+    for name, key in (("run", "local_dir"), ("data", "cache_dir")):
+        section = getattr(config, name)
+        if value := getattr(section, key):
+            setattr(section, key, str(local_path(value, f"{name}.{key}")))
+    for key in RUN_ADDRESSES:
         if value := getattr(config.run, key):
             setattr(config.run, key, run_address(value, f"run.{key}"))
 

@@ -132,11 +132,15 @@ def check_finite(config: Config) -> None:
         raise ValueError(f"{found[0]} must be a finite number, but is {found[1]}")
 
 
+# Keys of `run` that take a path or a URL, which may hold credentials.
+RUN_ADDRESSES = ("dir", "resume", "init_from")
+
+
 def dump(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, without what may hold credentials."""
     plain = asdict(config) | {"model": config.model.record()}
     plain["data"]["storage_options"] = plain["run"]["storage_options"] = {}
-    for key in ("dir", "resume", "init_from"):
+    for key in RUN_ADDRESSES:
         if (folder := plain["run"][key]) and is_remote(folder):
             plain["run"][key] = redact_url(folder)
     for role in ROLES:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from awtpn.config.command_line import run_address
 from awtpn.experiments.runner import Job
 from awtpn.run.remote import files
-from shards.storage.credentials import redact_url
 from shards.storage.local_path import is_remote
 
 
@@ -35,7 +35,7 @@ class Home:
         """The training of a job, whose local folder is within this one, as a run at the URL."""
         if self.url is None:
             return job
-        at = f"{self.url.rstrip('/')}/{job.run_dir.relative_to(self.folder).as_posix()}"
+        at = f"{self.url}/{job.run_dir.relative_to(self.folder).as_posix()}"
         words = [word for word in job.arguments if not word.startswith("--run.dir=")]
         return Job((*words, f"--run.dir={at}", f"--run.local_dir={job.run_dir}"), job.run_dir)
 
@@ -53,11 +53,16 @@ class Home:
         store = files.open_remote(self.url, self.storage_options)
         for path in written:
             files.put_file(store, path.relative_to(self.folder).as_posix(), path)
-        return [f"{redact_url(self.url).rstrip('/')}/{path.relative_to(self.folder)}" for path in written]
+        return [f"{store.url}/{path.relative_to(self.folder).as_posix()}" for path in written]
 
 
 def find_home(given: Path | str, storage_options: dict[str, Any]) -> Home:
-    """The folder that `--dir` names: a path, or the URL of a folder."""
-    if not is_remote(str(given)):
-        return Home(Path(given))
-    return Home(files.local_copy(str(given), storage_options, "experiment"), str(given), storage_options)
+    """The folder that `--dir` names: a path, or the URL of a folder.
+
+    Raises:
+        ValueError: a URL that no file system can open.
+    """
+    at = run_address(str(given), "--dir")
+    if not is_remote(at):
+        return Home(Path(at))
+    return Home(files.local_copy(at, storage_options, "experiment"), at, storage_options)

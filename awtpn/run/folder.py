@@ -264,13 +264,11 @@ def agree_on_resume(config: Config, run_dir: Path, world: World) -> tuple[Path |
     Raises:
         ValueError: as `resolve_resume`, on every rank.
     """
-    fetched, of_main = fetch_resumed(config, world), None
-    if fetched is not None:
-        of_main = world.broadcast_object(fetched)
-    resumed, position, main_dir = run_on_rank0(
-        world, lambda: (*resolve_resume(config, run_dir, fetched), run_dir.resolve())
+    fetched = fetch_resumed(config, world)
+    resumed, position, main_dir, of_main = run_on_rank0(
+        world, lambda: (*resolve_resume(config, run_dir, fetched), run_dir.resolve(), fetched)
     )
-    if resumed is not None and resumed == of_main:
+    if fetched is not None and resumed == of_main:
         return fetched, position
     if config.run.dir and is_remote(config.run.dir):
         resumed = on_this_host(resumed, main_dir, run_dir)

@@ -25,13 +25,10 @@ class CheckpointNotWritten(RuntimeError):
     """A checkpoint could not be written (a full disk); earlier ones are unchanged."""
 
 
-def save(run: Run, best: bool = False, wait: bool = False) -> None:
-    """Save a checkpoint; every rank calls.
+def save(run: Run, best: bool = False) -> None:
+    """Save a checkpoint; every rank calls. `best` marks it as the best.
 
-    Args:
-        best: mark it as the best.
-        wait: return when it is written; else, and with `train.async_checkpoint`, it is written while training
-            goes on.
+    With `train.async_checkpoint` it is written while training goes on: see `finish_checkpoint`.
 
     Raises:
         CheckpointNotWritten: this or the former one; on every rank.
@@ -47,7 +44,7 @@ def save(run: Run, best: bool = False, wait: bool = False) -> None:
     if contents is not None:
         keep_last = run.config.train.keep_last
         run.writer.start(partial(write, run.checkpoints, contents, best, keep_last, run.remote))
-    if wait or not in_background:
+    if not in_background:
         finish_checkpoint(run)
 
 

@@ -199,7 +199,7 @@ def fit(run: Run) -> None:
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, UploadFailed, NotFiniteError):
                 flush(run, monitor)
-                save(run, wait=True)
+                save(run)
                 raise
             log_epoch(run, monitor, figures, best, time.perf_counter() - began)
             if position.stopped_early and not last:  # else it had stopped in an earlier start
@@ -216,7 +216,7 @@ def fit(run: Run) -> None:
                 check_stop(run)  # after another epoch, the next step tells of a signal, and then saves
             run.since = time.perf_counter()
         finish_checkpoint(run)
-    except Stopped:
+    except (Stopped, UploadFailed, NotFiniteError):  # of all ranks together
         finish_checkpoint(run)
         raise
     finally:

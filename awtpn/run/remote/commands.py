@@ -17,6 +17,7 @@ from awtpn.distributed.world import World
 from awtpn.model.files import CARD_FILE, STATE_FILE, STEP
 from awtpn.run.atomic_write import write_json
 from awtpn.run.record import STATUS_FILE
+from awtpn.run.record import read_status as read_local_status
 from awtpn.run.remote import checkpoints, files, lease, pulling
 from awtpn.run.remote.checkpoints import Entry, Pointer
 from awtpn.run.remote.records import RUN_FILE, is_record
@@ -246,8 +247,8 @@ def read_status(given: str | Path, storage_options: dict[str, Any] | None = None
         if name is not None:
             raise ValueError(f"{redact_url(str(given))} is a checkpoint: give the run")
         record = parse_json(files.read_bytes(store, STATUS_FILE) or b"{}", STATUS_FILE)
-    elif (file := Path(given) / STATUS_FILE).is_file():
-        record = read_json(file)
+    elif (Path(given) / STATUS_FILE).is_file():
+        record = read_local_status(Path(given))
     else:
         raise ValueError(f"{given} is not a run: it has no {STATUS_FILE}")
     if isinstance(record, dict) and isinstance(status := record.get("status"), str):

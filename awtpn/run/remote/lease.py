@@ -98,10 +98,7 @@ def acquire(
             found = files.list_files(store, FOLDER)
             if claim not in found:
                 raise OSError(f"{store.url}: a listing does not show {claim}, which was just written")
-            others = live_others(found, own, found[claim].modified, times.dead_s)
-            for job in ended:
-                others.pop(HOLDER + job, None)
-                others.pop(CLAIM + job, None)
+            others = live_others(found, {own, *ended}, found[claim].modified, times.dead_s)
             blocking = {name: at for name, at in others.items() if name.startswith(HOLDER) or name < claim}
             if not blocking and clock() - claimed >= times.settle_s:
                 files.put_bytes(store, holder, _about(0))
@@ -138,22 +135,21 @@ def acquire(
 
 
 def live_others(
-    found: Mapping[str, files.Stored], own: str, now: float, dead_s: float = TIMES.dead_s
+    found: Mapping[str, files.Stored], but: Collection[str], now: float, dead_s: float = TIMES.dead_s
 ) -> dict[str, float]:
-    """Claims and holders of other jobs that are not dead, and when they wrote last.
+    """Claims and holders of jobs that are not dead, and when they wrote last.
 
     Args:
         found: the files in `.lease`.
-        own: ID of this job.
+        but: IDs of jobs that do not count: this one, and those that have ended.
         now: by the store's clock.
         dead_s: of the lease.
     """
+    left_out = {kind + job for kind in (HOLDER, CLAIM) for job in but}
     return {
         name: stored.modified
         for name, stored in found.items()
-        if name.startswith((HOLDER, CLAIM))
-        and name not in (HOLDER + own, CLAIM + own)
-        and now - stored.modified <= dead_s
+        if name.startswith((HOLDER, CLAIM)) and name not in left_out and now - stored.modified <= dead_s
     }
 
 
@@ -192,9 +188,7 @@ def check_held(store: Store, own: str, times: Times = TIMES, ended: Collection[s
     found = files.list_files(store, FOLDER)
     if holder in found:
         files.delete(store, [name for name in found if name in {HOLDER + job for job in ended}])
-        others = live_others(found, own, found[holder].modified, times.dead_s)
-        for job in ended:
-            others.pop(HOLDER + job, None)
+        others = live_others(found, {own, *ended}, found[holder].modified, times.dead_s)
         # Two hold it if one of them slept between its check and its heartbeat: one rule for both.
         if not any(name.startswith(HOLDER) and name < holder for name in others):
             return
@@ -225,7 +219,7 @@ def held_by(store: Store, times: Times = TIMES) -> str | None:
         files.delete(store, [probe])
     now = max(stored.modified for stored in found.values()) if found else 0.0
     now = found[probe].modified if probe in found else now
-    alive = live_others(found, "", now, times.dead_s)
+    alive = live_others(found, (), now, times.dead_s)
     return _who(store, alive) if alive else None
 
 

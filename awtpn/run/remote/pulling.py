@@ -71,11 +71,17 @@ def local_side(folder: Path) -> Side:
     latest = checkpoint.find_latest(folder / checkpoints.FOLDER) if folder.is_dir() else None
     whole = latest is not None and checkpoint.find_resume_problem(latest) is None
     step = int(latest.name.removeprefix("step-")) if latest is not None and whole else -1
-    empty = not folder.is_dir() or all(
-        path.name.startswith(HIDDEN) or path.name == OUTPUT for path in folder.iterdir()
-    )
     file = folder / RUN_FILE
-    return Side(parse_run_id(file.read_bytes(), str(file)) if file.is_file() else None, step, empty)
+    return Side(
+        parse_run_id(file.read_bytes(), str(file)) if file.is_file() else None, step, is_empty(folder)
+    )
+
+
+def is_empty(folder: Path) -> bool:
+    """There is no file of a run in a local folder."""
+    if not folder.is_dir():
+        return True
+    return all(path.name.startswith(HIDDEN) or path.name == OUTPUT for path in folder.iterdir())
 
 
 def url_side(store: Store, pointer: Pointer) -> Side:
@@ -192,7 +198,7 @@ def follow(store: Store, folder: Path) -> None:
     run = parse_run_id(content, f"{store.url}/{RUN_FILE}")
     if file.is_file() and parse_run_id(file.read_bytes(), str(file)) == run:
         return
-    if any(not path.name.startswith(HIDDEN) for path in folder.iterdir()):
+    if not is_empty(folder):
         moved = move_aside(folder)
         print(printable(f"{folder} held another run than {store.url}; it is now in {moved}"), flush=True)
     write_run_file(folder, content)
