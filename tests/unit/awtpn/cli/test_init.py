@@ -52,7 +52,7 @@ def test_the_checkout_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("configs/meld.yaml", "configs/meld.yaml:"),
         ("launch/README.md", "launch/README.md:"),
-        ("launch", "launch/README.md, launch/ablate.py, launch/cross_validate.py and "),
+        ("launch", "launch/Dockerfile, launch/Dockerfile.dockerignore, launch/README.md and "),
         ("configs/demo.yaml/folder", "configs/demo.yaml:"),
     ],
 )
