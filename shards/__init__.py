@@ -13,6 +13,7 @@ Packages, from the top; each imports only from those below it:
 - `format/`: what is on disk: manifest, index, tar, statistics, labels
 - `progress`: how far long work is: a bar on a terminal, lines in a log
 - `safe_io/`: files and text that others wrote: read with limits, escaped where they are shown
+- `cores`: how many this process may use
 - `registry`: finds the sources or encoders in a folder, and their options, without importing them
 """
 

@@ -82,7 +82,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
     from awtpn.bench.machine import describe
     from awtpn.bench.step import Setting
-    from awtpn.distributed.cpu_threads import usable_cores
+    from shards.cores import usable_cores
     from shards.storage.credentials import redact_command
 
     device = options.device

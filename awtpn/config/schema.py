@@ -59,6 +59,8 @@ class Config:
             self.check_task(self.task.type)
         self.check_network()
         self.check_encoders()
+        if self.data.threads is not None and self.data.threads < 1:
+            raise ValueError(f"data.threads must be at least 1, but is {self.data.threads}")
         if self.data.damaged_budget < 0:
             raise ValueError(f"data.damaged_budget must not be negative, but is {self.data.damaged_budget}")
         if not 0 <= self.run.seed < 2**63:
@@ -152,7 +154,7 @@ def dump(config: Config) -> dict[str, Any]:
 # Keys that an earlier version did not have -> the value by which it behaved.
 KEYS_SINCE: dict[str, dict[str, Any]] = {
     "run": {"local_dir": None, "upload_every": 30.0, "storage_options": {}},
-    "data": {"target": None},
+    "data": {"target": None, "threads": None},
     "model": FORMER_MODEL,
     "task": {"type": None, "levels": 7, "head": "levels"},
     "loss": {"pair_weights": {}, "focal_gamma": 0.0, "label_smoothing": 0.0, "value_error": "squared"},

@@ -114,6 +114,8 @@ class DataConfig:
     """Largest size of the cache, e.g. 200GB; default: no limit."""
     streams: int | None = None
     """Canonical streams, into which the order of utterances is divided; default: by batch and shard count."""
+    threads: int | None = None
+    """Threads of each rank that read the features; default: its share of the cores, at most 8."""
     damaged_budget: int = 0
     """Damaged or missing training utterances to leave out before the run stops; 0: stop at the first."""
     check_crc: bool = False

@@ -10,13 +10,11 @@ bit-exact results, another number gives the same losses and weights to rounding.
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,56 +27,16 @@ from awtpn.model.base import ModalityOutput, ModelOutput
 from awtpn.model.compute.dropout import DropoutFactors, draw_factors
 from awtpn.model.settings import ModelConfig
 from shards import FeatureBatch
+from shards.cores import usable_cores
 
 # With more cores than this, one is left to the prefetching thread.
 FEW_CORES = 2
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-CGROUPS = Path("/sys/fs/cgroup")
 T = TypeVar("T")
 
 
 # --- Number of threads ---------------------------------------------------------------------------
-
-
-def usable_cores(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Cores that this process may use: its affinity, and the CPU quota of its container or job."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    return max(1, math.floor(min(cores, cpu_quota(cgroups, membership))))
-
-
-def cpu_quota(cgroups: Path, membership: Path) -> float:
-    """The smallest CPU limit of all levels of this process's control groups (v2 or v1), in cores; or inf."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return math.inf
-    quota = math.inf
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = cgroups / controllers if controllers else cgroups
-        folder = root / group.lstrip("/")
-        # In a container `group` may be a path of the host. Then the container's limit is at the root.
-        for level in (root, *(p for p in (folder, *folder.parents) if root in p.parents)):
-            quota = min(quota, _quota_of(level))
-    return quota
-
-
-def _quota_of(group: Path) -> float:
-    try:
-        if (group / "cpu.max").exists():
-            most, period = (group / "cpu.max").read_text().split()
-        else:
-            most = (group / "cpu.cfs_quota_us").read_text().strip()
-            period = (group / "cpu.cfs_period_us").read_text()
-        return math.inf if most in ("max", "-1") else int(most) / int(period)
-    except (OSError, ValueError):
-        return math.inf
 
 
 def choose_threads(

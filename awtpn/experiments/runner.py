@@ -23,10 +23,10 @@ from awtpn.config.command_line import parse_command_line
 from awtpn.config.private_words import hand_over, hands_on_environment
 from awtpn.config.project_files import TRAIN_SCRIPT
 from awtpn.config.schema import differing_keys, dump
-from awtpn.distributed.cpu_threads import usable_cores
 from awtpn.model.files import model_folder
 from awtpn.run.record import CONFIG_FILE, STATUS_FILE, read_settings, read_status
 from awtpn.run.results import RESULTS_FILE, read_results
+from shards.cores import usable_cores
 from shards.progress import Progress, progress_bar
 from shards.safe_io.printable import get_logger
 from shards.storage.credentials import redact

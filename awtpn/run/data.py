@@ -60,6 +60,7 @@ def stream_source(data: DataConfig, role: str) -> dict[str, Any] | None:
         "cache_limit": data.cache_limit,
         "storage_options": data.storage_options,
         "check_crc": data.check_crc,
+        "threads": data.threads,
         "target": data.target,
     }
 

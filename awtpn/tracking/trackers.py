@@ -23,7 +23,7 @@ from shards.progress import write_line
 from shards.safe_io.bounded_json import read_json
 from shards.safe_io.printable import printable
 from shards.storage.credentials import redact
-from shards.streaming.daemon_threads import DaemonThreads
+from shards.storage.daemon_threads import DaemonThreads
 
 RECORD = "trackers.json"  # in the run folder: the ids of its runs at the services
 OPEN_S = 120.0  # for a service to answer

@@ -22,7 +22,6 @@ from awtpn.distributed.cpu_threads import (
     PieceThreads,
     choose_threads,
     make_piece_threads,
-    usable_cores,
 )
 from awtpn.distributed.engines import ENGINES, Engine, unwrap
 from awtpn.distributed.engines.base import unwrap_optimizer
@@ -73,6 +72,7 @@ from awtpn.training.held_out import check_held_out
 from awtpn.training.run_state import Run
 from awtpn.training.skipped_steps import check_finite_start, check_statistics
 from shards import FeatureBatch, FeatureStream
+from shards.cores import usable_cores
 from shards.safe_io.printable import printable
 
 VALIDATIONS = 20  # of a run, where `train.validate_every` is null

@@ -71,9 +71,10 @@ def balance_steps(work: np.ndarray, rows_per_step: int, rotation: int) -> np.nda
     group_rows = GROUP_STEPS * rows_per_step
     num_groups = in_steps // group_rows
     in_groups = num_groups * group_rows
+    groups = _split_evenly(work[:in_groups], num_groups)
     # The last group holds the steps that remain, fewer than GROUP_STEPS.
-    groups = [*_split_evenly(work[:in_groups], num_groups), np.arange(in_groups, in_steps)]
-    found = [group[_balance(work[group], rows_per_step, rotation)] for group in groups if len(group)]
+    rest = np.arange(in_groups, in_steps)[None]
+    found = [_balance(work, rows, rows_per_step, rotation).ravel() for rows in (groups, rest) if rows.size]
     return np.concatenate([*found, np.arange(in_steps, len(work))])
 
 
@@ -87,12 +88,19 @@ def _split_evenly(work: np.ndarray, groups: int) -> np.ndarray:
     return np.sort(np.sort(lines, axis=1).T, axis=1)
 
 
-def _balance(work: np.ndarray, rows_per_step: int, rotation: int) -> np.ndarray:
-    """Rows of a group: first split into steps, then each step into equal parts, down to single rows."""
-    parts = np.argsort(-work, kind="stable")[None]
-    for bins in (len(work) // rows_per_step, *_prime_factors(rows_per_step)):
+def _balance(work: np.ndarray, groups: np.ndarray, rows_per_step: int, rotation: int) -> np.ndarray:
+    """Order the rows of groups: first split into steps, then each step into equal parts, down to single rows.
+
+    Args:
+        work: of every row.
+        groups: [G, n] rows, in the order drawn.
+        rows_per_step, rotation: as of `balance_steps`.
+    """
+    longest_first = np.argsort(-work[groups], axis=1, kind="stable")
+    parts = np.take_along_axis(groups, longest_first, axis=1)
+    for bins in (groups.shape[1] // rows_per_step, *_prime_factors(rows_per_step)):
         parts = _assign(parts, work, bins, rotation)
-    return parts.ravel()
+    return parts
 
 
 def _assign(parts: np.ndarray, work: np.ndarray, bins: int, rotation: int) -> np.ndarray:

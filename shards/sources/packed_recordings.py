@@ -168,9 +168,10 @@ def _clips(
     Args:
         of_dataset: the readers of all splits; those of this one are added.
     """
+    from shards.storage.daemon_threads import DaemonThreads
     from shards.streaming.buffer_pool import BufferPool
-    from shards.streaming.daemon_threads import DaemonThreads
-    from shards.streaming.reader import INDEX_THREADS, ShardReader
+    from shards.streaming.open_shards import INDEX_THREADS
+    from shards.streaming.reader import ShardReader
 
     def reader_of(modality: Modality, name: str) -> ShardReader:
         return ShardReader(

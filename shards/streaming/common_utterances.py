@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.streaming.reader import INDEX_THREADS
+from shards.streaming.open_shards import INDEX_THREADS
 from shards.streaming.stream import FeatureStream
 
 # With more, the comparison would take longer than about ten seconds, and is skipped.

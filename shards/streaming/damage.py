@@ -17,6 +17,11 @@ class DamageRecord:
     def __init__(self) -> None:
         self._rows: dict[int, dict[int, tuple[str, str]]] = {}  # shard: row: (name, cause)
 
+    @property
+    def known(self) -> bool:
+        """Whether there are any."""
+        return bool(self._rows)
+
     def add(self, shard: int, names: Mapping[int, str], cause: str) -> None:
         """Record the rows of `names`. A new dict, so that other threads never see one that changes."""
         self._rows[shard] = self._rows.get(shard, {}) | {row: (name, cause) for row, name in names.items()}
@@ -28,9 +33,10 @@ class DamageRecord:
 
     def split(self, shard: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
         """Positions of the rows that are not known to be damaged, [B]; name and cause of the others."""
+        if not self._rows:
+            return np.arange(len(row)), {}
         damaged = {}
-        if self._rows:
-            for i, (s, r) in enumerate(zip(shard.tolist(), row.tolist(), strict=True)):
-                if r in self._rows.get(s, ()):
-                    damaged[i] = self._rows[s][r]
+        for i, (s, r) in enumerate(zip(shard.tolist(), row.tolist(), strict=True)):
+            if r in self._rows.get(s, ()):
+                damaged[i] = self._rows[s][r]
         return np.delete(np.arange(len(row)), list(damaged)), dict(damaged.values())

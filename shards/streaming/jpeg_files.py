@@ -16,6 +16,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from shards.cores import usable_cores
 from shards.format.jpeg import decode_jpeg_into
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.scattered_reads import Reads
@@ -44,8 +45,7 @@ class JpegFiles:
 
 def decode_threads() -> int:
     """Number of threads that decode pictures: one for each core that the process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_THREADS)
+    return min(usable_cores(), MOST_THREADS)
 
 
 @functools.cache

@@ -8,9 +8,9 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
@@ -54,37 +54,40 @@ def read_ahead(
         yield from make(stopped)
         return
     pid = os.getpid()
-    changed = threading.Condition()
-    ready: deque[tuple[T, int]] = deque()
+    # A queue and an event, since a condition costs several times as much, and each batch pays it.
+    ready: SimpleQueue[tuple[T, int] | None] = SimpleQueue()  # None: the end
+    room, lock = threading.Event(), threading.Lock()
     failure: list[BaseException] = []
-    ready_bytes, done = 0, False
+    num_ready, ready_bytes = 0, 0
 
-    def has_room() -> bool:
-        return stopped.is_set() or not ready or (len(ready) < depth and ready_bytes < budget)
+    def count(items: int, num_bytes: int) -> None:
+        nonlocal num_ready, ready_bytes
+        with lock:
+            num_ready, ready_bytes = num_ready + items, ready_bytes + num_bytes
+            has_room = not num_ready or (num_ready < depth and ready_bytes < budget)
+            if has_room or stopped.is_set():
+                room.set()
+            else:
+                room.clear()
 
     def produce() -> None:
-        nonlocal ready_bytes, done
         try:
             with closing(make(stopped)) as items:
                 for item in items:
                     size = size_of(item)
-                    with changed:
-                        ready.append((item, size))
-                        ready_bytes += size
-                        # Else this frame would refer to the batch, and its buffer, after the consumer has
-                        # freed it.
-                        del item
-                        changed.notify()
-                        changed.wait_for(has_room)
-                        if stopped.is_set():
-                            break
+                    count(1, size)
+                    ready.put((item, size))
+                    # Else this frame would refer to the batch, and its buffer, after the consumer has freed
+                    # it.
+                    del item
+                    room.wait()
+                    if stopped.is_set():
+                        break
         # Of any kind: the consumer raises it.
         except BaseException as error:
             failure.append(error)
         finally:
-            with changed:
-                done = True
-                changed.notify()
+            ready.put(None)
 
     thread = threading.Thread(target=produce, name="shards-read", daemon=True)
 
@@ -92,8 +95,7 @@ def read_ahead(
         # In a fork the lock may be held for ever, by a thread that the fork does not have.
         if os.getpid() == pid:
             stopped.set()
-            with changed:
-                changed.notify()
+            count(0, 0)
             thread.join(timeout=JOIN_S)
 
     thread.start()
@@ -106,13 +108,12 @@ def read_ahead(
                 raise RuntimeError(
                     "this iterator was started before a fork; start it again in the new process"
                 )
-            with changed:
-                changed.wait_for(lambda: ready or done)
-                if not ready:
-                    break
-                item, size = ready.popleft()
-                ready_bytes -= size
-                changed.notify()
+            found = ready.get()
+            if found is None:
+                break
+            item, size = found
+            del found  # as above
+            count(-1, -size)
             yield item
             del item  # as above
         if failure:

@@ -1,7 +1,8 @@
 """Read utterances (rows of shards) into packed arrays; the kernel copies directly into the batch's memory.
 
-`FeatureStream` calls `ShardReader.features` for every batch. This and `scattered_reads` are the hot path: all
-work is done by NumPy on the arrays of a batch, and Python code per utterance is avoided.
+`FeatureStream` calls `ShardReader.features_of_batches` for its batches. This, `locate` and `scattered_reads`
+are the hot path: all work is done by NumPy on the arrays of some batches, and Python code per utterance is
+avoided.
 
 Damage: a shard or index that is missing or has a wrong size or hash, and an array with a wrong CRC-32, raise
 ValueError or FileNotFoundError. With `skip_damaged`, `ShardReader` records the rows instead, skips them, and
@@ -11,47 +12,29 @@ gives their names and causes with each batch. Two errors are always raised: the 
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-from shards.format.class_checks import WrongManifest, count_labels, wrong_counts
-from shards.format.index import ShardIndex
-from shards.format.index_file import load_index
 from shards.format.jpeg import pillow
-from shards.format.schema import Manifest, Modality, ShardEntry
+from shards.format.schema import Manifest, Modality
 from shards.format.targets import CLASSES, Target
-from shards.planning.balance import work_of
-from shards.storage.cache import ROOM_WAIT_S
-from shards.storage.store import Store, open_file, reopen_after_fork
+from shards.storage.store import Store
 from shards.streaming.batch import Ragged
 from shards.streaming.buffer_pool import BufferPool
-from shards.streaming.daemon_threads import DaemonThreads
-from shards.streaming.damage import DamageRecord
 from shards.streaming.jpeg_files import JpegFiles, decode_jpegs, locate_jpegs
-from shards.streaming.row_metadata import check_labels, key_and_metadata
+from shards.streaming.locate import Located, locate
+from shards.streaming.open_shards import OPEN_SHARDS, OpenShards
 from shards.streaming.scattered_reads import Reads, crc_mismatches, read_scattered
-from shards.streaming.shard_handle import ShardHandle
-from shards.streaming.target_columns import labels_of, values_of_index
 
-# Number of shards that are kept open by default; well below the usual limit of 1,024 open files per process.
-OPEN_SHARDS = 256
-# Threads that read the arrays of a batch. Reading from the page cache copies memory, and one core cannot use
-# all of the memory's bandwidth.
+# Threads that read, unless it is told otherwise. Reading from the page cache copies memory, and one core
+# cannot use all of the memory's bandwidth.
 READ_THREADS = 2
-# Indexes fetched at a time. They are small, so the time goes into waiting for answers, not into transfer.
-INDEX_THREADS = 8
-
-# All readers of the process, for `_after_fork`.
-_readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -77,21 +60,31 @@ class Utterances:
     damaged: dict[str, str]
 
 
-class ShardReader:
-    """Reads utterances of a split, and keeps the shards used last open. Safe in threads and after a fork.
+@dataclass(frozen=True)
+class _Batch:
+    """Memory of a batch, and what is read into it.
+
+    Attributes:
+        rows: its utterances.
+        features: packed, by modality.
+        arrays: of each modality.
+        jpegs: the files of modalities of pictures as JPEG.
+    """
+
+    rows: Located
+    features: dict[str, Ragged]
+    arrays: dict[str, Reads]
+    jpegs: dict[str, JpegFiles]
+
+
+class ShardReader(OpenShards):
+    """Reads utterances of a split.
 
     Args:
-        store: the dataset's folder.
-        manifest: of the dataset.
-        split: name of the split.
-        modalities: those to read; default all.
         pool: of the buffers to read into.
-        skip_damaged: skip utterances that are damaged or permanently missing, instead of raising; they are
-            remembered and not read again.
         check_crc: compare every array with the CRC-32 in its index.
-        target: whose values are read with the features.
-        classes: what labels are positions in; default the manifest's.
-        open_shards: number of shards that are kept open.
+        threads: number of threads that read, the calling one among them.
+        store, manifest, split, modalities, skip_damaged, target, classes, open_shards: of `OpenShards`.
     """
 
     def __init__(
@@ -106,166 +99,22 @@ class ShardReader:
         target: Target = CLASSES,
         classes: list[str] | None = None,
         open_shards: int = OPEN_SHARDS,
+        threads: int = READ_THREADS,
     ) -> None:
-        self.store = store
-        self.manifest = manifest
-        self.split = manifest.splits[split]
-        self.at = f"{store.url}#{split}"
-        self.shards: Sequence[ShardEntry] = self.split.shards
-        self.modalities = manifest.modalities if modalities is None else modalities
         self.pool = pool or BufferPool()
-        self.skip_damaged, self.check_crc = skip_damaged, check_crc
-        self.target, self.classes = target, manifest.classes if classes is None else classes
-        self._open: OrderedDict[int, ShardHandle] = OrderedDict()
-        self._open_shards = open_shards
-        self._work: dict[int, np.ndarray] = {}
-        self._damage = DamageRecord()
+        self.check_crc, self.threads = check_crc, threads
+        super().__init__(store, manifest, split, modalities, skip_damaged, target, classes, open_shards)
         if any(modality.is_jpeg for modality in self.modalities.values()):
             pillow()  # before the first batch
-        self._class_counts = np.zeros(len(manifest.classes), np.int64)
-        self._counted: set[int] = set()  # shards whose labels are in _class_counts
-        self._init_process_state(forked=False)
-        _readers.add(self)
 
     def _init_process_state(self, forked: bool) -> None:
-        """Create what a fork does not copy in a usable state: the lock and the threads.
-
-        The store's connections are opened again only when needed, since a fork may never read.
-        """
-        self._forked = forked
-        self._lock = threading.Lock()
-        self._helpers = ThreadPoolExecutor(max(1, READ_THREADS - 1), "shards-read")
-
-    def _store(self, stop: threading.Event | None) -> Store:
-        """The store, with new connections after a fork."""
-        with self._lock:
-            if self._forked:
-                self.store, self._forked = reopen_after_fork(self.store), False
-            return replace(self.store, stop=stop)
-
-    def index(
-        self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
-    ) -> ShardIndex:
-        """The index of a shard, fetched and verified if needed; the shard itself is not read.
-
-        Args:
-            shard: its position in the manifest.
-            wait_s: how long to wait for room in a cache with a limit.
-            stop: set when the index is no longer needed; then retries of an unreachable store end.
-
-        Raises:
-            ValueError, OSError: as `store.open_file` and `index_file.load_index` do.
-        """
-        entry = self.shards[shard]
-        sizes = entry.index_bytes, entry.index_sha256
-        with open_file(self._store(stop), entry.index, *sizes, wait_s) as file:
-            index = load_index(file, entry, self.manifest)
-        self._count_classes(shard, index)
-        return index
-
-    def _count_classes(self, shard: int, index: ShardIndex) -> None:
-        """Compare the manifest's class counts with those of the indexes read so far.
-
-        Both add up to the same number of utterances. So if the counts of the indexes never exceed those of
-        the manifest, they are equal once all indexes are read.
-        """
-        with self._lock:
-            if shard not in self._counted:
-                self._counted.add(shard)
-                self._class_counts += count_labels(index.label, len(self._class_counts))
-            if np.any(self._class_counts > self.split.class_counts):
-                raise wrong_counts(self.split, self.at)
-
-    def check_class_counts(self) -> None:
-        """Read all indexes that were not read yet, to check the manifest's class counts.
-
-        Raises:
-            WrongManifest: they differ from those of the indexes.
-            ValueError, OSError: as `index` does.
-        """
-        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
-            for _ in threads.map(
-                self._count_shard, [i for i in range(len(self.shards)) if i not in self._counted]
-            ):
-                pass
-
-    def _count_shard(self, shard: int) -> None:
-        try:
-            self.index(shard)
-        except (ValueError, FileNotFoundError) as error:
-            self._record_damage(shard, error, None)
-
-    def open(
-        self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
-    ) -> ShardHandle:
-        """A shard, ready to read; fetched and verified if needed. It is not kept open if `stop` is set.
-
-        Args: as of `index`.
-
-        Raises:
-            ValueError, OSError: as `index` does.
-        """
-        with self._lock:
-            if shard in self._open:
-                self._open.move_to_end(shard)
-                return self._open[shard]
-        entry = self.shards[shard]
-        if cause := self._damage.of_whole(shard, entry.utterances):
-            raise ValueError(cause)
-        file = open_file(self._store(stop), entry.name, entry.bytes, entry.sha256, wait_s)
-        index = self.index(shard, wait_s, stop)
-        at = f"{self.at}: {entry.index}"
-        label = labels_of(index, self.target, self.classes, at)
-        target = values_of_index(index, self.target, self.manifest, at)
-        handle = ShardHandle(file, index, self.modalities, label, target)
-        if index.classes is None:
-            check_labels(handle, self.manifest)
-        with self._lock:
-            if stop is not None and stop.is_set():
-                return handle
-            self._open[shard] = handle
-            while len(self._open) > self._open_shards:
-                self._open.popitem(last=False)
-        return handle
-
-    def close_all_but(self, shards: Iterable[int]) -> None:
-        """Close all shards but these, so that a cache with a limit can remove their files.
-
-        Without a limit nothing is removed, so the shards stay open for the next epoch.
-        """
-        if self.store.cache is None or self.store.cache.limit is None:
-            return
-        wanted = set(shards)
-        with self._lock:
-            for shard in [shard for shard in self._open if shard not in wanted]:
-                del self._open[shard]
-
-    def work(self, shard: int, stop: threading.Event | None = None) -> np.ndarray:
-        """The work of each utterance of a shard (`work_of`), [U] int64; reads only the index.
-
-        They are 0 where the index is damaged and `skip_damaged` is set.
-
-        Raises:
-            ValueError, OSError: as `index` does.
-        """
-        with self._lock:
-            if shard in self._work:
-                return self._work[shard]
-        total = np.zeros(self.shards[shard].utterances, np.int64)
-        try:
-            total = work_of(self.index(shard, stop=stop).steps, self.modalities)
-        except (ValueError, FileNotFoundError) as error:
-            self._record_damage(shard, error, stop)
-        with self._lock:
-            self._work[shard] = total
-            while len(self._work) > OPEN_SHARDS:
-                del self._work[next(iter(self._work))]
-        return total
+        super()._init_process_state(forked)
+        self._helpers = ThreadPoolExecutor(max(1, self.threads - 1), "shards-read")
 
     def features(
         self, shard: np.ndarray, row: np.ndarray, pin: bool = False, stop: threading.Event | None = None
     ) -> Utterances:
-        """Read utterances.
+        """Read the utterances of a batch.
 
         Args:
             shard, row: [B] each.
@@ -279,132 +128,85 @@ class ShardReader:
         # Each attempt without a result has recorded damaged rows, or closed a shard that has become shorter.
         while True:
             kept, damaged = self._damage.split(shard, row)
-            if (read := self._read(shard[kept], row[kept], pin, stop)) is not None:
-                features, label, target, key = read
-                return Utterances(features, label, target, key, kept, damaged)
+            if (read := self._read(shard[kept], row[kept], [len(kept)], pin, stop)) is not None:
+                return replace(read[0], kept=kept, damaged=damaged)
 
-    def _record_damage(
-        self, shard: int, cause: Exception, stop: threading.Event | None, rows: Sequence[int] | None = None
-    ) -> None:
-        """Remember that these rows of a shard (default: all) are damaged; raise unless damage is skipped."""
-        if not self.skip_damaged or isinstance(cause, WrongManifest):
-            raise cause
-        entry = self.shards[shard]
-        try:
-            names = self.index(shard, stop=stop).key.tolist()
-        except (ValueError, FileNotFoundError):
-            names = [f"{entry.name}#{row}" for row in range(entry.utterances)]
-        rows = range(entry.utterances) if rows is None else rows
-        self._damage.add(shard, {row: names[row] for row in rows}, str(cause))
+    def features_of_batches(
+        self, batches: Sequence[tuple[np.ndarray, np.ndarray]], pin: bool, stop: threading.Event | None
+    ) -> list[Utterances] | None:
+        """Read several batches at once, which takes less time than one after the other.
+
+        Args:
+            batches: shard [B] and row [B] of each.
+            pin, stop: as of `features`.
+
+        Returns:
+            None if there is damage: `features` then tells which batch it is in.
+
+        Raises:
+            ValueError, OSError: as `features` does.
+        """
+        if self._damage.known:
+            return None
+        shard, row = (np.concatenate(column) for column in zip(*batches, strict=True))
+        return self._read(shard, row, [len(rows) for _, rows in batches], pin, stop)
 
     def _read(
-        self, shard: np.ndarray, row: np.ndarray, pin: bool, stop: threading.Event | None
-    ) -> tuple[dict[str, Ragged], torch.Tensor, torch.Tensor, list[str]] | None:
-        """Features, labels, targets and keys; None if damage was found and recorded: read again."""
-        width = 1 + 2 * len(self.modalities)
-        sound = [name for name, modality in self.modalities.items() if modality.is_sound]
-        end = width + self.target.num_values
-        locations = np.empty((len(row), end + len(sound)), np.int64)
-        key = np.empty(len(row), object)
-        order = np.argsort(shard, kind="stable")
-        shards, first = np.unique(shard[order], return_index=True)
+        self,
+        shard: np.ndarray,
+        row: np.ndarray,
+        batch_sizes: list[int],
+        pin: bool,
+        stop: threading.Event | None,
+    ) -> list[Utterances] | None:
+        """Read batches that follow each other; None if damage was found and recorded: read again.
+
+        NumPy's calls cost as much for one batch as for several. Also, to read a batch drives this code and
+        its data out of the processor's caches, and a second batch finds them there. So each stage is done
+        for all batches before the next one.
+        """
         handles = {}
-        for s in shards.tolist():
+        for s in dict.fromkeys(shard.tolist()):
             try:
                 handles[s] = self.open(s, stop=stop)
             except (ValueError, FileNotFoundError) as error:
                 self._record_damage(s, error, stop)
                 return None
-        # Not strict: without rows there is no handle, but `split` gives one empty group.
-        for handle, positions in zip(handles.values(), np.split(order, first[1:]), strict=False):
-            rows = row[positions]
-            locations[positions] = handle.locations[rows]
-            key[positions] = handle.index.key[rows]
-
-        features, arrays, jpegs = {}, list[Reads](), dict[str, JpegFiles]()
-        for i, (name, modality) in enumerate(self.modalities.items()):
-            offset, steps = locations[:, 1 + 2 * i], locations[:, 2 + 2 * i]
-            features[name], memory = self._allocate(steps, modality, pin)
-            if modality.is_jpeg:
-                jpegs[name] = locate_jpegs(handles, shard, row, name, self.pool)
-                arrays.append(jpegs[name].by_utterance)
-            else:
-                arrays.append(Reads(shard, offset, steps * modality.step_bytes, memory))
+        found = locate(handles, shard, row, self.modalities, self.target.num_values)
+        edges = pairwise([0, *np.cumsum(batch_sizes).tolist()])
+        batches = [self._allocate(found.part(low, high), pin) for low, high in edges]
+        reads = [
+            batch.jpegs[name].by_picture if name in batch.jpegs else arrays
+            for batch in batches
+            for name, arrays in batch.arrays.items()
+        ]
+        files = {s: (handle.fd, handle.path) for s, handle in handles.items()}
         try:
-            read_scattered(
-                {s: (handle.fd, handle.path) for s, handle in handles.items()},
-                [
-                    jpegs[name].by_picture if name in jpegs else reads
-                    for name, reads in zip(self.modalities, arrays, strict=True)
-                ],
-                self._helpers,
-                READ_THREADS,
-            )
+            read_scattered(files, reads, self._helpers, self.threads)
         except ValueError:
             if not (self.skip_damaged and self._close_shrunk(handles)):
                 raise
             return None
-        if self.check_crc and self._record_crc_mismatches(handles, shard, row, key, arrays):
-            return None
-        for name, files in jpegs.items():
-            failed = decode_jpegs(files, features[name].values)
-            for i, (number, cause) in failed.items():
-                # Without details, so that skipped utterances of a shard have one cause.
-                why = f"{key[i]!r}: {name}: picture {number} {cause}"
-                why = f"pictures of {name} cannot be decoded" if self.skip_damaged else why
-                path = handles[int(shard[i])].path
-                damage = ValueError(f"{path}: {why}: damaged; extract it again")
-                self._record_damage(int(shard[i]), damage, stop, [int(row[i])])
-            if failed:
+        for batch in batches:
+            if self.check_crc and self._record_crc_mismatches(batch):
                 return None
-        label = torch.from_numpy(locations[:, 0].copy())
-        target = torch.from_numpy(locations[:, width:end].copy().view(np.float64))
-        for i, name in enumerate(sound):
-            samples = torch.from_numpy(locations[:, end + i].copy())
-            features[name] = replace(features[name], samples=samples)
-        if pin and target.numel():
-            target = target.pin_memory()
-        return features, label.pin_memory() if pin else label, target, key.tolist()
+            if batch.jpegs and self._record_wrong_pictures(batch, stop):
+                return None
+        return [self._utterances(batch, pin) for batch in batches]
 
-    def _close_shrunk(self, handles: dict[int, ShardHandle]) -> bool:
-        """Close shards whose files have become shorter: opening one again downloads a cached file, or raises.
+    def _allocate(self, rows: Located, pin: bool) -> _Batch:
+        """The memory of a batch, not read yet."""
+        features, arrays, jpegs = {}, {}, {}
+        for i, (name, modality) in enumerate(self.modalities.items()):
+            offset, steps = rows.offset[:, i], rows.steps[:, i]
+            features[name], memory = self._packed(steps, modality, pin)
+            arrays[name] = Reads(rows.shard, offset, steps * modality.step_bytes, memory)
+            if modality.is_jpeg:
+                jpegs[name] = locate_jpegs(rows.handles, rows.shard, rows.row, name, self.pool)
+                arrays[name] = jpegs[name].by_utterance
+        return _Batch(rows, features, arrays, jpegs)
 
-        Returns:
-            Whether there were any.
-        """
-        with self._lock:
-            shrunk = [
-                s for s, handle in handles.items() if os.fstat(handle.fd).st_size < self.shards[s].bytes
-            ]
-            for shard in shrunk:
-                self._open.pop(shard, None)
-        return bool(shrunk)
-
-    def _record_crc_mismatches(
-        self,
-        handles: dict[int, ShardHandle],
-        shard: np.ndarray,
-        row: np.ndarray,
-        key: np.ndarray,
-        reads: list[Reads],
-    ) -> bool:
-        """Record arrays whose CRC-32 is not that of the index. Returns whether there are any."""
-        found = False
-        for name, modality_reads in zip(self.modalities, reads, strict=True):
-            rows = list(zip(shard.tolist(), row.tolist(), strict=True))
-            # -1: an index of an early version has no checksums, so there is nothing to compare.
-            crc = [handles[s].index.crc[name][r] if name in handles[s].index.crc else -1 for s, r in rows]
-            for i in crc_mismatches(modality_reads, np.array(crc, np.int64), self._helpers, READ_THREADS):
-                (s, r), found = rows[i], True
-                # Without the key, so that skipped utterances of a shard have one cause and are reported
-                # together.
-                what = name if self.skip_damaged else f"{name} of {key[i]!r}"
-                fix = "pack it again" if self.store.cache is None else "remove this file from the cache"
-                cause = f"{handles[s].path}: the CRC-32 of {what} is not that of the index: damaged; {fix}"
-                self._record_damage(s, ValueError(cause), None, [r])
-        return found
-
-    def _allocate(self, steps: np.ndarray, modality: Modality, pin: bool) -> tuple[Ragged, memoryview]:
+    def _packed(self, steps: np.ndarray, modality: Modality, pin: bool) -> tuple[Ragged, memoryview]:
         """Packed features of the given lengths, not read yet, and their memory."""
         offsets = np.zeros(len(steps) + 1, np.int32)
         np.cumsum(steps, out=offsets[1:])
@@ -414,21 +216,50 @@ class ShardReader:
         values = buffer.view(dtype).view(int(offsets[-1]), *modality.shape)
         return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
 
-    def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
-        """Key and metadata (the JSON member, with the label's name) of rows of a shard.
+    def _utterances(self, batch: _Batch, pin: bool) -> Utterances:
+        """What was read, with all of it kept."""
+        rows, features = batch.rows, batch.features
+        label, target = torch.from_numpy(rows.label), torch.from_numpy(rows.target)
+        sound = [name for name, modality in self.modalities.items() if modality.is_sound]
+        for i, name in enumerate(sound):
+            samples = torch.from_numpy(rows.samples[:, i].copy())
+            features[name] = replace(features[name], samples=samples)
+        if pin:
+            label = label.pin_memory()
+            target = target.pin_memory() if target.numel() else target
+        return Utterances(features, label, target, rows.key, np.arange(len(rows.row)), {})
 
-        Raises:
-            ValueError: the shard is missing or damaged, or has another label than the index.
-            OSError: the store cannot be reached.
-        """
-        handle = self.open(shard)
-        return [key_and_metadata(handle, row, self.manifest) for row in rows]
+    def _record_crc_mismatches(self, batch: _Batch) -> bool:
+        """Record arrays whose CRC-32 is not that of the index. Returns whether there are any."""
+        found, rows = False, batch.rows
+        places = list(zip(rows.shard.tolist(), rows.row.tolist(), strict=True))
+        for name, reads in batch.arrays.items():
+            # -1: an index of an early version has no checksums, so there is nothing to compare.
+            recorded = [(rows.handles[s].index.crc, r) for s, r in places]
+            crc = np.array([crc[name][r] if name in crc else -1 for crc, r in recorded], np.int64)
+            for i in crc_mismatches(reads, crc, self._helpers, self.threads):
+                (s, r), found = places[i], True
+                # Without the key, so that skipped utterances of a shard have one cause and are reported
+                # together.
+                what = name if self.skip_damaged else f"{name} of {rows.key[i]!r}"
+                fix = "pack it again" if self.store.cache is None else "remove this file from the cache"
+                path = rows.handles[s].path
+                cause = f"{path}: the CRC-32 of {what} is not that of the index: damaged; {fix}"
+                self._record_damage(s, ValueError(cause), None, [r])
+        return found
 
-
-def _after_fork() -> None:
-    for reader in list(_readers):
-        reader._init_process_state(forked=True)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    def _record_wrong_pictures(self, batch: _Batch, stop: threading.Event | None) -> bool:
+        """Decode pictures, and record utterances where that fails. Returns whether there are any."""
+        rows = batch.rows
+        for name, files in batch.jpegs.items():
+            failed = decode_jpegs(files, batch.features[name].values)
+            for i, (number, cause) in failed.items():
+                # Without details, so that skipped utterances of a shard have one cause.
+                why = f"{rows.key[i]!r}: {name}: picture {number} {cause}"
+                why = f"pictures of {name} cannot be decoded" if self.skip_damaged else why
+                s, r = int(rows.shard[i]), int(rows.row[i])
+                damage = ValueError(f"{rows.handles[s].path}: {why}: damaged; extract it again")
+                self._record_damage(s, damage, stop, [r])
+            if failed:
+                return True
+        return False

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,8 @@ import numpy as np
 LARGEST_GAP = 8192
 # Buffers per call, below Linux's limit of 1,024.
 BUFFERS_PER_CALL = 512
+# Another thread gets a part of at least this many bytes: to wake it takes as long as to read some of them.
+SMALLEST_PART = 512 << 10
 
 # The bytes of gaps go here. Nobody reads them, so all threads may write here at the same time.
 _GAP = memoryview(bytearray(LARGEST_GAP))
@@ -41,21 +45,54 @@ class Reads:
 
 
 def read_scattered(
-    files: dict[int, tuple[int, Path]], reads: list[Reads], helpers: Executor, num_parts: int
+    files: dict[int, tuple[int, Path]], reads: list[Reads], helpers: Executor, num_threads: int
 ) -> None:
-    """Read all arrays, a part of them in each of `num_parts` threads.
+    """Read all arrays, in the calling thread and in helpers.
 
     `preadv` releases the interpreter's lock while the kernel copies, so the threads copy at the same time.
+    Between two calls a thread does hold the lock, so all that can be done before is done before.
 
     Args:
         files: descriptor and path of each file; the path is for error messages.
         reads: what to read.
-        helpers: threads for all parts but one, which the calling thread reads.
-        num_parts: number of parts.
+        helpers: threads for all but the calling one.
+        num_threads: how many threads read, the calling one among them; fewer if there is little to read.
 
     Raises:
         ValueError: a file ends within an array.
     """
+    runs, total = _plan_runs(files, reads)
+    # The threads take run after run from one iterator, so all end at about the same time.
+    unread = iter(runs)
+    num_helpers = min(num_threads, len(runs), total // SMALLEST_PART) - 1
+    others = [helpers.submit(_read_runs, unread) for _ in range(num_helpers)]
+    try:
+        _read_runs(unread)
+    finally:
+        # Wait also after an error: the caller frees the memory, and the other threads may still write to it.
+        wait(others)
+    for other in others:
+        other.result()
+
+
+class _Run(NamedTuple):
+    """Arrays that follow each other in a file, with gaps between them.
+
+    Attributes:
+        fd, path: of the file.
+        buffers: for the arrays, and between them for the gaps.
+        offset, size: what is read, in bytes.
+    """
+
+    fd: int
+    path: Path
+    buffers: list[memoryview]
+    offset: int
+    size: int
+
+
+def _plan_runs(files: dict[int, tuple[int, Path]], reads: list[Reads]) -> tuple[list[_Run], int]:
+    """The runs, in the order of files and offsets, and the number of bytes of all arrays."""
     # All arrays of all blocks of memory in one list, then sorted by file and offset.
     block = np.repeat(np.arange(len(reads)), [len(r.size) for r in reads])
     file, offset, size = (
@@ -64,33 +101,54 @@ def read_scattered(
     end = np.concatenate([np.cumsum(r.size) for r in reads])
     order = np.lexsort((offset, file))
     order = order[size[order] > 0]
+    if len(order) == 0:
+        return [], 0
     file, offset, size, end, block = file[order], offset[order], size[order], end[order], block[order]
 
-    gap = offset[1:] - (offset[:-1] + size[:-1])
+    stop = offset + size
+    gap = offset[1:] - stop[:-1]
     apart = (file[1:] != file[:-1]) | (gap < 0) | (gap > LARGEST_GAP)
+    # Half of the buffers of a call are arrays, the others are the gaps between them.
+    first = _starts(apart, BUFFERS_PER_CALL // 2)
+    last = np.append(first[1:], len(size)) - 1
     destinations = zip(block.tolist(), (end - size).tolist(), end.tolist(), strict=True)
-    views = [reads[b].memory[begin:stop] for b, begin, stop in destinations]
-    gaps, offsets, run_ends = gap.tolist(), offset.tolist(), np.flatnonzero(apart).tolist()
-    # A run is read by one call. Half of its buffers are arrays, the others are the gaps between them.
-    runs, first = [], 0
-    for last in [*run_ends, len(views) - 1] if views else []:
-        for low in range(first, last + 1, BUFFERS_PER_CALL // 2):
-            high = min(low + BUFFERS_PER_CALL // 2, last + 1)
-            runs.append((*files[int(file[low])], views[low:high], offsets[low:high], gaps[low : high - 1]))
-        first = last + 1
+    buffers: list[memoryview] = [_GAP] * (2 * len(size))
+    buffers[::2] = [reads[b].memory[begin:stop] for b, begin, stop in destinations]
+    inner = np.flatnonzero(~apart)
+    for i, num_bytes in zip((2 * inner + 1).tolist(), gap[inner].tolist(), strict=True):
+        buffers[i] = _GAP[:num_bytes]
+    columns = file[first], 2 * first, 2 * last + 1, offset[first], stop[last] - offset[first]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [_Run(*files[f], buffers[low:high], begin, num) for f, low, high, begin, num in rows], int(
+        size.sum()
+    )
 
-    def read_part(part: int) -> None:
-        for run in runs[part::num_parts]:
-            _read_run(*run)
 
-    others = [helpers.submit(read_part, part) for part in range(1, num_parts)]
-    try:
-        read_part(0)
-    finally:
-        # Wait also after an error: the caller frees the memory, and the other threads may still write to it.
-        wait(others)
-    for other in others:
-        other.result()
+def _starts(apart: np.ndarray, longest: int) -> np.ndarray:
+    """The first array of each run: the first of all, those where `apart` is set, and after each `longest`.
+
+    Args:
+        apart: [N - 1] whether each array but the first cannot be read together with the one before.
+    """
+    first = np.concatenate([[0], np.flatnonzero(apart) + 1])
+    pieces = -(-np.diff(np.append(first, len(apart) + 1)) // longest)
+    if len(first) == pieces.sum():
+        return first
+    nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    starts: np.ndarray = np.repeat(first, pieces) + nth * longest
+    return starts
+
+
+def _read_runs(runs: Iterator[_Run]) -> None:
+    """Read the runs that this thread takes from the iterator."""
+    preadv = getattr(os, "preadv", None)
+    for run in runs:
+        if preadv is None or preadv(run.fd, run.buffers, run.offset) != run.size:
+            # It read less because of a signal, the kernel's limit per call or the file's end.
+            offset = run.offset
+            for view in run.buffers:
+                read_into(run.fd, view, offset, run.path)
+                offset += len(view)
 
 
 def crc_mismatches(reads: Reads, crc: np.ndarray, helpers: Executor, num_parts: int) -> list[int]:
@@ -117,19 +175,6 @@ def crc_mismatches(reads: Reads, crc: np.ndarray, helpers: Executor, num_parts: 
 
     others = [helpers.submit(compare, part) for part in range(1, num_parts)]
     return sorted(sum((other.result() for other in others), compare(0)))
-
-
-def _read_run(fd: int, path: Path, views: list[memoryview], offsets: list[int], gaps: list[int]) -> None:
-    """Read arrays that follow each other in a file, with gaps between them."""
-    if hasattr(os, "preadv"):
-        buffers = views[:1]
-        for view, gap in zip(views[1:], gaps, strict=True):
-            buffers += (_GAP[:gap], view)
-        if os.preadv(fd, buffers, offsets[0]) == offsets[-1] + len(views[-1]) - offsets[0]:
-            return
-    # There is no preadv, or it read less: because of a signal, the kernel's limit per call or the file's end.
-    for view, offset in zip(views, offsets, strict=True):
-        read_into(fd, view, offset, path)
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:

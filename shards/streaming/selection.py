@@ -21,7 +21,8 @@ from shards.format.labels import found_classes
 from shards.format.schema import OPTIONAL, Manifest
 from shards.format.targets import Target
 from shards.storage.store import Store
-from shards.streaming.reader import INDEX_THREADS, ShardReader
+from shards.streaming.open_shards import INDEX_THREADS
+from shards.streaming.reader import ShardReader
 from shards.streaming.target_columns import NO_LABEL, labels_of, values_of_index
 
 # Number of values shown in an error.

@@ -12,22 +12,26 @@ It uses the plan (which utterances), the store (files on local disk), the reader
   own canonical streams, the same in every epoch.
 - Order: drawn from the seed and the epoch; `shuffle=False` gives the manifest's order.
 - Memory: a batch and views of it may be kept as long as needed. Besides these, the stream uses at most
-  `prefetch_bytes` for batches that are ready, as much for buffers that are free for reuse, and two batches
-  more, of pictures as JPEG with their files, whatever the size of shards.
+  `prefetch_bytes` for batches that are ready, as much for buffers that are free for reuse, and for those that
+  are being read a quarter of it or two batches, of pictures as JPEG with their files, whatever the size of
+  shards.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from shards.cores import read_threads, usable_cores
 from shards.format.index import ShardIndex
 from shards.format.schema import ShardEntry, choose_modalities, choose_split
 from shards.format.statistics import Sums, sums_from_statistics
@@ -42,13 +46,14 @@ from shards.planning.plan import (
     shards_ahead,
     windows_ahead,
 )
+from shards.storage.daemon_threads import DaemonThreads
 from shards.storage.store import open_dataset
 from shards.streaming.batch import FeatureBatch
 from shards.streaming.buffer_pool import BufferPool
-from shards.streaming.daemon_threads import DaemonThreads
 from shards.streaming.feature_sums import no_sums, sums_of_rows
+from shards.streaming.open_shards import INDEX_THREADS
 from shards.streaming.prefetch import read_ahead, to_device_ahead
-from shards.streaming.reader import INDEX_THREADS, ShardReader
+from shards.streaming.reader import ShardReader, Utterances
 from shards.streaming.selection import classes_of, select_rows, target_values
 
 # Shards fetched at a time, per process. With SFTP the requests wait for each other: its connection serves one
@@ -56,6 +61,9 @@ from shards.streaming.selection import classes_of, select_rows, target_values
 FETCH_THREADS = 4
 # The kernel is asked to read a complete shard ahead if at least this share of its utterances is selected.
 READ_AHEAD_SHARE = 0.5
+# Utterances and bytes of the batches that are read at a time: enough to make the cost of a batch small.
+READ_AT_A_TIME = 256
+READ_AT_A_TIME_BYTES = 64 << 20
 # Bytes of batches that may be ready: tens of batches of the usual sizes.
 PREFETCH_BYTES = 256 << 20
 
@@ -106,6 +114,7 @@ class FeatureStream:
         check_crc: bool = False,
         target: str | list[str] | None = None,
         task: str | None = None,
+        threads: int | None = None,
     ) -> None:
         """Open a split.
 
@@ -141,11 +150,15 @@ class FeatureStream:
                 local shard is checked. (Downloaded shards and all indexes are compared with their SHA-256.)
             target, task: what is to be recognized, see `format.targets.choose_target`; default: the
                 dataset's own target.
+            threads: number of threads that read the arrays of batches; default: this rank's share of the
+                cores, at most 8.
 
         Raises:
             ValueError: an argument names what the dataset does not have, does not divide or is out of range.
             OSError: the store cannot be reached.
         """
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
         if prefetch < 0 or prefetch_bytes < 1:
             given = f"{prefetch} and {prefetch_bytes}"
             raise ValueError(f"prefetch must be at least 0 and prefetch_bytes at least 1, not {given}")
@@ -172,6 +185,7 @@ class FeatureStream:
             check_crc,
             self.target,
             self.classes,
+            threads=threads or read_threads(usable_cores(), local_world_size),
         )
         found = select_rows(self._reader, select, at)
         self._rows, self._class_counts = found.rows, found.class_counts
@@ -204,7 +218,15 @@ class FeatureStream:
         )
         check_limit(self.store, self._plan, self._shards, rank, world_size, local_world_size, at)
         self.steps_per_epoch = self._plan.steps_per_epoch
+        self._read_at_a_time = self._batches_at_a_time(prefetch, prefetch_bytes)
         self.streams = self._plan.streams
+
+    def _batches_at_a_time(self, prefetch: int, prefetch_bytes: int) -> int:
+        """Number of batches that are read at once."""
+        stored = sum(shard.bytes for shard in self._shards) / sum(shard.utterances for shard in self._shards)
+        most_bytes = min(READ_AT_A_TIME_BYTES, prefetch_bytes // 4)
+        most = min(READ_AT_A_TIME, most_bytes / stored) / max(1, self._num_places)
+        return max(1, min(prefetch, int(most)))
 
     def epoch(
         self, epoch: int, start_step: int = 0, device: torch.device | str | None = None
@@ -359,18 +381,22 @@ class FeatureStream:
         plan = replace(
             self._plan, work=self._plan.work and partial(_work, self._reader, self._rows, stopped=stopped)
         )
-        fetching, windows, requested = DaemonThreads(FETCH_THREADS, "shards-fetch"), range(0), set[int]()
+        fetching, requested = DaemonThreads(FETCH_THREADS, "shards-fetch"), set[int]()
         try:
-            for step in range(start_step, self.steps_per_epoch):
-                if windows != windows_ahead(plan, step):
-                    windows = windows_ahead(plan, step)
-                    wanted = shards_ahead(plan, epoch, step, *places)
-                    self._reader.close_all_but(wanted)
-                    for shard in wanted:
-                        if shard not in requested:
-                            fetching.submit(self._fetch, shard, stopped)
-                    requested = set(wanted)
-                yield self._batch(plan, epoch, step, pin, stopped)
+            steps = range(start_step, self.steps_per_epoch)
+            for _, steps_of_window in groupby(steps, partial(windows_ahead, plan)):
+                left = list(steps_of_window)
+                wanted = shards_ahead(plan, epoch, left[0], *places)
+                self._reader.close_all_but(wanted)
+                for shard in wanted:
+                    if shard not in requested:
+                        fetching.submit(self._fetch, shard, stopped)
+                requested = set(wanted)
+                while left:
+                    # The first batch does not wait for more, then ever larger groups do.
+                    group = left[: min(self._read_at_a_time, 1 + left[0] - start_step)]
+                    yield from self._read(plan, epoch, group, pin, stopped)
+                    left = left[len(group) :]
         finally:
             # Do not wait: a running download would block the caller. The shard it opens is not kept open.
             stopped.set()
@@ -383,12 +409,29 @@ class FeatureStream:
         if len(self.selected(shard)) >= READ_AHEAD_SHARE * self._shards[shard].utterances:
             handle.will_need()
 
-    def _batch(self, plan: Plan, epoch: int, step: int, pin: bool, stopped: threading.Event) -> FeatureBatch:
-        place, shard, row = rows_of_step(plan, epoch, step, self._first_place, self._num_places)
-        if self._rows is not None:
-            # The plan numbers the selected rows of each shard.
-            row = self._all_rows[self._first_row[shard] + row]
-        utterances = self._reader.features(shard, row, pin, stopped)
+    def _read(
+        self, plan: Plan, epoch: int, steps: list[int], pin: bool, stopped: threading.Event
+    ) -> Iterator[FeatureBatch]:
+        """The batches of some steps, which are read at once."""
+        places, batches = [], []
+        for step in steps:
+            place, shard, row = rows_of_step(plan, epoch, step, self._first_place, self._num_places)
+            if self._rows is not None:
+                # The plan numbers the selected rows of each shard.
+                row = self._all_rows[self._first_row[shard] + row]
+            places.append(place)
+            batches.append((shard, row))
+        found = None
+        if len(steps) > 1:
+            # One of them may be damaged. Those before it are read in any case.
+            with suppress(ValueError, FileNotFoundError):
+                found = self._reader.features_of_batches(batches, pin, stopped)
+        for i, step in enumerate(steps):
+            utterances = found.pop(0) if found else self._reader.features(*batches[i], pin, stopped)
+            yield self._batch(epoch, step, places[i], utterances)
+            del utterances  # else its memory would not be free before the next batch
+
+    def _batch(self, epoch: int, step: int, place: np.ndarray, utterances: Utterances) -> FeatureBatch:
         return FeatureBatch(
             features=utterances.features,
             label=utterances.label,
@@ -412,6 +455,10 @@ def _work(
     stopped: threading.Event | None = None,
 ) -> list[np.ndarray]:
     """The work of each selected utterance of shards (`work_of`); `rows` as of `Selection`."""
-    with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
-        work = list(threads.map(partial(reader.work, stop=stopped), shards))
-    return work if rows is None else [w[rows[s]] for s, w in zip(shards, work, strict=True)]
+    unknown = [shard for shard in shards if reader.known_work(shard) is None]
+    work: dict[int, np.ndarray] = {}
+    if unknown:
+        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
+            work = dict(zip(unknown, threads.map(partial(reader.work, stop=stopped), unknown), strict=True))
+    of_shard = [work[shard] if shard in work else reader.work(shard, stopped) for shard in shards]
+    return of_shard if rows is None else [w[rows[s]] for s, w in zip(shards, of_shard, strict=True)]

@@ -21,7 +21,7 @@ from shards.format.recording import Recording
 from shards.format.schema import Manifest, ShardEntry, choose_split
 from shards.safe_io.printable import join_lines, plural, table_lines
 from shards.storage.store import Store, open_dataset, open_file, read_range
-from shards.streaming.reader import INDEX_THREADS
+from shards.streaming.open_shards import INDEX_THREADS
 from shards.tools.sizes import format_duration, sound_seconds
 from shards.tools.target_summary import ColumnSummary, summarize, summary_lines, target_lines, targets_of
 from shards.tools.utterance_arrays import array_line, read_array

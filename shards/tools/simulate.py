@@ -22,7 +22,8 @@ from shards.planning.cache_demand import working_set
 from shards.planning.plan import WINDOW, Plan, Work, make_plan, places_of_rank, rows_of_step, shards_of_places
 from shards.safe_io.printable import table_lines
 from shards.storage.store import Store
-from shards.streaming.reader import INDEX_THREADS, ShardReader
+from shards.streaming.open_shards import INDEX_THREADS
+from shards.streaming.reader import ShardReader
 from shards.tools.info import format_bytes
 
 SAMPLED_STEPS, SAMPLED_RANKS = 16, 512

@@ -32,7 +32,7 @@ LEVELS = {
         ["planning"],
         ["storage"],
         ["format", "progress"],
-        ["registry", "safe_io"],
+        ["cores", "registry", "safe_io"],
     ],
 }
 MOST_ENTRIES = 16

@@ -27,10 +27,8 @@ from awtpn.distributed.cpu_threads import (
     ONE_PIECE,
     balanced_edges,
     choose_threads,
-    cpu_quota,
     forward_in_pieces,
     make_piece_threads,
-    usable_cores,
 )
 from awtpn.learning.settings import LossConfig
 from awtpn.model.compute import dropout as compute_dropout
@@ -41,6 +39,7 @@ from awtpn.training.setup import set_threads, setup
 from awtpn.training.step import seed_randomness
 from awtpn.training.trainer import train_epoch
 from shards import FeatureBatch
+from shards.cores import cpu_quota, usable_cores
 
 LENGTHS = [
     (5, 3),

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from shards import FeatureBatch, FeatureStream
 from shards.storage import sftp
+from shards.storage.daemon_threads import DaemonThreads
 from shards.storage.retry import retrying
-from shards.streaming.daemon_threads import DaemonThreads
 
 
 @pytest.fixture(scope="module")
