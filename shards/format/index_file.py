@@ -7,13 +7,13 @@ few operations on whole arrays, before any byte of a shard is read.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from shards.format.class_checks import WrongManifest
-from shards.format.hashing import hash_of
 from shards.format.index import ALIGNMENT, ShardIndex, first_pictures, form_of
 from shards.format.jpeg import least_jpeg_bytes
 from shards.format.schema import INDEXED, OPTIONAL, Manifest, Modality, ShardEntry
@@ -63,10 +63,11 @@ def load_index(index_file: BinaryIO, entry: ShardEntry, manifest: Manifest) -> S
     fix = "`awtpn shards index` makes it again" if INDEXED in manifest.provenance else "pack it again"
     # An index is small, and a damaged one would make us read noise as features: its hash is checked every
     # time.
-    if hash_of(index_file) != entry.index_sha256:
+    content = index_file.read()
+    if hashlib.sha256(content).hexdigest() != entry.index_sha256:
         raise ValueError(f"{index_file.name}: not the index the manifest names: damaged or replaced; {fix}")
     try:
-        arrays = read_uncompressed_npz(index_file)
+        arrays = read_uncompressed_npz(content)
         if "key" not in arrays:
             raise ValueError("array 'key' is missing")
     except ValueError as error:
@@ -186,9 +187,9 @@ def _check_steps(name: str, offset: np.ndarray, steps: np.ndarray, entry: ShardE
     if len(steps) and steps.min() < 0:
         raise ValueError(f"an utterance has {steps.min()} steps of {name}")
     there = offset != -1
-    if np.any(steps[~there]):
+    if steps[~there].any():
         raise ValueError(f"an utterance without {name} has steps of it")
-    if np.any(offset[there] % ALIGNMENT):
+    if (offset[there] % ALIGNMENT).any():
         raise ValueError(f"{name} does not begin where the data of a .npy member can")
     total = int(steps.sum(dtype=np.int64))
     if total != entry.steps.get(name, 0):
@@ -236,14 +237,14 @@ def _check_extents(
     start, size = np.stack(offsets, axis=1).ravel(), np.stack(sizes, axis=1).ravel()
     start = np.concatenate([start, *index.picture_offset.values()])
     size = np.concatenate([size, *index.picture_size.values()])
-    if np.any(size < 0):
+    if (size < 0).any():
         raise ValueError("a JSON member has a negative size")
-    if np.any(index.json_offset[index.json_size > 0] % BLOCK):
+    if (index.json_offset[index.json_size > 0] % BLOCK).any():
         raise ValueError("a JSON member does not begin where a member of a tar does")
     start, size = start[size > 0], size[size > 0]
-    if np.any(start < BLOCK):
+    if (start < BLOCK).any():
         raise ValueError("an array or JSON member begins before the first member of its shard")
-    if np.any((start > entry.bytes) | (size > entry.bytes) | (start + size > entry.bytes)):
+    if ((start > entry.bytes) | (size > entry.bytes) | (start + size > entry.bytes)).any():
         names = ", ".join(("json", *modalities))
         raise ValueError(f"one of {names} reaches past the end of its shard")
     order = np.argsort(start, kind="stable")
@@ -251,6 +252,6 @@ def _check_extents(
     if links:
         start, size = np.unique(np.stack([start, size], axis=1), axis=0).T
     ends = -(-(start + size) // BLOCK) * BLOCK + BLOCK
-    if np.any(start[1:] < ends[:-1]):
+    if (start[1:] < ends[:-1]).any():
         first = int(start[1:][start[1:] < ends[:-1]][0])
         raise ValueError(f"what begins at byte {first} of its shard overlaps what is before it")

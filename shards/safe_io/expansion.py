@@ -7,6 +7,8 @@ and `.npz` files of users by this module. Indexes, which are never compressed, a
 
 from __future__ import annotations
 
+import functools
+import io
 import lzma
 import math
 import os
@@ -150,13 +152,21 @@ def read_npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """
     try:
         version = np.lib.format.read_magic(stream)
-        with _parsing:
-            if version == (1, 0):
-                return np.lib.format.read_array_header_1_0(stream)
-            return np.lib.format.read_array_header_2_0(stream)
+        length_bytes = stream.read(2 if version == (1, 0) else 4)
+        header = length_bytes + stream.read(int.from_bytes(length_bytes, "little"))
+        return _parse_npy_header(version, header)
     except (SyntaxError, tokenize.TokenError, MemoryError, RecursionError, TypeError, KeyError) as error:
         # Python's parser raises these for a forged header.
         raise ValueError(f"no header of a .npy array ({type(error).__name__})") from None
+
+
+# The arrays of many shards have the same headers, and to parse one takes as long as to read its array.
+@functools.lru_cache(1024)
+def _parse_npy_header(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    with _parsing:
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(io.BytesIO(header))
+        return np.lib.format.read_array_header_2_0(io.BytesIO(header))
 
 
 def read_npy(stream: Any, size: int) -> np.ndarray:
@@ -184,3 +194,19 @@ def read_npy(stream: Any, size: int) -> np.ndarray:
             raise ValueError("cut short")
         left = left[count:]
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def npy_of_bytes(content: bytes) -> np.ndarray:
+    """The array of a `.npy` file in memory, as NumPy writes it: rows first, nothing after the data.
+
+    Raises:
+        ValueError: it is anything else; `read_npy` may read it, or says what is wrong.
+    """
+    length = int.from_bytes(content[8:10], "little")
+    if content[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError("another version of the format")
+    shape, fortran, dtype = _parse_npy_header((1, 0), content[8 : 10 + length])
+    size = len(content) - 10 - length
+    if fortran or dtype.hasobject or not dtype.itemsize or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError("another form, or another size")
+    return np.frombuffer(content, dtype, offset=10 + length).reshape(shape).copy()

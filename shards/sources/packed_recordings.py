@@ -169,8 +169,8 @@ def _clips(
         of_dataset: the readers of all splits; those of this one are added.
     """
     from shards.storage.daemon_threads import DaemonThreads
+    from shards.storage.store import REQUESTS
     from shards.streaming.buffer_pool import BufferPool
-    from shards.streaming.open_shards import INDEX_THREADS
     from shards.streaming.reader import ShardReader
 
     def reader_of(modality: Modality, name: str) -> ShardReader:
@@ -194,7 +194,7 @@ def _clips(
             return [BadSample(f"{entry.name}#{row}", str(error)) for row in range(entry.utterances)]
         return _rows(index, packed, shard, split, sorted(columns))
 
-    with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
+    with DaemonThreads(REQUESTS, "shards-index") as threads:
         return [clip for of_shard in threads.map(rows, range(len(packed.reader.shards))) for clip in of_shard]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,15 @@ from shards.safe_io.git_lfs import refuse_pointer
 from shards.storage import sftp
 from shards.storage.cache import CACHE_VARIABLE, ROOM_WAIT_S, Cache, CacheFull, open_cached, parse_bytes
 from shards.storage.credentials import redact, redact_url, remember_secrets
+from shards.storage.daemon_threads import DaemonThreads
 from shards.storage.local_path import local_path
 from shards.storage.retry import DISK_FULL, WrongContent, retrying
 from shards.storage.timeouts import EXTRAS, SFTP, with_timeouts
 
+# Small files that a remote store is asked for at a time.
+REQUESTS = 8
+
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -309,6 +314,19 @@ def call_store(store: Store, call: Callable[[], T], url: str) -> T:
     if store.url.partition("://")[0] in SFTP:
         return retrying(lambda: sftp.call_serialized(store.fs, call), url, store.stop)
     return retrying(call, url, store.stop)
+
+
+def map_files(store: Store, call: Callable[[A], T], files: Iterable[A]) -> Iterator[T]:
+    """The results of calls that each read a small file of the dataset, in order.
+
+    A remote store is asked for several files at a time, since each call waits for its answer. Local files are
+    read one after the other: their threads would wait for the interpreter's lock.
+    """
+    if store.cache is None:
+        yield from map(call, files)
+        return
+    with DaemonThreads(REQUESTS, "shards-index") as threads:
+        yield from threads.map(call, files)
 
 
 def _download(store: Store, name: str, path: Path, size: int, sha256: str | None) -> None:

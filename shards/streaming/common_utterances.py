@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.streaming.open_shards import INDEX_THREADS
+from shards.storage.store import REQUESTS
 from shards.streaming.stream import FeatureStream
 
 # With more, the comparison would take longer than about ten seconds, and is skipped.
@@ -72,7 +72,7 @@ def content_hashes(stream: FeatureStream) -> np.ndarray | None:
         ValueError: an index is missing or damaged.
         OSError: the store cannot be reached.
     """
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         found = list(pool.map(lambda shard: _hashes_of_shard(stream, shard), range(len(stream.shards))))
     known = [part for part in found if part is not None]
     return np.concatenate(known) if len(known) == len(found) else None
@@ -113,7 +113,7 @@ def common_by_key(
 
 def _keys(stream: FeatureStream) -> list[np.ndarray]:
     """The keys of each shard's selected utterances; empty ones where its index is damaged and skipped."""
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(lambda shard: _keys_of_shard(stream, shard), range(len(stream.shards))))
 
 

@@ -6,9 +6,9 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,16 +19,17 @@ from shards.format.schema import Manifest, Modality, ShardEntry
 from shards.format.targets import CLASSES, Target
 from shards.planning.balance import work_of
 from shards.storage.cache import ROOM_WAIT_S
-from shards.storage.daemon_threads import DaemonThreads
-from shards.storage.store import Store, open_file, reopen_after_fork
+from shards.storage.store import Store, map_files, open_file, reopen_after_fork
 from shards.streaming.damage import DamageRecord
 from shards.streaming.shard_handle import ShardHandle, check_labels, key_and_metadata
 from shards.streaming.target_columns import labels_of, values_of_index
 
 # Number of shards that are kept open by default; well below the usual limit of 1,024 open files per process.
 OPEN_SHARDS = 256
-# Indexes fetched at a time. They are small, so the time goes into waiting for answers, not into transfer.
-INDEX_THREADS = 8
+# Utterances whose indexes are kept in memory; an index takes some 100 bytes for each of its utterances.
+INDEXED_UTTERANCES = 500_000
+
+T = TypeVar("T")
 
 # All of the process, for `_after_fork`.
 _all: weakref.WeakSet[OpenShards] = weakref.WeakSet()
@@ -70,6 +71,8 @@ class OpenShards:
         self.target, self.classes = target, manifest.classes if classes is None else classes
         self._open: OrderedDict[int, ShardHandle] = OrderedDict()
         self._open_shards = open_shards
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indexed_utterances = 0
         self._work: dict[int, np.ndarray] = {}
         self._damage = DamageRecord()
         self._class_counts = np.zeros(len(manifest.classes), np.int64)
@@ -105,12 +108,30 @@ class OpenShards:
         Raises:
             ValueError, OSError: as `store.open_file` and `index_file.load_index` do.
         """
+        with self._lock:
+            if shard in self._indexes:
+                self._indexes.move_to_end(shard)
+                return self._indexes[shard]
         entry = self.shards[shard]
         sizes = entry.index_bytes, entry.index_sha256
         with open_file(self._store(stop), entry.index, *sizes, wait_s) as file:
             index = load_index(file, entry, self.manifest)
         self._count_classes(shard, index)
+        self._keep_index(shard, index)
         return index
+
+    def _keep_index(self, shard: int, index: ShardIndex) -> None:
+        with self._lock:
+            if shard not in self._indexes:
+                self._indexes[shard] = index
+                self._indexed_utterances += len(index.key)
+            while self._indexed_utterances > INDEXED_UTTERANCES:
+                _, oldest = self._indexes.popitem(last=False)
+                self._indexed_utterances -= len(oldest.key)
+
+    def map(self, call: Callable[[int], T], shards: Iterable[int]) -> Iterator[T]:
+        """The results of calls that each read the index of a shard, in order; see `store.map_files`."""
+        return map_files(self._store(None), call, shards)
 
     def _count_classes(self, shard: int, index: ShardIndex) -> None:
         """Compare the manifest's class counts with those of the indexes read so far.
@@ -132,11 +153,8 @@ class OpenShards:
             WrongManifest: they differ from those of the indexes.
             ValueError, OSError: as `index` does.
         """
-        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
-            for _ in threads.map(
-                self._count_shard, [i for i in range(len(self.shards)) if i not in self._counted]
-            ):
-                pass
+        for _ in self.map(self._count_shard, [i for i in range(len(self.shards)) if i not in self._counted]):
+            pass
 
     def _count_shard(self, shard: int) -> None:
         try:
@@ -176,6 +194,23 @@ class OpenShards:
             while len(self._open) > self._open_shards:
                 self._open.popitem(last=False)
         return handle
+
+    def keeps_open(self, shards: int) -> bool:
+        """Whether so many shards are kept open at a time."""
+        return shards <= self._open_shards
+
+    def fetch(self, shard: int, stop: threading.Event | None = None) -> None:
+        """Have the files of a shard on the local disk, without opening it.
+
+        Raises:
+            ValueError, OSError: as `index` does.
+        """
+        entry = self.shards[shard]
+        for name, size, sha256 in (
+            (entry.name, entry.bytes, entry.sha256),
+            (entry.index, entry.index_bytes, entry.index_sha256),
+        ):
+            open_file(self._store(stop), name, size, sha256, wait_s=0.0).close()
 
     def close_all_but(self, shards: Iterable[int]) -> None:
         """Close all shards but these, so that a cache with a limit can remove their files.

@@ -166,7 +166,7 @@ class ShardReader(OpenShards):
         for all batches before the next one.
         """
         handles = {}
-        for s in dict.fromkeys(shard.tolist()):
+        for s in sorted(set(shard.tolist())):
             try:
                 handles[s] = self.open(s, stop=stop)
             except (ValueError, FileNotFoundError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +20,6 @@ from shards.format.labels import found_classes
 from shards.format.schema import OPTIONAL, Manifest
 from shards.format.targets import Target
 from shards.storage.store import Store
-from shards.streaming.open_shards import INDEX_THREADS
 from shards.streaming.reader import ShardReader
 from shards.streaming.target_columns import NO_LABEL, labels_of, values_of_index
 
@@ -80,17 +78,16 @@ def classes_of(store: Store, manifest: Manifest, target: Target, at: str) -> lis
         return []
     [column] = target.columns
     found: Counter[Any] = Counter()
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        for split in manifest.splits:
-            reader = ShardReader(store, manifest, split)
-            for index in pool.map(reader.index, range(len(reader.shards))):
-                values, counts = np.unique(index.columns[column], return_counts=True)
-                found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-                if len(found) > MOST_CLASSES:
-                    raise ValueError(
-                        f"{at}: column {column!r:.60} has more than {MOST_CLASSES} different values, which "
-                        "is too many for classes; choose another data.target"
-                    )
+    for split in manifest.splits:
+        reader = ShardReader(store, manifest, split)
+        for index in reader.map(reader.index, range(len(reader.shards))):
+            values, counts = np.unique(index.columns[column], return_counts=True)
+            found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            if len(found) > MOST_CLASSES:
+                raise ValueError(
+                    f"{at}: column {column!r:.60} has more than {MOST_CLASSES} different values, which is "
+                    "too many for classes; choose another data.target"
+                )
     return found_classes(found, f"{at}: column {column!r:.60}", list(found.values()))
 
 
@@ -140,17 +137,16 @@ def select_rows(reader: ShardReader, select: dict[str, Any] | None, at: str) -> 
     without: list[np.ndarray] = []
     class_counts = np.zeros(len(reader.classes), np.int64)
     seen: dict[str, set[Any]] = {column: set() for column in wanted}
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        for index in pool.map(partial(_index, reader, bool(select)), range(len(reader.shards))):
-            if index is None:
-                rows.append(np.arange(reader.shards[len(rows)].utterances))
-                without.append(np.zeros(0, np.int64))
-                continue
-            matching = _matching(index, wanted, seen)
-            label, known = _labels_and_known(reader, index, f"{at}: {reader.shards[len(rows)].index}")
-            rows.append(matching[known[matching]])
-            without.append(matching[~known[matching]])
-            class_counts += count_labels(label[rows[-1]], len(class_counts))
+    for index in reader.map(partial(_index, reader, bool(select)), range(len(reader.shards))):
+        if index is None:
+            rows.append(np.arange(reader.shards[len(rows)].utterances))
+            without.append(np.zeros(0, np.int64))
+            continue
+        matching = _matching(index, wanted, seen)
+        label, known = _labels_and_known(reader, index, f"{at}: {reader.shards[len(rows)].index}")
+        rows.append(matching[known[matching]])
+        without.append(matching[~known[matching]])
+        class_counts += count_labels(label[rows[-1]], len(class_counts))
     for column in wanted:
         if missing := [*wrong_kind[column], *sorted(wanted[column] - seen[column])]:
             present = sorted(seen[column])
@@ -209,5 +205,4 @@ def target_values(reader: ShardReader, rows: Sequence[np.ndarray]) -> np.ndarray
                 raise
             return np.full((len(rows[shard]), reader.target.num_values), np.nan)
 
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        return np.concatenate(list(pool.map(of_shard, range(len(rows)))))
+    return np.concatenate(list(reader.map(of_shard, range(len(rows)))))

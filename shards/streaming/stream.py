@@ -51,7 +51,6 @@ from shards.storage.store import open_dataset
 from shards.streaming.batch import FeatureBatch
 from shards.streaming.buffer_pool import BufferPool
 from shards.streaming.feature_sums import no_sums, sums_of_rows
-from shards.streaming.open_shards import INDEX_THREADS
 from shards.streaming.prefetch import read_ahead, to_device_ahead
 from shards.streaming.reader import ShardReader, Utterances
 from shards.streaming.selection import classes_of, select_rows, target_values
@@ -388,9 +387,11 @@ class FeatureStream:
                 left = list(steps_of_window)
                 wanted = shards_ahead(plan, epoch, left[0], *places)
                 self._reader.close_all_but(wanted)
+                # With more shards than may be open, each would be closed before it is needed.
+                fetch = self._open if self._reader.keeps_open(len(wanted)) else self._fetch
                 for shard in wanted:
                     if shard not in requested:
-                        fetching.submit(self._fetch, shard, stopped)
+                        fetching.submit(fetch, shard, stopped)
                 requested = set(wanted)
                 while left:
                     # The first batch does not wait for more, then ever larger groups do.
@@ -403,11 +404,14 @@ class FeatureStream:
             fetching.shutdown(wait=False, cancel_futures=True)
             self._reader.close_all_but(())
 
-    def _fetch(self, shard: int, stopped: threading.Event) -> None:
-        # Errors are ignored here: `_batch` opens the shard again when it needs it, and raises.
+    def _open(self, shard: int, stopped: threading.Event) -> None:
+        # Errors are ignored here: `_read` opens the shard again when it needs it, and raises.
         handle = self._reader.open(shard, wait_s=0.0, stop=stopped)
         if len(self.selected(shard)) >= READ_AHEAD_SHARE * self._shards[shard].utterances:
             handle.will_need()
+
+    def _fetch(self, shard: int, stopped: threading.Event) -> None:
+        self._reader.fetch(shard, stopped)  # as above
 
     def _read(
         self, plan: Plan, epoch: int, steps: list[int], pin: bool, stopped: threading.Event
@@ -456,9 +460,6 @@ def _work(
 ) -> list[np.ndarray]:
     """The work of each selected utterance of shards (`work_of`); `rows` as of `Selection`."""
     unknown = [shard for shard in shards if reader.known_work(shard) is None]
-    work: dict[int, np.ndarray] = {}
-    if unknown:
-        with DaemonThreads(INDEX_THREADS, "shards-index") as threads:
-            work = dict(zip(unknown, threads.map(partial(reader.work, stop=stopped), unknown), strict=True))
+    work = dict(zip(unknown, reader.map(partial(reader.work, stop=stopped), unknown), strict=True))
     of_shard = [work[shard] if shard in work else reader.work(shard, stopped) for shard in shards]
     return of_shard if rows is None else [w[rows[s]] for s, w in zip(shards, of_shard, strict=True)]

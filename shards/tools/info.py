@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +19,7 @@ from shards.format.index_file import load_index
 from shards.format.recording import Recording
 from shards.format.schema import Manifest, ShardEntry, choose_split
 from shards.safe_io.printable import join_lines, plural, table_lines
-from shards.storage.store import Store, open_dataset, open_file, read_range
-from shards.streaming.open_shards import INDEX_THREADS
+from shards.storage.store import Store, map_files, open_dataset, open_file, read_range
 from shards.tools.sizes import format_duration, sound_seconds
 from shards.tools.target_summary import ColumnSummary, summarize, summary_lines, target_lines, targets_of
 from shards.tools.utterance_arrays import array_line, read_array
@@ -127,8 +125,7 @@ def info(
         targets: dict[str, dict[str, ColumnSummary]] = {}
         seconds: dict[str, float] = {}
         if lengths:
-            with ThreadPoolExecutor(INDEX_THREADS) as threads:
-                indexes = list(threads.map(lambda entry: _index(store, entry, manifest), split.shards))
+            indexes = list(map_files(store, lambda entry: _index(store, entry, manifest), split.shards))
             counts = [count_labels(index.label, len(manifest.classes)) for index in indexes]
             check_class_counts(counts, split, f"{store.url}#{name}")
             targets = {shown: summarize(indexes, of) for shown, of in targets_of(manifest).items()}

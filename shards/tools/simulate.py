@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +21,6 @@ from shards.planning.cache_demand import working_set
 from shards.planning.plan import WINDOW, Plan, Work, make_plan, places_of_rank, rows_of_step, shards_of_places
 from shards.safe_io.printable import table_lines
 from shards.storage.store import Store
-from shards.streaming.open_shards import INDEX_THREADS
 from shards.streaming.reader import ShardReader
 from shards.tools.info import format_bytes
 
@@ -128,8 +126,7 @@ def split_sizes(store: Store, manifest: Manifest, split: str) -> SplitSizes:
         return batch_bytes(reader.index(shard).steps, manifest.modalities)
 
     def of_shards(read: Callable[[int], np.ndarray], shards: list[int]) -> list[np.ndarray]:
-        with ThreadPoolExecutor(INDEX_THREADS) as threads:
-            return list(threads.map(read, shards))
+        return list(reader.map(read, shards))
 
     return SplitSizes(
         name=f"{store.url}#{split}",

@@ -320,7 +320,7 @@ def test_damaged_metadata_of_an_early_dataset_do_not_stop_training(dataset: Path
     """Training needs none of them."""
     forge(dataset, INDEX, lambda arrays: arrays.pop("classes"))
     with (dataset / INDEX).open("rb") as file:
-        offset = int(read_uncompressed_npz(file)["json.offset"][0])
+        offset = int(read_uncompressed_npz(file.read())["json.offset"][0])
     content = bytearray((dataset / "train-000000.tar").read_bytes())
     content[offset] ^= 1
     (dataset / "train-000000.tar").write_bytes(content)
@@ -333,7 +333,7 @@ def test_damaged_metadata_of_an_early_dataset_do_not_stop_training(dataset: Path
 def forge(folder: Path, name: str, change: Callable[[Arrays], Any]) -> None:
     """Change the arrays of an index, and let the manifest name it as it is then."""
     with (folder / name).open("rb") as file:  # np.load would race with threads that read headers
-        arrays = {key: values.copy() for key, values in read_uncompressed_npz(file).items()}
+        arrays = {key: values.copy() for key, values in read_uncompressed_npz(file.read()).items()}
     change(arrays)
     np.savez(folder / name, **arrays)
     name_again(folder, name)
