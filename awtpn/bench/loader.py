@@ -42,6 +42,7 @@ from awtpn.bench.readers import (
     Epoch,
     how_to_install,
     lengths,
+    read_short,
     write_corpora,
 )
 from shards.safe_io.markdown import Markdown, table
@@ -56,6 +57,13 @@ def measure(reader: str, scratch: Path, count: int) -> dict[str, float]:
     epoch = READERS[reader](scratch)
     first, second = (read_whole(epoch, number, count) for number in range(2))
     return {"first": count / first, "second": count / second, "memory": resident("VmHWM") - before}
+
+
+def measure_short(threads: str, scratch: Path, count: int) -> dict[str, float]:
+    """Utterances of one step per second, in the best of five epochs after the first."""
+    epoch = read_short(scratch, int(threads))
+    read_whole(epoch, 0, count)
+    return {"second": count / min(read_whole(epoch, number, count) for number in range(1, 6))}
 
 
 def measure_cold(reader: str, scratch: Path, count: int) -> dict[str, float]:
@@ -147,7 +155,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure_in_process(kind: str, reader: str, scratch: Path, count: int) -> dict[str, float]:
-    """Run one measurement ("warm", "cold" or "gpu") in its own process."""
+    """Run one measurement ("warm", "short", "cold" or "gpu") in its own process."""
     command = [sys.executable, "-m", "awtpn.bench.loader", "--scratch", str(scratch)]
     command += ["--utterances", str(count), "--only", kind, reader]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
@@ -165,6 +173,10 @@ def run(scratch: Path, rounds: int, count: int = UTTERANCES) -> str:
         for name in rotate(list(warm), number):
             warm[name].append(measure_in_process("warm", name, scratch, count))
             print(f"round {number + 1}: {name}: {warm[name][-1]['second']:,.0f}", file=sys.stderr)
+    short = {
+        threads: [measure_in_process("short", str(threads), scratch, count) for _ in range(rounds)]
+        for threads in (1, 2)
+    }
     for number in range(rounds):
         for name in rotate(list(cold), number):
             cold[name].append(measure_in_process("cold", name, scratch, count))
@@ -173,7 +185,19 @@ def run(scratch: Path, rounds: int, count: int = UTTERANCES) -> str:
         f"## Reading {count:,} utterances "
         f"({lengths()[:count].sum() * 2 * (AUDIO + VIDEO // 2) / 1e6:,.0f} MB) in batches of {BATCH}"
     )
-    return "\n".join([title, "", *warm_table(warm, absent), *cold_table(cold), *gpu_table(gpu)]) + "\n"
+    return (
+        "\n".join(
+            [
+                title,
+                "",
+                *warm_table(warm, absent),
+                *thread_table(warm, short),
+                *cold_table(cold),
+                *gpu_table(gpu),
+            ]
+        )
+        + "\n"
+    )
 
 
 def rotate(names: list[str], by: int) -> list[str]:
@@ -214,6 +238,28 @@ def warm_table(warm: dict[str, list[dict[str, float]]], absent: set[str]) -> lis
     ]
 
 
+def thread_table(
+    warm: dict[str, list[dict[str, float]]], short: dict[int, list[dict[str, float]]]
+) -> list[str]:
+    """The stream beside a bare loop of as many threads, and its time per utterance of one time step."""
+    rows = []
+    for threads, bare in ((1, "bare preadv loop"), (2, "bare preadv loop, 2 threads")):
+        ours = warm[f"this stream, {threads} thread{'s' * (threads > 1)}"]
+        # Each round by itself: what slows the machine in a round slows both.
+        shares = [a["second"] / b["second"] for a, b in zip(ours, warm[bare], strict=True)]
+        rows.append(
+            [
+                str(threads),
+                f"{median(warm[bare], 'second'):,.0f}",
+                f"{median(ours, 'second'):,.0f}",
+                f"{statistics.median(shares):.0%} ({min(shares):.0%} - {max(shares):.0%})",
+                f"{1e6 / median(short[threads], 'second'):.1f}",
+            ]
+        )
+    columns = ["reading threads", "bare loop, utterances/s", "this stream, utterances/s", "of the bare loop"]
+    return [table([*columns, "microseconds per utterance of one step"], rows, "lr"), ""]
+
+
 def cold_table(cold: dict[str, list[dict[str, float]]]) -> list[str]:
     cat, ours = (median(cold[name], "cold") for name in ("cat", "this stream"))
     rows = [
@@ -250,7 +296,8 @@ def main() -> None:
         if kind == "gpu":
             found = measure_gpu(options.scratch)
         else:
-            found = {"warm": measure, "cold": measure_cold}[kind](reader, options.scratch, options.utterances)
+            kinds = {"warm": measure, "cold": measure_cold, "short": measure_short}
+            found = kinds[kind](reader, options.scratch, options.utterances)
         print(json.dumps(found))
         return
     about = describe("cpu", 1)

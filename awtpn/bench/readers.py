@@ -12,6 +12,7 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def write_shards(folder: Path, count: int) -> None:
     shards.pack(samples, str(folder), classes=list("0123"), shard_bytes=SHARD_BYTES, progress=False)
 
 
+def write_short(folder: Path, count: int) -> None:
+    """Utterances of one time step of 64 features: reading them costs little but the work per utterance."""
+    values = noise()[: count * 64].reshape(count, 1, 64)
+    samples = (
+        shards.Sample(f"u{i:06d}", "train", str(i % 4), {"audio": values[i], "video": values[-i]})
+        for i in range(count)
+    )
+    shards.pack(samples, str(folder), classes=list("0123"), progress=False)
+
+
 def write_mosaicml(folder: Path, count: int) -> None:
     streaming = import_streaming()
     columns = {"audio": "ndarray:float16", "video": "ndarray:float16", "label": "int", "key": "str"}
@@ -126,8 +137,16 @@ def padded(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
     )
 
 
-def read_stream(scratch: Path, prefetch: int) -> Epoch:
-    stream = shards.FeatureStream(str(scratch / "shards"), global_batch_size=BATCH, prefetch=prefetch)
+def read_stream(scratch: Path, prefetch: int = 4, threads: int | None = None) -> Epoch:
+    stream = shards.FeatureStream(
+        str(scratch / "shards"), global_batch_size=BATCH, prefetch=prefetch, threads=threads
+    )
+    return lambda epoch: (len(batch) for batch in stream.epoch(epoch))
+
+
+def read_short(scratch: Path, threads: int) -> Epoch:
+    """As many utterances as the corpus has, each of one time step."""
+    stream = shards.FeatureStream(str(scratch / "short"), global_batch_size=BATCH, threads=threads)
     return lambda epoch: (len(batch) for batch in stream.epoch(epoch))
 
 
@@ -170,8 +189,11 @@ def read_litdata(scratch: Path) -> Epoch:
     return lambda epoch: (len(batch[0]) for batch in loader)
 
 
-def read_bare(scratch: Path) -> Epoch:
-    """One thread, one `preadv` per array, alternately into two buffers; builds no batches."""
+def read_bare(scratch: Path, threads: int) -> Epoch:
+    """One `preadv` per array, in each thread alternately into two buffers; builds no batches.
+
+    The threads take batches in turn. They need nothing of each other, and have nothing to put in order.
+    """
     files, arrays = [], []
     for path in sorted((scratch / "shards").glob("*.tar")):
         index = np.load(path.with_suffix(".index.npz"))
@@ -179,31 +201,44 @@ def read_bare(scratch: Path) -> Epoch:
         a, v = index["steps.audio"] * 2 * AUDIO, index["steps.video"] * 2 * VIDEO
         columns = index["offset.audio"], a, index["offset.video"], v
         arrays += [(files[-1], *row) for row in np.stack(columns, axis=1).tolist()]
-    buffers = [memoryview(bytearray(BATCH * 600 * 2 * (AUDIO + VIDEO))) for _ in range(2)]
+    size = BATCH * 600 * 2 * (AUDIO + VIDEO)
+    buffers = [[memoryview(bytearray(size)) for _ in range(2)] for _ in range(threads)]
 
-    def epoch(number: int) -> Iterator[int]:
-        order = np.random.default_rng(number).permutation(len(arrays)).tolist()
-        for first in range(0, len(order), BATCH):
-            buffer, done = buffers[first // BATCH % 2], 0
+    def read(thread: int, order: list[int]) -> list[int]:
+        counts = []
+        for number, first in enumerate(range(thread * BATCH, len(order), threads * BATCH)):
+            buffer, done = buffers[thread][number % 2], 0
             for i in order[first : first + BATCH]:
                 fd, *ranges = arrays[i]
                 for offset, size in zip(ranges[::2], ranges[1::2], strict=True):
                     os.preadv(fd, [buffer[done : done + size]], offset)
                     done += size
-            yield len(order[first : first + BATCH])
+            counts.append(len(order[first : first + BATCH]))
+        return counts
+
+    def epoch(number: int) -> Iterator[int]:
+        order = np.random.default_rng(number).permutation(len(arrays)).tolist()
+        with ThreadPoolExecutor(max(1, threads - 1)) as pool:
+            others = [pool.submit(read, thread, order) for thread in range(1, threads)]
+            yield from read(0, order)
+            for other in others:
+                yield from other.result()
 
     return epoch
 
 
 READERS: dict[str, Callable[[Path], Epoch]] = {
-    "bare preadv loop": read_bare,
-    "this stream": lambda scratch: read_stream(scratch, prefetch=4),
+    "bare preadv loop": lambda scratch: read_bare(scratch, threads=1),
+    "bare preadv loop, 2 threads": lambda scratch: read_bare(scratch, threads=2),
+    "this stream": read_stream,
+    "this stream, 1 thread": lambda scratch: read_stream(scratch, threads=1),
+    "this stream, 2 threads": lambda scratch: read_stream(scratch, threads=2),
     "this stream, prefetch=0": lambda scratch: read_stream(scratch, prefetch=0),
     "litdata": read_litdata,
     "mosaicml": read_mosaicml,
     "webdataset": read_webdataset,
 }
-WRITERS = {"shards": write_shards, "mosaicml": write_mosaicml, "litdata": write_litdata}
+WRITERS = {"shards": write_shards, "short": write_short, "mosaicml": write_mosaicml, "litdata": write_litdata}
 
 
 def write_corpora(scratch: Path, count: int, formats: list[str]) -> None:
