@@ -330,10 +330,7 @@ class Predictor:
         return [found[i] for i in range(count)]
 
     def _predict_at_once(self, features: Mapping[str, Ragged]) -> list[Prediction]:
-        moved = {
-            m: replace(r, values=r.values.to(self.device), offsets=r.offsets.to(self.device))
-            for m, r in features.items()
-        }
+        moved = {m: ragged.to(self.device) for m, ragged in features.items()}
         moved = self.model.encoded(moved)
         output = self.model(moved)
         weights = {

@@ -122,6 +122,7 @@ class ShardReader:
         self._damage = DamageRecord()
         if any(modality.is_jpeg for modality in self.modalities.values()):
             pillow()  # before the first batch
+        self._quantizations: dict[tuple[str, bool], torch.Tensor] = {}
         self._class_counts = np.zeros(len(manifest.classes), np.int64)
         self._counted: set[int] = set()  # shards whose labels are in _class_counts
         self._init_process_state(forked=False)
@@ -325,6 +326,8 @@ class ShardReader:
         for i, (name, modality) in enumerate(self.modalities.items()):
             offset, steps = locations[:, 1 + 2 * i], locations[:, 2 + 2 * i]
             features[name], memory = self._allocate(steps, modality, pin)
+            if modality.quantization:
+                features[name] = replace(features[name], quantization=self._quantization(name, pin))
             if modality.is_jpeg:
                 jpegs[name] = locate_jpegs(handles, shard, row, name, self.pool)
                 arrays.append(jpegs[name].by_utterance)
@@ -413,6 +416,15 @@ class ShardReader:
         host = torch.from_numpy(offsets)
         values = buffer.view(dtype).view(int(offsets[-1]), *modality.shape)
         return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
+
+    def _quantization(self, name: str, pin: bool) -> torch.Tensor:
+        """Scale and offset of a modality of int8 features, [2, D]; all batches share them."""
+        if (name, pin) not in self._quantizations:
+            quantization = self.modalities[name].quantization
+            assert quantization is not None
+            found = torch.from_numpy(np.stack(quantization.arrays))
+            self._quantizations[name, pin] = found.pin_memory() if pin else found
+        return self._quantizations[name, pin]
 
     def metadata(self, shard: int, rows: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
         """Key and metadata (the JSON member, with the label's name) of rows of a shard.
