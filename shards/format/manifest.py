@@ -17,6 +17,7 @@ from shards.format.recording import DTYPE_OF, Recording, check_recording
 from shards.format.schema import (
     COLUMN_KINDS,
     DTYPES,
+    FLOATS,
     INDEXED,
     INT8,
     MODALITY_NAME,
@@ -220,16 +221,13 @@ def _parse_modality(record: Any, at: str, version: int) -> Modality:
             f"{at}: dim {modality.dim} and dtype {_shown(modality.dtype)} are not those of {recording}; "
             "extract it again"
         )
-    if not recording and (modality.dim < 1 or modality.dtype not in DTYPES):
+    dtypes = DTYPES if version >= QUANTIZED_SINCE else FLOATS
+    if not recording and (modality.dim < 1 or modality.dtype not in dtypes):
         raise ValueError(
-            f"{at}: {modality!s:.100}: dim must be positive, dtype one of {DTYPES}; pack it again"
+            f"{at}: {modality!s:.100}: dim must be positive, dtype one of {dtypes}; pack it again"
         )
-    is_int8 = modality.dtype == INT8 and version >= QUANTIZED_SINCE
-    if is_int8 != (quantization is not None) or (modality.dtype == INT8) != is_int8:
-        raise ValueError(
-            f"{at}: int8 features, and no others, have a quantization, in schema version {QUANTIZED_SINCE}; "
-            "pack it again"
-        )
+    if (modality.dtype == INT8) != (quantization is not None):
+        raise ValueError(f"{at}: int8 features, and no others, have a quantization; pack it again")
     if quantization:
         try:
             check_quantization(quantization, modality.dim)

@@ -20,8 +20,8 @@ from shards.format.split_names import find_split
 from shards.format.targets import CLASSES, OPTIONAL, Target
 from shards.safe_io.json_text import json_text
 
-# 2: targets other than classes, and columns with missing values. 3: recordings. 4: int8 features. A dataset has
-# the lowest version that can describe it, so that early programs read what they can.
+# 2: targets other than classes, and columns with missing values. 3: recordings. 4: int8 features. A dataset
+# has the lowest version that can describe it, so that early programs read what they can.
 SCHEMA_VERSION = 4
 TARGETS_SINCE = 2
 RECORDINGS_SINCE = 3
@@ -102,7 +102,7 @@ class Quantization:
 
 
 def check_quantization(quantization: Quantization, dim: int) -> None:
-    """Raise ValueError unless it has a scale and an offset, which float32 can hold, for each of `dim` features."""
+    """Raise ValueError unless it has a finite scale and offset for each of `dim` features."""
     for name, values in (("scale", quantization.scale), ("offset", quantization.offset)):
         if len(values) != dim:
             raise ValueError(f"{name}: {len(values)} numbers for {dim} features per step")

@@ -153,8 +153,8 @@ def pack(
         }
         facts = {**(provenance or {}), **made_by}
         if dtype == INT8:
-            stats = {split: sum_stats([s.stats for s in shards]) for split, shards in packing.finished.items()}
-            facts |= quantization_facts(stats, scales_of)
+            of_shards = {split: [shard.stats for shard in of] for split, of in packing.finished.items()}
+            facts |= quantization_facts({split: sum_stats(of) for split, of in of_shards.items()}, scales_of)
         manifest = manifest_of(packing.finished, packing.state, facts, len(skipped))
         commit(packing.folder, manifest, skipped)
     except (ValueError, KeyboardInterrupt):

@@ -38,7 +38,7 @@ TOLERANCE = 0.05
 CLIPPED_SHARE = 0.01
 # The sample: values in all, and time steps.
 SAMPLE_VALUES, FEWEST_STEPS, MOST_STEPS = 1 << 24, 1 << 12, 1 << 16
-# Ends of a range that are tried: the outermost value, and quantiles of the sample (0: of its outermost value).
+# Ends of a range that are tried: the outermost value of all, and quantiles of the sample (0: its outermost).
 TAILS = (0.0, 5e-5, 2e-4, 5e-4, 1e-3, 2e-3)
 # A range that clips values is taken only if its error is this much smaller: the sample may miss some.
 GAIN = 0.95
@@ -88,11 +88,9 @@ class StepSample:
 
 def choose_quantization(sample: StepSample) -> Quantization:
     """The scale and offset of each dimension with the smallest error on the sample; see the module."""
-    steps = sample.steps()
-    found = [
-        _choose(np.ascontiguousarray(steps[:, i : i + CHUNK].T), sample.low[i : i + CHUNK], sample.high[i : i + CHUNK])
-        for i in range(0, steps.shape[1], CHUNK)
-    ]
+    steps, low, high = sample.steps(), sample.low, sample.high
+    parts = [slice(i, i + CHUNK) for i in range(0, steps.shape[1], CHUNK)]
+    found = [_choose(np.ascontiguousarray(steps[:, of].T), low[of], high[of]) for of in parts]
     scale, offset = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return Quantization([float(s) for s in scale], [float(o) for o in offset])
 
@@ -110,11 +108,11 @@ def _choose(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.n
 def _best(
     values: np.ndarray, ranges: list[tuple[np.ndarray, np.ndarray]], inner: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per dimension the widest of these ranges, the widest first, that is as good as the best one by `GAIN`."""
+    """Per dimension the first of these ranges, the widest first, that is as good as the best by `GAIN`."""
     errors = np.stack([_square_error(values, *_affine(*each), inner) for each in ranges])
     chosen = np.argmax(GAIN**2 * errors <= errors.min(0), axis=0)
     ends = np.arange(len(chosen))
-    return tuple(np.stack([each[i] for each in ranges])[chosen, ends] for i in (0, 1))  # type: ignore[return-value]
+    return tuple(np.stack([each[i] for each in ranges])[chosen, ends] for i in (0, 1))
 
 
 def _affine(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +127,8 @@ def _square_error(values: np.ndarray, scale: np.ndarray, offset: np.ndarray, inn
     """The square of each dimension's error on `values` [D, N].
 
     Args:
-        inner: [D] variance without the tails. Rounding is measured by it: a variance with outliers in it would
-            say that coarse steps lose little.
+        inner: [D] variance without the tails. Rounding is measured by it: by a variance with outliers in it,
+            coarse steps would lose little.
     """
     q, clipped = _rounded(values, scale[:, None], offset[:, None])
     stored = q * scale[:, None] + offset[:, None]
@@ -162,7 +160,7 @@ def _of_sums(squared: np.ndarray, clipped: np.ndarray, variance: np.ndarray, cou
 
 @dataclass(frozen=True)
 class QuantizationError:
-    """Of a set of time steps: sum of squared errors [D] of the values within the range, and clipped values [D]."""
+    """Of some time steps: sum of squared errors [D] within the range, and number of clipped values [D]."""
 
     squared: np.ndarray
     clipped: np.ndarray
@@ -212,7 +210,7 @@ def check_quantized(errors: Mapping[str, np.ndarray]) -> None:
             told.append(shown + (f" and {more} more dimensions of {name}" if more > 0 else ""))
     if told:
         raise ValueError(
-            f"stored as int8, the values of these dimensions are off by more than {100 * TOLERANCE:g} % of their "
-            f"standard deviation: {'; '.join(told)}; pack with dtype='float16' (--dtype float16), or scale the "
-            "feature, say by its logarithm"
+            f"stored as int8, the values of these dimensions are off by more than {100 * TOLERANCE:g} % of "
+            f"their standard deviation: {'; '.join(told)}; pack with dtype='float16' (--dtype float16), or "
+            "scale the feature, say by its logarithm"
         )

@@ -1,8 +1,8 @@
-"""Pack as int8: the pass over all samples that finds the scales, and what is told of the errors at the end."""
+"""Packing as int8: a pass over all samples finds the scales; at the end the manifest gets the errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,10 +30,10 @@ logger = get_logger(__name__)
 
 def check_read_again(samples: Iterable[Any]) -> None:
     """Raise ValueError if samples can be read only once: the scales of int8 take a pass of their own."""
-    if iter(samples) is samples:
+    if isinstance(samples, Iterator):
         raise ValueError(
-            "dtype 'int8' reads the samples twice, and an iterator gives them once: give a list, or an object "
-            "whose __iter__ begins anew; or pack float16, and then that dataset with "
+            "dtype 'int8' reads the samples twice, and an iterator gives them once: give a list, or an "
+            "object whose __iter__ begins anew; or pack float16, and that dataset with "
             "`awtpn pack DATASET OUT --format dataset --dtype int8`"
         )
 
@@ -112,10 +112,10 @@ def quantization_facts(stats: Mapping[str, ShardStats], scales_of: Mapping[str, 
             worst = int(np.argmax(share))
             if share[worst] > CLIPPED_SHARE:
                 logger.warning(
-                    "split %s: %.3g %% of the values of %s[%d] are clipped: they lie outside of the range of split "
+                    "split %s: %.3g %% of the values of %s[%d] are clipped: outside of the range of split "
                     "%s; --dtype float16 clips nothing",
-                    split, 100 * share[worst], name, worst, ", ".join(scales_of[name]),
-                )  # fmt: skip
+                    *(split, 100 * share[worst], name, worst, " and ".join(scales_of[name])),
+                )
     return {
         QUANTIZED: {
             "scales_of": dict(scales_of),

@@ -139,7 +139,9 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
         if values.dtype != stored[name].dtype and name not in quantized:
             exact = values.astype(np.float64)
             casts[name] = statistics_of(exact), statistics_of(stored[name] - exact)
-    return EncodedSample(stored, casts, {name: error for name, (_, error) in found.items()}, label, json_member)
+    return EncodedSample(
+        stored, casts, {name: error for name, (_, error) in found.items()}, label, json_member
+    )
 
 
 def check_cast(
@@ -261,7 +263,9 @@ def _dtype_of_cast(state: PackingState, name: str) -> np.dtype:
     if state.dtype != np.dtype(INT8):
         return state.dtype
     if name not in state.quantizations:
-        raise ValueError(f"{name} was not there when the samples were read for the scales of int8; pack it again")
+        raise ValueError(
+            f"{name} was not there when the scales were found: the samples changed; pack it again"
+        )
     return np.dtype(np.float32)
 
 
