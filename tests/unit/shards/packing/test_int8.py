@@ -184,7 +184,7 @@ def test_tools_know_it(packed: tuple[list[Sample], Path], capsys: pytest.Capture
     np.testing.assert_allclose(first.features["audio"], samples[0].features["audio"], atol=0.06)
     main(["shards", "info", str(folder)])
     assert "int8" in capsys.readouterr().out
-    main(["shards", "simulate", str(folder), "--nodes", "1", "--gpus-per-node", "2"])
+    main(["shards", "simulate", str(folder), "--nodes", "1", "--gpus-per-node", "2", "--global-batch", "4"])
 
 
 def test_wrong_scales_are_found(packed: tuple[list[Sample], Path], tmp_path: Path) -> None:
