@@ -101,15 +101,25 @@ def _choose(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.n
     highs = np.quantile(values, [1 - tail for tail in TAILS], axis=1, method="higher").astype(np.float32)
     inner = np.clip(values, lows[-1][:, None], highs[-1][:, None]).var(1, dtype=np.float64)
     # The upper end first, while the lower one clips most, then the lower end.
-    top = _best(values, [(lows[-1], end) for end in (high, *highs)], inner)[1]
-    return _affine(*_best(values, [(end, top) for end in (low, *lows)], inner))
+    top = _best(values, [(lows[-1], end) for end in (high, *highs)], (low, high), inner)[1]
+    return _affine(*_best(values, [(end, top) for end in (low, *lows)], (low, high), inner))
 
 
 def _best(
-    values: np.ndarray, ranges: list[tuple[np.ndarray, np.ndarray]], inner: np.ndarray
+    values: np.ndarray,
+    ranges: list[tuple[np.ndarray, np.ndarray]],
+    whole: tuple[np.ndarray, np.ndarray],
+    inner: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per dimension the first of these ranges, the widest first, that is as good as the best by `GAIN`."""
-    errors = np.stack([_square_error(values, *_affine(*each), inner) for each in ranges])
+    # Beyond an end of the sample there may be values that it has not drawn: about one in so many.
+    unseen = [((low > whole[0]) * 1.0 + (high < whole[1])) / values.shape[1] for low, high in ranges]
+    errors = np.stack(
+        [
+            _square_error(values, *_affine(*each), inner) + more
+            for each, more in zip(ranges, unseen, strict=True)
+        ]
+    )
     chosen = np.argmax(GAIN**2 * errors <= errors.min(0), axis=0)
     ends = np.arange(len(chosen))
     return tuple(np.stack([each[i] for each in ranges])[chosen, ends] for i in (0, 1))
