@@ -6,9 +6,8 @@ from shlex import quote
 
 from awtpn.model.settings import PUBLISHED_WEIGHTS
 from shards.format.feature_space import recorded_constant
-from shards.format.schema import Manifest
+from shards.format.schema import QUANTIZED, Manifest
 from shards.format.targets import CLASS_TARGET, CLASSES, OPTIONAL, target_in_words
-from shards.packing.scales import QUANTIZED
 from shards.safe_io.printable import join_lines, plural
 
 # Metadata columns that corpora are usually cross-validated by.

@@ -36,6 +36,9 @@ COLUMN_KINDS = ("bool", "int", "float", "str", OPTIONAL)
 # JSON members that holds the label.
 INDEXED, DECODED = "indexed", "decoded"
 LABEL_FIELD = "label_field"
+# The key of the provenance of a dataset of int8 features: the splits that the scales are of, by modality the
+# largest error of a dimension as a share of its standard deviation, and how many values were clipped.
+QUANTIZED = "quantized"
 
 # File names of the manifest are joined to local folders, so they must not be able to leave them. The cache
 # adds a hash and a size to the name, and file systems allow 255 bytes.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.schema import BadSample, Sample
+from shards.format.schema import QUANTIZED, BadSample, Sample
 from shards.format.split_names import meaning
 from shards.format.statistics import Statistics
 from shards.packing.quantization import (
@@ -23,7 +23,6 @@ from shards.packing.validation import PackingState, check_cast, refuse_transcrip
 from shards.safe_io.printable import get_logger
 
 TRAINING = "train"
-QUANTIZED = "quantized"  # the key of the provenance
 
 logger = get_logger(__name__)
 

@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.format.schema import DECODED, INDEXED, LABEL_FIELD, BadSample, Manifest, Sample, choose_split
-from shards.packing.scales import QUANTIZED
+from shards.format.schema import (
+    DECODED,
+    INDEXED,
+    LABEL_FIELD,
+    QUANTIZED,
+    BadSample,
+    Manifest,
+    Sample,
+    choose_split,
+)
 from shards.safe_io.printable import listed
 from shards.sources.base import Source
 
