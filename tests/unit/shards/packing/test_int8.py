@@ -20,6 +20,7 @@ import shards
 from awtpn.cli import main
 from shards import FeatureStream, Sample
 from shards.format.manifest import parse_manifest
+from shards.format.recording import Recording
 from shards.format.schema import SCHEMA_VERSION, Manifest
 from shards.format.statistics import statistics_of
 from shards.packing.quantization import (
@@ -29,6 +30,7 @@ from shards.packing.quantization import (
     quantize,
     relative_error,
 )
+from shards.sources.dataset import read
 from shards.tools.info import info, preview
 from shards.tools.verify import verify
 
@@ -400,3 +402,50 @@ def test_extraction_names_the_two_commands() -> None:
         "extract with --dtype float16, then run `awtpn pack data/clips data/clips-int8 --format dataset "
         in told
     )
+
+
+def test_damage_of_a_dataset_is_refused_or_skipped(tmp_path: Path) -> None:
+    pack(corpus(), tmp_path / "d")
+    entry = manifest_in(tmp_path / "d").splits["train"].shards[1]
+    with open(tmp_path / "d" / entry.name, "r+b") as file:
+        file.truncate(1000)
+    words = ["pack", str(tmp_path / "d"), str(tmp_path / "out"), "--format", "dataset", "--dtype", "int8"]
+    with pytest.raises(SystemExit, match=entry.name):
+        main(words)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    main([*words, "--on_bad", "skip"])
+    found = manifest_in(tmp_path / "out")
+    assert found.skipped == entry.utterances
+    assert found.splits["train"].utterances == 40 - entry.utterances
+
+
+def test_recordings_are_not_packed_anew(tmp_path: Path) -> None:
+    sound = Recording("waveform", 16000.0, [1600])
+    samples = [Sample("a", "train", "calm", {"audio": np.zeros(4000, np.int16)})]
+    pack(samples, tmp_path / "d", recordings={"audio": sound})
+    with pytest.raises(ValueError, match="audio are recordings, which are not packed anew"):
+        read(tmp_path / "d")
+
+
+def test_recordings_beside_int8_features_stay(tmp_path: Path) -> None:
+    sound = Recording("waveform", 16000.0, [1600])
+    draws = rng()
+    samples = [
+        Sample(
+            f"a{i}",
+            "train",
+            "calm",
+            {"audio": draws.integers(-99, 99, 4000).astype(np.int16), "text": draws.normal(size=(9, 4))},
+        )
+        for i in range(5)
+    ]
+    manifest = pack(samples, tmp_path / "d", recordings={"audio": sound}, dtype="int8")
+    assert manifest.modalities["audio"].quantization is None
+    assert manifest.modalities["text"].dtype == "int8"
+    batch = next(FeatureStream(str(tmp_path / "d"), global_batch_size=5, shuffle=False).epoch(0))
+    assert batch.features["audio"].quantization is None
+    assert batch.features["audio"].dequantized().dtype == torch.int16
+    np.testing.assert_allclose(
+        batch.features["text"].dequantized()[:9], samples[0].features["text"], atol=0.02
+    )
+    assert verify(str(tmp_path / "d")).faults == []
