@@ -50,8 +50,8 @@ def test_commands(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -
         ("--fromat=npz a b", "there is no --fromat; did you mean --format?"),
         (
             "a b --format npx",
-            "--format takes dataset, demo, mmsa, mosei, npz, reference, synthetic, table, iemocap or meld, not "
-            "npx; did you mean npz?",
+            "--format takes dataset, demo, mmsa, mosei, npz, reference, synthetic, table, iemocap or meld, "
+            "not npx; did you mean npz?",
         ),
         ("a", "OUT and --format are missing"),
         ("a b", "--format is missing"),
