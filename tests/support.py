@@ -177,6 +177,7 @@ def pack_corpus(
     test: int = 14,
     dims: dict[str, int] = DIMS,
     targets: bool = False,
+    dtype: str = "float16",
 ) -> str:
     """Pack a learnable corpus: some utterances lack a modality, with text some lack two; lengths differ.
 
@@ -206,7 +207,8 @@ def pack_corpus(
                 meta |= {"loud": int(label == 0), "bright": None if i % 6 == 2 else [0.0, 2.0, 1.0][label]}
             samples.append(Sample(f"{split}-{i:03d}", split, CLASSES[label], made, meta))
     named = TARGETS if targets else {}
-    shards.pack(samples, str(out), classes=CLASSES, targets=named, shard_bytes=20_000, progress=False)
+    options: dict[str, Any] = {"shard_bytes": 20_000, "dtype": dtype, "progress": False}
+    shards.pack(samples, str(out), classes=CLASSES, targets=named, **options)
     return str(out)
 
 

@@ -6,7 +6,7 @@ from shlex import quote
 
 from awtpn.model.settings import PUBLISHED_WEIGHTS
 from shards.format.feature_space import recorded_constant
-from shards.format.schema import Manifest
+from shards.format.schema import QUANTIZED, Manifest
 from shards.format.targets import CLASS_TARGET, CLASSES, OPTIONAL, target_in_words
 from shards.safe_io.printable import join_lines, plural
 
@@ -34,6 +34,23 @@ def print_targets(manifest: Manifest) -> None:
         further |= {CLASS_TARGET: CLASSES} if manifest.classes else {}
     for name, target in further.items():
         print(f"further target: {target_in_words(target)}; choose it with --data.target {quote(name)}")
+
+
+def print_quantized(manifest: Manifest) -> None:
+    """Print the largest error of int8 features, and how many values were clipped."""
+    facts = manifest.provenance.get(QUANTIZED)
+    if not facts:
+        return
+    errors = ", ".join(f"{name} {100 * error:.3g} %" for name, error in facts["largest_error"].items())
+    print(f"int8: largest error of a dimension, as a share of its standard deviation: {errors}")
+    for split, clipped in facts["clipped"].items():
+        counts = [
+            f"{count:,} of {manifest.splits[split].steps[name] * manifest.modalities[name].dim:,} of {name}"
+            for name, count in clipped.items()
+            if count
+        ]
+        if counts:
+            print(f"int8: values clipped in split {split}: {', '.join(counts)}")
 
 
 def print_constant(manifest: Manifest) -> None:

@@ -109,7 +109,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         default="float16",
         help="stored precision of features (default: float16); recordings are always int16 sound and uint8 "
-        "pictures",
+        "pictures. For int8 extract float16, and then pack the dataset (awtpn pack --format dataset)",
     )
 
     how = parser.add_argument_group("how to compute them")
@@ -161,9 +161,10 @@ def run_extract(options: argparse.Namespace) -> None:
     from awtpn.distributed.accelerate_launch import start_missing_ranks
     from awtpn.distributed.world import init_process_group
     from awtpn.model.device import resolve_device
-    from shards.extraction.extract import extract
+    from shards.extraction.extract import extract, refuse_int8
     from shards.storage.credentials import redact_command
 
+    refuse_int8(options.dtype, options.out)
     start_missing_ranks([*options.program.for_python, *options.words])
     world = init_process_group()
     encoders = open_encoders(options, str(resolve_device(options.device or world.device)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from awtpn.cli.dataset_summary import how_to_train, print_splits, print_targets
+from awtpn.cli.dataset_summary import how_to_train, print_quantized, print_splits, print_targets
 from awtpn.cli.extract import (
     DEFAULT_ENCODERS,
     add_compute_options,
@@ -30,12 +31,13 @@ from awtpn.cli.signature_options import (
 )
 from awtpn.config.option_types import add_store_options
 from shards.format.precision_names import long_name
-from shards.format.schema import DTYPES
+from shards.format.schema import DTYPES, INT8
 from shards.registry import Entry
 from shards.sources import PACKED, find_sources
-from shards.storage.local_path import local_or_url
+from shards.storage.local_path import is_remote, local_or_url
 
 if TYPE_CHECKING:
+    from shards.format.schema import BadSample, Sample
     from shards.sources.base import Source
 
 HELP = """Pack features into WebDataset tar shards with an index and a manifest.
@@ -84,7 +86,8 @@ def add_pack(commands: Any) -> None:
         type=long_name,
         choices=DTYPES,
         default="float16",
-        help="stored precision (default: float16)",
+        help="stored precision (default: float16); int8 halves it: SOURCE is then read twice, and a feature "
+        "that it would ruin is refused (see launch/README.md)",
     )
     parser.add_argument(
         "--shard_mb",
@@ -139,11 +142,17 @@ def run_pack(options: argparse.Namespace) -> None:
     from shards.packing.pack import pack
     from shards.storage.credentials import redact_command
 
-    read = find_sources("Source")[options.format].load()
-    source: Source = read(options.source, **arguments(options.format, takes, given))
-    source = encode_transcripts(source, options)
+    entry = find_sources("Source")[options.format]
+    how = arguments(options.format, takes, given)
+    if "storage_options" in entry.parameters and is_remote(options.source):
+        how["storage_options"] = options.storage_options
+
+    def read() -> Source:
+        return encode_transcripts(entry.load()(options.source, **how), options)
+
+    source = read()
     manifest = pack(
-        source.samples,
+        SamplesAgain(source.samples, read) if options.dtype == INT8 else source.samples,
         options.out,
         classes=source.classes,
         provenance=source.provenance | {"command": redact_command([*options.program.typed, *options.words])},
@@ -158,9 +167,22 @@ def run_pack(options: argparse.Namespace) -> None:
     )
     print_splits(manifest)
     print_targets(manifest)
+    print_quantized(manifest)
     if manifest.skipped:
         print(f"{manifest.skipped} bad utterances left out; see skipped.jsonl in {options.out}")
     print(f"packed; train with: {how_to_train(manifest, options.out)}")
+
+
+class SamplesAgain:
+    """The samples of a source, which can be iterated again: it is then read anew."""
+
+    def __init__(self, samples: Iterator[Sample | BadSample], read: Callable[[], Source]) -> None:
+        self._first: Iterator[Sample | BadSample] | None = samples
+        self._read = read
+
+    def __iter__(self) -> Iterator[Sample | BadSample]:
+        first, self._first = self._first, None
+        return iter(self._read().samples) if first is None else first
 
 
 def encode_transcripts(source: Source, options: argparse.Namespace) -> Source:

@@ -8,7 +8,7 @@ from typing import Any
 
 from awtpn.config.option_types import OR_DEMO, add_store_options, comma_separated, takes_dataset
 from shards.format.precision_names import long_name
-from shards.format.schema import DTYPES
+from shards.format.schema import FLOATS
 from shards.format.split_names import split_from_url_or_option
 from shards.safe_io.printable import printable
 
@@ -127,7 +127,7 @@ def _add_index(actions: Any) -> None:
     parser.add_argument(
         "--dtype",
         type=long_name,
-        choices=DTYPES,
+        choices=FLOATS,
         help="stored precision of decoded arrays (default: float16 if all arrays are float16, else float32)",
     )
     parser.add_argument(

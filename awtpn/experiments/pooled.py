@@ -80,7 +80,7 @@ def pool_utterances(streams: Iterable[FeatureStream]) -> list[Pooled]:
                 parts = [
                     [
                         pool(steps.double().numpy())
-                        for steps in ragged.values.split(ragged.host_offsets.diff().tolist())
+                        for steps in ragged.dequantized().split(ragged.host_offsets.diff().tolist())
                     ]
                     for ragged in batch.features.values()
                 ]

@@ -51,6 +51,11 @@ def check_features(
         if modality in recordings:
             arrays[modality] = check_recording_array(f"{name}: {modality}", values, recordings[modality])
             continue
+        if getattr(values, "dtype", None) in (np.dtype(np.int8), torch.int8):
+            raise ValueError(
+                f"{name}: {modality} is int8, as a dataset of int8 features stores it: give the values that "
+                "it stands for, q * scale + offset, with the scale and the offset of its manifest.json"
+            )
         try:
             array = np.asarray(values, np.float32)
         except (TypeError, ValueError):

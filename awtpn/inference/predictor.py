@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from shards.extraction.reopen_encoder import reopen_encoder
 from shards.format.feature_space import CONSTANT, recorded_constant, reopenable
 from shards.safe_io.printable import get_logger, listed
 from shards.sources.base import Clip
-from shards.sources.transcripts import Transcript
+from shards.sources.reading.transcripts import Transcript
 
 logger = get_logger(__name__)
 
@@ -330,10 +329,7 @@ class Predictor:
         return [found[i] for i in range(count)]
 
     def _predict_at_once(self, features: Mapping[str, Ragged]) -> list[Prediction]:
-        moved = {
-            m: replace(r, values=r.values.to(self.device), offsets=r.offsets.to(self.device))
-            for m, r in features.items()
-        }
+        moved = {m: ragged.to(self.device) for m, ragged in features.items()}
         moved = self.model.encoded(moved)
         output = self.model(moved)
         weights = {

@@ -12,7 +12,7 @@ from shards.extraction.media import MediaError, probe, read_audio, read_frames
 from shards.extraction.media.container import Span
 from shards.sources.base import Clip
 from shards.sources.reading.recordings_folder import TRANSCRIPT, with_transcript
-from shards.sources.transcripts import Transcript, checked_text, transcript_of
+from shards.sources.reading.transcripts import Transcript, checked_text, transcript_of
 
 TEXT = "text"  # the modality; the key of an utterance that has nothing else
 FRAMES = 7  # shown side by side

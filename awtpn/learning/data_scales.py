@@ -49,7 +49,7 @@ def set_scales_from_data(
         for m in model.feature_dims:
             ragged = batch.to(device).features[m]
             offsets = ragged.offsets.long()
-            x = model.standardise[m](ragged.values)
+            x = model.standardise[m](ragged.values, ragged.quantization)
             rows = mean_and_deviation(x, offsets, utterance_of_step(offsets, len(x)))
             of_rows[m] += sums_of(rows[offsets.diff() > 0])
             nearest = model.tpn(model.ses[m](x), 1.0).amin(-1, keepdim=True)  # without its distance_scale
@@ -103,7 +103,7 @@ def set_statistics_of_encoders(
     for m in modalities:
         sums = np.zeros((3, model.feature_dims[m]))
         for batch in batches:
-            sums += sums_of(batch.features[m].values)
+            sums += sums_of(batch.features[m].dequantized())
         mean, std = mean_and_std(*total(sums))
         model.set_statistics(m, torch.from_numpy(mean).float(), torch.from_numpy(std).float())
 

@@ -68,7 +68,8 @@ def without_rows(ragged: Ragged, hidden: NDArray[np.bool_]) -> Ragged:
     offsets = np.zeros_like(ragged.host_offsets.numpy())
     np.cumsum(np.where(hidden, 0, lengths), out=offsets[1:])
     device = ragged.values.device
-    return Ragged(
+    return replace(
+        ragged,
         values=ragged.values.index_select(0, to_device_async(kept, device)),
         offsets=to_device_async(offsets, device),
         host_offsets=torch.from_numpy(offsets),

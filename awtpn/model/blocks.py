@@ -39,7 +39,8 @@ class Float32Buffers(nn.Module):
 class Standardize(Float32Buffers):
     """(x - mean) / std per feature, in float32, with statistics of the training utterances.
 
-    The identity, bit for bit, until `set_statistics` is called.
+    The identity, bit for bit, until `set_statistics` is called. Of int8 features q, which stand for
+    q * scale + offset, one multiplication and one addition give (q * scale + offset - mean) / std.
     """
 
     mean: Tensor
@@ -55,8 +56,25 @@ class Standardize(Float32Buffers):
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [T, F] in any precision -> [T, F] in float32 or wider."""
+    def forward(self, x: Tensor, quantization: Tensor | None = None) -> Tensor:
+        """`x` [T, F] in any precision -> [T, F] in float32 or wider.
+
+        Args:
+            x: the features.
+            quantization: scale and offset [2, F] of int8 features, as `Ragged.quantization`.
+
+        Raises:
+            ValueError: int8 features without scale and offset.
+        """
+        if quantization is not None:
+            scale, offset = quantization.to(self.mean.dtype)
+            # Of [F] numbers first, so that both maps cost as much as one.
+            factor, shift = scale / self.std, (offset - self.mean) / self.std
+            # On a CPU in place, and on a GPU with the cast: as below.
+            scaled = x.to(factor.dtype).mul_(factor) if x.device.type == "cpu" else x * factor
+            return scaled.add_(shift)
+        if x.dtype == torch.int8:
+            raise ValueError("int8 features need their scale and offset: give a Ragged with `quantization`")
         if x.device.type == "cpu":
             # On a CPU, x - mean of mixed dtypes writes to newly mapped memory: 8 times slower than in place.
             centered = x.to(torch.promote_types(x.dtype, self.mean.dtype), copy=True).sub_(self.mean)

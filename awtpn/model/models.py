@@ -59,7 +59,11 @@ class Baseline(EmotionModel):
         features = self.encoded(features)
         given = {m: features[m] for m in self.feature_dims}
         return {
-            m: Ragged(self.standardise[m](ragged.values).to(dtype), ragged.offsets, ragged.host_offsets)
+            m: Ragged(
+                self.standardise[m](ragged.values, ragged.quantization).to(dtype),
+                ragged.offsets,
+                ragged.host_offsets,
+            )
             for m, ragged in given.items()
         }
 

@@ -123,7 +123,7 @@ class AWTPN(EmotionModel):
         """SES, TPN and AWM of one modality (Eq. 6-8, 15-18)."""
         offsets = ragged.offsets.long()
         utterance = utterance_of_step(offsets, len(ragged.values))
-        x = self.standardise[modality](ragged.values)
+        x = self.standardise[modality](ragged.values, ragged.quantization)
         h = self.ses[modality](x)
         h = self.dropout(h) if dropout is None else h * dropout
         distances = self.distances(modality, h)

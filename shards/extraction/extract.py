@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from shards.extraction.stored_media import for_stored
 from shards.format.feature_space import CONSTANT, ROUNDED, constant_provenance, extraction_provenance
 from shards.format.precision_names import long_name
 from shards.format.recording import Recording
-from shards.format.schema import BadSample, Manifest, Sample
+from shards.format.schema import INT8, BadSample, Manifest, Sample
 from shards.packing.output_folder import (
     OutputFolder,
     check_still_ours,
@@ -51,11 +52,30 @@ from shards.packing.shard_writer import (
 from shards.packing.validation import PackingState, validate_or_skip
 from shards.progress import progress_bar
 from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
+from shards.storage.credentials import redact_url
 from shards.storage.retry import DISK_FULL
 from shards.storage.store import read_manifest
 
 # If all clips of a shard fail, and they are at least this many, the cause is not the clips: extraction stops.
 SUSPICIOUS_CLIPS = 8
+
+
+def refuse_int8(dtype: str, out: str) -> None:
+    """Refuse to extract int8 features.
+
+    Their scales hold for a whole dataset, and are known when all features are. An extraction writes shards
+    while other ranks still make features, and may be stopped and continued; none of them can know the scales.
+
+    Raises:
+        ValueError: the dtype is int8; names the two commands that make such a dataset.
+    """
+    if dtype == INT8:
+        shown = quote(redact_url(out))
+        raise ValueError(
+            "--dtype int8: its scales are those of all features, which no rank knows while they are made: "
+            f"extract with --dtype float16, then run `awtpn pack {shown} {shown}-int8 --format dataset "
+            "--dtype int8`"
+        )
 
 
 def extract(
@@ -126,6 +146,7 @@ def extract(
             or a rank makes no progress.
     """
     dtype = long_name(dtype)
+    refuse_int8(dtype, out)
     classes, target, targets = check_options(source.classes, dtype, on_bad, source.target, source.targets)
     source = replace(source, classes=classes, target=target, targets=targets)
     given = {"audio": audio, "video": video, "text": text}

@@ -17,9 +17,12 @@ from shards.format.recording import DTYPE_OF, Recording, check_recording
 from shards.format.schema import (
     COLUMN_KINDS,
     DTYPES,
+    FLOATS,
     INDEXED,
+    INT8,
     MODALITY_NAME,
     PLAIN_NAME,
+    QUANTIZED_SINCE,
     RECORDINGS_SINCE,
     SCHEMA_VERSION,
     SHA256,
@@ -27,9 +30,11 @@ from shards.format.schema import (
     TARGETS_SINCE,
     Manifest,
     Modality,
+    Quantization,
     ShardEntry,
     Split,
     SplitStatistics,
+    check_quantization,
 )
 from shards.format.targets import CLASSES, NUMBERS, OPTIONAL, Target, check_declared
 from shards.safe_io.bounded_json import parse_json
@@ -207,17 +212,36 @@ def _parse_modality(record: Any, at: str, version: int) -> Modality:
             f"{at}: a recording in schema version {version}; recordings are of version {RECORDINGS_SINCE}, "
             "extract it again"
         )
-    modality = Modality(_field(record, "dim", int, at), _field(record, "dtype", str, at), recording)
+    quantization = _parse_quantization(record, at)
+    modality = Modality(
+        _field(record, "dim", int, at), _field(record, "dtype", str, at), recording, quantization
+    )
     if recording and (modality.dim, modality.dtype) != (recording.dim, DTYPE_OF[recording.kind]):
         raise ValueError(
             f"{at}: dim {modality.dim} and dtype {_shown(modality.dtype)} are not those of {recording}; "
             "extract it again"
         )
-    if not recording and (modality.dim < 1 or modality.dtype not in DTYPES):
+    dtypes = DTYPES if version >= QUANTIZED_SINCE else FLOATS
+    if not recording and (modality.dim < 1 or modality.dtype not in dtypes):
         raise ValueError(
-            f"{at}: {modality!s:.100}: dim must be positive, dtype one of {DTYPES}; pack it again"
+            f"{at}: {modality!s:.100}: dim must be positive, dtype one of {dtypes}; pack it again"
         )
+    if (modality.dtype == INT8) != (quantization is not None):
+        raise ValueError(f"{at}: int8 features, and no others, have a quantization; pack it again")
+    if quantization:
+        try:
+            check_quantization(quantization, modality.dim)
+        except ValueError as error:
+            raise ValueError(f"{at}.quantization: {error}; pack it again") from None
     return modality
+
+
+def _parse_quantization(record: Any, at: str) -> Quantization | None:
+    """What int8 features stand for; None of other features."""
+    if not isinstance(record, dict) or record.get("quantization") is None:
+        return None
+    at, entry = f"{at}.quantization", _field(record, "quantization", dict, at)
+    return Quantization(_list(entry, "scale", float, at), _list(entry, "offset", float, at))
 
 
 def _parse_recording(record: Any, at: str) -> Recording | None:
@@ -290,7 +314,8 @@ def _parse_statistics(record: Any, modality: Modality, at: str) -> SplitStatisti
             "features per step; pack it again"
         )
     # Mean and deviation cannot exceed the largest value of the dtype, except by rounding.
-    largest = float(np.finfo(modality.dtype).max) * 1.0001
+    wide = np.float32 if modality.dtype == INT8 else modality.dtype
+    largest = float(np.finfo(wide).max) * 1.0001
     for name, values, least in (("mean", statistics.mean, -largest), ("std", statistics.std, 0.0)):
         for i, value in enumerate(values):
             if not least <= value <= largest:  # written so that NaN is refused too

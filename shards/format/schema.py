@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,25 @@ from shards.format.split_names import find_split
 from shards.format.targets import CLASSES, OPTIONAL, Target
 from shards.safe_io.json_text import json_text
 
-# 2: targets other than classes, and columns with missing values. 3: recordings. A dataset has the lowest
-# version that can describe it, so that early programs read what they can.
-SCHEMA_VERSION = 3
+# 2: targets other than classes, and columns with missing values. 3: recordings. 4: int8 features. A dataset
+# has the lowest version that can describe it, so that early programs read what they can.
+SCHEMA_VERSION = 4
 TARGETS_SINCE = 2
 RECORDINGS_SINCE = 3
+QUANTIZED_SINCE = 4
 MANIFEST = "manifest.json"
-DTYPES = ("float16", "float32")
+FLOATS = ("float16", "float32")
+INT8 = "int8"
+DTYPES = (*FLOATS, INT8)  # of features
 COLUMN_KINDS = ("bool", "int", "float", "str", OPTIONAL)
 # Keys of the provenance of a dataset that `awtpn shards index` made from tars of other programs: when; why
 # the tars could not be read in place and were decoded into shards of our own, or None; and the field of their
 # JSON members that holds the label.
 INDEXED, DECODED = "indexed", "decoded"
 LABEL_FIELD = "label_field"
+# The key of the provenance of a dataset of int8 features: the splits that the scales are of, by modality the
+# largest error of a dimension as a share of its standard deviation, and how many values were clipped.
+QUANTIZED = "quantized"
 
 # File names of the manifest are joined to local folders, so they must not be able to leave them. The cache
 # adds a hash and a size to the name, and file systems allow 255 bytes.
@@ -73,18 +80,60 @@ class BadSample:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What int8 features stand for: `value = q * scale + offset` in float32, for each dimension on its own.
+
+    It is the same for all shards and splits of a dataset.
+
+    Attributes:
+        scale: [D], numbers that float32 holds; 0 of a dimension that never changes.
+        offset: [D], likewise.
+    """
+
+    scale: list[float]
+    offset: list[float]
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and offset, [D] float32 each."""
+        return np.array(self.scale, np.float32), np.array(self.offset, np.float32)
+
+    def dequantize(self, stored: np.ndarray) -> np.ndarray:
+        """The values of int8 [T, D], in float32."""
+        scale, offset = self.arrays
+        return stored.astype(np.float32) * scale + offset
+
+
+def check_quantization(quantization: Quantization, dim: int) -> None:
+    """Raise ValueError unless it has a finite scale and offset for each of `dim` features."""
+    for name, values in (("scale", quantization.scale), ("offset", quantization.offset)):
+        if len(values) != dim:
+            raise ValueError(f"{name}: {len(values)} numbers for {dim} features per step")
+        largest = float(np.finfo(np.float32).max)
+        for i, value in enumerate(values):
+            if not (0.0 if name == "scale" else -largest) <= value <= largest:  # so that NaN is refused, too
+                raise ValueError(f"{name}[{i}] is {value!s:.40}")
+
+
+@dataclass(frozen=True)
 class Modality:
     """Numbers per time step of a modality, and their dtype in the shards and in a batch.
 
     Attributes:
         dim: features per time step; of recordings all numbers of a step.
-        dtype: "float16" or "float32"; of recordings "int16" or "uint8".
+        dtype: "float16", "float32" or "int8"; of recordings "int16" or "uint8".
         recording: what the steps of a recording are; None of features.
+        quantization: what int8 features stand for; None of all else.
     """
 
     dim: int
     dtype: str
     recording: Recording | None = None
+    quantization: Quantization | None = None
+
+    def values_of(self, stored: np.ndarray) -> np.ndarray:
+        """The values of stored features [T, D]: of int8 in float32, all others as they are."""
+        return stored if self.quantization is None else self.quantization.dequantize(stored)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,7 +177,10 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """Mean [D] and standard deviation [D] over all `count` time steps of a modality, of stored values."""
+    """Mean [D] and standard deviation [D] over all `count` time steps of a modality.
+
+    They are of the values as stored; of int8 features of what these stand for.
+    """
 
     count: int
     mean: list[float]
@@ -180,6 +232,8 @@ class Manifest:
 
 def version_of(modalities: Mapping[str, Modality]) -> int:
     """The lowest schema version that can describe a new dataset of these modalities."""
+    if any(modality.quantization for modality in modalities.values()):
+        return QUANTIZED_SINCE
     recorded = any(modality.recording for modality in modalities.values())
     return RECORDINGS_SINCE if recorded else TARGETS_SINCE
 
@@ -232,4 +286,7 @@ def dump_manifest(manifest: Manifest) -> str:
     if manifest.schema_version < RECORDINGS_SINCE:
         for modality in record["modalities"].values():
             del modality["recording"]
+    if manifest.schema_version < QUANTIZED_SINCE:
+        for modality in record["modalities"].values():
+            del modality["quantization"]
     return json_text(record, indent=1) + "\n"

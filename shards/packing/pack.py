@@ -17,7 +17,7 @@ import numpy as np
 from shards.format.labels import given_classes
 from shards.format.precision_names import long_name
 from shards.format.recording import Recording, check_recording
-from shards.format.schema import DTYPES, BadSample, Manifest, Sample
+from shards.format.schema import DTYPES, INT8, BadSample, Manifest, Sample
 from shards.format.targets import CLASSES, Target, check_declared
 from shards.packing.output_folder import (
     OutputFolder,
@@ -27,6 +27,7 @@ from shards.packing.output_folder import (
     discard,
     release,
 )
+from shards.packing.scales import check_read_again, find_scales, quantization_facts
 from shards.packing.shard_writer import (
     FinishedShard,
     ShardStats,
@@ -85,7 +86,7 @@ def pack(
     """Pack utterances into a dataset folder.
 
     Args:
-        samples: the utterances; read once, in order.
+        samples: the utterances; read once, in order. For int8 twice, so that an iterator does not do.
         out: any fsspec URL of a folder, new or empty.
         classes: class names; a label is a position in this list. If utterances have none, an empty list, and
             another `target`.
@@ -94,7 +95,8 @@ def pack(
         recordings: the modalities that are recordings, not features: sound as int16 [samples], pictures as
             uint8 RGB [N, height, width, 3].
         provenance: how the features were made; kept in the manifest.
-        dtype: of features: "float16" or "float32"; or "fp16", "fp32".
+        dtype: of features: "float16" or "float32"; or "fp16", "fp32"; or "int8", which
+            `shards.packing.quantization` explains.
         shard_bytes: a shard is closed once it has this many bytes.
         on_bad: "refuse" stops at the first bad sample; "skip" skips it, and lists it in `skipped.jsonl`.
         storage_options: for the fsspec file system of `out`.
@@ -113,6 +115,8 @@ def pack(
     """
     dtype = long_name(dtype)
     classes, target, further = check_options(classes, dtype, on_bad, target, targets or {})
+    if dtype == INT8:
+        check_read_again(samples)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes {shard_bytes}: must be positive")
     for name, recording in (recordings or {}).items():
@@ -123,7 +127,11 @@ def pack(
     state = PackingState(classes, np.dtype(dtype), target, further, recordings=dict(recordings or {}))
     packing = _Packing(acquire(str(out), overwrite, storage_options), state)
     skipped: list[dict[str, str]] = []
+    scales_of: dict[str, list[str]] = {}
     try:
+        if dtype == INT8:
+            with progress_bar("find scales", "utterance", total, show=progress) as bar:
+                packing.state, scales_of = find_scales(samples, state, on_bad, bar.update)
         with progress_bar("pack", "utterance", total, show=progress) as bar:
             for sample in samples:
                 refuse_transcript(sample)
@@ -144,6 +152,9 @@ def pack(
             "versions": {name: installed_version(name) for name in ("numpy", "webdataset")},
         }
         facts = {**(provenance or {}), **made_by}
+        if dtype == INT8:
+            of_shards = {split: [shard.stats for shard in of] for split, of in packing.finished.items()}
+            facts |= quantization_facts({split: sum_stats(of) for split, of in of_shards.items()}, scales_of)
         manifest = manifest_of(packing.finished, packing.state, facts, len(skipped))
         commit(packing.folder, manifest, skipped)
     except (ValueError, KeyboardInterrupt):

@@ -28,6 +28,7 @@ from shards.format.schema import Manifest, Modality, ShardEntry, Split, SplitSta
 from shards.format.statistics import Statistics, merge, no_statistics, statistics_of
 from shards.format.targets import OPTIONAL
 from shards.packing.output_folder import OutputFolder, check_still_ours, publish
+from shards.packing.quantization import QuantizationError, add_errors
 from shards.packing.validation import EncodedSample, PackingState, check_cast
 from shards.safe_io.file_names import as_text
 
@@ -41,8 +42,9 @@ class ShardStats:
     Attributes:
         class_counts: [C] utterances per class.
         utterances: their number.
-        statistics: per modality, of the values as stored.
+        statistics: per modality, of the values as stored; of int8 of what they stand for.
         casts: per modality that was cast, of the values given and of the error (stored - given).
+        errors: per modality that was quantized.
         kinds: per metadata field the number of utterances that have it, and the kinds of its values (see
             `columns.scalar_kind`).
     """
@@ -51,6 +53,7 @@ class ShardStats:
     utterances: int = 0
     statistics: dict[str, Statistics] = field(default_factory=dict)
     casts: dict[str, tuple[Statistics, Statistics]] = field(default_factory=dict)
+    errors: dict[str, QuantizationError] = field(default_factory=dict)
     kinds: dict[str, tuple[int, set[str | None]]] = field(default_factory=dict)
 
 
@@ -103,11 +106,15 @@ def write_sample(shard: ShardWriter, key: str, sample: EncodedSample, state: Pac
     if sample.label is not None:
         stats.class_counts[state.classes.index(sample.label)] += 1
     for name, values in sample.arrays.items():
+        if quantization := state.quantizations.get(name):
+            values = quantization.dequantize(values)
         # Of recordings only the steps are counted.
         found = no_statistics(len(values)) if name in state.recordings else statistics_of(values)
         stats.statistics[name] = merge(stats.statistics.get(name), found)
     for name, cast in sample.casts.items():
-        stats.casts[name] = _merge_cast(stats.casts.get(name), cast)
+        stats.casts[name] = merge_cast(stats.casts.get(name), cast)
+    for name, error in sample.errors.items():
+        stats.errors[name] = add_errors(stats.errors.get(name), error)
     for name, value in json.loads(sample.json_member).items():
         count, kinds = stats.kinds.get(name, (0, set()))
         stats.kinds[name] = (count + 1, kinds | {scalar_kind(value)})
@@ -185,7 +192,10 @@ def check_precision(shards: Iterable[FinishedShard], state: PackingState) -> Non
 
 def modalities_of(state: PackingState) -> dict[str, Modality]:
     """The modalities of the utterances packed so far, and those whose width was known before."""
-    found = {name: Modality(dim, str(state.dtype)) for name, (dim, _) in state.dims.items()}
+    found = {
+        name: Modality(dim, str(state.dtype), quantization=state.quantizations.get(name))
+        for name, (dim, _) in state.dims.items()
+    }
     for name, recording in state.recordings.items():
         found[name] = Modality(recording.dim, DTYPE_OF[recording.kind], recording)
     return dict(sorted(found.items()))
@@ -200,16 +210,19 @@ def sum_stats(parts: list[ShardStats]) -> ShardStats:
         for name, statistics in part.statistics.items():
             total.statistics[name] = merge(total.statistics.get(name), statistics)
         for name, cast in part.casts.items():
-            total.casts[name] = _merge_cast(total.casts.get(name), cast)
+            total.casts[name] = merge_cast(total.casts.get(name), cast)
+        for name, error in part.errors.items():
+            total.errors[name] = add_errors(total.errors.get(name), error)
         for name, (count, kinds) in part.kinds.items():
             before, kinds_before = total.kinds.get(name, (0, set()))
             total.kinds[name] = (before + count, kinds_before | kinds)
     return total
 
 
-def _merge_cast(
+def merge_cast(
     a: tuple[Statistics, Statistics] | None, b: tuple[Statistics, Statistics]
 ) -> tuple[Statistics, Statistics]:
+    """Statistics of the values of `a` and `b` together, and of their errors; None means no values."""
     return b if a is None else (merge(a[0], b[0]), merge(a[1], b[1]))
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from shards.format.labels import label_name
 from shards.format.recording import DTYPE_OF, NUM_SAMPLES, Recording, in_steps
-from shards.format.schema import MODALITY_NAME, SPLIT_NAME, BadSample, Sample
+from shards.format.schema import INT8, MODALITY_NAME, SPLIT_NAME, BadSample, Quantization, Sample
 from shards.format.statistics import CAST_TOLERANCE, Statistics, lossy_dimension, statistics_of
 from shards.format.targets import CLASSES, Target, number_of, values_of
+from shards.packing.quantization import QuantizationError, quantize
 
 FIX_PRECISION = "pack with dtype='float32' (--dtype float32), or scale the feature"
 
@@ -32,6 +33,7 @@ class PackingState:
         dims: per modality the features per time step, and the key of the utterance that determined them.
         recordings: the modalities that are recordings. Their sound is given as int16 [samples], their
             pictures as uint8 [pictures, height, width, 3].
+        quantizations: of the modalities that are stored as int8.
     """
 
     classes: list[str]
@@ -41,6 +43,7 @@ class PackingState:
     keys: set[str] = field(default_factory=set)
     dims: dict[str, tuple[int, str]] = field(default_factory=dict)
     recordings: dict[str, Recording] = field(default_factory=dict)
+    quantizations: dict[str, Quantization] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,14 @@ class EncodedSample:
     Attributes:
         arrays: per modality [T, D] in the stored dtype, without missing modalities; pictures [T, H, W, 3].
         casts: per modality that was cast statistics of the values given and of the error (stored - given).
+        errors: per modality that was quantized.
         label: name of its class; None in a dataset without classes.
         json_member: its label and metadata as JSON.
     """
 
     arrays: dict[str, np.ndarray]
     casts: dict[str, tuple[Statistics, Statistics]]
+    errors: dict[str, QuantizationError]
     label: str | None
     json_member: bytes
 
@@ -116,7 +121,10 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
         raise ValueError("no steps in any modality; leave the utterance out")
     recorded = {name: state.recordings[name] for name in there if name in state.recordings}
     arrays = {name: _check_array(of, name, state) for name, of in there.items() if name not in recorded}
-    stored = {name: _cast(values, name, state.dtype) for name, values in arrays.items()}
+    quantized = state.quantizations
+    stored = {name: _cast(of, name, _dtype_of_cast(state, name)) for name, of in arrays.items()}
+    found = {name: quantize(stored[name], quantized[name]) for name in arrays if name in quantized}
+    stored |= {name: values for name, (values, _) in found.items()}
     stored |= {name: _steps_of(there[name], name, recording) for name, recording in recorded.items()}
     # Also of an utterance without sound: the index would take it for the length of sound.
     if NUM_SAMPLES in meta and any(recording.is_sound for recording in state.recordings.values()):
@@ -128,10 +136,12 @@ def validate(sample: Sample | BadSample, state: PackingState) -> EncodedSample:
         state.dims.setdefault(name, (values.shape[1], sample.key))
     casts = {}
     for name, values in arrays.items():
-        if values.dtype != state.dtype:
+        if values.dtype != stored[name].dtype and name not in quantized:
             exact = values.astype(np.float64)
             casts[name] = statistics_of(exact), statistics_of(stored[name] - exact)
-    return EncodedSample(stored, casts, label, json_member)
+    return EncodedSample(
+        stored, casts, {name: error for name, (_, error) in found.items()}, label, json_member
+    )
 
 
 def check_cast(
@@ -246,6 +256,17 @@ def _with_num_samples(
     """The metadata with the true number of samples of recorded sound."""
     counts = {name: len(values[name]) for name, recording in recorded.items() if recording.is_sound}
     return meta | {NUM_SAMPLES: counts} if counts else meta
+
+
+def _dtype_of_cast(state: PackingState, name: str) -> np.dtype:
+    """What the values of a modality are cast to; those of int8 before they are quantized."""
+    if state.dtype != np.dtype(INT8):
+        return state.dtype
+    if name not in state.quantizations:
+        raise ValueError(
+            f"{name} was not there when the scales were found: the samples changed; pack it again"
+        )
+    return np.dtype(np.float32)
 
 
 def _cast(values: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:

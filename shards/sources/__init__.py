@@ -7,15 +7,15 @@ Features, for `shards.pack`; their `read` returns a `Source`:
 - `demo`: made-up corpora, of classes or of other targets; `synthetic`: made-up corpora with a setting for
   each property; `made_up/`: what both draw with
 - `mosei`: computational sequences of CMU-MOSEI and CMU-MOSI, read by `cmu/`; `mmsa`: MMSA's pickles
+- `dataset`: a dataset of features that was packed or extracted before
 
 Recordings, for `extraction.extract`; their `read` returns a `sources.base.ClipSource`:
 
 - `iemocap`, `meld`: the corpora as they unpack; `recordings`: a table or a folder of your own;
   `packed_recordings`: a dataset of recordings that an earlier extraction made
 
-For all of them: `base`: what a source returns, labels, splits and keys; `transcripts`: texts as words;
-`reading/`: pickles, rows of tables, targets other than classes, recordings
-of your own, rows of datasets of recordings.
+For all of them: `base`: what a source returns, labels, splits and keys; `reading/`: pickles, rows of tables,
+targets other than classes, transcripts, recordings of your own, rows of datasets of recordings.
 
 `find_sources` lists the modules; the command line takes their options and help from it.
 """

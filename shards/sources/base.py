@@ -15,7 +15,7 @@ from shards.format.schema import BadSample, Sample
 from shards.format.split_names import renaming_message, usual_names
 from shards.format.targets import CLASSES, Target
 from shards.safe_io.printable import get_logger
-from shards.sources.transcripts import Transcript
+from shards.sources.reading.transcripts import Transcript
 
 if TYPE_CHECKING:
     from shards.sources.reading.packed_row import PackedRow

@@ -60,7 +60,7 @@ from typing import Any, Literal
 from shards.format.schema import BadSample
 from shards.format.targets import CLASSES, Target, values_of
 from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
-from shards.sources.transcripts import Transcript, checked_text, decode_text, transcript_of
+from shards.sources.reading.transcripts import Transcript, checked_text, decode_text, transcript_of
 
 # Class names in label order, and the codes of the corpus that belong to each.
 LABEL_SETS: dict[int, dict[str, tuple[str, ...]]] = {

@@ -36,7 +36,7 @@ from typing import Any
 
 from shards.format.schema import BadSample
 from shards.sources.base import TRANSCRIPTS, Clip, ClipSource
-from shards.sources.transcripts import checked_text, decode_text, transcript_of
+from shards.sources.reading.transcripts import checked_text, decode_text, transcript_of
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 # Name of the split in the dataset, and its folder in the corpus.

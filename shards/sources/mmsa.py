@@ -73,7 +73,7 @@ from shards.sources.reading.mmsa_labels import (
     read_scores,
 )
 from shards.sources.reading.sentiment_classes import SETS
-from shards.sources.transcripts import checked_text, transcript_of
+from shards.sources.reading.transcripts import checked_text, transcript_of
 
 SPLITS = ("train", "val", "test")
 # Names in the file, by modality.

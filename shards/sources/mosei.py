@@ -92,7 +92,7 @@ from shards.sources.cmu.labels import (
     read_utterances,
 )
 from shards.sources.reading.sentiment_classes import SETS
-from shards.sources.transcripts import Transcript, split_words
+from shards.sources.reading.transcripts import Transcript, split_words
 
 PAUSE = "sp"
 TEXT_ENCODER = "chargrams"

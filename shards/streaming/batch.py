@@ -27,17 +27,21 @@ class Ragged:
     """B sequences of different lengths, one after the other.
 
     Attributes:
-        values: [sum T, D], in the stored dtype; of pictures uint8 [sum T, height, width, 3].
+        values: [sum T, D], in the stored dtype; of pictures uint8 [sum T, height, width, 3]. What int8
+            features stand for, `dequantized` gives.
         offsets: [B + 1] int32; sequence i is `values[offsets[i]:offsets[i + 1]]`, and may be empty.
         host_offsets: `offsets` on the host, so that lengths are known there without waiting for a device.
         samples: of recorded sound, int16 [sum T, samples]: the true number of samples of each sequence, [B]
             int64 on the host; the rest of its last time step is zeros. None of all else.
+        quantization: of int8 features, [2, D] float32: scale and offset, by which a value is
+            `q * scale + offset`; where `values` are. None of all else.
     """
 
     values: torch.Tensor
     offsets: torch.Tensor
     host_offsets: torch.Tensor
     samples: torch.Tensor | None = None
+    quantization: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -52,6 +56,21 @@ class Ragged:
 
     def __len__(self) -> int:
         return len(self.host_offsets) - 1
+
+    def dequantized(self) -> torch.Tensor:
+        """The values that int8 features stand for, [sum T, D] float32; all others as they are."""
+        if self.quantization is None:
+            return self.values
+        scale, offset = self.quantization
+        return self.values.to(scale.dtype).mul_(scale).add_(offset)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
+        """With values and offsets on `device`; attributes for the host stay there."""
+        move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}
+        quantization = None if self.quantization is None else self.quantization.to(**move)
+        return replace(
+            self, values=self.values.to(**move), offsets=self.offsets.to(**move), quantization=quantization
+        )
 
     def take(self, rows: Sequence[int]) -> Ragged:
         """Some of the sequences, in the order of `rows`."""
@@ -107,10 +126,7 @@ class FeatureBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
         """The batch with features, label and target on `device`; attributes for the host stay there."""
         move: dict[str, Any] = {"device": device, "non_blocking": non_blocking}
-        features = {
-            name: replace(ragged, values=ragged.values.to(**move), offsets=ragged.offsets.to(**move))
-            for name, ragged in self.features.items()
-        }
+        features = {name: ragged.to(**move) for name, ragged in self.features.items()}
         return replace(self, features=features, label=self.label.to(**move), target=self.target.to(**move))
 
     def pin(self) -> FeatureBatch:
@@ -193,7 +209,8 @@ class FeatureBatch:
 
 def _cut(ragged: Ragged, low: int, high: int) -> Ragged:
     first, last = ragged.host_offsets[low].item(), ragged.host_offsets[high].item()
-    return Ragged(
+    return replace(
+        ragged,
         values=ragged.values[first:last],
         offsets=ragged.offsets[low : high + 1] - first,
         host_offsets=ragged.host_offsets[low : high + 1] - first,
@@ -205,7 +222,8 @@ def _take(ragged: Ragged, rows: torch.Tensor) -> Ragged:
     parts = ragged.values.split(ragged.host_lengths)
     lengths = ragged.host_offsets.diff()[rows]
     host_offsets = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    return Ragged(
+    return replace(
+        ragged,
         values=torch.cat([parts[row] for row in rows.tolist()] or [ragged.values[:0]]),
         offsets=host_offsets.to(ragged.offsets.device),
         host_offsets=host_offsets,

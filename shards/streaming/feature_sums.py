@@ -37,5 +37,5 @@ def sums_of_rows(reader: ShardReader, shard: np.ndarray, row: np.ndarray) -> dic
         utterances = reader.features(shard[chunk], row[chunk])
         reader.close_all_but(shard[chunk].tolist())
         for name in total:
-            total[name] = add(total[name], sums_of(utterances.features[name].values.numpy()))
+            total[name] = add(total[name], sums_of(utterances.features[name].dequantized().numpy()))
     return total

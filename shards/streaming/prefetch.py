@@ -168,4 +168,6 @@ def _receive(batch: FeatureBatch, copied: torch.cuda.Event) -> FeatureBatch:
     for ragged in batch.features.values():
         ragged.values.record_stream(current)
         ragged.offsets.record_stream(current)
+        if ragged.quantization is not None:
+            ragged.quantization.record_stream(current)
     return batch

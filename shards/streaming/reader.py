@@ -103,6 +103,7 @@ class ShardReader(OpenShards):
     ) -> None:
         self.pool = pool or BufferPool()
         self.check_crc, self.threads = check_crc, threads
+        self._quantizations: dict[tuple[str, bool], torch.Tensor] = {}
         super().__init__(store, manifest, split, modalities, skip_damaged, target, classes, open_shards)
         if any(modality.is_jpeg for modality in self.modalities.values()):
             pillow()  # before the first batch
@@ -199,14 +200,16 @@ class ShardReader(OpenShards):
         features, arrays, jpegs = {}, {}, {}
         for i, (name, modality) in enumerate(self.modalities.items()):
             offset, steps = rows.offset[:, i], rows.steps[:, i]
-            features[name], memory = self._packed(steps, modality, pin)
+            features[name], memory = self._packed(steps, name, modality, pin)
             arrays[name] = Reads(rows.shard, offset, steps * modality.step_bytes, memory)
             if modality.is_jpeg:
                 jpegs[name] = locate_jpegs(rows.handles, rows.shard, rows.row, name, self.pool)
                 arrays[name] = jpegs[name].by_utterance
         return _Batch(rows, features, arrays, jpegs)
 
-    def _packed(self, steps: np.ndarray, modality: Modality, pin: bool) -> tuple[Ragged, memoryview]:
+    def _packed(
+        self, steps: np.ndarray, name: str, modality: Modality, pin: bool
+    ) -> tuple[Ragged, memoryview]:
         """Packed features of the given lengths, not read yet, and their memory."""
         offsets = np.zeros(len(steps) + 1, np.int32)
         np.cumsum(steps, out=offsets[1:])
@@ -214,7 +217,18 @@ class ShardReader(OpenShards):
         buffer = self.pool.lease(int(offsets[-1]) * modality.dim * dtype.itemsize, pin)
         host = torch.from_numpy(offsets)
         values = buffer.view(dtype).view(int(offsets[-1]), *modality.shape)
-        return Ragged(values, host.pin_memory() if pin else host, host), buffer.numpy().data
+        quantization = self._quantization(name, pin) if modality.quantization else None
+        on_device = host.pin_memory() if pin else host
+        return Ragged(values, on_device, host, quantization=quantization), buffer.numpy().data
+
+    def _quantization(self, name: str, pin: bool) -> torch.Tensor:
+        """Scale and offset of a modality of int8 features, [2, D]; all batches share them."""
+        if (name, pin) not in self._quantizations:
+            quantization = self.modalities[name].quantization
+            assert quantization is not None
+            found = torch.from_numpy(np.stack(quantization.arrays))
+            self._quantizations[name, pin] = found.pin_memory() if pin else found
+        return self._quantizations[name, pin]
 
     def _utterances(self, batch: _Batch, pin: bool) -> Utterances:
         """What was read, with all of it kept."""

@@ -85,8 +85,8 @@ class Info:
 class Preview:
     """An utterance: its label, if the dataset has classes; its metadata; and its features by modality.
 
-    The features are arrays [T, D] in the stored dtype. Recordings among them are int16 [samples] or uint8
-    [N, H, W, 3], and `recordings` says what they are.
+    The features are arrays [T, D] in the stored dtype, or in float32 what int8 ones stand for. Recordings
+    among them are int16 [samples] or uint8 [N, H, W, 3], and `recordings` says what they are.
     """
 
     split: str
@@ -312,7 +312,8 @@ def _preview(
     store: Store, manifest: Manifest, split: str, entry: ShardEntry, index: ShardIndex, row: int
 ) -> Preview:
     features = {
-        name: read_array(store, entry, index, row, name, m) for name, m in manifest.modalities.items()
+        name: m.values_of(read_array(store, entry, index, row, name, m))
+        for name, m in manifest.modalities.items()
     }
     start, size = int(index.json_offset[row]), int(index.json_size[row])
     content = read_range(store, entry.name, start, start + size) if size else b""

@@ -55,9 +55,8 @@ def statistics_mismatch(stated: SplitStatistics, shards: Iterable[Statistics]) -
 
 
 def _chunks(file: BinaryIO, path: Path, index: ShardIndex, name: str, form: Modality) -> Iterator[np.ndarray]:
-    """All time steps [T, D] of a modality, about `CHUNK_BYTES` at a time."""
-    dtype = np.dtype(form.dtype)
-    row_bytes = form.dim * dtype.itemsize
+    """The values of all time steps [T, D] of a modality, about `CHUNK_BYTES` at a time."""
+    row_bytes = form.step_bytes
     most = max(1, CHUNK_BYTES // row_bytes)
     held: list[bytes] = []
     free = most
@@ -73,7 +72,12 @@ def _chunks(file: BinaryIO, path: Path, index: ShardIndex, name: str, form: Moda
             left -= steps
             free -= steps
             if not free:
-                yield np.frombuffer(b"".join(held), dtype).reshape(-1, form.dim)
+                yield _values(held, form)
                 held, free = [], most
     if held:
-        yield np.frombuffer(b"".join(held), dtype).reshape(-1, form.dim)
+        yield _values(held, form)
+
+
+def _values(held: list[bytes], form: Modality) -> np.ndarray:
+    """The values of stored time steps, [T, D]."""
+    return form.values_of(np.frombuffer(b"".join(held), form.dtype).reshape(-1, form.dim))

@@ -73,6 +73,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "labels, ema": {"data.target": "loud,bright", "task.type": "multilabel", "prototypes.update": "ema"},
     "focal": {"loss.class_weights": "balanced", "loss.focal_gamma": 2.0, "loss.label_smoothing": 0.1},
     "gru": {"model.name": "gru", "prototypes.init": "data"},  # a baseline ignores the settings of prototypes
+    "int8": {"prototypes.init": "data", "model.modality_dropout": 0.2},
     "damage": {"prototypes.init": "data"},  # of a corpus with a shard cut short, within the budget
 }
 
@@ -100,6 +101,7 @@ LAYOUTS: dict[str, list[Layout]] = {
     "labels, ema": [(2, 2, None), (2, 1, 3)],
     "focal": [(2, 2, None)],
     "gru": [(2, 2, 3)],
+    "int8": [(2, 2, None), (2, 1, 3)],
     "damage": [(2, 1, None)],
 }
 # Lessons on a corpus of three modalities, of which some utterances lack one or two.
@@ -137,6 +139,7 @@ def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.T
     root = tmp_path_factory.mktemp("layouts")
     three = pack_corpus(root / "three", dims=THREE_DIMS)
     targets = pack_corpus(root / "targets", targets=True)
+    int8 = pack_corpus(root / "int8", dtype="int8")
     # Parameters of fewer elements are never partitioned by ZeRO-3, and these are all small.
     deepspeed = root / "zero3.json"
     deepspeed.write_text(
@@ -154,6 +157,8 @@ def runs(corpus: str, damaged: tuple[str, list[str]], tmp_path_factory: pytest.T
                 settings["data.train"] = three
             if lesson in OTHER_TASKS:
                 settings["data.train"] = targets
+            if lesson == "int8":
+                settings["data.train"] = int8
             if lesson == "damage":
                 url, keys = damaged
                 settings |= {"data.train": url, "data.damaged_budget": len(keys)}
@@ -217,6 +222,7 @@ def test_the_comparison_is_worth_something(runs: Path, lesson: str) -> None:
         "clusters",
         "video alone",
         "damage",
+        "int8",
         *THREE,
         *OTHER_TASKS,
     ):  # those see other data

@@ -15,7 +15,7 @@ from awtpn.cli.predict_recordings import summary_line
 from awtpn.inference.plot import draw
 from awtpn.inference.predictor import Predictor
 from awtpn.inference.recording import Recording
-from shards.sources.transcripts import Transcript
+from shards.sources.reading.transcripts import Transcript
 
 SETTINGS = {
     "model.name": "gru",

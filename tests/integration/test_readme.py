@@ -78,6 +78,12 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     # Find your case.
     "awtpn extract recordings data/mine": Run(makes="data/mine", says="train: 6 utterances"),
     "awtpn pack features.npz data/mine --format npz": Run(makes="data/mine", says="all: 24 utterances"),
+    "awtpn pack features.npz data/mine-int8 --format npz --dtype int8": Run(
+        makes="data/mine-int8", says="int8: largest error of a dimension"
+    ),
+    "awtpn pack data/mine data/mine-int8 --format dataset --dtype int8 --overwrite": Run(
+        makes="data/mine-int8", says="int8: largest error of a dimension"
+    ),
     "awtpn train --config configs/meld.yaml": Run(
         append=f"--run.dir runs/meld2 {SHORT}", makes="runs/meld2", leaves="runs/meld2/results.json"
     ),

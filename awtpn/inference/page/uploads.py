@@ -14,7 +14,7 @@ from aiohttp import BodyPartReader, web
 
 from awtpn.inference.page.guards import RefusedRequest
 from shards.sources.reading.recordings_folder import PICTURE, SOUND
-from shards.sources.transcripts import MOST_BYTES
+from shards.sources.reading.transcripts import MOST_BYTES
 
 T = TypeVar("T")
 

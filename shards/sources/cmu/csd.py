@@ -18,7 +18,7 @@ import numpy as np
 
 from shards.safe_io.expansion import check_expansion
 from shards.safe_io.git_lfs import refuse_pointer
-from shards.sources.transcripts import checked_text
+from shards.sources.reading.transcripts import checked_text
 
 T = TypeVar("T")
 # What h5py raises for damaged files.

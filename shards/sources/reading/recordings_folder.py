@@ -17,7 +17,7 @@ from shards.format.schema import BadSample
 from shards.safe_io.file_names import as_text, is_clutter, is_text
 from shards.safe_io.printable import plural
 from shards.sources.base import Clip, key_of
-from shards.sources.transcripts import read_transcript
+from shards.sources.reading.transcripts import read_transcript
 
 SOUND = {
     *(".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a"),

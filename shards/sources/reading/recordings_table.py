@@ -17,7 +17,7 @@ from shards.safe_io.file_names import existing
 from shards.sources.base import Clip, key_of
 from shards.sources.reading.recordings_folder import PICTURE, SOUND, TRANSCRIPT, files_in, with_transcript
 from shards.sources.reading.table_rows import read_rows
-from shards.sources.transcripts import checked_text, transcript_of
+from shards.sources.reading.transcripts import checked_text, transcript_of
 
 REQUIRED = ("key", "split", "label")
 PATHS = ("path", "audio", "video")

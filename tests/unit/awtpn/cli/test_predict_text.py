@@ -21,7 +21,7 @@ from awtpn.model.modality_colors import modality_colors
 from awtpn.model.task import Task
 from awtpn.training.evaluate import evaluate_command
 from awtpn.training.trainer import main as train
-from shards.sources.transcripts import Transcript
+from shards.sources.reading.transcripts import Transcript
 from shards.storage.store import open_dataset
 
 SHORT = ["--model.shared_dim", "8", "--train.global_batch_size", "8", "--train.epochs", "2"]

@@ -50,13 +50,13 @@ def test_commands(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -
         ("--fromat=npz a b", "there is no --fromat; did you mean --format?"),
         (
             "a b --format npx",
-            "--format takes demo, mmsa, mosei, npz, reference, synthetic, table, iemocap or meld, not npx; "
-            "did you mean npz?",
+            "--format takes dataset, demo, mmsa, mosei, npz, reference, synthetic, table, iemocap or meld, "
+            "not npx; did you mean npz?",
         ),
         ("a", "OUT and --format are missing"),
         ("a b", "--format is missing"),
         ("a b c --format npz", "c is one word too many"),
-        ("a b --format npz --dtype fp8", "--dtype takes float16 or float32, not fp8"),
+        ("a b --format npz --dtype fp8", "--dtype takes float16, float32 or int8, not fp8"),
         ("a b --format npz --whatever", "there is no --whatever"),
         ("a b --format npz --storage_options fold=3", "--storage_options: what is given is no JSON object; "),
         ("a b --format", "--format needs a value"),

@@ -19,7 +19,7 @@ from awtpn.inference.prediction import Prediction
 from awtpn.inference.recording import FRAMES, Recording, clip_of, load, text_clip
 from awtpn.model.modality_colors import modality_colors
 from shards.extraction.media import MediaError
-from shards.sources.transcripts import Transcript, transcript_of
+from shards.sources.reading.transcripts import Transcript, transcript_of
 
 STEPS = {"audio": 0.1, "video": 0.1}
 

@@ -27,7 +27,7 @@ from shards.extraction.shard_jobs import extraction_id
 from shards.format.feature_space import reopenable, space_of
 from shards.sources import recordings
 from shards.sources.base import Clip, ClipSource
-from shards.sources.transcripts import Transcript, transcript_of
+from shards.sources.reading.transcripts import Transcript, transcript_of
 from shards.tools.info import preview
 
 RARE = "zyzzyva"

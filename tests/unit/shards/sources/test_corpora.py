@@ -24,7 +24,7 @@ from corpora_support import (
 from shards.extraction.shard_jobs import mark_missing_files
 from shards.sources import iemocap, meld
 from shards.sources.base import Clip
-from shards.sources.transcripts import Transcript
+from shards.sources.reading.transcripts import Transcript
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 

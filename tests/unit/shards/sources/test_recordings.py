@@ -15,7 +15,7 @@ from support import REPO
 from shards.format.schema import BadSample
 from shards.sources import recordings
 from shards.sources.base import Clip
-from shards.sources.transcripts import Transcript
+from shards.sources.reading.transcripts import Transcript
 
 CREMA_D = REPO.parent / "shared" / "data" / "crema_d" / "clips"
 RAVDESS = REPO.parent / "shared" / "data" / "ravdess"

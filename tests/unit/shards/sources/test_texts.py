@@ -30,7 +30,7 @@ from shards.format.schema import BadSample, Sample
 from shards.packing.pack import pack
 from shards.sources import Source, iemocap, meld, mmsa, mosei
 from shards.sources.base import Clip, TranscribedSample
-from shards.sources.transcripts import MOST_CHARACTERS, Transcript, checked_text
+from shards.sources.reading.transcripts import MOST_CHARACTERS, Transcript, checked_text
 
 FOLDS = {"folds": "cmu_mosei_std_folds.py"}
 WORDS = "CMU_MOSEI_TimestampedWords.csd"

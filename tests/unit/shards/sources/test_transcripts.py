@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.sources.transcripts import (
+from shards.sources.reading.transcripts import (
     MOST_CHARACTERS,
     MOST_WORDS,
     read_transcript,
