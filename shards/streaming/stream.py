@@ -221,11 +221,12 @@ class FeatureStream:
         self.streams = self._plan.streams
 
     def _batches_at_a_time(self, prefetch: int, prefetch_bytes: int) -> int:
-        """Number of batches that are read at once."""
-        stored = sum(shard.bytes for shard in self._shards) / sum(shard.utterances for shard in self._shards)
+        """Number of batches that are read at once; by their mean size in memory."""
+        split = self.manifest.splits[self.split]
+        in_memory = sum(split.steps.get(name, 0) * m.step_bytes for name, m in self.modalities.items())
         most_bytes = min(READ_AT_A_TIME_BYTES, prefetch_bytes // 4)
-        most = min(READ_AT_A_TIME, most_bytes / stored) / max(1, self._num_places)
-        return max(1, min(prefetch, int(most)))
+        most = min(READ_AT_A_TIME, most_bytes * split.utterances / max(1, in_memory))
+        return max(1, min(prefetch, int(most / max(1, self._num_places))))
 
     def epoch(
         self, epoch: int, start_step: int = 0, device: torch.device | str | None = None
