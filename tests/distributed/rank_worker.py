@@ -40,15 +40,30 @@ from shards import FeatureBatch
 import_deepspeed()
 # Slow to import, and otherwise imported late: once, before the forks, instead of once for every job.
 for module in (
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage3",
     "deepspeed.runtime.zero.stage_1_and_2",
+    "numpy.ma",
+    "tensorboard.plugins.hparams.metadata",
     "torch._dynamo",
     "torch._inductor.compile_fx",
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
     "torch.utils.cpp_extension",
     "transformers",
+    "transformers.integrations.deepspeed",
 ):
     importlib.import_module(module)
+# The same for jobs with encoders; these take two seconds.
+OF_ENCODERS = (
+    "peft",
+    "transformers.models.vit.image_processing_pil_vit",
+    "transformers.models.vit.modeling_vit",
+    "transformers.models.wav2vec2.feature_extraction_wav2vec2",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+)
 
 HUNG_S = LIMIT / 2
 
@@ -59,11 +74,14 @@ def main(answers: int) -> None:
     command_line.make_parser = functools.cache(command_line.make_parser)
     command_line.make_parser(command_line.TRAIN)
     provenance.commit()
-    # DeepSpeed collects garbage while it builds ZeRO-3. The objects of all these imports are left out: to visit
-    # them takes a rank half a second, and copies their memory, which it shares with the others.
-    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
+        if any(word.startswith("--encoder.") for job in request["jobs"] for word in job.get("train", ())):
+            for module in OF_ENCODERS:
+                importlib.import_module(module)
+        # DeepSpeed collects garbage while it builds ZeRO-3. The objects of all these imports are left out: to
+        # visit them takes a rank half a second, and copies their memory, which it shares with the others.
+        gc.freeze()
         failed = next((job for job in request["jobs"] if not run_job(job, request["logs"])), None)
         os.write(answers, f"failed: {failed}\n".encode() if failed else f"{DONE}\n".encode())
 
