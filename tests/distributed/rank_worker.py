@@ -7,8 +7,9 @@ process. Each job has a port of its own, and is one of these:
 - {"train": ARGV}: train as `launch/train.py ARGV` would; with "sigterm": {"rank": R, "step": S}, rank R gets
   SIGTERM while it does step S, or with "during": NAME, when it comes to that function of the trainer at step
   S; with "sigkill" it gets SIGKILL, and the job has to fail; with "nan": {"rank": R, "step": S}, its batch of
-  step S has one; with "copy": [FROM, TO], the main rank copies a run folder before; with "environment", the
-  ranks have these variables, too.
+  step S has one; with "fault": NAME, there is one of faulty_train.py; with "fails", all ranks have to end with
+  an error; with "copy": [FROM, TO], the main rank copies a run folder before; with "environment", the ranks
+  have these variables, too.
 - {"check": NAME, ...}: call a function of rank_checks.py, which judges for itself.
 """
 
@@ -66,6 +67,7 @@ OF_ENCODERS = (
 )
 
 HUNG_S = LIMIT / 2
+ERROR = 3  # exit code of a rank; no other error has it
 
 
 def main(answers: int) -> None:
@@ -89,16 +91,20 @@ def main(answers: int) -> None:
 def run_job(job: dict[str, Any], logs: list[str]) -> bool:
     """Run a job on as many ranks as there are logs; whether it ended as it should."""
     running = {start_rank(job, me, logs) for me in range(len(logs))}
+    codes = []
     while running:
-        child, code = os.wait()
+        child, status = os.wait()
         running.discard(child)
-        if code != 0:
+        codes.append(os.waitstatus_to_exitcode(status))
+        if codes[-1] != 0 and "fails" not in job:
             # The others wait for this one in a collective: do not wait for them.
             time.sleep(1)  # so that other failing ranks can write their errors
             for other in running:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)
             return "sigkill" in job
+    if "fails" in job:
+        return set(codes) == {ERROR}
     return "sigkill" not in job
 
 
@@ -117,7 +123,7 @@ def start_rank(job: dict[str, Any], me: int, logs: list[str]) -> int:
         work(job, len(logs), me)
     except BaseException:
         traceback.print_exc()
-        os._exit(1)
+        os._exit(ERROR)
     # Not an ordinary exit: what others registered for it belongs to the parent.
     os._exit(0)
 
@@ -138,6 +144,10 @@ def work(job: dict[str, Any], ranks: int, me: int) -> None:
         shutil.copytree(source, target, symlinks=True)
     if "check" in job:
         getattr(rank_checks, job["check"])(job)
+    elif "fault" in job:
+        importlib.import_module("faulty_train").main(
+            job["fault"], job["train"]
+        )  # it reads the variables above
     else:
         for fault, bring in FAULTS.items():
             if job.get(fault, {}).pop("rank", None) == me:
