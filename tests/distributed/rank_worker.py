@@ -7,9 +7,9 @@ process. Each job has a port of its own, and is one of these:
 - {"train": ARGV}: train as `launch/train.py ARGV` would; with "sigterm": {"rank": R, "step": S}, rank R gets
   SIGTERM while it does step S, or with "during": NAME, when it comes to that function of the trainer at step
   S; with "sigkill" it gets SIGKILL, and the job has to fail; with "nan": {"rank": R, "step": S}, its batch of
-  step S has one; with "fault": NAME, there is one of faulty_train.py; with "fails", all ranks have to end with
-  an error; with "copy": [FROM, TO], the main rank copies a run folder before; with "environment", the ranks
-  have these variables, too.
+  step S has one; with "fault": NAME, it has that one of faulty_train.py; with "fails", all ranks have to end
+  with an error; with "copy": [FROM, TO], the main rank copies a run folder before; with "environment", the
+  ranks have these variables, too.
 - {"check": NAME, ...}: call a function of rank_checks.py, which judges for itself.
 """
 
@@ -73,7 +73,6 @@ ERROR = 3  # exit code of a rank; no other error has it
 def main(answers: int) -> None:
     """Run the jobs that each line of the standard input asks for, until it is closed."""
     # Once, as the imports: reading all docstrings takes as long as a small training.
-    command_line.make_parser = functools.cache(command_line.make_parser)
     command_line.make_parser(command_line.TRAIN)
     provenance.commit()
     for line in sys.stdin:
