@@ -50,7 +50,6 @@ for module in (
     "numpy.ma",
     "tensorboard.plugins.hparams.metadata",
     "torch._dynamo",
-    "torch._inductor.compile_fx",
     "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
     "torch.utils.cpp_extension",
     "transformers",
