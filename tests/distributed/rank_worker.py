@@ -56,7 +56,7 @@ for module in (
     "transformers.integrations.deepspeed",
 ):
     importlib.import_module(module)
-# The same for jobs with encoders; these take two seconds.
+# The same for jobs with encoders, where they take a rank a second or two.
 OF_ENCODERS = (
     "peft",
     "transformers.models.vit.image_processing_pil_vit",
@@ -80,7 +80,7 @@ def main(answers: int) -> None:
             for module in OF_ENCODERS:
                 importlib.import_module(module)
         # DeepSpeed collects garbage while it builds ZeRO-3. The objects of all these imports are left out: to
-        # visit them takes a rank half a second, and copies their memory, which it shares with the others.
+        # visit them takes time, and copies their memory, which a rank shares with the others.
         gc.freeze()
         failed = next((job for job in request["jobs"] if not run_job(job, request["logs"])), None)
         os.write(answers, f"failed: {failed}\n".encode() if failed else f"{DONE}\n".encode())

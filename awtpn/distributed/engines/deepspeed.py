@@ -98,7 +98,7 @@ def _import_muon() -> None:
     """Import DeepSpeed's optimizer Muon without torch's compiler.
 
     ZeRO imports Muon to see that the optimizer is another one. torch.compile decorates Muon's functions, and
-    imports the compiler: 3 s of each rank's start. Without it they compute the same.
+    imports the compiler, 1 to 4 s of each rank's start. Without it they compute the same.
     """
     with contextlib.suppress(ImportError, AttributeError):  # DeepSpeed may move them
         compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
