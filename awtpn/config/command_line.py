@@ -13,7 +13,7 @@ import json
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import yaml
@@ -56,6 +56,7 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Types and defaults as jsonargparse shows them; description and examples keep their line breaks."""
 
 
+@cache  # it reads the docstrings of all settings, and some commands read hundreds of command lines
 def make_parser(program: Program = TRAIN) -> OneLineParser:
     """The parser of `awtpn train`: --config FILE, --deepspeed FILE and every dotted key."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -69,7 +70,6 @@ def make_parser(program: Program = TRAIN) -> OneLineParser:
         allow_abbrev=False,  # --train.epoch must not pass for --train.epochs
     )
     parser.keys, parser.places = {"deepspeed": str | None} | keys_of(Config), {}
-    parser.listed = f"{program.name} --help lists all keys"
     named = {option: ", ".join(packaged_files(option)) for option in ("--config", "--deepspeed")}
     parser.add_argument(
         "--config",
@@ -107,8 +107,9 @@ def parse_command_line(
     """
     remember_command(argv)
     parser = make_parser(program)
+    parser.also = ["config", *(option.removeprefix("--") for option in also)]
+    parser.listed = f"{program.name} --help lists all keys"
     if also:
-        parser.also = ["config", *(option.removeprefix("--") for option in also)]
         parser.listed = f"{program.name} --help lists its options, and {TRAIN.name} --help all keys"
     arguments = list(argv)
     option = ""

@@ -1,4 +1,4 @@
-"""launch/train.py with one fault built in: `faulty_train.py FAULT ARGV`, started by torchrun.
+"""launch/train.py with one fault built in: `faulty_train.py FAULT ARGV`, under torchrun or by rank_worker.py.
 
 Each fault is what a bad night brings, at a fixed place: it patches the trainer from outside, which knows
 nothing of it. A fault that kills does so once, where MARK (a file) does not exist yet.
@@ -129,13 +129,18 @@ FAULTS: dict[str, Callable[[], None]] = {
     "SIGUSR1 in training": lambda: before_step(lambda *_: once(lambda: os.kill(os.getpid(), signal.SIGUSR1))),
 }
 
-if __name__ == "__main__":
-    fault, *argv = sys.argv[1:]
+
+def main(fault: str, argv: list[str]) -> None:
+    """Train with a fault."""
     if fault == "other settings":
-        argv += ["--run.seed", str(100 + RANK)]
+        argv = [*argv, "--run.seed", str(100 + RANK)]
     else:
         FAULTS[fault]()
     try:
         trainer.main(argv)
     except (ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

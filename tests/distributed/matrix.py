@@ -57,8 +57,9 @@ BF16_BAND = 1e-2  # relative, at every one of the first 50 steps
 Layout = tuple[int, int, int | None]  # ranks, accumulation, ZeRO stage
 
 
-def layouts(lesson: str, ranks: list[int]) -> list[Layout]:
-    accumulations = (1,) if lesson == "global negatives" else (1, 2, 4)
+def layouts(lesson: str, ranks: list[int], accumulations: list[int]) -> list[Layout]:
+    if lesson == "global negatives":
+        accumulations = [1]
     return list(itertools.product(ranks, accumulations, (None, 1, 2, 3)))
 
 
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--accumulations", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--out", type=Path, metavar="MD", help="write the table there, too")
     parser.add_argument("--lessons", nargs="+", default=list(LESSONS), choices=list(LESSONS))
     options = parser.parse_args()
@@ -112,7 +114,11 @@ def main() -> None:
     zero3 = root / "zero3.json"
     # Parameters of fewer elements are never partitioned, and these are all small.
     zero3.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
-    wanted = [(lesson, layout) for lesson in options.lessons for layout in layouts(lesson, options.ranks)]
+    wanted = [
+        (lesson, layout)
+        for lesson in options.lessons
+        for layout in layouts(lesson, options.ranks, options.accumulations)
+    ]
     folder = {case: root / f"run-{i}" for i, case in enumerate(wanted)}
     for ranks in options.ranks:
         mine = [case for case in wanted if case[1][0] == ranks]

@@ -226,3 +226,10 @@ def no_service_is_imported(job: dict[str, Any]) -> None:
     """A run that names no tracker waits for the import of none."""
     trainer.main(job["train"])
     assert not {"wandb", "mlflow"}.intersection(sys.modules)
+
+
+def no_compiler_is_imported(job: dict[str, Any]) -> None:
+    """DeepSpeed's optimizer Muon, which is not used, would import it."""
+    trainer.main(job["train"])
+    assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules
+    assert "torch._inductor.compile_fx" not in sys.modules

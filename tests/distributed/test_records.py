@@ -44,6 +44,7 @@ ENGINES: dict[int, dict[str, dict[str, Any]]] = {
     },
 }
 OTHERS = [name for names in ENGINES.values() for name in names if name != ALONE]
+CHECKS = {ALONE: "no_service_is_imported", "ZeRO 2": "no_compiler_is_imported"}
 PROFILED = {ALONE: 1, "DDP": 2, "ZeRO 3": 2}  # and their ranks
 WINDOW = (3, 4)
 TRACKERS = all(map(find_spec, ("wandb", "mlflow")))
@@ -68,7 +69,7 @@ def runs(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 given["deepspeed"] = root / given["deepspeed"]
             if name in PROFILED:
                 given["train.profile"] = list(WINDOW)
-            check = {"check": "no_service_is_imported"} if name == ALONE else {}
+            check = {"check": CHECKS[name]} if name in CHECKS else {}
             jobs.append({"train": arguments(given)} | check)
         if ranks == 2 and TRACKERS:
             tracked = BASE | {"data.train": corpus, "run.dir": root / "tracked", "track.to": "wandb,mlflow"}

@@ -31,12 +31,12 @@ BASE = {
     "loss.negative_group": 4,
     "optim.lr": 3e-3,
     "optim.warmup_steps": 2,
-    "train.epochs": 4,
+    "train.epochs": 3,
     "train.pictures": "never",
     "train.global_batch_size": 16,
     "train.log_every": 4,
 }
-STOP_AT = 6  # of 16, two steps into an epoch of four
+STOP_AT, STEPS = 6, 12  # two steps into the second of three epochs
 
 # Stopped and resumed at the same layout: ranks, settings.
 SAME: dict[str, tuple[int, dict[str, Any]]] = {
@@ -57,8 +57,8 @@ UNLEARNT = {name: {"tpn.prototypes"} if "ema" in name else set() for name in SAM
 # Stopped outside of the steps, and gone on with: the trainer's function in which it was, and at which step.
 ELSEWHERE = {
     "ddp, making ready": ("initialize", 0),
-    "ddp, validating": ("validate_epoch", 16),
-    "ddp, testing": ("test", 16),
+    "ddp, validating": ("validate_epoch", STEPS),
+    "ddp, testing": ("test", STEPS),
 }
 # Stopped under one engine, without dropout, and resumed under another: from, ranks, settings.
 EXACT = {"model.dropout": 0.0, "train.ema_decay": 0.9}

@@ -91,6 +91,23 @@ def import_deepspeed() -> None:
     finally:
         if hides:
             del sys.modules["mlflow"]
+    _import_muon()
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's optimizer Muon without torch's compiler.
+
+    ZeRO imports Muon to see that the optimizer is another one. torch.compile decorates Muon's functions, and
+    imports the compiler, 1 to 4 s of each rank's start. Without it they compute the same.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # DeepSpeed may move them
+        compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
+        decorator = compiler.compile
+        compiler.compile = lambda *_, **__: lambda function: function
+        try:
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+        finally:
+            compiler.compile = decorator
 
 
 def _hide_warnings_that_do_not_apply() -> None:

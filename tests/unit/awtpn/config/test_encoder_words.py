@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +19,6 @@ encoder:
   audio: {model: facebook/hubert-base-ls960, tune: lora, lr: 1e-4}
   video: {model: openai/clip-vit-base-patch32, tune: frozen}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_parser() -> Iterator[None]:
-    """Making a parser reads the docstrings of all settings, which takes longer than all of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "make_parser", functools.cache(command_line.make_parser))
-        yield
 
 
 @pytest.fixture
