@@ -52,7 +52,7 @@ def run(setting: Setting, dims: Sequence[int], rounds: int, quick: bool = False)
             found, of_libraries = forms(setting, dim, f"{dim}, {name}", lengths, rounds)
             rows += found
             ratios.append(of_libraries)
-            print(f"{dim}, {name}", file=sys.stderr)
+            print("\n".join(" | ".join(row) for row in found), file=sys.stderr, flush=True)
     return "\n".join([*lines, table(COLUMNS, rows, "lr"), "", *notes(setting, ratios), ""])
 
 

@@ -424,6 +424,13 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "pytest -m gpu": Elsewhere(["gpu/test_gpu.py::test_a_step_never_waits_for_the_device"]),
     "awtpn doctor --memory configs/large.yaml --ranks 8 64 --device cuda --steps audio=120 video=60 "
     "--features audio=1024 video=512": Run(says="zero3"),
+    "awtpn doctor --scaling configs/large.yaml --ranks 8 64 512 --steps audio=120 video=60 "
+    "--features audio=1024 video=512": Run(
+        swap={"--ranks 8 64 512": "--ranks 8"},
+        append="--synthetic 4000x16 --model.shared_dim 64 --train.global_batch_size 64 "
+        "--train.micro_batch_size 8",
+        says="Computed, not measured on a GPU",
+    ),
     "awtpn doctor --memory configs/finetune.yaml --ranks 8 --device cuda --steps audio=45 video=45 "
     "--encoder.audio.tune full --encoder.audio.checkpointing true": Run(
         append="--encoder.audio.model hub/wavlm --encoder.video.model hub/clip", says="with checkpointing"

@@ -323,9 +323,9 @@ def make_parser() -> CommandParser:
     data.add_argument("--classes", type=int, default=7, help="with --steps (default: 7)")
     data.add_argument(
         "--synthetic",
-        default="10000000x10000",
+        default="1000000x1000",
         metavar="UTTERANCESxSHARDS",
-        help="with --steps: the dataset to plan (default: 10000000x10000)",
+        help="with --steps: the dataset to plan (default: 1000000x1000)",
     )
     device = parser.add_argument_group("a rank's device (default: an H100 or H200, computed)")
     device.add_argument("--measure", action="store_true", help="measure its speed on this machine")

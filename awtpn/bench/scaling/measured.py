@@ -34,6 +34,6 @@ def measure_device(setting: Setting, dim: int, batches: Sequence[int], rounds: i
 def fit(flops: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
     """FLOP/s and the constant of a line through two points; without a constant where it would be negative."""
     (small, large), (short, long) = flops, seconds
-    rate = (large - small) / (long - short) if long > short else large / long
-    constant = short - small / rate
-    return (rate, constant) if constant > 0 else (large / long, 0.0)
+    if short < long and (constant := short - small * (long - short) / (large - small)) > 0:
+        return (large - small) / (long - short), constant
+    return large / long, 0.0
