@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ SHARE = 16  # utterances of each of two ranks in a step
 
 GRADIENTS = 4 * Workload(DIMS, 256, CLASSES, dict.fromkeys(DIMS, 0), 0.0).parameters  # bytes
 SIZES = (8, 64 << 10, 1 << 20, GRADIENTS, 16 << 20)
-REPEATS = 5
+REPEATS = 7
 WORK = Workload(DIMS, DIM, CLASSES, dict.fromkeys(DIMS, 0), 0.0)
 
 
@@ -222,7 +222,7 @@ def compare(
 
 
 def fit_link(times: dict[int, float]) -> Network:
-    """The link between this machine's ranks, from all-reduces of two: two hops, and twice half of the bytes."""
+    """The link between this machine's ranks, from all-reduces of two: two hops, all bytes once."""
     small, large = min(times), max(times)
     inner = (large - small) / max(times[large] - times[small], 1e-9)
     hop = max(times[small] / 2, 1e-9)
@@ -244,14 +244,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.task:
         return work(options.task)
-    text = measure(options.rounds)
-    print(text)
-    if options.out:
-        (options.out / f"scaling-{date.today()}.md").write_text(text)
+    for text in measure(options.rounds):
+        print(text, flush=True)
+        if options.out:  # after each round, so that a machine that is needed elsewhere leaves the others
+            (options.out / f"scaling-{date.today()}.md").write_text(text)
 
 
-def measure(rounds: int) -> str:
-    """Run all rounds; Markdown."""
+def measure(rounds: int) -> Iterator[str]:
+    """Run all rounds; Markdown after each of them."""
     about = describe("cpu", 1)
     runs: dict[tuple[str, int], list[dict[str, list[float]]]] = {}
     for number in range(rounds):
@@ -263,11 +263,15 @@ def measure(rounds: int) -> str:
             ("steps", 2),
         ):
             runs.setdefault((task, ranks), []).append(run_ranks(task, ranks))
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        yield tables(about, runs, number + 1)
+
+
+def tables(about: str, runs: dict[tuple[str, int], list[dict[str, list[float]]]], rounds: int) -> str:
+    """The comparison, of the medians of all rounds and of the quickest repeats."""
 
     def chosen(task: str, ranks: int, of: Callable[[list[float]], float]) -> dict[int, float]:
         found = runs[task, ranks]
-        return {int(key): of([of(one[key]) for one in found]) for key in found[0]}
+        return {int(key): of([seconds for one in found for seconds in one[key]]) for key in found[0]}
 
     lines = [
         "# Predicted scaling beside CPU ranks",
@@ -287,9 +291,9 @@ def measure(rounds: int) -> str:
         rows, machine, network = compare(chosen("computing", 1, of), reduced, stepped)
         lines += [f"## {title} of {rounds} rounds", ""]
         lines += [
-            f"A rank: {machine.flops_per_s / 1e9:,.1f} GFLOP/s and {machine.pass_s * 1e3:,.2f} ms a step. "
-            f"The link: {network.inner / 1e9:,.2f} GB/s, {network.inner_latency * 1e6:,.0f} us a hop. D {DIM}, "
-            f"float32, gradients of {GRADIENTS:,} bytes.",
+            f"A rank: {machine.flops_per_s / 1e9:,.1f} GFLOP/s, {machine.pass_s * 1e3:,.2f} ms a step. "
+            f"The link: {network.inner / 1e9:,.2f} GB/s, {network.inner_latency * 1e6:,.0f} us a hop. "
+            f"D {DIM}, float32, gradients of {GRADIENTS:,} bytes.",
             "",
             table(["what", "measured, ms", "predicted, ms", "off by"], rows, "lr"),
             "",
