@@ -398,6 +398,14 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         append="1000000x1000 --synthetic --nodes 64 --gpus-per-node 8 --global-batch 4096",
         says="1,000,000 utterances",
     ),
+    "awtpn doctor --scaling": Run(
+        append="configs/large.yaml --ranks 2 --steps audio=9 video=9 --features audio=9 video=9 "
+        "--synthetic 4000x16 --model.shared_dim 8 --train.global_batch_size 16 --train.micro_batch_size 8",
+        says="Computed, not measured on a GPU",
+    ),
+    "python tests/benchmarks/scaling.py": Elsewhere(
+        ["unit/awtpn/bench/test_scaling.py::test_the_benchmark_compares_what_it_did_not_fit"]
+    ),
     "python tests/benchmarks/step.py": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_both_steps_learn_the_same_utterances"]
     ),
