@@ -426,9 +426,6 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "awtpn bench --device cuda --out gpu.md": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_the_command_writes_what_it_measures"]
     ),
-    "tests/gpu/run.sh gpu.md": Elsewhere(
-        ["integration/test_gpu_script.py::test_without_a_gpu_it_runs_to_the_end"]
-    ),
     "pytest -m gpu": Elsewhere(["gpu/test_gpu.py::test_a_step_never_waits_for_the_device"]),
     "awtpn doctor --memory configs/large.yaml --ranks 8 64 --device cuda --steps audio=120 video=60 "
     "--features audio=1024 video=512": Run(says="zero3"),
