@@ -4,8 +4,9 @@
 - `step`, `published_step`: the training step beside the published one; `end_to_end`: stream and step
   together; `attention`: its forms
 - `finetune`: training an encoder end to end, beside Hugging Face's Trainer
-- `roofline`: the least time that a step's FLOPs and memory traffic take; `roofline_account`: measured times
-  beside it
+- `roofline/`: the least time that a step's FLOPs and memory traffic take, and measured times beside it
+- `gpu/`: what only a machine with a GPU can tell, `tests/gpu/run.sh`
+- `scaling/`: `awtpn doctor --scaling`: a step on a cluster, predicted
 - `memory_estimate`, `memory_table`, `memory_data`: `awtpn doctor --memory`; `encoder_memory`: the same of
   encoders; `machine`: hardware, memory peaks, tables
 """

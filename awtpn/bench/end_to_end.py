@@ -38,11 +38,17 @@ LEAST_STEPS = 30
 
 
 def run(
-    setting: Setting, dim: int, batch: int, scratch: Path, count: int = UTTERANCES, rounds: int = 3
+    setting: Setting,
+    dim: int,
+    batch: int,
+    scratch: Path,
+    count: int = UTTERANCES,
+    rounds: int = 3,
+    least_steps: int | None = None,
 ) -> str:
     """Time epochs from shards in `scratch` (page-cached) and of batches in memory, in turn; Markdown."""
     write_corpora(scratch, count, ["shards"])
-    passes = math.ceil(LEAST_STEPS / math.ceil(count / batch))
+    passes = math.ceil((least_steps or LEAST_STEPS) / math.ceil(count / batch))
     streamed, resident = [], []
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         config = make_config(setting, dim, batch, scratch / "shards", epochs=1 + 2 * rounds * passes)

@@ -24,9 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from awtpn.bench.gpu.probe import recorded_forms
 from awtpn.bench.machine import child_environment, describe, read_peak, start_peak, synchronize
 from awtpn.bench.published_step import Published, published_loss
 from awtpn.inference.predictor import pack_arrays
@@ -69,8 +71,12 @@ def make_batches(batch: int, device: str) -> list[dict[str, Any]]:
     """BATCHES batches of random utterances on `device`, each in packed form and as lists of tensors."""
     rng = np.random.default_rng(0)
     made = []
-    for _ in range(BATCHES):
+    for number in range(BATCHES):
         steps = np.clip(rng.lognormal(np.log(120), 0.7, batch), 20, 600).astype(int)
+        if device != "cpu":
+            label = torch.from_numpy(rng.integers(0, CLASSES, batch))
+            made.append(drawn_on_device(steps, label, device, number))
+            continue
         audio = [rng.standard_normal((m, AUDIO), np.float32).astype(np.float16) for m in steps]
         video = [rng.standard_normal((m // 2, VIDEO), np.float32).astype(np.float16) for m in steps]
         packed = {"audio": pack_arrays(audio, AUDIO), "video": pack_arrays(video, VIDEO)}
@@ -86,6 +92,19 @@ def make_batches(batch: int, device: str) -> list[dict[str, Any]]:
                 "steps": steps,
             }
         )
+    return made
+
+
+def drawn_on_device(steps: NDArray[np.int64], label: Tensor, device: str, seed: int) -> dict[str, Any]:
+    """A batch of `make_batches` whose features the device draws: the host would take minutes."""
+    generator = torch.Generator(device).manual_seed(seed)
+    made: dict[str, Any] = {"packed": {}, "label": label.to(device), "steps": steps}
+    for modality, lengths in (("audio", steps), ("video", steps // 2)):
+        offsets = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
+        size = (int(offsets[-1]), DIMS[modality])
+        values = torch.randn(size, generator=generator, device=device).to(torch.float16)
+        made["packed"][modality] = Ragged(values, offsets.to(device), offsets)
+        made[modality] = list(values.split(lengths.tolist()))
     return made
 
 
@@ -184,10 +203,17 @@ def compare(
 
 
 def memory_growth(form: str, dim: int, batch: int, setting: Setting) -> float | None:
-    """Growth of peak memory by the training steps, in MiB, measured in a separate process.
+    """Growth of peak memory by the training steps, in MiB; None if it ran out of memory.
 
-    None if it ran out of memory.
+    A GPU's allocator counts what is in use, a CPU's process needs to be new: there a separate one measures.
     """
+    if setting.device == "cuda":
+        try:
+            return growth_here(form, dim, batch, setting)
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            torch.cuda.empty_cache()
     command = [sys.executable, "-m", "awtpn.bench.step", "--memory_of", form]
     command += ["--dims", str(dim), "--batches", str(batch), "--device", setting.device]
     command += ["--precision", setting.precision, "--threads", str(setting.threads)]
@@ -199,33 +225,40 @@ def memory_growth(form: str, dim: int, batch: int, setting: Setting) -> float | 
     return float(ran.stdout.split()[-1])
 
 
-def print_memory_growth(form: str, dim: int, batch: int, setting: Setting) -> None:
+def growth_here(form: str, dim: int, batch: int, setting: Setting) -> float:
+    """`memory_growth` of this process, in which no such step has run on a CPU before."""
     batches = make_batches(batch, setting.device)
     step = make_step(form, dim, setting)
     # A small step first: libraries that load at first use, and Adam's moments, are not counted.
     step(make_batches(2, setting.device)[0])
     before = start_peak(setting.device)
     utterances_per_s(step, batches, setting.device)
-    print((read_peak(setting.device) - before) / 2**20)
+    return (read_peak(setting.device) - before) / 2**20
 
 
 def run(
-    setting: Setting, dims: Sequence[int], batches: Sequence[int], rounds: int, baseline: bool = True
+    setting: Setting,
+    dims: Sequence[int],
+    batches: Sequence[int],
+    rounds: int,
+    baseline: bool = True,
+    memory: bool = True,
 ) -> str:
     """Measure and return a table in Markdown; with `baseline`, the published step too."""
     forms = list(FORMS) if baseline else ["packed"]
     columns = ["D", "batch", "padding", *(f"{form} utt/s" for form in forms)]
     columns += ["ratio", "lowest - highest"] if baseline else ["lowest - highest"]
-    columns += ["packed GFLOP/s", *(f"{form} MiB" for form in forms)]
+    columns += ["packed GFLOP/s", *(f"{form} MiB" for form in forms if memory), "attention"]
     rows = []
     for dim in dims:
         for batch in batches:
             made = make_batches(batch, setting.device)
-            rates = compare(forms, dim, made, setting, rounds)
+            with recorded_forms() as ran:
+                rates = compare(forms, dim, made, setting, rounds)
             if setting.device == "cuda":
                 torch.cuda.empty_cache()  # the processes of `memory_growth` need the memory
-            growth = {form: memory_growth(form, dim, batch, setting) for form in forms}
-            rows.append(row(dim, batch, made, rates, growth))
+            growth = {form: memory_growth(form, dim, batch, setting) for form in forms if memory}
+            rows.append([*row(dim, batch, made, rates, growth), " and ".join(sorted(ran))])
             print(" | ".join(rows[-1]), file=sys.stderr)
     title = "## Training step: packed" + (" beside padded" if baseline else "")
     return "\n".join(
@@ -237,7 +270,8 @@ def run(
             "Forward, losses, backward, clipping, AdamW; batches on the device. The end-to-end rows include "
             "the trainer's other work in a step (reductions over ranks, negatives, fingerprints, metrics). "
             f"Medians of {rounds} interleaved rounds; FLOPs are those that the network needs; "
-            "MiB: growth of peak memory after a first small step, in a separate process.",
+            "MiB: growth of peak memory after a first small step. "
+            "Attention: the form that ran in the packed step.",
             "",
         ]
     )
@@ -284,7 +318,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     setting = Setting(options.device, options.precision, options.threads)
     if options.memory_of:
-        return print_memory_growth(options.memory_of, options.dims[0], options.batches[0], setting)
+        print(growth_here(options.memory_of, options.dims[0], options.batches[0], setting))
+        return
     about = describe(options.device, options.threads)
     print(f"{about}\n\n{run(setting, options.dims, options.batches, options.rounds)}")
 

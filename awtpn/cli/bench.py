@@ -11,7 +11,18 @@ from typing import Any
 from awtpn.config.option_types import path_argument
 from shards.format.precision_names import short_name
 
-PARTS = ("loader", "recordings", "step", "baseline", "end-to-end", "finetune", "attention", "roofline")
+PARTS = (
+    "loader",
+    "recordings",
+    "step",
+    "baseline",
+    "end-to-end",
+    "finetune",
+    "attention",
+    "roofline",
+    "transfers",
+    "staging",
+)
 BENCH_HELP = """Measure this machine and print tables in Markdown.
 
 parts:
@@ -21,15 +32,17 @@ parts:
   baseline    the same beside a plain re-implementation of the published, padded and dense step
   end-to-end  the trainer's loop with its stream, and the share of time that it waits for data
   finetune    training an encoder end to end, beside Hugging Face's Trainer with the same model and losses
-  attention   each implementation of the reliability attention, by length
+  attention   each implementation of the reliability attention, by length; on a GPU beside torch's kernels
   roofline    FLOPs and bytes of each part against the device's measured peaks, and a profile
+  transfers   copies to the GPU: the bus, and the share of it that the step takes
+  staging     how long a checkpoint's copies to the host take
 """
 # Default sizes: the published width on a CPU; from small to large on a GPU.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"precision": "fp32", "dim": [256], "batch": [32]},
     "cuda": {"precision": "bf16", "dim": [256, 1024, 4096], "batch": [64, 256, 1024]},
 }
-QUICK_UTTERANCES = 300
+QUICK_UTTERANCES = 40
 
 
 def add_bench(commands: Any) -> None:
@@ -120,10 +133,12 @@ def write(file: Path, texts: list[str], device: str) -> None:
 
 def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path) -> str:
     """One part's Markdown."""
-    from awtpn.bench import attention, end_to_end, finetune, loader, recordings, roofline_account, step
+    from awtpn.bench import attention, end_to_end, finetune, loader, recordings, step
+    from awtpn.bench.gpu import staging, transfers
+    from awtpn.bench.roofline import account as roofline_account
 
-    sizes = DEFAULTS[setting.device]
-    dims, batches = options.dim or sizes["dim"], options.batch or sizes["batch"]
+    default = DEFAULTS[setting.device]
+    dims, batches = options.dim or default["dim"], options.batch or default["batch"]
     rounds = 1 if options.quick else options.rounds
     count = QUICK_UTTERANCES if options.quick else loader.UTTERANCES
     if part == "loader":
@@ -131,15 +146,21 @@ def measure(part: str, setting: Any, options: argparse.Namespace, scratch: Path)
     if part == "recordings":
         return recordings.run(scratch, rounds, 20 if options.quick else recordings.UTTERANCES)
     if part in ("step", "baseline"):
-        return step.run(setting, dims, batches, rounds, baseline=part == "baseline")
+        return step.run(setting, dims, batches, rounds, part == "baseline", memory=not options.quick)
     if part == "end-to-end":
-        return "\n".join(end_to_end.run(setting, d, b, scratch, count, rounds) for d in dims for b in batches)
+        least = 1 if options.quick else None
+        sizes = [(d, b) for d in dims for b in batches]
+        return "\n".join(end_to_end.run(setting, d, b, scratch, count, rounds, least) for d, b in sizes)
     if part == "finetune":
         return finetune.run(
             setting, scratch, rounds, finetune.BATCH if options.quick else finetune.UTTERANCES
         )
     if part == "attention":
-        return attention.run(setting, dims, rounds)
+        return attention.run(setting, dims, rounds, options.quick)
+    if part == "transfers":
+        return transfers.run(setting, dims, batches, rounds)
+    if part == "staging":
+        return staging.run(setting, dims, rounds)
     return "\n".join(
         [
             roofline_account.run(setting, dims, batches, rounds),

@@ -121,6 +121,7 @@ examples:
   torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-01:29400 \\
       -m awtpn.cli doctor --run_dir /shared/run --data s3://corpus/meld
   awtpn doctor --memory configs/large.yaml --ranks 8 64
+  awtpn doctor --scaling configs/large.yaml --steps audio=120 video=60 --features audio=1024 video=512
 """
 
 
@@ -149,6 +150,13 @@ def add_doctor(commands: Any) -> None:
         help="instead: estimate each rank's peak memory by ZeRO stage. All words that follow belong to it: "
         "CONFIG, [--ranks N ...] and overrides; see `awtpn doctor --memory --help`",
     )
+    parser.add_argument(
+        "--scaling",
+        nargs=argparse.REMAINDER,
+        metavar="CONFIG",
+        help="instead: predict a step's time and its parts on 8, 64 and 512 GPUs of a stated network. All "
+        "words that follow belong to it; see `awtpn doctor --scaling --help`",
+    )
     add_store_options(parser)
     parser.set_defaults(command=run_doctor)
 
@@ -158,6 +166,11 @@ def run_doctor(options: argparse.Namespace) -> None:
         from awtpn.bench.memory_table import report
 
         print(report(options.memory))
+        return
+    if options.scaling is not None:
+        from awtpn.bench.scaling.command import report as scaling_report
+
+        print(scaling_report(options.scaling))
         return
     from awtpn.distributed.doctor import doctor_main
 

@@ -404,6 +404,14 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
         append="1000000x1000 --synthetic --nodes 64 --gpus-per-node 8 --global-batch 4096",
         says="1,000,000 utterances",
     ),
+    "awtpn doctor --scaling": Run(
+        append="configs/large.yaml --ranks 2 --steps audio=9 video=9 --features audio=9 video=9 "
+        "--synthetic 4000x16 --model.shared_dim 8 --train.global_batch_size 16 --train.micro_batch_size 8",
+        says="Computed, not measured on a GPU",
+    ),
+    "python tests/benchmarks/scaling.py": Elsewhere(
+        ["unit/awtpn/bench/test_scaling.py::test_the_benchmark_compares_what_it_did_not_fit"]
+    ),
     "python tests/benchmarks/step.py": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_both_steps_learn_the_same_utterances"]
     ),
@@ -427,6 +435,13 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "pytest -m gpu": Elsewhere(["gpu/test_gpu.py::test_a_step_never_waits_for_the_device"]),
     "awtpn doctor --memory configs/large.yaml --ranks 8 64 --device cuda --steps audio=120 video=60 "
     "--features audio=1024 video=512": Run(says="zero3"),
+    "awtpn doctor --scaling configs/large.yaml --ranks 8 64 512 --steps audio=120 video=60 "
+    "--features audio=1024 video=512": Run(
+        swap={"--ranks 8 64 512": "--ranks 8"},
+        append="--synthetic 4000x16 --model.shared_dim 64 --train.global_batch_size 64 "
+        "--train.micro_batch_size 8",
+        says="Computed, not measured on a GPU",
+    ),
     "awtpn doctor --memory configs/finetune.yaml --ranks 8 --device cuda --steps audio=45 video=45 "
     "--encoder.audio.tune full --encoder.audio.checkpointing true": Run(
         append="--encoder.audio.model hub/wavlm --encoder.video.model hub/clip", says="with checkpointing"

@@ -11,9 +11,10 @@ import pytest
 import torch
 from support import metrics
 
-from awtpn.bench import attention, end_to_end, loader, readers, roofline_account, step
+from awtpn.bench import attention, end_to_end, loader, readers, step
 from awtpn.bench.published_step import Published, published_loss
-from awtpn.bench.roofline import Peak, step_cost
+from awtpn.bench.roofline import account as roofline_account
+from awtpn.bench.roofline.floor import Peak, step_cost
 from awtpn.cli import main
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.settings import LossConfig
@@ -179,7 +180,7 @@ def test_end_to_end_times_the_trainer(
 
 
 def test_attention_forms_by_length(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = attention.forms(CPU, 8, "case", [5, 0, 9], rounds=1)
+    rows, _ = attention.forms(CPU, 8, "case", [5, 0, 9], rounds=1)
     forms = [row[1] for row in rows]
     assert forms[0] == "plain"
     assert "recomputed" in forms

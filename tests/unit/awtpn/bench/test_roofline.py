@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from awtpn.bench.roofline import Cost, Peak, bound_by, floor_s, step_cost, total
+from awtpn.bench.roofline.floor import Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.model.compute.flops import PARTS
 
 

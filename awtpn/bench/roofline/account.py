@@ -1,4 +1,4 @@
-"""Benchmark of each part of a training step on its own, beside its roofline floor (`awtpn.bench.roofline`).
+"""Benchmark of each part of a training step on its own, beside its floor (`awtpn.bench.roofline.floor`).
 
 The device's peaks are measured too: with a large matrix product in the precision of the part, and with a
 large copy, whose bytes count as read and as written.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.bench.machine import synchronize
-from awtpn.bench.roofline import Cost, Peak, bound_by, floor_s, step_cost, total
+from awtpn.bench.roofline.floor import Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.bench.step import CLASSES, DIMS, Setting, make_batches, make_model, make_step, packed_loss
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
