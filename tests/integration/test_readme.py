@@ -400,6 +400,9 @@ COMMANDS: dict[str, Run | Elsewhere | Installs] = {
     "python tests/benchmarks/loader.py": Elsewhere(
         ["unit/awtpn/bench/test_bench.py::test_readers_read_all_and_refuse_another_corpus"]
     ),
+    "python tests/benchmarks/many_shards.py": Elsewhere(
+        ["unit/awtpn/bench/test_many_shards.py::test_a_case_is_measured"]
+    ),
     "awtpn shards simulate": Run(
         append="1000000x1000 --synthetic --nodes 64 --gpus-per-node 8 --global-batch 4096",
         says="1,000,000 utterances",
