@@ -110,13 +110,12 @@ def _index(arrays: dict[str, np.ndarray], entry: ShardEntry, manifest: Manifest)
         for name, modality in manifest.modalities.items()
         if modality.is_jpeg
     }
-    # One value in memory, whatever its length: a manifest may name any number of such columns.
-    absent = np.broadcast_to(np.nan, utterances)
     columns = {}
     for name, kind in manifest.columns.items():
         # A number that no utterance of the shard has is missing in the index.
         if kind == OPTIONAL and f"column.{name}" not in arrays:
-            columns[name] = absent
+            # One value in memory, whatever its length: a manifest may name any number of such columns.
+            columns[name] = np.broadcast_to(np.nan, utterances)
             continue
         array = take(f"column.{name}", KINDS[kind])
         columns[name] = array.astype(np.float64) if kind == OPTIONAL else array
@@ -158,7 +157,7 @@ def _check_values(index: ShardIndex, entry: ShardEntry, manifest: Manifest) -> N
     if len(set(index.key.tolist())) != len(index.key):
         raise ValueError("two utterances have the same key")
     for name, modality in manifest.modalities.items():
-        if name in index.form and str(index.form[name]) != form_of(modality):
+        if name in index.form and index.form[name].item() != form_of(modality):
             both = f"{index.form[name]!s:.60}, by the manifest {form_of(modality)}"
             raise ValueError(f"{name} is {both}: one of the two was changed")
         _check_steps(name, index.offset[name], index.steps[name], entry)
@@ -234,9 +233,10 @@ def _check_extents(
         offsets.append(index.offset[name])
         sizes.append(index.steps[name].astype(np.int64) * modality.step_bytes)
     # Row by row: an utterance's members follow each other in a tar, so this is nearly sorted.
-    start, size = np.stack(offsets, axis=1).ravel(), np.stack(sizes, axis=1).ravel()
-    start = np.concatenate([start, *index.picture_offset.values()])
-    size = np.concatenate([size, *index.picture_size.values()])
+    start, size = np.array(offsets).T.ravel(), np.array(sizes).T.ravel()
+    if index.picture_offset:
+        start = np.concatenate([start, *index.picture_offset.values()])
+        size = np.concatenate([size, *index.picture_size.values()])
     if (size < 0).any():
         raise ValueError("a JSON member has a negative size")
     if (index.json_offset[index.json_size > 0] % BLOCK).any():

@@ -76,6 +76,7 @@ class OpenShards:
         self._work: dict[int, np.ndarray] = {}
         self._damage = DamageRecord()
         self._class_counts = np.zeros(len(manifest.classes), np.int64)
+        self._most_counts = np.array(self.split.class_counts, np.int64)
         self._counted: set[int] = set()  # shards whose labels are in _class_counts
         self._init_process_state(forked=False)
         _all.add(self)
@@ -93,7 +94,7 @@ class OpenShards:
         with self._lock:
             if self._forked:
                 self.store, self._forked = reopen_after_fork(self.store), False
-            return replace(self.store, stop=stop)
+            return self.store if stop is self.store.stop else replace(self.store, stop=stop)
 
     def index(
         self, shard: int, wait_s: float = ROOM_WAIT_S, stop: threading.Event | None = None
@@ -143,7 +144,7 @@ class OpenShards:
             if shard not in self._counted:
                 self._counted.add(shard)
                 self._class_counts += count_labels(index.label, len(self._class_counts))
-            if np.any(self._class_counts > self.split.class_counts):
+            if (self._class_counts > self._most_counts).any():
                 raise wrong_counts(self.split, self.at)
 
     def check_class_counts(self) -> None:
