@@ -97,7 +97,7 @@ def _of_gradients(
     size = 2 if use.half_weights and config.train.precision != "fp32" else FLOAT
     gradients, weights = float(size * work.parameters), float(size * work.weights)
     reductions = math.ceil(work.parameters / buckets.reduce)
-    if engine == "ddp":
+    if use.stage == 0 and not use.flat_buckets:  # DDP
         calls = math.ceil(gradients / DDP_BUCKET)
         return [Collective("gradients", "all_reduce", gradients, calls, "last backward")]
     if use.stage == 0:

@@ -167,13 +167,17 @@ def test_a_clip_that_would_fill_the_memory_is_refused(
 def test_frames_are_let_go_of_at_once(tmp_path: Path) -> None:
     """In cycles of references they would wait for the garbage collector, which does not see their size."""
     path = record(tmp_path / "a.mkv", [numbered(i) for i in range(100)], codec="mpeg4")
-    gc.collect()
+    left = []
     gc.disable()
     try:
-        read_frames(path, 10)
-        assert gc.collect() < 100, "objects that only the collector could free"
+        for _ in range(3):
+            gc.collect()
+            read_frames(path, 10)
+            left.append(gc.collect())
     finally:
         gc.enable()
+    # Each time would leave as many; more at one time are of another thread, which an earlier test left.
+    assert min(left) < 100, "objects that only the collector could free"
 
 
 def test_a_late_span_is_decoded_from_the_key_frame_before_it(
