@@ -42,7 +42,7 @@ from awtpn.bench.readers import (
     Epoch,
     how_to_install,
     lengths,
-    read_short,
+    read_stream,
     write_corpora,
 )
 from shards.safe_io.markdown import Markdown, table
@@ -61,7 +61,7 @@ def measure(reader: str, scratch: Path, count: int) -> dict[str, float]:
 
 def measure_short(threads: str, scratch: Path, count: int) -> dict[str, float]:
     """Utterances of one step per second, in the best of five epochs after the first."""
-    epoch = read_short(scratch, int(threads))
+    epoch = read_stream(scratch, threads=int(threads), corpus="short")
     read_whole(epoch, 0, count)
     return {"second": count / min(read_whole(epoch, number, count) for number in range(1, 6))}
 

@@ -137,16 +137,12 @@ def padded(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
     )
 
 
-def read_stream(scratch: Path, prefetch: int = 4, threads: int | None = None) -> Epoch:
+def read_stream(
+    scratch: Path, prefetch: int = 4, threads: int | None = None, corpus: str = "shards"
+) -> Epoch:
     stream = shards.FeatureStream(
-        str(scratch / "shards"), global_batch_size=BATCH, prefetch=prefetch, threads=threads
+        str(scratch / corpus), global_batch_size=BATCH, prefetch=prefetch, threads=threads
     )
-    return lambda epoch: (len(batch) for batch in stream.epoch(epoch))
-
-
-def read_short(scratch: Path, threads: int) -> Epoch:
-    """As many utterances as the corpus has, each of one time step."""
-    stream = shards.FeatureStream(str(scratch / "short"), global_batch_size=BATCH, threads=threads)
     return lambda epoch: (len(batch) for batch in stream.epoch(epoch))
 
 

@@ -15,6 +15,7 @@ is left out. One that holds features cannot be encoded, and there are no texts.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,8 +169,6 @@ def _clips(
     Args:
         of_dataset: the readers of all splits; those of this one are added.
     """
-    from shards.storage.daemon_threads import DaemonThreads
-    from shards.storage.store import REQUESTS
     from shards.streaming.buffer_pool import BufferPool
     from shards.streaming.reader import ShardReader
 
@@ -194,8 +193,7 @@ def _clips(
             return [BadSample(f"{entry.name}#{row}", str(error)) for row in range(entry.utterances)]
         return _rows(index, packed, shard, split, sorted(columns))
 
-    with DaemonThreads(REQUESTS, "shards-index") as threads:
-        return [clip for of_shard in threads.map(rows, range(len(packed.reader.shards))) for clip in of_shard]
+    return list(chain.from_iterable(packed.reader.map(rows, range(len(packed.reader.shards)))))
 
 
 def _rows(

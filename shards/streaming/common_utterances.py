@@ -10,12 +10,12 @@ Training uses it to refuse evaluation data that it trains on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from shards.storage.store import REQUESTS
+from shards.storage.store import map_files
 from shards.streaming.stream import FeatureStream
 
 # With more, the comparison would take longer than about ten seconds, and is skipped.
@@ -72,8 +72,7 @@ def content_hashes(stream: FeatureStream) -> np.ndarray | None:
         ValueError: an index is missing or damaged.
         OSError: the store cannot be reached.
     """
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        found = list(pool.map(lambda shard: _hashes_of_shard(stream, shard), range(len(stream.shards))))
+    found = list(map_files(stream.store, partial(_hashes_of_shard, stream), range(len(stream.shards))))
     known = [part for part in found if part is not None]
     return np.concatenate(known) if len(known) == len(found) else None
 
@@ -113,8 +112,7 @@ def common_by_key(
 
 def _keys(stream: FeatureStream) -> list[np.ndarray]:
     """The keys of each shard's selected utterances; empty ones where its index is damaged and skipped."""
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(lambda shard: _keys_of_shard(stream, shard), range(len(stream.shards))))
+    return list(map_files(stream.store, partial(_keys_of_shard, stream), range(len(stream.shards))))
 
 
 def _keys_of_shard(stream: FeatureStream, shard: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from awtpn.bench.machine import describe
-from awtpn.distributed.cpu_threads import usable_cores
 from awtpn.model import attention
+from shards.cores import usable_cores
 
 DIMS = (256, 1024)
 LENGTHS = (120, 30, 0, 250)
