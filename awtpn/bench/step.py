@@ -34,7 +34,7 @@ from awtpn.bench.published_step import Published, published_loss
 from awtpn.inference.predictor import pack_arrays
 from awtpn.learning.losses import LossNormalizers, NegativePool, loss_terms, total_loss
 from awtpn.learning.negatives import DRAWS
-from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.optimizer import make_optimizer, set_grad_norm
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.compute.flops import step_flops
 from awtpn.model.network import AWTPN
@@ -161,7 +161,7 @@ def padded_step(dim: int, device: str, autocast: Callable[[], Any]) -> Step:
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    set_grad_norm(optimizer, nn.utils.clip_grad_norm_(model.parameters(), 1.0))
     optimizer.step()
     optimizer.zero_grad()
 

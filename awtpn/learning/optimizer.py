@@ -38,18 +38,22 @@ class GuardedAdamW(torch.optim.AdamW):
 
     gradient_norm: Tensor | None = None
     """Norm of the next step's gradients before clipping. If it overflows, clipping turns them into zeros."""
+    found_inf: Tensor
+    """1.0 if a step is to be skipped, else 0.0; there only within a step, or set by a GradScaler."""
     average_decay: float = 0.0
     """Of the averaged weights that each step updates (`learning.averaging`); 0: there are none."""
 
     def step(self, closure: Any = None) -> Any:
         norm, self.gradient_norm = self.gradient_norm, None
         scaled = hasattr(self, "found_inf")  # set by a GradScaler, which has checked the gradients already
-        if not scaled:
+        if norm is not None:
+            # A norm of all gradients is finite only if each of them is.
+            unusable = (~norm.isfinite()).float()
+            self.found_inf = torch.maximum(self.found_inf, unusable) if scaled else unusable
+        elif not scaled:
             gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, math.inf)])
             self.found_inf = (~largest.isfinite().all()).float()
-        if norm is not None:
-            self.found_inf = torch.maximum(self.found_inf, (~norm.isfinite()).float())
         try:
             with torch.no_grad():
                 loss = _plain_step(self, closure)

@@ -31,7 +31,7 @@ import importlib.util
 import math
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,31 +166,43 @@ class Recomputed(torch.autograd.Function):
         ctx.save_for_backward(q, k, r, w)
         ctx.lengths, ctx.kept = lengths, []
         room = KEPT_SCORES if any(ctx.needs_input_grad) else 0
-        q, k = q.to(r.dtype), k.to(r.dtype)
-        for rows, columns in _chunks(lengths):
-            attention = _attention_rows(q[rows], k[columns])
-            torch.mv(attention, r[columns], out=w[rows])
-            keep = attention.numel() <= room
-            ctx.kept.append(attention if keep else None)
-            room -= attention.numel() if keep else 0
+        parts = (of.split(lengths) for of in (q.to(r.dtype), k.to(r.dtype), r, w))
+        for q_u, k_u, r_u, w_u in zip(*parts, strict=True):
+            for rows in _chunks(len(q_u)):
+                attention = _attention_rows(q_u[rows], k_u)
+                torch.mv(attention, r_u, out=w_u[rows])
+                keep = attention.numel() <= room
+                ctx.kept.append(attention if keep else None)
+                room -= attention.numel() if keep else 0
         return w
 
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, r, w = ctx.saved_tensors
-        dtype, gradient = q.dtype, gradients[0].contiguous()
+        dtype = q.dtype
         scale = 1.0 / math.sqrt(q.shape[-1])
         q, k = q.to(r.dtype), k.to(r.dtype)
-        # A step is a row of exactly one chunk, but a column of several: set dq, add up dk and dr.
-        dq, dk, dr = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(r)
-        for (rows, columns), kept in zip(_chunks(ctx.lengths), ctx.kept, strict=True):
-            attention = _attention_rows(q[rows], k[columns]) if kept is None else kept
-            weighted = attention * gradient[rows, None]  # g_i A_ij
-            dr[columns] += weighted.sum(0)
-            ds = weighted.mul_((r[columns] - w[rows, None]).mul_(scale))
-            torch.mm(ds, k[columns], out=dq[rows])
-            dk[columns].addmm_(ds.T, q[rows])
+        dq, dk, dr = torch.empty_like(q), torch.empty_like(k), torch.empty_like(r)
+        of_all = (q, k, r, w[:, None], gradients[0].contiguous()[:, None], dq, dk, dr)
+        kept = iter(ctx.kept)
+        for q_u, k_u, r_u, w_u, g_u, dq_u, dk_u, dr_u in zip(
+            *(of.split(ctx.lengths) for of in of_all), strict=True
+        ):
+            # A step is a row of exactly one chunk, but a column of all: set dq, add up dk and dr.
+            for number, rows in enumerate(_chunks(len(q_u))):
+                attention = next(kept)
+                attention = _attention_rows(q_u[rows], k_u) if attention is None else attention
+                weighted = attention * g_u[rows]  # g_i A_ij
+                dr_rows = weighted.sum(0)
+                ds = weighted.mul_((r_u - w_u[rows]).mul_(scale))
+                torch.mm(ds, k_u, out=dq_u[rows])
+                if number == 0:
+                    dr_u.copy_(dr_rows)
+                    torch.mm(ds.T, q_u[rows], out=dk_u)
+                else:
+                    dr_u.add_(dr_rows)
+                    dk_u.addmm_(ds.T, q_u[rows])
         return dq.to(dtype), dk.to(dtype), dr, None
 
 
@@ -198,15 +210,10 @@ def _attention_rows(q: Tensor, k: Tensor) -> Tensor:
     return torch.softmax((q @ k.T).mul_(1.0 / math.sqrt(q.shape[-1])), -1)
 
 
-def _chunks(lengths: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """(rows, columns) of each chunk: all columns of an utterance, at most CHUNK_SCORES scores."""
-    start = 0
-    for length in lengths:
-        columns = slice(start, start + length)
-        height = max(1, CHUNK_SCORES // max(1, length))
-        for first in range(start, start + length, height):
-            yield slice(first, min(first + height, start + length)), columns
-        start += length
+def _chunks(length: int) -> list[slice]:
+    """The rows of each chunk of an utterance's scores, of at most CHUNK_SCORES."""
+    height = max(1, CHUNK_SCORES // max(1, length))
+    return [slice(first, first + height) for first in range(0, length, height)]
 
 
 # --- Batches of utterances of similar length -----------------------------------------------------

@@ -12,6 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from awtpn.model.attention import reliability_attention
+from awtpn.model.compute.cpu_passes import (
+    ReluTimes,
+    SquaredDistances,
+    StepSums,
+    in_few_passes,
+    mean_and_variance,
+    standardized,
+)
 from awtpn.model.compute.dropout import Dropout
 from awtpn.model.segments import segment_mean, segment_softmax, segment_sum
 
@@ -75,6 +83,8 @@ class Standardize(Float32Buffers):
             return scaled.add_(shift)
         if x.dtype == torch.int8:
             raise ValueError("int8 features need their scale and offset: give a Ragged with `quantization`")
+        if in_few_passes(self.mean) and not x.requires_grad:
+            return standardized(x, self.mean, self.std.reciprocal())
         if x.device.type == "cpu":
             # On a CPU, x - mean of mixed dtypes writes to newly mapped memory: 8 times slower than in place.
             centered = x.to(torch.promote_types(x.dtype, self.mean.dtype), copy=True).sub_(self.mean)
@@ -84,11 +94,22 @@ class Standardize(Float32Buffers):
 
 
 class SES(nn.Linear):
-    """Projection of one modality into the shared space: `h = ReLU(W x + b)`; AWTPN applies the dropout."""
+    """Projection of one modality into the shared space: `h = ReLU(W x + b)`, times the dropout's factors."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [T, F] -> [T, D], not negative."""
-        return torch.relu(super().forward(x.to(self.weight.dtype)))
+    def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """`x` [T, F] -> [T, D], not negative.
+
+        Args:
+            x: standardized features.
+            factors: [T, D] each 0 or 1 / (1 - p); default: no dropout.
+        """
+        z = super().forward(x.to(self.weight.dtype))
+        if factors is None:
+            return torch.relu(z)
+        if in_few_passes(z):
+            h: Tensor = ReluTimes.apply(z, factors)
+            return h
+        return torch.relu(z) * factors
 
 
 class Statistics(Float32Buffers):
@@ -131,9 +152,12 @@ def mean_and_deviation(x: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:
 
     A deviation of 0, as of a single step, has the gradient 0.
     """
-    mean = segment_mean(x, offsets, utterance)
-    # Of the differences: a mean of squares minus a squared mean can cancel.
-    variance = segment_mean((x - mean[utterance]).square(), offsets, utterance)
+    if in_few_passes(x) and not x.requires_grad:
+        mean, variance = mean_and_variance(x, offsets, utterance)
+    else:
+        mean = segment_mean(x, offsets, utterance)
+        # Of the differences: a mean of squares minus a squared mean can cancel.
+        variance = segment_mean((x - mean[utterance]).square(), offsets, utterance)
     # The gradient of a root at 0 is infinite, which times 0 is NaN.
     differs = variance > 0
     deviation = torch.where(differs, torch.where(differs, variance, 1.0).sqrt(), 0.0)
@@ -161,7 +185,10 @@ class TPN(Float32Buffers):
         h, p = h.to(wide), self.prototypes.to(wide)
         with torch.autocast(h.device.type, enabled=False):
             # |h - p|^2 expanded, so that it takes one matrix product; rounding can make it negative.
-            square = h.square().sum(1, keepdim=True) + p.square().sum(1) - 2 * h @ p.T
+            if in_few_passes(h):
+                square = SquaredDistances.apply(h, p)
+            else:
+                square = h.square().sum(1, keepdim=True) + p.square().sum(1) - 2 * h @ p.T
         nearest = square.clamp(min=0).unflatten(1, self.shape).amin(-1)
         return scale * nearest
 
@@ -208,6 +235,15 @@ class AWM(nn.Module):
     def attend(self, h: Tensor, r: Tensor, host_offsets: Tensor) -> Tensor:
         """See `awtpn.model.attention.reliability_attention`."""
         return reliability_attention(h, self.query, self.key, r, host_offsets)
+
+
+def pooled_and_mean(h: Tensor, weights: Tensor, offsets: Tensor, utterance: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of each utterance's steps times their weights, and their plain mean: `h` [T, D] -> [B, D] each."""
+    if not in_few_passes(h):
+        pooled = segment_sum(weights[:, None] * h, offsets, utterance)
+        return pooled, segment_mean(h, offsets, utterance)
+    pooled, total = StepSums.apply(h, weights, utterance, len(offsets) - 1)
+    return pooled, total / offsets.diff().clamp(min=1).to(h.dtype)[:, None]
 
 
 def fusion_weights(given: Sequence[float], present: Tensor, dtype: torch.dtype) -> Tensor:

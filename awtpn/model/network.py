@@ -36,15 +36,24 @@ missing in all these equations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from awtpn.model.base import EmotionModel, ModalityOutput, ModelOutput
-from awtpn.model.blocks import AWM, SES, TPN, Spread, Statistics, fusion_weights, mean_and_deviation
+from awtpn.model.blocks import (
+    AWM,
+    SES,
+    TPN,
+    Spread,
+    Statistics,
+    fusion_weights,
+    mean_and_deviation,
+    pooled_and_mean,
+)
 from awtpn.model.compute.dropout import Dropout, DropoutFactors
-from awtpn.model.segments import segment_mean, segment_sum, utterance_of_step
+from awtpn.model.segments import segment_mean, utterance_of_step
 from awtpn.model.settings import ModelConfig
 from awtpn.model.sharing.published_weights import convert_state_dict
 from shards import Ragged
@@ -124,21 +133,34 @@ class AWTPN(EmotionModel):
         offsets = ragged.offsets.long()
         utterance = utterance_of_step(offsets, len(ragged.values))
         x = self.standardise[modality](ragged.values, ragged.quantization)
-        h = self.ses[modality](x)
-        h = self.dropout(h) if dropout is None else h * dropout
+        h = self.project(modality, x, dropout)
         distances = self.distances(modality, h)
         wide = h.to(distances.dtype)
-        mean = segment_mean(wide, offsets, utterance)
         if self.config.awm == "adaptive":
             weights = self.awm[modality](h, distances, offsets, utterance, ragged.host_offsets)
-            pooled = segment_sum(weights[:, None] * wide, offsets, utterance)
+            pooled, mean = pooled_and_mean(wide, weights, offsets, utterance)
         else:
             weights = (1 / offsets.diff().to(distances.dtype))[utterance]
-            pooled = mean
+            pooled = mean = segment_mean(wide, offsets, utterance)
         x = x if self.config.statistics else x[:, :0]
         statistics = mean_and_deviation(x, offsets, utterance)
         present = offsets.diff() > 0
         return ModalityOutput(h, distances, weights, pooled, mean, statistics, present, offsets, utterance)
+
+    def project(self, modality: str, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """SES of a modality's standardized features, with dropout: `x` [T, F] -> [T, D].
+
+        Args:
+            modality: its name.
+            x: of `standardise`.
+            factors: [T, D] of the dropout; default: drawn here in training.
+        """
+        ses = cast(SES, self.ses[modality])
+        if factors is None:
+            shape = (len(x), self.config.shared_dim)
+            factors = self.dropout.factors(shape, ses.weight.dtype, x.device)
+        h: Tensor = ses(x, factors)
+        return h if factors is not None else self.dropout(h)
 
     def distances(self, modality: str, h: Tensor) -> Tensor:
         """Scaled squared distances of a modality's steps to the classes: `h` [T, D] -> [T, C] (Eq. 6-8)."""

@@ -21,9 +21,9 @@ from awtpn.bench.roofline.floor import Cost, Peak, bound_by, floor_s, step_cost,
 from awtpn.bench.step import CLASSES, DIMS, Setting, make_batches, make_model, make_step, packed_loss
 from awtpn.learning.optimizer import make_optimizer
 from awtpn.learning.settings import LossConfig, OptimConfig
+from awtpn.model.blocks import pooled_and_mean
 from awtpn.model.compute.flops import PARTS
 from awtpn.model.network import AWTPN, ModalityOutput, ModelOutput
-from awtpn.model.segments import segment_mean, segment_sum
 from shards.safe_io.markdown import code, table
 
 # Parts whose products are in train.precision; the others are always float32.
@@ -81,7 +81,7 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
 
     def ses() -> None:
         with setting.autocast():
-            made = [model.dropout(model.ses[m](model.standardise[m](packed[m].values))) for m in DIMS]
+            made = [model.project(m, model.standardise[m](packed[m].values)) for m in DIMS]
         backward(made, [torch.ones_like(h) for h in made])
 
     def distances() -> None:
@@ -102,8 +102,7 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
             streams = {}
             for m, s in leaves.items():
                 wide = s.h.to(s.distances.dtype)
-                pooled = segment_sum(s.weights[:, None] * wide, s.offsets, s.utterance)
-                mean = segment_mean(wide, s.offsets, s.utterance)
+                pooled, mean = pooled_and_mean(wide, s.weights, s.offsets, s.utterance)
                 streams[m] = replace(s, pooled=pooled, mean=mean)
             fused = model.fuse(streams)
             logits = model.classifier(fused.to(model.classifier.weight.dtype)).to(fused.dtype)

@@ -31,10 +31,13 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of any shape -> in training, 0 with probability p, else x / (1 - p)."""
-        fast = self.training and 0 < self.p < 1 and x.device.type == "cpu" and x.is_contiguous()
-        if not fast or torch.compiler.is_compiling():
-            return super().forward(x)
-        return x * draw_factors(x.shape, self.p, x.dtype)
+        factors = self.factors(x.shape, x.dtype, x.device) if x.is_contiguous() else None
+        return super().forward(x) if factors is None else x * factors
+
+    def factors(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """What `forward` multiplies a tensor by; None where it does not draw fast, or nothing is dropped."""
+        fast = self.training and 0 < self.p < 1 and device.type == "cpu"
+        return draw_factors(shape, self.p, dtype) if fast and not torch.compiler.is_compiling() else None
 
 
 def draw_factors(shape: tuple[int, ...], p: float, dtype: torch.dtype) -> Tensor:
