@@ -228,14 +228,18 @@ def activation_bytes(work: Workload, half: bool, autocast: bool, on_gpu: bool) -
     merged; and in float32 h for the distances. In half precision it keeps two more float32 copies of h, for
     distances and pooling. A merged query-key map is kept too. Backward's first gradients add some three
     activations of the largest modality (in half precision four, in float32) and a map's gradient.
+
+    CPUs take less (`awtpn.model.compute.cpu_passes`): they keep no h for the distances, and in float32 of
+    ReLU and dropout only their result. Backward's first gradients are two activations there in float32.
     """
     size = 2 if half else FLOAT
     kept, largest = float(size * work.dim**2 if work.adaptive else 0), 0.0
     for modality, steps in work.steps.items():
         h = steps * work.dim
-        copies = 2 * size if work.dropout else size  # ReLU's result, and h after dropout
-        copies += (1 if on_gpu else size) if work.dropout else 0
-        copies += 3 * FLOAT if half else FLOAT
+        copies = size  # h
+        if work.dropout and (on_gpu or half):
+            copies += size + (1 if on_gpu else size)  # ReLU's result, and the mask
+        copies += FLOAT * (2 * half + on_gpu)
         if work.adaptive:
             merged = steps > work.dim
             copies += size if merged else 2 * size
@@ -246,7 +250,8 @@ def activation_bytes(work: Workload, half: bool, autocast: bool, on_gpu: bool) -
     if autocast:
         kept += 2 * work.own_parameters  # half-precision copies of the weights
     below, most = peak_bytes([*work.encoders.values()], half, autocast, on_gpu)
-    return max(most, below + kept + FLOAT * largest * (4 if half else 3), kept + most)
+    gradients = 4 if half else 3 if on_gpu else 2
+    return max(most, below + kept + FLOAT * largest * gradients, kept + most)
 
 
 def peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
