@@ -13,7 +13,7 @@ from page_support import film
 from shards.sources.made_up import demo_recordings
 
 
-def test_the_demo_trains_a_model_that_takes_clips(
+def test_the_demo_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = partial(demo_recordings.samples, train=32, val=8, test=8)
@@ -31,6 +31,7 @@ def test_the_demo_trains_a_model_that_takes_clips(
     assert "  awtpn train --config finetune-demo --model.awm uniform " in told
     assert f"  awtpn serve {run} " in told
 
+    # Its model takes clips, though nothing of its data was one.
     awtpn("predict", run, film(tmp_path / "clip.mp4"))
     [line] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert line["label"] in demo_recordings.EMOTIONS
