@@ -143,7 +143,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--retry_failed",
         action="store_true",
-        help="when resuming: try clips that failed once more, and write their shards anew",
+        help="when resuming: try clips that failed once more, and write their shards anew (for a "
+        "finished dataset: --overwrite)",
     )
     how.add_argument(
         "--patience",

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from shards import Ragged
+from shards.extraction.encoders.frames import Frames
+from shards.extraction.encoders.waveform import Waveform
 from shards.extraction.through_recording import as_stored_jpeg
 from shards.format.recording import DTYPE_OF, FULL_SCALE, KIND_OF, Recording, in_steps
 from shards.safe_io.printable import listed
@@ -127,6 +129,13 @@ def as_stored(array: NDArray[Any] | None, recording: Recording) -> NDArray[Any] 
     if array is None or recording.jpeg_quality is None:
         return array
     return as_stored_jpeg(array, recording.jpeg_quality)
+
+
+def storing_encoder(recording: Recording) -> Any:
+    """What stores a clip in this form: its sound, or the middle of its pictures."""
+    if recording.is_sound:
+        return Waveform(rate=round(recording.rate), step_seconds=recording.step_seconds)
+    return Frames(fps=recording.rate, side=recording.shape[0], jpeg=recording.jpeg_quality)
 
 
 def check_made(encoders: Mapping[str, Any], recordings: Mapping[str, Recording]) -> None:

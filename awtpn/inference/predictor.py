@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from awtpn.inference.inputs import Features, as_stored, check_features, check_made, pack_recordings
+from awtpn.inference.inputs import (
+    Features,
+    as_stored,
+    check_features,
+    check_made,
+    pack_recordings,
+    storing_encoder,
+)
 from awtpn.inference.intervals import half_widths, results_of_run
 from awtpn.inference.prediction import Prediction, make_predictions
 from awtpn.inference.recording import TEXT, clip_of, text_clip
@@ -20,6 +27,7 @@ from awtpn.model.device import resolve_device
 from awtpn.model.encoders.passes import parts_of
 from awtpn.model.finite_outputs import NotFiniteError, describe_not_finite
 from awtpn.model.models import load_model
+from awtpn.model.sharing.model_card import MADE_UP
 from shards import BadSample, FeatureStream, Ragged, Sample
 from shards.extraction.pipeline import UNDECODABLE, DecodedClip, decode_ahead, encode
 from shards.extraction.reopen_encoder import reopen_encoder
@@ -160,7 +168,8 @@ class Predictor:
     def encoders(self, device: str | None = None, **moved: str | None) -> dict[str, Any]:
         """The encoders that made the training features, by modality; opened at the first call, then cached.
 
-        Of a modality with an encoder within the model it is the one that stored the recordings.
+        Of a modality with an encoder within the model it is the one that stored the recordings, or, of a
+        made-up corpus, that stores a clip in the same form.
 
         Args:
             device: where encoders run; default the model's.
@@ -172,19 +181,22 @@ class Predictor:
         """
         if not self._encoders:
             recorded = reopenable(self.model.provenance)
-            if missing := [m for m in self.model.feature_dims if m not in recorded]:
+            is_made_up = (self.model.provenance or {}).get("format") in MADE_UP
+            opened = {m: storing_encoder(r) for m, r in self.model.recordings.items() if is_made_up}
+            if missing := [m for m in self.model.feature_dims if m not in {**recorded, **opened}]:
                 raise ValueError(
                     f"how the model's features of {listed(missing)} were made is not recorded, so they "
                     "cannot be extracted from a recording: give a dataset of such features, or train a model "
                     "on one that `awtpn extract` made"
                 )
             where = device or str(self.device)
-            opened = {
+            opened |= {
                 m: reopen_encoder(m, recorded[m]["settings"], where, moved.get(m) or self._moved.get(m))
                 for m in self.model.feature_dims
+                if m in recorded
             }
             check_made(opened, self.model.recordings)
-            self._encoders = opened
+            self._encoders = {m: opened[m] for m in self.model.feature_dims}
         return self._encoders
 
     def predict_recordings(

@@ -23,6 +23,8 @@ from shards import FeatureStream
 # From no weight to the utterance's largest one; the second where a terminal has no Unicode.
 BARS, PLAIN_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 MARK = "^"  # below an informative time step
+# The configuration of a demo that has another name than its data; `awtpn train` alone is that of `demo`.
+CONFIG_OF = {"demo-recordings": "finetune-demo"}
 
 
 def show_tour(run_dir: Path, data: str, test: FeatureStream | None) -> None:
@@ -92,11 +94,15 @@ def weight_lines(
 
 def command_lines(run_dir: Path, data: str) -> list[str]:
     """Commands that are worth a newcomer's time, and what each is for."""
-    again = "awtpn train" if data == "demo" else f"awtpn train --config {data}"
+    again = "awtpn train" if data == "demo" else f"awtpn train --config {CONFIG_OF.get(data, data)}"
+    # A model of made-up features takes no clips; one with encoders does.
+    about = "a web page: drop or record a clip"
+    served = {f"awtpn serve {quote(str(run_dir))}": about} if data == "demo-recordings" else {}
     commands = {
         f"{again} --model.awm uniform": "the same with plain averages over time in place of the weights",
         f"tensorboard --logdir {quote(str(run_dir.parent))}": "losses, weights and prototypes over time",
         f"awtpn predict {quote(str(run_dir))} {data} --out answers.jsonl": "a line for each test utterance",
+        **served,
         "awtpn extract recordings data/mine": "features of your own recordings; awtpn pack takes features",
     }
     margin = max(map(len, commands)) + 2

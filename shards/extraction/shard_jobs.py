@@ -269,7 +269,11 @@ def claim_folder(
     if not overwrite and _holds_dataset_of(store, extraction):
         if not is_being_replaced(store):  # another extraction may be writing the replacement just now
             remove_temporary(store)
-        logger.warning("%s: already complete; pass overwrite (--overwrite) to make it again", store.url)
+        logger.warning(
+            "%s: already complete; %spass overwrite (--overwrite) to make it again",
+            store.url,
+            "failed clips are tried again only while it is not; " if retry_failed else "",
+        )
         return b"", 0, frozenset()
     token = extraction_token(extraction)
     generation = check_available(store, token, overwrite)

@@ -1,7 +1,8 @@
 """Pictures as JPEG, written and read by Pillow.
 
 Its decoder, libjpeg-turbo, computes in whole numbers, so that all machines read the same pixels. It releases
-the interpreter's lock, so several threads decode at the same time.
+the interpreter's lock, so several threads decode at the same time. A GPU's decoder (nvJPEG) rounds otherwise:
+a run would see other pixels there than on a CPU, and depend on its machine. So none is used.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@
     python tests/distributed/matrix.py --out matrix.md                  # the table in a file, too
 
 Ranks 1, 2 and 4, accumulation 1, 2 and 4, no engine or DDP and ZeRO 1, 2 and 3 with every parameter
-partitioned, prototypes by gradient and by class means, negatives by group and (accumulation 1) global: 50
-steps in float32 without dropout at one global batch size. Ends with an error if fingerprints differ, a loss
-is more than 1e-5 apart relatively, a weight more than 1e-4, or validation differs at all. (In bf16: a loss
-more than 1e-2; weights and validation are shown, not judged.) Two cores take some
-minutes; `test_layouts_agree.py` holds a part of it to the same.
+partitioned, prototypes by gradient and by class means, negatives by group and global: 50 steps in float32
+without dropout at one global batch size. Ends with an error if fingerprints differ, a loss is more than 1e-5
+apart relatively, a weight more than 1e-4, or validation differs at all. (In bf16: a loss more than 1e-2;
+weights and validation are shown, not judged.) Two cores take some minutes; `test_layouts_agree.py` holds a
+part of it to the same.
 """
 
 from __future__ import annotations
@@ -55,12 +55,6 @@ LESSONS: dict[str, dict[str, Any]] = {
 }
 BF16_BAND = 1e-2  # relative, at every one of the first 50 steps
 Layout = tuple[int, int, int | None]  # ranks, accumulation, ZeRO stage
-
-
-def layouts(lesson: str, ranks: list[int], accumulations: list[int]) -> list[Layout]:
-    if lesson == "global negatives":
-        accumulations = [1]
-    return list(itertools.product(ranks, accumulations, (None, 1, 2, 3)))
 
 
 def job(lesson: str, layout: Layout, data: dict[str, Any], run: Path, zero3: Path) -> dict[str, Any]:
@@ -114,10 +108,10 @@ def main() -> None:
     zero3 = root / "zero3.json"
     # Parameters of fewer elements are never partitioned, and these are all small.
     zero3.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
-    wanted = [
+    wanted: list[tuple[str, Layout]] = [
         (lesson, layout)
         for lesson in options.lessons
-        for layout in layouts(lesson, options.ranks, options.accumulations)
+        for layout in itertools.product(options.ranks, options.accumulations, (None, 1, 2, 3))
     ]
     folder = {case: root / f"run-{i}" for i, case in enumerate(wanted)}
     for ranks in options.ranks:

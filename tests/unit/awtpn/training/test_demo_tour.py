@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from awtpn.config.command_line import parse_command_line
+from awtpn.config.settings import DEMOS
 from awtpn.model.models import build_model
 from awtpn.model.settings import ModelConfig
 from awtpn.training import demo_tour
@@ -83,6 +85,20 @@ def test_the_commands_are_of_the_run_and_its_demo() -> None:
     assert lines[0].startswith("  awtpn train --config demo-values --model.awm uniform ")
     assert lines[1].startswith("  tensorboard --logdir 'my runs' ")
     assert command_lines(Path("runs/a"), "demo")[0].startswith("  awtpn train --model.awm uniform ")
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_the_first_command_trains_on_the_same_demo(name: str) -> None:
+    words = command_lines(Path("runs/a"), name)[0].split("  ")[1].split()
+    assert words[:2] == ["awtpn", "train"]
+    config, _ = parse_command_line(words[2:])
+    assert config.data.train == name
+    assert config.model.awm == "uniform"
+
+
+def test_a_model_of_recordings_can_be_served() -> None:
+    served = {name for name in DEMOS if "awtpn serve runs/a " in str(command_lines(Path("runs/a"), name))}
+    assert served == {"demo-recordings"}
 
 
 def test_a_run_whose_report_cannot_be_written_is_still_a_run(

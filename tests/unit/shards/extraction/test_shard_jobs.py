@@ -97,7 +97,7 @@ def test_a_stopped_extraction_continues_with_another_number_of_ranks(
 
 @pytest.mark.parametrize("again", [False, True])
 def test_shards_with_clips_that_failed_can_be_made_again(
-    tmp_path: Path, tones: ClipSource, again: bool
+    tmp_path: Path, tones: ClipSource, again: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = copied(tones, tmp_path / "t")
     path = tmp_path / "t" / "1.wav"
@@ -113,6 +113,9 @@ def test_shards_with_clips_that_failed_can_be_made_again(
     if again:
         extracted(source, tmp_path / "alone", audio=Counting())
         assert files(tmp_path / "d") == files(tmp_path / "alone")
+        extracted(source, tmp_path / "d", audio=Counting(), retry_failed=True)
+        told = "d: already complete; failed clips are tried again only while it is not; pass overwrite"
+        assert told in caplog.text
 
 
 def test_an_extraction_stops_when_another_launch_takes_over(tmp_path: Path, tones: ClipSource) -> None:
