@@ -1,7 +1,10 @@
-"""Run folders in a real S3 store: a pointer that is older than what it names, and clocks that are wrong."""
+"""Run folders in a real S3 store: old pointers, wrong clocks, and TensorBoard, which reads the URL."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +12,25 @@ from pathlib import Path
 import pytest
 import swift as laboratory
 from remote_runs_support import QUICK, save_checkpoint
+from support import LIMIT, REPO, environment
 from swift import options
 
 from awtpn.model.files import WEIGHTS_FILE
 from awtpn.run.remote import checkpoints, files, lease
 from awtpn.run.remote.heartbeat import keep_lease
+from awtpn.run.remote.records import RecordSender
 from awtpn.run.remote.session import agree
+from awtpn.tracking.tensorboard import TensorBoardWriter
 from shards.storage.store import Store
 
+# As the command does where files are not on this machine.
+READ_EVENTS = """
+import sys
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+runs = EventMultiplexer().AddRunsFromDirectory(sys.argv[1])
+runs.Reload()
+print({name: [point.step for point in runs.Tensors(name, "loss/total")] for name in runs.Runs()})
+"""
 # Times at this store are whole seconds.
 TIMES = replace(QUICK, beat_s=0.5, settle_s=1.0, poll_s=0.2)
 DYING = replace(TIMES, dead_s=3.0)
@@ -25,8 +39,11 @@ DYING = replace(TIMES, dead_s=3.0)
 def make_bucket(swift: laboratory.Swift) -> Store:
     import s3fs
 
-    s3fs.S3FileSystem(**options(swift.endpoint)).mkdir("models")
-    return files.open_remote("s3://models/run", options(swift.endpoint))
+    with contextlib.suppress(FileExistsError):
+        s3fs.S3FileSystem(**options(swift.endpoint)).mkdir("models")
+    store = files.open_remote("s3://models/run", options(swift.endpoint))
+    files.delete(store, files.list_files(store))
+    return store
 
 
 def send(store: Store, folder: Path, step: int, value: float = 1.0) -> checkpoints.Entry:
@@ -64,6 +81,23 @@ def test_a_pointer_that_is_older_than_the_checkpoint_it_names(
     assert agree(store, tmp_path / "here")[0].latest == "step-00000002"
     agree(store, tmp_path / "last-machine")
     assert (tmp_path / "last-machine" / "checkpoints" / "latest" / WEIGHTS_FILE).is_file()
+
+
+def test_tensorboard_reads_the_url(swift: laboratory.Swift, tmp_path: Path) -> None:
+    store = make_bucket(swift)
+    agree(store, tmp_path)
+    writer = TensorBoardWriter(tmp_path)
+    for step in (1, 2, 3):
+        writer.log_scalars(step, {"loss/total": 1 / step})
+    writer.close()
+    RecordSender(store, tmp_path).send_changed()
+    credentials = {"AWS_ACCESS_KEY_ID": laboratory.KEY, "AWS_SECRET_ACCESS_KEY": laboratory.SECRET}
+    # The first endpoint is for s3fs, the other one for TensorBoard's own code, where boto3 is installed.
+    endpoints = {"AWS_ENDPOINT_URL": swift.endpoint, "S3_ENDPOINT": swift.endpoint}
+    command = [sys.executable, "-c", READ_EVENTS, "s3://models"]
+    variables = environment(**credentials, **endpoints, AWS_DEFAULT_REGION="us-east-1")
+    read = subprocess.run(command, env=variables, cwd=REPO, capture_output=True, text=True, timeout=LIMIT)
+    assert read.stdout.splitlines()[-1:] == ["{'run/tensorboard': [1, 2, 3]}"], read.stderr[-3000:]
 
 
 @pytest.fixture(params=[-600.0, 600.0])
