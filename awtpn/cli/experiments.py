@@ -75,7 +75,6 @@ def add_cross_validate(commands: Any) -> None:
         "many runs: folds, seeds, a sweep of settings; a table and a report",
         CROSS_VALIDATE_HELP,
         Path("runs/cross-validation"),
-        takes_url=True,
     )
     parser.add_argument(
         "--sweep",
@@ -217,9 +216,7 @@ def run_compare_models(options: argparse.Namespace) -> None:
         )
 
 
-def _add(
-    commands: Any, name: str, about: str, description: str, folder: Path, takes_url: bool = False
-) -> Any:
+def _add(commands: Any, name: str, about: str, description: str, folder: Path) -> Any:
     """A command of many runs, with the options that all of them take; `folder` is the default of --dir."""
     parser = commands.add_parser(
         name,
@@ -230,7 +227,7 @@ def _add(
     )
     parser.passes_on = CONFIG_AND_KEYS
     parser.set_defaults(parser=parser)
-    add_experiment_options(parser, folder, takes_url)
+    add_experiment_options(parser, folder)
     return parser
 
 

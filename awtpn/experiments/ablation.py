@@ -20,6 +20,7 @@ from awtpn.config.project_files import VARIANTS_FILE, find_file
 from awtpn.config.schema import Config
 from awtpn.experiments.crossvalidation import collect_scores
 from awtpn.experiments.folds import FOLD_KEYS, OWN_KEYS, TARGET_KEYS, check_arguments, make_splits
+from awtpn.experiments.home import find_home
 from awtpn.experiments.run_names import folder_name
 from awtpn.experiments.runner import PYTHON, train_all
 from awtpn.experiments.scores import (
@@ -59,34 +60,37 @@ def ablate(
     variants: Variants,
     by: str | None,
     seeds: Sequence[int],
-    folder: Path,
+    given: Path | str,
     *,
     parallel: int = 1,
     launcher: Sequence[str] = PYTHON,
     command: str = "",
 ) -> dict[str, Any]:
-    """Train base and variants on every fold with every seed; print the table and write it into `folder`.
+    """Train base and variants on every fold with every seed; print the table and write it into a folder.
 
-    The arguments are those of `cross_validate`; `variants` come from `read_variants`. `folder/base` may be a
-    folder in which `cross_validate` has trained runs of the same settings.
+    The arguments are those of `cross_validate`; `variants` come from `read_variants`. The folder's `base` may
+    be a folder in which `cross_validate` has trained runs of the same settings.
 
     Raises:
-        ValueError: invalid settings, or `folder` holds runs of other settings.
+        ValueError: invalid settings, or the folder holds runs of other settings.
         RuntimeError: a run failed; the message ends with its output.
     """
     check_arguments(training, seeds, by)
     for overrides in variants.values():
         parse_command_line([*training, *arguments_of(overrides)])
+    config = parse_command_line([*training])[0]
     splits = make_splits(training, by)
+    home = find_home(given, config.run.storage_options)
+    folder = home.folder
     trials = {
         name: splits.trials([*training, *arguments_of(overrides)], seeds, folder / folder_of(name))
         for name, overrides in {BASE: {}, **variants}.items()
     }
     jobs = [trial.job for some in trials.values() for trial in some]
-    train_all(jobs, parallel=parallel, launcher=launcher, what="ablations")
+    train_all(jobs, parallel=parallel, launcher=launcher, what="ablations", place=home.place)
     scores = {name: collect_scores(some) for name, some in trials.items()}
     task = task_of_scores(score for some in scores.values() for score in some)
-    metric = check_best_by(parse_command_line([*training])[0].train.best_by, task)
+    metric = check_best_by(config.train.best_by, task)
     results = {
         "by": by,
         "seeds": list(seeds),
@@ -102,10 +106,11 @@ def ablate(
             for name in variants
         },
     }
-    write_json(folder / "ablations.json", results)
+    page, record = folder / "ablations.md", folder / "ablations.json"
+    write_json(record, results)
     text = format_ablations(results)
-    write_atomically(folder / "ablations.md", text + "\n")
-    print(f"\n{text}\n\nalso in {folder / 'ablations.md'} and {folder / 'ablations.json'}")
+    write_atomically(page, text + "\n")
+    print(f"\n{text}\n\nalso in {' and '.join(home.send([page, record]))}")
     return results
 
 

@@ -8,16 +8,15 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from awtpn.config.option_types import path_argument, run_argument
+from awtpn.config.option_types import run_argument
 
 
-def add_experiment_options(parser: argparse.ArgumentParser, folder: Path, takes_url: bool = False) -> None:
+def add_experiment_options(parser: argparse.ArgumentParser, folder: Path) -> None:
     """Add the options that say which runs to make, where and how many at a time.
 
     Args:
         parser: of the command.
         folder: the default of `--dir`.
-        takes_url: `--dir` may be the URL of a folder.
     """
     parser.add_argument(
         "--by",
@@ -34,9 +33,9 @@ def add_experiment_options(parser: argparse.ArgumentParser, folder: Path, takes_
     )
     parser.add_argument(
         "--dir",
-        type=run_argument if takes_url else path_argument,
+        type=run_argument,
         default=folder,
-        help=f"folder of the runs and of the table{', or its URL' * takes_url} (default: {folder})",
+        help=f"folder of the runs and of the table, or its URL (default: {folder})",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)"

@@ -3,6 +3,13 @@
 At most one checkpoint is being written: whoever starts the next one waits for it first. The thread calls no
 collective. If it fails, `failure` says why, and the trainer raises that on all ranks at their next point of
 agreement. A process that is killed leaves a temporary folder, which the next start deletes.
+
+Why not `torch.distributed.checkpoint`, with `async_save` and its stagers: by default its files hold shards of
+one engine's state dict, and their metadata is a pickle, which this project never loads. Partitions of
+DeepSpeed's ZeRO 1-3 are flat buffers, not DTensors, so it cannot reshard them: they would be gathered all the
+same, by collectives of the engine in the step, and that is what holds the step up. `async_save` plans by
+collectives in its thread, for which it wants a gloo group of its own. It has no pointer that moves when all
+is there, no `best`, and no digests of files. For a model of this size, files that rank 0 writes are enough.
 """
 
 from __future__ import annotations

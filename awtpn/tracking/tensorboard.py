@@ -3,6 +3,7 @@
     loss/ optim/            each optimizer step
     grad_norm/ weight_norm/ of the model's parts, every track.norms_every steps
     data/ system/           every train.log_every steps
+    system/checkpoint_s     seconds that a checkpoint held up the training
     epoch/                  mean losses of each epoch's steps, since the run began or resumed
     val/                    metrics, reliability weights and figures of each validation
     val_f1/ val_ccc/        F1 of each class or label, CCC of each dimension

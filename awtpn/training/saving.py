@@ -18,6 +18,7 @@ from awtpn.run import checkpoint
 from awtpn.run.checkpoint import Contents
 from awtpn.run.position import load_position
 from awtpn.run.remote.session import LAST_UPLOAD_S, RemoteRun
+from awtpn.tracking.monitor import Monitor
 from awtpn.training.run_state import Run
 
 
@@ -25,14 +26,16 @@ class CheckpointNotWritten(RuntimeError):
     """A checkpoint could not be written (a full disk); earlier ones are unchanged."""
 
 
-def save(run: Run, best: bool = False) -> None:
+def save(run: Run, monitor: Monitor, best: bool = False) -> None:
     """Save a checkpoint; every rank calls. `best` marks it as the best.
 
-    With `train.async_checkpoint` it is written while training goes on: see `finish_checkpoint`.
+    With `train.async_checkpoint` it is written while training goes on: see `finish_checkpoint`. The monitor
+    gets the seconds that this holds up the training.
 
     Raises:
         CheckpointNotWritten: this or the former one; on every rank.
     """
+    began = time.perf_counter()
     run.watchdog.beat()
     count_time(run)
     finish_checkpoint(run)
@@ -46,6 +49,7 @@ def save(run: Run, best: bool = False) -> None:
         run.writer.start(partial(write, run.checkpoints, contents, best, keep_last, run.remote))
     if not in_background:
         finish_checkpoint(run)
+    monitor.log_scalars(run.position.step, {"system/checkpoint_s": time.perf_counter() - began})
 
 
 def write(root: Path, contents: Contents, best: bool, keep_last: int, remote: RemoteRun | None) -> str | None:

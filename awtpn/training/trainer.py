@@ -199,7 +199,7 @@ def fit(run: Run) -> None:
             # Within an epoch or a validation: a resumed run continues that epoch, or repeats the validation.
             except (Stopped, UploadFailed, NotFiniteError):
                 flush(run, monitor)
-                save(run)
+                save(run, monitor)
                 raise
             log_epoch(run, monitor, figures, best, time.perf_counter() - began)
             if position.stopped_early and not last:  # else it had stopped in an earlier start
@@ -212,7 +212,7 @@ def fit(run: Run) -> None:
                 position.epoch, position.epoch_step = position.epoch + 1, 0
             due = options.checkpoint_every and position.step % options.checkpoint_every == 0
             if validates or due or options.validate_every is not None:
-                save(run, best=best)
+                save(run, monitor, best=best)
                 check_stop(run)  # after another epoch, the next step tells of a signal, and then saves
             run.since = time.perf_counter()
         finish_checkpoint(run)
@@ -285,7 +285,7 @@ def train_epoch(run: Run, monitor: Monitor) -> bool:
         epoch_ends = position.epoch_step == run.train.steps_per_epoch  # `fit` saves then
         if options.checkpoint_every and position.step % options.checkpoint_every == 0 and not epoch_ends:
             flush(run, monitor)
-            save(run)
+            save(run, monitor)
     flush(run, monitor)
     return position.epoch_step == run.train.steps_per_epoch
 

@@ -31,6 +31,7 @@ swift_dir = {folder}
 devices = {folder}/devices
 mount_check = false
 disable_fallocate = true
+fallocate_reserve = 0
 log_level = WARNING
 """
 STORAGE = """
@@ -72,6 +73,12 @@ for name, port in zip(("account", "container", "object"), sys.argv[2:]):
     builder.rebalance()
     builder.get_ring().save(f"{folder}/{name}.ring.gz")
 """
+# Every Python of the servers runs this first.
+CLOCK = """
+import time
+of_host = time.time
+time.time = lambda: of_host() + {}
+"""
 
 
 def options(endpoint: str, **changes: Any) -> dict[str, Any]:
@@ -98,11 +105,13 @@ class Swift:
     Attributes:
         folder: of its data, configuration and logs.
         ports: by server.
+        clock_ahead_s: by so much the clock of its servers is ahead of this host's.
         processes: by server.
     """
 
     folder: Path
     ports: dict[str, int] = field(default_factory=dict)
+    clock_ahead_s: float = 0.0
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -113,7 +122,13 @@ class Swift:
         """Start a server and wait until it answers."""
         command = [INSTALLED / "bin" / f"swift-{name}-server", self.folder / f"{name}.conf"]
         with open(self.folder / f"{name}.log", "ab") as log:
-            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.processes[name] = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(self.folder)},  # finds sitecustomize.py
+            )
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline and self.processes[name].poll() is None:
             with socket.socket() as probe:
@@ -128,15 +143,27 @@ class Swift:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def restart(self, name: str, setting: str, value: str) -> None:
+        """Kill a server and start it with another value in its configuration."""
+        self.kill(name)
+        file = self.folder / f"{name}.conf"
+        lines = [
+            f"{setting} = {value}" if line.partition("=")[0].strip() == setting else line
+            for line in file.read_text().splitlines()
+        ]
+        file.write_text("\n".join(lines) + "\n")
+        self.start(name)
+
     def stop(self) -> None:
         for name in list(self.processes):
             self.kill(name)
 
 
-def start_swift(folder: Path) -> Swift:
+def start_swift(folder: Path, clock_ahead_s: float = 0.0) -> Swift:
     """Configure and start all servers, with their data in `folder`."""
     (folder / "devices" / "d").mkdir(parents=True)
-    swift = Swift(folder, ports=dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True)))
+    swift = Swift(folder, dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True)), clock_ahead_s)
+    (folder / "sitecustomize.py").write_text(CLOCK.format(clock_ahead_s))
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = tests\n")
     settings: dict[str, Any] = {"folder": folder, "secret": SECRET, "user": pwd.getpwuid(os.getuid()).pw_name}
     for name, port in swift.ports.items():

@@ -34,10 +34,12 @@ from awtpn.experiments.comparison.summary import over_datasets, summarize_datase
 from awtpn.experiments.comparison.tables import left_out_lines
 from awtpn.experiments.crossvalidation import plan
 from awtpn.experiments.folds import check_arguments, make_splits
+from awtpn.experiments.home import Home, find_home
 from awtpn.experiments.runner import PYTHON, Job, train_all
 from awtpn.experiments.sweep import Point, choose, inner_trials
 from awtpn.experiments.sweep import arguments_of as words_of
 from awtpn.run.atomic_write import write_atomically, write_json
+from shards.safe_io.json_text import json_text
 from shards.safe_io.printable import join_lines
 from shards.storage.credentials import redact
 
@@ -76,7 +78,7 @@ def compare_models(
     suite: Suite,
     training: Sequence[str],
     seeds: Sequence[int],
-    folder: Path,
+    given: Path | str,
     *,
     sources: Path | None = None,
     nested: bool = False,
@@ -85,13 +87,14 @@ def compare_models(
     launcher: Sequence[str] = PYTHON,
     command: str = "",
 ) -> dict[str, Any]:
-    """Train every model on every dataset with every fold and seed; print the report, write it into `folder`.
+    """Train every model on every dataset with every fold and seed; print the report, write it into a folder.
 
     Args:
         suite: datasets and models.
         training: arguments of `awtpn train`, for every run.
         seeds: `run.seed` of each repetition.
-        folder: for the data, the runs and the report; several processes may use the same one at once.
+        given: folder for the data, the runs and the report, as a path, or the URL of one. Several processes
+            may use the same path at once; a URL is for one machine at a time.
         sources: folder of the sources that datasets are packed from.
         nested: also choose settings from the grid, on the suite's datasets for it.
         curves: also the curves.
@@ -99,7 +102,7 @@ def compare_models(
         command: the command line, for the record.
 
     Raises:
-        ValueError: invalid settings, `folder` holds data or runs of other settings, or the linear baseline
+        ValueError: invalid settings, the folder holds data or runs of other settings, or the linear baseline
             needs scikit-learn, which is not installed.
         RuntimeError: a run failed; the message ends with its output.
     """
@@ -114,13 +117,16 @@ def compare_models(
     of_curves = suite.curves if curves else None
     made = curve.datasets_of(of_curves) if of_curves else {}
     check_settings(suite, training, seeds, {**datasets, **made}, nested)
-    cells = make_cells(datasets, suite.models, training, seeds, folder, sources)
+    home = find_home(given, parse_command_line([*training])[0].run.storage_options)
+    folder = home.folder
+    cells = make_cells(datasets, suite.models, training, seeds, folder, sources, home)
     curve_cells: Cells = {}
     if of_curves:
         models = {name: suite.models[name] for name in of_curves.models}
-        curve_cells = make_cells(made, models, training, of_curves.seeds, folder / CURVES_FOLDER, sources)
+        of_curve = folder / CURVES_FOLDER
+        curve_cells = make_cells(made, models, training, of_curves.seeds, of_curve, sources, home)
     choices = make_choices(suite, cells, folder / NESTED_FOLDER) if nested else []
-    train = partial(train_all, parallel=parallel, launcher=launcher)
+    train = partial(train_all, parallel=parallel, launcher=launcher, place=home.place)
     jobs = [
         trial.job
         for group in (cells, curve_cells)
@@ -129,7 +135,7 @@ def compare_models(
         for trial in c.trials
     ]
     train([*jobs, *(job for choice in choices for job in choice.inner_jobs)], what="comparison")
-    found = {name: {model: read_cell(cell) for model, cell in of.items()} for name, of in cells.items()}
+    found = {name: {model: read_cell(cell, home) for model, cell in of.items()} for name, of in cells.items()}
     results: dict[str, Any] = {
         "command": redact(command),
         "seeds": list(seeds),
@@ -144,11 +150,11 @@ def compare_models(
         results["nested"] = nested_results(suite, choices, found, train)
     if of_curves:
         points = {
-            name: summarize(of, {model: read_cell(cell) for model, cell in of.items()})
+            name: summarize(of, {model: read_cell(cell, home) for model, cell in of.items()})
             for name, of in curve_cells.items()
         }
         results["curves"] = curve.summarize_curves(of_curves, points, suite.headline, suite.reference)
-    write_report(results, folder)
+    write_report(results, home)
     return results
 
 
@@ -199,12 +205,17 @@ def make_cells(
     seeds: Sequence[int],
     folder: Path,
     sources: Path | None,
+    home: Home,
 ) -> Cells:
-    """Every model on every dataset; data that is not packed yet is packed into `folder`."""
+    """Every model on every dataset; data that is not packed yet is packed into `folder`, within `home`."""
     cells: Cells = {}
+    data = parse_command_line([*training])[0].data
     for name, dataset in datasets.items():
-        url = url_of(dataset, sources, folder)
+        url = url_of(dataset, sources, folder, home)
         place = [] if url is None else [f"--data.train={url}"]
+        if dataset.format is not None and home.storage_options and not data.storage_options:
+            # It was packed there with the options of the runs, so it is read with them.
+            place.append(f"--data.storage_options={json_text(home.storage_options)}")
         common = [*training, *place, *arguments_of(dataset.arguments)]
         splits = make_splits(common, dataset.by)
         cells[name] = {
@@ -301,11 +312,11 @@ def point_words(point: Point) -> str:
 # --- Report --------------------------------------------------------------------------------------
 
 
-def write_report(results: Mapping[str, Any], folder: Path) -> None:
-    """Print the report and write it, as JSON, Markdown and HTML, into `folder`."""
-    write_json(folder / RESULTS_FILE, results)
+def write_report(results: Mapping[str, Any], home: Home) -> None:
+    """Print the report and write it, as JSON, Markdown and HTML, into the folder."""
+    record, page, html = (home.folder / name for name in (RESULTS_FILE, MARKDOWN_FILE, HTML_FILE))
+    write_json(record, results)
     markdown = render_markdown(results)
-    write_atomically(folder / MARKDOWN_FILE, markdown)
-    write_atomically(folder / HTML_FILE, render_html(results))
-    files = ", ".join(str(folder / name) for name in (RESULTS_FILE, MARKDOWN_FILE, HTML_FILE))
-    print(f"\n{markdown}\nalso in {files}")
+    write_atomically(page, markdown)
+    write_atomically(html, render_html(results))
+    print(f"\n{markdown}\nalso in {', '.join(home.send([record, page, html]))}")

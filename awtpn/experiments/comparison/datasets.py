@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from awtpn.config.suggestions import similar
 from awtpn.experiments.comparison.suite import DATA_FOLDER, Dataset, folder_of
+from awtpn.experiments.home import Home
 from shards.format.manifest import parse_manifest
 from shards.format.schema import MANIFEST
 from shards.safe_io.json_text import json_text
@@ -53,28 +54,31 @@ def check_format(dataset: Dataset) -> None:
             raise ValueError(f"{dataset.name}: format {dataset.format} has no option {option!r}; {hint}")
 
 
-def url_of(dataset: Dataset, sources: Path | None, folder: Path) -> str | None:
+def url_of(dataset: Dataset, sources: Path | None, folder: Path, home: Home) -> str | None:
     """Where a dataset is packed, after packing it if it is not; None if the command line names the data.
 
     Args:
         dataset: names its format and source, or its URL.
         sources: the folder of its source.
-        folder: of the comparison.
+        folder: of the comparison, or of its curves.
+        home: the folder of the comparison; the data is packed where it is.
 
     Raises:
         ValueError: it cannot be packed, or there is one of other settings.
+        OSError: the store of a URL cannot be reached, or refuses.
     """
     if dataset.format is None:
         return dataset.url
     place = folder / DATA_FOLDER / folder_of(dataset.place)
     place.parent.mkdir(parents=True, exist_ok=True)
+    at = home.at(place)
     with FileLock(place.with_name(f".{place.name}.lock")):
         # The manifest is written last: where it is, the dataset is complete.
-        if (place / MANIFEST).is_file():
-            check_same_data(dataset, place)
+        if (manifest := home.read(place / MANIFEST)) is not None:
+            check_same_data(dataset, manifest, at)
         else:
-            pack_dataset(dataset, sources, place)
-    return str(place)
+            pack_dataset(dataset, sources, at, home.storage_options)
+    return at
 
 
 def record_of(dataset: Dataset) -> dict[str, Any]:
@@ -83,20 +87,19 @@ def record_of(dataset: Dataset) -> dict[str, Any]:
     return {"format": dataset.format, "source": dataset.source, "options": options}
 
 
-def check_same_data(dataset: Dataset, place: Path) -> None:
+def check_same_data(dataset: Dataset, manifest: bytes, place: str) -> None:
     """Refuse a folder that holds a dataset of other settings.
 
     Raises:
         ValueError: names the folder.
     """
-    manifest = place / MANIFEST
-    found = parse_manifest(manifest.read_bytes(), str(manifest)).provenance.get(RECORD)
+    found = parse_manifest(manifest, f"{place}/{MANIFEST}").provenance.get(RECORD)
     if found != record_of(dataset):
         raise ValueError(f"{place} holds data of other settings than {dataset.name} has: give another --dir")
 
 
-def pack_dataset(dataset: Dataset, sources: Path | None, place: Path) -> None:
-    """Pack a source into the folder `place`."""
+def pack_dataset(dataset: Dataset, sources: Path | None, place: str, storage_options: dict[str, Any]) -> None:
+    """Pack a source into the folder `place`, a path or a URL with its options."""
     from shards.packing.pack import pack  # webdataset is slow to import; a repeat finds the data
 
     assert dataset.format is not None
@@ -110,10 +113,11 @@ def pack_dataset(dataset: Dataset, sources: Path | None, place: Path) -> None:
         )
     pack(
         source.samples,
-        str(place),
+        place,
         classes=source.classes,
         provenance={**source.provenance, RECORD: record_of(dataset)},
         dtype=str(dataset.pack.get("dtype", "float16")),
+        storage_options=storage_options,
         total=source.total,
         target=source.target,
         targets=source.targets,

@@ -19,6 +19,7 @@ from awtpn.config.schema import differing_keys, dump, in_todays_form
 from awtpn.experiments.baseline import Evaluated, evaluate_baseline
 from awtpn.experiments.comparison.suite import Dataset, Model, folder_of
 from awtpn.experiments.folds import Splits, Trial
+from awtpn.experiments.home import Home
 from awtpn.experiments.runner import PLACE_KEYS, read_metrics
 from awtpn.experiments.scores import Score, score_of
 from awtpn.metrics.summary import task_type_of
@@ -95,9 +96,15 @@ def make_cell(
 # --- Runs that were trained ----------------------------------------------------------------------
 
 
-def read_cell(cell: Cell) -> list[Found]:
+def read_cell(cell: Cell, home: Home) -> list[Found]:
     """What the finished runs of a cell have found; the linear baseline is fitted if it was not."""
-    return read_linear(cell) if cell.model.is_linear else [read_run(trial) for trial in cell.trials]
+    if not cell.model.is_linear:
+        return [read_run(trial) for trial in cell.trials]
+    file = cell.folder / BASELINE_FILE
+    home.fetch(file)
+    found = read_linear(cell)
+    home.send([file])
+    return found
 
 
 def read_run(trial: Trial) -> Found:

@@ -1,17 +1,21 @@
 """What `awtpn` commands do with the URL of a run: fetch what they read, list, copy and delete runs.
 
 A command that reads a run works on a copy in the cache, apart from the folder in which a run trains on this
-machine. Only what changed is fetched again.
+machine. Only what changed is fetched again. A copy that no command has used for `UNUSED_DAYS` is deleted by
+the next command that fetches a run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from awtpn.distributed.world import World
 from awtpn.model.files import CARD_FILE, STATE_FILE, STEP
@@ -31,6 +35,9 @@ from shards.storage.store import Store
 Needs = Literal["cards", "best", "checkpoints"]
 KNOWN_FILE = ".at-url.json"  # in a copy: size and time of each record at the URL when it was fetched
 SMALL_FILES = (CARD_FILE, STATE_FILE)
+COPY = "copy"  # ends the names of copies in the cache
+LOCK_FILE = ".fetching"
+UNUSED_DAYS = 30
 
 
 def run_folder(given: str | Path, needs: Needs, storage_options: dict[str, Any] | None = None) -> Path:
@@ -119,10 +126,11 @@ def fetch_run(
         ValueError: the run has no such checkpoint, or it is damaged.
         OSError: the store cannot be reached, or the disk is full.
     """
-    folder = files.local_copy(store.url, storage_options, "copy")
+    folder = files.local_copy(store.url, storage_options, COPY)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".fetching"):  # other processes may bring it up to date, too
+    with FileLock(folder / LOCK_FILE):  # other processes may bring it up to date, too
         update_records(store, folder)
+        delete_unused_copies(folder)
         root = folder / checkpoints.FOLDER
         if name is not None:
             return checkpoints.fetch(store, find_entry(store, pointer, name), root)
@@ -132,6 +140,16 @@ def fetch_run(
         bring = fetch_cards if needs == "cards" else checkpoints.fetch
         pulling.link_checkpoints(root, links, lambda entry: bring(store, entry, root))
     return folder
+
+
+def delete_unused_copies(but: Path) -> None:
+    """Delete other copies that no command has used for `UNUSED_DAYS`. Folders in which runs train stay."""
+    for known in but.parent.parent.glob(f"*.{COPY}/*/{KNOWN_FILE}"):
+        with contextlib.suppress(OSError, Timeout):  # of another user, in use, or gone meanwhile
+            # Every use writes this file again.
+            if known.parent != but and time.time() - known.stat().st_mtime > UNUSED_DAYS * 24 * 3600:
+                with FileLock(known.with_name(LOCK_FILE), timeout=0):
+                    shutil.rmtree(known.parent.parent)
 
 
 def fetch_cards(store: Store, entry: Entry, root: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support import LIMIT, arguments, assert_same_run, metrics, status
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from awtpn.model.files import OPTIMIZER_FILE, find_corruption
 from awtpn.run import checkpoint
@@ -77,6 +78,11 @@ def test_steps_go_on_while_one_checkpoint_is_written(
     assert seen[0] >= EVERY + 1, "training waited for the checkpoint"
     assert most == 1
     assert_same_run(folder, written_in_the_step)
+    for run_dir in (folder, written_in_the_step):
+        board = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+        held = board.Scalars("system/checkpoint_s")
+        assert {*range(EVERY, STEPS, EVERY), STEPS} <= {point.step for point in held}
+        assert all(0 < point.value < LIMIT for point in held)
 
 
 def test_a_signal_waits_for_the_checkpoint(

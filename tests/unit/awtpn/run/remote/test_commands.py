@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from remote_runs_support import QUICK, contents, faulty, memory_url, save_checkpoint
 
 from awtpn.model.files import CARD_FILE, STATE_FILE
 from awtpn.run.remote import checkpoints, files, lease
 from awtpn.run.remote.commands import (
+    KNOWN_FILE,
+    LOCK_FILE,
+    UNUSED_DAYS,
     Listed,
     delete_run,
     fetch_run,
@@ -68,6 +74,30 @@ def test_what_has_not_changed_is_not_fetched_again(url: str) -> None:
     fetched = fs.calls["get_file"]
     fetch_run(store, pointer, "checkpoints")
     assert fs.calls["get_file"] == fetched > 8
+
+
+def test_a_copy_that_is_not_used_is_deleted(url: str, tmp_path: Path) -> None:
+    copy = run_folder(url, "cards")
+    training = tmp_path / "cache" / "0123456789abcdef.run" / "run" / KNOWN_FILE
+    training.parent.mkdir(parents=True)
+    training.touch()
+    long_ago = time.time() - (UNUSED_DAYS + 1) * 24 * 3600
+    with memory_url() as other:
+        agree(files.open_remote(other), tmp_path / "other")
+        run_folder(other, "cards")
+        assert copy.is_dir()
+        for file in (copy / KNOWN_FILE, training):
+            os.utime(file, (long_ago, long_ago))
+        with FileLock(copy / LOCK_FILE):
+            run_folder(other, "cards")
+            assert copy.is_dir(), "another command is using it"
+        run_folder(other, "cards")
+        assert not copy.parent.exists()
+        assert training.exists()
+        os.utime(run_folder(url, "cards") / KNOWN_FILE, (long_ago, long_ago))
+        run_folder(url, "cards")
+        run_folder(other, "cards")
+        assert copy.is_dir(), "it was used"
 
 
 def test_what_a_command_writes_goes_back(url: str, tmp_path: Path) -> None:
