@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from awtpn.bench.machine import synchronize
 from awtpn.bench.roofline.floor import Cost, Peak, bound_by, floor_s, step_cost, total
 from awtpn.bench.step import CLASSES, DIMS, Setting, make_batches, make_model, make_step, packed_loss
-from awtpn.learning.optimizer import make_optimizer
+from awtpn.learning.optimizer import make_optimizer, set_grad_norm
 from awtpn.learning.settings import LossConfig, OptimConfig
 from awtpn.model.blocks import pooled_and_mean
 from awtpn.model.compute.flops import PARTS
@@ -116,7 +116,7 @@ def part_work(model: AWTPN, batch: dict[str, Any], setting: Setting) -> dict[str
     def optimize() -> None:
         for p, gradient in zip(model.parameters(), gradients, strict=True):
             p.grad = gradient
-        nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+        set_grad_norm(optimizer, nn.utils.clip_grad_norm_(model.parameters(), 1e9))
         optimizer.step()
         optimizer.zero_grad()
 
