@@ -8,7 +8,7 @@
 
 `page.html`, `page.css`, `page.js` and `draw.js` are the page. It loads nothing from elsewhere.
 
-Why not Gradio (6.31 was compared): it adds 342 MB of packages, sends usage data unless an environment variable
-forbids it, serves files of a temporary folder, and has no component that draws weights over a waveform and
-frames. This page needs aiohttp alone (9 MB), which reading from object storage brings anyway.
+Why not Gradio (6.31 was compared): it adds 342 MB of packages, sends usage data unless an environment
+variable forbids it, serves files of a temporary folder, and has no component that draws weights over a
+waveform and frames. This page needs aiohttp alone (9 MB), which reading from object storage brings anyway.
 """

@@ -104,6 +104,7 @@ class SquaredDistances(torch.autograd.Function):
     """`|h|^2 + |p|^2 - 2 h p^T`: `h` [T, D], `p` [N, D] -> [T, N], not clamped."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx: Any, h: Tensor, p: Tensor) -> Tensor:
         square = h.new_empty(len(h), 1)
         for rows in row_blocks(h):
@@ -112,6 +113,7 @@ class SquaredDistances(torch.autograd.Function):
         return square + p.square().sum(1) - 2 * h @ p.T
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
         h, p = ctx.saved_tensors
         g = gradients[0]
