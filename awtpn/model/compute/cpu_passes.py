@@ -145,7 +145,7 @@ class StepSums(torch.autograd.Function):
         of_h, of_weights = torch.empty_like(h), torch.empty_like(weights)
         for rows in row_blocks(h):
             of_weighted = gradients[0][utterance[rows]]
-            torch.linalg.vecdot(of_weighted, h[rows], out=of_weights[rows])
+            torch.sum(of_weighted * h[rows], 1, out=of_weights[rows])
             part = torch.index_select(gradients[1], 0, utterance[rows], out=of_h[rows])
             part.addcmul_(of_weighted, weights[rows, None])
         return of_h, of_weights, None, None
