@@ -6,5 +6,6 @@
 - `shares`: the work of each rank and micro-batch, from the plan of the stream
 - `predict`: a step's time and its parts; where it stops scaling
 - `measured`: a device's speed from steps that this machine runs
-- `command`: `awtpn doctor --scaling`: its options and tables
+- `study`: the step on any number of ranks; `tables`: what is printed of it, and its assumptions
+- `command`: `awtpn doctor --scaling`: its options
 """

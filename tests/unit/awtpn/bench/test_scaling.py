@@ -15,7 +15,7 @@ from support import batch, utterances
 from awtpn.bench.encoder_memory.activations import Pass
 from awtpn.bench.encoder_memory.shape import open_shape
 from awtpn.bench.memory_estimate import Workload
-from awtpn.bench.scaling import command
+from awtpn.bench.scaling import tables
 from awtpn.bench.scaling.collectives import Collective, count_numbers, step_collectives
 from awtpn.bench.scaling.encoder_flops import encoder_cost
 from awtpn.bench.scaling.measured import fit
@@ -366,7 +366,7 @@ def table_of(text: str, heading: str) -> dict[str, dict[str, str]]:
 def test_the_command_states_what_it_assumes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "MOST_RANKS", 8)
+    monkeypatch.setattr(tables, "MOST_RANKS", 8)
     sizes = ["--model.shared_dim", "8", "--train.global_batch_size", "32", "--train.micro_batch_size", "8"]
     main(["doctor", "--scaling", "configs/large.yaml", *SMALL, "--features", "audio=9", "video=9", *sizes])
     text = capsys.readouterr().out
@@ -388,7 +388,7 @@ def test_the_command_states_what_it_assumes(
 def test_the_command_predicts_encoders(
     capsys: pytest.CaptureFixture[str], encoders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "MOST_RANKS", 2)
+    monkeypatch.setattr(tables, "MOST_RANKS", 2)
     models = ["--encoder.audio.model", encoders["audio"], "--encoder.video.model", encoders["video"]]
     sizes = ["--train.global_batch_size", "16", "--train.micro_batch_size", "4", "--optim.lr", "1e-3"]
     main(
