@@ -21,7 +21,7 @@ from awtpn.model.compute.cpu_passes import (
     standardized,
 )
 from awtpn.model.compute.dropout import Dropout
-from awtpn.model.segments import segment_mean, segment_softmax, segment_sum
+from awtpn.model.segments import mean_of_sum, segment_mean, segment_softmax, segment_sum
 
 LEAST_SPREAD = 1e-4  # of a statistic of standardized features, to be divided by
 EPSILON = 1e-8  # added to the sum that normalizes the weights, as in the published code
@@ -243,7 +243,7 @@ def pooled_and_mean(h: Tensor, weights: Tensor, offsets: Tensor, utterance: Tens
         pooled = segment_sum(weights[:, None] * h, offsets, utterance)
         return pooled, segment_mean(h, offsets, utterance)
     pooled, total = StepSums.apply(h, weights, utterance, len(offsets) - 1)
-    return pooled, total / offsets.diff().clamp(min=1).to(h.dtype)[:, None]
+    return pooled, mean_of_sum(total, offsets)
 
 
 def fusion_weights(given: Sequence[float], present: Tensor, dtype: torch.dtype) -> Tensor:

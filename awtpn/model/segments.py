@@ -29,8 +29,13 @@ def segment_sum(values: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:
 
 def segment_mean(values: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:
     """Mean over each utterance's steps: `values` [T, ...] -> [B, ...]; zero where there are none."""
-    lengths = offsets.diff().clamp(min=1).to(values.dtype)
-    return segment_sum(values, offsets, utterance) / lengths.view(-1, *[1] * (values.dim() - 1))
+    return mean_of_sum(segment_sum(values, offsets, utterance), offsets)
+
+
+def mean_of_sum(total: Tensor, offsets: Tensor) -> Tensor:
+    """Of a sum over each utterance's steps [B, ...] the mean; zero where there are none."""
+    lengths = offsets.diff().clamp(min=1).to(total.dtype)
+    return total / lengths.view(-1, *[1] * (total.dim() - 1))
 
 
 def segment_softmax(scores: Tensor, offsets: Tensor, utterance: Tensor) -> Tensor:

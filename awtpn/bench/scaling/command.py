@@ -51,7 +51,7 @@ def report(words: Sequence[str]) -> str:
     lines = [
         f"# Predicted scaling: {options.config}",
         "",
-        *assumptions(study, options, origin),
+        *assumptions(study, origin),
         "",
         f"## The global batch stays at {kept:,}",
         "",

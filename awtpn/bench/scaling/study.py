@@ -54,6 +54,16 @@ class Study:
         """Stored time steps of a mean utterance, by modality of the model."""
         return {m: self.data.mean_steps[m] for m in self.config.model.modalities}
 
+    def lengths(self, global_batch: int) -> list[NDArray[np.float64]]:
+        """`step_lengths`, kept: it does not depend on the ranks."""
+        if global_batch not in self._lengths:
+            self._lengths[global_batch] = step_lengths(self.sizes, global_batch)
+        return self._lengths[global_batch]
+
+    @functools.cached_property
+    def _lengths(self) -> dict[int, list[NDArray[np.float64]]]:
+        return {}
+
     def engine(self, ranks: int) -> str:
         stage = self.config.train.zero_stage
         if stage is not None:
@@ -75,7 +85,7 @@ class Study:
         layout = layout_of(self.config, global_batch, ranks)
         config, engine = self.config, self.engine(ranks)
         work = make_workload(config, layout, self.data, on_gpu=True)
-        lengths = lengths_of(self.sizes, global_batch)
+        lengths = self.lengths(global_batch)
         costs = [
             cost_of_ranks(of, ranks, layout.accumulation, work, self.mean_steps, self.encoders)
             for of in lengths
@@ -99,26 +109,6 @@ class Study:
         self, layout: Layout, work: Workload, engine: str, ranks: int, passes: int
     ) -> list[Collective]:
         return step_collectives(self.config, layout, work, engine, ranks, parse_buckets(ZERO), passes)
-
-
-@functools.lru_cache(maxsize=64)
-def _lengths(name: str, global_batch: int, sizes: _ById) -> list[NDArray[np.float64]]:
-    return step_lengths(sizes.of, global_batch)
-
-
-@dataclass(frozen=True, eq=False)
-class _ById:
-    """Lets a cache hold sizes, which have no hash of their own."""
-
-    of: SplitSizes
-
-
-_SEEN: dict[int, _ById] = {}
-
-
-def lengths_of(sizes: SplitSizes, global_batch: int) -> list[NDArray[np.float64]]:
-    """`step_lengths`, kept: it does not depend on the ranks."""
-    return _lengths(sizes.name, global_batch, _SEEN.setdefault(id(sizes), _ById(sizes)))
 
 
 def layout_of(config: Config, global_batch: int, ranks: int) -> Layout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -79,7 +78,7 @@ def collective_table(study: Study, ranks: int, batch: int) -> list[str]:
     return table(columns, rows, "lllrrrl").splitlines()
 
 
-def assumptions(study: Study, options: argparse.Namespace, origin: str) -> list[str]:
+def assumptions(study: Study, origin: str) -> list[str]:
     """Every assumption, and whether it was measured, given or computed."""
     config, machine, network, host = study.config, study.machine, study.network, study.host
     engine = study.engine(2)
